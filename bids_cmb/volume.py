@@ -1,0 +1,278 @@
+"""A three-dimensional image and where it lies in the world; the only room that opens images."""
+
+import gzip
+import logging
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.filebasedimages import ImageFileError
+from scipy import ndimage
+
+from bids_cmb.files import replacing
+
+# nibabel says on stderr what it mends in a header; `load` says it in a sentence, or refuses.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
+
+FEWEST_SLICES = 3
+SHEAR_LIMIT = 0.05  # cosine between two voxel axes, 2.9 degrees: beyond it a header is not believed
+DISAGREEMENT_LIMIT = 0.5  # voxels, at the corner where sform and qform lie furthest apart
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An image on a regular grid.
+
+    Attributes:
+        data: Voxel values, shape (X, Y, Z).
+        affine: Voxel index to world position in mm, RAS+, shape (4, 4).
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along each axis."""
+        return self.data.shape
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """Voxel size in mm along each axis, shape (3,)."""
+        return voxel_sizes(self.affine)
+
+    @property
+    def voxel_volume(self) -> float:
+        """mm³ of one voxel, right for sheared grids too."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    @property
+    def slice_axis(self) -> int:
+        """The axis with the largest voxels, along which slices are stacked; the last of equals."""
+        return int(np.flatnonzero(self.spacing >= self.spacing.max() * 0.999)[-1])
+
+    def world(self, index: np.ndarray) -> np.ndarray:
+        """World position in mm of voxel ``index``, both shape (N, 3) or (3,)."""
+        return apply_affine(self.affine, index)
+
+    def index(self, world: np.ndarray) -> np.ndarray:
+        """Voxel index, not rounded, of the position ``world`` in mm, both (N, 3) or (3,)."""
+        return apply_affine(np.linalg.inv(self.affine), world)
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What was noticed while an image was opened.
+
+    Attributes:
+        affine_source: ``sform`` or ``qform``.
+        nonfinite_voxels: NaN and infinite voxels, which became 0.
+        notes: A sentence for each thing that was mended or preferred; empty when all was well.
+    """
+
+    affine_source: str
+    nonfinite_voxels: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def load(path: Path) -> tuple[Volume, Intake]:
+    """Open a NIfTI image, or say in one sentence why it cannot be used.
+
+    Args:
+        path: A ``.nii`` or ``.nii.gz`` file with one volume.
+
+    Returns:
+        volume: float32, scaled as the header says, every voxel finite, on the grid of the file.
+        intake: What had to be mended or preferred.
+
+    Raises:
+        ValueError: If the file is no NIfTI image, ends early, has several volumes, fewer than
+            three slices, complex or coloured voxels, one value only, or an affine that is absent,
+            singular or sheared. The sentence names the file, the rule and what was found.
+        OSError: If the file cannot be read at all.
+    """
+    image, header = _open(path)
+    shape = _three_dimensional(path, image.shape)
+    affine, affine_source, notes = _affine(path, header, shape)
+    data = _read(path, image).reshape(shape)
+
+    wrong = ~np.isfinite(data)
+    nonfinite = int(wrong.sum())
+    if nonfinite:
+        data[wrong] = 0
+        notes.append(f"{path.name}: {nonfinite} NaN or infinite voxels became 0.")
+    low, high = data.min(), data.max()
+    if low == high:
+        raise ValueError(
+            f"{path}: an image needs voxels that differ; found {low:g} in every one of them."
+        )
+    return Volume(data, affine), Intake(affine_source, nonfinite, tuple(notes))
+
+
+def _open(path: Path) -> tuple[nib.Nifti1Image, nib.Nifti1Header]:
+    """The image, its voxels not yet read, and its header exactly as it stands in the file."""
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: a NIfTI image was expected; found an empty file (0 bytes).")
+    try:
+        image = nib.load(path)
+        with image.file_map["image"].get_prepare_fileobj("rb") as stored:
+            header = image.header_class.from_fileobj(stored, check=False)
+    except PermissionError:
+        raise
+    except (ImageFileError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OSError) as error:
+        raise ValueError(
+            f"{path}: a NIfTI image was expected; its header cannot be read ({_brief(error)})."
+        ) from error
+    if not isinstance(image, nib.Nifti1Image):  # NIfTI-2 counts as one
+        kind = type(image).__name__.removesuffix("Image")
+        raise ValueError(f"{path}: a NIfTI image was expected; found {kind}.")
+    return image, header
+
+
+def _three_dimensional(path: Path, stored: tuple[int, ...]) -> tuple[int, int, int]:
+    shape = stored[:3] + tuple(n for n in stored[3:] if n != 1)
+    said = " × ".join(map(str, stored))
+    if len(shape) > 3:
+        raise ValueError(
+            f"{path}: one volume per file is expected; found {int(np.prod(shape[3:]))} "
+            f"({said} voxels). Split the file, one echo or repetition each."
+        )
+    if len(shape) < 3 or min(shape) < FEWEST_SLICES:
+        raise ValueError(
+            f"{path}: a three-dimensional image of at least {FEWEST_SLICES} slices is expected; "
+            f"found {said} voxels."
+        )
+    return shape
+
+
+def _affine(
+    path: Path, header: nib.Nifti1Header, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, str, list[str]]:
+    """The sform if it is coded, else the qform; with what is odd about them."""
+    pixdim = header["pixdim"][1:4].astype(float)
+    if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
+        sizes = " × ".join(f"{size:g}" for size in pixdim)
+        raise ValueError(f"{path}: voxel sizes must be above 0 mm; the header says {sizes} mm.")
+
+    coded = {}
+    if header["sform_code"] > 0:
+        coded["sform"] = header.get_sform()
+    if header["qform_code"] > 0:
+        coded["qform"] = header.get_qform()
+    if not coded:
+        raise ValueError(
+            f"{path}: sform or qform must be coded, else left and right cannot be told apart; "
+            "found both codes 0."
+        )
+
+    notes, faults = [], {}
+    for source, affine in coded.items():
+        fault = _fault(affine)
+        if fault:
+            faults[source] = fault
+    sound = [source for source in coded if source not in faults]
+    if not sound:
+        found = " and ".join(f"the {source} {fault}" for source, fault in faults.items())
+        raise ValueError(
+            f"{path}: the affine must give three axes at right angles to each other; {found}."
+        )
+    source = sound[0]
+    if source not in ("sform",) and "sform" in faults:
+        notes.append(f"{path.name}: the sform {faults['sform']}; the qform was used.")
+    if len(sound) == 2:
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1).T
+        apart = apply_affine(coded["sform"], corners) - apply_affine(coded["qform"], corners)
+        furthest = float(np.linalg.norm(apart, axis=1).max())
+        if furthest > DISAGREEMENT_LIMIT * pixdim.min():
+            notes.append(
+                f"{path.name}: sform and qform lie up to {furthest:.1f} mm apart; "
+                "the sform was used."
+            )
+    return coded[source].astype(float), source, notes
+
+
+def _fault(affine: np.ndarray) -> str:
+    """What makes an affine unusable, as the end of a sentence; empty if nothing does."""
+    if not np.isfinite(affine).all():
+        return "has entries that are no numbers"
+    axes = affine[:3, :3]
+    sizes = np.linalg.norm(axes, axis=0)
+    if sizes.min() <= 0 or abs(np.linalg.det(axes / sizes)) < 1e-3:
+        return "is singular"
+    cosines = np.abs((axes / sizes).T @ (axes / sizes) - np.eye(3))
+    if cosines.max() > SHEAR_LIMIT:
+        angle = np.degrees(np.arccos(cosines.max()))
+        return f"is sheared (two axes meet at {angle:.1f} degrees)"
+    return ""
+
+
+def _read(path: Path, image: nib.Nifti1Image) -> np.ndarray:
+    kind = image.get_data_dtype()
+    if kind.fields or kind.kind not in "iuf":
+        raise ValueError(f"{path}: real voxel values are expected; found {kind}.")
+    try:
+        return image.get_fdata(dtype=np.float32, caching="unchanged")
+    except PermissionError:
+        raise
+    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError, OSError) as error:
+        raise ValueError(
+            f"{path}: the file must hold all voxels that its header announces; "
+            f"it is truncated or damaged ({_brief(error)})."
+        ) from error
+
+
+def _brief(error: Exception) -> str:
+    """The first line of an error, without the path that the sentence has already named."""
+    return str(error).strip().split("\n")[0].rstrip(".")[:120] or type(error).__name__
+
+
+def save(volume: Volume, path: Path, *, dtype: type = np.float32) -> None:
+    """Write a NIfTI image, whole or not at all; the same volume gives the same bytes.
+
+    Args:
+        volume: What to write.
+        path: Ends in ``.nii.gz``.
+        dtype: Of the voxels in the file; no scaling is stored.
+    """
+    image = nib.Nifti1Image(np.asarray(volume.data, dtype), volume.affine)
+    image.set_sform(volume.affine, code=1)
+    image.set_qform(volume.affine, code=1)
+    image.header.set_xyzt_units("mm")
+    with replacing(path) as beside, beside.open("wb") as raw:
+        # No name and no date in the gzip header: they would make equal images differ.
+        with gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0) as packed:
+            packed.write(image.to_bytes())
+
+
+def resample(
+    volume: Volume, affine: np.ndarray, shape: tuple[int, int, int], *, order: int = 1
+) -> Volume:
+    """Look a volume up on another grid; 0 where that grid leaves it.
+
+    Args:
+        volume: What to look up.
+        affine: Of the new grid, voxel index to world mm, shape (4, 4).
+        shape: Of the new grid.
+        order: Of the spline: 0 nearest voxel, 1 linear, 3 cubic.
+
+    Returns:
+        A volume on the new grid, float32 (order 0: the type that came).
+    """
+    to_source = np.linalg.inv(volume.affine) @ affine
+    data = volume.data if order == 0 else volume.data.astype(np.float32, copy=False)
+    if data.dtype == bool:
+        data = data.astype(np.uint8)
+    moved = ndimage.affine_transform(
+        data, to_source[:3, :3], to_source[:3, 3], output_shape=shape, order=order
+    )
+    return Volume(moved.astype(volume.data.dtype if order == 0 else np.float32), affine)
+
+
+def resample_like(volume: Volume, like: Volume, *, order: int = 1) -> Volume:
+    """Look ``volume`` up on the grid of ``like``; untouched if they share it."""
+    if volume.shape == like.shape and np.allclose(volume.affine, like.affine, atol=1e-4):
+        return volume
+    return resample(volume, like.affine, like.shape, order=order)

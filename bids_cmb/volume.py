@@ -3,6 +3,7 @@
 import gzip
 import logging
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from scipy import ndimage
 
 from bids_cmb.files import replacing
@@ -19,7 +22,17 @@ logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 
 FEWEST_SLICES = 3
 SHEAR_LIMIT = 0.05  # cosine between two voxel axes, 2.9 degrees: beyond it a header is not believed
+SIZE_LIMIT = 0.01  # share by which the voxel sizes of an affine and of the header may differ
 DISAGREEMENT_LIMIT = 0.5  # voxels, at the corner where sform and qform lie furthest apart
+UNREADABLE = (  # what nibabel raises over broken files
+    ImageFileError,
+    HeaderDataError,
+    WrapStructError,
+    EOFError,
+    zlib.error,
+    ValueError,
+    OSError,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +119,9 @@ def load(path: Path) -> tuple[Volume, Intake]:
         notes.append(f"{path.name}: {nonfinite} NaN or infinite voxels became 0.")
     low, high = data.min(), data.max()
     if low == high:
+        lost = f" ({nonfinite} were NaN or infinite)" if nonfinite else ""
         raise ValueError(
-            f"{path}: an image needs voxels that differ; found {low:g} in every one of them."
+            f"{path}: an image needs voxels that differ; found {low:g} in every one of them{lost}."
         )
     return Volume(data, affine), Intake(affine_source, nonfinite, tuple(notes))
 
@@ -118,23 +132,22 @@ def _open(path: Path) -> tuple[nib.Nifti1Image, nib.Nifti1Header]:
         raise ValueError(f"{path}: a NIfTI image was expected; found an empty file (0 bytes).")
     try:
         image = nib.load(path)
-        with image.file_map["image"].get_prepare_fileobj("rb") as stored:
-            header = image.header_class.from_fileobj(stored, check=False)
+        if isinstance(image, nib.Nifti1Image):  # NIfTI-2 counts as one
+            with image.file_map["image"].get_prepare_fileobj("rb") as stored:
+                return image, image.header_class.from_fileobj(stored, check=False)
     except PermissionError:
         raise
-    except (ImageFileError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OSError) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{path}: a NIfTI image was expected; its header cannot be read ({_brief(error)})."
         ) from error
-    if not isinstance(image, nib.Nifti1Image):  # NIfTI-2 counts as one
-        kind = type(image).__name__.removesuffix("Image")
-        raise ValueError(f"{path}: a NIfTI image was expected; found {kind}.")
-    return image, header
+    kind = type(image).__name__.removesuffix("Image")
+    raise ValueError(f"{path}: a NIfTI image was expected; found {kind}.")
 
 
 def _three_dimensional(path: Path, stored: tuple[int, ...]) -> tuple[int, int, int]:
     shape = stored[:3] + tuple(n for n in stored[3:] if n != 1)
-    said = " × ".join(map(str, stored))
+    said = _times(stored)
     if len(shape) > 3:
         raise ValueError(
             f"{path}: one volume per file is expected; found {int(np.prod(shape[3:]))} "
@@ -151,28 +164,10 @@ def _three_dimensional(path: Path, stored: tuple[int, ...]) -> tuple[int, int, i
 def _affine(
     path: Path, header: nib.Nifti1Header, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, str, list[str]]:
-    """The sform if it is coded, else the qform; with what is odd about them."""
-    pixdim = header["pixdim"][1:4].astype(float)
-    if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
-        sizes = " × ".join(f"{size:g}" for size in pixdim)
-        raise ValueError(f"{path}: voxel sizes must be above 0 mm; the header says {sizes} mm.")
-
-    coded = {}
-    if header["sform_code"] > 0:
-        coded["sform"] = header.get_sform()
-    if header["qform_code"] > 0:
-        coded["qform"] = header.get_qform()
-    if not coded:
-        raise ValueError(
-            f"{path}: sform or qform must be coded, else left and right cannot be told apart; "
-            "found both codes 0."
-        )
-
-    notes, faults = [], {}
-    for source, affine in coded.items():
-        fault = _fault(affine)
-        if fault:
-            faults[source] = fault
+    """The sform if it is coded and sound, else the qform; with what is odd about them."""
+    sizes = _voxel_sizes(path, header)
+    coded = _coded(path, header)
+    faults = {source: fault for source, form in coded.items() if (fault := _fault(form))}
     sound = [source for source in coded if source not in faults]
     if not sound:
         found = " and ".join(f"the {source} {fault}" for source, fault in faults.items())
@@ -180,18 +175,54 @@ def _affine(
             f"{path}: the affine must give three axes at right angles to each other; {found}."
         )
     source = sound[0]
-    if source not in ("sform",) and "sform" in faults:
-        notes.append(f"{path.name}: the sform {faults['sform']}; the qform was used.")
-    if len(sound) == 2:
-        corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1).T
-        apart = apply_affine(coded["sform"], corners) - apply_affine(coded["qform"], corners)
-        furthest = float(np.linalg.norm(apart, axis=1).max())
-        if furthest > DISAGREEMENT_LIMIT * pixdim.min():
-            notes.append(
-                f"{path.name}: sform and qform lie up to {furthest:.1f} mm apart; "
-                "the sform was used."
-            )
-    return coded[source].astype(float), source, notes
+    notes = [f"the {other} {fault}" for other, fault in faults.items()]
+    own = voxel_sizes(coded[source])
+    if not np.allclose(own, sizes, rtol=SIZE_LIMIT):
+        notes.append(f"voxels of {_times(own)} mm in the {source}, of {_times(sizes)} mm elsewhere")
+    if len(sound) == 2 and (apart := _apart(coded, shape)) > DISAGREEMENT_LIMIT * own.min():
+        notes.append(f"sform and qform lie up to {apart:.1f} mm apart")
+    notes = [f"{path.name}: {note}; the {source} was used." for note in notes]
+    return coded[source], source, notes
+
+
+def _voxel_sizes(path: Path, header: nib.Nifti1Header) -> np.ndarray:
+    sizes = header["pixdim"][1:4].astype(float)
+    if not (np.isfinite(sizes).all() and (sizes > 0).all()):
+        raise ValueError(
+            f"{path}: voxel sizes must be above 0 mm; the header says {_times(sizes)} mm."
+        )
+    return sizes
+
+
+def _coded(path: Path, header: nib.Nifti1Header) -> dict[str, np.ndarray]:
+    """The affines that the header vouches for, the sform first."""
+    coded = {}
+    if header["sform_code"] > 0:
+        coded["sform"] = header.get_sform().astype(float)
+    if header["qform_code"] > 0:
+        coded["qform"] = _qform(header)
+    if not coded:
+        raise ValueError(
+            f"{path}: sform or qform must be coded, else left and right cannot be told apart; "
+            "found both codes 0."
+        )
+    return coded
+
+
+def _qform(header: nib.Nifti1Header) -> np.ndarray:
+    if header["pixdim"][0] not in (-1, 1):
+        header["pixdim"][0] = 1  # what NIfTI says 0 means, and many write
+    try:
+        return header.get_qform().astype(float)
+    except ValueError:  # a quaternion longer than 1 is no rotation
+        return np.full((4, 4), np.nan)
+
+
+def _apart(coded: dict[str, np.ndarray], shape: tuple[int, int, int]) -> float:
+    """Distance in mm between sform and qform at the corner of the image where they differ most."""
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1).T
+    apart = apply_affine(coded["sform"], corners) - apply_affine(coded["qform"], corners)
+    return float(np.linalg.norm(apart, axis=1).max())
 
 
 def _fault(affine: np.ndarray) -> str:
@@ -217,11 +248,15 @@ def _read(path: Path, image: nib.Nifti1Image) -> np.ndarray:
         return image.get_fdata(dtype=np.float32, caching="unchanged")
     except PermissionError:
         raise
-    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError, OSError) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{path}: the file must hold all voxels that its header announces; "
             f"it is truncated or damaged ({_brief(error)})."
         ) from error
+
+
+def _times(sizes: Iterable[float]) -> str:
+    return " × ".join(f"{size:g}" for size in sizes)
 
 
 def _brief(error: Exception) -> str:
@@ -241,16 +276,22 @@ def save(volume: Volume, path: Path, *, dtype: type = np.float32) -> None:
     image.set_sform(volume.affine, code=1)
     image.set_qform(volume.affine, code=1)
     image.header.set_xyzt_units("mm")
-    with replacing(path) as beside, beside.open("wb") as raw:
+    with (
+        replacing(path) as beside,
+        beside.open("wb") as raw,
         # No name and no date in the gzip header: they would make equal images differ.
-        with gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0) as packed:
-            packed.write(image.to_bytes())
+        gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0) as packed,
+    ):
+        packed.write(image.to_bytes())
 
 
 def resample(
     volume: Volume, affine: np.ndarray, shape: tuple[int, int, int], *, order: int = 1
 ) -> Volume:
     """Look a volume up on another grid; 0 where that grid leaves it.
+
+    At the edge, order 0 reaches to the end of the outermost voxels, order 1 fades to 0 within one
+    voxel, order 3 stops at the outermost centres.
 
     Args:
         volume: What to look up.
@@ -262,11 +303,14 @@ def resample(
         A volume on the new grid, float32 (order 0: the type that came).
     """
     to_source = np.linalg.inv(volume.affine) @ affine
+    # Voxels have extent: a thick slice reaches half its thickness beyond its centre. And a grid
+    # that ends exactly on the outermost centres must not lose them to rounding.
+    mode = "grid-constant" if order < 2 else "constant"
     data = volume.data if order == 0 else volume.data.astype(np.float32, copy=False)
     if data.dtype == bool:
         data = data.astype(np.uint8)
     moved = ndimage.affine_transform(
-        data, to_source[:3, :3], to_source[:3, 3], output_shape=shape, order=order
+        data, to_source[:3, :3], to_source[:3, 3], output_shape=shape, order=order, mode=mode
     )
     return Volume(moved.astype(volume.data.dtype if order == 0 else np.float32), affine)
 

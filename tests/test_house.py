@@ -10,11 +10,13 @@ import bids_cmb
 HOUSE = Path(bids_cmb.__file__).parent
 
 FLOORS = [  # from the ground up; a folder is one room
-    {"files"},
-    {"volume", "config", "discovery", "provenance", "execution"},
-    {"brain", "lesions", "candidates"},
-    {"preprocessing", "detectors", "derivatives"},
+    {"files", "exits"},
+    {"volume", "config", "discovery", "provenance", "execution", "validation"},
+    {"brain", "lesions", "candidates", "quality"},
+    {"preprocessing", "detectors", "derivatives", "boilerplate"},
     {"participant", "group", "simulation", "evaluation"},
+    {"cohort"},
+    {"app"},
     {"cli", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

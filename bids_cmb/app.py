@@ -1,0 +1,240 @@
+"""One run of the app: what a Config asks for, level by level."""
+
+import logging
+import signal
+import sys
+import uuid
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bids_cmb.cohort import methods, process_all, write_selection
+from bids_cmb.config import Config, to_toml
+from bids_cmb.detectors import card
+from bids_cmb.discovery import Query, Selection, find_scans, read_filter_file
+from bids_cmb.exits import (
+    BAD_DATA,
+    GOES_ON,
+    INVALID_BIDS,
+    IO_ERROR,
+    NO_INPUT,
+    NO_OUTPUT,
+    NOTHING_SELECTED,
+    OK,
+    SOME_FAILED,
+    USAGE,
+    ExitError,
+)
+from bids_cmb.group import write_group
+from bids_cmb.lesions import FLAGS
+from bids_cmb.validation import full_errors, quick_look
+
+log = logging.getLogger("bids_cmb")
+
+
+def run(config: Config) -> int:
+    """Do what the Config asks for.
+
+    Raises:
+        ExitError: If the run cannot begin or cannot go on.
+    """
+    signal.signal(signal.SIGTERM, _terminated)
+    _talk(config.verbosity)
+    if config.boilerplate_only:
+        return _boilerplate(config)
+    code = OK
+    if "participant" in config.analysis_level:
+        code = _participant_level(config)
+    if "group" in config.analysis_level and not config.dry_run:
+        code = max(code, _group_level(config))
+    return code
+
+
+def _terminated(*_: object) -> None:
+    sys.stderr.write(f"bids_cmb: asked to end. {GOES_ON}\n")
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _talk(verbosity: int) -> None:
+    """Send the log to stderr: from info on, with -v everything, with -q only what is wrong."""
+    level = {-1: logging.WARNING, 0: logging.INFO}.get(max(verbosity, -1), logging.DEBUG)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setLevel(level)
+    log.handlers = [handler]
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+
+
+def _boilerplate(config: Config) -> int:
+
+    _check_detectors(config)
+    sys.stdout.write(methods(config))
+    return OK
+
+
+def _participant_level(config: Config) -> int:
+    """Find the scans, process them, and say how it went.
+
+    Raises:
+        ExitError: If there is nothing to do, or nowhere to write to.
+    """
+    _check_detectors(config)
+    _validate(config)
+    selection = _select(config)
+    if config.dry_run:
+        return _show(selection)
+    logs = _run_folder(config)
+    write_selection(logs / "selection.tsv", selection)
+    tally = process_all(selection, config, logs)
+    log.info(
+        "%d scans read, %d done before, %d failed, %d not come to. Results: %s",
+        *(tally.done, tally.skipped, len(tally.failed), tally.unfinished, config.output_dir),
+    )
+    for source, reason in tally.failed:
+        log.warning("Failed: %s (%s)", source, reason.rstrip("."))
+    if tally.hopeless:
+        raise ExitError(IO_ERROR, f"{config.output_dir} takes no more files. {GOES_ON}")
+    return SOME_FAILED if tally.failed or tally.unfinished else OK
+
+
+def _check_detectors(config: Config) -> None:
+
+    try:
+        for name in config.detector:
+            card(name)
+    except ValueError as error:
+        raise ExitError(USAGE, str(error)) from error
+    unknown = set(config.uncounted) - set(FLAGS)
+    if unknown:
+        rule = f"--uncounted takes flags of {' '.join(FLAGS)}"
+        raise ExitError(USAGE, f"{rule}; found {' '.join(sorted(unknown))}.")
+
+
+def _validate(config: Config) -> None:
+    """Look at the dataset as --validate says; only ``strict`` stops."""
+    if config.validate == "warn":
+        for said in quick_look(config.bids_dir):
+            log.warning("%s The run goes on.", said)
+    elif config.validate == "strict":
+        try:
+            errors = full_errors(config.bids_dir)
+        except ValueError as error:
+            raise ExitError(USAGE, str(error)) from error
+        for said in errors:
+            log.error("%s", said)
+        if errors:
+            said = f"{config.bids_dir} must be valid BIDS for --validate strict"
+            raise ExitError(INVALID_BIDS, f"{said}; found {len(errors)} errors.")
+
+
+def _select(config: Config) -> Selection:
+    """What the dataset holds of what was asked for.
+
+    Raises:
+        ExitError: If a label or a filter is wrong, or nothing is left to read.
+    """
+    filters, notes = {}, ()
+    if config.bids_filter_file:
+        try:
+            filters, notes = read_filter_file(config.bids_filter_file)
+        except ValueError as error:
+            raise ExitError(BAD_DATA, str(error)) from error
+        except OSError as error:
+            said = f"{config.bids_filter_file}: the filter file cannot be read"
+            raise ExitError(NO_INPUT, f"{said} ({error.strerror}).") from error
+    query = Query(
+        suffixes=config.suffix,
+        participants=config.participant_label,
+        excluded=config.exclude_participant_label,
+        sessions=config.session_label,
+        echo=config.echo,
+        acq=config.acq,
+        rec=config.rec,
+        run=config.run,
+        filters=filters,
+        shard=config.shard,
+        database_dir=config.bids_database_dir,
+    )
+    try:
+        selection = find_scans(config.bids_dir, query)
+    except ValueError as error:
+        raise ExitError(NOTHING_SELECTED, str(error)) from error
+    for note in (*notes, *selection.notes):
+        log.warning("%s", note)
+    log.info(
+        "%d scans selected of %d susceptibility images considered.",
+        *(len(selection.scans), len(selection.considered)),
+    )
+    if not selection.scans and not config.dry_run:
+        _nothing_to_read(config, selection)
+    return selection
+
+
+def _nothing_to_read(config: Config, selection: Selection) -> None:
+    """Say why there is no scan to read: broken files, or a selection that none fits."""
+    broken = [one for one in selection.considered if one.wanted]
+    if broken:
+        for one in broken:
+            log.error("%s %s.", one.relative_path, one.reason)
+        raise ExitError(
+            NO_INPUT, f"{config.bids_dir}: none of the {len(broken)} scans can be read."
+        )
+    for one in selection.considered[:20]:
+        log.warning("Left: %s (%s)", one.relative_path, one.reason)
+    raise ExitError(
+        NOTHING_SELECTED,
+        f"{config.bids_dir}: no scan fits the selection; --dry-run lists what was considered.",
+    )
+
+
+def _show(selection: Selection) -> int:
+    """Print what would be read and what would not, and why."""
+    for one in selection.considered:
+        sys.stdout.write(f"{'read' if one.taken else 'left'}\t{one.relative_path}\t{one.reason}\n")
+    sys.stdout.write(f"{len(selection.scans)} scans would be read.\n")
+    if selection.scans:
+        return OK
+    return NO_INPUT if any(one.wanted for one in selection.considered) else NOTHING_SELECTED
+
+
+def _run_folder(config: Config) -> Path:
+    """The run's own folder in ``logs/``, with its settings and from now on its log.
+
+    Raises:
+        ExitError: If the output folder cannot be made or written to.
+    """
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    logs = config.output_dir / "logs" / f"{stamp}-{uuid.uuid4().hex[:8]}"
+    try:
+        logs.mkdir(parents=True)
+        (logs / "config.toml").write_text(to_toml(config), encoding="utf-8")
+        handler = logging.FileHandler(logs / "bids_cmb.log", encoding="utf-8")
+    except OSError as error:
+        said = f"output_dir must be writable ({(error.strerror or str(error)).lower()})."
+        raise ExitError(NO_OUTPUT, f"{config.output_dir}: {said}") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    log.addHandler(handler)
+    log.debug("Settings: %s", {one.name: getattr(config, one.name) for one in fields(config)})
+    return logs
+
+
+def _group_level(config: Config) -> int:
+    """Put together what the participants wrote.
+
+    Raises:
+        ExitError: If there is nothing to put together, or the table cannot be written.
+    """
+    try:
+        tally = write_group(config.output_dir)
+    except ValueError as error:
+        raise ExitError(NO_INPUT, str(error)) from error
+    except OSError as error:
+        said = f"the group table cannot be written ({(error.strerror or str(error)).lower()})."
+        raise ExitError(NO_OUTPUT, f"{config.output_dir}: {said}") from error
+    log.info(
+        "Group table: %d scans, %d failed, %d missing: %s",
+        *(tally["ok"], tally["failed"], tally["missing"]),
+        config.output_dir / "group_microbleeds.tsv",
+    )
+    return OK

@@ -1,0 +1,53 @@
+"""The methods section of a paper, for what was really done."""
+
+from bids_cmb import __version__
+
+REFERENCES = (
+    "Gregoire SM, Chaudhary UJ, Brown MM, et al. The Microbleed Anatomical Rating Scale (MARS): "
+    "reliability of a tool to map brain microbleeds. Neurology 2009;73:1759-1766. "
+    "doi:10.1212/WNL.0b013e3181c34a7d",
+    "Gorgolewski KJ, Alfaro-Almagro F, Auer T, et al. BIDS apps: improving ease of use, "
+    "accessibility, and reproducibility of neuroimaging data analysis methods. PLoS Comput Biol "
+    "2017;13:e1005209. doi:10.1371/journal.pcbi.1005209",
+)
+
+
+def methods_text(cards: list[dict], settings: dict, *, cut: dict, brain: str) -> str:
+    """Describe a run in the words of a methods section, with its references, as Markdown.
+
+    Args:
+        cards: Of the detectors that ran.
+        settings: Those on which results depend, as ``config.result_settings`` gives them.
+        cut: ``threshold``, ``definite`` (probabilities) and ``min_volume`` (mm³) as used.
+        brain: A sentence that says where the brain masks came from.
+    """
+    references = [*REFERENCES, *(_cited(one) for card in cards for one in card["citation"])]
+    sentences = [
+        f"Cerebral microbleeds were sought with bids_cmb {__version__} on SWI or T2*-weighted "
+        "scans.",
+        brain,
+        *(f"Detector `{card['name']}`: {card['description']}" for card in cards),
+        "The probabilities of the detectors were averaged on the scan's grid."
+        if len(cards) > 1
+        else "",
+        f"Voxels with a probability of at least {cut['threshold']:g} that touch by face, edge or "
+        f"corner were taken as one lesion, and lesions below {cut['min_volume']:g} mm³ dropped.",
+        f"A lesion whose highest probability reaches {cut['definite']:g} is called definite, any "
+        "other possible, after the two grades of MARS [1].",
+        _counting(settings["uncounted"]),
+        "Sizes are those on the image, blooming included. Results are BIDS derivatives [2]. "
+        "They are for research, and no person has reviewed them unless this is said elsewhere.",
+    ]
+    numbered = [f"{number}. {text}" for number, text in enumerate(references, start=1)]
+    paragraph = " ".join(filter(None, sentences))
+    return "\n".join(["# Methods", "", paragraph, "", "# References", "", *numbered, ""])
+
+
+def _cited(citation: dict) -> str:
+    return f"{citation['text']} doi:{citation['doi']}"
+
+
+def _counting(uncounted: list[str]) -> str:
+    if not uncounted:
+        return "Every lesion was counted."
+    return f"Lesions flagged as {' or '.join(uncounted)} were listed but not counted."

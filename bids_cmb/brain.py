@@ -1,0 +1,216 @@
+"""Where the brain is, from intensities and geometry alone: no learned weights, no template.
+
+Everything is decided on a 2 mm grid. The brain is the roundest bright thing around the deepest
+point of the head: a threshold at half its own level, the bridges to scalp, eyes and neck cut by an
+opening, whose radius is the smallest that leaves a round shape.
+"""
+
+import numpy as np
+from scipy import ndimage
+
+from bids_cmb.volume import Volume
+
+PLAUSIBLE_ML = (900, 1900)  # a whole adult brain with its ventricles; outside, look at the mask
+POSSIBLE_ML = (150, 2600)  # from a slab of a small brain to a very large one with all its CSF
+FULLEST = 0.95  # share of the field of view beyond which there is no surround to tell a brain by
+
+GRID = 2.0  # mm
+RADII = (3.0, 5.0, 7.0, 9.0, 12.0)  # mm, of the opening that cuts bridges
+AS_ROUND = 0.93  # of the roundest: the opening is no wider than it must be
+CLOSING = 10.0  # mm, wide enough for the dropouts above sinuses and ear canals
+FORAMEN_CM2 = 14.0  # the foramen magnum has 8; the lowest slices through a cerebellum 20 and more
+BELOW_FORAMEN = 8.0  # mm of cord that stay, for a head that nods
+
+
+def find_brain(image: Volume) -> Volume:
+    """Find the brain in a T2*-weighted or susceptibility-weighted magnitude image.
+
+    The head may be whole, face-masked, cut by the field of view or already stripped. Reaches from
+    the pial surface inwards, ventricles and dark lesions included, often with a few mm of CSF.
+
+    Args:
+        image: Magnitude, in any unit, with any voxel size and orientation.
+
+    Returns:
+        bool, True in the brain, on the grid of ``image``.
+
+    Raises:
+        ValueError: If what is found cannot be a brain: it fills the field of view, or it has fewer
+            than 150 or more than 2600 ml. The sentence names rule and finding, not the file.
+    """
+    small = _coarse(image)
+    data, depth = _head(small.data)
+    flat = _flatten(data, depth)
+    brain = _rounded(_cut_neck(_roundest(flat, depth), small.affine))
+    found = _believable(_on_grid(Volume(brain, small.affine), image))
+    given = Volume(_not_background(image.data), image.affine)
+    if 0.85 * volume_ml(given) < volume_ml(found) and volume_ml(given) < PLAUSIBLE_ML[1]:
+        return stripped_brain(image)  # nothing but brain was there: its edge is known exactly
+    return found
+
+
+def stripped_brain(image: Volume) -> Volume:
+    """The brain of an image in which everything else has already been set to one value.
+
+    Args:
+        image: Skull-stripped; the background is the value most of its corners have.
+
+    Returns:
+        bool, True where ``image`` is not background, holes filled, specks under 1 ml left out.
+
+    Raises:
+        ValueError: If no background is left, or the brain has fewer than 150 or more than 2600 ml.
+    """
+    inside = _not_background(image.data)
+    box = _box(inside)
+    pieces, _ = ndimage.label(inside[box])
+    large = np.bincount(pieces.ravel()) * image.voxel_volume >= 1000
+    large[0] = False
+    filled = np.zeros(image.shape, bool)
+    filled[box] = _fill(large[pieces])
+    return _believable(Volume(filled, image.affine))
+
+
+def volume_ml(mask: Volume) -> float:
+    """Volume in ml of the voxels that are True."""
+    return float(np.count_nonzero(mask.data) * mask.voxel_volume / 1000)
+
+
+def _believable(mask: Volume) -> Volume:
+    found, (least, most) = volume_ml(mask), POSSIBLE_ML
+    if mask.data.mean() > FULLEST:
+        raise ValueError(
+            "No brain was found: a brain must leave some background around it; what was found "
+            f"({found:.0f} ml) fills {100 * mask.data.mean():.0f} % of the field of view."
+        )
+    if not least <= found <= most:
+        raise ValueError(
+            f"No brain was found: a brain must have {least} to {most} ml; "
+            f"what was found has {found:.0f} ml."
+        )
+    return mask
+
+
+def _coarse(image: Volume) -> Volume:
+    """Block means, then linear interpolation, onto a 2 mm grid along the same axes."""
+    block = np.maximum(1, np.round(GRID / image.spacing)).astype(int)
+    count = np.array(image.shape) // block
+    data = image.data[tuple(slice(n) for n in count * block)]
+    data = data.reshape(np.column_stack([count, block]).ravel()).mean((1, 3, 5), dtype=np.float32)
+    step = GRID / (image.spacing * block)  # in blocks
+    shape = np.floor((count - 1) / step).astype(int) + 1
+    affine = image.affine @ np.diag([*step * block, 1])
+    affine[:3, 3] = image.world((block - 1) / 2)
+    return Volume(ndimage.affine_transform(data, step, output_shape=tuple(shape), order=1), affine)
+
+
+def _on_grid(mask: Volume, image: Volume) -> Volume:
+    """A 2 mm mask on the grid of ``image``, its steps smoothed away."""
+    soft = np.pad(mask.data.astype(np.float32), 2, mode="edge")
+    soft = ndimage.gaussian_filter(soft, 0.7)
+    step = image.spacing / GRID
+    start = np.linalg.solve(mask.affine, image.affine[:, 3])[:3] + 2
+    found = ndimage.affine_transform(soft, step, start, output_shape=image.shape, order=1)
+    return Volume(found > 0.5, image.affine)
+
+
+def _head(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The image above its background, and how many mm deep in the head every voxel lies."""
+    high = np.percentile(data[data > data.min()], 98)
+    soft = ndimage.gaussian_filter(np.minimum(data, high), 6 / GRID)
+    low = np.percentile(soft, 5)
+    head = soft > low + 0.1 * (high - low)
+    return np.maximum(data - low, 0), ndimage.distance_transform_edt(head, GRID)
+
+
+def _flatten(data: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """The image in units of the brain's own level, which is followed through the bias field."""
+    level = np.median(data[_centre(depth)])
+    field = np.full_like(data, level)
+    for _ in range(3):
+        alike = ((data > 0.6 * field) & (data < 1.5 * field) & (depth > 8)).astype(np.float32)
+        weight = ndimage.gaussian_filter(alike, 24 / GRID) + 0.02
+        field = (ndimage.gaussian_filter(data * alike, 24 / GRID) + 0.02 * level) / weight
+    flat = data / field
+    rim = flat[(depth > 2) & (depth < 9) & (flat > 0.5)]
+    if rim.size and np.percentile(rim, 90) > 1.7:
+        flat[flat > 1.6] = 0  # a rim so much brighter than brain is fat
+    return flat
+
+
+def _centre(depth: np.ndarray) -> np.ndarray:
+    """A ball of 25 mm around the deepest place of the head, in it."""
+    middle = np.argwhere(depth > 0.9 * depth.max()).mean(0)
+    apart = sum((i - m) ** 2 for i, m in zip(np.ogrid[*map(slice, depth.shape)], middle, strict=True))
+    return (apart <= (25 / GRID) ** 2) & (depth > 0)
+
+
+def _roundest(flat: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """The tissue around the centre, opened as little as gives a round shape."""
+    tissue, centre = flat > 0.5, _centre(depth)
+    room = ndimage.distance_transform_edt(tissue, GRID)
+    opened = [_opened(tissue, room, centre, radius) for radius in RADII]
+    round_ = [_roundness(mask) for mask in opened]
+    return next(m for m, r in zip(opened, round_, strict=True) if r >= AS_ROUND * max(round_))
+
+
+def _opened(tissue: np.ndarray, room: np.ndarray, centre: np.ndarray, radius: float) -> np.ndarray:
+    """What of ``tissue`` hangs on its centre by bridges wider than twice ``radius`` mm."""
+    pieces, _ = ndimage.label(room > radius)
+    sizes = np.bincount(pieces[centre], minlength=2)
+    sizes[0] = 0
+    if not sizes.any():
+        return np.zeros_like(tissue)
+    return tissue & _near(pieces == sizes.argmax(), radius + 0.5)
+
+
+def _roundness(mask: np.ndarray) -> float:
+    """Surface of the ball of equal volume over surface, about 0.9 for a brain, 0.5 with scalp."""
+    soft = ndimage.gaussian_filter(mask.astype(np.float32), 2) > 0.5
+    faces = sum(np.count_nonzero(np.diff(soft, axis=axis)) for axis in range(3))
+    surface = faces / 1.5  # a stair has on average 1.5 times the surface of its ramp
+    return float((36 * np.pi * mask.sum() ** 2) ** (1 / 3) / max(surface, 1))
+
+
+def _cut_neck(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """``mask`` without what lies below the foramen magnum, where its slices become small."""
+    rise = affine[2, :3]
+    axis = int(np.abs(rise).argmax())
+    upward = np.moveaxis(mask, axis, 2)[:, :, :: 1 if rise[axis] > 0 else -1].copy()
+    area = upward.sum((0, 1)) * GRID**2 / 100  # cm²
+    widest = int(area.argmax())
+    narrow = np.flatnonzero(area[:widest] < FORAMEN_CM2)
+    if narrow.size:
+        upward[:, :, : max(0, narrow[-1] - int(BELOW_FORAMEN / GRID))] = False
+    return np.moveaxis(upward[:, :, :: 1 if rise[axis] > 0 else -1], 2, axis)
+
+
+def _rounded(mask: np.ndarray) -> np.ndarray:
+    """``mask`` with its clefts closed and its holes filled."""
+    wide = int(CLOSING / GRID) + 1
+    near = _near(np.pad(mask, wide), CLOSING)
+    closed = ndimage.distance_transform_edt(near, GRID) > CLOSING
+    inner = (slice(wide, -wide),) * 3
+    return _fill(closed[inner] | mask)
+
+
+def _near(mask: np.ndarray, radius: float) -> np.ndarray:
+    """Within ``radius`` mm of ``mask``, on the 2 mm grid."""
+    return ndimage.distance_transform_edt(~mask, GRID) <= radius
+
+
+def _fill(mask: np.ndarray) -> np.ndarray:
+    """``mask`` with everything that it encloses."""
+    outside, _ = ndimage.label(np.pad(~mask, 1, constant_values=True))
+    return (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
+
+
+def _not_background(data: np.ndarray) -> np.ndarray:
+    values, counts = np.unique(data[:: data.shape[0] - 1, :: data.shape[1] - 1, :: data.shape[2] - 1], return_counts=True)
+    return data != values[counts.argmax()]
+
+
+def _box(mask: np.ndarray) -> tuple[slice, slice, slice]:
+    """The smallest box around ``mask``; the whole grid if it is empty."""
+    [box] = ndimage.find_objects(mask.view(np.uint8)) or [(slice(None),) * 3]
+    return box

@@ -1,0 +1,333 @@
+"""The BIDS App's words: from a command line to a Config.
+
+Nothing heavy is imported before the command line is understood: --help must not wait.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from bids_cmb import __version__
+from bids_cmb.config import LEVELS, Config, read_config_file
+from bids_cmb.exits import BAD_DATA, GOES_ON, NO_INPUT, NO_OUTPUT, UNKNOWN_LEVEL, USAGE, ExitError
+
+ALIASES = {
+    "--session-id": "--session-label",
+    "--nprocs": "--n-cpus",
+    "--nthreads": "--n-cpus",
+    "--mem": "--mem-mb",
+    "--min-size": "--min-volume",
+}
+CACHES = ("TMPDIR", "KERAS_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+UNITS = {"": 1, "M": 1, "K": 1 / 1024, "G": 1024, "T": 1024**2}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ExitError(USAGE, f"{message}. See --help.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the app.
+
+    Args:
+        argv: The command line without the program's name; None for the process' own.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        config = configure(sys.argv[1:] if argv is None else list(argv))
+        with _environment(config):
+            from bids_cmb.app import run
+
+            return run(config)
+    except ExitError as end:
+        sys.stderr.write(f"bids_cmb: {end}\n")
+        return end.code
+    except KeyboardInterrupt:
+        sys.stderr.write(f"bids_cmb: stopped. {GOES_ON}\n")
+        return 128 + signal.SIGINT
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every flag, in groups, the most used first."""
+    top = _Parser(
+        prog="bids_cmb",
+        description="Find, measure and count cerebral microbleeds on SWI or T2* scans. "
+        "For research only.",
+        usage="%(prog)s bids_dir output_dir {participant,group} [flags]",
+        epilog="Flags may be written with - or _. Exit codes: 0 all scans read; 1 some failed; "
+        "16 not valid BIDS; 18 nothing selected; 64 usage; 65 bad filter or config file; 66 no "
+        "usable input; 73 and 74 output cannot be written.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    top.add_argument("bids_dir", nargs="?", type=Path, help="the BIDS dataset; never changed")
+    top.add_argument("output_dir", nargs="?", type=Path, help="where the derivatives go")
+    top.add_argument(
+        "analysis_level", nargs="*", help="participant, group, or both, one after the other"
+    )
+
+    add = top.add_argument_group("most used").add_argument
+    labels = {"nargs": "+", "metavar": "LABEL"}
+    add(
+        "--participant-label",
+        **labels,
+        help="only these, with or without sub-; quoted globs ('10*'); @FILE for a list",
+    )
+    add(
+        "--suffix",
+        nargs="+",
+        help="kinds of scan, of T2starw swi MEGRE GRE veno SWImag "
+        f"(default: {' '.join(Config.suffix)})",
+    )
+    add("--n-cpus", type=int, metavar="N", help="cores to use (default: all that are granted)")
+    add("--overwrite", action="store_true", help="read scans again whose results stand already")
+    add("--dry-run", action="store_true", help="say which scans would be read, and why; then stop")
+
+    add = top.add_argument_group("which scans").add_argument
+    add("--exclude-participant-label", **labels, help="not these")
+    add("--session-label", **labels, help="only these, with or without ses-")
+    for entity in ("acq", "rec", "run"):
+        add(f"--{entity}", nargs="+", help=f"only scans with this {entity}- label")
+    add(
+        "--echo",
+        nargs="+",
+        metavar="N",
+        help="this echo, or `combined` (default: nearest to 60 T·ms of field strength and TE)",
+    )
+    add("--bids-filter-file", type=Path, metavar="JSON", help="{query: {entity: value}}")
+    add("--bids-database-dir", type=Path, metavar="DIR", help="a pybids database to use or make")
+    add("--shard", metavar="I/N", help="the I-th of N parts of the participants; auto: from Slurm")
+    add(
+        "--validate",
+        choices=("off", "warn", "strict"),
+        help="strict asks bids-validator-deno and stops at errors (default: warn)",
+    )
+    add(
+        "--skip-bids-validation",
+        dest="validate",
+        action="store_const",
+        const="off",
+        help="the same as --validate off",
+    )
+
+    add = top.add_argument_group("finding microbleeds").add_argument
+    add("--detector", nargs="+", metavar="NAME", help="one, or several to average: radial")
+    add("--threshold", type=float, metavar="P", help="probability of a lesion's voxels")
+    add("--min-volume", type=float, metavar="MM3", help="smallest lesion, mm³")
+    add(
+        "--uncounted",
+        nargs="*",
+        metavar="FLAG",
+        help="flags of lesions that are listed but not counted, of large small edge vessel "
+        f"(default: {' '.join(Config.uncounted)})",
+    )
+    add("--derivatives", "-d", nargs="+", type=Path, metavar="DIR", help="your brain masks")
+    add("--mask-desc", metavar="DESC", help="their desc- label (default: brain)")
+    add("--skip-brain-extraction", action="store_true", help="the scans are skull-stripped")
+
+    add = top.add_argument_group("output").add_argument
+    add(
+        "--output-level",
+        choices=("minimal", "standard", "full"),
+        help="minimal: lesions; standard: and probability and brain; full: and the scan as seen",
+    )
+    add("--boilerplate-only", action="store_true", help="print the methods section; then stop")
+
+    add = top.add_argument_group("running").add_argument
+    add("--resume", action="store_true", help="leave results alone that stand already (default)")
+    add("--omp-nthreads", type=int, metavar="N", help="threads within one scan (default: 1)")
+    add("--mem-mb", metavar="MB", help="memory to use; 8G is understood")
+    add("--stop-on-first-crash", action="store_true", help="do not go on after a failed scan")
+    add("--work-dir", "-w", type=Path, metavar="DIR", help="for temporary files")
+    add("--clean-workdir", action="store_true", help="remove the work dir at the end")
+    add("--config-file", type=Path, metavar="TOML", help="settings, as a run saves them in logs/")
+    add("--notrack", action="store_true", help="accepted and without effect: nothing is tracked")
+    add("-v", "--verbose", action="count", default=0, help="say more")
+    add("-q", "--quiet", action="count", default=0, help="say only what is wrong")
+    add("--version", action="version", version=f"bids_cmb {__version__}")
+    return top
+
+
+def configure(argv: list[str]) -> Config:
+    """From the command line to a Config: flags first, then the config file, then the defaults.
+
+    Raises:
+        ExitError: If the command line or the config file makes no sense.
+    """
+    given = vars(parser().parse_intermixed_args([_spelled(word) for word in argv]))
+    settings = _from_file(given.pop("config_file", None))
+    overwrite = given.pop("overwrite", None)
+    if overwrite or given.pop("resume", False):
+        settings["overwrite"] = bool(overwrite)
+    given.pop("notrack", None)
+    settings["verbosity"] = given.pop("verbose") - given.pop("quiet")
+    if not given.get("analysis_level"):
+        given.pop("analysis_level", None)
+    settings |= {name: _settled(name, value) for name, value in given.items()}
+
+    absent = [
+        name for name in ("bids_dir", "output_dir", "analysis_level") if not settings.get(name)
+    ]
+    if absent:
+        raise ExitError(
+            USAGE, f"bids_dir, output_dir and a level are needed; {absent[0]} is missing."
+        )
+    config = Config(**settings)
+    _check(config)
+    return config
+
+
+def _spelled(word: str) -> str:
+    """A flag with hyphens, and under its own name."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    flag = flag.replace("_", "-")
+    return ALIASES.get(flag, flag) + equals + value
+
+
+def _from_file(path: Path | None) -> dict:
+    if path is None:
+        return {}
+    try:
+        return read_config_file(path)
+    except ValueError as error:
+        raise ExitError(BAD_DATA, str(error)) from error
+    except OSError as error:
+        raise ExitError(
+            NO_INPUT, f"{path}: the config file cannot be read ({error.strerror})."
+        ) from error
+
+
+def _settled(name: str, value: object) -> object:
+    """A flag's value as Config holds it."""
+    if name == "mem_mb":
+        return _megabytes(str(value))
+    if name == "shard":
+        return _shard(str(value))
+    if name in ("bids_dir", "output_dir", "work_dir", "bids_database_dir"):
+        return value.absolute()
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _megabytes(said: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", said.upper())
+    if not found or float(found[1]) * UNITS[found[2]] < 1:
+        raise ExitError(
+            USAGE, f"--mem-mb must be an amount of memory like 8000 or 8G; found {said}."
+        )
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def _check(config: Config) -> None:
+    """Refuse what makes no sense, before anything is read or written.
+
+    Raises:
+        ExitError: With the argument, the rule and what was found.
+    """
+    for level in config.analysis_level:
+        if level not in LEVELS:
+            raise ExitError(
+                UNKNOWN_LEVEL, f"the level must be participant or group; found {level}."
+            )
+    for name in ("n_cpus", "omp_nthreads"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ExitError(USAGE, f"--{name.replace('_', '-')} must be at least 1; found {value}.")
+    if config.threshold is not None and not 0 < config.threshold <= 1:
+        raise ExitError(
+            USAGE, f"--threshold must lie above 0 and up to 1; found {config.threshold:g}."
+        )
+    if config.min_volume is not None and not config.min_volume >= 0:
+        raise ExitError(USAGE, f"--min-volume must be 0 mm³ or more; found {config.min_volume:g}.")
+    if len(set(config.detector)) < len(config.detector):
+        raise ExitError(
+            USAGE, f"--detector takes each name once; found {' '.join(config.detector)}."
+        )
+    _check_folders(config)
+
+
+def _check_folders(config: Config) -> None:
+    raw, out = config.bids_dir.resolve(), config.output_dir.resolve()
+    if out == raw:
+        raise ExitError(
+            USAGE, f"output_dir must be another folder than bids_dir; found {out} for both."
+        )
+    if out.is_relative_to(raw) and not out.is_relative_to(raw / "derivatives"):
+        raise ExitError(
+            USAGE,
+            f"output_dir must lie outside bids_dir or under its derivatives/; found {out}. "
+            f"Suggested: {raw / 'derivatives' / 'bids_cmb'}.",
+        )
+    if config.work_dir and config.work_dir.resolve().is_relative_to(raw):
+        raise ExitError(USAGE, f"--work-dir must lie outside bids_dir; found {config.work_dir}.")
+    if "participant" not in config.analysis_level:
+        return
+    if not raw.is_dir():
+        what = "found a file" if raw.exists() else "there is none"
+        raise ExitError(NO_INPUT, f"{config.bids_dir}: bids_dir must be a folder; {what}.")
+    for folder in config.derivatives:
+        if not folder.is_dir():
+            raise ExitError(NO_INPUT, f"{folder}: --derivatives must be a folder; there is none.")
+
+
+def _shard(said: str) -> tuple[int, int]:
+    """The part of the participants that is ours: (I, N), from 1.
+
+    Raises:
+        ExitError: If it is no I/N, or ``auto`` outside a Slurm array.
+    """
+    if said == "auto":
+        names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX")
+        try:
+            task, first, last = (int(os.environ[name]) for name in names)
+        except (KeyError, ValueError) as error:
+            said = f"--shard auto needs a Slurm array job; {names[0]} is not set."
+            raise ExitError(USAGE, said) from error
+        step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", "1"))
+        return (task - first) // step + 1, (last - first) // step + 1
+    found = re.fullmatch(r"(\d+)/(\d+)", said)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ExitError(USAGE, f"--shard must be I/N with I from 1 to N, or auto; found {said}.")
+    return int(found[1]), int(found[2])
+
+
+@contextmanager
+def _environment(config: Config) -> Iterator[None]:
+    """Threads and a folder for the temporary files of all libraries, removed at the end.
+
+    Libraries look at these variables when they are imported. A home folder may be missing or
+    read-only; only a temporary folder is needed.
+    """
+    try:
+        if config.work_dir:
+            config.work_dir.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="bids_cmb-", dir=config.work_dir))
+    except OSError as error:
+        said = f"a folder for temporary files must be writable ({error}). See --work-dir."
+        raise ExitError(NO_OUTPUT, said) from error
+    ours = dict.fromkeys(THREADS, str(config.omp_nthreads)) | dict.fromkeys(CACHES, str(folder))
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    tempfile.tempdir = None  # so that it is looked up anew
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        tempfile.tempdir = None
+        if config.clean_workdir and config.work_dir:
+            with suppress(OSError):  # somebody else's files are in it
+                config.work_dir.rmdir()

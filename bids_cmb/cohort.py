@@ -1,0 +1,219 @@
+"""The participant level: every scan of a run, and how each one ended."""
+
+import errno
+import functools
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bids_cmb import execution
+from bids_cmb.boilerplate import methods_text
+from bids_cmb.config import Config, result_settings
+from bids_cmb.derivatives import Output, refresh_scans_table, write_dataset, write_table
+from bids_cmb.detectors import card
+from bids_cmb.discovery import Scan, Selection
+from bids_cmb.files import write_text
+from bids_cmb.participant import Summary, cut_for, is_done, process
+from bids_cmb.provenance import machine, software
+
+log = logging.getLogger(__name__)
+
+MB_PER_SCAN = 1500  # peak of one worker on a scan of 512 x 512 x 160 voxels, benchmarks/
+HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # every further scan would end alike
+SELECTION_COLUMNS = ("filename", "taken", "reason")
+
+
+@dataclass
+class Tally:
+    """How the scans of a run ended.
+
+    Attributes:
+        done: Scans that were read.
+        skipped: Scans whose results stood already.
+        failed: (scan, sentence) of those that could not be used.
+        unfinished: Scans that the run did not come to.
+        hopeless: Whether the output folder took no more files.
+    """
+
+    done: int = 0
+    skipped: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    unfinished: int = 0
+    hopeless: bool = False
+
+
+def write_selection(path: Path, selection: Selection) -> None:
+    """Write what was considered, taken or not, and why."""
+    rows = (
+        {"filename": one.relative_path, "taken": "yes" if one.taken else "no", "reason": one.reason}
+        for one in selection.considered
+    )
+    write_table(path, SELECTION_COLUMNS, rows)
+
+
+def process_all(selection: Selection, config: Config, logs: Path) -> Tally:
+    """Process every scan of a selection that is not done yet, a few at a time.
+
+    Args:
+        selection: What discovery found.
+        config: What the run was asked to do.
+        logs: The run's own folder, for its status and its crash files.
+    """
+    write_dataset(config.output_dir, config.bids_dir)
+    write_methods(config, logs)
+    tally = Tally()
+    status = Status(logs / "status.jsonl")
+    for one in selection.considered:
+        if one.wanted:
+            tally.failed.append((one.relative_path, one.reason))
+            status.add(one.relative_path, "failed", reason=one.reason)
+            log.error("%s %s.", one.relative_path, one.reason)
+
+    waiting = [scan for scan in selection.scans if config.overwrite or not _stands(scan, config)]
+    tally.skipped = len(selection.scans) - len(waiting)
+    if tally.skipped:
+        log.info("%d of %d scans are done already.", tally.skipped, len(selection.scans))
+    for scan in waiting:
+        status.add(scan.relative_path, "selected")
+    if waiting:
+        _process_waiting(waiting, config, status, tally)
+    return tally
+
+
+def _stands(scan: Scan, config: Config) -> bool:
+    """Whether the results of a scan stand, its row in the session's table included."""
+    try:
+        if not is_done(scan, config):
+            return False
+        home = Output(config.output_dir, scan).home
+        if not any(home.glob("*_scans.tsv")):
+            refresh_scans_table(home)
+    except OSError:
+        return False  # the attempt to process it will say what is wrong
+    return True
+
+
+def _process_waiting(scans: list[Scan], config: Config, status: "Status", tally: Tally) -> None:
+    workers = workers_for(config, len(scans))
+    log.info("%d scans to read, %d at a time.", len(scans), workers)
+    began, ended = time.monotonic(), 0
+    outcomes = execution.run(functools.partial(_process, config=config), scans, workers=workers)
+    try:
+        for outcome in outcomes:
+            ended += 1
+            left = (time.monotonic() - began) / ended * (len(scans) - ended)
+            _take_in(scans[outcome.at], outcome, config, status, tally)
+            log.info("%d of %d scans; %s left.", ended, len(scans), _duration(left))
+            tally.hopeless = tally.hopeless or outcome.errno in HOPELESS
+            if tally.hopeless or (outcome.error and config.stop_on_first_crash):
+                break
+    finally:
+        outcomes.close()
+        tally.unfinished = len(scans) - ended
+
+
+def _process(scan: Scan, config: Config) -> Summary:
+    return process(scan, config)
+
+
+def _take_in(scan: Scan, outcome: execution.Outcome, config: Config, status, tally: Tally) -> None:
+    """Say, note down and count how one scan ended."""
+    if outcome.error:
+        tally.failed.append((scan.relative_path, outcome.error))
+        log.error("%s failed: %s", scan.name, outcome.error)
+        status.add(scan.relative_path, "failed", outcome.seconds, reason=outcome.error)
+        if outcome.errno not in HOPELESS:
+            status.crash(scan, outcome, config)
+        return
+    tally.done += 1
+    summary = outcome.result
+    flags = f"; {', '.join(summary.quality_flags)}" if summary.quality_flags else ""
+    log.info(
+        "%s: %d microbleeds, %d of them definite, in %.1f s%s.",
+        *(scan.name, summary.n_cmb, summary.n_definite, outcome.seconds, flags),
+    )
+    for note in summary.notes:
+        log.info("%s", note)
+    status.add(scan.relative_path, "ok", outcome.seconds)
+
+
+def workers_for(config: Config, scans: int) -> int:
+    """Scans to read at a time: what cores and memory allow, and no more than there are."""
+    cores = config.n_cpus or execution.cores()
+    memory = config.mem_mb or execution.memory_mb()
+    by_memory = max(1, memory // MB_PER_SCAN)
+    if by_memory < cores // config.omp_nthreads:
+        log.info("%d MB of memory allow %d scans at a time.", memory, by_memory)
+    return max(1, min(cores // config.omp_nthreads, by_memory, scans))
+
+
+@dataclass(frozen=True)
+class Status:
+    """A file with one line of JSON for each thing that happened to a scan."""
+
+    path: Path
+
+    def add(self, source: str, status: str, seconds: float = 0.0, *, reason: str = "") -> None:
+        """Append a line; a full disc must not hide the sentence that said so."""
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "source": source,
+            "status": status,
+            "seconds": round(seconds, 1),
+            "reason": reason,
+        }
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            log.debug("The status log could not be written: %s", error)
+
+    def crash(self, scan: Scan, outcome: execution.Outcome, config: Config) -> None:
+        """Write what a developer needs to know of a failed scan."""
+        settings = json.dumps(result_settings(config), indent=2)
+        about = json.dumps({**software(), **machine()}, indent=2)
+        text = "\n".join(
+            [f"{scan.path}", outcome.error, "", outcome.details, "Settings", settings, about, ""]
+        )
+        try:
+            write_text(self.path.parent / f"crash-{scan.name}.txt", text)
+        except OSError as error:
+            log.debug("The crash file could not be written: %s", error)
+
+
+def write_methods(config: Config, logs: Path) -> str:
+    """Write the methods section of this run to its log folder and to ``logs/CITATION.md``."""
+    text = methods(config)
+    write_text(logs / "CITATION.md", text)
+    write_text(logs.parent / "CITATION.md", text)
+    return text
+
+
+def methods(config: Config) -> str:
+    """The methods section of this run."""
+    cut = cut_for(config)
+    if config.skip_brain_extraction:
+        brain = "The scans were skull-stripped; their non-zero voxels, filled, are the brain."
+    elif config.derivatives:
+        brain = (
+            "Brain masks were given where the user's derivatives had one; elsewhere the brain was "
+            "outlined by intensity and shape, without atlas or learned weights."
+        )
+    else:
+        brain = "The brain was outlined by intensity and shape, without atlas or learned weights."
+    return methods_text(
+        [card(name) for name in config.detector],
+        result_settings(config),
+        cut={"threshold": cut.threshold, "definite": cut.definite, "min_volume": cut.min_volume},
+        brain=brain,
+    )
+
+
+def _duration(seconds: float) -> str:
+    """Seconds in words, as coarse as an estimate is: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"about {round(seconds, -1):.0f} s" if seconds >= 10 else "a few seconds"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -1,0 +1,126 @@
+"""Every setting of a run and its default, once."""
+
+import json
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+LEVELS = ("participant", "group")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run was asked to do. Built once, at the door; saved in the run's log folder.
+
+    The flag of a setting has its name with hyphens; ``cli`` says what each one means.
+    """
+
+    bids_dir: Path
+    output_dir: Path
+    analysis_level: tuple[str, ...]
+
+    participant_label: tuple[str, ...] = ()
+    exclude_participant_label: tuple[str, ...] = ()
+    session_label: tuple[str, ...] = ()
+    suffix: tuple[str, ...] = ("T2starw", "swi")
+    echo: tuple[str, ...] = ()
+    acq: tuple[str, ...] = ()
+    rec: tuple[str, ...] = ()
+    run: tuple[str, ...] = ()
+    bids_filter_file: Path | None = None
+    bids_database_dir: Path | None = None
+    shard: tuple[int, ...] | None = None  # (I, N): the I-th of N parts, from 1
+    validate: str = "warn"
+
+    detector: tuple[str, ...] = ("radial",)
+    threshold: float | None = None
+    min_volume: float | None = None
+    uncounted: tuple[str, ...] = ("large",)
+    derivatives: tuple[Path, ...] = ()
+    mask_desc: str = "brain"
+    skip_brain_extraction: bool = False
+
+    output_level: str = "standard"
+    work_dir: Path | None = None
+    clean_workdir: bool = False
+    overwrite: bool = False
+    dry_run: bool = False
+    boilerplate_only: bool = False
+    stop_on_first_crash: bool = False
+
+    n_cpus: int | None = None
+    omp_nthreads: int = 1
+    mem_mb: int | None = None
+    verbosity: int = 0
+
+
+RESULT_SETTINGS = (  # those that change what is found in a scan or which files tell of it
+    "detector",
+    "threshold",
+    "min_volume",
+    "uncounted",
+    "mask_desc",
+    "skip_brain_extraction",
+    "output_level",
+)
+
+
+def result_settings(config: Config) -> dict:
+    """The settings on which a scan's results depend, as plain data."""
+    return {name: _plain(getattr(config, name)) for name in RESULT_SETTINGS}
+
+
+def to_toml(config: Config) -> str:
+    """The settings as a TOML text that ``--config-file`` takes back; what is unset is left out."""
+    # A JSON number, string, truth value or array of these is a TOML one too.
+    lines = [
+        f"{name} = {json.dumps(_plain(value))}"
+        for name, value in asdict(config).items()
+        if value is not None
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def read_config_file(path: Path) -> dict:
+    """The settings of a TOML file, each of the type that its field in ``Config`` has.
+
+    Raises:
+        ValueError: If the file is no TOML or names a setting that does not exist.
+        OSError: If it cannot be read.
+    """
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: a config file must be TOML; {error}.") from error
+    known = {field.name: field for field in fields(Config)}
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{path}: every setting must be one of {', '.join(known)}; found {', '.join(unknown)}."
+        )
+    return {name: _typed(path, known[name], value) for name, value in settings.items()}
+
+
+def _typed(path: Path, field, value: object) -> object:
+    """A value from TOML as the type that the field announces."""
+    said = str(field.type)
+    items = value if isinstance(value, list) else [value]
+    kinds = {"Path": str, "float": (int, float), "int": int, "bool": bool, "str": str}
+    word = next(name for name in kinds if name in said)
+    for item in items:
+        truth_for_number = isinstance(item, bool) and word != "bool"
+        if not isinstance(item, kinds[word]) or truth_for_number:
+            raise ValueError(f"{path}: {field.name} must be {said}; found {value!r}.")
+    if word == "Path":
+        items = [Path(item) for item in items]
+    if "tuple" in said:
+        return tuple(items)
+    if isinstance(value, list):
+        raise ValueError(f"{path}: {field.name} must be {said}; found {value!r}.")
+    return items[0]
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

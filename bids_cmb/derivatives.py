@@ -1,0 +1,308 @@
+"""What a scan's results are called and how they are written; and the tables read back."""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from bids_cmb.discovery import Scan
+from bids_cmb.files import write_text
+from bids_cmb.lesions import Lesion
+from bids_cmb.provenance import NAME, generated_by
+
+BIDS_VERSION = "1.11.1"
+ENTITY_ORDER = (  # of BIDS 1.11, as far as scans and our results use it
+    *("sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part", "space", "chunk"),
+    *("seg", "res", "label", "desc"),
+)
+LESION = 7  # BIDS' standard label for a lesion
+BIDSIGNORE = ("*.html", "figures", "group_*", "*_xfm.*", "*_swi.*", "*_minIP.*")
+DESCRIBED = {  # desc- labels of our files: the suffix of the scan they were made from
+    "T2starw": "From a T2*-weighted scan (suffix T2starw).",
+    "T2star": "From a scan with the deprecated suffix T2star.",
+    "swi": "From a susceptibility-weighted scan (suffix swi).",
+    "MEGRE": "From a multi-echo gradient-echo scan (suffix MEGRE).",
+    "GRE": "From a gradient-echo scan (suffix GRE).",
+    "veno": "From a venogram (suffix veno).",
+    "SWImag": "From the magnitude of a susceptibility-weighted scan (suffix SWImag).",
+}
+
+
+def columns(table: str) -> dict[str, dict]:
+    """The columns of a table, in order, as BIDS describes them: ``lesion``, ``scan`` or ``group``.
+
+    They stand in ``data/<table>_columns.json``, which becomes the sidecar of the table.
+    """
+    text = resources.files("bids_cmb").joinpath(f"data/{table}_columns.json").read_text("utf-8")
+    return json.loads(text)
+
+
+@dataclass(frozen=True)
+class Output:
+    """The derivatives of one scan.
+
+    Attributes:
+        folder: The derivative dataset.
+        scan: What they are made from.
+    """
+
+    folder: Path
+    scan: Scan
+
+    @property
+    def home(self) -> Path:
+        """The participant's (and session's) folder."""
+        entities = dict(self.scan.entities)
+        home = self.folder / f"sub-{entities['sub']}"
+        return home / f"ses-{entities['ses']}" if "ses" in entities else home
+
+    def path(self, suffix: str, extension: str, **entities: str) -> Path:
+        """The path of one result: the source's entities, then ours, in the order of BIDS.
+
+        Args:
+            suffix: ``mask``, ``dseg``, ``probseg`` or the suffix of the scan.
+            extension: With its dot.
+            **entities: Ours; ``desc`` names the source's suffix unless it is given.
+        """
+        entities = {**dict(self.scan.entities), "desc": self.desc, **entities}
+        parts = [f"{key}-{entities[key]}" for key in ENTITY_ORDER if key in entities]
+        # Always in anat/: the folder swi/ that some datasets have is not in the standard.
+        return self.home / "anat" / ("_".join([*parts, suffix]) + extension)
+
+    @property
+    def desc(self) -> str:
+        """The source's suffix, behind its own desc- label if it had one."""
+        return self.scan.desc + self.scan.suffix
+
+    def sources(self) -> list[str]:
+        """The images of the scan, as BIDS URIs."""
+        home = Path(self.scan.relative_path).parent
+        names = [self.scan.path.name, *(path.name for path in self.scan.more_echoes)]
+        return [f"bids:raw:{(home / name).as_posix()}" for name in names]
+
+    def mask(self, extension: str = ".nii.gz") -> Path:
+        """Where the lesion mask goes; its sidecar is written last and says that all is done."""
+        return self.path("mask", extension, space="orig", label="CMB")
+
+    def labels(self, extension: str = ".nii.gz") -> Path:
+        """Where the lesions' labels go, and with ``.tsv`` their table."""
+        return self.path("dseg", extension, space="orig", seg="CMB")
+
+    def probability(self, extension: str = ".nii.gz") -> Path:
+        """Where the mean probability goes."""
+        return self.path("probseg", extension, space="orig", label="CMB")
+
+    def brain(self, extension: str = ".nii.gz") -> Path:
+        """Where the brain mask goes."""
+        return self.path("mask", extension, space="orig", label="brain")
+
+    def preprocessed(self, extension: str = ".nii.gz") -> Path:
+        """Where the scan as the networks see it goes."""
+        return self.path(self.scan.suffix, extension, space="orig", desc="preproc")
+
+
+def lesion_row(lesion: Lesion) -> dict[str, object]:
+    """One lesion as a row of its table."""
+    x, y, z = lesion.centre
+    i, j, k = lesion.voxel
+    return {
+        "index": lesion.index,
+        "name": f"CMB{lesion.index:03d}",
+        "mapping": LESION,
+        "x_mm": _rounded(x, 2),
+        "y_mm": _rounded(y, 2),
+        "z_mm": _rounded(z, 2),
+        "i": _rounded(i, 2),
+        "j": _rounded(j, 2),
+        "k": _rounded(k, 2),
+        "volume_mm3": _rounded(lesion.volume, 3),
+        "diameter_mm": _rounded(lesion.diameter, 2),
+        "largest_diameter_mm": _rounded(lesion.largest_diameter, 2),
+        "slices": lesion.slices,
+        "elongation": _rounded(lesion.elongation, 2),
+        "contrast": _rounded(lesion.contrast, 3),
+        "edge_mm": _rounded(lesion.edge, 2),
+        "prob_mean": _rounded(lesion.probability_mean, 4),
+        "prob_max": _rounded(lesion.probability_max, 4),
+        "prob_sd": None if lesion.spread is None else _rounded(lesion.spread, 4),
+        "certainty": lesion.certainty,
+        "flags": ",".join(lesion.flags) or None,
+        "counted": "yes" if lesion.counted else "no",
+    }
+
+
+def counts(lesions: Iterable[Lesion]) -> dict[str, object]:
+    """The numbers of one scan that follow from its lesions, as columns of the scan table."""
+    lesions = list(lesions)
+    counted = [lesion for lesion in lesions if lesion.counted]
+    definite = sum(lesion.certainty == "definite" for lesion in counted)
+    small = sum(lesion.largest_diameter < 5 for lesion in counted)
+    return {
+        "n_cmb": len(counted),
+        "n_definite": definite,
+        "n_possible": len(counted) - definite,
+        "n_uncounted": len(lesions) - len(counted),
+        "cmb_volume_mm3": _rounded(sum(lesion.volume for lesion in counted), 3),
+        "n_under_5mm": small,
+        "n_5mm_to_10mm": len(counted) - small,
+        "burden": burden(len(counted)),
+    }
+
+
+def burden(count: int) -> str:
+    """The class of a number of microbleeds: 0, 1, 2-4, 5-10 or >10."""
+    if count < 2:
+        return str(count)
+    return "2-4" if count <= 4 else "5-10" if count <= 10 else ">10"
+
+
+def write_table(path: Path, names: Iterable[str], rows: Iterable[dict]) -> None:
+    """Write a BIDS table: tab-separated, ``n/a`` for None, the columns ``names`` in their order."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(names), delimiter="\t", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: "n/a" if value is None else value for key, value in row.items()})
+    write_text(path, text.getvalue())
+
+
+def read_table(path: Path) -> list[dict[str, str | None]]:
+    """The rows of a BIDS table, ``n/a`` as None.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t")
+        return [
+            {key: None if value == "n/a" else value for key, value in row.items()} for row in rows
+        ]
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a sidecar, its keys in the order given."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict | None:
+    """A sidecar; None if it is not there, cannot be read or holds no object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def write_dataset(folder: Path, raw: Path) -> None:
+    """Write what makes a folder a BIDS derivative dataset; the same bytes every time.
+
+    Args:
+        folder: The derivative dataset; made if missing.
+        raw: The dataset that the results are made from.
+    """
+    raw_description = read_json(raw / "dataset_description.json") or {}
+    write_json(
+        folder / "dataset_description.json",
+        {
+            "Name": "Cerebral microbleeds, found by bids_cmb",
+            "BIDSVersion": BIDS_VERSION,
+            "DatasetType": "derivative",
+            "License": str(raw_description.get("License") or "see the source dataset"),
+            "Authors": _authors(raw_description),
+            "GeneratedBy": generated_by(),
+            "SourceDatasets": [{"URL": _link(folder, raw, raw_description)}],
+            "DatasetLinks": {"raw": _link(folder, raw, raw_description)},
+        },
+    )
+    write_text(folder / "README.md", _readme())
+    write_text(folder / ".bidsignore", "\n".join(BIDSIGNORE) + "\n")
+    rows = [{"desc_id": f"desc-{desc}", "description": text} for desc, text in DESCRIBED.items()]
+    write_table(folder / "descriptions.tsv", ("desc_id", "description"), rows)
+    write_json(folder / "scans.json", columns("scan"))
+
+
+def refresh_scans_table(home: Path) -> None:
+    """Write the ``_scans.tsv`` of a participant's (and session's) folder from its sidecars.
+
+    Several processes may finish scans of one session at the same time. Each looks again after it
+    has written, and writes again if a result has come meanwhile: so the last table is complete.
+    """
+    label = "_".join(part for part in home.parts if part.startswith(("sub-", "ses-")))
+    written = None
+    while written != (rows := [row for _, row in finished(home)]):
+        write_table(home / f"{label}_scans.tsv", columns("scan"), rows)
+        written = rows
+
+
+def finished(home: Path) -> Iterator[tuple[dict, dict]]:
+    """The results in a participant's (and session's) folder, by name: (sidecar, scan row)."""
+    for sidecar in sorted((home / "anat").glob("*_label-CMB_*_mask.json")):
+        content = read_json(sidecar)
+        if content and isinstance(content.get("Microbleeds"), dict):
+            name = f"anat/{sidecar.name.removesuffix('.json')}.nii.gz"
+            known = {key: content["Microbleeds"].get(key) for key in columns("scan")}
+            yield content, {**known, "filename": name}
+
+
+def find_mask(folders: Iterable[Path], scan: Scan, desc: str) -> Path | None:
+    """A brain mask for the scan among the user's derivatives.
+
+    It must belong to the same participant and session, carry ``desc-<desc>`` (or ``label-<desc>``)
+    and lie in the scan's own space: no ``space-``, ``space-orig`` or ``space-<suffix>``; and it
+    must not contradict any entity of the scan. The one that shares most entities is taken, ties by
+    name; the first folder that has one wins.
+    """
+    wanted = dict(scan.entities)
+    here = Path(*(f"{key}-{wanted[key]}" for key in ("sub", "ses") if key in wanted))
+    spaces = {"orig", scan.suffix.lower()}
+    for folder in folders:
+        agreeing = []
+        for path in sorted((folder / here).glob("*/*_mask.nii*")):
+            has = dict(part.partition("-")[::2] for part in path.name.split("_")[:-1])
+            named = desc in (has.pop("desc", None), has.pop("label", None))
+            at_home = has.pop("space", "orig").lower() in spaces
+            if named and at_home and all(wanted.get(key) == has[key] for key in has):
+                agreeing.append((-len(has), path))
+        if agreeing:
+            return min(agreeing)[1]
+    return None
+
+
+def homes(folder: Path) -> Iterator[Path]:
+    """Every participant's (and session's) folder of a derivative dataset, by name."""
+    for subject in sorted(folder.glob("sub-*")):
+        if subject.is_dir():
+            yield subject
+            yield from sorted(path for path in subject.glob("ses-*") if path.is_dir())
+
+
+def _rounded(value: float, digits: int) -> float | None:
+    """Rounded, without the minus of -0.0; None for what is no number."""
+    return round(value, digits) + 0.0 if math.isfinite(value) else None
+
+
+def _authors(raw_description: dict) -> list[str]:
+    authors = raw_description.get("Authors")
+    if isinstance(authors, list) and authors:
+        return [str(author) for author in authors]
+    return ["The authors of the source dataset"]
+
+
+def _link(folder: Path, raw: Path, raw_description: dict) -> str:
+    """Where the raw data are: by DOI, else from here if we lie within them, else absolutely."""
+    doi = str(raw_description.get("DatasetDOI") or "")
+    if doi:
+        return doi if doi.startswith(("doi:", "http")) else f"doi:{doi}"
+    if folder.is_relative_to(raw):
+        return Path(os.path.relpath(raw, folder)).as_posix() + "/"
+    return raw.as_uri()
+
+
+def _readme() -> str:
+    template = resources.files("bids_cmb").joinpath("data/output_readme.md").read_text("utf-8")
+    return template.replace("{name}", NAME)

@@ -1,0 +1,370 @@
+"""The corridor: one scan, from its files to its derivatives."""
+
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from bids_cmb.brain import find_brain, stripped_brain
+from bids_cmb.config import Config, result_settings
+from bids_cmb.derivatives import (
+    Output,
+    columns,
+    counts,
+    find_mask,
+    lesion_row,
+    read_json,
+    refresh_scans_table,
+    write_json,
+    write_table,
+)
+from bids_cmb.detectors import Probability, card, detect
+from bids_cmb.discovery import Scan
+from bids_cmb.lesions import Lesion, find_lesions
+from bids_cmb.preprocessing import Grid, preprocess
+from bids_cmb.provenance import fingerprint, machine, sha256, software
+from bids_cmb.quality import Quality, quality
+from bids_cmb.volume import Intake, Volume, load, resample_like, save
+
+PROTOCOL = ("EchoTime", "MagneticFieldStrength", "Manufacturer", "ManufacturersModelName")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a probability map is cut into lesions.
+
+    Attributes:
+        threshold: Probability from which a voxel is lesion.
+        definite: Highest probability from which a lesion is definite.
+        min_volume: mm³ of the smallest lesion.
+    """
+
+    threshold: float
+    definite: float
+    min_volume: float
+
+
+@dataclass(frozen=True, eq=False)
+class Brain:
+    """The brain mask of a scan, and in words where it came from."""
+
+    mask: Volume
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """All that was made of one scan.
+
+    Attributes:
+        image: The scan.
+        intake: What was noticed while it was opened.
+        brain: Its brain mask.
+        probability: Of microbleed, on the scan's grid.
+        labels: Each lesion's index in its voxels.
+        lesions: The surest first.
+        quality: What may make the counts doubtful.
+    """
+
+    image: Volume
+    intake: Intake
+    brain: Brain
+    probability: Probability
+    labels: Volume
+    lesions: list[Lesion]
+    quality: Quality
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the log says of a scan: its counts, its quality flags, and notes on it."""
+
+    n_cmb: int
+    n_definite: int
+    quality_flags: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def process(scan: Scan, config: Config) -> Summary:
+    """Find the microbleeds of one scan and write down what was found.
+
+    Args:
+        scan: Where its files lie, and its BIDS entities.
+        config: What the run was asked to do.
+
+    Raises:
+        ValueError: If the scan cannot be used; the sentence names the file.
+        OSError: If a file cannot be read or written.
+    """
+    began = time.monotonic()
+    found = examine(scan, config)
+    output = Output(config.output_dir, scan)
+    retract(output)
+    files = write_images(output, found, config)
+    write_table(output.labels(".tsv"), columns("lesion"), map(lesion_row, found.lesions))
+    row = scan_row(scan, found, config)
+    notes = (*scan.notes, *found.intake.notes, *found.brain.notes)
+    said = marker(output, found.brain.source, config, files)
+    said["Provenance"]["Seconds"] = round(time.monotonic() - began, 1)
+    # Written last: where it stands, the scan is done.
+    write_json(output.mask(".json"), {**said, "Microbleeds": row, "Notes": list(notes)})
+    refresh_scans_table(output.home)
+    return Summary(row["n_cmb"], row["n_definite"], found.quality.flags, notes)
+
+
+def examine(scan: Scan, config: Config) -> Findings:
+    """Everything between reading a scan and writing its results.
+
+    Raises:
+        ValueError: If the scan cannot be used; the sentence names the file.
+        OSError: If a file cannot be read.
+    """
+    image, intake = read(scan)
+    brain = outline(scan, image, config)
+    probability = detect(config.detector, image, brain.mask)
+    labels, lesions = find_lesions(
+        probability.mean,
+        image,
+        brain.mask,
+        **asdict(cut_for(config)),
+        uncounted=config.uncounted,
+        spread=probability.spread,
+    )
+    measured = quality(
+        image,
+        brain.mask,
+        field_strength_t=scan.field_strength_t,
+        echo_time_s=scan.echo_time_s,
+        header_mended=bool(intake.notes),
+        nonfinite_voxels=intake.nonfinite_voxels,
+    )
+    return Findings(image, intake, brain, probability, labels, lesions, measured)
+
+
+def read(scan: Scan) -> tuple[Volume, Intake]:
+    """The scan's image; several echoes as the root of their mean square.
+
+    Raises:
+        ValueError: If an echo cannot be used or does not lie on the grid of the first.
+    """
+    image, intake = load(scan.path)
+    if not scan.more_echoes:
+        return image, intake
+    squares = image.data**2
+    for path in scan.more_echoes:
+        echo, more = load(path)
+        if echo.shape != image.shape or not np.allclose(echo.affine, image.affine, atol=1e-3):
+            raise ValueError(
+                f"{path}: echoes to be combined must share one grid; found {echo.shape} voxels "
+                f"here and {image.shape} in {scan.path.name}, or another affine."
+            )
+        squares += echo.data**2
+        intake = replace(
+            intake,
+            nonfinite_voxels=intake.nonfinite_voxels + more.nonfinite_voxels,
+            notes=intake.notes + more.notes,
+        )
+    mean = squares / (1 + len(scan.more_echoes))
+    return Volume(np.sqrt(mean), image.affine), intake
+
+
+def outline(scan: Scan, image: Volume, config: Config) -> Brain:
+    """The brain mask: the user's own, the scan's non-zero voxels if it is stripped, or found.
+
+    Raises:
+        ValueError: If no brain is found, or the user's mask holds none; the file is named.
+    """
+    given = find_mask(config.derivatives, scan, config.mask_desc)
+    try:
+        if config.skip_brain_extraction:
+            return Brain(stripped_brain(image), "the scan's own non-zero voxels")
+        if given:
+            return Brain(given_brain(given, image), str(given))
+        brain = find_brain(image)
+    except ValueError as error:
+        raise ValueError(f"{scan.path}: {error}") from error
+    notes = (f"{scan.path.name}: --derivatives holds no brain mask for it; one was found.",)
+    return Brain(brain, "found by intensity and shape", notes if config.derivatives else ())
+
+
+def given_brain(path: Path, image: Volume) -> Volume:
+    """The user's brain mask on the grid of the scan.
+
+    Raises:
+        ValueError: If no voxel of the scan lies within it.
+    """
+    mask = resample_like(load(path)[0], image, order=0)
+    inside = mask.data > 0.5
+    if not inside.any():
+        raise ValueError(f"the brain mask {path} must overlap the scan; found no voxel in common.")
+    return Volume(inside, image.affine)
+
+
+def cut_for(config: Config) -> Cut:
+    """The thresholds of a run: the user's, else those on the detectors' cards, averaged."""
+    cards = [card(name) for name in config.detector]
+
+    def mean(key: str) -> float:
+        return float(np.mean([one[key] for one in cards]))
+
+    threshold = mean("threshold") if config.threshold is None else config.threshold
+    volume = mean("min_volume_mm3") if config.min_volume is None else config.min_volume
+    return Cut(threshold, max(mean("definite_threshold"), threshold), volume)
+
+
+def retract(output: Output) -> None:
+    """Take back the results of an earlier run, the sign that they are complete first."""
+    sign = output.mask(".json")
+    earlier = read_json(sign) or {}
+    sign.unlink(missing_ok=True)
+    for name in earlier.get("Provenance", {}).get("Files", ()):
+        if Path(name).name == name:  # never follow a path out of the folder
+            (sign.parent / name).unlink(missing_ok=True)
+
+
+def write_images(output: Output, found: Findings, config: Config) -> list[Path]:
+    """Write the images that the output level asks for, each but the lesion mask with a sidecar.
+
+    Returns:
+        The images, and the lesion table that goes with the labels.
+    """
+    about = {"Sources": output.sources(), "SpatialReference": "orig"}
+
+    def written(place, volume: Volume, dtype: type, said: dict) -> Path:
+        save(volume, place(), dtype=dtype)
+        write_json(place(".json"), {**said, **about})
+        return place()
+
+    labels, grid = found.labels.data, found.image.affine
+    counted = np.isin(labels, [lesion.index for lesion in found.lesions if lesion.counted])
+    save(Volume(counted, grid), output.mask(), dtype=np.uint8)
+    said = {"Description": LABELS, "Manual": False, **columns("lesion")}
+    files = [output.mask(), written(output.labels, found.labels, np.uint16, said)]
+    if config.output_level != "minimal":
+        said = {"Description": PROBABILITY, "Manual": False}
+        files.append(written(output.probability, found.probability.mean, np.float32, said))
+        said = {"Description": BRAIN, "Type": "Brain", "Manual": False}
+        files.append(written(output.brain, found.brain.mask, np.uint8, said))
+    if config.output_level == "full":
+        seen = preprocess(found.image, found.brain.mask, Grid(intensity="brain-median")).image
+        said = {"Description": PREPROCESSED, "SkullStripped": config.skip_brain_extraction}
+        files.append(
+            written(output.preprocessed, resample_like(seen, found.image), np.float32, said)
+        )
+    return [*files, output.labels(".tsv")]
+
+
+LABELS = "Lesions, each voxel with the index that its lesion has in the table of the same name."
+PROBABILITY = "Probability of cerebral microbleed, the mean of the detectors."
+BRAIN = "Brain, within which lesions were sought."
+PREPROCESSED = "The scan, divided by its median in the brain."
+
+
+def scan_row(scan: Scan, found: Findings, config: Config) -> dict[str, object]:
+    """The scan's row in ``_scans.tsv``, but for the file name."""
+    cut, image, echo_time = cut_for(config), found.image, scan.echo_time_s
+    in_plane = np.delete(image.spacing, image.slice_axis)
+    return {
+        **counts(found.lesions),
+        "detector": ",".join(config.detector),
+        "threshold": cut.threshold,
+        "threshold_definite": cut.definite,
+        "field_strength_t": scan.field_strength_t,
+        "echo_time_ms": None if echo_time is None else round(1000 * echo_time, 3),
+        "in_plane_1_mm": round(float(in_plane[0]), 3),
+        "in_plane_2_mm": round(float(in_plane[1]), 3),
+        "slice_mm": round(float(image.spacing[image.slice_axis]), 3),
+        "brain_ml": round(found.quality.brain_ml, 1),
+        "brain_cut_percent": round(found.quality.brain_cut_percent, 1),
+        "brain_snr": round(found.quality.brain_snr, 1),
+        "nonfinite_voxels": found.intake.nonfinite_voxels,
+        "quality_flags": ",".join(found.quality.flags) or None,
+    }
+
+
+def marker(output: Output, brain: str, config: Config, files: list[Path]) -> dict:
+    """The sidecar of the lesion mask, but for the counts: all that made them."""
+    scan = output.scan
+    inputs = [stamp(path) for path in inputs_of(scan, config)]
+    protocol = {key: scan.metadata[key] for key in PROTOCOL if key in scan.metadata}
+    return {
+        "Description": "Counted cerebral microbleeds, 1; the lesions one by one stand in "
+        f"{output.labels('.tsv').name}.",
+        "Type": "Lesion",
+        "Manual": False,
+        "Sources": output.sources(),
+        "SpatialReference": "orig",
+        **protocol,
+        "Provenance": {
+            "Fingerprint": fingerprint_of(scan, config, [one["SHA256"] for one in inputs]),
+            "Input": inputs,
+            "BrainMask": brain,
+            "Settings": result_settings(config),
+            "Detectors": [
+                {"Name": name, "CardSHA256": _card_digest(name)} for name in config.detector
+            ],
+            "Software": software(),
+            "Machine": machine(),
+            "Finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "Files": sorted(path.name for path in files),
+        },
+    }
+
+
+# Resume: a scan is done when its marker names the same input, settings and software.
+
+
+def is_done(scan: Scan, config: Config) -> bool:
+    """Whether the results on disk are those that this run would write."""
+    output = Output(config.output_dir, scan)
+    made = (read_json(output.mask(".json")) or {}).get("Provenance")
+    if not isinstance(made, dict) or not isinstance(made.get("Files"), list):
+        return False
+    if not all((output.mask().parent / str(name)).is_file() for name in made["Files"]):
+        return False
+    known = {one.get("Path"): one for one in made.get("Input", ()) if isinstance(one, dict)}
+    digests = [_digest(path, known.get(path.name, {})) for path in inputs_of(scan, config)]
+    return made.get("Fingerprint") == fingerprint_of(scan, config, digests)
+
+
+def inputs_of(scan: Scan, config: Config) -> list[Path]:
+    """The files whose content decides the results: the echoes, and the user's brain mask."""
+    mask = find_mask(config.derivatives, scan, config.mask_desc)
+    return [scan.path, *scan.more_echoes, *([mask] if mask else [])]
+
+
+def stamp(path: Path) -> dict[str, object]:
+    """What tells a file from another: its name, size, time of change and SHA-256."""
+    found = path.stat()
+    return {
+        "Path": path.name,
+        "Size": found.st_size,
+        "Modified": found.st_mtime_ns,
+        "SHA256": sha256(path),
+    }
+
+
+def fingerprint_of(scan: Scan, config: Config, digests: list[str]) -> str:
+    """One hash over the input, its metadata, the settings, the detectors and our version."""
+    return fingerprint(
+        input=digests,
+        metadata={key: str(value) for key, value in scan.metadata.items()},
+        settings=result_settings(config),
+        detectors=[card(name) for name in config.detector],
+        version=software()["bids_cmb"],
+    )
+
+
+def _card_digest(name: str) -> str:
+    return fingerprint(card=card(name))
+
+
+def _digest(path: Path, known: dict) -> str:
+    """SHA-256 of a file, taken from the marker where size and time of change are the same."""
+    found = path.stat()
+    if (known.get("Size"), known.get("Modified")) == (found.st_size, found.st_mtime_ns):
+        return str(known.get("SHA256"))
+    return sha256(path)

@@ -165,7 +165,9 @@ def configure(argv: list[str]) -> Config:
     Raises:
         ExitError: If the command line or the config file makes no sense.
     """
-    given = vars(parser().parse_intermixed_args([_spelled(word) for word in argv]))
+    parsed = vars(parser().parse_intermixed_args([_spelled(word) for word in argv]))
+    # Positionals that were not given come as the word SUPPRESS itself (an oddity of argparse).
+    given = {name: value for name, value in parsed.items() if value != argparse.SUPPRESS}
     settings = _from_file(given.pop("config_file", None))
     overwrite = given.pop("overwrite", None)
     if overwrite or given.pop("resume", False):

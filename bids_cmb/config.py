@@ -103,7 +103,7 @@ def read_config_file(path: Path) -> dict:
 
 def _typed(path: Path, field, value: object) -> object:
     """A value from TOML as the type that the field announces."""
-    said = str(field.type)
+    said = field.type.__name__ if isinstance(field.type, type) else str(field.type)
     items = value if isinstance(value, list) else [value]
     kinds = {"Path": str, "float": (int, float), "int": int, "bool": bool, "str": str}
     word = next(name for name in kinds if name in said)

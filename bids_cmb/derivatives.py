@@ -103,7 +103,7 @@ class Output:
 
     def preprocessed(self, extension: str = ".nii.gz") -> Path:
         """Where the scan as the networks see it goes."""
-        return self.path(self.scan.suffix, extension, space="orig", desc="preproc")
+        return self.path(self.scan.suffix, extension, space="orig", desc=f"{self.scan.desc}preproc")
 
 
 def lesion_row(lesion: Lesion) -> dict[str, object]:
@@ -223,7 +223,10 @@ def write_dataset(folder: Path, raw: Path) -> None:
     write_text(folder / ".bidsignore", "\n".join(BIDSIGNORE) + "\n")
     rows = [{"desc_id": f"desc-{desc}", "description": text} for desc, text in DESCRIBED.items()]
     write_table(folder / "descriptions.tsv", ("desc_id", "description"), rows)
-    write_json(folder / "scans.json", columns("scan"))
+    description = {"Description": "What the desc- labels of the file names stand for."}
+    write_json(folder / "descriptions.json", description)
+    said = "Microbleeds of each scan, with the protocol and the quality of the scan."
+    write_json(folder / "scans.json", {"Description": said, **columns("scan")})
 
 
 def refresh_scans_table(home: Path) -> None:
@@ -287,10 +290,10 @@ def _rounded(value: float, digits: int) -> float | None:
 
 
 def _authors(raw_description: dict) -> list[str]:
+    """Those of the raw data, and us; the validator doubts a list of one."""
     authors = raw_description.get("Authors")
-    if isinstance(authors, list) and authors:
-        return [str(author) for author in authors]
-    return ["The authors of the source dataset"]
+    authors = [str(author) for author in authors] if isinstance(authors, list) else []
+    return [*(authors or ["The authors of the source dataset"]), "The bids_cmb developers"]
 
 
 def _link(folder: Path, raw: Path, raw_description: dict) -> str:

@@ -19,15 +19,13 @@ from typing import Any
 
 from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
-SUBJECTS_PER_INDEX = (
-    100  # pybids holds one index at a time: 2.2 GB for 5000 subjects, 70 MB for 100
-)
+# pybids needs 2.2 GB for an index of 5000 subjects, 70 MB for 100.
+SUBJECTS_PER_INDEX = 100
 LISTED_LABELS = 20  # a sentence that lists 5000 subjects is not read
 
 DEFAULT_SUFFIXES = ("T2starw", "swi")
-SPELLINGS = {
-    s.casefold(): s for s in ("T2starw", "T2star", "swi", "MEGRE", "GRE", "veno", "SWImag")
-}
+KNOWN_SUFFIXES = (*DEFAULT_SUFFIXES, "T2star", "MEGRE", "GRE", "veno", "SWImag")
+SPELLINGS = {suffix.casefold(): suffix for suffix in KNOWN_SUFFIXES}
 DATATYPES = ("anat", "swi")
 EXTENSIONS = (".nii.gz", ".nii")
 ECHO_WEIGHTING = 60.0  # T·ms; microbleeds are read at 20 ms at 3 T, 40 ms at 1.5 T
@@ -57,11 +55,7 @@ NEVER_TAKEN = tuple(
         (("suffix",), r"dup-.*", "is a leftover of a repeated conversion"),
         (("suffix",), r".*defac.*", "is a defacing mask"),
         (("part",), r"(?!mag$).*", "is not the magnitude"),
-        (
-            ("suffix", "acq", "rec", "desc"),
-            r".*mi?nip.*|mip.*|.*mip|.*swimip.*",
-            "is an intensity projection",
-        ),
+        (("suffix", "acq", "rec", "desc"), r".*mi?nip.*|mip.*|.*mip", "is an intensity projection"),
         (("suffix",), r"qsm|.*map", "is a map, not a magnitude image"),
         (("acq", "rec", "desc"), r"(swi|gre|t2star|filt|filtered)?pha(se)?", "is a phase image"),
         (("bp",), r"(?!(brain|head)$).*", "shows another part of the body than the brain"),
@@ -69,9 +63,8 @@ NEVER_TAKEN = tuple(
         (("space", "label", "seg", "res", "from", "to"), r".*", "is a derivative"),
     )
 )
-ODD_CHARACTERS = (
-    r"\x00-\x1f\x7f\ud800-\udfff"  # control, and bytes that are no UTF-8: no table holds them
-)
+# Control characters, and bytes that are no UTF-8: no table and no database holds them.
+ODD_CHARACTERS = r"\x00-\x1f\x7f\ud800-\udfff"
 ANNEX_POINTER = re.compile(rb"(\.\./)*(/|\.git/)annex/objects|version https://git-lfs")
 
 
@@ -198,8 +191,8 @@ def find_scans(bids_dir: Path, query: Query) -> Selection:
         Every scan once, and a reason for every file that looks like a susceptibility image.
 
     Raises:
-        ValueError: If ``bids_dir`` is no folder, a label names nobody, the shard is none, or the
-            database was made from another dataset.
+        ValueError: If ``bids_dir`` is no folder, its description is no object, a label names
+            nobody, the shard is none, or the database was made from another dataset.
     """
     bids_dir = Path(bids_dir).absolute()
     subjects, query, notes = _resolved(bids_dir, query)
@@ -209,18 +202,15 @@ def find_scans(bids_dir: Path, query: Query) -> Selection:
     scans, considered = [], []
     for start in range(0, len(subjects), SUBJECTS_PER_INDEX):
         some = subjects[start : start + SUBJECTS_PER_INDEX]
-        candidates = []
-        for path in indexed(some):
-            image = _parsed(path, bids_dir)
-            reason = next(chain(_unsuited(image), _misnamed(image), _unasked(image, query)), "")
-            if reason:
-                considered.append(_left(image.relative_path, reason))
-            else:
-                candidates.append(image)
-        found, settled = _settle(candidates, query, read)
+        seen, odd = _walked(bids_dir, some, _territory(some, _words(query)))
+        try:
+            paths = indexed(some)
+        except PermissionError:  # pybids stops at the first link that it may not follow
+            paths = seen
+        asked, refused = _by_name([_parsed(path, bids_dir) for path in paths], query)
+        found, settled = _settle(asked, query, read)
         scans += found
-        considered += settled
-        considered += _passed_over(bids_dir, some, _territory(some, _words(query)))
+        considered += [*odd, *refused, *settled]
 
     notes += _empty_handed(subjects, scans)
     return Selection(
@@ -247,7 +237,7 @@ def list_subjects(bids_dir: Path) -> list[str]:
 def _labels(folder: Path, prefix: str) -> list[str]:
     # pybids takes as long for its list of subjects as for the whole index
     with os.scandir(folder) as entries:
-        names = [e.name for e in entries if e.name.startswith(prefix) and e.is_dir()]
+        names = [e.name for e in entries if e.name.startswith(prefix) and _is_folder(e)]
     odd = re.compile(f"[{ODD_CHARACTERS}]")
     return sorted(n.removeprefix(prefix) for n in names if n != prefix and not odd.search(n))
 
@@ -400,18 +390,26 @@ def _indexer(bids_dir: Path, query: Query) -> Callable[[list[str]], list[Path]]:
 
 def _index(bids_dir: Path, territory: re.Pattern, database_dir: Path | None = None) -> list[Path]:
     """Paths of the files within ``territory``, by pybids."""
-    layout = BIDSLayout(
-        bids_dir,
-        validate=False,  # validation drops `swi` without a word
-        config=_pybids_config(),
-        database_path=database_dir,
-        indexer=BIDSLayoutIndexer(
-            validate=False,
-            index_metadata=False,
-            ignore=[re.compile(rf"^(?!{territory.pattern}\Z)")],
-            config_filename=".none",  # a `layout_config.json` in the data has no say here
-        ),
+    indexer = BIDSLayoutIndexer(
+        validate=False,
+        index_metadata=False,
+        ignore=[re.compile(rf"^(?!{territory.pattern}\Z)")],
+        config_filename=".none",  # a `layout_config.json` in the data has no say here
     )
+    try:
+        # Validation would drop `swi` without a word.
+        layout = BIDSLayout(
+            bids_dir,
+            validate=False,
+            config=_pybids_config(),
+            database_path=database_dir,
+            indexer=indexer,
+        )
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{bids_dir / 'dataset_description.json'}: must be an object as BIDS describes it; "
+            f"pybids cannot read it ({error})."
+        ) from error
     return _files_of(layout)
 
 
@@ -463,31 +461,45 @@ def _root_of(database: Path) -> Path:
     return Path(root)
 
 
-def _passed_over(
+def _walked(
     bids_dir: Path, subjects: list[str], territory: re.Pattern
-) -> Iterator[Considered]:
-    """What pybids skips in silence: folders it may not read, folders and names that are odd."""
-    folders = [bids_dir / f"sub-{subject}" for subject in subjects]
+) -> tuple[list[Path], list[Considered]]:
+    """The files within ``territory``; and what pybids passes over, or stops at, in silence.
+
+    Returns:
+        files: Every path that may be an image.
+        odd: Folders that cannot be read, folders named like images, names that no table can hold.
+    """
+    files, odd, folders = [], [], [bids_dir / f"sub-{subject}" for subject in subjects]
     while folders:
         folder = folders.pop()
         try:
             with os.scandir(folder) as opened:
                 entries = list(opened)
         except OSError as error:
-            yield _left(
-                _relative(folder, bids_dir), f"cannot be read ({_brief(error)})", wanted=True
-            )
+            why = f"cannot be read ({_brief(error)})"
+            odd.append(_left(_relative(folder, bids_dir), why, wanted=True))
             continue
         for entry in entries:
             relative = _relative(Path(entry.path), bids_dir)
             place = territory.fullmatch("/" + re.sub(f"[{ODD_CHARACTERS}]", "?", relative))
             if place and re.search(f"[{ODD_CHARACTERS}]", relative):
                 escaped = relative.encode("unicode_escape").decode()
-                yield _left(escaped, "has characters in its name that no table can hold")
-            elif place and entry.is_dir() and place["file"]:
-                yield _left(relative, "is a folder, not an image")
-            elif place and entry.is_dir():
+                odd.append(_left(escaped, "has characters in its name that no table can hold"))
+            elif place and not _is_folder(entry):
+                files += [Path(entry.path)] if place["file"] else []
+            elif place and place["file"]:
+                odd.append(_left(relative, "is a folder, not an image"))
+            elif place:
                 folders.append(Path(entry.path))
+    return files, odd
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, or to where we may not look
+        return False
 
 
 def _relative(path: Path, bids_dir: Path) -> str:
@@ -556,6 +568,16 @@ def _parsed(path: Path, bids_dir: Path) -> _Image:
 def _joined(entities: Iterable[tuple[str, str]], desc: str, suffix: str) -> str:
     pairs = [*entities, ("desc", desc)] if desc else entities
     return "_".join([*(f"{name}-{value}" for name, value in pairs), suffix])
+
+
+def _by_name(images: list[_Image], query: Query) -> tuple[list[_Image], list[Considered]]:
+    """Those that may be taken, by name alone; and the others with the first reason against them."""
+    reasons = {
+        image: next(chain(_unsuited(image), _misnamed(image), _unasked(image, query)), "")
+        for image in images
+    }
+    left = [_left(image.relative_path, why) for image, why in reasons.items() if why]
+    return [image for image, why in reasons.items() if not why], left
 
 
 def _unsuited(image: _Image) -> Iterator[str]:

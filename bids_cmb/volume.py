@@ -139,7 +139,8 @@ def _open(path: Path) -> tuple[nib.Nifti1Image, nib.Nifti1Header]:
         raise
     except UNREADABLE as error:
         raise ValueError(
-            f"{path}: a NIfTI image was expected; its header cannot be read ({_brief(error)})."
+            f"{path}: a NIfTI image was expected; its header cannot be read "
+            f"({_brief(path, error)})."
         ) from error
     kind = type(image).__name__.removesuffix("Image")
     raise ValueError(f"{path}: a NIfTI image was expected; found {kind}.")
@@ -178,7 +179,7 @@ def _affine(
     notes = [f"the {other} {fault}" for other, fault in faults.items()]
     own = voxel_sizes(coded[source])
     if not np.allclose(own, sizes, rtol=SIZE_LIMIT):
-        notes.append(f"voxels of {_times(own)} mm in the {source}, of {_times(sizes)} mm elsewhere")
+        notes.append(f"voxels are {_times(own)} mm in the {source}, {_times(sizes)} mm in pixdim")
     if len(sound) == 2 and (apart := _apart(coded, shape)) > DISAGREEMENT_LIMIT * own.min():
         notes.append(f"sform and qform lie up to {apart:.1f} mm apart")
     notes = [f"{path.name}: {note}; the {source} was used." for note in notes]
@@ -243,25 +244,37 @@ def _fault(affine: np.ndarray) -> str:
 def _read(path: Path, image: nib.Nifti1Image) -> np.ndarray:
     kind = image.get_data_dtype()
     if kind.fields or kind.kind not in "iuf":
-        raise ValueError(f"{path}: real voxel values are expected; found {kind}.")
+        found = "colours" if kind.fields else kind
+        raise ValueError(f"{path}: real voxel values are expected; found {found}.")
     try:
-        return image.get_fdata(dtype=np.float32, caching="unchanged")
+        _check_sum(path)
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, and counted as such
+            return image.get_fdata(dtype=np.float32, caching="unchanged")
     except PermissionError:
         raise
     except UNREADABLE as error:
         raise ValueError(
             f"{path}: the file must hold all voxels that its header announces; "
-            f"it is truncated or damaged ({_brief(error)})."
+            f"it is truncated or damaged ({_brief(path, error)})."
         ) from error
+
+
+def _check_sum(path: Path) -> None:
+    """Read a gzipped file to its end, where its check sum stands; nibabel stops before it."""
+    if path.suffix == ".gz":
+        with gzip.open(path) as packed:
+            while packed.read(2**20):
+                pass
 
 
 def _times(sizes: Iterable[float]) -> str:
     return " × ".join(f"{size:g}" for size in sizes)
 
 
-def _brief(error: Exception) -> str:
-    """The first line of an error, without the path that the sentence has already named."""
-    return str(error).strip().split("\n")[0].rstrip(".")[:120] or type(error).__name__
+def _brief(path: Path, error: Exception) -> str:
+    """The first line of an error, without the folders that the sentence has already named."""
+    said = str(error).strip().split("\n")[0].rstrip(".").replace(str(path), path.name)
+    return said[:120] or type(error).__name__
 
 
 def save(volume: Volume, path: Path, *, dtype: type = np.float32) -> None:

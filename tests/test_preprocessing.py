@@ -34,6 +34,10 @@ def turned(spacing, *, axes=(0, 1, 2), flips=(-1, 1, 1), degrees=20.0, origin=(3
     return from_matvec(about_z @ about_x @ straight, origin)
 
 
+def named(grid):
+    return f"{'x'.join(map(str, grid.spacing))}-order{grid.order}-{grid.axes}-{grid.intensity}"
+
+
 SCANS = {  # shape, affine
     "clinical 2D": ((100, 110, 12), turned((0.45, 0.45, 4.0))),
     "VALDO-like": ((52, 60, 16), turned((1.0, 1.0, 3.0), degrees=11.0)),
@@ -164,8 +168,8 @@ def b_spline(distance):
     return np.where(d < 1, 2 / 3 - d**2 + d**3 / 2, np.where(d < 2, (2 - d) ** 3 / 6, 0))
 
 
-TALL = ((24, 22, 50), turned((2.3, 2.1, 4.1)))
-LONG = ((20, 58, 14), turned((2.7, 3.3, 3.1), axes=(2, 1, 0), flips=(1, -1, -1)))
+TALL = ((12, 11, 50), turned((2.3, 2.1, 4.1)))
+LONG = ((9, 58, 10), turned((2.7, 3.3, 3.1), axes=(2, 1, 0), flips=(1, -1, -1)))
 HEADS = {  # shape and affine, and the slices along the longest axis that hold brain
     "in the middle": (TALL, slice(20, 32), None),
     "poking out of the box": (TALL, slice(10, 30), slice(30, 50)),
@@ -180,9 +184,9 @@ def head(where, bulk, tower):
     shape, affine = where
     brain = np.zeros(shape, bool)
     along = np.moveaxis(brain, int(np.argmax(shape)), 0)
-    along[bulk, 4:-5, 5:-3] = True
+    along[bulk, 2:-3, 3:-2] = True
     if tower:
-        along[tower, 9:11, 8:10] = True
+        along[tower, 5:7, 4:6] = True
     return Volume(brain, affine)
 
 
@@ -200,14 +204,26 @@ def test_the_shiva_grid_is_what_its_description_says_voxel_by_voxel(name, rng):
     assert image.data.min() < 0  # else nothing was asked of the floor
 
 
-def test_the_phantoms_do_reach_the_corners_of_the_shiva_rule(rng):
-    starts = {}
-    for name, (where, bulk, tower) in HEADS.items():
-        got = preprocess(textured(*where, rng), head(where, bulk, tower), SHIVA)
-        starts[name] = np.argwhere(got.brain.data)
-    assert starts["in the middle"][:, 2].max() < 176 - 5
-    assert starts["poking out of the box"][:, 2].max() == 176 - 5
-    assert starts["poking out of the box"][:, 2].mean() < 87
+def test_a_brain_that_pokes_out_of_the_box_gets_headroom():
+    (shape, affine), bulk, tower = HEADS["poking out of the box"]
+    brain = head((shape, affine), bulk, tower)
+    image = Volume(np.ones(shape, np.float32), affine)
+    heights = np.argwhere(preprocess(image, brain, SHIVA).brain.data)[:, 2]
+    assert heights.max() == 176 - 5
+    assert heights.mean() < 87  # it was moved
+    unmoved = preprocess(image, brain, replace(SHIVA, headroom=None)).brain.data
+    assert unmoved[:, :, -1].any()  # cut off
+
+
+@pytest.mark.parametrize(("topmost", "its_place"), [(14, 7), (15, 3), (17, 3)])
+def test_headroom_is_given_when_the_first_slice_is_lost_and_not_before(topmost, its_place):
+    shape, affine = (20, 20, 30), turned((1.0, 1.0, 1.0), flips=(1, 1, 1))
+    brain = np.zeros(shape, bool)
+    brain[5:15, 5:15, 10] = True  # centre at 10.05, so the box is 7 to 14
+    brain[9, 9, topmost] = True
+    grid = Grid(shape=(16, 16, 8), headroom=5)
+    got = preprocess(Volume(np.ones(shape), affine), Volume(brain, affine), grid).brain
+    assert np.argwhere(got.data)[:, 2].max() == its_place
 
 
 @pytest.mark.parametrize("lowest", [0.0, 2000.0])
@@ -226,7 +242,7 @@ def test_conforming_is_what_nibabel_does(name, lowest, rng):
     last = np.array(shape).reshape(3, 1, 1, 1) - 1
     on_edge = ((abs(index) < 1e-6) | (abs(index - last) < 1e-6)).any(axis=0)
     np.testing.assert_allclose(got.data[~on_edge], expected[~on_edge], rtol=1e-6, atol=1e-4)
-    assert on_edge.mean() < 0.02
+    assert on_edge.mean() < 0.1
 
 
 def test_a_scan_that_is_1_mm_already_reaches_shiva_unfiltered(rng):
@@ -251,26 +267,23 @@ def test_the_99th_percentile_of_the_brain_is_0_769_for_shiva_and_1_by_its_readme
 # Every grid
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{grid.spacing} {grid.axes}")
+@pytest.mark.parametrize("grid", GRIDS, ids=named)
 @pytest.mark.parametrize("name", SCANS)
 def test_a_lesion_is_back_within_half_a_voxel(name, grid, rng):
     shape, affine = SCANS[name]
     brain = ball(shape, affine)
     middle = apply_affine(affine, (np.array(shape) - 1) / 2)
-    for _ in range(3):
-        centre = middle + rng.uniform(-5, 5, 3)
-        scan = blob(shape, affine, centre, width=1.6)
-        there = preprocess(scan, brain, replace(grid, intensity="none"))
-        back = back_to_scan(there.image, scan)
-        moved = np.subtract(*map(ndimage.center_of_mass, (back.data, scan.data)))
-        assert abs(moved).max() < 0.5, moved
-        assert back.data.max() > 0.2
-        found = there.image.world(ndimage.center_of_mass(there.image.data))
-        true = scan.world(ndimage.center_of_mass(scan.data))
-        assert (abs(scan.index(found) - scan.index(true)) < 0.5).all()
+    scan = blob(shape, affine, middle + rng.uniform(-5, 5, 3), width=1.6)
+    there = preprocess(scan, brain, replace(grid, intensity="none")).image
+    back = back_to_scan(there, scan)
+    was = np.array(ndimage.center_of_mass(scan.data))
+    came = scan.index(there.world(ndimage.center_of_mass(there.data)))
+    assert abs(came - was).max() < 0.25
+    assert abs(ndimage.center_of_mass(back.data) - was).max() < 0.25
+    assert back.data.max() > 0.2
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{grid.spacing} {grid.axes}")
+@pytest.mark.parametrize("grid", GRIDS, ids=named)
 @pytest.mark.parametrize("name", SCANS)
 def test_the_brain_stays_where_it_is_in_the_world(name, grid, rng):
     shape, affine = SCANS[name]

@@ -1,0 +1,189 @@
+"""Detectors say how likely a microbleed is at every voxel of a scan."""
+
+import json
+
+import numpy as np
+import pytest
+from nibabel.affines import from_matvec
+
+import bids_cmb.detectors
+from bids_cmb.detectors import card, detect, detector_names, radial
+from bids_cmb.volume import Volume
+
+SPACING = np.array([0.6, 0.5, 3.0])  # mm
+SHAPE = (90, 100, 15)
+MIDDLE = np.array([45, 50, 7])
+TILT = np.array([[0.96, 0.28, 0], [-0.28, 0.96, 0], [0, 0, 1]])
+AFFINE = from_matvec(TILT @ np.diag([-1, 1, -1] * SPACING), [12, -34, 56])  # oblique, flipped
+
+
+def position():
+    return (np.moveaxis(np.indices(SHAPE), 0, -1) - MIDDLE) * SPACING
+
+
+def ball(diameter, at=(0, 0, 0)):
+    away = np.linalg.norm(position() - at, axis=-1)
+    return 0.5 - 0.5 * np.tanh((away - diameter / 2) / 0.3)
+
+
+def tube(diameter, slices):
+    where = position()
+    round_ = 0.5 - 0.5 * np.tanh((np.hypot(where[..., 0], where[..., 1]) - diameter / 2) / 0.3)
+    return round_ * (np.abs(where[..., 2]) < slices * SPACING[2] / 2)
+
+
+def brain():
+    inside = np.zeros(SHAPE, bool)
+    inside[10:-10, 10:-10, 1:-1] = True
+    return Volume(inside, AFFINE)
+
+
+def scan(*things):
+    """Tissue of brightness 300 with 2 % noise; each (shape, part of the signal lost) drawn in."""
+    data = brain().data * (1 + 0.02 * np.random.default_rng(3).standard_normal(SHAPE))
+    for shape, loss in things:
+        data = data * (1 - loss * shape)
+    return Volume((300 * data).astype(np.float32), AFFINE)
+
+
+def chance(*things):
+    """The highest probability within 3 mm of the middle."""
+    near = np.linalg.norm(position(), axis=-1) < 3
+    return radial(scan(*things), brain()).data[near].max()
+
+
+def test_a_clean_dot_in_tissue_is_a_microbleed():
+    assert chance((ball(3), 0.5)) >= card("radial")["threshold"]
+    assert chance((ball(3), 0.8)) >= card("radial")["definite_threshold"]
+
+
+@pytest.mark.parametrize("diameter", [2, 3, 5])
+def test_dark_dots_of_the_usual_sizes_pass(diameter):
+    assert chance((ball(diameter), 0.8)) >= card("radial")["threshold"]
+
+
+@pytest.mark.parametrize(
+    ("what", "things"),
+    {
+        "nothing": [],
+        "a faint dot": [(ball(3), 0.2)],
+        "a tube through three slices": [(tube(2, 3), 0.6)],
+        "a tube through all slices": [(tube(3, 13), 0.6)],
+        "a dot in fluid": [(ball(9), -0.8), (ball(2.5), 0.8)],
+        "a dot in a dark surround": [(ball(11), 0.5), (ball(2.5), 0.7)],
+        "a ball of 14 mm": [(ball(14), 0.7)],
+        "an oval three times as long as wide": [(ball(2), 0.7), (ball(2, (2, 0, 0)), 0.7),
+                                                (ball(2, (-2, 0, 0)), 0.7)],
+    }.items(),
+)  # fmt: skip
+def test_mimics_are_refused(what, things):
+    assert chance(*things) < 0.5 * card("radial")["threshold"], what
+
+
+def test_a_dot_on_the_surface_is_refused():
+    near_edge = ball(3, at=(-0.6 * 33, 0, 0))  # 1.8 mm from the first voxel outside
+    assert radial(scan((near_edge, 0.6)), brain()).data.max() < 0.5
+
+
+def test_a_dot_is_painted_where_it_lies():
+    at = np.array([6, -7.5, 9])
+    found = radial(scan((ball(3.5, at), 0.7)), brain())
+    index = np.argwhere(found.data >= 0.5)
+    true = AFFINE[:3, :3] @ (MIDDLE + at / SPACING) + AFFINE[:3, 3]
+    assert np.linalg.norm(found.world(index).mean(axis=0) - true) < 0.5
+    width = np.ptp(index, axis=0) * SPACING
+    assert np.all(width[:2] <= 4)
+
+
+def test_probability_lies_between_0_and_1_and_inside_the_brain():
+    found = radial(scan((ball(3), 0.7), (ball(3, (-15, 0, 0)), 0.9)), brain())
+    assert found.data.dtype == np.float32
+    assert found.data.min() == 0
+    assert 0.9 < found.data.max() <= 1
+    assert not found.data[~brain().data].any()
+    np.testing.assert_array_equal(found.affine, AFFINE)
+
+
+def test_the_same_scan_gives_the_same_probability_twice():
+    image = scan((ball(3), 0.7))
+    np.testing.assert_array_equal(radial(image, brain()).data, radial(image, brain()).data)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_scan_stored_backwards_gives_the_same_probability(axis):
+    order = np.eye(4)
+    order[axis, axis], order[axis, 3] = -1, SHAPE[axis] - 1
+    image = scan((ball(3), 0.7), (ball(2.5, (8, 9, 3)), 0.6))
+    backwards = [Volume(np.flip(v.data, axis), AFFINE @ order) for v in (image, brain())]
+    np.testing.assert_allclose(
+        np.flip(radial(*backwards).data, axis), radial(image, brain()).data, atol=1e-5
+    )
+
+
+def test_a_scan_stored_with_slices_first_gives_the_same_probability():
+    order = np.eye(4)[:, [2, 0, 1, 3]]
+    image = scan((ball(3), 0.7), (ball(2.5, (8, 9, 3)), 0.6))
+    turned = [Volume(v.data.transpose(2, 0, 1), AFFINE @ order) for v in (image, brain())]
+    np.testing.assert_allclose(
+        radial(*turned).data.transpose(1, 2, 0), radial(image, brain()).data, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("unit", [1e-4, 7.3, 4096])
+def test_the_unit_of_brightness_does_not_matter(unit):
+    image = scan((ball(3), 0.7))
+    other = Volume((image.data * unit).astype(np.float32), AFFINE)
+    np.testing.assert_allclose(radial(other, brain()).data, radial(image, brain()).data, atol=1e-4)
+
+
+def test_one_detector_has_no_spread():
+    found = detect("radial", scan((ball(3), 0.7)), brain())
+    assert found.members == ("radial",)
+    assert found.spread is None
+    np.testing.assert_array_equal(found.mean.data, radial(scan((ball(3), 0.7)), brain()).data)
+
+
+def test_several_detectors_are_averaged(monkeypatch):
+    def cautious(image, _brain):
+        return Volume(np.full(image.shape, 0.2, np.float32), image.affine)
+
+    def bold(image, _brain):
+        return Volume(np.full(image.shape, 0.8, np.float32), image.affine)
+
+    monkeypatch.setattr(bids_cmb.detectors, "card", lambda name: {"name": name})
+    monkeypatch.setattr(bids_cmb.detectors, "_FUNCTIONS", {"cautious": cautious, "bold": bold})
+    found = detect(["cautious", "bold"], scan(), brain())
+    assert found.members == ("cautious", "bold")
+    np.testing.assert_allclose(found.mean.data, 0.5, rtol=1e-6)
+    np.testing.assert_allclose(found.spread.data, 0.3, rtol=1e-6)
+    assert found.mean.data.dtype == found.spread.data.dtype == np.float32
+
+
+def test_every_card_says_what_a_reader_and_the_app_need():
+    for name in detector_names():
+        told = card(name)
+        assert told["name"] == name
+        assert {"task", "description", "citation", "grid", "parameters"} <= set(told)
+        assert 0 < told["threshold"] <= told["definite_threshold"] <= 1
+        assert told["min_volume_mm3"] >= 0
+        assert all(cited["doi"].startswith("10.") for cited in told["citation"])
+        assert json.dumps(told)
+
+
+def test_every_gate_measures_something_of_a_candidate():
+    for gate in card("radial")["parameters"]["gates"]:
+        assert gate["measure"] in bids_cmb.detectors.Candidate.__dataclass_fields__
+        assert gate["keep"] in {"above", "below"}
+        assert gate["width"] > 0
+        assert gate["reason"]
+
+
+def test_an_unknown_detector_is_refused():
+    with pytest.raises(ValueError, match=r"must be one of .*radial.*; found 'telepathy'"):
+        detect("telepathy", scan(), brain())
+
+
+@pytest.mark.parametrize("names", [[], ["radial", "radial"]])
+def test_detectors_are_named_once_each(names):
+    with pytest.raises(ValueError, match="must be named once each; found"):
+        detect(names, scan(), brain())

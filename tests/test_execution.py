@@ -1,0 +1,95 @@
+"""A job over many scans: one failure is one failure, a dead process too."""
+
+import errno
+import os
+import signal
+import time
+
+import pytest
+
+from bids_cmb.execution import cores, memory_mb, run, sentence
+
+
+def square(number):
+    if number == 3:
+        raise ValueError("three: the rule is even; found 3.")
+    if number == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 7:
+        raise KeyError("seven")
+    if number == 8:
+        raise OSError(errno.ENOSPC, "No space left on device", "eight.nii")
+    return number**2
+
+
+def nap(path):
+    path.write_text("begun")
+    time.sleep(60)
+
+
+def own_process(_):
+    return os.getpid()
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    return {outcome.at: outcome for outcome in run(square, list(range(10)), workers=2)}
+
+
+def test_every_job_ends_once(outcomes):
+    assert sorted(outcomes) == list(range(10))
+
+
+def test_failures_do_not_touch_the_others(outcomes):
+    results = {at: outcome.result for at, outcome in outcomes.items() if not outcome.error}
+    assert results == {at: at**2 for at in (0, 1, 2, 4, 6, 9)}
+
+
+def test_a_failed_job_gives_its_sentence_and_its_traceback(outcomes):
+    assert outcomes[3].error == "three: the rule is even; found 3."
+    assert "Traceback" in outcomes[3].details
+
+
+def test_a_process_that_is_killed_is_one_failure(outcomes):
+    assert "was killed from outside" in outcomes[5].error
+
+
+def test_an_unexpected_error_is_called_so(outcomes):
+    assert outcomes[7].error == "unexpected KeyError: 'seven'"
+
+
+def test_an_error_of_the_system_keeps_its_number_and_its_file(outcomes):
+    assert outcomes[8].errno == errno.ENOSPC
+    assert outcomes[8].error == "eight.nii: no space left on device."
+
+
+def test_no_more_processes_are_made_than_asked_for():
+    pids = {outcome.result for outcome in run(own_process, list(range(6)), workers=2)}
+    assert 1 <= len(pids) <= 2
+    assert os.getpid() not in pids
+
+
+def test_closing_ends_the_jobs_under_way_at_once(tmp_path):
+    running = run(_nap_or_return, [None, tmp_path / "a"], workers=2)
+    next(running)
+    began = time.monotonic()
+    running.close()
+    assert time.monotonic() - began < 10
+
+
+def _nap_or_return(path):
+    return nap(path) if path else None
+
+
+def test_nothing_to_do_is_done_at_once():
+    assert list(run(square, [], workers=3)) == []
+
+
+def test_sentences_are_whole():
+    assert sentence(MemoryError()) == "memory ran out (see --mem-mb)."
+    assert sentence(ValueError("one\n  two")) == "one two"
+
+
+def test_this_machine_has_cores_and_memory():
+    assert 1 <= cores() <= os.cpu_count()
+    assert memory_mb() > 100

@@ -1,0 +1,82 @@
+"""A file is whole or not there."""
+
+import os
+import stat
+
+import pytest
+
+from bids_cmb.files import replacing, write_text
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_was_written_takes_its_place(tmp_path):
+    path = tmp_path / "new" / "folder" / "table.tsv"
+    with replacing(path) as beside:
+        beside.write_bytes(b"a\tb\n")
+        assert beside.parent == path.parent  # else renaming could cross file systems
+        assert beside.name.startswith(".")  # BIDS tools pass it by
+        assert not path.exists()
+    assert path.read_bytes() == b"a\tb\n"
+    assert names(path.parent) == ["table.tsv"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("no more disk"), KeyboardInterrupt()])
+def test_a_failing_writer_leaves_the_old_file_whole_and_nothing_else(tmp_path, failure):
+    path = tmp_path / "table.tsv"
+    path.write_text("old")
+
+    def write():
+        with replacing(path) as beside:
+            beside.write_text("half of the n")
+            raise failure
+
+    with pytest.raises(type(failure)):
+        write()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["table.tsv"]
+
+
+def test_a_failing_first_writer_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "table.tsv"):
+        1 / 0  # noqa: B018
+    assert names(tmp_path) == []
+
+
+def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "table.tsv"
+    path.write_text("old")
+    with replacing(path) as beside:
+        beside.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+def test_of_two_writers_at_once_the_last_one_wins_whole(tmp_path):
+    path = tmp_path / "table.tsv"
+    with replacing(path) as first, replacing(path) as second:
+        assert first != second
+        first.write_text("first " * 1000)
+        second.write_text("second")
+    assert path.read_text() == "first " * 1000  # the outer one is renamed last
+    assert names(tmp_path) == ["table.tsv"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_permissions_follow_the_umask(tmp_path, mask):
+    path = tmp_path / "table.tsv"
+    before = os.umask(mask)
+    try:
+        write_text(path, "a")
+        assert os.umask(mask) == mask  # left as it was found
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+
+
+def test_text_is_utf_8_with_unix_line_ends(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "5 mm³\nzwölf\n")
+    assert path.read_bytes() == "5 mm³\nzwölf\n".encode()

@@ -1,0 +1,71 @@
+"""The quality of a scan, against geometry and known noise."""
+
+import numpy as np
+import pytest
+
+from bids_cmb.quality import cut_percent, quality, signal_to_noise
+from bids_cmb.volume import Volume
+
+
+def ball(shape, centre, radius):
+    away = np.linalg.norm(np.moveaxis(np.indices(shape), 0, -1) - centre, axis=-1)
+    return away <= radius
+
+
+def test_a_ball_covered_whole_is_not_cut():
+    assert cut_percent(ball((40, 40, 40), (20, 20, 20), 15)) == 0
+
+
+def test_a_ball_cut_through_its_middle_is_cut_by_all_of_its_cross_section():
+    assert cut_percent(ball((40, 40, 40), (20, 20, 0), 15)) == pytest.approx(100)
+
+
+def test_a_ball_cut_half_way_up_is_cut_by_three_quarters():
+    assert cut_percent(ball((80, 80, 80), (40, 40, 15), 30)) == pytest.approx(75, abs=3)
+
+
+def test_an_empty_mask_is_not_cut():
+    assert cut_percent(np.zeros((4, 4, 4), bool)) == 0
+
+
+def test_signal_to_noise_is_that_of_the_noise_put_in(rng, blank):
+    image = Volume(100 + rng.normal(0, 5, blank.shape), blank.affine)
+    brain = Volume(np.ones(blank.shape, bool), blank.affine)
+    assert signal_to_noise(image, brain) == pytest.approx(20, rel=0.03)
+
+
+def test_an_image_without_noise_has_no_signal_to_noise(blank):
+    image = Volume(blank.data + 1, blank.affine)
+    assert signal_to_noise(image, Volume(blank.data == 0, blank.affine)) == 0
+
+
+def flags(*, radius=62, spacing=2.0, field=3.0, echo=0.02, **more):
+    inside = ball((80, 80, 80), (40, 40, 40), radius / 2)
+    affine = np.diag([2, 2, 2 * spacing / 2, 1])
+    settings = {"header_mended": False, "nonfinite_voxels": 0, **more}
+    image = Volume(inside.astype(float), affine)
+    brain = Volume(inside, affine)
+    return quality(image, brain, field_strength_t=field, echo_time_s=echo, **settings).flags
+
+
+def test_an_ordinary_scan_has_no_flags():
+    assert flags() == ()  # a ball of 62 mm radius has 998 ml
+
+
+def test_what_is_out_of_the_ordinary_is_flagged():
+    assert flags(radius=40) == ("brain_volume",)
+    assert flags(spacing=6.0, radius=46) == ("thick_slices",)
+    assert flags(echo=0.005) == ("short_echo",)
+    assert flags(echo=None) == ()
+    assert flags(field=None) == ()
+    assert flags(header_mended=True) == ("header",)
+    assert flags(nonfinite_voxels=3) == ("nonfinite",)
+
+
+def test_the_brain_is_measured_in_millilitres():
+    inside = ball((80, 80, 80), (40, 40, 40), 31)
+    brain = Volume(inside, np.diag([-2, 2, 2, 1]))
+    settings = {"field_strength_t": 3, "echo_time_s": 0.02}
+    image = Volume(inside.astype(float), brain.affine)
+    found = quality(image, brain, **settings, header_mended=False, nonfinite_voxels=0)
+    assert found.brain_ml == pytest.approx(4 / 3 * np.pi * 6.2**3, rel=0.01)

@@ -4,14 +4,13 @@ import logging
 import signal
 import sys
 import uuid
-from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bids_cmb.cohort import methods, process_all, write_selection
 from bids_cmb.config import Config, to_toml
 from bids_cmb.detectors import card
-from bids_cmb.discovery import Query, Selection, find_scans, read_filter_file
+from bids_cmb.discovery import Selection, find_scans
 from bids_cmb.exits import (
     BAD_DATA,
     GOES_ON,
@@ -25,8 +24,10 @@ from bids_cmb.exits import (
     USAGE,
     ExitError,
 )
+from bids_cmb.filters import Query, read_filter_file
 from bids_cmb.group import write_group
 from bids_cmb.lesions import FLAGS
+from bids_cmb.provenance import command
 from bids_cmb.validation import full_errors, quick_look
 
 log = logging.getLogger("bids_cmb")
@@ -67,7 +68,6 @@ def _talk(verbosity: int) -> None:
 
 
 def _boilerplate(config: Config) -> int:
-
     _check_detectors(config)
     sys.stdout.write(methods(config))
     return OK
@@ -84,9 +84,12 @@ def _participant_level(config: Config) -> int:
     selection = _select(config)
     if config.dry_run:
         return _show(selection)
-    logs = _run_folder(config)
-    write_selection(logs / "selection.tsv", selection)
-    tally = process_all(selection, config, logs)
+    try:
+        logs = _run_folder(config)
+        write_selection(logs / "selection.tsv", selection)
+        tally = process_all(selection, config, logs)
+    except OSError as error:
+        raise _unwritable(config, error) from error
     log.info(
         "%d scans read, %d done before, %d failed, %d not come to. Results: %s",
         *(tally.done, tally.skipped, len(tally.failed), tally.unfinished, config.output_dir),
@@ -99,7 +102,6 @@ def _participant_level(config: Config) -> int:
 
 
 def _check_detectors(config: Config) -> None:
-
     try:
         for name in config.detector:
             card(name)
@@ -160,6 +162,9 @@ def _select(config: Config) -> Selection:
         selection = find_scans(config.bids_dir, query)
     except ValueError as error:
         raise ExitError(NOTHING_SELECTED, str(error)) from error
+    except OSError as error:
+        said = f"{error.filename or config.bids_dir}: cannot be read ({error.strerror or error})."
+        raise ExitError(NO_INPUT, said) from error
     for note in (*notes, *selection.notes):
         log.warning("%s", note)
     log.info(
@@ -198,24 +203,21 @@ def _show(selection: Selection) -> int:
     return NO_INPUT if any(one.wanted for one in selection.considered) else NOTHING_SELECTED
 
 
-def _run_folder(config: Config) -> Path:
-    """The run's own folder in ``logs/``, with its settings and from now on its log.
+def _unwritable(config: Config, error: OSError) -> ExitError:
+    reason = (error.strerror or str(error)).lower()
+    return ExitError(NO_OUTPUT, f"{config.output_dir}: output_dir must be writable; {reason}.")
 
-    Raises:
-        ExitError: If the output folder cannot be made or written to.
-    """
+
+def _run_folder(config: Config) -> Path:
+    """The run's own folder in ``logs/``, with its settings and from now on its log."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     logs = config.output_dir / "logs" / f"{stamp}-{uuid.uuid4().hex[:8]}"
-    try:
-        logs.mkdir(parents=True)
-        (logs / "config.toml").write_text(to_toml(config), encoding="utf-8")
-        handler = logging.FileHandler(logs / "bids_cmb.log", encoding="utf-8")
-    except OSError as error:
-        said = f"output_dir must be writable ({(error.strerror or str(error)).lower()})."
-        raise ExitError(NO_OUTPUT, f"{config.output_dir}: {said}") from error
+    logs.mkdir(parents=True)
+    (logs / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    handler = logging.FileHandler(logs / "bids_cmb.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     log.addHandler(handler)
-    log.debug("Settings: %s", {one.name: getattr(config, one.name) for one in fields(config)})
+    log.debug("Command: %s", command())
     return logs
 
 
@@ -230,8 +232,7 @@ def _group_level(config: Config) -> int:
     except ValueError as error:
         raise ExitError(NO_INPUT, str(error)) from error
     except OSError as error:
-        said = f"the group table cannot be written ({(error.strerror or str(error)).lower()})."
-        raise ExitError(NO_OUTPUT, f"{config.output_dir}: {said}") from error
+        raise _unwritable(config, error) from error
     log.info(
         "Group table: %d scans, %d failed, %d missing: %s",
         *(tally["ok"], tally["failed"], tally["missing"]),

@@ -15,7 +15,7 @@ POSSIBLE_ML = (150, 2600)  # from a slab of a small brain to a very large one wi
 FULLEST = 0.95  # share of the field of view beyond which there is no surround to tell a brain by
 
 GRID = 2.0  # mm
-RADII = (3.0, 5.0, 7.0, 9.0, 12.0)  # mm, of the opening that cuts bridges
+RADII = (4.5, 6.5, 9.0, 12.0)  # mm, of the opening that cuts bridges
 AS_ROUND = 0.93  # of the roundest: the opening is no wider than it must be
 CLOSING = 10.0  # mm, wide enough for the dropouts above sinuses and ear canals
 FORAMEN_CM2 = 14.0  # the foramen magnum has 8; the lowest slices through a cerebellum 20 and more
@@ -177,7 +177,7 @@ def _opened(tissue: np.ndarray, room: np.ndarray, centre: np.ndarray, radius: fl
     sizes[0] = 0
     if not sizes.any():
         return np.zeros_like(tissue)
-    return tissue & _near(pieces == sizes.argmax(), radius + 0.5)
+    return tissue & _near(pieces == sizes.argmax(), radius + 1)
 
 
 def _roundness(mask: np.ndarray) -> float:

@@ -30,6 +30,7 @@ PEAK_REACH = 1.5  # mm around a peak in which no higher one may lie
 SEED_REACH = 1.2  # mm around a peak in which its darkest voxel is looked for
 RING = (2.2, 4.5)  # mm, inner and outer radius of the surround
 FEWEST_RING_PIXELS = 8
+FAINTEST = 0.1  # part of the surround lost: less is noise and mottle, not worth measuring
 WIDEST = 10.0  # mm: by definition a microbleed is not wider (doi:10.1016/S1474-4422(13)70124-8)
 PATCH = 6.0  # mm to each side in plane
 ACROSS = 8.0  # mm to each side across slices, and two slices at least
@@ -112,7 +113,7 @@ def find_candidates(image: Volume, brain: Volume, *, most: int = 1000) -> list[C
     seeds = _seeds(stack, strength, most)
     depths = _depths(stack, np.array(list(seeds), int).reshape(-1, 3))
     measured = (
-        _measure(stack, seed, strength[peak], depth)
+        _measure(stack, seed, peak, strength[peak], depth)
         for (seed, peak), depth in zip(seeds.items(), depths, strict=True)
     )
     return [candidate for candidate in measured if candidate is not None]
@@ -320,19 +321,25 @@ def _depths(stack: _Stack, seeds: np.ndarray) -> np.ndarray:
 
 
 def _measure(
-    stack: _Stack, seed: tuple[int, int, int], symmetry: float, depth: float
+    stack: _Stack, seed: tuple, peak: tuple, symmetry: float, depth: float
 ) -> Candidate | None:
-    """Everything about the spot at ``seed``; None if it has no surround or is not darker."""
+    """Everything about the spot at ``seed`` whose surround is a ring about ``peak``.
+
+    None if it has no surround in the brain or is hardly darker.
+    """
     start, near, centre = _patch(stack, seed)
     data = stack.data[near]
     plane = data[:, :, centre[2]]
-    away = _distance(plane.shape, centre[:2], stack.spacing[:2])
+    # In a void the darkest voxel is anywhere; the votes meet in its middle.
+    away = _distance(plane.shape, (peak - start)[:2], stack.spacing[:2])
     ring = plane[stack.inside[near][:, :, centre[2]] & (away >= RING[0]) & (away <= RING[1])]
     darkest = data[tuple(centre)]
-    if len(ring) < FEWEST_RING_PIXELS or darkest >= np.median(ring):
+    if len(ring) < FEWEST_RING_PIXELS:
         return None
     low, surround, high = np.percentile(ring, [15, 50, 85])
     drop = surround - darkest
+    if not drop > FAINTEST * surround:
+        return None
     spot = _touching(data <= surround - drop / 2, centre)
     diameter, elongation = _shape_in_plane(plane, centre, surround - drop / 2, stack.spacing)
     tail = _touching(data <= surround - max(TAIL * drop, TEXTURE * surround), centre)
@@ -400,4 +407,4 @@ def _overrun(tail: np.ndarray, diameter: float, thickness: float) -> float:
     """
     slices = int(tail.any(axis=(0, 1)).sum())
     needed = max(diameter + (1 - 2 * TAIL) * thickness, thickness)
-    return max((slices - 1) * thickness - needed, 0.0)
+    return float(max((slices - 1) * thickness - needed, 0))

@@ -167,7 +167,7 @@ def configure(argv: list[str]) -> Config:
     """
     parsed = vars(parser().parse_intermixed_args([_spelled(word) for word in argv]))
     # Positionals that were not given come as the word SUPPRESS itself (an oddity of argparse).
-    given = {name: value for name, value in parsed.items() if value != argparse.SUPPRESS}
+    given = {name: value for name, value in parsed.items() if str(value) != argparse.SUPPRESS}
     settings = _from_file(given.pop("config_file", None))
     overwrite = given.pop("overwrite", None)
     if overwrite or given.pop("resume", False):

@@ -7,11 +7,9 @@ import sqlite3
 import stat
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
-from functools import cache
 from importlib import resources
 from itertools import chain
 from pathlib import Path
@@ -19,49 +17,37 @@ from typing import Any
 
 from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
+from bids_cmb.filters import (
+    CARRIED,
+    Image,
+    Query,
+    image_at,
+    is_wanted,
+    listed,
+    named_by,
+    objection,
+    read_labels,
+    shard_of,
+    unmatched,
+)
+from bids_cmb.sidecars import (
+    Sidecars,
+    common,
+    echo_time_s,
+    field_strength_t,
+    sidecar_reader,
+    unreadable,
+    weighting,
+)
+
 # pybids needs 2.2 GB for an index of 5000 subjects, 70 MB for 100.
 SUBJECTS_PER_INDEX = 100
-LISTED_LABELS = 20  # a sentence that lists 5000 subjects is not read
-
-DEFAULT_SUFFIXES = ("T2starw", "swi")
-KNOWN_SUFFIXES = (*DEFAULT_SUFFIXES, "T2star", "MEGRE", "GRE", "veno", "SWImag")
-SPELLINGS = {suffix.casefold(): suffix for suffix in KNOWN_SUFFIXES}
 DATATYPES = ("anat", "swi")
-EXTENSIONS = (".nii.gz", ".nii")
 ECHO_WEIGHTING = 60.0  # T·ms; microbleeds are read at 20 ms at 3 T, 40 ms at 1.5 T
-ASSUMED_FIELD = 3.0  # T, where no sidecar says
-
-# The entities that output names carry, in the order of the BIDS schema, and every other one that
-# a filter file may name. Values: what stands in file names.
-CARRIED = ("sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part", "chunk")
-ENTITIES = {
-    "subject": "sub", "session": "ses", "acquisition": "acq", "ceagent": "ce",
-    "reconstruction": "rec", "direction": "dir", "modality": "mod", "sample": "sample",
-    "tracer": "trc", "staining": "stain", "description": "desc",
-}  # fmt: skip
-SHORT = {*CARRIED, *ENTITIES.values(), "bp", "coil", "flip", "inv", "mt", "proc", "split", "space"}
-OF_THE_FILE = {"suffix", "datatype", "extension"}
-INDICES = {"run", "echo", "flip", "inv", "split", "chunk"}  # run-01 and run-1 are the same run
-PRESENT = "*"
-GLOB = re.compile(r"[*?[]")
 
 # What looks like a susceptibility image is listed, taken or not; T1w and the rest are not.
 SUSCEPTIBILITY = (
     r"[tr]2star[a-z0-9]*|swi[a-z0-9]*|mi?n?ip|(?:me)?gre|veno[a-z0-9]*|chimap|qsm|[a-z0-9]*flash"
-)
-NEVER_TAKEN = tuple(
-    (entities, re.compile(pattern, re.IGNORECASE), reason)
-    for entities, pattern, reason in (
-        (("suffix",), r"dup-.*", "is a leftover of a repeated conversion"),
-        (("suffix",), r".*defac.*", "is a defacing mask"),
-        (("part",), r"(?!mag$).*", "is not the magnitude"),
-        (("suffix", "acq", "rec", "desc"), r".*mi?nip.*|mip.*|.*mip", "is an intensity projection"),
-        (("suffix",), r"qsm|.*map", "is a map, not a magnitude image"),
-        (("acq", "rec", "desc"), r"(swi|gre|t2star|filt|filtered)?pha(se)?", "is a phase image"),
-        (("bp",), r"(?!(brain|head)$).*", "shows another part of the body than the brain"),
-        (("coil",), r".*", "is the image of one coil element"),
-        (("space", "label", "seg", "res", "from", "to"), r".*", "is a derivative"),
-    )
 )
 # Control characters, and bytes that are no UTF-8: no table and no database holds them.
 ODD_CHARACTERS = r"\x00-\x1f\x7f\ud800-\udfff"
@@ -113,12 +99,12 @@ class Scan:
     @property
     def echo_time_s(self) -> float | None:
         """Echo time in s, if a sidecar says one that can be."""
-        return _within(self.metadata.get("EchoTime"), highest=1)
+        return echo_time_s(self.metadata)
 
     @property
     def field_strength_t(self) -> float | None:
         """Field strength in T, if a sidecar says one that can be."""
-        return _within(self.metadata.get("MagneticFieldStrength"), highest=25)
+        return field_strength_t(self.metadata)
 
 
 @dataclass(frozen=True)
@@ -147,39 +133,6 @@ class Selection:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Query:
-    """Which scans are asked for; an empty tuple asks for all.
-
-    Attributes:
-        suffixes: In any letter case; ``T2starw`` stands for ``T2star`` too. Where there are
-            ``filters`` the default gives way to the suffixes that they name.
-        participants: Labels, with or without ``sub-``; globs; ``@file`` with labels in it.
-        excluded: Likewise.
-        sessions: Likewise, with or without ``ses-``.
-        echo: Numbers, or ``combined``, or both. Says what to do with a scan of several echoes;
-            an image without ``echo`` in its name is not concerned.
-        acq: Labels; likewise ``rec``.
-        rec: Labels.
-        run: Numbers, with or without zeros in front.
-        filters: What `read_filter_file` gave. A scan must match one of them, and all of the above.
-        shard: (i, n), the i-th of n parts of the subjects, from 1.
-        database_dir: Where a pybids database is, or shall be.
-    """
-
-    suffixes: tuple[str, ...] = DEFAULT_SUFFIXES
-    participants: tuple[str, ...] = ()
-    excluded: tuple[str, ...] = ()
-    sessions: tuple[str, ...] = ()
-    echo: tuple[str, ...] = ()
-    acq: tuple[str, ...] = ()
-    rec: tuple[str, ...] = ()
-    run: tuple[str, ...] = ()
-    filters: Mapping[str, Mapping[str, tuple]] = field(default_factory=dict)
-    shard: tuple[int, int] | None = None
-    database_dir: Path | None = None
-
-
 def find_scans(bids_dir: Path, query: Query) -> Selection:
     """Find the scans to look at; open none of them.
 
@@ -197,20 +150,24 @@ def find_scans(bids_dir: Path, query: Query) -> Selection:
     bids_dir = Path(bids_dir).absolute()
     subjects, query, notes = _resolved(bids_dir, query)
     indexed = _indexer(bids_dir, query)
-    read = _sidecar_reader(bids_dir)
+    words = "|".join([SUSCEPTIBILITY, *map(re.escape, query.named_suffixes)])
+    read = sidecar_reader(bids_dir)
 
     scans, considered = [], []
     for start in range(0, len(subjects), SUBJECTS_PER_INDEX):
         some = subjects[start : start + SUBJECTS_PER_INDEX]
-        seen, odd = _walked(bids_dir, some, _territory(some, _words(query)))
+        territory = _territory(some, words)
+        seen, odd = _walked(bids_dir, some, territory)
         try:
-            paths = indexed(some)
+            paths = indexed(some, territory)
         except PermissionError:  # pybids stops at the first link that it may not follow
             paths = seen
-        asked, refused = _by_name([_parsed(path, bids_dir) for path in paths], query)
-        found, settled = _settle(asked, query, read)
+        images = [image_at(path, bids_dir) for path in paths]
+        reasons = {image: objection(image, query) for image in images}
+        found, settled = _settle([i for i, why in reasons.items() if not why], query.echo, read)
         scans += found
-        considered += [*odd, *refused, *settled]
+        considered += odd + settled
+        considered += [_left(image.relative_path, why) for image, why in reasons.items() if why]
 
     notes += _empty_handed(subjects, scans)
     return Selection(
@@ -244,62 +201,22 @@ def _labels(folder: Path, prefix: str) -> list[str]:
 
 def _resolved(bids_dir: Path, query: Query) -> tuple[list[str], Query, list[str]]:
     """The subjects of this shard, the query with its session labels read, and warnings."""
-    notes = []
     present = list_subjects(bids_dir)
-    if not present:
-        notes.append(f"{bids_dir} has no `sub-` folders.")
+    notes = [] if present else [f"{bids_dir} has no `sub-` folders."]
     if query.database_dir:
         notes.append(f"Files are as {query.database_dir} lists them; newer ones are not seen.")
 
-    wanted = _expanded(query.participants, "sub-")
-    _refuse_unknown("participant", bids_dir, _unmatched(wanted, present), present)
-    excluded = _expanded(query.excluded, "sub-")
-    absent = _unmatched(excluded, present)
-    if absent:
-        notes.append(f"Not in the dataset, though to be excluded: {_listed(absent)}.")
-    some = _named_by(wanted, present) if wanted else set(present)
-    chosen = sorted(some - _named_by(excluded, present))
+    wanted = read_labels(query.participants, "sub-")
+    _refuse_unknown("participant", bids_dir, unmatched(wanted, present), present)
+    excluded = read_labels(query.excluded, "sub-")
+    if absent := unmatched(excluded, present):
+        notes.append(f"Not in the dataset, though to be excluded: {listed(absent)}.")
+    some = named_by(wanted, present) if wanted else set(present)
+    chosen = sorted(some - named_by(excluded, present))
 
-    query = replace(query, sessions=_expanded(query.sessions, "ses-"))
+    query = replace(query, sessions=read_labels(query.sessions, "ses-"))
     _check_sessions(bids_dir, chosen, query.sessions)
-    return _shard(chosen, query.shard), query, notes
-
-
-def _expanded(labels: Iterable[str], prefix: str) -> tuple[str, ...]:
-    """Labels without their prefix, those in an ``@file`` among them."""
-    each = chain.from_iterable(
-        _labels_in(Path(label[1:])) if label.startswith("@") else [label] for label in labels
-    )
-    return tuple(label.removeprefix(prefix) for label in each)
-
-
-def _labels_in(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    if lines and lines[0].split("\t")[0].strip() == "participant_id":
-        labels = [line.split("\t")[0].strip() for line in lines[1:]]
-    else:
-        labels = " ".join(lines).split()
-    labels = [label for label in labels if label]
-    if not labels:  # else it would ask for everybody
-        raise ValueError(f"{path}: a file of labels must name at least one; found none.")
-    return labels
-
-
-def _named_by(patterns: Iterable[str], labels: Iterable[str]) -> set[str]:
-    """Those of the labels that a pattern names; a glob that is itself a label is that label."""
-    known, exact = set(labels), set(patterns)
-    globs = [p for p in exact - known if GLOB.search(p)]
-    return (known & exact) | {x for x in known if any(fnmatchcase(x, glob) for glob in globs)}
-
-
-def _unmatched(patterns: Iterable[str], present: Iterable[str]) -> list[str]:
-    known = set(present)
-    return [
-        pattern
-        for pattern in patterns
-        if pattern not in known
-        and not (GLOB.search(pattern) and any(fnmatchcase(x, pattern) for x in known))
-    ]
+    return shard_of(chosen, query.shard), query, notes
 
 
 def _check_sessions(bids_dir: Path, subjects: list[str], sessions: tuple[str, ...]) -> None:
@@ -312,30 +229,16 @@ def _check_sessions(bids_dir: Path, subjects: list[str], sessions: tuple[str, ..
             present.update(_labels(bids_dir / f"sub-{subject}", "ses-"))
         except OSError:
             continue  # said later, as a folder that cannot be read
-        absent = _unmatched(absent, present)
+        absent = unmatched(absent, present)
     _refuse_unknown("session", bids_dir, absent, sorted(present))
 
 
 def _refuse_unknown(kind: str, bids_dir: Path, unknown: list[str], present: list[str]) -> None:
     if unknown:
         raise ValueError(
-            f"Every {kind} label must exist in {bids_dir}; unknown: {_listed(unknown)}; "
-            f"there: {_listed(present) or 'none'}."
+            f"Every {kind} label must exist in {bids_dir}; unknown: {listed(unknown)}; "
+            f"there: {listed(present) or 'none'}."
         )
-
-
-def _listed(labels: list[str]) -> str:
-    more = len(labels) - LISTED_LABELS
-    return ", ".join(labels[:LISTED_LABELS]) + (f" and {more} more" if more > 0 else "")
-
-
-def _shard(subjects: list[str], shard: tuple[int, int] | None) -> list[str]:
-    if shard is None:
-        return subjects
-    part, parts = shard
-    if not 1 <= part <= parts:
-        raise ValueError(f"A shard I/N must have I from 1 to N; found {part}/{parts}.")
-    return subjects[part - 1 :: parts]
 
 
 def _empty_handed(subjects: list[str], scans: list[Scan]) -> list[str]:
@@ -343,17 +246,10 @@ def _empty_handed(subjects: list[str], scans: list[Scan]) -> list[str]:
     without = [subject for subject in subjects if subject not in served]
     if not without:
         return []
-    return [f"{len(without)} of {len(subjects)} subjects have no scan taken: {_listed(without)}."]
+    return [f"{len(without)} of {len(subjects)} subjects have no scan taken: {listed(without)}."]
 
 
 # Finding files
-
-
-def _words(query: Query) -> str:
-    """A pattern of the suffixes to list: those that look right and those asked for."""
-    named = [suffix for rule in query.filters.values() for suffix in rule.get("suffix", ())]
-    asked = [s for s in (*query.suffixes, *named) if s not in (None, PRESENT)]
-    return "|".join([SUSCEPTIBILITY, *map(re.escape, asked)])
 
 
 def _territory(subjects: list[str] | None, words: str) -> re.Pattern:
@@ -371,19 +267,18 @@ def _territory(subjects: list[str] | None, words: str) -> re.Pattern:
     )
 
 
-def _indexer(bids_dir: Path, query: Query) -> Callable[[list[str]], list[Path]]:
-    """A function from some subjects to the paths of their images."""
+def _indexer(bids_dir: Path, query: Query) -> Callable[[list[str], re.Pattern], list[Path]]:
+    """A function from some subjects, and what may be entered, to the paths of their images."""
     if query.database_dir is None:
-        return lambda subjects: _index(bids_dir, _territory(subjects, _words(query)))
+        return lambda _, territory: _index(bids_dir, territory)
 
     by_subject = defaultdict(list)
     for path in _stored(bids_dir, Path(query.database_dir)):
         by_subject[path.relative_to(bids_dir).parts[0].removeprefix("sub-")].append(path)
 
-    def among_the_stored(subjects: list[str]) -> list[Path]:
-        territory = _territory(subjects, _words(query))
+    def among_the_stored(subjects: list[str], territory: re.Pattern) -> list[Path]:
         paths = chain.from_iterable(by_subject[subject] for subject in subjects)
-        return [p for p in paths if territory.fullmatch(f"/{p.relative_to(bids_dir).as_posix()}")]
+        return [p for p in paths if territory.fullmatch(f"/{_relative(p, bids_dir)}")]
 
     return among_the_stored
 
@@ -477,8 +372,7 @@ def _walked(
             with os.scandir(folder) as opened:
                 entries = list(opened)
         except OSError as error:
-            why = f"cannot be read ({_brief(error)})"
-            odd.append(_left(_relative(folder, bids_dir), why, wanted=True))
+            odd.append(_left(_relative(folder, bids_dir), unreadable(error), wanted=True))
             continue
         for entry in entries:
             relative = _relative(Path(entry.path), bids_dir)
@@ -510,151 +404,14 @@ def _left(relative_path: str, reason: str, *, wanted: bool = False) -> Considere
     return Considered(relative_path, taken=False, reason=reason, wanted=wanted)
 
 
-def _brief(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
-
-
-# Names and rules
-
-
-@dataclass(frozen=True)
-class _Image:
-    """A file that may be a scan, as its name tells."""
-
-    path: Path
-    relative_path: str
-    pairs: tuple[tuple[str, str], ...]
-    odd_words: tuple[str, ...]
-    suffix: str
-    extension: str
-
-    @property
-    def entities(self) -> dict[str, str]:
-        return dict(self.pairs)
-
-    @property
-    def datatype(self) -> str:
-        return self.path.parent.name
-
-    @property
-    def spelling(self) -> str:
-        return SPELLINGS.get(self.suffix.casefold(), self.suffix)
-
-    @property
-    def carried(self) -> tuple[tuple[str, str], ...]:
-        """The entities that output names carry, in BIDS order."""
-        return tuple((name, self.entities[name]) for name in CARRIED if name in self.entities)
-
-    @property
-    def echo(self) -> tuple[float, str]:
-        """Sorts echoes: by number, those that are no number last."""
-        text = self.entities.get("echo", "")
-        return (int(text) if text.isdecimal() else float("inf"), text)
-
-
-def _parsed(path: Path, bids_dir: Path) -> _Image:
-    extension = next((end for end in EXTENSIONS if path.name.endswith(end)), path.suffix)
-    *words, suffix = path.name.removesuffix(extension).split("_")
-    return _Image(
-        path,
-        _relative(path, bids_dir),
-        tuple(tuple(word.split("-", 1)) for word in words if "-" in word),
-        tuple(word for word in words if "-" not in word),
-        suffix,
-        extension,
-    )
-
-
-def _joined(entities: Iterable[tuple[str, str]], desc: str, suffix: str) -> str:
-    pairs = [*entities, ("desc", desc)] if desc else entities
-    return "_".join([*(f"{name}-{value}" for name, value in pairs), suffix])
-
-
-def _by_name(images: list[_Image], query: Query) -> tuple[list[_Image], list[Considered]]:
-    """Those that may be taken, by name alone; and the others with the first reason against them."""
-    reasons = {
-        image: next(chain(_unsuited(image), _misnamed(image), _unasked(image, query)), "")
-        for image in images
-    }
-    left = [_left(image.relative_path, why) for image, why in reasons.items() if why]
-    return [image for image, why in reasons.items() if not why], left
-
-
-def _unsuited(image: _Image) -> Iterator[str]:
-    """Reasons why such an image is never taken, whatever was asked for."""
-    said = {"suffix": image.suffix, **image.entities}
-    for names, pattern, reason in NEVER_TAKEN:
-        for name in names:
-            if name in said and pattern.fullmatch(said[name]):
-                yield f"{reason} ({said[name] if name == 'suffix' else f'{name}-{said[name]}'})"
-
-
-def _misnamed(image: _Image) -> Iterator[str]:
-    """Reasons why a name cannot be relied upon."""
-    if image.odd_words or "-" in image.suffix:
-        odd = ", ".join(image.odd_words) or image.suffix
-        yield f"has a name that is not made of key-value pairs and a suffix ({odd})"
-    if len(image.entities) < len(image.pairs):
-        yield "has an entity twice in its name"
-    place = image.relative_path.split("/")[:-2]
-    named = [f"{name}-{value}" for name, value in image.carried if name in ("sub", "ses")]
-    if named != place:
-        yield f"lies in {'/'.join(place)}, though its name says {'_'.join(named) or 'nothing'}"
-
-
-def _unasked(image: _Image, query: Query) -> Iterator[str]:
-    """Reasons why a good image is not taken this time."""
-    by_filter = query.filters and query.suffixes == DEFAULT_SUFFIXES
-    if not by_filter and not any(_same("suffix", s, image.spelling) for s in query.suffixes):
-        yield f"is taken only when {image.spelling} is asked for"
-    session = image.entities.get("ses")
-    if query.sessions and not _named_by(query.sessions, [session] if session else []):
-        yield f"is of {f'session {session}' if session else 'no session'}, which was not asked for"
-    for name, wanted in (("acq", query.acq), ("rec", query.rec), ("run", query.run)):
-        if wanted and not any(_same(name, value, image.entities.get(name)) for value in wanted):
-            found = f"{name}-{image.entities[name]}" if name in image.entities else f"no {name}"
-            yield f"has {found}, which was not asked for"
-    if query.filters and not any(_fits(image, rule) for rule in query.filters.values()):
-        yield "matches no query of the filter file"
-
-
-def _fits(image: _Image, rule: Mapping[str, tuple]) -> bool:
-    said = {
-        **image.entities,
-        "suffix": image.spelling,
-        "datatype": image.datatype,
-        "extension": image.extension,
-    }
-    return all(
-        any(_same(name, value, said.get(name)) for value in values) for name, values in rule.items()
-    )
-
-
-def _same(name: str, wanted: str | None, found: str | None) -> bool:
-    """Whether the value of an entity is the one wanted; None wants none, ``*`` wants any."""
-    if wanted is None or found is None:
-        return wanted == found
-    if wanted == PRESENT:
-        return True
-    wanted = wanted.removeprefix(f"{name}-")
-    if name in INDICES and wanted.isdecimal() and found.isdecimal():
-        return int(wanted) == int(found)
-    if name == "suffix":
-        wanted, found = wanted.casefold(), found.casefold()
-        return wanted == found or (wanted, found) == ("t2starw", "t2star")
-    if name == "extension":
-        return wanted.lstrip(".") == found.lstrip(".")
-    return wanted == found
-
-
 # Doubles, echoes, files
 
 
-Decision = tuple[list[_Image], str]  # the images of one scan, and why they are taken
+Decision = tuple[list[Image], str]  # the images of one scan, and why they are taken
 
 
 def _settle(
-    images: list[_Image], query: Query, read: Callable[[Path], tuple[dict, tuple[str, ...]]]
+    images: list[Image], echo: tuple[str, ...], read: Callable[[Path], Sidecars]
 ) -> tuple[list[Scan], list[Considered]]:
     """Choose between files that would be written under one name, and between echoes."""
     images, considered = _without_maps(images)
@@ -667,9 +424,9 @@ def _settle(
 
     scans = []
     for group in _grouped(kept, lambda image: _identity(image)[:-1]).values():
-        told = {image.path: read(image.path) for image in group}
-        taken, left = _settle_echoes(group, query, {p: data for p, (data, _) in told.items()})
-        considered += [_left(image.relative_path, why) for image, why in left]
+        told = {image: read(image.path) for image in group}
+        taken, left = _settle_echoes(group, echo, told)
+        considered += [_left(image.relative_path, why) for image, why in left.items()]
         for together, why in taken:
             faults = {image: fault for image in together if (fault := _fault(image.path))}
             considered += _as_considered(together, why, faults)
@@ -678,7 +435,7 @@ def _settle(
     return scans, considered
 
 
-def _without_maps(images: list[_Image]) -> tuple[list[_Image], list[Considered]]:
+def _without_maps(images: list[Image]) -> tuple[list[Image], list[Considered]]:
     """Leave each T2star that has a T2starw of the same name beside it.
 
     BIDS had T2star for images and for maps before it split the name; beside an image it is a map.
@@ -701,7 +458,7 @@ def _grouped(items: Iterable, key: Callable[[Any], Hashable]) -> dict[Hashable, 
     return groups
 
 
-def _identity(image: _Image) -> tuple:
+def _identity(image: Image) -> tuple:
     """Equal for files of which one can be taken; the echo comes last."""
     named = image.entities
     rest = [pair for pair in image.carried if pair[0] not in ("sub", "ses", "echo")]
@@ -709,92 +466,87 @@ def _identity(image: _Image) -> tuple:
     return (named["sub"], named.get("ses"), name, image.echo)
 
 
-def _preference(image: _Image) -> tuple:
+def _joined(entities: Iterable[tuple[str, str]], desc: str, suffix: str) -> str:
+    pairs = [*entities, ("desc", desc)] if desc else entities
+    return "_".join([*(f"{name}-{value}" for name, value in pairs), suffix])
+
+
+def _preference(image: Image) -> tuple:
     """Sorts files of one identity, the one to take first."""
     return (
         bool(_fault(image.path)),
         len(image.pairs) - len(image.carried),
         DATATYPES.index(image.datatype),
-        EXTENSIONS.index(image.extension),
+        image.extension != ".nii.gz",
         image.suffix != image.spelling,
         image.relative_path,
     )
 
 
 def _settle_echoes(
-    group: list[_Image], query: Query, metadata: dict[Path, dict]
-) -> tuple[list[Decision], list[tuple[_Image, str]]]:
+    group: list[Image], echo: tuple[str, ...], told: dict[Image, Sidecars]
+) -> tuple[list[Decision], dict[Image, str]]:
     """Decide about the files that differ in nothing but their echo.
 
     Returns:
         taken: The images of a scan and why they are taken, for each scan.
-        left: An image and why it is left.
+        left: Why an image is left, for each that is.
     """
     echoes = sorted((image for image in group if "echo" in image.entities), key=lambda i: i.echo)
     taken = [([i], f"is {i.spelling} in {i.datatype}/") for i in group if i not in echoes]
+    numbers = [value for value in echo if value != "combined"]
+    left = _of_other_numbers(echoes, numbers)
+    echoes = [image for image in echoes if image not in left]
+
     if not echoes:
-        return taken, []
-
-    numbers = [value for value in query.echo if value != "combined"]
-    said = ", ".join(image.entities["echo"] for image in echoes)
-    asked = [e for e in echoes if any(_same("echo", n, e.entities["echo"]) for n in numbers)]
-    left = []
-    if numbers:
-        wish = f"is one of the echoes {said}; echo {', '.join(numbers)} was asked for"
-        left = [(image, wish) for image in echoes if image not in asked]
-        echoes = asked
-
-    if "combined" in query.echo and taken and echoes:
+        return taken, left
+    if "combined" in echo and taken:
         whole = taken[0][0][0].relative_path
-        return taken, left + [(i, f"is an echo of {whole}, which goes first") for i in echoes]
-    if "combined" in query.echo and len(echoes) > 1:
-        names = ", ".join(image.entities["echo"] for image in echoes)
-        return [*taken, (echoes, f"is combined with the others of echoes {names}, as asked")], left
+        return taken, left | dict.fromkeys(echoes, f"is an echo of {whole}, which goes first")
+    if "combined" in echo and len(echoes) > 1:
+        why = f"is combined with the others of echoes {_numbers(echoes)}, as asked"
+        return [*taken, (echoes, why)], left
     if numbers:
         return taken + [([i], f"is echo {i.entities['echo']}, as asked") for i in echoes], left
-    chosen, others = _nearest_echo(echoes, metadata)
-    return [*taken, chosen], left + others
+    nearest, others = _nearest_echo(echoes, told)
+    return [*taken, nearest], others
+
+
+def _of_other_numbers(echoes: list[Image], numbers: list[str]) -> dict[Image, str]:
+    if not numbers:
+        return {}
+    why = f"is one of the echoes {_numbers(echoes)}; echo {', '.join(numbers)} was asked for"
+    return {i: why for i in echoes if not is_wanted("echo", i.entities["echo"], numbers)}
+
+
+def _numbers(echoes: list[Image]) -> str:
+    return ", ".join(image.entities["echo"] for image in echoes)
 
 
 def _nearest_echo(
-    echoes: list[_Image], metadata: dict[Path, dict]
-) -> tuple[Decision, list[tuple[_Image, str]]]:
+    echoes: list[Image], told: dict[Image, Sidecars]
+) -> tuple[Decision, dict[Image, str]]:
     """The echo whose field strength times echo time is nearest 60 T·ms; the longer of equals."""
     if len(echoes) == 1:
-        return (echoes, f"is echo {echoes[0].entities['echo']}, the only magnitude echo"), []
-    weightings = {image: _weighting(metadata[image.path]) for image in echoes}
-    known = [image for image in echoes if weightings[image][0] is not None]
-    if known:
-        best = min(reversed(known), key=lambda i: abs(weightings[i][0] - ECHO_WEIGHTING))
+        return (echoes, f"is echo {_numbers(echoes)}, the only magnitude echo"), {}
+    weightings = {image: weighting(told[image].metadata) for image in echoes}
+    distances = {i: abs(w - ECHO_WEIGHTING) for i, (w, _) in weightings.items() if w is not None}
+    if distances:
+        best = min(reversed(distances), key=distances.get)
         rule = f"is nearest {ECHO_WEIGHTING:.0f} T·ms"
     else:
         best, rule = echoes[-1], "is the last"
 
-    def told(image: _Image) -> str:
-        number = f"echo {image.entities['echo']} of {len(echoes)}"
-        return f"{number} ({weightings[image][1]})"
-
-    others = [
-        (image, f"is {told(image)}; echo {best.entities['echo']} {rule}")
-        for image in echoes
-        if image is not best
-    ]
-    return ([best], f"is {told(best)} and {rule}"), others
-
-
-def _weighting(metadata: dict) -> tuple[float | None, str]:
-    """Field strength times echo time, T·ms, or None; and the same in words."""
-    echo_time = _within(metadata.get("EchoTime"), highest=1)
-    strength = _within(metadata.get("MagneticFieldStrength"), highest=25)
-    if echo_time is None:
-        return None, "echo time unknown"
-    value = 1000 * echo_time * (strength or ASSUMED_FIELD)
-    assumed = "" if strength else f", field strength unknown, {ASSUMED_FIELD:g} T assumed"
-    return value, f"{value:.0f} T·ms{assumed}"
+    said = {
+        image: f"is echo {image.entities['echo']} of {len(echoes)} ({words})"
+        for image, (_, words) in weightings.items()
+    }
+    others = {i: f"{said[i]}; echo {best.entities['echo']} {rule}" for i in echoes if i != best}
+    return ([best], f"{said[best]} and {rule}"), others
 
 
 def _as_considered(
-    together: list[_Image], why: str, faults: dict[_Image, str]
+    together: list[Image], why: str, faults: dict[Image, str]
 ) -> Iterator[Considered]:
     for image in together:
         if image in faults:
@@ -806,10 +558,9 @@ def _as_considered(
             yield Considered(image.relative_path, taken=True, reason=why)
 
 
-def _scan(together: list[_Image], why: str, told: dict[Path, tuple[dict, tuple[str, ...]]]) -> Scan:
+def _scan(together: list[Image], why: str, told: dict[Image, Sidecars]) -> Scan:
     first, *further = together
-    metadata = [told[image.path][0] for image in together]
-    notes = list(dict.fromkeys(chain.from_iterable(told[i.path][1] for i in together)))
+    notes = list(dict.fromkeys(chain.from_iterable(told[image].notes for image in together)))
     if "echo" in first.entities:
         notes.append(f"{first.path.name} {why}.")
     if first.spelling == "T2star":
@@ -824,20 +575,10 @@ def _scan(together: list[_Image], why: str, told: dict[Path, tuple[dict, tuple[s
         first.spelling,
         tuple(pair for pair in first.carried if not (further and pair[0] == "echo")),
         first.entities.get("desc", ""),
-        _common(metadata),
+        common([told[image].metadata for image in together]),
         tuple(image.path for image in further),
         tuple(notes),
     )
-
-
-def _common(metadata: list[dict]) -> dict:
-    """What the echoes agree on, and the mean of their echo times, which stands for them all."""
-    first, *others = metadata
-    shared = {k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)}
-    times = [_within(each.get("EchoTime"), highest=1) for each in metadata]
-    if others and all(times):
-        shared["EchoTime"] = sum(times) / len(times)
-    return shared
 
 
 def _fault(path: Path) -> str:
@@ -849,7 +590,7 @@ def _fault(path: Path) -> str:
             return "is not fetched (broken git-annex or DataLad link)"
         return "is no longer there (the database is older than the dataset)"
     except OSError as error:
-        return f"cannot be read ({_brief(error)})"
+        return unreadable(error)
 
 
 def _content_fault(path: Path, status: os.stat_result) -> str:
@@ -864,184 +605,3 @@ def _content_fault(path: Path, status: os.stat_result) -> str:
             if ANNEX_POINTER.match(opened.read(256)):
                 return "is not fetched (a git-annex or git-lfs pointer)"
     return ""
-
-
-# Sidecars
-
-
-def read_sidecars(bids_dir: Path, image_path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What the JSON files say that apply to an image, by the inheritance principle.
-
-    A file applies if it lies in the image's folder or above, has the image's suffix, and names no
-    entity that the image's name does not have too. The deeper one wins; in one folder, the one
-    that names more entities.
-
-    Args:
-        bids_dir: The root of the dataset.
-        image_path: An image in it.
-
-    Returns:
-        metadata: As written, but EchoTime in s where it was in ms.
-        notes: A sentence for each file or value that cannot be believed.
-    """
-    return _sidecar_reader(Path(bids_dir).absolute())(Path(image_path).absolute())
-
-
-def _sidecar_reader(bids_dir: Path) -> Callable[[Path], tuple[dict, tuple[str, ...]]]:
-    """`read_sidecars` for one dataset; reads each folder and each file once."""
-    jsons_in, read_object = cache(_jsons_in), cache(_read_object)
-
-    def read(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-        image = _parsed(path, bids_dir)
-        above = [folder for folder in path.parents if folder.is_relative_to(bids_dir)]
-        metadata, notes = {}, []
-        for folder in reversed(above):
-            applying = [
-                (len(pairs), name)
-                for name, pairs, suffix in jsons_in(folder)
-                if suffix == image.suffix and pairs <= set(image.pairs)
-            ]
-            for _, name in sorted(applying):
-                content, complaint = read_object(folder / name)
-                metadata |= content
-                notes += [f"{_relative(folder / name, bids_dir)} {complaint}."] if complaint else []
-        return _in_seconds(metadata), (*notes, *_oddities(path.name, metadata))
-
-    return read
-
-
-def _jsons_in(folder: Path) -> list[tuple[str, frozenset[tuple[str, ...]], str]]:
-    """Name, entities and suffix of each JSON file in a folder; none if it cannot be listed."""
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.name.endswith(".json")]
-    except OSError:
-        return []
-    split = [(name, name.removesuffix(".json").split("_")) for name in names]
-    return [
-        (name, frozenset(tuple(word.split("-", 1)) for word in words), suffix)
-        for name, (*words, suffix) in split
-    ]
-
-
-def _read_object(path: Path) -> tuple[dict[str, Any], str]:
-    """A JSON object, or an empty one and what is wrong, as the end of a sentence."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        return {}, "is not fetched (broken git-annex or DataLad link) and is passed over"
-    except OSError as error:
-        return {}, f"cannot be read ({_brief(error)}) and is passed over"
-    except (ValueError, RecursionError):
-        return {}, "is not valid JSON and is passed over"
-    if not isinstance(content, dict):
-        return {}, "is not a JSON object and is passed over"
-    return content, ""
-
-
-def _within(value: Any, *, highest: float) -> float | None:
-    """The value as a number if it is one above 0 and not above ``highest``."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if 0 < value <= highest else None  # also NaN
-
-
-def _in_seconds(metadata: dict[str, Any]) -> dict[str, Any]:
-    milliseconds = _milliseconds(metadata)
-    return metadata if milliseconds is None else {**metadata, "EchoTime": milliseconds / 1000}
-
-
-def _milliseconds(metadata: dict[str, Any]) -> float | None:
-    """EchoTime, if it can only be in ms: no echo is read after a second."""
-    value = _within(metadata.get("EchoTime"), highest=1000)
-    return value if value is not None and value > 1 else None
-
-
-def _oddities(name: str, metadata: dict[str, Any]) -> Iterator[str]:
-    milliseconds = _milliseconds(metadata)
-    if milliseconds is not None:
-        yield (
-            f"{name}: EchoTime {milliseconds:g} looks like ms, not s; "
-            f"read as {milliseconds / 1000:g} s."
-        )
-    for key, highest, unit in (("EchoTime", 1000, "s"), ("MagneticFieldStrength", 25, "T")):
-        if key in metadata and _within(metadata[key], highest=highest) is None:
-            found = repr(metadata[key])[:40]
-            yield f"{name}: {key} must be a number in {unit} that can be; found {found}, not used."
-
-
-# Filter files
-
-
-def read_filter_file(path: Path) -> tuple[dict[str, dict[str, tuple]], tuple[str, ...]]:
-    """Read ``{query: {entity: value}}``, as fMRIPrep and BABS write it.
-
-    A query is named after a suffix, in any letter case, and asks for it unless it has a ``suffix``
-    of its own. Entities go by their long or short names. ``null``: the entity must be absent;
-    ``"*"``: present; a list: any of these.
-
-    Args:
-        path: A JSON file.
-
-    Returns:
-        filters: For `Query`; entities by their short names.
-        notes: A sentence about the queries for other images, which are ignored.
-
-    Raises:
-        ValueError: If it is not such a file. The sentence names the query and what was found.
-    """
-    content = _filter_content(path)
-    filters, foreign = {}, []
-    for name, rule in content.items():
-        if name.casefold() not in SPELLINGS:
-            foreign.append(name)
-            continue
-        if not isinstance(rule, dict):
-            raise ValueError(
-                f"{path}: query `{name}` must be an object of entities; found {_json(rule)}."
-            )
-        filters[name] = {"suffix": (SPELLINGS[name.casefold()],)} | {
-            _entity(path, name, entity): _values(path, f"{name}.{entity}", value)
-            for entity, value in rule.items()
-        }
-    if not foreign:
-        return filters, ()
-    return filters, (f"{path}: queries for other images are ignored: {_listed(foreign)}.",)
-
-
-def _filter_content(path: Path) -> dict:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: a filter file must be JSON; {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path}: a filter file must be an object of queries; found {_json(content)}."
-        )
-    return content
-
-
-def _entity(path: Path, query: str, name: str) -> str:
-    short = ENTITIES.get(name, name)
-    if short not in SHORT | OF_THE_FILE:
-        raise ValueError(
-            f"{path}: query `{query}` may name BIDS entities only, such as acquisition or run; "
-            f"found {_json(name)}."
-        )
-    return short
-
-
-def _values(path: Path, where: str, value: object) -> tuple[str | None, ...]:
-    values = value if isinstance(value, list) else [value]
-    if not all(
-        v is None or (isinstance(v, str | int) and v is not True and v is not False) for v in values
-    ):
-        raise ValueError(
-            f"{path}: `{where}` must be a text, a whole number, null, or a list of these; "
-            f"found {_json(value)}."
-        )
-    return tuple(None if v is None else str(v) for v in values)
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)[:60]

@@ -121,7 +121,7 @@ def phantom(
     for number, bleed in enumerate(placed, start=1):
         centre, radius = np.array(bleed.centre), bleed.diameter / 2
         box = _near(world, centre, radius + 3)
-        away = np.linalg.norm(world[box] - centre, axis=-1)
+        away = _away(world[box] - centre, turn[:, 2])
         data[box] *= 1 - 0.85 * expit((radius - away) / 0.25)
         truth[box][away <= radius] = number
     real, imaginary = 0.03 * rng.standard_normal((2, *shape))
@@ -145,6 +145,14 @@ def _near(world: np.ndarray, place: np.ndarray, reach: float) -> tuple[slice, ..
     """The voxels that hold everything within ``reach`` mm of a place in the grid."""
     close = np.argwhere((np.abs(world - place) <= reach).all(axis=-1))
     return tuple(map(slice, close.min(axis=0), close.max(axis=0) + 1))
+
+
+def _away(offset: np.ndarray, slice_step: np.ndarray) -> np.ndarray:
+    """Distance from a centre, a quarter slice up or down free: blooming fills a thick slice."""
+    thickness = np.linalg.norm(slice_step)
+    normal = slice_step / thickness
+    free = np.clip(offset @ normal, -thickness / 4, thickness / 4)
+    return np.linalg.norm(offset - free[..., None] * normal, axis=-1)
 
 
 def _vessel(
@@ -171,7 +179,7 @@ def _places(rng: np.random.Generator, count: int) -> list[Bleed]:
         centre = _white_place(rng)
         apart = all(np.linalg.norm(centre - other.centre) > 12 for other in placed)
         if apart:
-            placed.append(Bleed(tuple(centre.tolist()), float(rng.uniform(3.5, 6.5))))
+            placed.append(Bleed(tuple(centre.tolist()), float(rng.uniform(4, 7))))
     return placed
 
 

@@ -87,7 +87,7 @@ def test_the_brain_is_found_within_a_whole_head(spacing, scalp):
     assert found.data.dtype == bool
     assert found.shape == image.shape
     assert np.array_equal(found.affine, image.affine)
-    assert dice(found, truth) >= 0.94  # the 2 mm of fluid around the brain may be in the mask
+    assert dice(found, truth) >= 0.93  # the 2 mm of fluid around the brain are in the mask
     assert (truth.data & ~found.data).sum() <= 0.005 * truth.data.sum()
 
 
@@ -104,8 +104,9 @@ def test_a_stripped_image_with_a_noisy_background_is_a_brain_too():
     assert dice(find_brain(Volume(image.data + noise, image.affine)), truth) >= 0.97
 
 
-def test_eyes_scalp_and_neck_are_not_brain():
-    found = brain_of(THIN, 1.4)
+@pytest.mark.parametrize("scalp", [0.35, 1.4])
+def test_eyes_scalp_and_neck_are_not_brain(scalp):
+    found = brain_of(THIN, scalp)
     elsewhere = [EYE, (0, 0, 76), (81, 0, 0), (0, -15, -92), (40, -15, -92)]
     assert not any(at(found, place) for place in elsewhere)
 
@@ -146,18 +147,18 @@ def test_the_order_and_direction_of_the_axes_do_not_matter():
     found = find_brain(turned)
     back = Volume(found.data[:, ::-1].transpose(2, 1, 0), image.affine)
     assert np.allclose(turned.world(np.zeros(3)), image.world([0, image.shape[1] - 1, 0]))
-    assert dice(back, truth) >= 0.94
+    assert dice(back, truth) >= 0.93
     assert dice(back, brain_of(THICK, 1.4)) >= 0.98
 
 
 @pytest.mark.parametrize("scalp", [0, 0.35, 1.4])
 def test_a_slab_through_the_head_will_do(scalp):
     image, truth = phantom(THICK, scalp)
-    slab = slice(20, 30)  # 50 mm of 220
+    slab = slice(22, 30)  # 40 mm of 220
     image, truth = (Volume(volume.data[:, :, slab], image.affine) for volume in (image, truth))
     found = find_brain(image)
     assert volume_ml(found) < PLAUSIBLE_ML[0]
-    assert dice(found, truth) >= 0.94
+    assert dice(found, truth) >= 0.93
 
 
 def test_the_same_image_has_the_same_brain_and_is_left_as_it_was():

@@ -8,9 +8,9 @@ from bids_cmb.candidates import find_candidates, radial_symmetry
 from bids_cmb.volume import Volume
 
 SPACING = np.array([0.5, 0.7, 3.0])  # mm
-SHAPE = (100, 72, 17)
-MARGIN = (16, 12, 2)  # voxels of nothing around the brain, a box
-CENTRE = (50, 36, 8)
+SHAPE = (84, 62, 13)
+MARGIN = (12, 9, 1)  # voxels of nothing around the brain, a box
+CENTRE = (42, 31, 6)
 
 
 def turned(degrees, axis):
@@ -26,7 +26,7 @@ AFFINE = from_matvec(turned(12, 0) @ turned(-7, 2) @ np.diag([-1, 1, 1] * SPACIN
 
 
 def position():
-    """mm from the voxel CENTRE along each axis of the grid, shape (X, Y, Z, 3)."""
+    """Distance in mm from the voxel CENTRE along each axis of the grid, shape (X, Y, Z, 3)."""
     return np.moveaxis(np.indices(SHAPE), 0, -1) * SPACING - CENTRE * SPACING
 
 
@@ -64,7 +64,7 @@ def strongest(image):
 
 
 def test_a_ball_is_found_and_measured_in_mm():
-    found = strongest(scan((ball(3.6), 0.6)))
+    found = strongest(scan((ball(3.6), 0.6), noise=0))
     assert found.index == CENTRE
     assert found.contrast == pytest.approx(0.6, abs=0.04)
     assert found.diameter == pytest.approx(3.6, abs=0.3)
@@ -91,7 +91,7 @@ def test_a_bright_ball_is_no_candidate():
         for found in find_candidates(scan((ball(3), -1.0)), brain())
         if np.linalg.norm((np.array(found.index) - CENTRE) * SPACING) < 2
     ]
-    assert all(found.contrast < 0.1 for found in near)
+    assert near == []
 
 
 def test_what_lies_between_bright_spots_is_no_dark_spot():
@@ -109,7 +109,7 @@ def test_an_oval_is_as_elongated_as_it_was_drawn():
     assert strongest(scan((oval, 0.6))).elongation == pytest.approx(2, abs=0.25)
 
 
-@pytest.mark.parametrize(("slices", "length"), [(1, 0), (2, 0), (3, 6), (5, 12)])
+@pytest.mark.parametrize(("slices", "length"), [(1, 0), (2, 0), (3, 6), (4, 9)])
 def test_a_tube_runs_through_more_slices_than_a_ball(slices, length):
     width = 2.5
     ball_needs = width + 0.3 * SPACING[2]  # its outer slices count from 35 % on
@@ -121,10 +121,12 @@ def test_a_tube_runs_through_more_slices_than_a_ball(slices, length):
 
 
 def test_depth_is_the_distance_to_the_nearest_voxel_outside():
-    towards_x = (CENTRE[0] - MARGIN[0] + 1) * SPACING[0]  # the box is nearest there
-    assert strongest(scan((ball(3), 0.6))).depth == pytest.approx(towards_x)
-    nearer = strongest(scan((ball(3, at=(-10, 0, 0)), 0.6)))
-    assert nearer.depth == pytest.approx(towards_x - 10)
+    along_x = (SHAPE[0] - MARGIN[0] - CENTRE[0]) * SPACING[0]
+    along_y = (SHAPE[1] - MARGIN[1] - CENTRE[1]) * SPACING[1]
+    middle = strongest(scan((ball(3), 0.6), noise=0))
+    assert middle.depth == pytest.approx(min(along_x, along_y))
+    aside = strongest(scan((ball(3, at=(8, 0, 0)), 0.6), noise=0))
+    assert aside.depth == pytest.approx(along_x - 8)
 
 
 def test_where_the_scan_ends_is_no_surface():
@@ -135,8 +137,8 @@ def test_where_the_scan_ends_is_no_surface():
 
 
 def test_fluid_around_a_spot_shows_in_its_surround():
-    bright = soft(np.hypot(position()[..., 0] - 4, position()[..., 1]) - 2)
-    found = strongest(scan((bright, -1.0), (ball(2.4), 0.6)))
+    beside = soft(2.5 - position()[..., 0])
+    found = strongest(scan((beside, -1.0), (ball(2.4), 0.6)))
     assert found.ring_high > 1.5
     assert found.ring_low == pytest.approx(1, abs=0.1)
 
@@ -148,7 +150,7 @@ def test_a_spot_is_painted_no_wider_than_a_microbleed_may_be():
 
 
 def test_two_dots_are_two_candidates():
-    image = scan((ball(3), 0.6), (ball(3, at=(6, 0, 0)), 0.6))
+    image = scan((ball(3), 0.6), (ball(3, at=(6, 0, 0)), 0.6), noise=0)
     dark = [found.index for found in find_candidates(image, brain()) if found.contrast > 0.5]
     assert sorted(dark) == [CENTRE, (CENTRE[0] + 12, *CENTRE[1:])]
 

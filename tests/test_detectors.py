@@ -11,8 +11,8 @@ from bids_cmb.detectors import card, detect, detector_names, radial
 from bids_cmb.volume import Volume
 
 SPACING = np.array([0.6, 0.5, 3.0])  # mm
-SHAPE = (90, 100, 15)
-MIDDLE = np.array([45, 50, 7])
+SHAPE = (76, 88, 11)
+MIDDLE = np.array([38, 44, 5])
 TILT = np.array([[0.96, 0.28, 0], [-0.28, 0.96, 0], [0, 0, 1]])
 AFFINE = from_matvec(TILT @ np.diag([-1, 1, -1] * SPACING), [12, -34, 56])  # oblique, flipped
 
@@ -68,7 +68,7 @@ def test_dark_dots_of_the_usual_sizes_pass(diameter):
         "nothing": [],
         "a faint dot": [(ball(3), 0.2)],
         "a tube through three slices": [(tube(2, 3), 0.6)],
-        "a tube through all slices": [(tube(3, 13), 0.6)],
+        "a tube through all slices": [(tube(3, 11), 0.6)],
         "a dot in fluid": [(ball(9), -0.8), (ball(2.5), 0.8)],
         "a dot in a dark surround": [(ball(11), 0.5), (ball(2.5), 0.7)],
         "a ball of 14 mm": [(ball(14), 0.7)],
@@ -81,12 +81,12 @@ def test_mimics_are_refused(what, things):
 
 
 def test_a_dot_on_the_surface_is_refused():
-    near_edge = ball(3, at=(-0.6 * 33, 0, 0))  # 1.8 mm from the first voxel outside
+    near_edge = ball(3, at=(-0.6 * 26, 0, 0))  # 1.8 mm from the first voxel outside
     assert radial(scan((near_edge, 0.6)), brain()).data.max() < 0.5
 
 
 def test_a_dot_is_painted_where_it_lies():
-    at = np.array([6, -7.5, 9])
+    at = np.array([6, -7.5, 6])
     found = radial(scan((ball(3.5, at), 0.7)), brain())
     index = np.argwhere(found.data >= 0.5)
     true = AFFINE[:3, :3] @ (MIDDLE + at / SPACING) + AFFINE[:3, 3]

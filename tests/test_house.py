@@ -10,7 +10,7 @@ import bids_cmb
 HOUSE = Path(bids_cmb.__file__).parent
 
 FLOORS = [  # from the ground up; a folder is one room
-    {"files", "exits"},
+    {"files", "exits", "sidecars", "filters"},
     {"volume", "config", "discovery", "provenance", "execution", "validation"},
     {"brain", "lesions", "candidates", "quality"},
     {"preprocessing", "detectors", "derivatives", "boilerplate"},
@@ -25,7 +25,7 @@ HOMES = {  # a library, and the only rooms that may name it
     "keras": set(),
     "bids": {"discovery"},
     "argparse": {"cli", "__main__"},
-    "nibabel": {"volume", "preprocessing"},
+    "nibabel": {"volume", "preprocessing", "simulation"},
 }
 
 

@@ -339,6 +339,14 @@ def test_downsampling_by_no_whole_number_keeps_the_mean_and_loses_no_voxel(rng):
         assert mass == pytest.approx(scan.voxel_volume, rel=1e-4)
 
 
+def test_a_voxel_that_reaches_out_of_the_scan_is_the_mean_of_what_is_in_it():
+    shape, affine = (21, 23, 10), turned((0.7, 0.7, 3.0))
+    scan = Volume(np.full(shape, 7, np.float32), affine)
+    got = preprocess(scan, ball(shape, affine), Grid(spacing=(1.6, 1.6, 5.0))).image
+    assert (np.array(got.shape) * got.spacing >= np.array(shape) * scan.spacing).all()
+    np.testing.assert_allclose(got.data, 7, rtol=1e-6)
+
+
 def test_thick_slices_reach_to_their_edges_on_a_finer_grid():
     shape, affine = (20, 20, 5), turned((1.0, 1.0, 4.0), degrees=0)
     scan = Volume(np.full(shape, 7, np.float32), affine)
@@ -362,6 +370,16 @@ def test_the_box_holds_the_brain_its_margin_and_a_multiple():
     spare = np.minimum(where.min(axis=0), np.array(got.image.shape) - 1 - where.max(axis=0))
     assert (spare * got.image.spacing >= 4).all()
     assert (got.image.data == 1).all()  # the field of view had room for the multiple
+
+
+@pytest.mark.parametrize(("margin", "voxels"), [(0.0, (9, 10, 5)), (1.5, (13, 14, 7))])
+def test_a_margin_is_in_mm_and_on_both_sides(margin, voxels):
+    shape, affine = (40, 40, 20), turned((1.0, 1.0, 3.0), flips=(1, 1, 1))
+    brain = np.zeros(shape, bool)
+    brain[12:21, 10:20, 8:13] = True
+    got = preprocess(Volume(np.ones(shape), affine), Volume(brain, affine), Grid(margin=margin))
+    assert got.brain.shape == voxels
+    assert np.argwhere(got.brain.data).min(axis=0).tolist() == [2 * (margin > 0)] * 2 + [margin > 0]
 
 
 def test_a_margin_stops_at_the_field_of_view():

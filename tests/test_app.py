@@ -1,0 +1,472 @@
+"""The app from end to end: what a user types, and every file that it leaves."""
+
+import gzip
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bids_cmb.cli import main
+from bids_cmb.derivatives import read_table
+
+ROOT = Path(__file__).parents[1]
+VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
+
+
+def files(folder):
+    """Every file but the logs, by its path from the folder."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(found)
+        if "logs" not in path.relative_to(folder).parts
+    }
+
+
+def status_of(out):
+    lines = [path.read_text() for path in sorted(out.glob("logs/*/status.jsonl"))]
+    return [json.loads(line) for text in lines for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, heads):
+    """A dataset of two participants, and what the app made of it on both levels."""
+    root = tmp_path_factory.mktemp("two")
+    raw = root / "raw"
+    for subject, head in (("01", "six"), ("02", "none")):
+        path = raw / f"sub-{subject}/anat/sub-{subject}_T2starw.nii.gz"
+        path.parent.mkdir(parents=True)
+        shutil.copyfile(heads[0] / f"{head}.nii.gz", path)
+    (raw / "T2starw.json").write_text('{"EchoTime": 0.02, "MagneticFieldStrength": 3}')
+    (raw / "dataset_description.json").write_text('{"Name": "Two", "BIDSVersion": "1.11.1"}')
+    code = main([str(raw), str(root / "out"), "participant", "group", "--output-level", "full"])
+    assert code == 0
+    return raw, root / "out"
+
+
+def test_the_files_are_those_of_the_layout(two):
+    anat = "sub-01/anat/sub-01_space-orig"
+    assert [name for name in files(two[1]) if not name.startswith("sub-02")] == [
+        ".bidsignore",
+        "README.md",
+        "dataset_description.json",
+        "descriptions.json",
+        "descriptions.tsv",
+        "group_microbleeds.json",
+        "group_microbleeds.tsv",
+        "scans.json",
+        f"{anat}_desc-preproc_T2starw.json",
+        f"{anat}_desc-preproc_T2starw.nii.gz",
+        f"{anat}_label-CMB_desc-T2starw_mask.json",
+        f"{anat}_label-CMB_desc-T2starw_mask.nii.gz",
+        f"{anat}_label-CMB_desc-T2starw_probseg.json",
+        f"{anat}_label-CMB_desc-T2starw_probseg.nii.gz",
+        f"{anat}_label-brain_desc-T2starw_mask.json",
+        f"{anat}_label-brain_desc-T2starw_mask.nii.gz",
+        f"{anat}_seg-CMB_desc-T2starw_dseg.json",
+        f"{anat}_seg-CMB_desc-T2starw_dseg.nii.gz",
+        f"{anat}_seg-CMB_desc-T2starw_dseg.tsv",
+        "sub-01/sub-01_scans.tsv",
+    ]
+
+
+def test_most_microbleeds_of_a_phantom_are_found_where_they_are(two, heads):
+    rows = read_table(next(two[1].glob("sub-01/anat/*_dseg.tsv")))
+    found = np.array([[float(row[key]) for key in ("x_mm", "y_mm", "z_mm")] for row in rows])
+    hits = [np.linalg.norm(found - bleed.centre, axis=1).min() < 3 for bleed in heads[1]["six"]]
+    assert sum(hits) >= 4  # of 6
+    assert len(rows) <= 10
+
+
+def test_map_mask_table_and_counts_tell_the_same(two):
+    anat = two[1] / "sub-01/anat/sub-01_space-orig"
+    labels = nib.load(f"{anat}_seg-CMB_desc-T2starw_dseg.nii.gz")
+    mask = nib.load(f"{anat}_label-CMB_desc-T2starw_mask.nii.gz")
+    rows = read_table(Path(f"{anat}_seg-CMB_desc-T2starw_dseg.tsv"))
+    [scan] = read_table(two[1] / "sub-01/sub-01_scans.tsv")
+
+    values = np.asarray(labels.dataobj)
+    assert [int(row["index"]) for row in rows] == list(range(1, values.max() + 1))
+    counted = [int(row["index"]) for row in rows if row["counted"] == "yes"]
+    np.testing.assert_array_equal(np.asarray(mask.dataobj) == 1, np.isin(values, counted))
+    assert int(scan["n_cmb"]) == len(counted)
+    assert ndimage.label(np.asarray(mask.dataobj), np.ones((3, 3, 3)))[1] == len(counted)
+    voxel = abs(np.linalg.det(labels.affine[:3, :3]))
+    for row in rows:
+        inside = values == int(row["index"])
+        assert float(row["volume_mm3"]) == pytest.approx(inside.sum() * voxel, rel=1e-3)
+        centre = nib.affines.apply_affine(labels.affine, [float(row[axis]) for axis in "ijk"])
+        said = [float(row[key]) for key in ("x_mm", "y_mm", "z_mm")]
+        assert said == pytest.approx(centre, abs=0.05)
+
+
+def test_results_lie_on_the_grid_of_the_scan(two):
+    scan = nib.load(two[0] / "sub-01/anat/sub-01_T2starw.nii.gz")
+    for path in two[1].glob("sub-01/anat/*.nii.gz"):
+        image = nib.load(path)
+        assert image.shape == scan.shape
+        np.testing.assert_array_equal(image.affine, scan.affine)
+        assert (image.header["sform_code"], image.header["qform_code"]) == (1, 1)
+
+
+def test_the_protocol_stands_beside_the_counts(two):
+    [row] = read_table(two[1] / "sub-02/sub-02_scans.tsv")
+    assert (row["field_strength_t"], row["echo_time_ms"]) == ("3", "20.0")
+    assert (row["in_plane_1_mm"], row["slice_mm"]) == ("0.9", "4.0")
+    assert 900 < float(row["brain_ml"]) < 1900
+
+
+def test_the_group_table_has_a_row_for_each_scan(two):
+    rows = read_table(two[1] / "group_microbleeds.tsv")
+    assert [(row["participant_id"], row["session_id"], row["status"]) for row in rows] == [
+        ("sub-01", None, "ok"),
+        ("sub-02", None, "ok"),
+    ]
+    [alone] = read_table(two[1] / "sub-01/sub-01_scans.tsv")
+    assert rows[0]["n_cmb"] == alone["n_cmb"]
+    assert (two[1] / rows[0]["filename"]).is_file()
+
+
+def test_a_second_call_does_nothing_and_says_so(two, capsys):
+    before = {name: path.stat().st_mtime_ns for name, path in files(two[1] / "sub-01").items()}
+    assert main([*map(str, two), "participant", "--output-level", "full"]) == 0
+    said = capsys.readouterr().err
+    assert "2 of 2 scans are done already" in said
+    assert "0 scans read, 2 done before" in said
+    assert before == {
+        name: path.stat().st_mtime_ns for name, path in files(two[1] / "sub-01").items()
+    }
+
+
+def test_overwriting_gives_the_same_bytes(two, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(two[1], again)
+    words = [str(two[0]), str(again), "participant", "group", "--output-level", "full"]
+    assert main([*words, "--overwrite", "--n-cpus", "1"]) == 0
+    one, other = files(two[1]), files(again)
+    assert list(one) == list(other)
+    for name, path in one.items():
+        if not name.endswith("_label-CMB_desc-T2starw_mask.json"):  # it says when and how long
+            assert path.read_bytes() == other[name].read_bytes(), name
+
+
+def test_other_settings_or_another_input_are_done_anew(two, tmp_path, capsys):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    shutil.copytree(two[0], raw)
+    shutil.copytree(two[1], out)
+    words = [str(raw), str(out), "participant", "--participant-label", "02"]
+    assert main([*words, "--output-level", "full"]) == 0  # copied: new times, same content
+    assert "0 scans read, 1 done before" in capsys.readouterr().err
+    assert main(words) == 0
+    assert "1 scans read" in capsys.readouterr().err
+    assert not list(out.glob("sub-02/anat/*preproc*"))  # what the level no longer asks for is gone
+    (raw / "T2starw.json").write_text('{"EchoTime": 0.03, "MagneticFieldStrength": 3}')
+    assert main(words) == 0
+    assert "1 scans read" in capsys.readouterr().err
+
+
+def test_what_is_missing_of_a_result_is_made_again(two, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(two[1], out)
+    next(out.glob("sub-02/anat/*_dseg.tsv")).unlink()
+    (out / "sub-01/sub-01_scans.tsv").unlink()
+    words = [str(two[0]), str(out), "participant", "--output-level", "full"]
+    assert main(words) == 0
+    assert "1 scans read, 1 done before" in capsys.readouterr().err
+    assert next(out.glob("sub-02/anat/*_dseg.tsv")).is_file()
+    assert len(read_table(out / "sub-01/sub-01_scans.tsv")) == 1
+
+
+def test_a_saved_config_repeats_the_run(two, tmp_path):
+    settings = next(two[1].glob("logs/*/config.toml"))
+    words = ["--config-file", str(settings), str(two[0]), str(tmp_path / "out"), "participant"]
+    assert main(words) == 0
+    names = {name for name in files(two[1]) if not name.startswith("group")}
+    assert set(files(tmp_path / "out")) == names
+
+
+def test_sidecars_say_what_made_the_result(two):
+    sidecar = json.loads(next(two[1].glob("sub-01/anat/*_label-CMB_*_mask.json")).read_text())
+    assert sidecar["Sources"] == ["bids:raw:sub-01/anat/sub-01_T2starw.nii.gz"]
+    assert (sidecar["EchoTime"], sidecar["MagneticFieldStrength"]) == (0.02, 3)
+    made = sidecar["Provenance"]
+    assert made["Settings"]["detector"] == ["radial"]
+    assert len(made["Input"][0]["SHA256"]) == 64
+    assert made["Software"]["numpy"] == np.__version__
+    assert made["Seconds"] > 0
+    description = json.loads((two[1] / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative"
+    assert description["DatasetLinks"]["raw"].startswith("file:///")
+
+
+def test_the_methods_say_what_was_done(two, capsys):
+    text = next(two[1].glob("logs/*/CITATION.md")).read_text()
+    assert "radial symmetry" in text
+    assert "at least 0.5" in text
+    assert main([*map(str, two), "participant", "--boilerplate-only", "--threshold", "0.3"]) == 0
+    assert "at least 0.3" in capsys.readouterr().out
+
+
+def test_one_truncated_scan_is_one_failure(dataset, tmp_path, capsys):
+    raw = dataset({f"sub-0{n}/anat/sub-0{n}_T2starw": "none" for n in (1, 2, 3)})
+    broken = raw / "sub-02/anat/sub-02_T2starw.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:200_000])
+    out = tmp_path / "out"
+    assert main([str(raw), str(out), "participant", "group"]) == 1
+    said = [
+        line for line in capsys.readouterr().err.splitlines() if "sub-02_T2starw failed" in line
+    ]
+    assert len(said) == 1
+    assert "truncated or damaged" in said[0]
+    assert len(list(out.glob("sub-*/anat/*_dseg.tsv"))) == 2
+    [crash] = out.glob("logs/*/crash-sub-02_T2starw.txt")
+    assert "Traceback" in crash.read_text()
+    rows = read_table(out / "group_microbleeds.tsv")
+    assert [row["status"] for row in rows] == ["ok", "failed", "ok"]
+    assert "truncated" in rows[1]["reason"]
+    assert rows[1]["n_cmb"] is None
+
+
+def test_a_failure_that_was_mended_is_no_failure_any_more(dataset, tmp_path, heads):
+    raw = dataset({"sub-01/anat/sub-01_T2starw": "none", "sub-02/anat/sub-02_T2starw": "none"})
+    path, out = raw / "sub-01/anat/sub-01_T2starw.nii.gz", tmp_path / "out"
+    path.write_bytes(b"no image")
+    assert main([str(raw), str(out), "participant", "group"]) == 1
+    shutil.copyfile(heads[0] / "none.nii.gz", path)
+    time.sleep(1.1)  # status lines carry seconds
+    assert main([str(raw), str(out), "participant", "group"]) == 0
+    assert {row["status"] for row in read_table(out / "group_microbleeds.tsv")} == {"ok"}
+
+
+def test_what_cannot_be_read_is_listed_and_the_others_are_done(dataset, tmp_path, capsys):
+    raw = dataset({"sub-01/anat/sub-01_T2starw": "none"})
+    for subject in ("02", "03"):
+        (raw / f"sub-{subject}/anat").mkdir(parents=True)
+    (raw / "sub-02/anat/sub-02_T2starw.nii.gz").symlink_to("../../.git/annex/objects/none")
+    (raw / "sub-03/anat/sub-03_T2starw.nii.gz").touch()
+    out = tmp_path / "out"
+    assert main([str(raw), str(out), "participant", "group"]) == 1
+    said = capsys.readouterr().err
+    assert "sub-02/anat/sub-02_T2starw.nii.gz is not fetched" in said
+    assert "sub-03/anat/sub-03_T2starw.nii.gz is empty (0 bytes)" in said
+    rows = read_table(out / "group_microbleeds.tsv")
+    assert [row["status"] for row in rows] == ["ok", "failed", "failed"]
+
+
+def test_where_nothing_can_be_read_the_code_says_so(tmp_path, capsys):
+    raw = tmp_path / "raw"
+    (raw / "sub-01/anat").mkdir(parents=True)
+    words = [str(raw), str(tmp_path / "out"), "participant"]
+    assert main(words) == 18
+    assert "no scan fits the selection" in capsys.readouterr().err
+    (raw / "sub-01/anat/sub-01_T2starw.nii.gz").touch()
+    assert main(words) == 66
+    assert "none of the 1 scans can be read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_labels_stop_before_any_work_and_list_what_exists(two, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = [str(two[0]), str(out), "participant"]
+    assert main([*words, "--participant-label", "01", "99"]) == 18
+    said = capsys.readouterr().err
+    assert "99" in said
+    assert "02" in said
+    assert main([*words, "--session-label", "x"]) == 18
+    assert not out.exists()
+
+
+def test_a_malformed_filter_file_is_bad_data(two, tmp_path, capsys):
+    path = tmp_path / "filter.json"
+    path.write_text("{")
+    words = [*map(str, two), "participant", "--bids-filter-file"]
+    assert main([*words, str(path)]) == 65
+    assert "filter.json" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "none.json")]) == 66
+    assert "filter file cannot be read" in capsys.readouterr().err
+
+
+def test_unknown_detectors_and_flags_are_refused(two, capsys):
+    words = [*map(str, two), "participant"]
+    assert main([*words, "--detector", "magic"]) == 64
+    assert "must be one of radial; found 'magic'" in capsys.readouterr().err
+    assert main([*words, "--uncounted", "ugly"]) == 64
+    assert "flags of large small edge vessel; found ugly" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_selection_and_writes_nothing(two, tmp_path, capsys):
+    assert main([str(two[0]), str(tmp_path / "out"), "participant", "--dry-run"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("read\tsub-01/anat/sub-01_T2starw.nii.gz\t")
+    assert said[-1] == "2 scans would be read."
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_group_level_alone_needs_results_and_no_raw_data(two, tmp_path, capsys):
+    assert main([str(tmp_path / "gone"), str(tmp_path / "empty"), "group"]) == 66
+    assert "found no result of any scan" in capsys.readouterr().err
+    out = tmp_path / "out"
+    shutil.copytree(two[1], out)
+    (out / "group_microbleeds.tsv").unlink()
+    assert main([str(tmp_path / "gone"), str(out), "group"]) == 0
+    assert len(read_table(out / "group_microbleeds.tsv")) == 2
+
+
+def test_scans_that_no_run_came_to_are_missing_in_the_group_table(dataset, tmp_path):
+    raw = dataset({f"sub-0{n}/anat/sub-0{n}_T2starw": "none" for n in (1, 2)})
+    (raw / "sub-01/anat/sub-01_T2starw.nii.gz").write_bytes(b"no image")
+    out = tmp_path / "out"
+    words = [str(raw), str(out), "participant", "group", "--n-cpus", "1"]
+    assert main([*words, "--stop-on-first-crash"]) == 1
+    rows = read_table(out / "group_microbleeds.tsv")
+    assert [row["status"] for row in rows] == ["failed", "missing"]
+
+
+def test_an_output_that_cannot_be_written_is_refused(two, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([str(two[0]), str(tmp_path / "file/out"), "participant"]) == 73
+    assert "output_dir must be writable" in capsys.readouterr().err
+
+
+def test_strict_validation_stops_at_errors(two, tmp_path, capsys):
+    raw = tmp_path / "raw"
+    shutil.copytree(two[0], raw)
+    (raw / "sub-01/anat/sub-01_acq-x_swi.nii.gz").write_bytes(gzip.compress(b"no"))
+    words = [str(raw), str(tmp_path / "out"), "participant", "--dry-run"]
+    assert main([*words, "--validate", "strict"]) == 16
+    assert "must be valid BIDS for --validate strict" in capsys.readouterr().err
+    assert main([*words]) == 0
+
+
+def test_a_glance_at_the_dataset_warns_and_goes_on(two, tmp_path, capsys):
+    raw = tmp_path / "raw"
+    shutil.copytree(two[0], raw)
+    (raw / "dataset_description.json").unlink()
+    assert main([str(raw), str(tmp_path / "out"), "participant", "--dry-run"]) == 0
+    assert "dataset_description.json: BIDS asks for this file" in capsys.readouterr().err
+
+
+def test_your_own_brain_mask_goes_first(two, tmp_path):
+    masks, out = tmp_path / "masks", tmp_path / "out"
+    scan = nib.load(two[0] / "sub-01/anat/sub-01_T2starw.nii.gz")
+    mask = np.zeros(scan.shape, np.uint8)
+    mask[60:140, 60:180, 15:40] = 1
+    path = masks / "sub-01/anat/sub-01_desc-brain_mask.nii.gz"
+    path.parent.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(mask, scan.affine), path)
+    words = [str(two[0]), str(out), "participant", "--derivatives", str(masks)]
+    assert main(words) == 0
+    used = nib.load(next(out.glob("sub-01/anat/*_label-brain_*.nii.gz")))
+    np.testing.assert_array_equal(np.asarray(used.dataobj), mask)
+    notes = json.loads(next(out.glob("sub-02/anat/*_label-CMB_*_mask.json")).read_text())["Notes"]
+    assert any("--derivatives holds no brain mask for it" in note for note in notes)
+
+
+def test_asked_to_end_the_app_ends_at_once_and_keeps_what_is_done(dataset, tmp_path):
+    raw = dataset({f"sub-{n:02d}/anat/sub-{n:02d}_T2starw": "none" for n in range(1, 9)})
+    out = tmp_path / "out"
+    words = [sys.executable, ROOT / "run.py", raw, out, "participant", "--n-cpus", "1"]
+    ran = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    while not list(out.glob("sub-*/*_scans.tsv")):
+        assert ran.poll() is None
+        time.sleep(0.05)
+    ran.send_signal(signal.SIGTERM)
+    said = ran.communicate(timeout=20)[1]
+    assert ran.returncode == 128 + signal.SIGTERM
+    assert "the same command goes on where this one stopped" in said
+    assert not list(out.rglob("*.part"))
+    done = len(list(out.glob("sub-*/anat/*_label-CMB_*_mask.json")))
+    assert 1 <= done < 8
+    assert main([str(raw), str(out), "participant", "group"]) == 0
+    assert len(read_table(out / "group_microbleeds.tsv")) == 8
+
+
+def test_two_processes_may_share_an_output_folder(dataset, tmp_path):
+    scans = {f"sub-01/ses-{n}/anat/sub-01_ses-{n}_T2starw": "none" for n in (1, 2)}
+    scans |= {f"sub-01/ses-1/anat/sub-01_ses-1_acq-{n}_T2starw": "none" for n in "ab"}
+    raw, out = dataset(scans), tmp_path / "out"
+    words = [sys.executable, ROOT / "run.py", raw, out, "participant", "--n-cpus", "1", "-q"]
+    both = [subprocess.Popen([*words, *more]) for more in ([], ["--overwrite"])]
+    assert [ran.wait(timeout=120) for ran in both] == [0, 0]
+    assert len(read_table(out / "sub-01/ses-1/sub-01_ses-1_scans.tsv")) == 3
+    assert not list(out.rglob("*.part"))
+    assert main([str(raw), str(out), "group"]) == 0
+    assert len(read_table(out / "group_microbleeds.tsv")) == 4
+
+
+@pytest.mark.skipif(not VALIDATOR.exists(), reason="bids-validator-deno is not installed")
+def test_the_output_of_a_varied_dataset_is_valid_bids(dataset, tmp_path):
+    raw = dataset(
+        {
+            "sub-01/ses-1/anat/sub-01_ses-1_T2starw": "six",
+            "sub-01/ses-1/anat/sub-01_ses-1_swi": "none",
+            "sub-01/ses-2/anat/sub-01_ses-2_acq-hires_rec-norm_run-01_part-mag_T2starw": "none",
+            "sub-01/ses-2/anat/sub-01_ses-2_acq-hires_rec-norm_run-02_part-mag_T2starw": "none",
+            "sub-02/swi/sub-02_swi": "none",
+            "sub-02/anat/sub-02_echo-1_MEGRE": "none",
+            "sub-02/anat/sub-02_echo-2_MEGRE": "none",
+        },
+        {"EchoTime": 0.02, "MagneticFieldStrength": 3},
+    )
+    words = [str(raw), "participant", "group", "--suffix", "T2starw", "swi", "MEGRE"]
+    for echo, level in (("2", "full"), ("combined", "minimal")):
+        out = tmp_path / "derivatives" / f"bids_cmb-{echo}"
+        extra = ["--echo", echo, "--output-level", level]
+        assert main([words[0], str(out), *words[1:], *extra]) == 0
+        assert len(read_table(out / "group_microbleeds.tsv")) == 6
+        answer = subprocess.run(
+            [VALIDATOR, "--format", "json", out], capture_output=True, text=True, check=False
+        )
+        assert json.loads(answer.stdout)["issues"]["issues"] == []
+        assert answer.returncode == 0
+
+
+@pytest.mark.skipif(not shutil.which("bwrap"), reason="bubblewrap is not installed")
+def test_it_runs_as_anyone_on_a_read_only_system_without_home_or_network(two, tmp_path):
+    out, temp = tmp_path / "out", tmp_path / "temp"
+    for folder in (out, temp):
+        folder.mkdir()
+        folder.chmod(0o777)
+    for folder in (tmp_path, *tmp_path.parents):
+        if not os.access(folder, os.X_OK) or folder.stat().st_mode & 0o005 != 0o005:
+            pytest.skip("the temporary folder of pytest is closed to other users")
+    cell = [
+        *("bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"),
+        *("--bind", out, out, "--bind", temp, temp, "--unshare-all"),
+        *("--uid", "23456", "--gid", "23456", "--clearenv", "--setenv", "TMPDIR", temp),
+    ]
+    app = [sys.executable, ROOT / "run.py", two[0], out, "participant", "group"]
+    ran = subprocess.run([*map(str, [*cell, *app])], capture_output=True, text=True, check=False)
+    if ran.stderr.startswith("bwrap:"):
+        pytest.skip(f"bubblewrap may not make its cell here ({ran.stderr.strip()})")
+    assert ran.returncode == 0, ran.stderr
+    assert len(read_table(out / "group_microbleeds.tsv")) == 2
+    assert not list(temp.iterdir())
+
+
+@pytest.mark.skipif(not shutil.which("bwrap"), reason="bubblewrap is not installed")
+def test_a_full_disc_stops_the_run_and_nothing_is_half_written(two, tmp_path):
+    out, keep = tmp_path / "out", tmp_path / "keep"
+    out.mkdir(), keep.mkdir()
+    app = f"{sys.executable} {ROOT / 'run.py'} {two[0]} {out} participant"
+    after = f"code=$?; cp -r {out}/. {keep}/; exit $code"
+    cell = [
+        *("bwrap", "--dev-bind", "/", "/", "--size", "150000", "--tmpfs", out),
+        *("sh", "-c", f"{app}; {after}"),
+    ]
+    ran = subprocess.run([*map(str, cell)], capture_output=True, text=True, check=False)
+    if ran.stderr.startswith("bwrap:"):
+        pytest.skip(f"bubblewrap may not make its cell here ({ran.stderr.strip()})")
+    assert ran.returncode in {73, 74}, ran.stderr
+    assert "no space left" in ran.stderr.lower()
+    assert "Traceback" not in ran.stderr
+    assert not list(keep.rglob("*.part"))

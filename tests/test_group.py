@@ -1,0 +1,81 @@
+"""The group table tells of every scan, and only from what the participants wrote."""
+
+import json
+
+import pytest
+
+from bids_cmb.derivatives import read_table, write_json
+from bids_cmb.group import write_group
+
+
+def finish(folder, source, at, **counts):
+    path = folder / source.replace("_T2starw.nii.gz", "_label-CMB_desc-T2starw_mask.json")
+    about = {"Sources": [f"bids:raw:{source}"], "Provenance": {"Finished": at}}
+    write_json(path, {**about, "Microbleeds": counts})
+
+
+def say(folder, run, *events):
+    path = folder / "logs" / run / "status.jsonl"
+    path.parent.mkdir(parents=True)
+    keys = ("time", "source", "status", "reason")
+    lines = [json.dumps(dict(zip(keys, event, strict=True))) for event in events]
+    path.write_text("\n".join([*lines, "no json", ""]))
+
+
+ONE, TWO, THREE = (f"sub-0{n}/ses-a/anat/sub-0{n}_ses-a_T2starw.nii.gz" for n in (1, 2, 3))
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    finish(tmp_path, ONE, "2026-01-01T10:00:05+00:00", n_cmb=4)
+    say(
+        tmp_path,
+        "first",
+        ("2026-01-01T10:00:00+00:00", ONE, "selected", ""),
+        ("2026-01-01T10:00:00+00:00", TWO, "selected", ""),
+        ("2026-01-01T10:00:00+00:00", THREE, "selected", ""),
+        ("2026-01-01T10:00:05+00:00", ONE, "ok", ""),
+        ("2026-01-01T10:00:05+00:00", TWO, "failed", "it is\ttruncated."),
+    )
+    return tmp_path
+
+
+def statuses(folder):
+    write_group(folder)
+    rows = read_table(folder / "group_microbleeds.tsv")
+    return [(row["participant_id"], row["status"], row["n_cmb"]) for row in rows]
+
+
+def test_read_failed_and_forgotten_scans_have_a_row_each(cohort):
+    assert write_group(cohort) == {"ok": 1, "failed": 1, "missing": 1}
+    assert statuses(cohort) == [
+        ("sub-01", "ok", "4"),
+        ("sub-02", "failed", None),
+        ("sub-03", "missing", None),
+    ]
+    rows = read_table(cohort / "group_microbleeds.tsv")
+    assert rows[1]["reason"] == "it is truncated."
+    assert rows[0]["session_id"] == "ses-a"
+
+
+def test_every_column_of_the_table_is_described_beside_it(cohort):
+    write_group(cohort)
+    described = json.loads((cohort / "group_microbleeds.json").read_text())
+    assert list(described) == list(read_table(cohort / "group_microbleeds.tsv")[0])
+
+
+def test_the_last_word_counts(cohort):
+    say(cohort, "second", ("2026-01-02T10:00:00+00:00", ONE, "failed", "the input broke"))
+    assert statuses(cohort)[0] == ("sub-01", "failed", None)
+    finish(cohort, ONE, "2026-01-03T10:00:00+00:00", n_cmb=5)
+    assert statuses(cohort)[0] == ("sub-01", "ok", "5")
+
+
+def test_a_result_outlives_a_later_selection(cohort):
+    say(cohort, "second", ("2026-01-02T10:00:00+00:00", ONE, "selected", ""))
+    assert statuses(cohort)[0] == ("sub-01", "ok", "4")
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="needs what the participant level wrote; found no result"):
+        write_group(tmp_path)

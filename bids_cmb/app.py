@@ -39,8 +39,16 @@ def run(config: Config) -> int:
     Raises:
         ExitError: If the run cannot begin or cannot go on.
     """
-    signal.signal(signal.SIGTERM, _terminated)
+    before = signal.signal(signal.SIGTERM, _terminated)
     _talk(config.verbosity)
+    try:
+        return _levels(config)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        _fall_silent()
+
+
+def _levels(config: Config) -> int:
     if config.boilerplate_only:
         return _boilerplate(config)
     code = OK
@@ -62,9 +70,15 @@ def _talk(verbosity: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.setLevel(level)
-    log.handlers = [handler]
+    log.addHandler(handler)
     log.setLevel(logging.DEBUG)
     log.propagate = False
+
+
+def _fall_silent() -> None:
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
 
 
 def _boilerplate(config: Config) -> int:

@@ -222,7 +222,8 @@ def retract(output: Output) -> None:
     sign.unlink(missing_ok=True)
     for name in earlier.get("Provenance", {}).get("Files", ()):
         if Path(name).name == name:  # never follow a path out of the folder
-            (sign.parent / name).unlink(missing_ok=True)
+            for part in (name, f"{name.partition('.')[0]}.json"):
+                (sign.parent / part).unlink(missing_ok=True)
 
 
 def write_images(output: Output, found: Findings, config: Config) -> list[Path]:

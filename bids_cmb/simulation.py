@@ -44,6 +44,22 @@ LAYERS = 5
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """What a phantom says it was scanned with: mm, T and s."""
+
+    suffix: str
+    spacing: tuple[float, float, float]
+    field_t: float
+    echo_time_s: float
+
+
+PROTOCOLS = (
+    Protocol("T2starw", (0.9, 0.9, 4.0), 3.0, 0.020),
+    Protocol("swi", (0.9, 0.9, 1.5), 1.5, 0.040),
+)
+
+
+@dataclass(frozen=True)
 class Bleed:
     """One microbleed of a phantom: centre in world mm, diameter in mm."""
 
@@ -71,41 +87,40 @@ def simulate(folder: Path, *, scans: int, seed: int) -> list[int]:
     for at in range(scans):
         rng = np.random.default_rng([seed, at])
         label = f"sub-{at + 1:02d}"
-        suffix, field, echo_time = (("T2starw", 3.0, 0.020), ("swi", 1.5, 0.040))[at % 2]
-        image, truth, bleeds = phantom(
-            rng, bleeds=0 if at % 4 == 3 else int(rng.integers(2, 9)), thick=at % 2 == 0
-        )
+        protocol = PROTOCOLS[at % len(PROTOCOLS)]
+        suffix = protocol.suffix
+        bleeds = 0 if at % 4 == 3 else int(rng.integers(2, 9))
+        image, truth, placed = phantom(rng, bleeds=bleeds, spacing=protocol.spacing)
         stem = folder / label / "anat" / f"{label}_{suffix}"
         save(image, stem.with_name(f"{stem.name}.nii.gz"))
         write_json(
             stem.with_name(f"{stem.name}.json"),
-            {"MagneticFieldStrength": field, "EchoTime": echo_time},
+            {"MagneticFieldStrength": protocol.field_t, "EchoTime": protocol.echo_time_s},
         )
-        _write_truth(folder / "derivatives" / "truth", label, truth, bleeds)
-        numbers.append(len(bleeds))
+        _write_truth(folder / "derivatives" / "truth", label, truth, placed)
+        numbers.append(len(placed))
     # Written last: a dataset without its description is one that was not finished.
     _write_descriptions(folder)
     return numbers
 
 
 def phantom(
-    rng: np.random.Generator, *, bleeds: int, thick: bool
+    rng: np.random.Generator, *, bleeds: int, spacing: tuple[float, float, float]
 ) -> tuple[Volume, Volume, list[Bleed]]:
     """One head: shells of scalp, skull, fluid and brain, vessels, microbleeds and noise.
 
     Args:
         rng: Source of chance.
         bleeds: How many microbleeds.
-        thick: Slices of 4 mm, else of 1.5 mm; 0.9 mm in plane. The grid is oblique and LAS.
+        spacing: Voxel size in mm, the distance between slices last. The grid is oblique and LAS.
 
     Returns:
         image: Magnitude, float32; white matter is about 300.
         truth: uint16, each microbleed with its number from 1.
         bleeds: The same in mm.
     """
-    spacing = np.array([0.9, 0.9, 4.0 if thick else 1.5])
-    shape = tuple(np.ceil([180, 216, 208] / spacing).astype(int))
-    turn = euler2mat(*rng.uniform(-0.15, 0.15, 3)) @ np.diag([-1, 1, 1] * spacing)
+    shape = tuple(np.ceil(np.array([180, 216, 208]) / spacing).astype(int))
+    turn = euler2mat(*rng.uniform(-0.15, 0.15, 3)) @ np.diag(np.array([-1, 1, 1]) * spacing)
     grid = from_matvec(turn, -turn @ ((np.array(shape) - 1) / 2))
     world = _world(grid, shape)
 

@@ -34,7 +34,7 @@ def heads(tmp_path_factory):
     rng = np.random.default_rng(7)
     truth = {}
     for name, bleeds in (("six", 6), ("none", 0)):
-        image, _, placed = phantom(rng, bleeds=bleeds, thick=True)
+        image, _, placed = phantom(rng, bleeds=bleeds, spacing=(1.4, 1.4, 4.0))
         volume.save(image, folder / f"{name}.nii.gz")
         truth[name] = placed
     return folder, truth

@@ -119,11 +119,12 @@ def test_a_bleed_at_the_edge_and_the_ventricles_leave_no_hole(scalp):
     assert np.array_equal(ndimage.binary_fill_holes(found.data), found.data)
 
 
-def test_a_dark_dropout_at_the_surface_is_bridged():
-    image, truth = phantom(THIN, 0.35)
-    dropout = inside(grid(THIN)[1], (9, 12, 9), (0, 80, 0))
+def test_a_dark_dropout_16_mm_wide_is_bridged():
+    image, _ = phantom(THIN, 0.35)
+    world = grid(THIN)[1]
+    dropout = inside(world, (8, 12, 8), (0, 80, 0))  # 17 mm deep
     found = find_brain(Volume(np.where(dropout, 0.05, image.data), image.affine))
-    assert (found.data & truth.data & dropout).sum() >= 0.8 * (truth.data & dropout).sum()
+    assert found.data[dropout & inside(world, BRAIN - 4)].mean() >= 0.95  # a dent of 4 mm is left
 
 
 @pytest.mark.parametrize(("factor", "offset"), [(1e-4, 0), (3000, 0), (50, -40)])

@@ -85,6 +85,15 @@ def test_symmetry_is_highest_at_the_centre_of_a_ball(diameter):
     assert not strength[~brain().data].any()
 
 
+def test_diameter_is_taken_at_half_depth():
+    away = np.hypot(position()[..., 0], position()[..., 1])
+    blurred = np.exp(-4 * np.log(2) * (away / 3) ** 2) * (np.abs(position()[..., 2]) < 1)
+    found = strongest(scan((blurred, 0.6), noise=0))
+    assert found.diameter == pytest.approx(3, abs=0.25)
+    volume = len(found.voxels) * np.prod(SPACING)
+    assert volume == pytest.approx(np.pi * 1.5**2 * SPACING[2], rel=0.2)
+
+
 def test_a_bright_ball_is_no_candidate():
     near = [
         found
@@ -94,13 +103,32 @@ def test_a_bright_ball_is_no_candidate():
     assert near == []
 
 
-def test_what_lies_between_bright_spots_is_no_dark_spot():
-    around = [5 * np.array([np.cos(a), np.sin(a), 0]) for a in np.arange(0, 2 * np.pi, np.pi / 3)]
-    bright = [(ball(4, at=at), -1.0) for at in around]
+def test_tissue_in_a_ring_of_bright_fluid_is_no_dark_spot():
+    away = np.hypot(position()[..., 0], position()[..., 1])
+    fluid = soft(np.abs(away - 2.8) - 0.8)
     one_dark = radial_symmetry(scan((ball(3), 0.5)), brain()).data
-    between = radial_symmetry(scan(*bright), brain()).data
+    within = radial_symmetry(scan((fluid, -1.0)), brain()).data
     middle = tuple(slice(c - 2, c + 3) for c in CENTRE)
-    assert between[middle].max() < 0.05 * one_dark[middle].max()
+    assert within[middle].max() < 0.05 * one_dark[middle].max()
+
+
+def test_a_line_has_less_symmetry_than_a_ball():
+    line = soft(np.abs(position()[..., 0]) - 1.5)
+    of_ball = radial_symmetry(scan((ball(3), 0.6)), brain()).data.max()
+    assert radial_symmetry(scan((line, 0.6)), brain()).data.max() < 0.03 * of_ball
+
+
+def test_symmetry_is_judged_in_mm_where_pixels_are_long():
+    def highest(spacing):
+        where = np.moveaxis(np.indices((60, 60, 3)) - [[[[30]]], [[[30]]], [[[1]]]], 0, -1)
+        away = np.linalg.norm(where * [*spacing, 3], axis=-1)
+        data = (1 - 0.6 * soft(away - 2.25)).astype(np.float32)
+        affine = np.diag([*spacing, 3, 1])
+        strength = radial_symmetry(Volume(data, affine), Volume(data > 0, affine)).data
+        assert np.hypot(*(where[strength == strength.max()][0, :2] * spacing)) < 0.8
+        return strength.max()
+
+    assert highest((0.4, 1.2)) > 0.7 * highest((0.7, 0.7))
 
 
 def test_an_oval_is_as_elongated_as_it_was_drawn():
@@ -136,11 +164,14 @@ def test_where_the_scan_ends_is_no_surface():
     assert {candidate.depth for candidate in found} == {np.inf}
 
 
-def test_fluid_around_a_spot_shows_in_its_surround():
-    beside = soft(2.5 - position()[..., 0])
-    found = strongest(scan((beside, -1.0), (ball(2.4), 0.6)))
-    assert found.ring_high > 1.5
-    assert found.ring_low == pytest.approx(1, abs=0.1)
+@pytest.mark.parametrize(("loss", "figure"), [(-1.0, "ring_high"), (0.5, "ring_low")])
+def test_a_fifth_of_the_surround_shows_and_a_fifteenth_does_not(loss, figure):
+    def measured(from_mm):
+        beside = soft(from_mm - position()[..., 0])
+        return getattr(strongest(scan((beside, loss), (ball(2.4), 0.6), noise=0)), figure)
+
+    assert measured(2.5) == pytest.approx(1 - loss, abs=0.2)  # 22 % of the ring
+    assert measured(3.5) == pytest.approx(1, abs=0.1)  # 7 % of it
 
 
 def test_a_spot_is_painted_no_wider_than_a_microbleed_may_be():

@@ -96,7 +96,8 @@ def test_a_dot_is_painted_where_it_lies():
 
 
 def test_probability_lies_between_0_and_1_and_inside_the_brain():
-    found = radial(scan((ball(3), 0.7), (ball(3, (-15, 0, 0)), 0.9)), brain())
+    on_the_edge = ball(3, (-0.6 * 27, 0, 0))
+    found = radial(scan((ball(3), 0.7), (on_the_edge, 0.7)), brain())
     assert found.data.dtype == np.float32
     assert found.data.min() == 0
     assert 0.9 < found.data.max() <= 1

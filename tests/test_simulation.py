@@ -44,10 +44,12 @@ def test_microbleeds_are_dark_where_the_truth_says(dataset):
 
 
 def test_the_same_seed_gives_the_same_phantom(rng):
-    one, other = (phantom(np.random.default_rng(5), bleeds=2, thick=True) for _ in range(2))
+    one, other = (
+        phantom(np.random.default_rng(5), bleeds=2, spacing=(1.4, 1.4, 4.0)) for _ in range(2)
+    )
     np.testing.assert_array_equal(one[0].data, other[0].data)
     assert one[2] == other[2]
-    assert phantom(rng, bleeds=2, thick=True)[2] != one[2]
+    assert phantom(rng, bleeds=2, spacing=(1.4, 1.4, 4.0))[2] != one[2]
 
 
 def test_a_folder_that_holds_something_is_refused(dataset, capsys):

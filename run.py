@@ -1,4 +1,4 @@
-"""The BIDS App's door: python run.py bids_dir output_dir {participant,group} …"""
+"""The BIDS App's door: python run.py bids_dir output_dir {participant,group}, and flags."""
 
 import sys
 

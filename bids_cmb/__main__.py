@@ -1,29 +1,138 @@
-"""The makers' door: python -m bids_cmb simulate."""
+"""The makers' door: python -m bids_cmb simulate | evaluate."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+SAID = ("sensitivity", "precision", "f1", "fp_per_scan")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make something. Returns the exit code."""
     top = argparse.ArgumentParser(prog="python -m bids_cmb", allow_abbrev=False)
     makers = top.add_subparsers(dest="maker", required=True)
-    maker = makers.add_parser("simulate", help="a BIDS dataset of phantoms with microbleeds")
+    _add_simulate(makers)
+    _add_evaluate(makers)
+    given = top.parse_args(argv)
+    return {"simulate": _simulate, "evaluate": _evaluate}[given.maker](given)
+
+
+def _add_simulate(makers: argparse._SubParsersAction) -> None:
+    maker = makers.add_parser("simulate", help="a BIDS dataset of scans with microbleeds and truth")
     maker.add_argument("folder", type=Path, help="where to; must be empty")
     maker.add_argument("--n", type=int, default=3, help="scans (default: 3)")
     maker.add_argument("--seed", type=int, default=1, help="of chance (default: 1)")
-    given = top.parse_args(argv)
+    maker.add_argument(
+        "--anatomy",
+        type=Path,
+        metavar="DIR",
+        help="folder of FreeSurfer-coded label maps, used in turn (default: made-up heads)",
+    )
+    maker.add_argument(
+        "--protocol",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="presets of data/protocols.json, JSON files like it, or random, used in turn "
+        "(default: random)",
+    )
+    maker.add_argument(
+        "--variant", default="default", help="law of lesions and mimics in data/laws.json"
+    )
+    maker.add_argument("--phase", action="store_true", help="write phase images too")
+    maker.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
 
+
+def _simulate(given: argparse.Namespace) -> int:
+    """Make a dataset, and say on the way how long it will take. Returns the exit code."""
+    from bids_cmb.execution import sentence
     from bids_cmb.simulation import simulate
 
     try:
-        numbers = simulate(given.folder, scans=given.n, seed=given.seed)
+        numbers = simulate(
+            given.folder,
+            scans=given.n,
+            seed=given.seed,
+            anatomy=given.anatomy,
+            protocols=given.protocol,
+            variant=given.variant,
+            with_phase=given.phase,
+            workers=given.workers,
+            progress=_say,
+        )
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
+        return 1
+    sys.stdout.write(f"{given.folder}: {len(numbers)} scans, {sum(numbers)} microbleeds.\n")
+    return 0
+
+
+def _say(done: int, scans: int, seconds: float) -> None:
+    left = seconds / done * (scans - done)
+    about = f"about {left / 60:.0f} min" if left >= 90 else f"about {left:.0f} s"
+    sys.stderr.write(f"bids_cmb: {done} of {scans} scans, {about} to go.\n")
+
+
+def _add_evaluate(makers: argparse._SubParsersAction) -> None:
+    maker = makers.add_parser(
+        "evaluate",
+        help="found against true lesions, as tables and a page",
+        argument_default=argparse.SUPPRESS,  # the defaults stand in `Asked`
+    )
+    maker.add_argument(
+        "predictions", type=Path, help="output folder of the app, or masks or tables, or one file"
+    )
+    maker.add_argument("truth", type=Path, help="the same, or one table of coordinates")
+    maker.add_argument("folder", type=Path, help="where to; must be empty")
+    maker.add_argument(
+        "--match",
+        choices=("valdo", "overlap", "one-to-one"),
+        help="when found and true are the same lesion: VALDO's rule (nearest, less than 5 mm), any "
+        "overlap of label maps, or pairs within 5 mm (default: valdo)",
+    )
+    maker.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="lowest probability that counts; the FROC takes all (default: 0)",
+    )
+    maker.add_argument(
+        "--unsure",
+        choices=("aside", "count"),
+        help="true lesions marked possible, not visible or not counted: neither missed nor found, "
+        "or like all others (default: aside)",
+    )
+    maker.add_argument("--seed", type=int, help="of the bootstrap (default: 0)")
+    maker.add_argument(
+        "--bootstrap", type=int, dest="draws", metavar="N", help="draws (default: 2000)"
+    )
+    maker.add_argument(
+        "--overwrite",
+        action="store_true",
+        default=False,
+        help="replace what an earlier evaluation wrote",
+    )
+
+
+def _evaluate(given: argparse.Namespace) -> int:
+    """Compare, write, and say the figures in a line. Returns the exit code."""
+    from bids_cmb.evaluation import Asked, evaluate
+
+    asked = Asked(**{key: value for key, value in vars(given).items() if hasattr(Asked, key)})
+    try:
+        result = evaluate(
+            given.predictions, given.truth, given.folder, asked=asked, overwrite=given.overwrite
+        )
     except (ValueError, OSError) as error:
         sys.stderr.write(f"bids_cmb: {error}\n")
         return 1
-    sys.stdout.write(f"{given.folder}: {len(numbers)} scans, {sum(numbers)} microbleeds.\n")
+    for name in result.missing:
+        sys.stderr.write(f"bids_cmb: {name}: no prediction; it is in no figure.\n")
+    for name in result.without_truth:
+        sys.stderr.write(f"bids_cmb: {name}: no truth; it is in no figure.\n")
+    said = (f"{name} {result.figures[name].value:.3f}" for name in SAID)
+    sys.stdout.write(f"{given.folder}: {len(result.scans)} scans, {', '.join(said)}.\n")
     return 0
 
 

@@ -1,404 +1,303 @@
-"""Evaluation: what was found against what is there, as points in world mm.
+"""Evaluation: found against true lesions, from two folders to tables and one page of figures."""
 
-A found lesion is a hit or a false alarm, a true lesion is found or missed; every figure follows
-from counting these over scans. Two rules say which is which: `match_valdo`, the rule of the VALDO
-challenge, and `match_one_to_one`, where every lesion has one partner at most.
-"""
-
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-REACH = 5.0  # mm within which found and true are the same lesion
-FALSE_ALARM_RATES = (0.5, 1.0, 2.0, 4.0, 8.0)  # per scan, at which the FROC is read
-POSITION = ["x_mm", "y_mm", "z_mm"]
+from bids_cmb.derivatives import read_table, write_json, write_table
+from bids_cmb.fates import Scan, breakdown, fates, scan_row
+from bids_cmb.files import write_text
+from bids_cmb.marks import Marks, read_marks, read_mimics, shared_volume
+from bids_cmb.matching import REACH, RULES
+from bids_cmb.provenance import software
+from bids_cmb.scorecard import page
+from bids_cmb.scoring import UNKNOWN, Case, Figure, Froc, figures, froc
 
-
-@dataclass(frozen=True, eq=False)
-class Match:
-    """Which found lesions are hits and which true ones were found.
-
-    Attributes:
-        partner: For every found lesion its true one, or -1 for a false alarm, shape (F,).
-        missed: For every true lesion whether no found one took it, shape (T,).
-    """
-
-    partner: np.ndarray
-    missed: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """One scan: what was found in it and what is there.
-
-    Attributes:
-        subject: Whose scan; intervals are over subjects, not scans.
-        found: World mm, shape (F, 3).
-        probability: Of every found lesion, 0 to 1, shape (F,).
-        truth: World mm, shape (T, 3).
-    """
-
-    subject: str
-    found: np.ndarray
-    probability: np.ndarray
-    truth: np.ndarray
+DRAWS = 2000
+FILES = ("metrics.tsv", "lesions.tsv", "froc.tsv", "metrics.json", "evaluation.html")
+UNSURE = ("aside", "count")
+HEAD_MM = 300.0  # no two places of one head lie this far apart
 
 
 @dataclass(frozen=True)
-class Metrics:
-    """How well lesions were found, all scans pooled; NaN where a figure is not defined.
+class Asked:
+    """How to evaluate.
 
     Attributes:
-        scans: How many.
-        lesions: True ones.
-        hits: Found lesions with a true partner.
-        false_alarms: Found lesions without.
-        misses: True lesions that nothing found.
-        sensitivity: Part of the true lesions that was found. Higher is better.
-        precision: Part of the found lesions that are hits. Higher is better.
-        f1: 2 hits / (2 hits + false alarms + misses). Higher is better.
-        fp_per_scan: False alarms per scan. Lower is better.
+        match: The rule, a key of ``RULES``.
+        threshold: Found lesions of a lower probability are left out; the FROC takes all.
+        unsure: ``aside`` if true lesions that are marked possible, not visible or not counted are
+            neither missed nor found, ``count`` if they are lesions like all others.
+        seed: Of the bootstrap.
+        draws: Of the bootstrap.
     """
 
-    scans: float
-    lesions: float
-    hits: float
-    false_alarms: float
-    misses: float
-    sensitivity: float
-    precision: float
-    f1: float
-    fp_per_scan: float
+    match: str = "valdo"
+    threshold: float = 0.0
+    unsure: str = "aside"
+    seed: int = 0
+    draws: int = DRAWS
 
 
 @dataclass(frozen=True, eq=False)
-class Froc:
-    """Sensitivity against false alarms while the threshold falls.
+class Evaluation:
+    """All that an evaluation found out.
 
     Attributes:
-        threshold: Probability from which lesions count, falling, the first above all, shape (K,).
-        metrics: The figures at each, shape (K,) in every field.
+        asked: How it was made.
+        figures: By name, over all scans.
+        curve: The FROC.
+        breakdown: A row for each figure of each class: ``by``, ``class``, ``figure``, ``value``,
+            ``low``, ``high``.
+        lesions: Every true and found lesion and its fate.
+        scans: Their counts, a row each.
+        missing: Scans of the truth without a prediction; they are in no figure.
+        without_truth: Scans with a prediction that the truth does not know; likewise.
     """
 
-    threshold: np.ndarray
-    metrics: Metrics
-
-    def sensitivity_at(self, fp_per_scan: float) -> float:
-        """The best sensitivity that costs no more than ``fp_per_scan`` false alarms per scan."""
-        affordable = self.metrics.fp_per_scan <= fp_per_scan
-        return float(np.max(self.metrics.sensitivity[affordable]))
-
-    def best(self) -> int:
-        """Where F1 is highest; the higher threshold of equals."""
-        f1 = self.metrics.f1
-        return int(np.argmax(np.where(np.isnan(f1), -1, f1)))
+    asked: Asked
+    figures: dict[str, Figure]
+    curve: Froc
+    breakdown: pd.DataFrame
+    lesions: pd.DataFrame
+    scans: pd.DataFrame
+    missing: tuple[str, ...]
+    without_truth: tuple[str, ...]
 
 
-Rule = Callable[[np.ndarray, np.ndarray], Match]
-
-
-def match_valdo(found: np.ndarray, truth: np.ndarray, *, reach: float = REACH) -> Match:
-    """Pair found and true lesions by the rule of the VALDO challenge.
-
-    Every found lesion picks its nearest true one (the first of equals) if that is nearer than
-    ``reach``. Of several that picked the same one the nearest is a hit and the others are false
-    alarms; if they are equally near, all the nearest are hits.
+def evaluate(
+    predictions: Path, truth: Path, folder: Path, *, asked: Asked, overwrite: bool = False
+) -> Evaluation:
+    """Compare and write ``FILES`` to a folder.
 
     Args:
-        found: World mm, shape (F, 3).
-        truth: World mm, shape (T, 3).
-        reach: mm.
-
-    Source:
-        Sudre et al. 2024, doi:10.1016/j.media.2023.103029.
-    """
-    partner, missed = np.full(len(found), -1), np.ones(len(truth), bool)
-    if not len(found) or not len(truth):
-        return Match(partner, missed)
-    distance = cdist(found, truth)  # (F, T)
-    picked = distance.argmin(axis=1)
-    near = distance.min(axis=1)
-    for k in np.unique(picked[near < reach]):
-        rivals = np.flatnonzero((picked == k) & (near < reach))
-        partner[rivals[near[rivals] == near[rivals].min()]] = k
-        missed[k] = False
-    return Match(partner, missed)
-
-
-def match_one_to_one(found: np.ndarray, truth: np.ndarray, *, reach: float = REACH) -> Match:
-    """Pair as many found and true lesions as can be, then those nearest to each other.
-
-    Args:
-        found: World mm, shape (F, 3).
-        truth: World mm, shape (T, 3).
-        reach: mm; pairs may be up to that far apart.
-    """
-    partner, missed = np.full(len(found), -1), np.ones(len(truth), bool)
-    if not len(found) or not len(truth):
-        return Match(partner, missed)
-    distance = cdist(found, truth)  # (F, T)
-    # One pair too far apart costs more than all near ones together, so none of those is given up.
-    too_far = reach * (min(distance.shape) + 1)
-    rows, columns = linear_sum_assignment(np.where(distance <= reach, distance, too_far))
-    paired = distance[rows, columns] <= reach
-    partner[rows[paired]] = columns[paired]
-    missed[columns[paired]] = False
-    return Match(partner, missed)
-
-
-def score(cases: Sequence[Case], *, threshold: float = 0.0, rule: Rule = match_valdo) -> Metrics:
-    """How well lesions were found over all scans.
-
-    Args:
-        cases: One per scan.
-        threshold: Found lesions of a lower probability are left out.
-        rule: Which found lesion belongs to which true one.
-    """
-    counted = _counts(cases, np.array([threshold]), rule).sum(axis=0)[0]
-    return Metrics(*map(float, _figures(counted)))
-
-
-def froc(cases: Sequence[Case], *, rule: Rule = match_valdo) -> Froc:
-    """The figures at every threshold that makes a difference."""
-    thresholds = _thresholds(cases)
-    return Froc(thresholds, Metrics(*_figures(_counts(cases, thresholds, rule).sum(axis=0))))
-
-
-def bootstrap(
-    cases: Sequence[Case],
-    *,
-    threshold: float,
-    seed: int,
-    draws: int = 2000,
-    level: float = 0.95,
-    rule: Rule = match_valdo,
-) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of every figure when subjects are drawn with replacement.
-
-    Args:
-        cases: One per scan; the scans of a subject are drawn together.
-        threshold: Found lesions of a lower probability are left out; the FROC takes all.
-        seed: Of the draws.
-        draws: How many.
-        level: Of the interval.
-        rule: Which found lesion belongs to which true one.
-
-    Returns:
-        For every figure of `summary` the ends of its interval; NaN if it was never defined.
-    """
-    thresholds = np.append(threshold, _thresholds(cases))
-    counted = _counts(cases, thresholds, rule)  # (scans, K, 5)
-    subjects, belongs = np.unique([case.subject for case in cases], return_inverse=True)
-    each = np.zeros((len(subjects), *counted.shape[1:]))
-    np.add.at(each, belongs, counted)
-
-    rng = np.random.default_rng(seed)
-    drawn: dict[str, list[float]] = {}
-    for _ in range(draws):
-        total = each[rng.integers(len(subjects), size=len(subjects))].sum(axis=0)
-        curve = Froc(thresholds[1:], Metrics(*_figures(total[1:])))
-        for name, value in summary(Metrics(*map(float, _figures(total[0]))), curve).items():
-            drawn.setdefault(name, []).append(value)
-    return {name: _interval(np.array(values), level) for name, values in drawn.items()}
-
-
-def summary(metrics: Metrics, curve: Froc) -> dict[str, float]:
-    """The figures at a threshold and those read off the FROC, by name."""
-    best = curve.best()
-    return {
-        **{field.name: getattr(metrics, field.name) for field in fields(metrics)},
-        **{f"sensitivity_at_{rate:g}_fp": curve.sensitivity_at(rate) for rate in FALSE_ALARM_RATES},
-        "best_f1": float(curve.metrics.f1[best]),
-        "best_f1_fp_per_scan": float(curve.metrics.fp_per_scan[best]),
-    }
-
-
-def _thresholds(cases: Sequence[Case]) -> np.ndarray:
-    """Infinity, at which nothing counts, then every probability that occurs, falling."""
-    occurring = np.unique(np.concatenate([[], *(case.probability for case in cases)]))
-    return np.append(np.inf, occurring[::-1])
-
-
-def _counts(cases: Sequence[Case], thresholds: np.ndarray, rule: Rule) -> np.ndarray:
-    """Scans, lesions, hits, false alarms and misses of every scan, shape (scans, K, 5)."""
-    counted = np.empty((len(cases), len(thresholds), 5))
-    for row, case in zip(counted, cases, strict=True):
-        # Between two of a scan's own probabilities nothing changes, so each is matched once.
-        own = np.append(np.unique(case.probability), np.inf)
-        row[:] = np.array([_count(case, level, rule) for level in own])[
-            np.searchsorted(own, thresholds)
-        ]
-    return counted
-
-
-def _count(case: Case, threshold: float, rule: Rule) -> tuple[int, int, int, int, int]:
-    match = rule(case.found[case.probability >= threshold], case.truth)
-    hits = int((match.partner >= 0).sum())
-    return 1, len(case.truth), hits, len(match.partner) - hits, int(match.missed.sum())
-
-
-def _figures(counted: np.ndarray) -> list[np.ndarray]:
-    """The fields of `Metrics` from counts (..., 5)."""
-    scans, lesions, hits, false_alarms, misses = np.moveaxis(counted, -1, 0)
-    return [
-        *(scans, lesions, hits, false_alarms, misses),
-        _ratio(lesions - misses, lesions),
-        _ratio(hits, hits + false_alarms),
-        _ratio(2 * hits, 2 * hits + false_alarms + misses),
-        _ratio(false_alarms, scans),
-    ]
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    part, whole = np.broadcast_arrays(np.asarray(part, float), np.asarray(whole, float))
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
-
-
-def _interval(values: np.ndarray, level: float) -> tuple[float, float]:
-    defined = values[~np.isnan(values)]
-    if not len(defined):
-        return np.nan, np.nan
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def read_truth(path: Path) -> dict[tuple[str, str], np.ndarray]:
-    """True lesions of every scan from a table of coordinates.
-
-    Args:
-        path: TSV, a row per lesion, with ``participant_id`` (or ``subject``), ``x_mm``, ``y_mm``,
-            ``z_mm`` and, if there are several, ``session_id`` (or ``session``). A row with ``n/a``
-            for its position says that a scan was read and has none.
-
-    Returns:
-        For each (subject, session), as ``sub-01`` and ``ses-1`` or an empty word: world mm, (T, 3).
+        predictions: Output folder of the app, folder of masks or tables, or one such file.
+        truth: The same; or a table of coordinates for many scans.
+        folder: Where to; must not hold anything unless ``overwrite``.
+        asked: How to compare.
+        overwrite: Whether an earlier evaluation there may be replaced.
 
     Raises:
-        ValueError: If a column is missing or a position is half there.
-        OSError: If the file cannot be read.
+        ValueError: If ``folder`` is not empty, or as `measure`.
+        OSError: If a file cannot be read or written.
     """
-    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, na_values=["n/a", ""])
-    table = table.rename(columns={"subject": "participant_id", "session": "session_id"})
-    _need(path, table, ["participant_id", *POSITION])
-    if "session_id" not in table:
-        table["session_id"] = ""
-    table = table.fillna({"session_id": ""})
-    where = _numbers(path, table[POSITION])
-    partly = where.isna().any(axis=1) & where.notna().any(axis=1)
-    if partly.any():
+    if folder.exists() and not overwrite and any(folder.iterdir()):
         raise ValueError(
-            f"{path}: a lesion must have x_mm, y_mm and z_mm, or n/a for all three; "
-            f"line {int(np.flatnonzero(partly)[0]) + 2} has only some."
+            f"{folder}: an evaluation needs an empty folder or --overwrite; found files in it."
         )
-    scans = zip(
-        table["participant_id"].map(lambda label: _labelled("sub", label)),
-        table["session_id"].map(lambda label: _labelled("ses", label)),
-        strict=True,
-    )
-    keys = pd.Series(list(scans), index=table.index)
-    return {
-        key: where[(keys == key) & where.notna().all(axis=1)].to_numpy(float)
-        for key in dict.fromkeys(keys)
-    }
+    result = measure(predictions, truth, asked)
+    write(result, folder, names=(predictions.resolve().name, truth.resolve().name))
+    return result
 
 
-def read_found(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Found lesions of a scan from its lesion table.
-
-    Args:
-        path: ``…_seg-CMB_…dseg.tsv`` with ``x_mm``, ``y_mm``, ``z_mm`` and ``prob_max``.
-
-    Returns:
-        found: World mm, shape (F, 3).
-        probability: The highest in each lesion, shape (F,).
+def measure(predictions: Path, truth: Path, asked: Asked) -> Evaluation:
+    """Compare found with true lesions.
 
     Raises:
-        ValueError: If a column or a value is missing.
-        OSError: If the file cannot be read.
-    """
-    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, na_values=["n/a", ""])
-    _need(path, table, [*POSITION, "prob_max"])
-    numbers = _numbers(path, table[[*POSITION, "prob_max"]]).to_numpy(float)
-    if np.isnan(numbers).any():
-        line = int(np.flatnonzero(np.isnan(numbers).any(axis=1))[0]) + 2
-        raise ValueError(
-            f"{path}: every lesion must have a position and prob_max; line {line} has not."
-        )
-    return numbers[:, :3], numbers[:, 3]
-
-
-def read_cases(derivatives: Path, truth: Path) -> list[Case]:
-    """Every scan of an output folder with its truth; a scan that the truth leaves out has none.
-
-    Args:
-        derivatives: Output folder of the app.
-        truth: As for `read_truth`.
-
-    Raises:
-        ValueError: If the folder has no lesion tables, two for one scan of the truth, or none for
-            a scan that the truth names; or as the two readers.
+        ValueError: If something asked for is not possible, a file cannot be used, a scan has
+            several predictions, or predictions and truth have no scan in common.
         OSError: If a file cannot be read.
     """
-    lesions = read_truth(truth)
-    tables = sorted(derivatives.glob("sub-*/**/*_seg-CMB_*dseg.tsv"))
-    if not tables:
+    _possible(asked)
+    found, true = read_marks(predictions), read_marks(truth)
+    pairs, missing, rest = pair(found, true)
+    if not pairs:
         raise ValueError(
-            f"{derivatives}: lesion tables (…_seg-CMB_…_dseg.tsv) are needed; found none."
+            f"{predictions}: predictions and truth need a scan in common; found "
+            f"{_few(found)} here and {_few(true)} in {truth}."
         )
-    scans = [_scan_of(table.name, lesions) for table in tables]
-    _tell_apart(derivatives, truth, scans, lesions)
-    nothing = np.empty((0, 3))
-    return [
-        Case(scan[0], *read_found(table), lesions.get(scan, nothing))
-        for table, scan in zip(tables, scans, strict=True)
+    protocols = read_protocols(truth)
+    scans = [_scan(one, other, asked, protocols) for one, other in pairs]
+    rule, cases = RULES[asked.match], [scan.case for scan in scans]
+    tables = [fates(scan, rule, threshold=asked.threshold) for scan in scans]
+    lesions = pd.concat(tables, ignore_index=True)
+    counts = pd.DataFrame([scan_row(scan, of) for scan, of in zip(scans, tables, strict=True)])
+    chance = {"seed": asked.seed, "draws": asked.draws}
+    return Evaluation(
+        asked,
+        figures(cases, rule, threshold=asked.threshold, **chance),
+        froc(cases, rule),
+        breakdown(lesions, counts, scans, **chance),
+        lesions,
+        counts,
+        tuple(marks.name for marks in missing),
+        tuple(marks.name for marks in rest),
+    )
+
+
+def pair(
+    found: Sequence[Marks], truth: Sequence[Marks]
+) -> tuple[list[tuple[Marks, Marks]], list[Marks], list[Marks]]:
+    """Find the prediction of every scan of the truth.
+
+    Two are of one scan if no entity that both name differs; one that names the same wins.
+
+    Returns:
+        pairs: Prediction and truth, by name.
+        missing: Truth without a prediction.
+        rest: Predictions without truth.
+
+    Raises:
+        ValueError: If a scan has several predictions, or a prediction fits several scans.
+    """
+    pairs, missing = [], []
+    for true in sorted(truth, key=lambda marks: marks.name):
+        fitting = [marks for marks in found if marks.agrees(true)]
+        fitting = [marks for marks in fitting if marks.entities == true.entities] or fitting
+        _only(fitting, f"{true.name}: a scan of the truth needs one prediction")
+        if fitting:
+            pairs.append((fitting[0], true))
+        else:
+            missing.append(true)
+    for one in found:
+        taking = [true for marks, true in pairs if marks is one]
+        _only(taking, f"{one.name}: a prediction needs one scan of the truth")
+    rest = [marks for marks in found if not any(marks is one for one, _ in pairs)]
+    return pairs, missing, rest
+
+
+def read_protocols(truth: Path) -> dict[str, str]:
+    """Protocol of each participant, from the ``participants.tsv`` of the truth or around it."""
+    for folder in (truth, truth.parent.parent):
+        table = folder / "participants.tsv"
+        if table.is_file():
+            return {
+                row["participant_id"]: row["protocol"]
+                for row in read_table(table)
+                if row.get("participant_id") and row.get("protocol")
+            }
+    return {}
+
+
+def _possible(asked: Asked) -> None:
+    for name, value, allowed in (
+        ("match", asked.match, tuple(RULES)),
+        ("unsure", asked.unsure, UNSURE),
+    ):
+        if value not in allowed:
+            raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; found {value!r}.")
+    if not 0 <= asked.threshold <= 1:
+        raise ValueError(f"`threshold` must lie between 0 and 1; found {asked.threshold:g}.")
+    if asked.draws < 0 or asked.seed < 0:
+        raise ValueError(
+            f"`bootstrap` and `seed` must be 0 or more; found {asked.draws} and {asked.seed}."
+        )
+
+
+def _only(marks: list[Marks], rule: str) -> None:
+    if len(marks) > 1:
+        names = " and ".join(one.file.name if one.file else one.name for one in marks[:3])
+        raise ValueError(f"{rule}; found {len(marks)}: {names}.")
+
+
+def _few(marks: list[Marks]) -> str:
+    names = sorted(one.name for one in marks)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _scan(found: Marks, truth: Marks, asked: Asked, protocols: dict[str, str]) -> Scan:
+    counted = found.lesions["counted"].to_numpy(bool)
+    found = replace(found, lesions=found.lesions[counted].reset_index(drop=True))
+    between = cdist(found.positions, truth.positions)
+    if between.size and between.min() > HEAD_MM:
+        raise ValueError(
+            f"{truth.name}: found and true lesions must be given in one space, world mm; those "
+            f"nearest to each other are {between.min():.0f} mm apart."
+        )
+    if asked.match == "overlap":
+        between = shared_volume(found, truth)
+    unsure = truth.lesions["unsure"] | ~truth.lesions["counted"]
+    subject = truth.entities.get("sub") or found.entities.get("sub") or ""
+    case = Case(
+        f"sub-{subject}" if subject else truth.name,
+        found.lesions["probability"].to_numpy(float),
+        between,
+        unsure.to_numpy(bool) & (asked.unsure == "aside"),
+    )
+    protocol = protocols.get(f"sub-{subject}") or _protocol(found.about) or UNKNOWN
+    return Scan(truth.name, protocol, found, truth, case, read_mimics(truth))
+
+
+def _protocol(about: dict) -> str:
+    """What the app's sidecar says of the scan, as a name: ``3 T, 20 ms, 4 mm``."""
+    known = about.get("Microbleeds") or {}
+    facts = (("field_strength_t", "T"), ("echo_time_ms", "ms"), ("slice_mm", "mm"))
+    return ", ".join(f"{known[key]:g} {unit}" for key, unit in facts if known.get(key) is not None)
+
+
+def write(result: Evaluation, folder: Path, *, names: tuple[str, str]) -> None:
+    """Write ``FILES``; the same evaluation gives the same bytes.
+
+    Args:
+        result: What to write.
+        folder: Where to; made if missing.
+        names: What predictions and truth are called on the page.
+    """
+    metrics, lesions, curve, summary, report = (folder / name for name in FILES)
+    table = metrics_table(result)
+    write_table(metrics, table.columns, _cells(table))
+    write_table(lesions, result.lesions.columns, _cells(result.lesions))
+    falling = froc_table(result.curve)
+    write_table(curve, falling.columns, _cells(falling))
+    settings = {"predictions": names[0], "truth": names[1], **asdict(result.asked)}
+    content = {
+        **settings,
+        "reach_mm": None if result.asked.match == "overlap" else REACH,
+        "software": software(),
+        "missing": list(result.missing),
+        "without_truth": list(result.without_truth),
+        "figures": {
+            name: {key: _plain(value) for key, value in vars(figure).items()}
+            for name, figure in result.figures.items()
+        },
+        "breakdown": _cells(result.breakdown),
+        "scans": _cells(result.scans),
+    }
+    write_json(summary, content)
+    write_text(
+        report,
+        page(
+            settings=settings,
+            figures=result.figures,
+            froc=falling,
+            breakdown=result.breakdown,
+            scans=result.scans,
+            missing=result.missing,
+            without_truth=result.without_truth,
+        ),
+    )
+
+
+def metrics_table(result: Evaluation) -> pd.DataFrame:
+    """Every figure, over all scans and by class, a row each."""
+    pooled = [
+        {"by": "all", "class": "all", "figure": name, **vars(figure)}
+        for name, figure in result.figures.items()
     ]
+    missing = {"by": "all", "class": "all", "figure": "missing_scans", "value": len(result.missing)}
+    return pd.concat([pd.DataFrame([*pooled, missing]), result.breakdown], ignore_index=True)
 
 
-def _scan_of(name: str, lesions: dict) -> tuple[str, str]:
-    """Subject and session of a file; without session where the truth knows none."""
-    subject = re.match(r"sub-[0-9a-zA-Z]+", name).group()
-    session = re.search(r"ses-[0-9a-zA-Z]+", name)
-    if session is None or (subject, "") in lesions:
-        return subject, ""
-    return subject, session.group()
+def froc_table(curve: Froc) -> pd.DataFrame:
+    """The FROC, a row for each threshold at which something changes."""
+    names = ("sensitivity", "fp_per_scan", "precision", "f1")
+    columns = {name: getattr(curve.metrics, name) for name in names}
+    # The first threshold is infinite: it leaves nothing.
+    return pd.DataFrame({"threshold": curve.threshold, **columns}).iloc[1:]
 
 
-def _tell_apart(derivatives: Path, truth: Path, scans: list, lesions: dict) -> None:
-    twice = sorted({scan for scan in scans if scans.count(scan) > 1 and scan in lesions})
-    if twice:
-        raise ValueError(
-            f"{derivatives}: a scan of the truth needs one lesion table; "
-            f"found several for {' '.join(twice[0]).strip()}."
-        )
-    absent = sorted(set(lesions) - set(scans))
-    if absent:
-        raise ValueError(
-            f"{truth}: every scan of the truth needs a lesion table in {derivatives}; "
-            f"found none for {', '.join(' '.join(scan).strip() for scan in absent)}."
-        )
+def _cells(table: pd.DataFrame) -> list[dict[str, object]]:
+    """Rows of plain values: numbers to four digits, None for what is not defined."""
+    return [{key: _plain(value) for key, value in row.items()} for row in table.to_dict("records")]
 
 
-def _need(path: Path, table: pd.DataFrame, names: list[str]) -> None:
-    lacking = [name for name in names if name not in table]
-    if lacking:
-        raise ValueError(
-            f"{path}: the columns {', '.join(names)} are needed; "
-            f"{', '.join(lacking)} not among {', '.join(table.columns)}."
-        )
-
-
-def _numbers(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    try:
-        return table.astype(float)
-    except ValueError as error:
-        raise ValueError(f"{path}: positions and probabilities must be numbers; {error}.") from None
-
-
-def _labelled(entity: str, label: str) -> str:
-    return f"{entity}-{label.removeprefix(f'{entity}-')}" if label else ""
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, str):
+        return value
+    if not math.isfinite(value):
+        return None
+    return int(value) if float(value).is_integer() else round(float(value), 4)

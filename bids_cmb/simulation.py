@@ -1,245 +1,402 @@
-"""Plain phantoms of a head with microbleeds, as a BIDS dataset with its truth.
+"""Simulated scans with their truth: one at a time, as an endless stream, or as a BIDS dataset.
 
-A phantom shows that the app works; it does not look like a patient. Nothing is trained on it.
+A person is drawn from a head, bleeds and vessels are drawn into the person, and a scanner looks
+twice: at the person, and at a twin without microbleeds. The difference is the truth.
 """
 
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import from_matvec
-from nibabel.eulerangles import euler2mat
-from scipy import ndimage
-from scipy.special import expit
 
+from bids_cmb import execution
+from bids_cmb.bodies import truth_rows
 from bids_cmb.derivatives import BIDS_VERSION, write_json, write_table
 from bids_cmb.files import write_text
+from bids_cmb.heads import Head, head_paths, load_head, look_up, vary
+from bids_cmb.laws import law
+from bids_cmb.made_head import procedural_head
+from bids_cmb.protocols import Protocol, find_protocols, random_protocol
 from bids_cmb.provenance import generated_by
-from bids_cmb.volume import Volume, save
-
-TRUTH_COLUMNS = {
-    "index": {"Description": "Value of the microbleed in the label map.", "Format": "integer"},
-    "name": {"Description": "Name of the microbleed."},
-    "x_mm": {"Description": "Centre, scanner space, RAS+.", "Units": "mm", "Format": "number"},
-    "y_mm": {"Description": "Centre, scanner space, RAS+.", "Units": "mm", "Format": "number"},
-    "z_mm": {"Description": "Centre, scanner space, RAS+.", "Units": "mm", "Format": "number"},
-    "diameter_mm": {"Description": "Diameter.", "Units": "mm", "Format": "number"},
-}
-# Half axes in mm (left-right, front-back, up-down) and centre of what a phantom is made of, from
-# the outside in, with its intensity; each is painted over the last.
-SHELLS = (
-    ("scalp", (80, 97, 96), (0, 0, 0), 0.9),
-    ("skull", (74, 91, 90), (0, 0, 0), 0.12),
-    ("fluid", (66, 81, 68), (0, 0, 8), 1.5),
-    ("grey matter", (64, 79, 66), (0, 0, 8), 1.15),
-    ("white matter", (58, 73, 60), (0, 0, 8), 1.0),
-    ("right ventricle", (6, 26, 9), (11, 2, 16), 1.5),
-    ("left ventricle", (6, 26, 9), (-11, 2, 16), 1.5),
+from bids_cmb.scanner import (
+    FIELD_OF_VIEW,
+    REACH,
+    find_effects,
+    lay_grid,
+    look,
+    set_scene,
+    tissue_box,
+    undressed,
+    whole_brain,
 )
-WHITE = 4
-DEEP_IN_WHITE = 0.8  # of the white matter's half axes; microbleeds lie within
-FLUID_NEAR_MM = 8.0
-VESSELS = 12
-LAYERS = 5
+from bids_cmb.sources import draw_sources
+from bids_cmb.terrain import find_terrain
+from bids_cmb.tissues import tissue_maps
+from bids_cmb.truth import MIMICS, lesion_columns, lesion_truth, mimic_truth
+from bids_cmb.volume import Volume, resample, save
+
+DRESSES = {"whole": 0.3, "masked": 0.3, "stripped": 0.4}  # and how often
+AGE = (68.0, 9.0)  # years, mean and standard deviation
+PHASE_STEPS = 4096  # whole numbers from 0 to pi, as scanners write phase
+BYTES_PER_VOXEL = 4.0  # on disk, all files of a scan, packed
+SPREAD = 1.4  # of people and textures, by eye against real scans
+TURN_DEG = 5.0  # technicians lay slices along the brain, and heads straight
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """What a phantom says it was scanned with: mm, T and s."""
+@dataclass(frozen=True, eq=False)
+class Simulated:
+    """One scan and all that is true of it; every volume on the grid of the scan.
 
-    suffix: str
-    spacing: tuple[float, float, float]
-    field_t: float
-    echo_time_s: float
-
-
-PROTOCOLS = (
-    Protocol("T2starw", (0.9, 0.9, 4.0), 3.0, 0.020),
-    Protocol("swi", (0.9, 0.9, 1.5), 1.5, 0.040),
-)
-
-
-@dataclass(frozen=True)
-class Bleed:
-    """One microbleed of a phantom: centre in world mm, diameter in mm."""
-
-    centre: tuple[float, float, float]
-    diameter: float
-
-
-def simulate(folder: Path, *, scans: int, seed: int) -> list[int]:
-    """Write a BIDS dataset of phantoms, and the truth as a derivative dataset within it.
-
-    Args:
-        folder: Where to; must not hold anything.
-        scans: How many, one participant each. Every fourth has no microbleed.
-        seed: The same seed gives the same bytes.
-
-    Returns:
-        The number of microbleeds in each scan.
-
-    Raises:
-        ValueError: If ``folder`` holds something already.
+    Attributes:
+        image: Magnitude, float32, white matter about 300.
+        swi: Susceptibility-weighted image, where the protocol makes one.
+        phase: rad, -pi to pi, where it was asked for.
+        lesions: uint16, the microbleeds that can be seen, each with its index.
+        mimics: uint16, all that is dark and no microbleed, each with its index.
+        structures: uint16, FreeSurfer codes.
+        brain: bool.
+        lesion_table: One row for each microbleed, in the app's columns and those of `TRUTH`.
+        mimic_table: One row for each other thing, in the columns of `MIMICS`.
+        protocol: How it was made.
+        facts: ``head``, ``age``, ``sex``, ``dress`` (whole, masked, stripped), ``snr``.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder}: a simulated dataset needs an empty folder; found files in it.")
-    numbers = []
-    for at in range(scans):
-        rng = np.random.default_rng([seed, at])
-        label = f"sub-{at + 1:02d}"
-        protocol = PROTOCOLS[at % len(PROTOCOLS)]
-        suffix = protocol.suffix
-        bleeds = 0 if at % 4 == 3 else int(rng.integers(2, 9))
-        image, truth, placed = phantom(rng, bleeds=bleeds, spacing=protocol.spacing)
-        stem = folder / label / "anat" / f"{label}_{suffix}"
-        save(image, stem.with_name(f"{stem.name}.nii.gz"))
-        write_json(
-            stem.with_name(f"{stem.name}.json"),
-            {"MagneticFieldStrength": protocol.field_t, "EchoTime": protocol.echo_time_s},
-        )
-        _write_truth(folder / "derivatives" / "truth", label, truth, placed)
-        numbers.append(len(placed))
-    # Written last: a dataset without its description is one that was not finished.
-    _write_descriptions(folder)
-    return numbers
+
+    image: Volume
+    swi: Volume | None
+    phase: Volume | None
+    lesions: Volume
+    mimics: Volume
+    structures: Volume
+    brain: Volume
+    lesion_table: list[dict]
+    mimic_table: list[dict]
+    protocol: Protocol
+    facts: dict
+
+    @property
+    def scan(self) -> Volume:
+        """What a reader of this protocol would open."""
+        return self.image if self.swi is None else self.swi
 
 
-def phantom(
-    rng: np.random.Generator, *, bleeds: int, spacing: tuple[float, float, float]
-) -> tuple[Volume, Volume, list[Bleed]]:
-    """One head: shells of scalp, skull, fluid and brain, vessels, microbleeds and noise.
+# --- One scan -------------------------------------------------------------------------------------
+
+
+def simulate_scan(
+    rng: np.random.Generator, head: Head, protocol: Protocol, given: dict, *,
+    with_phase: bool = False, dress: str | None = None, window_mm: Sequence[float] | None = None,
+) -> Simulated:  # fmt: skip
+    """Scan a person drawn from a head.
 
     Args:
         rng: Source of chance.
-        bleeds: How many microbleeds.
-        spacing: Voxel size in mm, the distance between slices last. The grid is oblique and LAS.
+        head: Whom the person is drawn from.
+        protocol: How to scan.
+        given: What bleeds, how much and where: `laws.law`.
+        with_phase: Whether to keep the phase.
+        dress: ``whole``, ``masked`` (the face cut away) or ``stripped``; by chance if None.
+        window_mm: Only this much around the middle of the brain, (3,), for tests.
 
     Returns:
-        image: Magnitude, float32; white matter is about 300.
-        truth: uint16, each microbleed with its number from 1.
-        bleeds: The same in mm.
+        The scan and its truth.
     """
-    shape = tuple(np.ceil(np.array([180, 216, 208]) / spacing).astype(int))
-    turn = euler2mat(*rng.uniform(-0.15, 0.15, 3)) @ np.diag(np.array([-1, 1, 1]) * spacing)
-    grid = from_matvec(turn, -turn @ ((np.array(shape) - 1) / 2))
-    world = _world(grid, shape)
-
-    data = np.zeros(shape, np.float32)
-    for _, axes, centre, intensity in SHELLS:
-        data[_ellipsoid(world, axes, centre) <= 1] = intensity
-    data *= 1 + 0.3 * ndimage.gaussian_filter(rng.standard_normal(shape), 2)
-
-    for _ in range(VESSELS):
-        _vessel(rng, data, world, turn[:, 2])
-    placed = _places(rng, bleeds)
-    truth = np.zeros(shape, np.uint16)
-    for number, bleed in enumerate(placed, start=1):
-        centre, radius = np.array(bleed.centre), bleed.diameter / 2
-        box = _near(world, centre, radius + 3)
-        away = _away(world[box] - centre, turn[:, 2])
-        data[box] *= 1 - 0.85 * expit((radius - away) / 0.25)
-        truth[box][away <= radius] = number
-    real, imaginary = 0.03 * rng.standard_normal((2, *shape))
-    magnitude = 300 * np.hypot(data + real, imaginary)
-    return Volume(magnitude.astype(np.float32), grid), Volume(truth, grid), placed
-
-
-def _world(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """World position of every voxel, float32, shape (X, Y, Z, 3)."""
-    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
-    return (index @ affine[:3, :3].T + affine[:3, 3]).astype(np.float32)
-
-
-def _ellipsoid(world: np.ndarray, axes: tuple, centre: tuple) -> np.ndarray:
-    """Distance from the centre in half axes, shape (X, Y, Z); 1 is the surface."""
-    offset = (world - np.array(centre, np.float32)) / np.array(axes, np.float32)
-    return np.sqrt((offset**2).sum(axis=-1))
-
-
-def _near(world: np.ndarray, place: np.ndarray, reach: float) -> tuple[slice, ...]:
-    """The voxels that hold everything within ``reach`` mm of a place in the grid."""
-    close = np.argwhere((np.abs(world - place) <= reach).all(axis=-1))
-    return tuple(map(slice, close.min(axis=0), close.max(axis=0) + 1))
-
-
-def _away(offset: np.ndarray, slice_step: np.ndarray) -> np.ndarray:
-    """Distance from a centre, a quarter slice up or down free: blooming fills a thick slice."""
-    thickness = np.linalg.norm(slice_step)
-    normal = slice_step / thickness
-    free = np.clip(offset @ normal, -thickness / 4, thickness / 4)
-    return np.linalg.norm(offset - free[..., None] * normal, axis=-1)
+    person = vary(head, rng, turn_deg=TURN_DEG)
+    age = float(np.clip(rng.normal(*AGE), 40, 95))
+    drawn = str(rng.choice(list(DRESSES), p=list(DRESSES.values())))
+    labels = look_up(person, *tissue_box(REACH))
+    terrain = find_terrain(labels)
+    sources = draw_sources(rng, given, terrain)
+    grid = lay_grid(rng, terrain, protocol, window_mm)
+    if window_mm is not None:
+        labels = look_up(person, *tissue_box(np.minimum(REACH, np.array(window_mm) / 2 + 30)))
+    maps = tissue_maps(labels, protocol.field_t, rng, age=age, spread=SPREAD)
+    scene = set_scene(rng, (labels, terrain), maps, protocol, grid)
+    effects = find_effects(sources, scene)
+    views = look(rng, scene, effects, with_phase=with_phase)
+    facts = {
+        "head": head.name,
+        "age": round(age),
+        "sex": "FM"[rng.integers(2)],
+        "dress": dress or drawn,
+        "snr": round(scene.snr, 1),
+    }
+    structures = resample(scene.labels, grid.affine, grid.shape, order=0)
+    brain = whole_brain(scene)
+    kept = undressed(rng, scene, brain, facts["dress"])
+    image, swi, phase = (
+        None if data is None else Volume(np.where(kept, data, 0), grid.affine)
+        for data in (views.magnitude, views.swi, views.phase)
+    )
+    rows = truth_rows(sources)
+    seen = (image if swi is None else swi, brain)
+    lesions, lesion_table = lesion_truth(rows, effects, (scene, views, kept), seen)
+    mimics, mimic_table = mimic_truth(rows, effects, scene, kept)
+    return Simulated(
+        image=image,
+        swi=swi,
+        phase=phase,
+        lesions=lesions,
+        mimics=mimics,
+        structures=structures,
+        brain=brain,
+        lesion_table=lesion_table,
+        mimic_table=mimic_table,
+        protocol=protocol,
+        facts=facts,
+    )
 
 
-def _vessel(
-    rng: np.random.Generator, data: np.ndarray, world: np.ndarray, slice_step: np.ndarray
-) -> None:
-    """Darken a straight tube of 20 to 40 mm that begins in the white matter."""
-    start, length, radius = _white_place(rng), rng.uniform(20, 40), rng.uniform(0.5, 0.9)
-    way = rng.standard_normal(3)
-    way /= np.linalg.norm(way)
-    box = _near(world, start + way * length / 2, length / 2 + 5)
-    loss = np.zeros(world[box].shape[:-1])
-    for height in np.linspace(-0.5, 0.5, LAYERS):  # a slice shows the mean of what crosses it
-        place = world[box] + height * slice_step - start
-        along = np.clip(place @ way, 0, length)
-        away = np.linalg.norm(place - along[..., None] * way, axis=-1)
-        loss += expit((radius - away) / 0.2) / LAYERS
-    data[box] *= 1 - rng.uniform(0.5, 0.8) * loss
+# --- Many scans -----------------------------------------------------------------------------------
 
 
-def _places(rng: np.random.Generator, count: int) -> list[Bleed]:
-    """Microbleeds in white matter, 12 mm apart or more and clear of the ventricles."""
-    placed: list[Bleed] = []
-    while len(placed) < count:
-        centre = _white_place(rng)
-        apart = all(np.linalg.norm(centre - other.centre) > 12 for other in placed)
-        if apart:
-            placed.append(Bleed(tuple(centre.tolist()), float(rng.uniform(4, 7))))
-    return placed
+def stream(
+    seed: int, *, anatomy: Path | None = None, protocols: Sequence[Protocol | None] = (),
+    variant: str = "default", with_phase: bool = False,
+) -> Iterator[Simulated]:  # fmt: skip
+    """Scans without end and without files, for training; the same seed gives the same scans.
 
-
-def _white_place(rng: np.random.Generator) -> np.ndarray:
-    """A random position in white matter, clear of the ventricles, in mm."""
-    _, axes, middle, _ = SHELLS[WHITE]
-    deep = DEEP_IN_WHITE * np.array(axes)
+    Args:
+        seed: Of chance.
+        anatomy: A folder of label maps; made-up heads without.
+        protocols: Those to choose from; without any, one between the presets each time.
+        variant: Of `laws.law`.
+        with_phase: Whether to keep the phase.
+    """
+    paths = head_paths(anatomy) if anatomy else []
+    given, at = law(variant), 0
     while True:
-        place = middle + deep * rng.uniform(-1, 1, 3)
-        dry = all(
-            _ellipsoid(place, np.array(axes) + FLUID_NEAR_MM, centre) > 1
-            for _, axes, centre, _ in SHELLS[WHITE + 1 :]
-        )
-        if dry and _ellipsoid(place, deep, middle) <= 1:
-            return place
+        rng = np.random.default_rng([seed, at])
+        yield _one(rng, at, paths, protocols, given, with_phase=with_phase)
+        at += 1
 
 
-def _write_truth(folder: Path, label: str, truth: Volume, bleeds: list[Bleed]) -> None:
-    stem = folder / label / "anat" / f"{label}_space-orig_seg-CMB_desc-truth_dseg"
-    save(truth, stem.with_name(f"{stem.name}.nii.gz"), dtype=np.uint16)
-    rows = [
-        {
-            "index": number,
-            "name": f"CMB{number:03d}",
-            **dict(zip(("x_mm", "y_mm", "z_mm"), np.round(bleed.centre, 2).tolist(), strict=True)),
-            "diameter_mm": round(bleed.diameter, 2),
-        }
-        for number, bleed in enumerate(bleeds, start=1)
+def _one(
+    rng: np.random.Generator, at: int, paths: Sequence[Path], protocols: Sequence[Protocol | None],
+    given: dict, *, with_phase: bool,
+) -> Simulated:  # fmt: skip
+    protocol = protocols[at % len(protocols)] if protocols else None
+    protocol = protocol or random_protocol(rng)
+    head = _opened(paths[at % len(paths)]) if paths else procedural_head(rng)
+    return simulate_scan(rng, head, protocol, given, with_phase=with_phase)
+
+
+@lru_cache(maxsize=32)  # some MB each
+def _opened(path: Path) -> Head:
+    return load_head(path)
+
+
+@dataclass(frozen=True)
+class _Job:
+    folder: Path
+    seed: int
+    at: int
+    digits: int
+    paths: tuple[Path, ...]
+    protocols: tuple[Protocol | None, ...]
+    variant: str
+    with_phase: bool
+
+
+def simulate(  # noqa: PLR0913
+    folder: Path, *, scans: int, seed: int, anatomy: Path | None = None,
+    protocols: Sequence[str] = (), variant: str = "default", with_phase: bool = False,
+    workers: int = 1, progress: Callable[[int, int, float], None] | None = None,
+) -> list[int]:  # fmt: skip
+    """Write a BIDS dataset of simulated scans, and the truth as a derivative dataset within it.
+
+    Args:
+        folder: Where to; must not hold anything.
+        scans: How many, one participant each.
+        seed: The same seed gives the same bytes, whatever the number of workers.
+        anatomy: A folder of FreeSurfer-coded label maps, used in turn; made-up heads without.
+        protocols: As `find_protocols` takes them, used in turn; random ones without.
+        variant: Of `laws.law`.
+        with_phase: Whether to write phase images too.
+        workers: Processes.
+        progress: Called after each scan with the scans done, all scans, and the seconds so far.
+
+    Returns:
+        The number of microbleeds that can be seen in each scan, the possible ones included.
+
+    Raises:
+        ValueError: If ``folder`` holds something already, a name is unknown, the anatomy is no
+            label map, or the disk is too small.
+        OSError: If something cannot be read or written.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: a simulated dataset needs an empty folder; found files in it.")
+    if scans < 1:
+        raise ValueError(f"`scans` must be at least 1; found {scans}.")
+    law(variant)
+    found = tuple(find_protocols(protocols))
+    paths = tuple(head_paths(anatomy)) if anatomy else ()
+    for path in paths:
+        load_head(path)  # better refused now than after an hour
+    _refuse_small_disk(folder, scans, found)
+    digits = max(2, len(str(scans)))
+    jobs = [
+        _Job(folder, seed, at, digits, paths, found, variant, with_phase) for at in range(scans)
     ]
-    write_table(stem.with_name(f"{stem.name}.tsv"), TRUTH_COLUMNS, rows)
-    said = "Where the microbleeds of the phantom are."
-    about = {"Description": said, "SpatialReference": "orig", "Manual": False}
-    write_json(stem.with_name(f"{stem.name}.json"), {**about, **TRUTH_COLUMNS})
+    rows = _done(jobs, workers, progress)
+    _write_dataset(folder, rows)
+    return [int(row["microbleeds"]) for row in rows]
 
 
-def _write_descriptions(folder: Path) -> None:
-    write_text(folder / ".bidsignore", "*_swi.*\n")
-    write_text(folder / "README.md", "Plain phantoms with microbleeds, made by bids_cmb.\n")
+def _refuse_small_disk(folder: Path, scans: int, protocols: Sequence[Protocol | None]) -> None:
+    voxel = min((np.prod(one.spacing) for one in protocols if one), default=0.5)
+    needed = scans * FIELD_OF_VIEW**2 * 150 / voxel * BYTES_PER_VOXEL / 2**20
+    home = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(home).free / 2**20
+    if free < needed:
+        raise ValueError(
+            f"{folder}: {scans} scans need about {needed:.0f} MB of disk; found {free:.0f} MB free."
+        )
+
+
+def _done(jobs: Sequence[_Job], workers: int, progress: Callable | None) -> list[dict]:
+    """The participant rows of all jobs in their order; the first failure ends it."""
+    since, rows = time.monotonic(), {}
+    if workers == 1:
+        outcomes = (
+            execution.Outcome(at, **execution.attempt(_written, job)) for at, job in enumerate(jobs)
+        )
+    else:
+        outcomes = execution.run(_written, jobs, workers=workers)
+    for outcome in outcomes:
+        if outcome.error:
+            raise ValueError(f"{jobs[outcome.at].folder}: scan {outcome.at + 1}: {outcome.error}")
+        rows[outcome.at] = outcome.result
+        if progress:
+            progress(len(rows), len(jobs), time.monotonic() - since)
+    return [rows[at] for at in sorted(rows)]
+
+
+def _written(job: _Job) -> dict:
+    """Make and write one scan; its row of participants.tsv."""
+    rng = np.random.default_rng([job.seed, job.at])
+    made = _one(rng, job.at, job.paths, job.protocols, law(job.variant), with_phase=job.with_phase)
+    label = f"sub-{job.at + 1:0{job.digits}d}"
+    _write_scan(job.folder, label, made)
+    _write_truth(job.folder / "derivatives" / "truth", label, made)
+    seen = sum(row["certainty"] != "unseen" for row in made.lesion_table)
+    return {
+        "participant_id": label,
+        "age": made.facts["age"],
+        "sex": made.facts["sex"],
+        "protocol": made.protocol.name,
+        "head": made.facts["head"],
+        "dress": made.facts["dress"],
+        "snr": made.facts["snr"],
+        "microbleeds": seen,
+    }
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+PARTICIPANTS = {
+    "age": {"Description": "Age that iron, atrophy and white matter go with.", "Units": "year"},
+    "sex": {"Description": "Drawn by lot.", "Levels": {"F": "female", "M": "male"}},
+    "protocol": {"Description": "Protocol of the scan."},
+    "head": {"Description": "Label map that the person was drawn from."},
+    "dress": {
+        "Description": "What was cut away.",
+        "Levels": {"whole": "nothing", "masked": "the face", "stripped": "all but the brain"},
+    },
+    "snr": {"Description": "Signal of white matter over the standard deviation of the noise."},
+    "microbleeds": {"Description": "Microbleeds that can be seen, the possible ones included."},
+}
+IGNORED = "*_swi.*\n"
+
+
+def _write_scan(folder: Path, label: str, made: Simulated) -> None:
+    """The scan, its phase if it was kept, and their sidecars."""
+    suffix = made.protocol.contrast
+    stem = folder / label / "anat" / f"{label}_{suffix}"
+    save(made.scan, stem.with_name(f"{stem.name}.nii.gz"), dtype=np.int16)
+    write_json(stem.with_name(f"{stem.name}.json"), _sidecar(made))
+    if made.phase is not None:
+        stem = stem.with_name(f"{label}_part-phase_T2starw")
+        steps = Volume(np.round(made.phase.data * (PHASE_STEPS / np.pi)), made.phase.affine)
+        save(steps, stem.with_name(f"{stem.name}.nii.gz"), dtype=np.int16)
+        kind = ["ORIGINAL", "PRIMARY", "P", "ND"]
+        write_json(
+            stem.with_name(f"{stem.name}.json"),
+            {**_sidecar(made), "Units": "arbitrary", "ImageType": kind},
+        )
+
+
+def _sidecar(made: Simulated) -> dict:
+    """What a scanner would write, and that it was none."""
+    protocol = made.protocol
+    kind = ["M", "SWI"] if protocol.contrast == "swi" else ["M", "ND"]
+    return {
+        "Manufacturer": protocol.manufacturer,
+        "ManufacturersModelName": "simulated by bids_cmb",
+        "MagneticFieldStrength": protocol.field_t,
+        "MRAcquisitionType": protocol.kind,
+        "ScanningSequence": "GR",
+        "SeriesDescription": f"simulated {protocol.name}",
+        "ImageType": ["ORIGINAL", "PRIMARY", *kind],
+        "EchoTime": protocol.echo_time_s,
+        "RepetitionTime": protocol.repetition_time_s,
+        "FlipAngle": protocol.flip_deg,
+        "SliceThickness": protocol.thickness,
+        "SpacingBetweenSlices": protocol.spacing[2],
+    }
+
+
+def _write_truth(folder: Path, label: str, made: Simulated) -> None:
+    """Label maps and tables of microbleeds and of all else, brain and structures."""
+    home = folder / label / "anat"
+
+    def put(name: str, volume: Volume, about: dict, rows: list | None = None) -> None:
+        stem = f"{label}_space-orig_{name}"
+        save(volume, home / f"{stem}.nii.gz", dtype=np.uint16)
+        described = about.pop("columns", {})
+        if rows is not None:
+            write_table(home / f"{stem}.tsv", described, rows)
+        write_json(home / f"{stem}.json", {"SpatialReference": "orig", **about, **described})
+
+    said = {"Description": "Microbleeds as they are seen.", "Manual": False}
+    lesions = {**said, "columns": lesion_columns()}
+    put("seg-CMB_desc-truth_dseg", made.lesions, lesions, made.lesion_table)
+    other = {"Description": "What is dark and no microbleed.", "Manual": False, "columns": MIMICS}
+    put("seg-mimics_desc-truth_dseg", made.mimics, other, made.mimic_table)
+    codes = {"Description": "Structures, FreeSurfer's codes.", "Manual": False}
+    put("seg-structures_desc-truth_dseg", made.structures, codes)
+    put(
+        "label-brain_desc-truth_mask",
+        made.brain,
+        {"Description": "The brain, its ventricles and narrow sulci.", "Type": "Brain"},
+    )
+
+
+def _write_dataset(folder: Path, rows: list[dict]) -> None:
+    """What makes the folder a dataset; the descriptions last, so that no half of one has them."""
+    write_table(folder / "participants.tsv", rows[0], rows)
+    write_json(folder / "participants.json", PARTICIPANTS)
+    write_text(folder / ".bidsignore", IGNORED)
+    write_text(
+        folder / "README.md",
+        "Simulated gradient-echo scans with microbleeds, made by bids_cmb: no person was scanned. "
+        "What is true of them lies in derivatives/truth.\n",
+    )
     about = {
         "BIDSVersion": BIDS_VERSION,
         "License": "CC0",
         "Authors": ["bids_cmb", "The bids_cmb developers"],
         "GeneratedBy": generated_by(),
     }
-    truth = {"Name": "Truth of the phantoms", "DatasetType": "derivative", **about}
+    write_text(
+        folder / "derivatives" / "truth" / "README.md",
+        "What is true of the simulated scans: microbleeds (seg-CMB), all that is dark and no "
+        "microbleed (seg-mimics), structures in FreeSurfer's codes, and the brain.\n",
+    )
+    truth = {"Name": "Truth of the simulated scans", "DatasetType": "derivative", **about}
     write_json(folder / "derivatives" / "truth" / "dataset_description.json", truth)
-    raw = {"Name": "Phantoms with microbleeds", "DatasetType": "raw", **about}
+    raw = {"Name": "Simulated scans with microbleeds", "DatasetType": "raw", **about}
     write_json(folder / "dataset_description.json", raw)

@@ -126,6 +126,26 @@ def load(path: Path) -> tuple[Volume, Intake]:
     return Volume(data, affine), Intake(affine_source, nonfinite, tuple(notes))
 
 
+def load_labels(path: Path) -> Volume:
+    """Open a mask or label map; unlike a scan it may hold one value only: a mask of nothing.
+
+    Args:
+        path: A ``.nii`` or ``.nii.gz`` file with one volume.
+
+    Returns:
+        float32 as in the file, on its grid; NaN and infinite voxels are 0.
+
+    Raises:
+        ValueError: As `load`, but for the voxels that must differ.
+        OSError: If the file cannot be read at all.
+    """
+    image, header = _open(path)
+    shape = _three_dimensional(path, image.shape)
+    affine, _, _ = _affine(path, header, shape)
+    data = _read(path, image).reshape(shape)
+    return Volume(np.where(np.isfinite(data), data, np.float32(0)), affine)
+
+
 def _open(path: Path) -> tuple[nib.Nifti1Image, nib.Nifti1Header]:
     """The image, its voxels not yet read, and its header exactly as it stands in the file."""
     if path.stat().st_size == 0:

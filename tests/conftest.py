@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
+from phantoms import phantom
+from scipy import ndimage
 
 from bids_cmb import volume
-from bids_cmb.simulation import phantom
+from bids_cmb.laws import law
+from bids_cmb.made_head import procedural_head
+from bids_cmb.sources import draw_sources
+from bids_cmb.terrain import find_terrain
+from bids_cmb.tissues import CSF, FIRST_OUTSIDE
 from bids_cmb.volume import Volume
 
 # As scanned: oblique, flipped (LAS) and anisotropic
@@ -25,6 +31,12 @@ def rng():
 def blank():
     """An empty volume on an oblique, flipped, anisotropic grid."""
     return Volume(np.zeros((64, 64, 32), np.float32), OBLIQUE)
+
+
+@pytest.fixture(scope="session")
+def made_up():
+    """A made-up head; whoever writes into it copies it first."""
+    return procedural_head(np.random.default_rng(1))
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +69,31 @@ def dataset(tmp_path, heads):
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def askew(made_up):
+    """The labels of a made-up head, stored mirrored and lying askew in the scanner."""
+    head = made_up.labels
+    turn = from_matvec(euler2mat(0.1, -0.08, 0.06), [12, -7, 20])
+    flip = np.diag([-1.0, 1, 1, 1])
+    flip[0, 3] = head.shape[0] - 1
+    return Volume(head.data[::-1], turn @ head.affine @ flip)
+
+
+@pytest.fixture(scope="session")
+def terrain(askew):
+    return find_terrain(askew)
+
+
+@pytest.fixture(scope="session")
+def whole(terrain):
+    """All sources of two scans."""
+    return [draw_sources(np.random.default_rng(seed), law(), terrain) for seed in range(2)]
+
+
+@pytest.fixture(scope="session")
+def depths(askew):
+    """Distance in voxels from fluid within tissue, and from tissue within fluid."""
+    solid = ~np.isin(askew.data, (0, CSF)) & (askew.data < FIRST_OUTSIDE)
+    return [ndimage.distance_transform_edt(side) for side in (solid, ~solid)]

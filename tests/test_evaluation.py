@@ -1,286 +1,469 @@
-"""Found against true lesions, counted by hand and by the program."""
+"""Found against true lesions, from files to figures; five small cases by hand for every rule."""
+
+import itertools
+import json
+import re
+from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from bids_cmb.evaluation import (
-    Case,
-    bootstrap,
-    froc,
-    match_one_to_one,
-    match_valdo,
-    read_cases,
-    read_found,
-    read_truth,
-    score,
-    summary,
-)
+from bids_cmb.__main__ import main
+from bids_cmb.evaluation import FILES, Asked, evaluate, measure
+from bids_cmb.fates import COLUMNS, size_class
+from bids_cmb.matching import RULES
+from bids_cmb.volume import Volume, save
 
-NOWHERE = np.empty((0, 3))
+NAME = "sub-{}/anat/sub-{}_space-orig_seg-CMB_desc-{}_dseg"
+# Along the first axis of the grid, in voxels of 0.5 mm: where lesions lie, from and to (excluded).
+FIVE = {  # what is found, what is true
+    "touching": ([(0, 4), (4, 8)], [(0, 4), (4, 8)]),
+    "oneontwo": ([(2, 8)], [(0, 4), (4, 8)]),  # middles 2.25 against 0.75 and 2.75 mm
+    "twoonone": ([(0, 2), (5, 8)], [(0, 8)]),  # 0.25 and 3.0 against 1.75 mm
+    "notruth": ([(0, 4), (40, 44)], []),
+    "nothing": ([], [(0, 4), (40, 44)]),
+}
+BY_HAND = {  # hits, false alarms, misses of each of the five
+    "valdo": [(2, 0, 0), (1, 0, 1), (1, 1, 0), (0, 2, 0), (0, 0, 2)],
+    "overlap": [(2, 0, 0), (2, 0, 0), (1, 0, 0), (0, 2, 0), (0, 0, 2)],
+    "one-to-one": [(2, 0, 0), (1, 0, 1), (1, 1, 0), (0, 2, 0), (0, 0, 2)],
+}
+POOLED_BY_HAND = {  # over 7 true lesions and 7 found ones in 5 scans
+    "valdo": {
+        "sensitivity": 4 / 7, "precision": 4 / 7, "f1": 4 / 7, "fp_per_scan": 3 / 5,
+        "fp_per_lesion": 3 / 7,
+        "subject_sensitivity_median": 3 / 4,  # of 1, 1/2, 1, –, 0
+        "subject_precision_median": 3 / 4,  # of 1, 1, 1/2, 0, –
+        "subject_f1_median": 2 / 3,  # of 1, 2/3, 2/3, –, 0
+        "subject_fp_per_scan_median": 0,  # of 0, 0, 1, 2, 0
+        "sensitivity_at_0.5_fp": 0, "sensitivity_at_1_fp": 4 / 7,  # all or nothing: one probability
+        "best_f1": 4 / 7, "best_f1_fp_per_scan": 3 / 5,
+        "count_mae": 6 / 5, "count_bias": 0,  # found 2 1 2 2 0, true 2 2 1 0 2
+        # Classes 2 1 2 2 0 and 2 2 1 0 2, apart 0 + 1 + 1 + 4 + 4 = 10; all pairs of any two
+        # scans 3·5 + 4 + 13 = 32, of which a fifth by chance
+        "burden_kappa": 1 - 10 / 6.4,
+        # Sums of squares: scans 1.4 (4), raters 0 (1), rest 5 (4): (.35 - 1.25) / (1.6 - .5)
+        "count_icc": -0.9 / 1.1,
+    },
+    "overlap": {
+        "sensitivity": 5 / 7, "precision": 5 / 7, "f1": 5 / 7, "fp_per_scan": 2 / 5,
+        "fp_per_lesion": 2 / 7,
+        "subject_sensitivity_median": 1, "subject_precision_median": 1, "subject_f1_median": 1,
+        "subject_fp_per_scan_median": 0,
+        "sensitivity_at_0.5_fp": 5 / 7, "sensitivity_at_1_fp": 5 / 7,
+        "best_f1": 5 / 7, "best_f1_fp_per_scan": 2 / 5,
+        "count_mae": 6 / 5, "count_bias": 0, "burden_kappa": 1 - 10 / 6.4,
+        "count_icc": -0.9 / 1.1,
+    },
+}  # fmt: skip
+POOLED_BY_HAND["one-to-one"] = POOLED_BY_HAND["valdo"]
 
 
-def on_a_line(*x):
-    """Points at these mm along one axis."""
-    return np.array([[mm, 0.0, 0.0] for mm in x]).reshape(-1, 3)
+def write_side(folder, desc, sides, grid, *, table=True, columns=None):
+    """Label maps with their tables; ``sides``: label of the participant → ranges of voxels."""
+    for label, ranges in sides.items():
+        data = np.zeros(grid.shape, np.uint16)
+        rows = []
+        for number, (start, stop) in enumerate(ranges, start=1):
+            data[start:stop, 10:12, 5:6] = number
+            centre = grid.world(np.array([(start + stop - 1) / 2, 10.5, 5]))
+            rows.append({"index": number, **dict(zip(("x_mm", "y_mm", "z_mm"), centre))})  # noqa: B905
+        path = folder / f"{NAME.format(label, label, desc)}.nii.gz"
+        save(Volume(data, grid.affine), path, dtype=np.uint16)
+        if table:
+            rows = pd.DataFrame(rows, columns=["index", "x_mm", "y_mm", "z_mm"])
+            rows = rows.assign(**(columns or {}).get(label, {}))
+            rows.to_csv(f"{str(path)[:-7]}.tsv", sep="\t", index=False, na_rep="n/a")
+    return folder
 
 
-def case(subject, found, truth, probability=None):
-    sure = np.ones(len(found)) if probability is None else np.array(probability, float)
-    return Case(subject, on_a_line(*found), sure, on_a_line(*truth))
+@pytest.fixture
+def five(tmp_path, blank):
+    """The five cases on disk, on an oblique grid: (predictions, truth)."""
+    found, true = ({label: case[at] for label, case in FIVE.items()} for at in (0, 1))
+    return (
+        write_side(tmp_path / "found", "swi", found, blank),
+        write_side(tmp_path / "truth", "truth", true, blank),
+    )
 
 
-def told(match):
-    return match.partner.tolist(), match.missed.tolist()
+def counts_of(result):
+    """Hits, false alarms and misses of each scan, from the table of lesions."""
+    table = {}
+    for name, lesions in result.lesions.groupby("scan"):
+        fate = lesions["fate"].value_counts()
+        table[name.removeprefix("sub-")] = [fate.get("false alarm", 0), fate.get("missed", 0)]
+    return table
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_five_small_cases_are_as_counted_by_hand(five, rule):
+    result = measure(*five, Asked(match=rule, draws=0))
+    by_hand = dict(zip(FIVE, BY_HAND[rule], strict=True))
+    assert counts_of(result) == {name: [fa, miss] for name, (_, fa, miss) in by_hand.items()}
+    figures = {name: figure.value for name, figure in result.figures.items()}
+    totals = np.sum(BY_HAND[rule], axis=0).tolist()
+    assert [figures["hits"], figures["false_alarms"], figures["misses"]] == totals
+    assert (figures["scans"], figures["lesions"], figures["found"]) == (5, 7, 7)
+    for name, value in POOLED_BY_HAND[rule].items():
+        assert figures[name] == pytest.approx(value), name
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("label", FIVE)
+def test_each_case_alone_has_the_figures_counted_by_hand(five, rule, label):
+    found, truth = (side / f"sub-{label}" for side in five)
+    result = measure(found, truth, Asked(match=rule, draws=0))
+    hits, alarms, misses = dict(zip(FIVE, BY_HAND[rule], strict=True))[label]
+    lesions = len(FIVE[label][1])
+    nan = float("nan")
+    expected = {
+        "sensitivity": (lesions - misses) / lesions if lesions else nan,
+        "precision": hits / (hits + alarms) if hits + alarms else nan,
+        "f1": 2 * hits / (2 * hits + alarms + misses),
+        "fp_per_scan": alarms,
+        "fp_per_lesion": alarms / lesions if lesions else nan,
+        "count_mae": abs(len(FIVE[label][0]) - lesions),
+    }
+    said = {name: result.figures[name].value for name in expected}
+    assert said == pytest.approx(expected, nan_ok=True)
+
+
+def by_brute_force(found, truth, rule):
+    """Hits, false alarms and misses of boxes of voxels, without a line of the package's."""
+    near = {
+        (f, t): abs(sum(found[f]) - sum(truth[t])) / 4  # middles in mm of half-millimetre voxels
+        for f, t in itertools.product(range(len(found)), range(len(truth)))
+    }
+    if rule == "overlap":
+        meet = {
+            (f, t)
+            for f, t in near
+            if set(range(*found[f])) & set(range(*truth[t]))
+        }  # fmt: skip
+        hit = {t for _, t in meet}
+        return len(hit), len(found) - len({f for f, _ in meet}), len(truth) - len(hit)
+    if rule == "valdo":
+        picks = {}
+        for f in range(len(found)):
+            nearest = min(range(len(truth)), key=lambda t, f=f: near[f, t], default=None)
+            if nearest is not None and near[f, nearest] < 5 - 1e-6:
+                picks.setdefault(nearest, []).append(near[f, nearest])
+        hits = sum(np.isclose(rivals, min(rivals), atol=1e-5).sum() for rivals in picks.values())
+        return hits, len(found) - hits, len(truth) - len(picks)
+    most = 0
+    for size in range(min(len(found), len(truth)), 0, -1):
+        ways = itertools.product(
+            itertools.combinations(range(len(found)), size),
+            itertools.permutations(range(len(truth)), size),
+        )
+        if any(all(near[pair] <= 5 for pair in zip(*way, strict=True)) for way in ways):
+            most = size
+            break
+    return most, len(found) - most, len(truth) - most
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_figures_agree_with_an_independent_count(tmp_path, blank, rule, rng):
+    sides = [{}, {}]
+    for label, side in itertools.product("abcdefgh", sides):
+        cuts = np.sort(rng.choice(np.arange(60), 2 * rng.integers(0, 5), replace=False)).tolist()
+        side[label] = list(zip(cuts[::2], cuts[1::2], strict=True))
+    found, truth = sides
+    write_side(tmp_path / "found", "swi", found, blank)
+    write_side(tmp_path / "truth", "truth", truth, blank)
+    result = measure(tmp_path / "found", tmp_path / "truth", Asked(match=rule, draws=0))
+    counted = np.array([by_brute_force(found[label], truth[label], rule) for label in found])
+    hits, alarms, misses = counted.sum(axis=0)
+    said = {name: figure.value for name, figure in result.figures.items()}
+    assert (said["hits"], said["false_alarms"], said["misses"]) == (hits, alarms, misses)
+    assert said["f1"] == pytest.approx(2 * hits / (2 * hits + alarms + misses))
+    apart = [len(found[label]) - len(truth[label]) for label in found]
+    assert said["count_mae"] == pytest.approx(np.mean(np.abs(apart)))
+
+
+def test_masks_tables_and_coordinates_give_the_same_figures(five, tmp_path, blank):
+    found, truth = five
+    by_table = measure(found, truth, Asked(draws=0)).figures
+    for path in found.rglob("*.tsv"):
+        path.unlink()
+    assert repr(measure(found, truth, Asked(draws=0)).figures) == repr(by_table)
+    rows = []
+    for label, (_, ranges) in FIVE.items():
+        middles = [blank.world(np.array([(a + b - 1) / 2, 10.5, 5])) for a, b in ranges]
+        rows += [(f"sub-{label}", *middle) for middle in middles or [(None, None, None)]]
+    sheet = pd.DataFrame(rows, columns=["subject", "x_mm", "y_mm", "z_mm"])
+    sheet.to_csv(tmp_path / "points.tsv", sep="\t", index=False, na_rep="n/a")
+    of_points = measure(found, tmp_path / "points.tsv", Asked(draws=0)).figures
+    assert repr(of_points) == repr(by_table)
+
+
+def test_a_scan_that_failed_is_listed_as_missing_and_one_without_truth_too(five, capsys, tmp_path):
+    found, truth = five
+    (found / "sub-touching").rename(found / "other")
+    for path in (truth / "sub-notruth").rglob("*_dseg.*"):
+        path.unlink()
+    (found / "other" / "anat" / "sub-touching_space-orig_seg-CMB_desc-swi_dseg.tsv").unlink()
+    (found / "other" / "anat" / "sub-touching_space-orig_seg-CMB_desc-swi_dseg.nii.gz").unlink()
+    out = tmp_path / "out"
+    assert main(["evaluate", str(found), str(truth), str(out), "--bootstrap", "0"]) == 0
+    said = capsys.readouterr()
+    assert "3 scans, sensitivity 0.400" in said.out
+    assert "sub-touching: no prediction; it is in no figure." in said.err
+    assert "sub-notruth: no truth; it is in no figure." in said.err
+    report = json.loads((out / "metrics.json").read_text())
+    assert (report["missing"], report["without_truth"]) == (["sub-touching"], ["sub-notruth"])
+    assert "sub-touching" in (out / "evaluation.html").read_text()
+    metrics = pd.read_csv(out / "metrics.tsv", sep="\t")
+    assert metrics.loc[metrics["figure"] == "missing_scans", "value"].tolist() == [1]
+
+
+def test_every_lesion_stands_in_the_table_with_its_fate(five):
+    lesions = measure(*five, Asked(draws=0)).lesions
+    assert tuple(lesions.columns) == COLUMNS
+    assert len(lesions) == 14
+    of = lesions[lesions["scan"] == "sub-twoonone"].set_index(["set", "index"])
+    assert of["fate"].to_dict() == {
+        ("true", 1): "found", ("found", 1): "false alarm", ("found", 2): "hit",
+    }  # fmt: skip
+    assert of.loc[("true", 1), ["partner", "distance_mm"]].tolist() == pytest.approx([2, 1.25])
+    assert of.loc[("found", 2), ["partner", "distance_mm"]].tolist() == pytest.approx([1, 1.25])
+    both = measure(*five, Asked(match="overlap", draws=0)).lesions
+    true = both[(both["scan"] == "sub-oneontwo") & (both["set"] == "true")]
+    assert true["partner"].tolist() == [1, 1]
+    assert true["distance_mm"].tolist() == pytest.approx([1.5, 0.5])
+
+
+def test_a_threshold_sets_found_lesions_aside_but_not_from_the_froc(tmp_path, blank):
+    columns = {"a": {"prob_max": [0.9, 0.4]}}
+    found = write_side(tmp_path / "f", "swi", {"a": [(0, 4), (40, 44)]}, blank, columns=columns)
+    truth = write_side(tmp_path / "t", "truth", {"a": [(0, 4)]}, blank)
+    result = measure(found, truth, Asked(threshold=0.5, draws=0))
+    assert result.figures["f1"].value == 1
+    assert result.curve.threshold.tolist() == [np.inf, 0.9, 0.4]
+    assert result.lesions["fate"].tolist() == ["found", "hit", "below threshold"]
+
+
+@pytest.mark.parametrize("word", [{"visible": ["yes", "no"]}, {"certainty": ["definite", "unseen"],
+    "counted": ["yes", "no"]}, {"ignore": ["0", "1"]}])  # fmt: skip
+def test_lesions_that_none_can_be_sure_of_are_set_aside_unless_asked(tmp_path, blank, word):
+    found = write_side(tmp_path / "f", "swi", {"a": [(0, 4), (40, 44)], "b": []}, blank)
+    true = {"a": [(0, 4), (40, 44)], "b": [(0, 4), (40, 44)]}
+    truth = write_side(tmp_path / "t", "truth", true, blank, columns={"a": word, "b": word})
+    for rule in RULES:
+        figures = measure(found, truth, Asked(match=rule, draws=0)).figures
+        assert (figures["lesions"].value, figures["found"].value) == (2, 1)
+        assert (figures["hits"].value, figures["false_alarms"].value) == (1, 0)
+        assert figures["misses"].value == 1
+        figures = measure(found, truth, Asked(match=rule, unsure="count", draws=0)).figures
+        assert (figures["lesions"].value, figures["hits"].value) == (4, 2)
+        assert figures["misses"].value == 2
+
+
+def test_found_lesions_that_the_app_does_not_count_are_not_counted(tmp_path, blank):
+    columns = {"a": {"counted": ["yes", "no"]}}
+    found = write_side(tmp_path / "f", "swi", {"a": [(0, 4), (40, 44)]}, blank, columns=columns)
+    truth = write_side(tmp_path / "t", "truth", {"a": [(0, 4)]}, blank)
+    for rule in RULES:
+        assert measure(found, truth, Asked(match=rule, draws=0)).figures["f1"].value == 1
+
+
+def broken_down(result, by):
+    table = result.breakdown[result.breakdown["by"] == by]
+    return table.pivot_table(index="class", columns="figure", values="value", sort=False)
+
+
+def test_figures_are_broken_down_by_size_place_protocol_and_mimic(tmp_path, blank):
+    truth = write_side(
+        tmp_path / "raw" / "derivatives" / "truth", "truth",
+        {"a": [(0, 4), (40, 44)], "b": [(0, 4)], "c": []}, blank,
+        columns={"a": {"diameter_mm": [2, 6], "territory": ["deep", "lobar"]},
+                 "b": {"diameter_mm": [2.4], "territory": ["lobar"]}},
+    )  # fmt: skip
+    found = write_side(
+        tmp_path / "found", "swi", {"a": [(0, 4), (20, 24), (58, 60)], "b": [], "c": [(0, 4)]},
+        blank, columns={label: {"diameter_mm": 3} for label in "ac"},
+    )  # fmt: skip
+    (tmp_path / "raw" / "participants.tsv").write_text(
+        "participant_id\tprotocol\nsub-a\tGE 4 mm\nsub-b\tSWI 3T\nsub-c\tSWI 3T\n"
+    )
+    mimics = NAME.replace("seg-CMB", "seg-mimics").format("a", "a", "truth")
+    volume = np.zeros(blank.shape, np.uint16)
+    volume[20:24, 5:20, 5] = 3  # a vein through the false alarm, its middle 1 mm off
+    save(Volume(volume, blank.affine), truth / f"{mimics}.nii.gz", dtype=np.uint16)
+    (truth / f"{mimics}.tsv").write_text("index\tkind\n3\tvein\n4\tcalcification\n")
+
+    result = measure(found, truth, Asked(draws=0))
+    size = broken_down(result, "size")
+    assert size.loc["under 2.5 mm", ["lesions", "misses", "sensitivity"]].tolist() == [2, 1, 0.5]
+    assert size.loc["2.5 to 5 mm", ["lesions", "false_alarms"]].tolist() == [0, 3]
+    assert size.loc["5 to 10 mm", "sensitivity"] == 0
+    place = broken_down(result, "territory")
+    assert place.loc["deep", "sensitivity"] == 1
+    assert place.loc["lobar", "sensitivity"] == 0
+    assert place.loc["unknown", "false_alarms"] == 3
+    protocol = broken_down(result, "protocol")
+    assert protocol.loc["GE 4 mm", ["scans", "sensitivity", "fp_per_scan"]].tolist() == [1, 0.5, 2]
+    assert protocol.loc["GE 4 mm", "f1"] == pytest.approx(2 / 5)
+    assert protocol.loc["SWI 3T", ["scans", "false_alarms", "fp_per_scan"]].tolist() == [2, 1, 0.5]
+    mimic = broken_down(result, "mimic")  # sub-c has none labelled, so its alarm is not in it
+    assert mimic.loc["vein", ["labelled", "false_alarms", "share"]].tolist() == [1, 1, 0.5]
+    assert mimic.loc["calcification", ["labelled", "false_alarms"]].tolist() == [1, 0]
+    assert mimic.loc["none", "false_alarms"] == 1
+    alarms = result.lesions[result.lesions["fate"] == "false alarm"]
+    assert alarms["mimic"].tolist() == ["vein", "none", None]
+    assert alarms["mimic_mm"].tolist()[0] <= 0.5
+
+
+def test_a_protocol_is_told_by_the_apps_own_sidecar(five):
+    found, truth = five
+    for label in FIVE:
+        marker = found / f"sub-{label}/anat/sub-{label}_space-orig_label-CMB_desc-swi_mask.json"
+        known = {"field_strength_t": 1.5, "echo_time_ms": 40.0, "slice_mm": None}
+        marker.write_text(json.dumps({"Microbleeds": known}))
+    assert set(measure(found, truth, Asked(draws=0)).scans["protocol"]) == {"1.5 T, 40 ms"}
 
 
 @pytest.mark.parametrize(
-    ("what", "found", "truth", "valdo", "one_to_one"),
-    [
-        ("touching lesions, each with its own found one",
-         [0.4, 1.8], [0, 2], ([0, 1], [False, False]), ([0, 1], [False, False])),
-        ("one found between two true ones counts for the nearer",
-         [1.2], [0, 2], ([1], [True, False]), ([1], [True, False])),
-        ("two found at one true: the nearer hits, the other is a false alarm",
-         [-3, 1], [0], ([-1, 0], [False]), ([-1, 0], [False])),
-        ("two found equally near: by VALDO both hit, of partners there is one",
-         [-1, 1], [0], ([0, 0], [False]), ([0, -1], [False])),
-        ("two found nearest to the same of two: only one-to-one gives each its own",
-         [0.5, 1.5], [1, 5], ([0, 0], [False, True]), ([0, 1], [False, False])),
-        ("no truth: all false alarms", [0, 9], [], ([-1, -1], []), ([-1, -1], [])),
-        ("nothing found: all missed", [], [0, 9], ([], [True, True]), ([], [True, True])),
-        ("neither", [], [], ([], []), ([], [])),
-        ("exactly 5 mm apart: no pair by VALDO, a pair one-to-one",
-         [5], [0], ([-1], [True]), ([0], [False])),
-        ("a hand's breadth apart: no pair", [80], [0], ([-1], [True]), ([-1], [True])),
-    ],
+    ("diameter", "name"),
+    [(2.49, "under 2.5 mm"), (2.5, "2.5 to 5 mm"), (5, "5 to 10 mm"), (10, "10 mm and more"),
+     (np.nan, "unknown")],
 )  # fmt: skip
-def test_pairs_are_those_counted_by_hand(what, found, truth, valdo, one_to_one):
-    found, truth = on_a_line(*found), on_a_line(*truth)
-    assert told(match_valdo(found, truth)) == valdo, what
-    partner, missed = told(match_one_to_one(found, truth))
-    assert missed == one_to_one[1], what
-    assert sorted(partner) == sorted(one_to_one[0]), what  # of equals either may be the partner
+def test_sizes_have_their_lower_bound(diameter, name):
+    assert size_class(diameter) == name
 
 
-def test_one_to_one_finds_as_many_partners_as_can_be():
-    # The nearest pair (1, 1.5) alone would leave both others without; two longer pairs are better.
-    found, truth = on_a_line(1, 6), on_a_line(-3.5, 1.5)
-    assert told(match_one_to_one(found, truth)) == ([0, 1], [False, False])
+class Balanced(HTMLParser):
+    """Counts open elements; every one that was opened must be closed in turn."""
+
+    open_ones = ()
+    seen = ()
+
+    def handle_starttag(self, tag, attrs):
+        """Opened."""
+        self.seen += ((tag, dict(attrs)),)
+        if tag != "meta":
+            self.open_ones += (tag,)
+
+    def handle_startendtag(self, tag, attrs):
+        """Opened and closed at once."""
+        self.seen += ((tag, dict(attrs)),)
+
+    def handle_endtag(self, tag):
+        """Closed."""
+        assert self.open_ones[-1] == tag
+        self.open_ones = self.open_ones[:-1]
 
 
-def test_distances_are_taken_in_three_dimensions():
-    found = np.array([[3.0, 3.0, 3.0]])  # 5.2 mm from the origin
-    assert told(match_valdo(found, np.zeros((1, 3)))) == ([-1], [True])
-    assert told(match_valdo(found * 0.9, np.zeros((1, 3)))) == ([0], [False])
+def test_the_page_is_whole_needs_no_network_and_trusts_no_name(tmp_path, blank):
+    evil = {"a": {"region": ["<script>alert(1)</script>"]}}
+    truth = write_side(tmp_path / "t&t", "truth", {"a": [(0, 4)]}, blank, columns=evil)
+    found = write_side(tmp_path / "f", "swi", {"a": [(0, 4)], "b": []}, blank)
+    evaluate(found, truth, tmp_path / "out", asked=Asked(draws=20))
+    text = (tmp_path / "out" / "evaluation.html").read_text("utf-8")
+    page = Balanced()
+    page.feed(text)
+    assert page.open_ones == ()
+    assert not [tag for tag, _ in page.seen if tag in ("script", "link", "img", "iframe")]
+    assert not re.findall(r"https?://|url\(|@import", text)
+    assert "&lt;script&gt;" in text
+    assert "t&amp;t" in text
+    assert sum(tag == "svg" for tag, _ in page.seen) >= 4
+    numbers = [float(n) for n in re.findall(r'(?:cx|cy|x|y|width)="([-\d.]+)"', text)]
+    assert np.isfinite(numbers).all()
 
 
-CASES = [  # by hand: hits 2 + 0 + 0, false alarms 1 + 2 + 0, misses 1 + 0 + 1, lesions 3 + 0 + 1
-    case("sub-1", [0, 20, 99], [0, 20, 50], [0.9, 0.6, 0.3]),
-    case("sub-2", [0, 20], [], [0.8, 0.2]),
-    case("sub-3", [], [5]),
-]
+def test_a_page_of_healthy_scans_is_whole_too(tmp_path, blank):
+    found = write_side(tmp_path / "f", "swi", {"a": [], "b": []}, blank)
+    truth = write_side(tmp_path / "t", "truth", {"a": [], "b": []}, blank)
+    evaluate(found, truth, tmp_path / "out", asked=Asked(draws=20))
+    page = Balanced()
+    page.feed((tmp_path / "out" / "evaluation.html").read_text("utf-8"))
+    assert page.open_ones == ()
+    report = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert report["figures"]["sensitivity"] == {"value": None, "low": None, "high": None}
+    assert report["figures"]["fp_per_scan"]["value"] == 0
+    assert (tmp_path / "out" / "lesions.tsv").read_text() == "\t".join(COLUMNS) + "\n"
 
 
-def test_figures_are_those_counted_by_hand():
-    metrics = score(CASES)
-    assert (metrics.scans, metrics.lesions) == (3, 4)
-    assert (metrics.hits, metrics.false_alarms, metrics.misses) == (2, 3, 2)
-    assert metrics.sensitivity == 2 / 4
-    assert metrics.precision == 2 / 5
-    assert metrics.f1 == 4 / 9
-    assert metrics.fp_per_scan == 1
+def test_the_same_evaluation_writes_the_same_bytes(five, tmp_path):
+    for folder in ("one", "two"):
+        evaluate(*five, tmp_path / folder, asked=Asked(seed=3, draws=30))
+    for name in FILES:
+        one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
+        assert one == two
+        assert str(tmp_path).encode() not in one
+    report = json.loads((tmp_path / "one" / "metrics.json").read_text())
+    assert (report["predictions"], report["truth"]) == ("found", "truth")
+    assert report["figures"]["f1"]["value"] == 0.5714
+    curve = pd.read_csv(tmp_path / "one" / "froc.tsv", sep="\t")
+    assert curve.round(3).to_dict("list") == {
+        "threshold": [1], "sensitivity": [0.571], "fp_per_scan": [0.6], "precision": [0.571],
+        "f1": [0.571],
+    }  # fmt: skip
 
 
-def test_a_threshold_leaves_out_what_lies_below_it():
-    metrics = score(CASES, threshold=0.6)
-    assert (metrics.hits, metrics.false_alarms, metrics.misses) == (2, 1, 2)
+def test_the_door_compares_and_says_the_figures(five, tmp_path, capsys):
+    words = ["evaluate", *map(str, five), str(tmp_path / "out"), "--match", "overlap"]
+    assert main([*words, "--bootstrap", "10", "--seed", "2"]) == 0
+    assert "sensitivity 0.714, precision 0.714, f1 0.714, fp_per_scan 0.400." in (
+        capsys.readouterr().out
+    )
+    assert main(words) == 1
+    assert "needs an empty folder or --overwrite; found files" in capsys.readouterr().err
+    assert main([*words, "--overwrite", "--bootstrap", "0"]) == 0
 
 
-def test_a_tie_counts_two_hits_but_one_lesion():
-    metrics = score([case("sub-1", [-1, 1], [0])])
-    assert (metrics.hits, metrics.misses, metrics.sensitivity) == (2, 0, 1)
+def test_one_mask_is_held_against_one_mask_whatever_they_are_called(five, tmp_path):
+    found, truth = (next(side.rglob("*oneontwo*.nii.gz")) for side in five)
+    for path, name in ((found, "mine_dseg.nii.gz"), (truth, "theirs_dseg.nii.gz")):
+        path.rename(tmp_path / name)
+    result = measure(tmp_path / "mine_dseg.nii.gz", tmp_path / "theirs_dseg.nii.gz", Asked(draws=0))
+    assert (result.figures["hits"].value, result.figures["misses"].value) == (1, 1)
 
 
-def test_what_is_not_defined_is_nan():
-    healthy = score([case("sub-1", [], [])])
-    assert np.isnan([healthy.sensitivity, healthy.precision, healthy.f1]).all()
-    assert healthy.fp_per_scan == 0
-    assert np.isnan(score([case("sub-1", [0], [])]).sensitivity)
-    assert score([case("sub-1", [], [0])]).f1 == 0
+def test_nothing_in_common_is_refused(five, blank, tmp_path):
+    other = write_side(tmp_path / "o", "truth", {str(n): [] for n in range(5)}, blank)
+    with pytest.raises(
+        ValueError, match=r"a scan in common; found sub-nothing, .* here and sub-0, .* 2 more in"
+    ):
+        measure(five[0], other, Asked())
 
 
-def test_the_froc_follows_the_threshold_down():
-    curve = froc(CASES)
-    assert curve.threshold.tolist() == [np.inf, 0.9, 0.8, 0.6, 0.3, 0.2]
-    assert curve.metrics.sensitivity.tolist() == [0, 0.25, 0.25, 0.5, 0.5, 0.5]
-    np.testing.assert_allclose(curve.metrics.fp_per_scan, [0, 0, 1 / 3, 1 / 3, 2 / 3, 1])
-    np.testing.assert_allclose(curve.metrics.f1, [0, 2 / 5, 1 / 3, 4 / 7, 1 / 2, 4 / 9])
+def test_lesions_of_two_spaces_are_refused(five, tmp_path):
+    sheet = tmp_path / "t.tsv"  # as if world millimetres were written in micrometres
+    sheet.write_text("subject\tx_mm\ty_mm\tz_mm\ntouching\t40000\t-60000\t-30000\n")
+    with pytest.raises(ValueError, match=r"sub-touching: .* one space, world mm; .* mm apart"):
+        measure(five[0], sheet, Asked())
 
 
-def test_sensitivity_is_read_where_false_alarms_are_affordable():
-    curve = froc(CASES)
-    assert curve.sensitivity_at(0.3) == 0.25
-    assert curve.sensitivity_at(1 / 3) == 0.5
-    assert curve.sensitivity_at(0.5) == 0.5
-    assert curve.threshold[curve.best()] == 0.6
-    figures = summary(score(CASES), curve)
-    assert figures["sensitivity_at_0.5_fp"] == 0.5
-    assert figures["best_f1"] == pytest.approx(4 / 7)
-    assert figures["best_f1_fp_per_scan"] == pytest.approx(1 / 3)
+def test_two_predictions_of_one_scan_are_refused(tmp_path, blank):
+    found = write_side(tmp_path / "f", "swi", {"a": [(0, 4)]}, blank)
+    write_side(found, "T2starw", {"a": [(0, 4)]}, blank)
+    truth = write_side(tmp_path / "t", "truth", {"a": [(0, 4)]}, blank)
+    with pytest.raises(ValueError, match=r"sub-a: a scan of the truth needs one prediction; "
+                                         r"found 2: .*T2starw.* and .*swi"):  # fmt: skip
+        measure(found, truth, Asked())
 
 
-def test_a_froc_without_any_finding_is_one_point():
-    curve = froc([case("sub-1", [], [0])])
-    assert curve.threshold.tolist() == [np.inf]
-    assert curve.sensitivity_at(8) == 0
-
-
-def test_every_point_of_the_froc_is_the_score_at_its_threshold():
-    rng = np.random.default_rng(5)
-    cases = [
-        Case(f"sub-{n}", rng.uniform(0, 30, (8, 3)), rng.uniform(size=8).round(1),
-             rng.uniform(0, 30, (n, 3)))
-        for n in range(5)
-    ]  # fmt: skip
-    for rule in (match_valdo, match_one_to_one):
-        curve = froc(cases, rule=rule)
-        for k, threshold in enumerate(curve.threshold):
-            alone = score(cases, threshold=threshold, rule=rule)
-            assert curve.metrics.hits[k] == alone.hits
-            assert curve.metrics.false_alarms[k] == alone.false_alarms
-            assert curve.metrics.misses[k] == alone.misses
-
-
-def test_intervals_repeat_with_their_seed_and_hold_the_figure():
-    cases = [case(f"sub-{n}", [0, 20], [0, 20] if n % 3 else [0, 50]) for n in range(20)]
-    spans = bootstrap(cases, threshold=0.5, seed=1, draws=200)
-    assert spans == bootstrap(cases, threshold=0.5, seed=1, draws=200)
-    assert spans != bootstrap(cases, threshold=0.5, seed=2, draws=200)
-    low, high = spans["sensitivity"]
-    assert low < score(cases).sensitivity < high
-    assert spans.keys() == summary(score(cases), froc(cases)).keys()
-
-
-def test_intervals_are_as_wide_as_a_binomial_says():
-    found = [True, True, False, True] * 25  # 75 of 100 subjects, one lesion each
-    cases = [case(f"sub-{n}", [0] if hit else [], [0]) for n, hit in enumerate(found)]
-    low, high = bootstrap(cases, threshold=0, seed=0, draws=4000)["sensitivity"]
-    half = 1.96 * np.sqrt(0.75 * 0.25 / 100)
-    assert (low, high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.01)
-
-
-def test_scans_of_one_subject_are_drawn_together():
-    alike = [case("sub-1", [0], [0]), case("sub-1", [], [0])]
-    assert bootstrap(alike, threshold=0, seed=0, draws=50)["sensitivity"] == (0.5, 0.5)
-
-
-def test_a_figure_that_is_never_defined_has_no_interval():
-    spans = bootstrap([case("sub-1", [], [])], threshold=0, seed=0, draws=20)
-    assert np.isnan(spans["f1"]).all()
-    assert spans["fp_per_scan"] == (0, 0)
-
-
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text.replace(" ", "\t"), encoding="utf-8")
-    return path
-
-
-def lesions(folder, name, text="x_mm y_mm z_mm prob_max\n1 2 3 0.8\n"):
-    return write(folder / name, text)
-
-
-def test_a_table_of_coordinates_is_read_per_scan(tmp_path):
-    truth = read_truth(
-        write(tmp_path / "t.tsv", "subject cmb x_mm y_mm z_mm\n"
-              "sub-2 0 -1.5 2 3\n1 0 4 5 6\nsub-2 1 7 8 9\nsub-3 0 n/a n/a n/a\n")
-    )  # fmt: skip
-    assert list(truth) == [("sub-2", ""), ("sub-1", ""), ("sub-3", "")]
-    assert truth["sub-2", ""].tolist() == [[-1.5, 2, 3], [7, 8, 9]]
-    assert truth["sub-3", ""].shape == (0, 3)
-
-
-def test_sessions_keep_their_lesions_apart(tmp_path):
-    truth = read_truth(
-        write(tmp_path / "t.tsv", "participant_id session_id x_mm y_mm z_mm\n"
-              "sub-1 ses-a 1 1 1\nsub-1 b 2 2 2\n")
-    )  # fmt: skip
-    assert truth["sub-1", "ses-a"].tolist() == [[1, 1, 1]]
-    assert truth["sub-1", "ses-b"].tolist() == [[2, 2, 2]]
-
-
-def test_a_lesion_table_is_read_and_may_be_empty(tmp_path):
-    found, probability = read_found(lesions(tmp_path, "a.tsv"))
-    assert (found.tolist(), probability.tolist()) == ([[1, 2, 3]], [0.8])
-    found, probability = read_found(lesions(tmp_path, "b.tsv", "x_mm y_mm z_mm prob_max\n"))
-    assert (found.shape, probability.shape) == ((0, 3), (0,))
-
-
-def test_an_output_folder_becomes_one_case_per_scan(tmp_path):
-    lesions(tmp_path, "sub-1/anat/sub-1_space-orig_seg-CMB_desc-T2starw_dseg.tsv")
-    lesions(tmp_path, "sub-2/ses-a/anat/sub-2_ses-a_space-orig_seg-CMB_desc-swi_dseg.tsv")
-    lesions(tmp_path, "sub-2/ses-b/anat/sub-2_ses-b_space-orig_seg-CMB_desc-swi_dseg.tsv")
-    lesions(tmp_path, "sub-1/anat/sub-1_space-orig_seg-aseg_dseg.tsv")
-    truth = write(tmp_path / "t.tsv", "participant_id session_id x_mm y_mm z_mm\n"
-                  "sub-1 n/a 1 2 3\nsub-2 ses-b 9 9 9\n")  # fmt: skip
-    cases = read_cases(tmp_path, truth)
-    assert [(c.subject, len(c.found), c.truth.tolist()) for c in cases] == [
-        ("sub-1", 1, [[1, 2, 3]]), ("sub-2", 1, []), ("sub-2", 1, [[9, 9, 9]]),
-    ]  # fmt: skip
-
-
-def test_an_output_folder_without_lesion_tables_is_refused(tmp_path):
-    truth = write(tmp_path / "t.tsv", "subject x_mm y_mm z_mm\nsub-1 1 2 3\n")
-    with pytest.raises(ValueError, match=r"lesion tables .* are needed; found none"):
-        read_cases(tmp_path, truth)
-
-
-def test_a_scan_of_the_truth_that_was_not_run_is_said(tmp_path):
-    lesions(tmp_path, "sub-1/anat/sub-1_seg-CMB_desc-T2starw_dseg.tsv")
-    truth = write(tmp_path / "t.tsv", "subject x_mm y_mm z_mm\nsub-1 1 2 3\nsub-7 1 2 3\n")
-    with pytest.raises(ValueError, match="found none for sub-7"):
-        read_cases(tmp_path, truth)
-
-
-def test_two_tables_for_one_scan_of_the_truth_are_said(tmp_path):
-    lesions(tmp_path, "sub-1/anat/sub-1_seg-CMB_desc-T2starw_dseg.tsv")
-    lesions(tmp_path, "sub-1/anat/sub-1_seg-CMB_desc-swi_dseg.tsv")
-    truth = write(tmp_path / "t.tsv", "subject x_mm y_mm z_mm\nsub-1 1 2 3\n")
-    with pytest.raises(ValueError, match="needs one lesion table; found several for sub-1"):
-        read_cases(tmp_path, truth)
+def test_one_prediction_of_two_scans_is_refused(tmp_path, blank):
+    found = write_side(tmp_path / "f", "swi", {"a": [(0, 4)]}, blank)
+    sheet = tmp_path / "t.tsv"
+    sheet.write_text("subject\tsession\tx_mm\ty_mm\tz_mm\na\t1\t1\t2\t3\na\t2\t1\t2\t3\n")
+    with pytest.raises(ValueError, match="sub-a: a prediction needs one scan of the truth; found"):
+        measure(found, sheet, Asked())
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("asked", "sentence"),
     [
-        ("subject x_mm y_mm\nsub-1 1 2\n", "t.tsv: the columns .* are needed; z_mm not among"),
-        ("x_mm y_mm z_mm\n1 2 3\n", "participant_id not among"),
-        ("subject x_mm y_mm z_mm\nsub-1 1 n/a 3\n", "or n/a for all three; line 2 has only some"),
-        ("subject x_mm y_mm z_mm\nsub-1 1 two 3\n", "must be numbers; .*two"),
+        (Asked(match="dice"), "`match` must be one of valdo, overlap, one-to-one; found 'dice'"),
+        (Asked(unsure="drop"), "`unsure` must be one of aside, count; found 'drop'"),
+        (Asked(threshold=50), "`threshold` must lie between 0 and 1; found 50"),
+        (Asked(draws=-1), "must be 0 or more; found -1 and 0"),
     ],
 )
-def test_a_truth_that_cannot_be_read_is_said(tmp_path, text, sentence):
+def test_what_cannot_be_asked_is_refused(five, asked, sentence):
     with pytest.raises(ValueError, match=sentence):
-        read_truth(write(tmp_path / "t.tsv", text))
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("x_mm y_mm z_mm\n1 2 3\n", "prob_max not among x_mm, y_mm, z_mm"),
-        ("x_mm y_mm z_mm prob_max\n1 2 3 .5\n1 2 3 n/a\n", "prob_max; line 3 has not"),
-        ("x_mm y_mm z_mm prob_max\n1 2 3 high\n", "must be numbers; .*high"),
-    ],
-)
-def test_a_lesion_table_that_cannot_be_read_is_said(tmp_path, text, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        read_found(lesions(tmp_path, "a.tsv", text))
-
-
-def test_numbers_survive_the_way_through_pandas(tmp_path):
-    table = pd.DataFrame({"x_mm": [0.1], "y_mm": [-1e-3], "z_mm": [12.345], "prob_max": [1]})
-    table.to_csv(tmp_path / "a.tsv", sep="\t", index=False)
-    found, probability = read_found(tmp_path / "a.tsv")
-    assert found.tolist() == [[0.1, -1e-3, 12.345]]
-    assert probability.tolist() == [1]
+        measure(*five, asked)

@@ -10,10 +10,16 @@ import bids_cmb
 HOUSE = Path(bids_cmb.__file__).parent
 
 FLOORS = [  # from the ground up; a folder is one room
-    {"files", "exits", "sidecars", "filters"},
+    {"files", "exits", "sidecars", "filters", "lattices"},
     {"volume", "config", "discovery", "provenance", "execution", "validation"},
-    {"brain", "lesions", "candidates", "quality"},
-    {"preprocessing", "detectors", "derivatives", "boilerplate"},
+    {"brain", "lesions", "candidates", "quality"}
+    | {"physics", "tissues", "protocols"}
+    | {"matching", "agreement"},
+    {"preprocessing", "detectors", "derivatives", "boilerplate", "labelmaps"}
+    | {"heads", "terrain"},
+    {"scoring", "marks", "made_head", "bodies", "laws"},
+    {"fates", "scorecard", "scanner", "vessels"},
+    {"truth", "sources"},
     {"participant", "group", "simulation", "evaluation"},
     {"cohort"},
     {"app"},
@@ -25,7 +31,7 @@ HOMES = {  # a library, and the only rooms that may name it
     "keras": set(),
     "bids": {"discovery"},
     "argparse": {"cli", "__main__"},
-    "nibabel": {"volume", "preprocessing", "simulation"},
+    "nibabel": {"volume", "preprocessing", "physics", "scanner"},
 }
 
 

@@ -1,57 +1,296 @@
-"""Phantoms are valid BIDS, the same for the same seed, and true to their truth."""
+"""Simulated scans are valid BIDS, the same for the same seed, and true to their truth."""
 
 import json
+import shutil
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_cmb import simulation
 from bids_cmb.__main__ import main
-from bids_cmb.derivatives import read_table
-from bids_cmb.simulation import phantom
+from bids_cmb.derivatives import columns, read_json, read_table
+from bids_cmb.discovery import Query, find_scans
+from bids_cmb.laws import law
+from bids_cmb.made_head import procedural_head
+from bids_cmb.protocols import Protocol, find_protocols, presets, random_protocol
+from bids_cmb.simulation import simulate_scan, stream
 
 VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
+WINDOW = (90.0, 100.0, 48.0)  # mm; a whole head takes ten times as long
+
+
+@pytest.fixture(scope="module")
+def head():
+    return procedural_head(np.random.default_rng(1))
+
+
+@pytest.fixture(scope="module")
+def many():
+    """A law with microbleeds in every scan, of all strengths."""
+    given = law()
+    lesions = {**given["microbleed"], "scans_without": 0, "count_quantiles": [[0, 25], [1, 30]]}
+    return {**given, "microbleed": lesions}
+
+
+def small(head, given, name="alfa-t2star", seed=4, **known):
+    protocol = presets()[name]
+    known = {"window_mm": WINDOW, "dress": "whole", **known}
+    return simulate_scan(np.random.default_rng(seed), head, protocol, given, **known)
+
+
+@pytest.fixture(scope="module")
+def scan(head, many):
+    return small(head, many)
+
+
+@pytest.fixture(scope="module")
+def weighted(head, many):
+    return small(head, many, "ukb-swi", with_phase=True)
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("simulated") / "bids"
-    assert main(["simulate", str(folder), "--n", "2", "--seed", "3"]) == 0
-    return folder
+    """Two whole scans of the largest voxels, by the command."""
+    folder = tmp_path_factory.mktemp("simulated")
+    coarse = {
+        name: {
+            "contrast": name, "field_t": 3, "echo_time_s": 0.02, "repetition_time_s": 0.6,
+            "flip_deg": 20, "spacing": [1.8, 1.8, 6], "kind": "2D",
+        }
+        for name in ("T2starw", "swi")
+    }  # fmt: skip
+    (folder / "coarse.json").write_text(json.dumps(coarse))
+    said = ["--n", "2", "--seed", "8", "--protocol", str(folder / "coarse.json"), "--phase"]
+    assert main(["simulate", str(folder / "bids"), *said]) == 0
+    return folder / "bids"
 
 
 def test_the_dataset_is_valid_bids(dataset):
     answer = subprocess.run(
         [VALIDATOR, "--format", "json", "-r", dataset], capture_output=True, text=True, check=False
     )
-    issues = json.loads(answer.stdout)["issues"]["issues"]
+    said = json.loads(answer.stdout)
+    found = [said, *said["derivativesSummary"].values()]
+    issues = [issue for part in found for issue in part["issues"]["issues"]]
+    assert len(found) == 2
     assert [issue for issue in issues if issue["severity"] == "error"] == []
 
 
-def test_microbleeds_are_dark_where_the_truth_says(dataset):
-    image = nib.load(dataset / "sub-01/anat/sub-01_T2starw.nii.gz")
-    truth = dataset / "derivatives/truth/sub-01/anat/sub-01_space-orig_seg-CMB_desc-truth_dseg"
-    labels = np.asarray(nib.load(f"{truth}.nii.gz").dataobj)
-    rows = read_table(Path(f"{truth}.tsv"))
-    assert set(np.unique(labels)) == set(range(len(rows) + 1))
-    data = image.get_fdata()
+def test_the_app_finds_each_scan_once_and_passes_its_phase_by(dataset):
+    assert [Path(scan.relative_path).name for scan in find_scans(dataset, Query()).scans] == [
+        "sub-01_T2starw.nii.gz",
+        "sub-02_swi.nii.gz",
+    ]
+    phase = nib.load(dataset / "sub-02/anat/sub-02_part-phase_T2starw.nii.gz").get_fdata()
+    assert np.abs(phase).max() == pytest.approx(4096, abs=1)
+
+
+def test_sidecars_say_what_a_scanner_says(dataset):
+    said = read_json(dataset / "sub-01/anat/sub-01_T2starw.json")
+    known = {"MagneticFieldStrength": 3, "EchoTime": 0.02, "SliceThickness": 6, "FlipAngle": 20}
+    assert said.items() >= known.items()
+
+
+def test_the_truth_has_the_columns_of_the_app(dataset):
+    stem = dataset / "derivatives/truth/sub-01/anat/sub-01_space-orig_seg-CMB_desc-truth_dseg"
+    header = Path(f"{stem}.tsv").read_text().split("\n")[0].split("\t")
+    assert header[: len(columns("lesion"))] == list(columns("lesion"))
+    mimics = Path(f"{stem}.tsv".replace("seg-CMB", "seg-mimics"))
+    assert {row["kind"] for row in read_table(mimics)} >= {"cortical vein", "pial vessel"}
+
+
+def test_every_label_is_a_row_and_every_unseen_microbleed_too(scan):
+    seen = [row["index"] for row in scan.lesion_table if row["certainty"] != "unseen"]
+    assert seen == list(range(1, scan.lesions.data.max() + 1))
+    indices = [row["index"] for row in scan.lesion_table]
+    assert indices == list(range(1, len(indices) + 1))
+    assert {row["certainty"] for row in scan.lesion_table} == {"definite", "possible", "unseen"}
+    assert all(row["loss"] < 0.18 for row in scan.lesion_table if row["certainty"] == "unseen")
+
+
+@pytest.mark.parametrize("made", ["scan", "weighted"])
+def test_microbleeds_are_dark_where_their_labels_say(made, request):
+    made = request.getfixturevalue(made)
+    data = made.scan.data
+    rows = [row for row in made.lesion_table if row["certainty"] == "definite"]
+    assert len(rows) >= 4
+    darker = []
     for row in rows:
-        centre = np.linalg.inv(image.affine) @ [*(float(row[f"{a}_mm"]) for a in "xyz"), 1]
-        assert data[tuple(np.round(centre[:3]).astype(int))] < 0.6 * np.median(data[data > 200])
+        inside = made.lesions.data == row["index"]
+        near = np.zeros_like(inside)
+        middle = np.round([row["i"], row["j"], row["k"]]).astype(int)
+        near[tuple(slice(max(at - 6, 0), at + 7) for at in middle[:2])] = True
+        around = near & made.brain.data & (made.lesions.data == 0) & (made.mimics.data == 0)
+        around &= np.isin(made.structures.data, made.structures.data[inside])
+        darker.append(1 - data[inside].mean() / np.median(data[around]))
+    assert np.median(darker) > 0.2
+    assert np.mean(np.array(darker) > 0) > 0.9
 
 
-def test_the_same_seed_gives_the_same_phantom(rng):
-    one, other = (
-        phantom(np.random.default_rng(5), bleeds=2, spacing=(1.4, 1.4, 4.0)) for _ in range(2)
-    )
-    np.testing.assert_array_equal(one[0].data, other[0].data)
-    assert one[2] == other[2]
-    assert phantom(rng, bleeds=2, spacing=(1.4, 1.4, 4.0))[2] != one[2]
+def test_mimics_are_labelled_as_what_they_are_and_apart_from_microbleeds(scan):
+    kinds = {row["kind"] for row in scan.mimic_table}
+    assert "microbleed" not in kinds
+    assert set(np.unique(scan.mimics.data)) <= set(range(len(scan.mimic_table) + 1))
+
+
+def test_every_volume_lies_on_the_grid_of_the_scan(weighted):
+    volumes = ("image", "swi", "phase", "lesions", "mimics", "structures", "brain")
+    for name in volumes:
+        volume = getattr(weighted, name)
+        assert volume.shape == weighted.scan.shape
+        np.testing.assert_array_equal(volume.affine, weighted.scan.affine)
+    np.testing.assert_allclose(weighted.scan.spacing, weighted.protocol.spacing)
+
+
+def test_swi_darkens_and_never_brightens(weighted):
+    assert (weighted.swi.data <= weighted.image.data + 1e-3).all()
+    assert weighted.swi.data.mean() < 0.99 * weighted.image.data.mean()
+
+
+def test_noise_is_as_strong_as_the_participants_table_says(dataset):
+    row = read_table(dataset / "participants.tsv")[0]
+    assert row["dress"] != "stripped"  # else nothing is left of the air
+    data = nib.load(dataset / "sub-01/anat/sub-01_T2starw.nii.gz").get_fdata()
+    behind = data[:12, :12]  # voxels of air, where magnitude is Rayleigh-distributed
+    assert behind.mean() == pytest.approx(300 / float(row["snr"]) * np.sqrt(np.pi / 2), rel=0.1)
+
+
+def test_the_same_seed_gives_the_same_scan(head, scan, many):
+    again = small(head, many)
+    np.testing.assert_array_equal(scan.image.data, again.image.data)
+    np.testing.assert_array_equal(scan.lesions.data, again.lesions.data)
+    assert scan.lesion_table == again.lesion_table
+
+
+def test_what_is_cut_away_does_not_change_what_is_left(head, scan, many):
+    stripped = small(head, many, dress="stripped")
+    inside = stripped.image.data > 0
+    np.testing.assert_array_equal(stripped.image.data[inside], scan.image.data[inside])
+    assert inside.mean() < 1
+
+
+def test_white_grey_and_fluid_stand_in_the_order_of_a_long_repetition_time(scan):
+    levels = [
+        np.median(scan.image.data[np.isin(scan.structures.data, codes)])
+        for codes in ((13, 52), (2, 41), (3, 42), (4, 43))  # pallidum, white, grey, fluid
+    ]
+    assert levels == sorted(levels)
+
+
+def test_a_stream_goes_on_and_says_the_same_again(monkeypatch):
+    monkeypatch.setattr(simulation, "simulate_scan", lambda rng, *_, **__: rng.random())
+    one, other = stream(5), stream(5)
+    first = [next(one) for _ in range(2)]
+    assert first == [next(other) for _ in range(2)]
+    assert first[0] != first[1]
+
+
+def test_presets_are_those_of_known_studies_and_random_ones_lie_between(rng):
+    known = presets()
+    assert {"adni-t2star", "ukb-swi", "rotterdam-t2star", "7t-t2star"} <= set(known)
+    for _ in range(50):
+        drawn = random_protocol(rng)  # refuses itself if it is impossible
+        alike = [one.spacing[2] for one in known.values() if one.contrast == drawn.contrast]
+        assert min(alike) - 0.01 <= drawn.spacing[2] <= max(alike) + 0.01
+
+
+GOOD = {
+    "name": "mine", "contrast": "T2starw", "field_t": 3, "echo_time_s": 0.02,
+    "repetition_time_s": 0.6, "flip_deg": 20, "spacing": (1, 1, 3), "kind": "2D",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"echo_time_s": -0.02}, "echo time must be above 0 s; found echo_time_s -0.02"),
+        ({"thickness": -1}, "slices must be thicker than 0.2 mm; found thickness -1"),
+        ({"spacing": (1, 1, 0)}, r"between 0.2 and 10 mm; found spacing \(1.0, 1.0, 0.0\)"),
+        ({"spacing": (1, 1)}, "voxels must be three numbers"),
+        ({"contrast": "T1w"}, "the contrast must be T2starw or swi; found contrast 'T1w'"),
+        ({"kind": "4D"}, "slices must be 2D or 3D"),
+        ({"field_t": 30}, "the field must lie between 0.2 and 12 T; found field_t 30"),
+        ({"repetition_time_s": 0.001}, "repetition time must be no shorter"),
+        ({"flip_deg": 0}, "flip angle must lie between 0 and 180 degrees; found flip_deg 0"),
+        ({"interpolation": 3}, "once or twice as fine; found interpolation 3"),
+        ({"snr": (0, 5)}, "the signal must be above the noise"),
+    ],
+)
+def test_an_impossible_protocol_is_refused(change, said):
+    with pytest.raises(ValueError, match=f"^Protocol mine: .*{said}"):
+        Protocol(**{**GOOD, **change})
+
+
+def test_protocols_come_from_files_and_in_the_order_asked_for(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"mine": {key: GOOD[key] for key in GOOD if key != "name"}}))
+    found = find_protocols(["ukb-swi", "random", str(path)])
+    assert [one and one.name for one in found] == ["ukb-swi", None, "mine"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "protocols are written in JSON"),
+        ("[1]", "protocols are objects by name; found list"),
+        ('{"a": {"te": 1}}', "protocol a may only have .*; found te"),
+        ('{"a": {"contrast": "swi"}}', "protocol a is not complete or not of numbers"),
+    ],
+)
+def test_a_file_without_protocols_is_refused(tmp_path, content, said):
+    path = tmp_path / "mine.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"mine\.json: {said}"):
+        find_protocols([str(path)])
+
+
+def refused(capsys, *said):
+    assert main(["simulate", *map(str, said)]) == 1
+    sentence = capsys.readouterr().err
+    assert sentence.count("\n") == 1
+    return sentence
 
 
 def test_a_folder_that_holds_something_is_refused(dataset, capsys):
-    assert main(["simulate", str(dataset)]) == 1
-    assert "needs an empty folder; found files in it" in capsys.readouterr().err
+    assert "needs an empty folder; found files in it" in refused(capsys, dataset)
+
+
+def test_what_cannot_be_simulated_is_refused_before_anything_is_written(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert "`scans` must be at least 1; found 0" in refused(capsys, out, "--n", 0)
+    assert "random, or one of ukb-swi" in refused(capsys, out, "--protocol", "siemens")
+    assert "A law must be one of default" in refused(capsys, out, "--variant", "mine")
+    assert "found none" in refused(capsys, out, "--anatomy", tmp_path)
+    image = nib.Nifti1Image(np.random.default_rng(1).random((9, 9, 9), np.float32), np.eye(4))
+    nib.save(image, tmp_path / "head.nii.gz")
+    assert "a label map holds whole numbers" in refused(capsys, out, "--anatomy", tmp_path)
+    odd = np.zeros((9, 9, 9), np.int16)
+    odd[4:] = [[[9999] * 9] * 9] * 5
+    nib.save(nib.Nifti1Image(odd, np.eye(4)), tmp_path / "head.nii.gz")
+    assert "found 9999" in refused(capsys, out, "--anatomy", tmp_path)
+    assert not out.exists()
+
+
+def test_a_full_disk_is_foreseen(tmp_path, capsys, monkeypatch):
+    free = namedtuple("free", "total used free")(10**9, 10**9, 10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    said = refused(capsys, tmp_path / "out", "--n", 5, "--protocol", "ukb-swi")
+    assert "5 scans need about" in said
+    assert "MB of disk; found 1 MB free" in said
+
+
+def test_half_a_dataset_never_looks_like_a_whole_one(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", str(tmp_path / "out/sub-01/x.nii.gz"))
+
+    monkeypatch.setattr(simulation, "simulate_scan", lambda *_, **__: None)
+    monkeypatch.setattr(simulation, "_write_scan", full)
+    said = refused(capsys, tmp_path / "out", "--n", 2)
+    assert "scan 1" in said
+    assert "no space left on device" in said
+    assert not (tmp_path / "out" / "dataset_description.json").exists()

@@ -1,0 +1,29 @@
+"""A law is the default but for what it says itself."""
+
+import pytest
+
+from bids_cmb.laws import law
+from bids_cmb.terrain import REGIONS
+
+
+def test_an_unknown_law_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="must be one of default, other; found 'third'"):
+        law("third")
+
+
+def test_a_law_that_says_little_keeps_the_rest_of_the_default():
+    default, other = law(), law("other")
+    assert other["vessels"]["septal vein"] == default["vessels"]["septal vein"]
+    assert other["vessels"]["pial vessel"]["wobble"] == default["vessels"]["pial vessel"]["wobble"]
+    assert other["microbleed"]["chi_ppm"] != default["microbleed"]["chi_ppm"]
+    assert set(other) == set(default)
+    assert set(other["grains"]) == set(default["grains"])
+
+
+@pytest.mark.parametrize("name", ["default", "other"])
+def test_shares_of_a_law_add_up_to_one(name):
+    given = law(name)
+    assert sum(given["microbleed"]["region_shares"].values()) == pytest.approx(1)
+    assert sum(given["dots"]["shares"].values()) == pytest.approx(1)
+    assert sum(given["microbleed"]["balls"]) == pytest.approx(1)
+    assert set(given["microbleed"]["region_shares"]) == set(REGIONS)

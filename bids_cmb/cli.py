@@ -320,6 +320,8 @@ def _environment(config: Config) -> Iterator[None]:
         said = f"a folder for temporary files must be writable ({error}). See --work-dir."
         raise ExitError(NO_OUTPUT, said) from error
     ours = dict.fromkeys(THREADS, str(config.omp_nthreads)) | dict.fromkeys(CACHES, str(folder))
+    if "HOME" not in os.environ:  # pybids looks for one, and the user may have no name either
+        ours["HOME"] = str(folder)
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     tempfile.tempdir = None  # so that it is looked up anew

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -434,12 +433,7 @@ def test_the_output_of_a_varied_dataset_is_valid_bids(dataset, tmp_path):
 @pytest.mark.skipif(not shutil.which("bwrap"), reason="bubblewrap is not installed")
 def test_it_runs_as_anyone_on_a_read_only_system_without_home_or_network(two, tmp_path):
     out, temp = tmp_path / "out", tmp_path / "temp"
-    for folder in (out, temp):
-        folder.mkdir()
-        folder.chmod(0o777)
-    for folder in (tmp_path, *tmp_path.parents):
-        if not os.access(folder, os.X_OK) or folder.stat().st_mode & 0o005 != 0o005:
-            pytest.skip("the temporary folder of pytest is closed to other users")
+    out.mkdir(), temp.mkdir()
     cell = [
         *("bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"),
         *("--bind", out, out, "--bind", temp, temp, "--unshare-all"),

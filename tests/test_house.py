@@ -12,8 +12,8 @@ HOUSE = Path(bids_cmb.__file__).parent
 FLOORS = [  # from the ground up; a folder is one room
     {"files", "exits", "sidecars", "filters"},
     {"volume", "config", "discovery", "provenance", "execution", "validation"},
-    {"brain", "lesions", "candidates", "quality"},
-    {"preprocessing", "detectors", "derivatives", "boilerplate"},
+    {"brain", "lesions", "candidates"},
+    {"preprocessing", "detectors", "derivatives", "boilerplate", "quality"},
     {"participant", "group", "simulation", "evaluation"},
     {"cohort"},
     {"app"},

@@ -465,3 +465,72 @@ def test_a_full_disc_stops_the_run_and_nothing_is_half_written(two, tmp_path):
     assert "no space left" in ran.stderr.lower()
     assert "Traceback" not in ran.stderr
     assert not list(keep.rglob("*.part"))
+
+
+def _spoilt(path, how):
+    """Spoil the image at ``path``."""
+    image = nib.load(path)
+    data, affine = np.asarray(image.dataobj), image.affine
+    path.unlink()
+    header = nib.Nifti1Header()
+    new = {
+        "four": lambda: nib.Nifti1Image(np.stack([data, data], -1), affine),
+        "two": lambda: nib.Nifti1Image(data[:, :, :1], affine),
+        "zero": lambda: nib.Nifti1Image(0 * data, affine),
+        "constant": lambda: nib.Nifti1Image(0 * data + 7, affine),
+        "noise": lambda: nib.Nifti1Image(np.random.default_rng(1).normal(size=data.shape), affine),
+        "sheared": lambda: nib.Nifti1Image(data, affine @ (np.eye(4) + np.eye(4, k=1) * 0.5)),
+        "singular": lambda: nib.Nifti1Image(data, affine),
+        "voxelless": lambda: nib.Nifti1Image(data, affine),
+        "formless": lambda: nib.Nifti1Image(data, None, header),
+        "nan": lambda: nib.Nifti1Image(np.where(data > 330, np.nan, data), affine),
+    }[how]()
+    if how == "sheared":
+        new.header["qform_code"] = 0
+    if how == "singular":
+        new.header["srow_x"], new.header["qform_code"] = 0, 0
+    if how == "voxelless":
+        new.header["pixdim"][1] = 0
+    if how == "formless":
+        new.header["sform_code"] = new.header["qform_code"] = 0
+    if how in ("singular", "voxelless", "formless"):  # nibabel would mend what it writes
+        new.header.set_data_dtype(np.float32)
+        new.header["vox_offset"], new.header["magic"] = 352, b"n+1"
+        raw = new.header.binaryblock + b"\0\0\0\0" + new.get_fdata().astype("<f4").tobytes("F")
+        path.write_bytes(gzip.compress(raw, 1))
+    else:
+        nib.save(new, path)
+
+
+SPOILT = {
+    "four": "one volume per file is expected; found 2",
+    "two": "at least 3 slices is expected; found",
+    "zero": "needs voxels that differ; found 0 in every one",
+    "constant": "needs voxels that differ; found 7 in every one",
+    "noise": "brain",
+    "sheared": "is sheared",
+    "singular": "is singular",
+    "voxelless": "voxel sizes must be above 0 mm; the header says 0",
+    "formless": "sform or qform must be coded",
+}
+
+
+def test_every_spoilt_scan_gets_one_sentence_and_the_others_are_read(dataset, tmp_path, capsys):
+    raw = dataset({f"sub-{how}/anat/sub-{how}_T2starw": "none" for how in (*SPOILT, "nan", "good")})
+    for how in (*SPOILT, "nan"):
+        _spoilt(raw / f"sub-{how}/anat/sub-{how}_T2starw.nii.gz", how)
+    out = tmp_path / "out"
+    assert main([str(raw), str(out), "participant", "group"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    for how, sentence in SPOILT.items():
+        [said] = [line for line in lines if f"sub-{how}_T2starw failed: " in line]
+        assert sentence in said
+        assert f"sub-{how}_T2starw.nii.gz" in said
+        assert "unexpected" not in said
+    rows = {row["participant_id"]: row for row in read_table(out / "group_microbleeds.tsv")}
+    assert {subject for subject, row in rows.items() if row["status"] == "ok"} == {
+        "sub-nan",
+        "sub-good",
+    }
+    assert int(rows["sub-nan"]["nonfinite_voxels"]) > 0
+    assert "nonfinite" in rows["sub-nan"]["quality_flags"]

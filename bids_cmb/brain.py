@@ -43,9 +43,9 @@ def find_brain(image: Volume) -> Volume:
             than 150 or more than 2600 ml. The sentence names rule and finding, not the file.
     """
     head, depth = _head(_coarse(image))
-    brain = _roundest(_flatten(head.data, depth), _centre(depth))
-    brain = _rounded(_cut_neck(brain, head.affine))
-    found = _believable(_on_grid(Volume(brain, head.affine), image))
+    flat = Volume(_flatten(head.data, depth), head.affine)
+    brain = Volume(_rounded(_roundest(flat, _centre(depth))), head.affine)
+    found = _believable(_on_grid(brain, image))
     given = Volume(_not_background(image.data), image.affine)
     if 0.85 * volume_ml(given) < volume_ml(found) and volume_ml(given) < PLAUSIBLE_ML[1]:
         return stripped_brain(image)  # nothing but brain was there: its edge is known exactly
@@ -166,9 +166,10 @@ def _centre(depth: np.ndarray) -> np.ndarray:
     return apart <= (25 / GRID) ** 2
 
 
-def _roundest(flat: np.ndarray, centre: np.ndarray) -> np.ndarray:
+def _roundest(flat: Volume, centre: np.ndarray) -> np.ndarray:
     """The tissue around the centre, cut off as little as gives a round shape."""
-    tried = [mask for level in LEVELS for mask in _opened(flat > level, centre)]
+    opened = [mask for level in LEVELS for mask in _opened(flat.data > level, centre)]
+    tried = [_cut_neck(mask, flat.affine) for mask in opened]
     sizes = np.array([np.count_nonzero(mask) for mask in tried])
     roundness = np.array([_roundness(mask) for mask in tried])
     roundness[sizes < WORTH * sizes.max()] = 0

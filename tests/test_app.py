@@ -140,8 +140,8 @@ def test_a_second_call_does_nothing_and_says_so(two, capsys):
     before = {name: path.stat().st_mtime_ns for name, path in files(two[1] / "sub-01").items()}
     assert main([*map(str, two), "participant", "--output-level", "full"]) == 0
     said = capsys.readouterr().err
-    assert "2 of 2 scans are done already" in said
-    assert "0 scans read, 2 done before" in said
+    assert "Done already: 2 of 2 scans" in said
+    assert "Scans: 0 read, 2 done before" in said
     assert before == {
         name: path.stat().st_mtime_ns for name, path in files(two[1] / "sub-01").items()
     }
@@ -165,13 +165,13 @@ def test_other_settings_or_another_input_are_done_anew(two, tmp_path, capsys):
     shutil.copytree(two[1], out)
     words = [str(raw), str(out), "participant", "--participant-label", "02"]
     assert main([*words, "--output-level", "full"]) == 0  # copied: new times, same content
-    assert "0 scans read, 1 done before" in capsys.readouterr().err
+    assert "Scans: 0 read, 1 done before" in capsys.readouterr().err
     assert main(words) == 0
-    assert "1 scans read" in capsys.readouterr().err
+    assert "Scans: 1 read" in capsys.readouterr().err
     assert not list(out.glob("sub-02/anat/*preproc*"))  # what the level no longer asks for is gone
     (raw / "T2starw.json").write_text('{"EchoTime": 0.03, "MagneticFieldStrength": 3}')
     assert main(words) == 0
-    assert "1 scans read" in capsys.readouterr().err
+    assert "Scans: 1 read" in capsys.readouterr().err
 
 
 def test_what_is_missing_of_a_result_is_made_again(two, tmp_path, capsys):
@@ -181,7 +181,7 @@ def test_what_is_missing_of_a_result_is_made_again(two, tmp_path, capsys):
     (out / "sub-01/sub-01_scans.tsv").unlink()
     words = [str(two[0]), str(out), "participant", "--output-level", "full"]
     assert main(words) == 0
-    assert "1 scans read, 1 done before" in capsys.readouterr().err
+    assert "Scans: 1 read, 1 done before" in capsys.readouterr().err
     assert next(out.glob("sub-02/anat/*_dseg.tsv")).is_file()
     assert len(read_table(out / "sub-01/sub-01_scans.tsv")) == 1
 
@@ -270,7 +270,7 @@ def test_where_nothing_can_be_read_the_code_says_so(tmp_path, capsys):
     assert "no scan fits the selection" in capsys.readouterr().err
     (raw / "sub-01/anat/sub-01_T2starw.nii.gz").touch()
     assert main(words) == 66
-    assert "none of the 1 scans can be read" in capsys.readouterr().err
+    assert "no selected scan can be read; 1 of 1 failed" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -307,7 +307,7 @@ def test_a_dry_run_prints_the_selection_and_writes_nothing(two, tmp_path, capsys
     assert main([str(two[0]), str(tmp_path / "out"), "participant", "--dry-run"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("read\tsub-01/anat/sub-01_T2starw.nii.gz\t")
-    assert said[-1] == "2 scans would be read."
+    assert said[-1] == "Scans that would be read: 2"
     assert not (tmp_path / "out").exists()
 
 

@@ -198,7 +198,7 @@ def _nothing_to_read(config: Config, selection: Selection) -> None:
             log.error("%s %s.", one.relative_path, one.reason)
         raise ExitError(
             NO_INPUT,
-            f"{config.bids_dir}: no selected scan can be read; {len(broken)} of {len(broken)} failed.",
+            f"{config.bids_dir}: no scan can be read; unusable: {len(broken)}.",
         )
     for one in selection.considered[:20]:
         log.warning("Left: %s (%s)", one.relative_path, one.reason)

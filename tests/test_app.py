@@ -270,7 +270,7 @@ def test_where_nothing_can_be_read_the_code_says_so(tmp_path, capsys):
     assert "no scan fits the selection" in capsys.readouterr().err
     (raw / "sub-01/anat/sub-01_T2starw.nii.gz").touch()
     assert main(words) == 66
-    assert "no selected scan can be read; 1 of 1 failed" in capsys.readouterr().err
+    assert "no scan can be read; unusable: 1" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

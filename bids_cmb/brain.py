@@ -136,7 +136,7 @@ def _head(image: Volume) -> tuple[Volume, np.ndarray]:
     box = _box(inside)
     affine = image.affine.copy()
     affine[:3, 3] = image.world([side.start for side in box])
-    depth = ndimage.distance_transform_edt(inside[box], GRID)
+    depth = ndimage.distance_transform_edt(_fill(inside[box]), GRID)
     return Volume(np.maximum(data[box] - low, 0), affine), depth
 
 

@@ -171,6 +171,7 @@ def _select(config: Config) -> Selection:
         filters=filters,
         shard=config.shard,
         database_dir=config.bids_database_dir,
+        reset_database=config.reset_database,
     )
     try:
         selection = find_scans(config.bids_dir, query)

@@ -107,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--bids-filter-file", type=Path, metavar="JSON", help="{query: {entity: value}}")
     add("--bids-database-dir", type=Path, metavar="DIR", help="a pybids database to use or make")
+    add("--reset-database", action="store_true", help="make that database anew")
     add("--shard", metavar="I/N", help="the I-th of N parts of the participants; auto: from Slurm")
     add(
         "--validate",

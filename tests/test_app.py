@@ -337,6 +337,23 @@ def test_an_output_that_cannot_be_written_is_refused(two, tmp_path, capsys):
     assert "output_dir must be writable" in capsys.readouterr().err
 
 
+def test_a_read_only_output_is_refused(two, tmp_path):
+    if not shutil.which("bwrap"):
+        pytest.skip("bubblewrap is not installed")
+    cell = ["bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--bind", tmp_path, tmp_path]
+    words = [sys.executable, ROOT / "run.py", two[0], two[1].parent / "new", "participant"]
+    ran = subprocess.run(
+        [*map(str, [*cell, "--setenv", "TMPDIR", tmp_path, *words])],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ran.stderr.startswith("bwrap:"):
+        pytest.skip(f"bubblewrap may not make its cell here ({ran.stderr.strip()})")
+    assert ran.returncode == 73
+    assert "output_dir must be writable; read-only file system" in ran.stderr
+
+
 def test_strict_validation_stops_at_errors(two, tmp_path, capsys):
     raw = tmp_path / "raw"
     shutil.copytree(two[0], raw)

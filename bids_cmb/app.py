@@ -105,7 +105,7 @@ def _participant_level(config: Config) -> int:
     except OSError as error:
         raise _unwritable(config, error) from error
     log.info(
-        "%d scans read, %d done before, %d failed, %d not come to. Results: %s",
+        "Scans: %d read, %d done before, %d failed, %d not come to. Results: %s",
         *(tally.done, tally.skipped, len(tally.failed), tally.unfinished, config.output_dir),
     )
     for source, reason in tally.failed:
@@ -141,7 +141,7 @@ def _validate(config: Config) -> None:
             log.error("%s", said)
         if errors:
             said = f"{config.bids_dir} must be valid BIDS for --validate strict"
-            raise ExitError(INVALID_BIDS, f"{said}; found {len(errors)} errors.")
+            raise ExitError(INVALID_BIDS, f"{said}; errors found: {len(errors)}.")
 
 
 def _select(config: Config) -> Selection:
@@ -171,6 +171,7 @@ def _select(config: Config) -> Selection:
         filters=filters,
         shard=config.shard,
         database_dir=config.bids_database_dir,
+        reset_database=config.reset_database,
     )
     try:
         selection = find_scans(config.bids_dir, query)
@@ -182,7 +183,7 @@ def _select(config: Config) -> Selection:
     for note in (*notes, *selection.notes):
         log.warning("%s", note)
     log.info(
-        "%d scans selected of %d susceptibility images considered.",
+        "Scans selected: %d, of %d susceptibility images.",
         *(len(selection.scans), len(selection.considered)),
     )
     if not selection.scans and not config.dry_run:
@@ -197,7 +198,8 @@ def _nothing_to_read(config: Config, selection: Selection) -> None:
         for one in broken:
             log.error("%s %s.", one.relative_path, one.reason)
         raise ExitError(
-            NO_INPUT, f"{config.bids_dir}: none of the {len(broken)} scans can be read."
+            NO_INPUT,
+            f"{config.bids_dir}: no scan can be read; unusable: {len(broken)}.",
         )
     for one in selection.considered[:20]:
         log.warning("Left: %s (%s)", one.relative_path, one.reason)
@@ -211,7 +213,7 @@ def _show(selection: Selection) -> int:
     """Print what would be read and what would not, and why."""
     for one in selection.considered:
         sys.stdout.write(f"{'read' if one.taken else 'left'}\t{one.relative_path}\t{one.reason}\n")
-    sys.stdout.write(f"{len(selection.scans)} scans would be read.\n")
+    sys.stdout.write(f"Scans that would be read: {len(selection.scans)}\n")
     if selection.scans:
         return OK
     return NO_INPUT if any(one.wanted for one in selection.considered) else NOTHING_SELECTED
@@ -248,7 +250,7 @@ def _group_level(config: Config) -> int:
     except OSError as error:
         raise _unwritable(config, error) from error
     log.info(
-        "Group table: %d scans, %d failed, %d missing: %s",
+        "Group table: %d read, %d failed, %d missing: %s",
         *(tally["ok"], tally["failed"], tally["missing"]),
         config.output_dir / "group_microbleeds.tsv",
     )

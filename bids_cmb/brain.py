@@ -5,6 +5,8 @@ point of the head: a threshold at half its own level, the bridges to scalp, eyes
 opening, whose radius is the smallest that leaves a round shape.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from scipy import ndimage
 
@@ -15,8 +17,10 @@ POSSIBLE_ML = (150, 2600)  # from a slab of a small brain to a very large one wi
 FULLEST = 0.95  # share of the field of view beyond which there is no surround to tell a brain by
 
 GRID = 2.0  # mm
+LEVELS = (0.5, 0.65)  # of the brain's own; the second where thin bone in thick slices is no gap
 RADII = (4.5, 6.5, 9.0, 12.0)  # mm, of the opening that cuts bridges
-AS_ROUND = 0.93  # of the roundest: the opening is no wider than it must be
+AS_ROUND = 0.96  # of the roundest: the opening is no wider than it must be
+WORTH = 0.3  # of the largest candidate; a crumb is rounder than any brain
 CLOSING = 10.0  # mm, wide enough for the dropouts above sinuses and ear canals
 FORAMEN_CM2 = 14.0  # the foramen magnum has 8; the lowest slices through a cerebellum 20 and more
 BELOW_FORAMEN = 8.0  # mm of cord that stay, for a head that nods
@@ -39,9 +43,9 @@ def find_brain(image: Volume) -> Volume:
             than 150 or more than 2600 ml. The sentence names rule and finding, not the file.
     """
     head, depth = _head(_coarse(image))
-    tissue = _flatten(head.data, depth) > 0.5
-    brain = _rounded(_cut_neck(_roundest(tissue, _centre(depth)), head.affine))
-    found = _believable(_on_grid(Volume(brain, head.affine), image))
+    flat = Volume(_flatten(head.data, depth), head.affine)
+    brain = Volume(_rounded(_roundest(flat, _centre(depth))), head.affine)
+    found = _believable(_on_grid(brain, image))
     given = Volume(_not_background(image.data), image.affine)
     if 0.85 * volume_ml(given) < volume_ml(found) and volume_ml(given) < PLAUSIBLE_ML[1]:
         return stripped_brain(image)  # nothing but brain was there: its edge is known exactly
@@ -132,7 +136,7 @@ def _head(image: Volume) -> tuple[Volume, np.ndarray]:
     box = _box(inside)
     affine = image.affine.copy()
     affine[:3, 3] = image.world([side.start for side in box])
-    depth = ndimage.distance_transform_edt(inside[box], GRID)
+    depth = ndimage.distance_transform_edt(_fill(inside[box]), GRID)
     return Volume(np.maximum(data[box] - low, 0), affine), depth
 
 
@@ -162,22 +166,27 @@ def _centre(depth: np.ndarray) -> np.ndarray:
     return apart <= (25 / GRID) ** 2
 
 
-def _roundest(tissue: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """The tissue around the centre, opened as little as gives a round shape."""
+def _roundest(flat: Volume, centre: np.ndarray) -> np.ndarray:
+    """The tissue around the centre, cut off as little as gives a round shape."""
+    opened = [mask for level in LEVELS for mask in _opened(flat.data > level, centre)]
+    tried = [_cut_neck(mask, flat.affine) for mask in opened]
+    sizes = np.array([np.count_nonzero(mask) for mask in tried])
+    roundness = np.array([_roundness(mask) for mask in tried])
+    roundness[sizes < WORTH * sizes.max()] = 0
+    return tried[int(np.argmax(roundness >= AS_ROUND * roundness.max()))]
+
+
+def _opened(tissue: np.ndarray, centre: np.ndarray) -> Iterator[np.ndarray]:
+    """What of ``tissue`` hangs on its centre by ever wider bridges, one mask for each radius."""
     room = ndimage.distance_transform_edt(tissue, GRID)
-    opened = [_opened(tissue, room, centre, radius) for radius in RADII]
-    roundness = np.array([_roundness(mask) for mask in opened])
-    return opened[int(np.argmax(roundness >= AS_ROUND * roundness.max()))]
-
-
-def _opened(tissue: np.ndarray, room: np.ndarray, centre: np.ndarray, radius: float) -> np.ndarray:
-    """What of ``tissue`` hangs on its centre by bridges wider than twice ``radius`` mm."""
-    pieces, _ = ndimage.label(room > radius)
-    sizes = np.bincount(pieces[centre], minlength=2)
-    sizes[0] = 0
-    if not sizes.any():
-        return np.zeros_like(tissue)
-    return tissue & _near(pieces == sizes.argmax(), radius + 1)
+    for radius in RADII:
+        pieces, _ = ndimage.label(room > radius)
+        sizes = np.bincount(pieces[centre], minlength=2)
+        sizes[0] = 0
+        if sizes.any():
+            yield tissue & _near(pieces == sizes.argmax(), radius + 1)
+        else:
+            yield np.zeros_like(tissue)
 
 
 def _roundness(mask: np.ndarray) -> float:

@@ -107,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--bids-filter-file", type=Path, metavar="JSON", help="{query: {entity: value}}")
     add("--bids-database-dir", type=Path, metavar="DIR", help="a pybids database to use or make")
+    add("--reset-database", action="store_true", help="make that database anew")
     add("--shard", metavar="I/N", help="the I-th of N parts of the participants; auto: from Slurm")
     add(
         "--validate",
@@ -320,6 +321,8 @@ def _environment(config: Config) -> Iterator[None]:
         said = f"a folder for temporary files must be writable ({error}). See --work-dir."
         raise ExitError(NO_OUTPUT, said) from error
     ours = dict.fromkeys(THREADS, str(config.omp_nthreads)) | dict.fromkeys(CACHES, str(folder))
+    if "HOME" not in os.environ:  # pybids looks for one, and the user may have no name either
+        ours["HOME"] = str(folder)
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     tempfile.tempdir = None  # so that it is looked up anew

@@ -75,7 +75,7 @@ def process_all(selection: Selection, config: Config, logs: Path) -> Tally:
     waiting = [scan for scan in selection.scans if config.overwrite or not _stands(scan, config)]
     tally.skipped = len(selection.scans) - len(waiting)
     if tally.skipped:
-        log.info("%d of %d scans are done already.", tally.skipped, len(selection.scans))
+        log.info("Done already: %d of %d scans.", tally.skipped, len(selection.scans))
     for scan in waiting:
         status.add(scan.relative_path, "selected")
     if waiting:
@@ -98,7 +98,7 @@ def _stands(scan: Scan, config: Config) -> bool:
 
 def _process_waiting(scans: list[Scan], config: Config, status: "Status", tally: Tally) -> None:
     workers = workers_for(config, len(scans))
-    log.info("%d scans to read, %d at a time.", len(scans), workers)
+    log.info("Scans to read: %d, %d at a time.", len(scans), workers)
     began, ended = time.monotonic(), 0
     outcomes = execution.run(functools.partial(_process, config=config), scans, workers=workers)
     try:
@@ -106,7 +106,9 @@ def _process_waiting(scans: list[Scan], config: Config, status: "Status", tally:
             ended += 1
             left = (time.monotonic() - began) / ended * (len(scans) - ended)
             _take_in(scans[outcome.at], outcome, config, status, tally)
-            log.info("%d of %d scans; %s left.", ended, len(scans), _duration(left))
+            log.info(
+                "%d of %d scans%s.", ended, len(scans), f"; {_duration(left)} left" if left else ""
+            )
             tally.hopeless = tally.hopeless or outcome.errno in HOPELESS
             if tally.hopeless or (outcome.error and config.stop_on_first_crash):
                 break
@@ -119,7 +121,9 @@ def _process(scan: Scan, config: Config) -> Summary:
     return process(scan, config)
 
 
-def _take_in(scan: Scan, outcome: execution.Outcome, config: Config, status, tally: Tally) -> None:
+def _take_in(
+    scan: Scan, outcome: execution.Outcome, config: Config, status: "Status", tally: Tally
+) -> None:
     """Say, note down and count how one scan ended."""
     if outcome.error:
         tally.failed.append((scan.relative_path, outcome.error))
@@ -132,7 +136,7 @@ def _take_in(scan: Scan, outcome: execution.Outcome, config: Config, status, tal
     summary = outcome.result
     flags = f"; {', '.join(summary.quality_flags)}" if summary.quality_flags else ""
     log.info(
-        "%s: %d microbleeds, %d of them definite, in %.1f s%s.",
+        "%s: microbleeds %d, definite %d; %.1f s%s.",
         *(scan.name, summary.n_cmb, summary.n_definite, outcome.seconds, flags),
     )
     for note in summary.notes:

@@ -29,6 +29,7 @@ class Config:
     run: tuple[str, ...] = ()
     bids_filter_file: Path | None = None
     bids_database_dir: Path | None = None
+    reset_database: bool = False
     shard: tuple[int, ...] | None = None  # (I, N): the I-th of N parts, from 1
     validate: str = "warn"
 

@@ -273,7 +273,7 @@ def _indexer(bids_dir: Path, query: Query) -> Callable[[list[str], re.Pattern], 
         return lambda _, territory: _index(bids_dir, territory)
 
     by_subject = defaultdict(list)
-    for path in _stored(bids_dir, Path(query.database_dir)):
+    for path in _stored(bids_dir, Path(query.database_dir), anew=query.reset_database):
         by_subject[path.relative_to(bids_dir).parts[0].removeprefix("sub-")].append(path)
 
     def among_the_stored(subjects: list[str], territory: re.Pattern) -> list[Path]:
@@ -328,14 +328,14 @@ def _pybids_config() -> dict:
     return config
 
 
-def _stored(bids_dir: Path, database_dir: Path) -> list[Path]:
-    """Paths in a pybids database, which is made if there is none.
+def _stored(bids_dir: Path, database_dir: Path, *, anew: bool) -> list[Path]:
+    """Paths in a pybids database, which is made if there is none, or ``anew``.
 
     Raises:
         ValueError: If it is no pybids database, or of another dataset.
     """
     database = database_dir / "layout_index.sqlite"
-    if not database.exists():
+    if anew or not database.exists():
         database_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".making-", dir=database_dir) as making:
             _index(bids_dir, _territory(None, r"[a-z0-9]+"), Path(making))

@@ -61,6 +61,7 @@ class Query:
         filters: What `read_filter_file` gave. A scan must match one of them, and all of the above.
         shard: (i, n), the i-th of n parts of the subjects, from 1.
         database_dir: Where a pybids database is, or shall be.
+        reset_database: Whether it is made anew.
     """
 
     suffixes: tuple[str, ...] = DEFAULT_SUFFIXES
@@ -74,6 +75,7 @@ class Query:
     filters: Mapping[str, Mapping[str, tuple]] = field(default_factory=dict)
     shard: tuple[int, int] | None = None
     database_dir: Path | None = None
+    reset_database: bool = False
 
     @property
     def named_suffixes(self) -> list[str]:

@@ -26,7 +26,7 @@ from bids_cmb.lesions import Lesion, find_lesions
 from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.provenance import fingerprint, machine, sha256, software
 from bids_cmb.quality import Quality, quality
-from bids_cmb.volume import Intake, Volume, load, resample_like, save
+from bids_cmb.volume import Intake, Volume, load, load_labels, resample_like, save
 
 PROTOCOL = ("EchoTime", "MagneticFieldStrength", "Manufacturer", "ManufacturersModelName")
 
@@ -196,7 +196,7 @@ def given_brain(path: Path, image: Volume) -> Volume:
     Raises:
         ValueError: If no voxel of the scan lies within it.
     """
-    mask = resample_like(load(path)[0], image, order=0)
+    mask = resample_like(load_labels(path), image, order=0)
     inside = mask.data > 0.5
     if not inside.any():
         raise ValueError(f"the brain mask {path} must overlap the scan; found no voxel in common.")

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bids_cmb.brain import PLAUSIBLE_ML, volume_ml
 from bids_cmb.volume import Volume
 
-PLAUSIBLE_BRAIN_ML = (900.0, 1900.0)  # of a whole adult head
 CUT_PERCENT = 25.0
 THICK_MM = 5.0
 SHORT_ECHO = 30.0  # T·ms; half of the usual 60 (3 T and 20 ms, 1.5 T and 40 ms)
@@ -49,11 +49,11 @@ def quality(
         header_mended: Whether something in the header had to be mended or preferred.
         nonfinite_voxels: NaN and infinite voxels in the file.
     """
-    brain_ml = float(brain.data.sum()) * brain.voxel_volume / 1000
+    brain_ml = volume_ml(brain)
     cut = cut_percent(brain.data)
     product = 1000 * field_strength_t * echo_time_s if field_strength_t and echo_time_s else None
     said = {
-        "brain_volume": not PLAUSIBLE_BRAIN_ML[0] <= brain_ml <= PLAUSIBLE_BRAIN_ML[1],
+        "brain_volume": not PLAUSIBLE_ML[0] <= brain_ml <= PLAUSIBLE_ML[1],
         "brain_cut": cut > CUT_PERCENT,
         "thick_slices": image.spacing.max() > THICK_MM,
         "short_echo": product is not None and product < SHORT_ECHO,

@@ -604,6 +604,16 @@ def test_a_database_is_made_once_and_read_again(cohort, tmp_path):
     assert "newer ones are not seen" in made.notes[0]
 
 
+def test_a_database_made_anew_sees_new_files(cohort, tmp_path):
+    there = tmp_path / "database"
+    before = find(cohort, database_dir=there).scans
+    new = cohort / "sub-new" / "anat" / "sub-new_T2starw.nii.gz"
+    new.parent.mkdir(parents=True)
+    new.write_bytes(b"an image")
+    assert len(find(cohort, database_dir=there).scans) == len(before)
+    assert len(find(cohort, database_dir=there, reset_database=True).scans) == len(before) + 1
+
+
 def test_a_database_knows_suffixes_that_nobody_had_asked_for(dataset, tmp_path):
     root = dataset(anat("swi.nii.gz"), anat("FLASH.nii.gz"), anat("XYZ.nii.gz"))
     find(root, database_dir=tmp_path / "db")

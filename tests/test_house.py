@@ -12,10 +12,9 @@ HOUSE = Path(bids_cmb.__file__).parent
 FLOORS = [  # from the ground up; a folder is one room
     {"files", "exits", "sidecars", "filters", "lattices"},
     {"volume", "config", "discovery", "provenance", "execution", "validation"},
-    {"brain", "lesions", "candidates", "quality"}
-    | {"physics", "tissues", "protocols"}
-    | {"matching", "agreement"},
-    {"preprocessing", "detectors", "derivatives", "boilerplate", "labelmaps"}
+    {"brain", "lesions", "candidates", "matching", "agreement"}
+    | {"physics", "tissues", "protocols"},
+    {"preprocessing", "detectors", "derivatives", "boilerplate", "quality", "labelmaps"}
     | {"heads", "terrain"},
     {"scoring", "marks", "made_head", "bodies", "laws"},
     {"fates", "scorecard", "scanner", "vessels"},

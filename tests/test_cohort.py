@@ -1,0 +1,44 @@
+"""How many scans at a time, how long it will take, and what the methods section says."""
+
+import pytest
+
+from bids_cmb.cohort import MB_PER_SCAN, _duration, methods, workers_for
+from bids_cmb.config import Config
+
+
+@pytest.fixture
+def config(tmp_path):
+    return lambda **settings: Config(tmp_path, tmp_path / "out", ("participant",), **settings)
+
+
+def test_cores_memory_and_scans_bound_the_number_of_workers(config):
+    plenty = {"n_cpus": 8, "mem_mb": 100 * MB_PER_SCAN}
+    assert workers_for(config(**plenty), 50) == 8
+    assert workers_for(config(**plenty), 3) == 3
+    assert workers_for(config(**plenty, omp_nthreads=2), 50) == 4
+    assert workers_for(config(n_cpus=8, mem_mb=2 * MB_PER_SCAN), 50) == 2
+    assert workers_for(config(n_cpus=8, mem_mb=10), 50) == 1
+    assert workers_for(config(n_cpus=1, omp_nthreads=4), 50) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(3, "a few seconds"), (44, "about 40 s"), (600, "about 10 min"), (9000, "about 2.5 h")],
+)
+def test_an_estimate_is_as_coarse_as_it_is_sure(seconds, said):
+    assert _duration(seconds) == said
+
+
+def test_the_methods_name_the_brain_the_thresholds_and_the_count_rule(config):
+    assert "without atlas or learned weights" in methods(config())
+    assert "skull-stripped" in methods(config(skip_brain_extraction=True))
+    assert "masks were given" in methods(config(derivatives=("masks",)))
+    assert "at least 0.31" in methods(config(threshold=0.31))
+    assert "flagged as large or vessel" in methods(config(uncounted=("large", "vessel")))
+    assert "Every lesion was counted" in methods(config(uncounted=()))
+
+
+def test_every_reference_of_the_methods_has_a_doi(config):
+    references = methods(config()).split("# References")[1].strip().splitlines()
+    assert len(references) >= 4
+    assert all("doi:10." in line for line in references)

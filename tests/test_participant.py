@@ -1,0 +1,107 @@
+"""One scan: its echoes, its brain, its thresholds and when it is done."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bids_cmb import volume
+from bids_cmb.config import Config
+from bids_cmb.detectors import card
+from bids_cmb.discovery import Scan
+from bids_cmb.participant import cut_for, given_brain, inputs_of, outline, read
+from bids_cmb.volume import Volume
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config(tmp_path, tmp_path / "out", ("participant",))
+
+
+@pytest.fixture
+def echoes(tmp_path, blank, rng):
+    """Two echoes on disk, and the scan that they make up."""
+    images, paths = [], []
+    for number in (1, 2):
+        image = Volume(rng.uniform(1, 9, blank.shape).astype(np.float32), blank.affine)
+        path = tmp_path / f"sub-01_echo-{number}_MEGRE.nii.gz"
+        volume.save(image, path)
+        images.append(image)
+        paths.append(path)
+    name = "sub-01/anat/sub-01_MEGRE.nii.gz"
+    entities = (("sub", "01"),)
+    return images, Scan(paths[0], name, "anat", "MEGRE", entities, "", {}, (paths[1],))
+
+
+def test_echoes_are_combined_as_the_root_of_their_mean_square(echoes):
+    (first, second), scan = echoes
+    combined, _ = read(scan)
+    expected = np.sqrt((first.data**2 + second.data**2) / 2)
+    np.testing.assert_allclose(combined.data, expected, rtol=1e-5)
+
+
+def test_a_scan_of_one_echo_is_read_as_it_is(echoes):
+    (first, _), scan = echoes
+    np.testing.assert_array_equal(read(replace(scan, more_echoes=()))[0].data, first.data)
+
+
+def test_echoes_on_different_grids_are_refused(echoes, blank):
+    _, scan = echoes
+    moved = Volume(blank.data + np.arange(32), blank.affine @ np.diag([1, 1, 1.1, 1]))
+    volume.save(moved, scan.more_echoes[0])
+    with pytest.raises(ValueError, match="echoes to be combined must share one grid"):
+        read(scan)
+
+
+def test_the_thresholds_are_those_of_the_card_unless_they_are_given(config):
+    on_card = card("radial")
+    cut = cut_for(config)
+    assert (cut.threshold, cut.definite) == (on_card["threshold"], on_card["definite_threshold"])
+    assert cut.min_volume == on_card["min_volume_mm3"]
+    cut = cut_for(replace(config, threshold=0.99, min_volume=0.0))
+    assert (cut.threshold, cut.definite, cut.min_volume) == (0.99, 0.99, 0)
+
+
+def test_a_brain_mask_on_another_grid_is_looked_up(blank, tmp_path):
+    coarse = Volume(np.zeros((32, 32, 32), np.float32), blank.affine @ np.diag([2, 2, 1, 1]))
+    coarse.data[8:24, 8:24, 8:24] = 1
+    volume.save(coarse, tmp_path / "mask.nii.gz")
+    found = given_brain(tmp_path / "mask.nii.gz", blank)
+    assert found.data.dtype == bool
+    assert found.data.sum() * found.voxel_volume == pytest.approx(16**3 * 2, rel=0.15)
+
+
+def test_a_brain_mask_beside_the_scan_is_refused(blank, tmp_path):
+    far = blank.affine.copy()
+    far[:3, 3] += 500
+    data = np.zeros(blank.shape, np.float32)
+    data[20:40, 20:40] = 1
+    volume.save(Volume(data, far), tmp_path / "mask.nii.gz")
+    with pytest.raises(ValueError, match=r"mask.nii.gz must overlap the scan; found no voxel"):
+        given_brain(tmp_path / "mask.nii.gz", blank)
+
+
+def test_a_scan_without_a_brain_is_named(config, echoes, rng, blank):
+    noise = Volume(rng.uniform(0, 1, blank.shape).astype(np.float32), blank.affine)
+    with pytest.raises(ValueError, match=r"echo-1_MEGRE.nii.gz: "):
+        outline(echoes[1], noise, config)
+
+
+def test_a_stripped_scan_is_its_own_brain(config, echoes):
+    image = Volume(np.zeros((80, 90, 40), np.float32), np.diag([-2.0, 2, 4, 1]))
+    image.data[10:70, 10:80, 5:35] = 100
+    image.data[30, 30, 20] = 0  # a hole
+    found = outline(echoes[1], image, replace(config, skip_brain_extraction=True))
+    assert found.mask.data.sum() == 60 * 70 * 30
+    assert "non-zero voxels" in found.source
+
+
+def test_every_file_that_decides_the_result_is_an_input(config, echoes, tmp_path):
+    scan = echoes[1]
+    assert inputs_of(scan, config) == [scan.path, *scan.more_echoes]
+    mask = tmp_path / "masks/sub-01/anat/sub-01_desc-brain_mask.nii.gz"
+    mask.parent.mkdir(parents=True)
+    mask.touch()
+    with_mask = replace(config, derivatives=(tmp_path / "masks",))
+    assert inputs_of(scan, with_mask) == [scan.path, *scan.more_echoes, Path(mask)]

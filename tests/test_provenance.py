@@ -1,0 +1,23 @@
+"""What made a result can be told and compared."""
+
+import hashlib
+
+from bids_cmb import __version__
+from bids_cmb.provenance import fingerprint, machine, sha256, software
+
+
+def test_a_files_digest_is_that_of_its_content(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    assert sha256(path) == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_equal_parts_have_equal_fingerprints_whatever_their_order():
+    assert fingerprint(a=1, b=[2, None]) == fingerprint(b=[2, None], a=1)
+    assert fingerprint(a=1) != fingerprint(a=2)
+    assert fingerprint(a=1) != fingerprint(b=1)
+
+
+def test_software_and_machine_are_named_without_user_or_host():
+    assert software()["bids_cmb"] == __version__
+    assert set(machine()) == {"System", "Cores", "Device"}

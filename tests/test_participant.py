@@ -72,6 +72,11 @@ def test_a_brain_mask_on_another_grid_is_looked_up(blank, tmp_path):
     assert found.data.sum() * found.voxel_volume == pytest.approx(16**3 * 2, rel=0.15)
 
 
+def test_a_brain_mask_may_be_brain_everywhere(blank, tmp_path):
+    volume.save(Volume(blank.data + 1, blank.affine), tmp_path / "mask.nii.gz")
+    assert given_brain(tmp_path / "mask.nii.gz", blank).data.all()
+
+
 def test_a_brain_mask_beside_the_scan_is_refused(blank, tmp_path):
     far = blank.affine.copy()
     far[:3, 3] += 500

@@ -82,7 +82,7 @@ def test_regions_have_their_published_shares(scans):
 
 def test_strengths_are_uniform_in_their_logarithm(scans):
     moments = [row["moment_ppm_mm3"] for scan in scans for row in bodies(scan, MICROBLEED)]
-    expected = stats.loguniform(0.05, 3)
+    expected = stats.loguniform(0.05, 4)
     assert stats.kstest(moments, expected.cdf).pvalue > 0.01
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bids_cmb import __version__
-from bids_cmb.config import LEVELS, Config, read_config_file
+from bids_cmb.config import LEVELS, THREADS, Config, read_config_file
 from bids_cmb.exits import BAD_DATA, GOES_ON, NO_INPUT, NO_OUTPUT, UNKNOWN_LEVEL, USAGE, ExitError
 
 ALIASES = {
@@ -26,7 +26,6 @@ ALIASES = {
     "--min-size": "--min-volume",
 }
 CACHES = ("TMPDIR", "KERAS_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME")
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 UNITS = {"": 1, "M": 1, "K": 1 / 1024, "G": 1024, "T": 1024**2}
 
 

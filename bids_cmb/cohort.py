@@ -5,7 +5,7 @@ import functools
 import json
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -198,7 +198,6 @@ def write_methods(config: Config, logs: Path) -> str:
 
 def methods(config: Config) -> str:
     """The methods section of this run."""
-    cut = cut_for(config)
     if config.skip_brain_extraction:
         brain = "The scans were skull-stripped; their non-zero voxels, filled, are the brain."
     elif config.derivatives:
@@ -211,7 +210,7 @@ def methods(config: Config) -> str:
     return methods_text(
         [card(name) for name in config.detector],
         result_settings(config),
-        cut={"threshold": cut.threshold, "definite": cut.definite, "min_volume": cut.min_volume},
+        cut=asdict(cut_for(config)),
         brain=brain,
     )
 

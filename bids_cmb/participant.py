@@ -29,6 +29,10 @@ from bids_cmb.quality import Quality, quality
 from bids_cmb.volume import Intake, Volume, load, load_labels, resample_like, save
 
 PROTOCOL = ("EchoTime", "MagneticFieldStrength", "Manufacturer", "ManufacturersModelName")
+LABELS = "Lesions, each voxel with the index that its lesion has in the table of the same name."
+PROBABILITY = "Probability of cerebral microbleed, the mean of the detectors."
+BRAIN = "Brain, within which lesions were sought."
+PREPROCESSED = "The scan, divided by its median in the brain."
 
 
 @dataclass(frozen=True)
@@ -256,12 +260,6 @@ def write_images(output: Output, found: Findings, config: Config) -> list[Path]:
             written(output.preprocessed, resample_like(seen, found.image), np.float32, said)
         )
     return [*files, output.labels(".tsv")]
-
-
-LABELS = "Lesions, each voxel with the index that its lesion has in the table of the same name."
-PROBABILITY = "Probability of cerebral microbleed, the mean of the detectors."
-BRAIN = "Brain, within which lesions were sought."
-PREPROCESSED = "The scan, divided by its median in the brain."
 
 
 def scan_row(scan: Scan, found: Findings, config: Config) -> dict[str, object]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bids_cmb.cohort import methods, process_all, write_selection
 from bids_cmb.config import Config, to_toml
-from bids_cmb.detectors import card
+from bids_cmb.cards import card
 from bids_cmb.discovery import Selection, find_scans
 from bids_cmb.exits import (
     BAD_DATA,

@@ -13,7 +13,7 @@ from bids_cmb import execution
 from bids_cmb.boilerplate import methods_text
 from bids_cmb.config import Config, result_settings
 from bids_cmb.derivatives import Output, refresh_scans_table, write_dataset, write_table
-from bids_cmb.detectors import card
+from bids_cmb.cards import card
 from bids_cmb.discovery import Scan, Selection
 from bids_cmb.files import write_text
 from bids_cmb.participant import Summary, cut_for, is_done, process

@@ -1,20 +1,38 @@
 """Detectors: a name and a scan in, the chance of microbleed at every voxel out.
 
-A detector is a function ``(image, brain) → probability`` on the scan's grid and a card of data,
-``data/detectors/<name>.json``: what it is after, its thresholds, its coefficients.
+A detector is a card of data (`cards`): what it is after, its thresholds, its coefficients. One whose
+card has members is an ensemble of networks, each on its own grid; any other is a function
+``(image, brain) → probability`` of its name.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 
 from bids_cmb.candidates import Candidate, find_candidates
+from bids_cmb.cards import card, members_of, weights_file
+from bids_cmb.networks import answer, load_network
+from bids_cmb.preprocessing import Grid, back_to_scan, preprocess
 from bids_cmb.volume import Volume
 
-_CARDS = files("bids_cmb") / "data" / "detectors"
+STEPS = 10_000  # of a probability: what other threads or processors change lies far below
+
+
+@dataclass(frozen=True)
+class Models:
+    """Which networks are asked, and how.
+
+    Attributes:
+        folder: The user's folder of cards and weights.
+        folds: Members that are asked; all without.
+        precision: One of `networks.PRECISIONS`.
+    """
+
+    folder: Path | None = None
+    folds: tuple[str, ...] = ()
+    precision: str = "auto"
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +41,9 @@ class Probability:
 
     Attributes:
         mean: Chance that a voxel is microbleed, 0 to 1, float32, on the scan's grid.
-        members: The detectors that were averaged.
-        spread: Standard deviation over the members, float32; None if there is one only.
+        members: The detectors that were asked.
+        spread: Standard deviation over the detectors, or over the members of the only one, float32;
+            None if there was one answer only.
     """
 
     mean: Volume
@@ -32,49 +51,58 @@ class Probability:
     spread: Volume | None = None
 
 
-def detector_names() -> list[str]:
-    """Every detector that has a card, in alphabetical order."""
-    names = (entry.name for entry in _CARDS.iterdir())
-    return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
-
-
-def card(name: str) -> dict:
-    """What is known about a detector: task, citations, thresholds, parameters.
-
-    Raises:
-        ValueError: If there is no detector of that name.
-    """
-    if name not in detector_names():
-        raise ValueError(
-            f"A detector must be one of {', '.join(detector_names())}; found {name!r}."
-        )
-    return json.loads((_CARDS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def detect(names: str | Sequence[str], image: Volume, brain: Volume) -> Probability:
+def detect(
+    names: str | Sequence[str], image: Volume, brain: Volume, models: Models | None = None
+) -> Probability:
     """Ask one or several detectors for the chance of microbleed at every voxel.
 
     Args:
         names: A detector, or several, whose answers are averaged with equal weight.
         image: T2*-weighted magnitude or SWI, as it came.
         brain: True inside the brain, on the grid of ``image``.
+        models: Which networks, and how; those of the package without.
 
     Returns:
-        On the grid of ``image``; 0 outside the brain.
+        On the grid of ``image``; 0 outside the brain. The spread is that of the detectors, or of
+        the members if there is one detector.
 
     Raises:
-        ValueError: If a name is unknown, comes twice or none is given; or as `radial`.
+        ValueError: If a name is unknown, comes twice or none is given, or weights are not those of
+            their card; or as `radial`.
     """
-    members = (names,) if isinstance(names, str) else tuple(names)
-    if not members or len(set(members)) < len(members):
-        raise ValueError(f"Detectors must be named once each; found {list(members)}.")
-    for name in members:
-        card(name)
-    answers = [_FUNCTIONS[name](image, brain).data for name in members]
-    if len(answers) == 1:
-        return Probability(Volume(answers[0], image.affine), members)
-    mean, spread = np.mean(answers, axis=0), np.std(answers, axis=0)
-    return Probability(Volume(mean, image.affine), members, Volume(spread, image.affine))
+    asked = (names,) if isinstance(names, str) else tuple(names)
+    if not asked or len(set(asked)) < len(asked):
+        raise ValueError(f"Detectors must be named once each; found {list(asked)}.")
+    answers = [_answers(name, image, brain, models or Models()) for name in asked]
+    parts = answers[0] if len(answers) == 1 else [_mean(one) for one in answers]
+    mean = Volume(np.round(_mean(parts) * STEPS) / np.float32(STEPS), image.affine)
+    if len(parts) == 1:
+        return Probability(mean, asked)
+    return Probability(mean, asked, Volume(np.std(parts, axis=0), image.affine))
+
+
+def _mean(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.mean(parts, axis=0, dtype=np.float32)
+
+
+def _answers(name: str, image: Volume, brain: Volume, models: Models) -> list[np.ndarray]:
+    """What each member of a detector says, on the grid of the scan."""
+    said = card(name, models.folder)
+    if "members" not in said:
+        return [_FUNCTIONS[name](image, brain).data]
+    return [
+        _asked(member, weights_file(name, member, models.folder), (image, brain), models.precision)
+        for member in members_of(said, models.folds)
+    ]
+
+
+def _asked(
+    member: dict, path: Path, scan: tuple[Volume, Volume], precision: str
+) -> np.ndarray:  # fmt: skip
+    image, brain = scan
+    fed = preprocess(image, brain, Grid.from_card(member["grid"])).image
+    found = answer(load_network(member, path, precision=precision), fed.data)
+    return np.where(brain.data, back_to_scan(Volume(found, fed.affine), image).data, 0)
 
 
 def radial(image: Volume, brain: Volume) -> Volume:

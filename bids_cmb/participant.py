@@ -20,7 +20,8 @@ from bids_cmb.derivatives import (
     write_json,
     write_table,
 )
-from bids_cmb.detectors import Probability, card, detect
+from bids_cmb.cards import card
+from bids_cmb.detectors import Probability, detect
 from bids_cmb.discovery import Scan
 from bids_cmb.lesions import Lesion, find_lesions
 from bids_cmb.preprocessing import Grid, preprocess

@@ -337,6 +337,11 @@ def _to_zscore(data: np.ndarray, brain: np.ndarray) -> np.ndarray:
     return (data - float(values.mean())) / _divisor(values.std(), "standard deviation")
 
 
+def _to_foreground(data: np.ndarray, brain: np.ndarray) -> np.ndarray:  # noqa: ARG001
+    """The mean of all that is brighter than the mean becomes 1; no brain need be known."""
+    return data / _divisor(data[data > data.mean()].mean(dtype=float), "foreground's mean")
+
+
 def _divisor(found: float, measure: str) -> float:
     if not (np.isfinite(found) and found > 0):
         raise ValueError(
@@ -352,6 +357,7 @@ INTENSITIES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "shiva-readme": partial(_to_bright, cap=1.0),
     "brain-median": _to_median,
     "zscore": _to_zscore,
+    "foreground": _to_foreground,
     "none": lambda data, brain: data,  # noqa: ARG005
 }
 

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from bids_cmb.cli import main
 from bids_cmb.derivatives import read_table
-from bids_cmb.detectors import card
+from bids_cmb.cards import card
 
 ROOT = Path(__file__).parents[1]
 VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")

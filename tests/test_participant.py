@@ -8,7 +8,7 @@ import pytest
 
 from bids_cmb import volume
 from bids_cmb.config import Config
-from bids_cmb.detectors import card
+from bids_cmb.cards import card
 from bids_cmb.discovery import Scan
 from bids_cmb.participant import cut_for, given_brain, inputs_of, outline, read
 from bids_cmb.volume import Volume

@@ -1,0 +1,102 @@
+"""How well the anatomy network sees heads that it never learnt from, at any contrast.
+
+    python benchmarks/anatomy.py ANATOMY RESULT.json [--models DIR]
+
+Heads of ANATOMY that the simulated benchmark names are painted with random contrasts and looked at
+in slices of 1, 3, 4 and 5 mm. Dice of each structure (left and right apart), of the brain mask, and
+the share of brain voxels on their right side.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from bids_cmb.anatomy import brain_of, find_anatomy
+from bids_cmb.cards import card
+from bids_cmb.contrasts import atlas, degrade, paint, painted_subject
+from bids_cmb.detectors import Models
+from bids_cmb.scanner import CLEFT_MM
+from bids_cmb.volume import Volume, resample
+from scipy import ndimage
+
+SLICES_MM = (1, 3, 4, 5)
+DEFINITION = Path(__file__).with_name("simulated.json")
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("anatomy", type=Path, help="folder of label maps")
+    parser.add_argument("result", type=Path, help="where to")
+    parser.add_argument("--models", type=Path, help="folder of cards and weights")
+    parser.add_argument("--contrasts", type=int, default=2, help="for each head (default: 2)")
+    asked = parser.parse_args()
+    models = Models(folder=asked.models)
+    names = json.loads(DEFINITION.read_text(encoding="utf-8"))["anatomy"]
+    found = {
+        f"{thickness} mm": [
+            measured(asked.anatomy / name, thickness, seed, models)
+            for name in names
+            for seed in range(asked.contrasts)
+        ]
+        for thickness in SLICES_MM
+    }
+    means = {thickness: averaged(rows) for thickness, rows in found.items()}
+    asked.result.write_text(json.dumps(means, indent=2) + "\n", encoding="utf-8")
+
+
+def measured(path: Path, thickness: float, seed: int, models: Models) -> dict[str, float]:
+    """The figures of one head in one contrast."""
+    rng = np.random.default_rng([seed, 7])
+    codes = painted_subject(path, rng).codes
+    seen = thick(degrade(paint(codes, rng), rng, thick=False), thickness)
+    found = find_anatomy(seen, models)
+    truth = Volume(codes, np.eye(4))
+    known = card("anatomy", models.folder)["classes"]
+    classes, sides = atlas(known).classes, atlas(known).sides
+    there = resample(found.structures, truth.affine, truth.shape, order=0).data.astype(np.uint16)
+    keys = [(classes[data].astype(int), sides[data]) for data in (codes, there)]
+    figures = {}
+    for index, one in enumerate(known):
+        for side, word in ((1.0, "left"), (0.0, "right"), (0.5, "")):
+            a, b = ((cls == index) & (turn == side) for cls, turn in keys)
+            if a.sum() > 100 and index:
+                figures[f"{word} {one['name']}".strip()] = dice(a, b)
+    mask = brain_of(found, truth).data
+    figures["brain"] = dice(whole(codes), mask)
+    sided = (keys[0][1] != 0.5) & (keys[1][1] != 0.5)
+    figures["side"] = float((keys[0][1] == keys[1][1])[sided].mean())
+    return figures
+
+
+def thick(image: np.ndarray, thickness: int) -> Volume:
+    """The mean over so many slices, as a scan of that slice thickness."""
+    count = image.shape[2] // thickness
+    data = image[..., : count * thickness].reshape(*image.shape[:2], count, thickness).mean(-1)
+    affine = np.diag([1.0, 1, thickness, 1])
+    affine[2, 3] = (thickness - 1) / 2
+    return Volume(data, affine)
+
+
+def whole(codes: np.ndarray) -> np.ndarray:
+    """Brain, ventricles and narrow sulci."""
+    inside = ((codes > 0) & (codes < 500) & (codes != 24)).view(np.uint8)
+    wide = int(2 * CLEFT_MM + 1)
+    return ndimage.minimum_filter(ndimage.maximum_filter(inside, wide), wide) > 0
+
+
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    """Twice the common part over the sum."""
+    return float(2 * (one & other).sum() / max(one.sum() + other.sum(), 1))
+
+
+def averaged(rows: list[dict]) -> dict[str, float]:
+    """Mean of each figure over the heads that have it."""
+    keys = sorted({key for row in rows for key in row})
+    return {key: round(float(np.mean([row[key] for row in rows if key in row])), 3) for key in keys}
+
+
+if __name__ == "__main__":
+    main()

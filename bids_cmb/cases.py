@@ -1,0 +1,279 @@
+"""Scans with their truth, as a network in training is fed: read once, kept on its grid."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from nibabel.affines import from_matvec
+from scipy import ndimage
+
+from bids_cmb.discovery import find_scans
+from bids_cmb.filters import Query
+from bids_cmb.preprocessing import Grid, preprocess
+from bids_cmb.volume import Volume, load, load_labels, resample
+
+LESION, UNSURE = 1, 2  # values of `Case.truth`; 0 is neither
+SHARE = 0.4  # of a voxel of the network's grid that a lesion must fill
+SHELL_MM = 3.0  # beyond the brain within which a network is told what is there
+DARK = 0.25  # of the brain's median, below the mean of the surround: could be taken for a lesion
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The files of one scan and of its truth; those that may be missing are None."""
+
+    name: str
+    image: Path
+    lesions: Path | None
+    mimics: Path | None
+    structures: Path | None
+    brain: Path | None
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One scan on a network's grid.
+
+    Attributes:
+        name: Subject and scan.
+        image: float16, scaled by the grid's rule, (X, Y, Z).
+        truth: uint8, `LESION`, `UNSURE` or 0, (X, Y, Z).
+        heard: bool, where the network is told what is there: the brain and its surface, (X, Y, Z).
+        centres: Voxels to draw patches around, for each kind a list of (N, 3): one for each
+            lesion, one for each mimic; a single one for dark spots and one for any place.
+    """
+
+    name: str
+    image: np.ndarray
+    truth: np.ndarray
+    heard: np.ndarray
+    centres: dict[str, list[np.ndarray]]
+
+
+def find_cases(data: Path, truth: Path | None = None) -> list[Paths]:
+    """Every scan of a BIDS dataset that has a truth.
+
+    Args:
+        data: The dataset.
+        truth: The derivative dataset with the truth; ``data/derivatives/truth`` without.
+
+    Raises:
+        ValueError: If no scan of the dataset has a truth.
+    """
+    home = truth or data / "derivatives" / "truth"
+    scans = find_scans(data, Query()).scans
+    found = [_paths(scan.path, home / scan.path.parent.relative_to(data)) for scan in scans]
+    kept = [one for one in found if one.lesions]
+    if not kept:
+        raise ValueError(
+            f"{home}: a truth needs label maps of microbleeds (…seg-CMB…dseg or mask); found none "
+            f"for any of {len(scans)} scans."
+        )
+    return kept
+
+
+def _paths(image: Path, folder: Path) -> Paths:
+    stem = image.name.split(".")[0].rsplit("_", 1)[0]
+
+    def one(pattern: str) -> Path | None:
+        return next(iter(sorted(folder.glob(f"{stem}_*{pattern}*.nii.gz"))), None)
+
+    lesions = one("seg-CMB") or one("label-CMB")
+    return Paths(
+        stem, image, lesions, one("seg-mimics"), one("seg-structures"), one("label-brain")
+    )
+
+
+# --- Lesions --------------------------------------------------------------------------------------
+
+
+def read_case(paths: Paths, grid: Grid) -> Case:
+    """A scan and its lesions on the grid of a network.
+
+    Raises:
+        ValueError: If a file cannot be used.
+        OSError: If it cannot be read.
+    """
+    image, _ = load(paths.image)
+    brain = Volume(np.asarray(load_labels(paths.brain).data) > 0, image.affine)
+    fed = preprocess(image, brain, grid)
+    lesions = load_labels(paths.lesions)
+    indices, unsure = np.rint(lesions.data).astype(int), _unsure(paths.lesions)
+    truth = np.zeros(fed.image.shape, np.uint8)
+    lesion_centres = []
+    for index, box in enumerate(ndimage.find_objects(indices), start=1):
+        if box is None:
+            continue
+        part = Volume(indices[box] == index, _moved(lesions.affine, [side.start for side in box]))
+        voxels = _lesion_voxels(part, fed.image)
+        if len(voxels):
+            truth[tuple(voxels.T)] = UNSURE if index in unsure else LESION
+            lesion_centres.append(voxels.astype(np.int16))
+    heard = _near(fed.brain)
+    centres = {
+        "lesion": lesion_centres,
+        "mimic": _mimic_centres(paths.mimics, fed.image, heard),
+        "dark": [_dark_spots(fed.image, fed.brain.data & (truth == 0))],
+        "any": [_some(np.argwhere(fed.brain.data))],
+    }
+    return Case(paths.name, fed.image.data.astype(np.float16), truth, heard, centres)
+
+
+def _lesion_voxels(lesion: Volume, like: Volume) -> np.ndarray:
+    """Voxels (N, 3) of the grid of ``like`` of which a lesion fills a share, at least the fullest."""
+    padded = Volume(np.pad(lesion.data, 1).astype(np.float32), _moved(lesion.affine, (-1, -1, -1)))
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in padded.shape])).reshape(3, -1).T
+    at = like.index(padded.world(corners))
+    first = np.maximum(np.floor(at.min(0)).astype(int), 0)
+    last = np.minimum(np.ceil(at.max(0)).astype(int) + 1, like.shape)
+    if (last <= first).any():
+        return np.zeros((0, 3), int)
+    share = resample(padded, _moved(like.affine, first), tuple(last - first)).data
+    full = share.max()
+    if full <= 0:
+        return np.zeros((0, 3), int)
+    return first + np.argwhere(share >= min(SHARE, 0.6 * full))
+
+
+def _moved(affine: np.ndarray, start: Sequence[int]) -> np.ndarray:
+    """The affine of a grid that begins at voxel ``start``."""
+    return affine @ from_matvec(np.eye(3), start)
+
+
+def _unsure(lesions: Path) -> set[int]:
+    """Indices of the lesions that their table does not call definite."""
+    table = lesions.with_name(lesions.name.replace(".nii.gz", ".tsv"))
+    if not table.is_file():
+        return set()
+    lines = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]
+    if not lines or "certainty" not in lines[0]:
+        return set()
+    at = lines[0].index("certainty")
+    return {int(line[0]) for line in lines[1:] if line[at] != "definite"}
+
+
+def _near(brain: Volume) -> np.ndarray:
+    away = ndimage.distance_transform_edt(~brain.data, brain.spacing)
+    return away <= SHELL_MM
+
+
+def _mimic_centres(path: Path | None, like: Volume, heard: np.ndarray) -> list[np.ndarray]:
+    """For each mimic the voxels of the network's grid that lie in it and are heard of."""
+    if path is None:
+        return []
+    mimics = load_labels(path)
+    voxels = np.argwhere(mimics.data > 0)
+    index = np.rint(mimics.data[tuple(voxels.T)]).astype(int)
+    at = np.rint(like.index(mimics.world(voxels))).astype(int)
+    inside = ((at >= 0) & (at < like.shape)).all(axis=1)
+    at, index = at[inside], index[inside]
+    kept = heard[tuple(at.T)]
+    at, index = at[kept].astype(np.int16), index[kept]
+    order = np.argsort(index, kind="stable")
+    cuts = np.flatnonzero(np.diff(index[order])) + 1
+    return [part for part in np.split(at[order], cuts) if len(part)]
+
+
+def _dark_spots(image: Volume, where: np.ndarray) -> np.ndarray:
+    """Local minima that are clearly darker than their surround of 9 mm, (N, 3)."""
+    data = image.data
+    around = ndimage.uniform_filter(data, np.maximum(3, np.round(9 / image.spacing)).astype(int))
+    lowest = data == ndimage.minimum_filter(data, 3)
+    return _some(np.argwhere(lowest & where & (data < around - DARK)))
+
+
+def _some(voxels: np.ndarray, most: int = 20_000) -> np.ndarray:
+    return voxels[:: max(1, len(voxels) // most)].astype(np.int16)
+
+
+# --- Patches --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How patches are drawn and varied.
+
+    Attributes:
+        shape: Voxels of a patch.
+        shares: How often a patch is drawn around each kind of centre.
+        gain: Least and most that a patch is multiplied by.
+        gamma: Least and most exponent of its values.
+        noise: Most noise that is added, in brain medians.
+        swaps: Whether the first two axes may change places.
+    """
+
+    shape: tuple[int, int, int]
+    shares: dict[str, float]
+    gain: tuple[float, float] = (0.8, 1.25)
+    gamma: tuple[float, float] = (0.75, 1.35)
+    noise: float = 0.03
+    swaps: bool = True
+
+
+def batches(
+    cases: Sequence[Case], drawing: Drawing, *, size: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches without end: images (B, X, Y, Z, 1) and truths with weights (B, X, Y, Z, 2).
+
+    The same seed gives the same batches.
+    """
+    at = 0
+    while True:
+        yield batch(cases, drawing, np.random.default_rng([seed, at]), size=size)
+        at += 1
+
+
+def batch(
+    cases: Sequence[Case], drawing: Drawing, rng: np.random.Generator, *, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """One batch; see `batches`."""
+    drawn = [draw(cases, drawing, rng) for _ in range(size)]
+    images, truths = zip(*drawn, strict=True)
+    return np.stack(images), np.stack(truths)
+
+
+def draw(
+    cases: Sequence[Case], drawing: Drawing, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """One patch and its truth with weights, varied: (X, Y, Z, 1) and (X, Y, Z, 2)."""
+    case = cases[rng.integers(len(cases))]
+    kinds = [kind for kind, places in case.centres.items() if any(map(len, places))]
+    chances = np.array([drawing.shares.get(kind, 0) for kind in kinds]) + 1e-9
+    kind = kinds[rng.choice(len(kinds), p=chances / chances.sum())]
+    places = [one for one in case.centres[kind] if len(one)]
+    place = places[rng.integers(len(places))]
+    centre = place[rng.integers(len(place))].astype(int)
+    shape = np.array(drawing.shape)
+    start = centre - shape // 2 + rng.integers(-(shape // 3), shape // 3 + 1)
+    image, truth, heard = (
+        _cut(data, start, shape) for data in (case.image, case.truth, case.heard)
+    )
+    weight = heard & (truth != UNSURE)
+    stacked = np.stack([image.astype(np.float32), truth == LESION, weight], axis=-1)
+    stacked = _turned(stacked, drawing, rng)
+    return _varied(stacked[..., :1], drawing, rng), np.ascontiguousarray(stacked[..., 1:])
+
+
+def _cut(data: np.ndarray, start: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    low, high = np.clip(start, 0, data.shape), np.clip(start + shape, 0, data.shape)
+    part = data[tuple(map(slice, low, high))]
+    return np.pad(part, np.stack([low - start, start + shape - high], axis=1))
+
+
+def _turned(stacked: np.ndarray, drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
+    for axis in range(3):
+        if rng.random() < 0.5:
+            stacked = np.flip(stacked, axis)
+    if drawing.swaps and drawing.shape[0] == drawing.shape[1] and rng.random() < 0.5:
+        stacked = np.swapaxes(stacked, 0, 1)
+    return stacked
+
+
+def _varied(image: np.ndarray, drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
+    image = np.maximum(image, 0) ** np.float32(rng.uniform(*drawing.gamma))
+    image = image * np.float32(np.exp(rng.uniform(*np.log(drawing.gain))))
+    noise = rng.standard_normal(image.shape, np.float32) * np.float32(
+        rng.uniform(0, drawing.noise)
+    )
+    return image + noise * (image != 0)

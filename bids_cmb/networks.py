@@ -1,0 +1,284 @@
+"""Networks in use: from a member of a model card to a function of arrays, loaded once.
+
+Always in graph mode: eager 3D convolutions need twice the memory. Never with XLA, which is ten times
+slower on a CPU. Never padded inside the graph: TensorFlow 2.15 to 2.22 computes a padding that is
+followed by a convolution wrongly on CPUs. So a network's input is a multiple of what it needs.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from bids_cmb.weights import read_weights
+
+PRECISIONS = ("auto", "full", "mixed")
+MOST_VOXELS = 7_500_000  # at once: about 1.5 GB of activations; larger images are cut in slabs
+HALO = 32  # voxels that slabs overlap by at either end: beyond, nothing changes by 0.001
+NORM_EPSILON = 1e-3  # Keras' default, with which the networks were trained
+SAME = 1e-3  # that graph and eager may differ by in a logit
+STEPS = 255  # of a probability that is kept in 8 bits
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network that is ready to be asked.
+
+    Attributes:
+        name: Of the member.
+        run: From (1, X, Y, Z, 1) float32 to the answer without its first axis.
+        multiple: What each side of the input must be a multiple of, (3,).
+        flips: Axes that the image is turned around along, for each further look; the answers are
+            averaged.
+    """
+
+    name: str
+    run: Callable[[np.ndarray], np.ndarray]
+    multiple: tuple[int, int, int]
+    flips: tuple[tuple[int, ...], ...]
+
+
+def load_network(member: Mapping, path: Path, *, precision: str = "auto") -> Network:
+    """Build a member of a model card and fill it; the second time it is there already.
+
+    Args:
+        member: As the card has it.
+        path: Of its weights.
+        precision: ``full``, ``mixed`` (16 bits where it costs little) or ``auto``, which is full.
+
+    Raises:
+        ValueError: If builder or arguments are unknown, or the weights are not those of the card
+            or not of this network.
+    """
+    return _loaded(json.dumps(dict(member), sort_keys=True), path, precision)
+
+
+def answer(network: Network, image: np.ndarray) -> np.ndarray:
+    """Ask a network.
+
+    Args:
+        network: Whom.
+        image: Scaled as the network learnt it, (X, Y, Z); each side a multiple of its own.
+
+    Returns:
+        Probability, float32 (X, Y, Z), of a network for lesions; chances of the classes and of the
+        left side in 255ths, uint8 (X, Y, Z, classes + 1), of one for anatomy.
+
+    Raises:
+        ValueError: If a side is no multiple.
+    """
+    odd = np.array(image.shape) % network.multiple
+    if odd.any():
+        raise ValueError(
+            f"Sides of an image for {network.name} must be multiples of {network.multiple}; "
+            f"found {image.shape}."
+        )
+    looks = [_in_slabs(network, image)]
+    for axes in network.flips:
+        turned = np.ascontiguousarray(np.flip(image, axes))
+        looks.append(np.flip(_in_slabs(network, turned), axes))
+    return looks[0] if len(looks) == 1 else np.mean(looks, axis=0, dtype=np.float32)
+
+
+def device() -> str:
+    """What networks are computed on, in words."""
+    found = _tensorflow().config.list_physical_devices("GPU")
+    return f"GPU ({len(found)})" if found else "CPU"
+
+
+def set_threads(count: int) -> None:
+    """Let networks use so many threads; without effect after the first one was loaded."""
+    threading = _tensorflow().config.threading
+    try:
+        threading.set_intra_op_parallelism_threads(count)
+        threading.set_inter_op_parallelism_threads(1)
+    except RuntimeError:
+        return
+
+
+def _in_slabs(network: Network, image: np.ndarray) -> np.ndarray:
+    """The answer, slab by slab along the longest axis where the whole is too large."""
+    axis = int(np.argmax(image.shape))
+    step, length = network.multiple[axis], image.shape[axis]
+    pieces = -(-image.size // MOST_VOXELS)
+    if pieces == 1:
+        return network.run(image[None, ..., None])
+    size = -(-length // (pieces * step)) * step
+    halo = -(-HALO // step) * step
+    parts = []
+    for start in range(0, length, size):
+        low, high = max(0, start - halo), min(length, start + size + halo)
+        slab = np.take(image, range(low, high), axis)
+        found = network.run(np.ascontiguousarray(slab)[None, ..., None])
+        parts.append(np.take(found, range(start - low, min(start + size, length) - low), axis))
+    return np.concatenate(parts, axis)
+
+
+# --- Loading --------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=16)
+def _loaded(said: str, path: Path, precision: str) -> Network:
+    member = json.loads(said)
+    arrays = folded(read_weights(path, member["sha256"]))
+    model = _built(member, path, precision)
+    _fill(model, arrays, path)
+    arguments = member["arguments"]
+    halvings = len(arguments.get("widths", (16, 32, 64, 96))) - 1
+    shared = 2 ** (halvings + bool(arguments.get("packed")))
+    multiple = (shared, shared, shared // 2 ** arguments.get("flat", 0))
+    _guard(model, multiple, path, precision)
+    return Network(
+        member["name"],
+        _graph(model, member),
+        multiple,
+        tuple(tuple(axes) for axes in member.get("flips", ())),
+    )
+
+
+def folded(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weights in which each normalisation has been taken into the convolution before it.
+
+    Args:
+        arrays: By name: ``x/kernel`` and ``x_norm/gamma``, ``beta``, ``moving_mean`` and
+            ``moving_variance``.
+
+    Returns:
+        ``x/kernel`` and ``x/bias``; all else as it was.
+    """
+    made = {name: array for name, array in arrays.items() if "_norm/" not in name}
+    for name in arrays:
+        layer, norm, _ = name.partition("_norm/gamma")
+        if not norm:
+            continue
+        gamma, beta, mean, variance = (
+            arrays[f"{layer}_norm/{part}"]
+            for part in ("gamma", "beta", "moving_mean", "moving_variance")
+        )
+        scale = gamma / np.sqrt(variance + NORM_EPSILON)
+        made[f"{layer}/kernel"] = arrays[f"{layer}/kernel"] * scale
+        made[f"{layer}/bias"] = beta - mean * scale
+    return made
+
+
+def _built(member: Mapping, path: Path, precision: str):
+    keras = _keras()
+    from bids_cmb.models.unet import unet
+
+    builders = {"unet": unet}
+    if member["builder"] not in builders:
+        raise ValueError(
+            f"{path}: the builder of a network must be one of {', '.join(builders)}; "
+            f"found {member['builder']!r}."
+        )
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "mixed" else "float32")
+    try:
+        return builders[member["builder"]](**member["arguments"], folded=True)
+    except TypeError as error:
+        raise ValueError(f"{path}: {member['builder']} takes no such argument; {error}.") from error
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _fill(model, arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    wanted = {variable.path: variable for variable in model.variables}
+    absent, extra = sorted(set(wanted) - set(arrays)), sorted(set(arrays) - set(wanted))
+    if absent or extra:
+        raise ValueError(
+            f"{path}: weights must be those of the network; found "
+            f"{f'none for {absent[0]}' if absent else f'{extra[0]}, which it does not have'}."
+        )
+    for name, variable in wanted.items():
+        if arrays[name].shape != tuple(variable.shape):
+            raise ValueError(
+                f"{path}: {name} must have shape {tuple(variable.shape)}; "
+                f"found {arrays[name].shape}."
+            )
+        variable.assign(arrays[name])
+
+
+def _graph(model, member: Mapping) -> Callable[[np.ndarray], np.ndarray]:
+    tf = _tensorflow()
+    temperature, offset = member.get("temperature", 1.0), member.get("offset", 0.0)
+    shape = (1, None, None, None, model.input_shape[-1])
+    outputs = model.output_shape[-1]
+
+    @tf.function(
+        input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False, jit_compile=False
+    )
+    def run(image):
+        logits = model(image, training=False)[0]  # (X, Y, Z, C)
+        if outputs == 1:
+            return tf.sigmoid((logits[..., 0] - offset) / temperature)
+        chances = tf.nn.softmax(logits[..., :-1])
+        side = tf.sigmoid(logits[..., -1:])
+        return tf.concat([_in_steps(tf, chances), _in_steps(tf, side)], axis=-1)
+
+    return lambda image: run(tf.constant(image, tf.float32)).numpy()
+
+
+def _in_steps(tf, chances):
+    return tf.cast(tf.round(chances * STEPS), tf.uint8)
+
+
+def _guard(model, multiple: Sequence[int], path: Path, precision: str) -> None:
+    """Refuse a network whose graph does not compute what its layers do one by one."""
+    tf = _tensorflow()
+    shape = (1, *(2 * side for side in multiple), model.input_shape[-1])
+    image = tf.constant(np.random.default_rng(0).random(shape, np.float32))
+    apart = np.abs(tf.function(model)(image).numpy() - model(image).numpy()).max()
+    if apart > (SAME if precision != "mixed" else 0.5):
+        raise ValueError(
+            f"{path}: this TensorFlow ({tf.__version__}) must compute a network alike in graph "
+            f"and eager mode; found logits {apart:.2g} apart."
+        )
+
+
+# --- Libraries ------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _tensorflow():
+    """TensorFlow, imported without its greetings; it takes GPU memory as it needs it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    with _silence():
+        import tensorflow as tf
+
+        tf.config.experimental.enable_tensor_float_32_execution(False)  # as exact as a CPU
+        for one in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(one, True)
+    return tf
+
+
+def _keras():
+    _tensorflow()
+    import keras
+
+    return keras
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Whatever is said to stderr below Python is not heard; TensorFlow has no switch for it."""
+    try:
+        where = sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        yield  # somebody holds it already
+        return
+    sys.stderr.flush()
+    kept, hole = os.dup(where), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(hole, where)
+    try:
+        yield
+    finally:
+        os.dup2(kept, where)
+        os.close(kept)
+        os.close(hole)

@@ -1,0 +1,95 @@
+"""Weights of networks on disk: plain arrays in a zip file, checked before they are used.
+
+Nothing in such a file is run: it holds numbers, and anything else is refused.
+"""
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from bids_cmb.files import replacing
+
+MOST_BYTES = 2**30  # unpacked; ours have a hundredth of it
+KINDS = (np.float16, np.float32)
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the same arrays give the same bytes
+
+
+def read_weights(path: Path, digest: str) -> dict[str, np.ndarray]:
+    """Read arrays by name.
+
+    Args:
+        path: ``.npz``.
+        digest: SHA-256 that the file must have.
+
+    Returns:
+        float32.
+
+    Raises:
+        ValueError: If the file is missing, is another one, or holds something else than numbers.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(
+            f"{path}: the weights that a model card names must be there; "
+            f"{(error.strerror or str(error)).lower()}."
+        ) from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != digest:
+        raise ValueError(
+            f"{path}: weights must have the checksum of their model card, SHA-256 {digest[:12]}…; "
+            f"found {found[:12]}…."
+        )
+    return _arrays(path, content)
+
+
+def _arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as packed:
+            size = sum(entry.file_size for entry in packed.infolist())
+        if size > MOST_BYTES:
+            raise ValueError(f"{size / 2**20:.0f} MB of them")
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        odd = [name for name, array in arrays.items() if array.dtype not in KINDS]
+        if odd:
+            raise ValueError(f"{odd[0]} of {arrays[odd[0]].dtype}")
+    except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path}: weights must be a zip of float16 or float32 arrays, at most "
+            f"{MOST_BYTES // 2**20} MB unpacked; found {error}."
+        ) from error
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
+
+
+def write_weights(path: Path, arrays: Mapping[str, np.ndarray], *, dtype: type = np.float16) -> str:
+    """Write arrays under their names, the same bytes for the same numbers.
+
+    Args:
+        path: ``.npz``.
+        arrays: By name.
+        dtype: float16 or float32.
+
+    Returns:
+        SHA-256 of the file.
+
+    Raises:
+        ValueError: If a number does not fit ``dtype``.
+    """
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in sorted(arrays):
+            with np.errstate(over="ignore"):
+                array = np.ascontiguousarray(arrays[name], dtype)
+            if not np.isfinite(array).all():
+                raise ValueError(f"Weights must be finite as {np.dtype(dtype)}; {name} is not.")
+            stored = io.BytesIO()
+            np.lib.format.write_array(stored, array, allow_pickle=False)
+            file.writestr(zipfile.ZipInfo(f"{name}.npy", EPOCH), stored.getvalue())
+    with replacing(path) as beside:
+        beside.write_bytes(packed.getvalue())
+    return hashlib.sha256(packed.getvalue()).hexdigest()

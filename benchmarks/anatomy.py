@@ -12,14 +12,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from bids_cmb.anatomy import brain_of, find_anatomy
 from bids_cmb.cards import card
 from bids_cmb.contrasts import atlas, degrade, paint, painted_subject
-from bids_cmb.detectors import Models
+from bids_cmb.networks import Models
 from bids_cmb.scanner import CLEFT_MM
 from bids_cmb.volume import Volume, resample
-from scipy import ndimage
 
 SLICES_MM = (1, 3, 4, 5)
 DEFINITION = Path(__file__).with_name("simulated.json")

@@ -1,9 +1,10 @@
-"""The makers' door: python -m bids_cmb simulate | evaluate."""
+"""The makers' door: python -m bids_cmb simulate | train | evaluate."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bids_cmb.config import THREADS
@@ -16,13 +17,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     top = argparse.ArgumentParser(prog="python -m bids_cmb", allow_abbrev=False)
     makers = top.add_subparsers(dest="maker", required=True)
     _add_simulate(makers)
+    _add_train(makers)
     _add_evaluate(makers)
     given = top.parse_args(argv)
     for (
         name
     ) in THREADS:  # processes share the cores: with threads of their own they take twice as long
         os.environ.setdefault(name, "1")
-    return {"simulate": _simulate, "evaluate": _evaluate}[given.maker](given)
+    return {"simulate": _simulate, "train": _train, "evaluate": _evaluate}[given.maker](given)
 
 
 def _add_simulate(makers: argparse._SubParsersAction) -> None:
@@ -79,6 +81,57 @@ def _say(done: int, scans: int, seconds: float) -> None:
     left = seconds / done * (scans - done)
     about = f"about {left / 60:.0f} min" if left >= 90 else f"about {left:.0f} s"
     sys.stderr.write(f"bids_cmb: {done} of {scans} scans, {about} to go.\n")
+
+
+def _add_train(makers: argparse._SubParsersAction) -> None:
+    maker = makers.add_parser("train", help="scans with their truth become weights")
+    maker.add_argument("recipe", help="name of a recipe of data/recipes, or a JSON file like it")
+    maker.add_argument(
+        "data", type=Path, nargs="+", help="BIDS datasets with truth; for anatomy also label maps"
+    )
+    maker.add_argument("out", type=Path, help="where to; training goes on that was begun there")
+    maker.add_argument("--validation", type=Path, nargs="+", default=[], metavar="DIR")
+    maker.add_argument(
+        "--truth", type=Path, metavar="DIR", help="its derivatives (default: derivatives/truth)"
+    )
+    maker.add_argument(
+        "--fine-tune", type=Path, metavar="NPZ", help="weights to begin with, at a lower rate"
+    )
+    maker.add_argument(
+        "--folds", type=int, metavar="K", help="cross-validate, the subjects dealt to K folds"
+    )
+    for name in ("seed", "epochs", "steps"):
+        maker.add_argument(f"--{name}", type=int, help=f"other {name} than the recipe's")
+    maker.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
+
+
+def _train(given: argparse.Namespace) -> int:
+    """Train, and say on the way how it goes. Returns the exit code."""
+    from bids_cmb.networks import set_threads
+
+    set_threads(given.threads)
+    from bids_cmb.training import Material, cross_validate, read_recipe, train
+
+    others = {
+        name: getattr(given, name)
+        for name in ("seed", "epochs", "steps")
+        if getattr(given, name) is not None
+    }
+    material = Material(tuple(given.data), tuple(given.validation), given.truth, given.fine_tune)
+    try:
+        recipe = replace(read_recipe(given.recipe), **others)
+        if given.folds:
+            cross_validate(recipe, material, given.out, folds=given.folds, say=_tell)
+        else:
+            train(recipe, material, given.out, say=_tell)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {error}\n")
+        return 1
+    return 0
+
+
+def _tell(said: str) -> None:
+    sys.stderr.write(f"bids_cmb: {said}\n")
 
 
 def _add_evaluate(makers: argparse._SubParsersAction) -> None:

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.cards import card, members_of, weights_file
-from bids_cmb.detectors import Models
-from bids_cmb.networks import STEPS, answer, load_network
+from bids_cmb.cards import ANATOMY, card, members_of, weights_file
+from bids_cmb.networks import STEPS, Models, answer, load_network
 from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.volume import Volume, resample
 
-NAME = "anatomy"  # of the card
 FLUID_OUTSIDE, OUTSIDE = "fluid outside the brain", "outside"  # classes that are no brain
 CLEFT_MM = 2.0  # half the width of sulci that belong to the brain mask, as in the simulator
 NEAR_MIDLINE_MM = 30.0  # from where on voxels say nothing about where the midline is
@@ -40,8 +38,8 @@ class Anatomy:
     Attributes:
         structures: FreeSurfer codes, left and right, uint16; 0 outside, 24 fluid around the brain.
         brain: Brain, ventricles and narrow sulci, bool.
-        midline: Normal towards the left (3,) and offset: a world position is ``normal @ x + offset``
-            mm left of the midline.
+        midline: Normal towards the left (3,) and offset: a position in world mm lies
+            ``normal @ position + offset`` mm left of the midline.
         to_mni: World mm of the scan to mm of MNI152NLin2009cAsym, (4, 4); None without enough
             structures.
         fit_mm: Root mean square distance of the centroids after the fit; None without.
@@ -82,12 +80,12 @@ def find_anatomy(image: Volume, models: Models | None = None) -> Anatomy:
         ValueError: If the network cannot be loaded, or it finds no brain.
     """
     models = models or Models()
-    said = card(NAME, models.folder)
+    said = card(ANATOMY, models.folder)
     (member,) = members_of(said)
     grid = Grid.from_card(member["grid"])
     whole = Volume(np.ones(image.shape, bool), image.affine)
     fed = preprocess(image, whole, grid).image
-    path = weights_file(NAME, member, models.folder)
+    path = weights_file(ANATOMY, member, models.folder)
     network = load_network(member, path, precision=models.precision)
     found = answer(network, fed.data)
     return read_structures(found, fed.affine, said["classes"], said.get("mni_centroids", {}))
@@ -168,7 +166,7 @@ def _midline(tissue: np.ndarray, left: np.ndarray, affine: np.ndarray) -> tuple[
 def _leftness(
     midline: tuple[np.ndarray, float], affine: np.ndarray, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """mm left of the midline, float32, on a grid."""
+    """Mm left of the midline, float32, on a grid."""
     normal, offset = midline
     along = normal @ affine[:3, :3]
     start = normal @ affine[:3, 3] + offset

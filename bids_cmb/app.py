@@ -7,15 +7,17 @@ import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bids_cmb import execution
+from bids_cmb.cards import ANATOMY, DETECTION, card, members_of
 from bids_cmb.cohort import methods, process_all, write_selection
 from bids_cmb.config import Config, to_toml
-from bids_cmb.cards import card
 from bids_cmb.discovery import Selection, find_scans
 from bids_cmb.exits import (
     BAD_DATA,
     GOES_ON,
     INVALID_BIDS,
     IO_ERROR,
+    NO_DEVICE,
     NO_INPUT,
     NO_OUTPUT,
     NOTHING_SELECTED,
@@ -27,8 +29,10 @@ from bids_cmb.exits import (
 from bids_cmb.filters import Query, read_filter_file
 from bids_cmb.group import write_group
 from bids_cmb.lesions import FLAGS
+from bids_cmb.networks import device, no_gpu
 from bids_cmb.provenance import command
 from bids_cmb.validation import full_errors, quick_look
+from bids_cmb.weights import check_weights
 
 log = logging.getLogger("bids_cmb")
 
@@ -94,6 +98,7 @@ def _participant_level(config: Config) -> int:
         ExitError: If there is nothing to do, or nowhere to write to.
     """
     _check_detectors(config)
+    _check_device(config)
     _validate(config)
     selection = _select(config)
     if config.dry_run:
@@ -116,15 +121,38 @@ def _participant_level(config: Config) -> int:
 
 
 def _check_detectors(config: Config) -> None:
+    names = [*config.detector, *([ANATOMY] if config.anatomy == "network" else [])]
     try:
-        for name in config.detector:
-            card(name)
+        for name in names:
+            said = card(name, config.models)
+            if said["task"] == DETECTION or name == ANATOMY:
+                check_weights(name, said, config.models)
+        folds = {fold for name in config.detector for fold in _folds(name, config)}
     except ValueError as error:
         raise ExitError(USAGE, str(error)) from error
+    if config.folds:
+        log.info("Members of ensembles asked for: %s.", ", ".join(sorted(folds)))
     unknown = set(config.uncounted) - set(FLAGS)
     if unknown:
         rule = f"--uncounted takes flags of {' '.join(FLAGS)}"
         raise ExitError(USAGE, f"{rule}; found {' '.join(sorted(unknown))}.")
+
+
+def _folds(name: str, config: Config) -> list[str]:
+    return [one["name"] for one in members_of(card(name, config.models), config.folds)]
+
+
+def _check_device(config: Config) -> None:
+    """Stop before work if a GPU was asked for and none can be used."""
+    if config.device != "gpu":
+        return
+    (outcome,) = execution.run(_found_device, [None], workers=1)
+    if outcome.error or not str(outcome.result).startswith("GPU"):
+        raise ExitError(NO_DEVICE, f"--device gpu needs a GPU that can be used. {no_gpu()}")
+
+
+def _found_device(_: object) -> str:
+    return device()
 
 
 def _validate(config: Config) -> None:

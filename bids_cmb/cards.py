@@ -44,8 +44,7 @@ def card(name: str, models: Path | None = None) -> dict:
     path = _path(name, models)
     if path is None:
         raise ValueError(
-            f"A detector must be one of {', '.join(card_names(DETECTION, models))}; "
-            f"found {name!r}."
+            f"A detector must be one of {', '.join(card_names(DETECTION, models))}; found {name!r}."
         )
     try:
         said = json.loads(path.read_text(encoding="utf-8"))

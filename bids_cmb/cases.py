@@ -8,8 +8,10 @@ import numpy as np
 from nibabel.affines import from_matvec
 from scipy import ndimage
 
+from bids_cmb.brain import find_brain
 from bids_cmb.discovery import find_scans
 from bids_cmb.filters import Query
+from bids_cmb.labelmaps import label_map
 from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.volume import Volume, load, load_labels, resample
 
@@ -29,6 +31,11 @@ class Paths:
     mimics: Path | None
     structures: Path | None
     brain: Path | None
+
+    @property
+    def subject(self) -> str:
+        """``sub-`` and the label."""
+        return self.name.split("_")[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +87,7 @@ def _paths(image: Path, folder: Path) -> Paths:
         return next(iter(sorted(folder.glob(f"{stem}_*{pattern}*.nii.gz"))), None)
 
     lesions = one("seg-CMB") or one("label-CMB")
-    return Paths(
-        stem, image, lesions, one("seg-mimics"), one("seg-structures"), one("label-brain")
-    )
+    return Paths(stem, image, lesions, one("seg-mimics"), one("seg-structures"), one("label-brain"))
 
 
 # --- Lesions --------------------------------------------------------------------------------------
@@ -96,23 +101,13 @@ def read_case(paths: Paths, grid: Grid) -> Case:
         OSError: If it cannot be read.
     """
     image, _ = load(paths.image)
-    brain = Volume(np.asarray(load_labels(paths.brain).data) > 0, image.affine)
+    stored = load_labels(paths.brain).data > 0 if paths.brain else find_brain(image).data
+    brain = Volume(stored, image.affine)
     fed = preprocess(image, brain, grid)
-    lesions = load_labels(paths.lesions)
-    indices, unsure = np.rint(lesions.data).astype(int), _unsure(paths.lesions)
-    truth = np.zeros(fed.image.shape, np.uint8)
-    lesion_centres = []
-    for index, box in enumerate(ndimage.find_objects(indices), start=1):
-        if box is None:
-            continue
-        part = Volume(indices[box] == index, _moved(lesions.affine, [side.start for side in box]))
-        voxels = _lesion_voxels(part, fed.image)
-        if len(voxels):
-            truth[tuple(voxels.T)] = UNSURE if index in unsure else LESION
-            lesion_centres.append(voxels.astype(np.int16))
+    truth, lesions = _truth(paths.lesions, fed.image)
     heard = _near(fed.brain)
     centres = {
-        "lesion": lesion_centres,
+        "lesion": lesions,
         "mimic": _mimic_centres(paths.mimics, fed.image, heard),
         "dark": [_dark_spots(fed.image, fed.brain.data & (truth == 0))],
         "any": [_some(np.argwhere(fed.brain.data))],
@@ -120,8 +115,24 @@ def read_case(paths: Paths, grid: Grid) -> Case:
     return Case(paths.name, fed.image.data.astype(np.float16), truth, heard, centres)
 
 
+def _truth(path: Path, like: Volume) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The lesions of a label map on the grid of ``like``: `Case.truth`, and each one's voxels."""
+    stored = label_map(path)
+    indices, unsure = stored.data, _unsure(path)
+    truth, voxels_of = np.zeros(like.shape, np.uint8), []
+    for index, box in enumerate(ndimage.find_objects(indices), start=1):
+        if box is None:
+            continue
+        part = Volume(indices[box] == index, _moved(stored.affine, [side.start for side in box]))
+        voxels = _lesion_voxels(part, like)
+        if len(voxels):
+            truth[tuple(voxels.T)] = UNSURE if index in unsure else LESION
+            voxels_of.append(voxels.astype(np.int16))
+    return truth, voxels_of
+
+
 def _lesion_voxels(lesion: Volume, like: Volume) -> np.ndarray:
-    """Voxels (N, 3) of the grid of ``like`` of which a lesion fills a share, at least the fullest."""
+    """Voxels (N, 3) of the grid of ``like`` that a lesion fills in part, at least the fullest."""
     padded = Volume(np.pad(lesion.data, 1).astype(np.float32), _moved(lesion.affine, (-1, -1, -1)))
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in padded.shape])).reshape(3, -1).T
     at = like.index(padded.world(corners))
@@ -273,7 +284,5 @@ def _turned(stacked: np.ndarray, drawing: Drawing, rng: np.random.Generator) -> 
 def _varied(image: np.ndarray, drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
     image = np.maximum(image, 0) ** np.float32(rng.uniform(*drawing.gamma))
     image = image * np.float32(np.exp(rng.uniform(*np.log(drawing.gain))))
-    noise = rng.standard_normal(image.shape, np.float32) * np.float32(
-        rng.uniform(0, drawing.noise)
-    )
+    noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, drawing.noise))
     return image + noise * (image != 0)

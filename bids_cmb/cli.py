@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +26,7 @@ ALIASES = {
     "--min-size": "--min-volume",
 }
 CACHES = ("TMPDIR", "KERAS_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME")
+TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
 UNITS = {"": 1, "M": 1, "K": 1 / 1024, "G": 1024, "T": 1024**2}
 
 
@@ -43,8 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        config = configure(sys.argv[1:] if argv is None else list(argv))
+        if "--list-models" in map(_spelled, words):
+            return _list_models(words)
+        config = configure(words)
         with _environment(config):
             from bids_cmb.app import run
 
@@ -57,6 +61,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
+def _list_models(words: list[str]) -> int:
+    """Print every model card in short; no dataset need be named."""
+    from bids_cmb.weights import described
+
+    given = _Parser(add_help=False, allow_abbrev=False)
+    given.add_argument("--models", type=Path, default=_models())
+    found, _ = given.parse_known_args([_spelled(word) for word in words])
+    sys.stdout.write(described(found.models))
+    return 0
+
+
+def _models() -> Path | None:
+    said = os.environ.get("BIDS_CMB_MODELS")
+    return Path(said) if said else None
+
+
 def parser() -> argparse.ArgumentParser:
     """Every flag, in groups, the most used first."""
     top = _Parser(
@@ -66,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
         usage="%(prog)s bids_dir output_dir {participant,group} [flags]",
         epilog="Flags may be written with - or _. Exit codes: 0 all scans read; 1 some failed; "
         "16 not valid BIDS; 18 nothing selected; 64 usage; 65 bad filter or config file; 66 no "
-        "usable input; 73 and 74 output cannot be written.",
+        "usable input; 69 no GPU; 73 and 74 output cannot be written.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -93,7 +113,14 @@ def parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="read scans again whose results stand already")
     add("--dry-run", action="store_true", help="say which scans would be read, and why; then stop")
 
-    add = top.add_argument_group("which scans").add_argument
+    _add_which(top.add_argument_group("which scans").add_argument, labels)
+    _add_finding(top.add_argument_group("finding microbleeds").add_argument)
+    _add_output(top.add_argument_group("output").add_argument)
+    _add_running(top.add_argument_group("running").add_argument)
+    return top
+
+
+def _add_which(add: Callable, labels: dict) -> None:
     add("--exclude-participant-label", **labels, help="not these")
     add("--session-label", **labels, help="only these, with or without ses-")
     for entity in ("acq", "rec", "run"):
@@ -121,8 +148,22 @@ def parser() -> argparse.ArgumentParser:
         help="the same as --validate off",
     )
 
-    add = top.add_argument_group("finding microbleeds").add_argument
-    add("--detector", nargs="+", metavar="NAME", help="one, or several to average: radial")
+
+def _add_finding(add: Callable) -> None:
+    add(
+        "--detector",
+        nargs="+",
+        metavar="NAME",
+        help="one, or several to average: ensemble (default), radial, or a card of --models",
+    )
+    add("--folds", nargs="+", metavar="NAME", help="only these members of an ensemble")
+    add("--models", type=Path, metavar="DIR", help="your model cards and weights, looked at first")
+    add(
+        "--anatomy",
+        choices=("network", "none"),
+        help="none: the brain by intensity and shape, and no regions (default: network)",
+    )
+    add("--list-models", action="store_true", help="print what is known of each model; then stop")
     add("--threshold", type=float, metavar="P", help="probability of a lesion's voxels")
     add("--min-volume", type=float, metavar="MM3", help="smallest lesion, mm³")
     add(
@@ -136,7 +177,8 @@ def parser() -> argparse.ArgumentParser:
     add("--mask-desc", metavar="DESC", help="their desc- label (default: brain)")
     add("--skip-brain-extraction", action="store_true", help="the scans are skull-stripped")
 
-    add = top.add_argument_group("output").add_argument
+
+def _add_output(add: Callable) -> None:
     add(
         "--output-level",
         choices=("minimal", "standard", "full"),
@@ -144,9 +186,26 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--boilerplate-only", action="store_true", help="print the methods section; then stop")
 
-    add = top.add_argument_group("running").add_argument
+
+def _add_running(add: Callable) -> None:
     add("--resume", action="store_true", help="leave results alone that stand already (default)")
-    add("--omp-nthreads", type=int, metavar="N", help="threads within one scan (default: 1)")
+    add(
+        "--omp-nthreads",
+        type=int,
+        metavar="N",
+        help="threads within one scan (default: the cores over the scans at a time)",
+    )
+    add(
+        "--device",
+        choices=("auto", "gpu", "cpu"),
+        help="gpu: stop if there is none that can be used (default: auto)",
+    )
+    add("--gpu-id", metavar="N", help="the GPU to use, as nvidia-smi numbers them")
+    add(
+        "--precision",
+        choices=("auto", "full", "mixed"),
+        help="mixed: 16 bits in the networks, for processors that have them (default: full)",
+    )
     add("--mem-mb", metavar="MB", help="memory to use; 8G is understood")
     add("--stop-on-first-crash", action="store_true", help="do not go on after a failed scan")
     add("--work-dir", "-w", type=Path, metavar="DIR", help="for temporary files")
@@ -156,7 +215,6 @@ def parser() -> argparse.ArgumentParser:
     add("-v", "--verbose", action="count", default=0, help="say more")
     add("-q", "--quiet", action="count", default=0, help="say only what is wrong")
     add("--version", action="version", version=f"bids_cmb {__version__}")
-    return top
 
 
 def configure(argv: list[str]) -> Config:
@@ -177,6 +235,7 @@ def configure(argv: list[str]) -> Config:
     if not given.get("analysis_level"):
         given.pop("analysis_level", None)
     settings |= {name: _settled(name, value) for name, value in given.items()}
+    settings.setdefault("models", _models())
 
     absent = [
         name for name in ("bids_dir", "output_dir", "analysis_level") if not settings.get(name)
@@ -218,7 +277,7 @@ def _settled(name: str, value: object) -> object:
         return _megabytes(str(value))
     if name == "shard":
         return _shard(str(value))
-    if name in ("bids_dir", "output_dir", "work_dir", "bids_database_dir"):
+    if name in ("bids_dir", "output_dir", "work_dir", "bids_database_dir", "models"):
         return value.absolute()
     return tuple(value) if isinstance(value, list) else value
 
@@ -279,6 +338,8 @@ def _check_folders(config: Config) -> None:
     if not raw.is_dir():
         what = "found a file" if raw.exists() else "there is none"
         raise ExitError(NO_INPUT, f"{config.bids_dir}: bids_dir must be a folder; {what}.")
+    if config.models and not config.models.is_dir():
+        raise ExitError(NO_INPUT, f"{config.models}: --models must be a folder; there is none.")
     for folder in config.derivatives:
         if not folder.is_dir():
             raise ExitError(NO_INPUT, f"{folder}: --derivatives must be a folder; there is none.")
@@ -319,7 +380,12 @@ def _environment(config: Config) -> Iterator[None]:
     except OSError as error:
         said = f"a folder for temporary files must be writable ({error}). See --work-dir."
         raise ExitError(NO_OUTPUT, said) from error
-    ours = dict.fromkeys(THREADS, str(config.omp_nthreads)) | dict.fromkeys(CACHES, str(folder))
+    threads = str(config.omp_nthreads or 1)
+    ours = dict.fromkeys(THREADS, threads) | dict.fromkeys(CACHES, str(folder)) | TENSORFLOW
+    if config.device == "cpu":
+        ours["CUDA_VISIBLE_DEVICES"] = "-1"
+    elif config.gpu_id is not None:
+        ours["CUDA_VISIBLE_DEVICES"] = config.gpu_id
     if "HOME" not in os.environ:  # pybids looks for one, and the user may have no name either
         ours["HOME"] = str(folder)
     before = {name: os.environ.get(name) for name in ours}

@@ -5,23 +5,24 @@ import functools
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bids_cmb import execution
 from bids_cmb.boilerplate import methods_text
+from bids_cmb.cards import ANATOMY, card
 from bids_cmb.config import Config, result_settings
 from bids_cmb.derivatives import Output, refresh_scans_table, write_dataset, write_table
-from bids_cmb.cards import card
 from bids_cmb.discovery import Scan, Selection
 from bids_cmb.files import write_text
-from bids_cmb.participant import Summary, cut_for, is_done, process
+from bids_cmb.participant import Summary, asks_networks, cut_for, is_done, process
 from bids_cmb.provenance import machine, software
 
 log = logging.getLogger(__name__)
 
 MB_PER_SCAN = 1500  # peak of one worker on a scan of 512 x 512 x 160 voxels, benchmarks/
+MB_WITH_NETWORKS = 2500  # the same where TensorFlow runs
 HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # every further scan would end alike
 SELECTION_COLUMNS = ("filename", "taken", "reason")
 
@@ -100,7 +101,9 @@ def _process_waiting(scans: list[Scan], config: Config, status: "Status", tally:
     workers = workers_for(config, len(scans))
     log.info("Scans to read: %d, %d at a time.", len(scans), workers)
     began, ended = time.monotonic(), 0
-    outcomes = execution.run(functools.partial(_process, config=config), scans, workers=workers)
+    cores = config.n_cpus or execution.cores()
+    given = replace(config, omp_nthreads=config.omp_nthreads or max(1, cores // workers))
+    outcomes = execution.run(functools.partial(_process, config=given), scans, workers=workers)
     try:
         for outcome in outcomes:
             ended += 1
@@ -148,10 +151,11 @@ def workers_for(config: Config, scans: int) -> int:
     """Scans to read at a time: what cores and memory allow, and no more than there are."""
     cores = config.n_cpus or execution.cores()
     memory = config.mem_mb or execution.memory_mb()
-    by_memory = max(1, memory // MB_PER_SCAN)
-    if by_memory < cores // config.omp_nthreads:
+    by_memory = max(1, memory // (MB_WITH_NETWORKS if asks_networks(config) else MB_PER_SCAN))
+    by_cores = cores // (config.omp_nthreads or 1)
+    if by_memory < by_cores:
         log.info("%d MB of memory allow %d scans at a time.", memory, by_memory)
-    return max(1, min(cores // config.omp_nthreads, by_memory, scans))
+    return max(1, min(by_cores, by_memory, scans))
 
 
 @dataclass(frozen=True)
@@ -206,9 +210,13 @@ def methods(config: Config) -> str:
             "outlined by intensity and shape, without atlas or learned weights."
         )
     else:
-        brain = "The brain was outlined by intensity and shape, without atlas or learned weights."
+        brain = (
+            "The brain was outlined by intensity and shape, without atlas or learned weights."
+            if config.anatomy == "none"
+            else card(ANATOMY, config.models)["description"]
+        )
     return methods_text(
-        [card(name) for name in config.detector],
+        [card(name, config.models) for name in config.detector],
         result_settings(config),
         cut=asdict(cut_for(config)),
         brain=brain,

@@ -34,7 +34,11 @@ class Config:
     shard: tuple[int, ...] | None = None  # (I, N): the I-th of N parts, from 1
     validate: str = "warn"
 
-    detector: tuple[str, ...] = ("radial",)
+    detector: tuple[str, ...] = ("ensemble",)
+    models: Path | None = None
+    folds: tuple[str, ...] = ()
+    precision: str = "auto"
+    anatomy: str = "network"
     threshold: float | None = None
     min_volume: float | None = None
     uncounted: tuple[str, ...] = ("large",)
@@ -50,14 +54,19 @@ class Config:
     boilerplate_only: bool = False
     stop_on_first_crash: bool = False
 
+    device: str = "auto"
+    gpu_id: str | None = None
     n_cpus: int | None = None
-    omp_nthreads: int = 1
+    omp_nthreads: int | None = None
     mem_mb: int | None = None
     verbosity: int = 0
 
 
 RESULT_SETTINGS = (  # those that change what is found in a scan or which files tell of it
     "detector",
+    "folds",
+    "precision",
+    "anatomy",
     "threshold",
     "min_volume",
     "uncounted",

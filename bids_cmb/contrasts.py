@@ -143,7 +143,7 @@ def paint(codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     twin = mirrored_codes()
     for code in present[present > 0]:
         other = twin[code]
-        if 0 < table[other]:
+        if table[other] > 0:
             table[code] = table[other] * rng.uniform(0.97, 1.03)
         else:
             table[code] = rng.uniform(0.05, 1.0) if code not in shades else shades[code]
@@ -193,9 +193,7 @@ def degrade(
     return np.where(blank, 0, np.abs(image + noise))
 
 
-def _sliced(
-    image: np.ndarray, axis: int, thickness: float, rng: np.random.Generator
-) -> np.ndarray:
+def _sliced(image: np.ndarray, axis: int, thickness: float, rng: np.random.Generator) -> np.ndarray:
     """As slices of a thickness in voxels show it, interpolated back."""
     count = image.shape[axis]
     middles = np.arange(rng.uniform(0, thickness), count, thickness)

@@ -21,6 +21,8 @@ ENTITY_ORDER = (  # of BIDS 1.11, as far as scans and our results use it
     *("seg", "res", "label", "desc"),
 )
 LESION = 7  # BIDS' standard label for a lesion
+MNI = ("mni_x_mm", "mni_y_mm", "mni_z_mm")
+TERRITORIES = ("lobar", "deep", "infratentorial")
 BIDSIGNORE = ("*.html", "figures", "group_*", "*_xfm.*", "*_swi.*", "*_minIP.*")
 DESCRIBED = {  # desc- labels of our files: the suffix of the scan they were made from
     "T2starw": "From a T2*-weighted scan (suffix T2starw).",
@@ -101,6 +103,10 @@ class Output:
         """Where the brain mask goes."""
         return self.path("mask", extension, space="orig", label="brain")
 
+    def structures(self, extension: str = ".nii.gz") -> Path:
+        """Where the structures of the brain go."""
+        return self.path("dseg", extension, space="orig", seg="structures")
+
     def preprocessed(self, extension: str = ".nii.gz") -> Path:
         """Where the scan as the networks see it goes."""
         return self.path(self.scan.suffix, extension, space="orig", desc=f"{self.scan.desc}preproc")
@@ -133,7 +139,16 @@ def lesion_row(lesion: Lesion) -> dict[str, object]:
         "certainty": lesion.certainty,
         "flags": ",".join(lesion.flags) or None,
         "counted": "yes" if lesion.counted else "no",
+        "region": lesion.region,
+        "territory": lesion.territory,
+        "side": lesion.side,
+        **dict.fromkeys(MNI),
+        **({} if lesion.mni is None else _position(lesion.mni)),
     }
+
+
+def _position(mni: tuple[float, float, float]) -> dict[str, object]:
+    return {name: _rounded(part, 1) for name, part in zip(MNI, mni, strict=True)}
 
 
 def counts(lesions: Iterable[Lesion]) -> dict[str, object]:
@@ -151,7 +166,15 @@ def counts(lesions: Iterable[Lesion]) -> dict[str, object]:
         "n_under_5mm": small,
         "n_5mm_to_10mm": len(counted) - small,
         "burden": burden(len(counted)),
+        **{f"n_{name}": _in_territory(counted, name) for name in TERRITORIES},
     }
+
+
+def _in_territory(counted: list[Lesion], territory: str) -> int | None:
+    """How many lie there; None where nobody looked where lesions lie."""
+    if any(lesion.side is None for lesion in counted):
+        return None
+    return sum(lesion.territory == territory for lesion in counted)
 
 
 def burden(count: int) -> str:

@@ -1,7 +1,7 @@
 """Detectors: a name and a scan in, the chance of microbleed at every voxel out.
 
-A detector is a card of data (`cards`): what it is after, its thresholds, its coefficients. One whose
-card has members is an ensemble of networks, each on its own grid; any other is a function
+A detector is a card of data (`cards`): what it is after, its thresholds, its coefficients. One
+whose card has members is an ensemble of networks, each on its own grid; any other is a function
 ``(image, brain) → probability`` of its name.
 """
 
@@ -13,26 +13,11 @@ import numpy as np
 
 from bids_cmb.candidates import Candidate, find_candidates
 from bids_cmb.cards import card, members_of, weights_file
-from bids_cmb.networks import answer, load_network
+from bids_cmb.networks import Models, answer, load_network
 from bids_cmb.preprocessing import Grid, back_to_scan, preprocess
 from bids_cmb.volume import Volume
 
 STEPS = 10_000  # of a probability: what other threads or processors change lies far below
-
-
-@dataclass(frozen=True)
-class Models:
-    """Which networks are asked, and how.
-
-    Attributes:
-        folder: The user's folder of cards and weights.
-        folds: Members that are asked; all without.
-        precision: One of `networks.PRECISIONS`.
-    """
-
-    folder: Path | None = None
-    folds: tuple[str, ...] = ()
-    precision: str = "auto"
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,6 +39,10 @@ class Lesion:
         certainty: ``definite`` or ``possible``.
         flags: What a reader should know, of ``FLAGS``.
         counted: Whether it enters the counts: no flag of the count rule applies.
+        region: Structure it lies in, without side; None where nobody looked, or none is near.
+        territory: ``lobar``, ``deep`` or ``infratentorial``; None like ``region``.
+        side: ``left``, ``right`` or ``midline``; None where nobody looked.
+        mni: Centre in MNI152NLin2009cAsym, mm; None without a fit to it.
     """
 
     index: int
@@ -57,6 +61,10 @@ class Lesion:
     certainty: str
     flags: tuple[str, ...] = ()
     counted: bool = True
+    region: str | None = None
+    territory: str | None = None
+    side: str | None = None
+    mni: tuple[float, float, float] | None = None
 
 
 def find_lesions(

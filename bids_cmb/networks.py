@@ -1,8 +1,11 @@
 """Networks in use: from a member of a model card to a function of arrays, loaded once.
 
-Always in graph mode: eager 3D convolutions need twice the memory. Never with XLA, which is ten times
-slower on a CPU. Never padded inside the graph: TensorFlow 2.15 to 2.22 computes a padding that is
-followed by a convolution wrongly on CPUs. So a network's input is a multiple of what it needs.
+Always in graph mode: eager 3D convolutions need twice the memory. Never with XLA, which is ten
+times slower on a CPU. Never padded inside the graph: TensorFlow 2.15 to 2.22 computes a padding
+that is followed by a convolution wrongly on CPUs. So inputs are multiples of what is needed.
+
+TensorFlow takes seconds to import, and the app must not wait for it to say what it is: so it is
+imported where the first network is loaded.
 """
 
 import json
@@ -24,6 +27,21 @@ HALO = 32  # voxels that slabs overlap by at either end: beyond, nothing changes
 NORM_EPSILON = 1e-3  # Keras' default, with which the networks were trained
 SAME = 1e-3  # that graph and eager may differ by in a logit
 STEPS = 255  # of a probability that is kept in 8 bits
+
+
+@dataclass(frozen=True)
+class Models:
+    """Which networks are asked, and how.
+
+    Attributes:
+        folder: The user's folder of cards and weights.
+        folds: Members that are asked; all without.
+        precision: One of `PRECISIONS`.
+    """
+
+    folder: Path | None = None
+    folds: tuple[str, ...] = ()
+    precision: str = "auto"
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +110,24 @@ def device() -> str:
     return f"GPU ({len(found)})" if found else "CPU"
 
 
+def no_gpu() -> str:
+    """Why there may be no GPU, in a sentence for whoever asked for one."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    driver = Path("/proc/driver/nvidia/version").is_file()
+    nodes = bool(list(Path("/dev").glob("nvidia[0-9]*")))
+    found = [
+        f"the driver is {'there' if driver else 'not seen'}",
+        f"devices are {'there' if nodes else 'not seen'}",
+        f"CUDA_VISIBLE_DEVICES is {'not set' if visible is None else repr(visible)}",
+    ]
+    hint = (
+        "TensorFlow has no CUDA libraries here (install the extra `gpu`)."
+        if driver and nodes
+        else "Was --gpus all (Docker) or --nv (Apptainer) forgotten?"
+    )
+    return f"Found: {', '.join(found)}. {hint}"
+
+
 def set_threads(count: int) -> None:
     """Let networks use so many threads; without effect after the first one was loaded."""
     threading = _tensorflow().config.threading
@@ -127,7 +163,8 @@ def _in_slabs(network: Network, image: np.ndarray) -> np.ndarray:
 def _loaded(said: str, path: Path, precision: str) -> Network:
     member = json.loads(said)
     arrays = folded(read_weights(path, member["sha256"]))
-    model = _built(member, path, precision)
+    with _silence():
+        model = _built(member, path, precision)
     _fill(model, arrays, path)
     arguments = member["arguments"]
     halvings = len(arguments.get("widths", (16, 32, 64, 96))) - 1
@@ -169,7 +206,7 @@ def folded(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _built(member: Mapping, path: Path, precision: str):
     keras = _keras()
-    from bids_cmb.models.unet import unet
+    from bids_cmb.models.unet import unet  # noqa: PLC0415
 
     builders = {"unet": unet}
     if member["builder"] not in builders:
@@ -250,17 +287,18 @@ def _tensorflow():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     with _silence():
-        import tensorflow as tf
+        import tensorflow as tf  # noqa: PLC0415
 
-        tf.config.experimental.enable_tensor_float_32_execution(False)  # as exact as a CPU
+        exact = tf.config.experimental.enable_tensor_float_32_execution
+        exact(False)  # noqa: FBT003 as exact as a CPU
         for one in tf.config.list_physical_devices("GPU"):
-            tf.config.experimental.set_memory_growth(one, True)
+            tf.config.experimental.set_memory_growth(one, True)  # noqa: FBT003
     return tf
 
 
 def _keras():
     _tensorflow()
-    import keras
+    import keras  # noqa: PLC0415
 
     return keras
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.brain import find_brain, stripped_brain
+from bids_cmb.anatomy import POOR_FIT_MM, Anatomy, brain_of, find_anatomy, places
+from bids_cmb.brain import PLAUSIBLE_ML, find_brain, stripped_brain, volume_ml
+from bids_cmb.cards import ANATOMY, card, members_of
 from bids_cmb.config import Config, result_settings
 from bids_cmb.derivatives import (
     Output,
@@ -20,10 +22,10 @@ from bids_cmb.derivatives import (
     write_json,
     write_table,
 )
-from bids_cmb.cards import card
 from bids_cmb.detectors import Probability, detect
 from bids_cmb.discovery import Scan
 from bids_cmb.lesions import Lesion, find_lesions
+from bids_cmb.networks import Models, device, set_threads
 from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.provenance import fingerprint, machine, sha256, software
 from bids_cmb.quality import Quality, quality
@@ -33,6 +35,7 @@ PROTOCOL = ("EchoTime", "MagneticFieldStrength", "Manufacturer", "ManufacturersM
 LABELS = "Lesions, each voxel with the index that its lesion has in the table of the same name."
 PROBABILITY = "Probability of cerebral microbleed, the mean of the detectors."
 BRAIN = "Brain, within which lesions were sought."
+STRUCTURES = "Structures of the brain, FreeSurfer's codes, by the anatomy network."
 PREPROCESSED = "The scan, divided by its median in the brain."
 
 
@@ -68,6 +71,7 @@ class Findings:
         image: The scan.
         intake: What was noticed while it was opened.
         brain: Its brain mask.
+        anatomy: What lies where; None if nobody looked, or nothing was recognised.
         probability: Of microbleed, on the scan's grid.
         labels: Each lesion's index in its voxels.
         lesions: The surest first.
@@ -77,6 +81,7 @@ class Findings:
     image: Volume
     intake: Intake
     brain: Brain
+    anatomy: Anatomy | None
     probability: Probability
     labels: Volume
     lesions: list[Lesion]
@@ -105,6 +110,8 @@ def process(scan: Scan, config: Config) -> Summary:
         OSError: If a file cannot be read or written.
     """
     began = time.monotonic()
+    if asks_networks(config):
+        set_threads(config.omp_nthreads or 1)
     found = examine(scan, config)
     output = Output(config.output_dir, scan)
     retract(output)
@@ -128,8 +135,10 @@ def examine(scan: Scan, config: Config) -> Findings:
         OSError: If a file cannot be read.
     """
     image, intake = read(scan)
-    brain = outline(scan, image, config)
-    probability = detect(config.detector, image, brain.mask)
+    anatomy, notes = look_inside(scan, image, config)
+    brain = outline(scan, image, config, anatomy)
+    brain = replace(brain, notes=(*brain.notes, *notes))
+    probability = detect(config.detector, image, brain.mask, models_of(config))
     labels, lesions = find_lesions(
         probability.mean,
         image,
@@ -138,6 +147,8 @@ def examine(scan: Scan, config: Config) -> Findings:
         uncounted=config.uncounted,
         spread=probability.spread,
     )
+    if anatomy is not None:
+        lesions = placed(lesions, anatomy, config)
     measured = quality(
         image,
         brain.mask,
@@ -146,7 +157,44 @@ def examine(scan: Scan, config: Config) -> Findings:
         header_mended=bool(intake.notes),
         nonfinite_voxels=intake.nonfinite_voxels,
     )
-    return Findings(image, intake, brain, probability, labels, lesions, measured)
+    return Findings(image, intake, brain, anatomy, probability, labels, lesions, measured)
+
+
+def asks_networks(config: Config) -> bool:
+    """Whether any network is needed for a run."""
+    cards = [card(name, config.models) for name in config.detector]
+    return config.anatomy == "network" or any("members" in said for said in cards)
+
+
+def models_of(config: Config) -> Models:
+    """Which networks are asked in a run, and how."""
+    return Models(config.models, config.folds, config.precision)
+
+
+def look_inside(
+    scan: Scan, image: Volume, config: Config
+) -> tuple[Anatomy | None, tuple[str, ...]]:  # fmt: skip
+    """What lies where in the head, if it was asked for and is recognised; and notes on it."""
+    if config.anatomy != "network":
+        return None, ()
+    try:
+        anatomy = find_anatomy(image, models_of(config))
+    except ValueError as error:
+        return None, (f"{scan.path.name}: no regions: {error}",)
+    if anatomy.fit_mm is not None and anatomy.fit_mm > POOR_FIT_MM:
+        said = f"structures lie {anatomy.fit_mm:.1f} mm off the template after the fit"
+        return anatomy, (f"{scan.path.name}: MNI positions are a guess; {said}.",)
+    return anatomy, ()
+
+
+def placed(lesions: list[Lesion], anatomy: Anatomy, config: Config) -> list[Lesion]:
+    """The lesions, each with where it lies."""
+    classes = card(ANATOMY, config.models)["classes"]
+    found = places(anatomy, [lesion.centre for lesion in lesions], classes)
+    return [
+        replace(lesion, region=at.structure, territory=at.territory, side=at.side, mni=at.mni)
+        for lesion, at in zip(lesions, found, strict=True)
+    ]
 
 
 def read(scan: Scan) -> tuple[Volume, Intake]:
@@ -176,8 +224,13 @@ def read(scan: Scan) -> tuple[Volume, Intake]:
     return Volume(np.sqrt(mean), image.affine), intake
 
 
-def outline(scan: Scan, image: Volume, config: Config) -> Brain:
+def outline(
+    scan: Scan, image: Volume, config: Config, anatomy: Anatomy | None = None
+) -> Brain:  # fmt: skip
     """The brain mask: the user's own, the scan's non-zero voxels if it is stripped, or found.
+
+    The anatomy network's is taken if it could be a whole brain; else the one by intensity and
+    shape.
 
     Raises:
         ValueError: If no brain is found, or the user's mask holds none; the file is named.
@@ -188,11 +241,24 @@ def outline(scan: Scan, image: Volume, config: Config) -> Brain:
             return Brain(stripped_brain(image), "the scan's own non-zero voxels")
         if given:
             return Brain(given_brain(given, image), str(given))
-        brain = find_brain(image)
+        brain = seen_brain(image, anatomy)
     except ValueError as error:
         raise ValueError(f"{scan.path}: {error}") from error
     notes = (f"{scan.path.name}: --derivatives holds no brain mask for it; one was found.",)
-    return Brain(brain, "found by intensity and shape", notes if config.derivatives else ())
+    return replace(brain, notes=notes) if config.derivatives else brain
+
+
+def seen_brain(image: Volume, anatomy: Anatomy | None) -> Brain:
+    """The brain by the anatomy network if that is plausible, else by intensity and shape.
+
+    Raises:
+        ValueError: If no brain is found either way.
+    """
+    if anatomy is not None:
+        mask = brain_of(anatomy, image)
+        if PLAUSIBLE_ML[0] <= volume_ml(mask) <= PLAUSIBLE_ML[1]:
+            return Brain(mask, "found by the anatomy network")
+    return Brain(find_brain(image), "found by intensity and shape")
 
 
 def given_brain(path: Path, image: Volume) -> Volume:
@@ -210,7 +276,7 @@ def given_brain(path: Path, image: Volume) -> Volume:
 
 def cut_for(config: Config) -> Cut:
     """The thresholds of a run: the user's, else those on the detectors' cards, averaged."""
-    cards = [card(name) for name in config.detector]
+    cards = [card(name, config.models) for name in config.detector]
 
     def mean(key: str) -> float:
         return float(np.mean([one[key] for one in cards]))
@@ -254,6 +320,10 @@ def write_images(output: Output, found: Findings, config: Config) -> list[Path]:
         files.append(written(output.probability, found.probability.mean, np.float32, said))
         said = {"Description": BRAIN, "Type": "Brain", "Manual": False}
         files.append(written(output.brain, found.brain.mask, np.uint8, said))
+    if config.output_level == "full" and found.anatomy is not None:
+        codes = resample_like(found.anatomy.structures, found.image, order=0)
+        said = {"Description": STRUCTURES, "Manual": False}
+        files.append(written(output.structures, codes, np.uint16, said))
     if config.output_level == "full":
         seen = preprocess(found.image, found.brain.mask, Grid(intensity="brain-median")).image
         said = {"Description": PREPROCESSED, "SkullStripped": config.skip_brain_extraction}
@@ -280,6 +350,9 @@ def scan_row(scan: Scan, found: Findings, config: Config) -> dict[str, object]:
         "brain_ml": round(found.quality.brain_ml, 1),
         "brain_cut_percent": round(found.quality.brain_cut_percent, 1),
         "brain_snr": round(found.quality.brain_snr, 1),
+        "mni_fit_mm": None
+        if found.anatomy is None or found.anatomy.fit_mm is None
+        else round(found.anatomy.fit_mm, 1),
         "nonfinite_voxels": found.intake.nonfinite_voxels,
         "quality_flags": ",".join(found.quality.flags) or None,
     }
@@ -303,11 +376,13 @@ def marker(output: Output, brain: str, config: Config, files: list[Path]) -> dic
             "Input": inputs,
             "BrainMask": brain,
             "Settings": result_settings(config),
-            "Detectors": [
-                {"Name": name, "CardSHA256": _card_digest(name)} for name in config.detector
-            ],
+            "Detectors": [_named(name, config) for name in config.detector],
+            "Anatomy": _named(ANATOMY, config) if config.anatomy == "network" else None,
             "Software": software(),
-            "Machine": machine(),
+            "Machine": {
+                **machine(),
+                "Device": device() if asks_networks(config) else "CPU",
+            },
             "Finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "Files": sorted(path.name for path in files),
         },
@@ -353,13 +428,22 @@ def fingerprint_of(scan: Scan, config: Config, digests: list[str]) -> str:
         input=digests,
         metadata={key: str(value) for key, value in scan.metadata.items()},
         settings=result_settings(config),
-        detectors=[card(name) for name in config.detector],
+        detectors=[card(name, config.models) for name in config.detector],
+        anatomy=card(ANATOMY, config.models) if config.anatomy == "network" else None,
         version=software()["bids_cmb"],
     )
 
 
-def _card_digest(name: str) -> str:
-    return fingerprint(card=card(name))
+def _named(name: str, config: Config) -> dict[str, object]:
+    """A model as the sidecar names it: its card's hash, and that of the weights of each member."""
+    said = card(name, config.models)
+    members = members_of(said, config.folds if name != ANATOMY else ())
+    weights = {member["name"]: member["sha256"] for member in members}
+    return {
+        "Name": name,
+        "CardSHA256": fingerprint(card=said),
+        **({"WeightsSHA256": weights} if weights else {}),
+    }
 
 
 def _digest(path: Path, known: dict) -> str:

@@ -5,26 +5,32 @@ kept. What is drawn depends on the seed and the step alone.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from bids_cmb import cases, contrasts
+from bids_cmb import __version__, cases, contrasts
+from bids_cmb.files import write_text
 from bids_cmb.heads import head_paths
 from bids_cmb.models.losses import LesionLoss, StructuresLoss
 from bids_cmb.models.unet import unet
+from bids_cmb.networks import device
 from bids_cmb.preprocessing import Grid
+from bids_cmb.provenance import machine, software
+from bids_cmb.weights import read_weights, write_weights
 
 BUILDERS = {"unet": unet}
 VALIDATION_STEPS = 24
 CLIP_NORM = 1.0
+VALIDATION_SEED = 10**6  # its patches are the same whatever the recipe's seed
+FINER = 0.25  # of the recipe's learning rate, for weights that know something already
 Batch = tuple[np.ndarray, np.ndarray]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,26 @@ def read_recipe(name: str) -> Recipe:
         raise ValueError(f"{source}: a recipe must hold what `Recipe` lists; {error}.") from error
 
 
+@dataclass(frozen=True)
+class Material:
+    """What a network learns from.
+
+    Attributes:
+        data: BIDS datasets with their truth; for anatomy also folders of label maps.
+        validation: The same, for choosing among epochs; without any, the last epoch is kept.
+        truth: Derivative dataset with the truth of all data, where it does not lie in
+            ``derivatives/truth`` of each.
+        start: Weights to begin with, ``.npz``; by chance without.
+        left_out: Subjects of ``data`` that are not learnt from but validated on.
+    """
+
+    data: tuple[Path, ...]
+    validation: tuple[Path, ...] = ()
+    truth: Path | None = None
+    start: Path | None = None
+    left_out: tuple[str, ...] = ()
+
+
 class Lessons(keras.utils.PyDataset):
     """Batches for `fit`: each is drawn anew, and depends on the seed, the epoch and the step."""
 
@@ -109,69 +135,161 @@ class Lessons(keras.utils.PyDataset):
         return self.teach(np.random.default_rng([self.seed, self.epoch, step]))
 
 
-def train(
-    recipe: Recipe, data: Sequence[Path], out: Path, *, validation: Sequence[Path] = (),
-    say: Callable[[str], None] = lambda _: None,
-) -> dict:  # fmt: skip
-    """Train a network.
+def train(recipe: Recipe, material: Material, out: Path, *, say: Say = lambda _: None) -> dict:
+    """Train a network and write its weights and its entry for a model card.
 
     Args:
         recipe: How.
-        data: BIDS datasets with their truth; for anatomy also folders of label maps.
-        out: Where weights, state and curves go; what is there of the same recipe is gone on with.
-        validation: The same as ``data``, for choosing among epochs.
+        material: From what.
+        out: Where to: ``<name>.npz``, ``<name>.json``, ``curves.tsv`` (epoch, loss, validation),
+            and the state to go on from. Training that was interrupted there goes on.
         say: Told what goes on.
 
     Returns:
-        The figures of the best epoch.
+        The entry.
+
+    Raises:
+        ValueError: If ``out`` holds the training of another recipe, or the data cannot be used.
+        OSError: If something cannot be read or written.
     """
     began = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
+    _claim(out, recipe)
     keras.utils.set_random_seed(recipe.seed)
-    keras.mixed_precision.set_global_policy(precision())
-    source = {"lesions": _lesion_lessons, "anatomy": _anatomy_lessons}[recipe.task]
-    lessons = Lessons(source(recipe, data, recipe.seed, say), recipe.steps, recipe.seed)
-    judged = None
-    if validation:
-        exam = Lessons(source(recipe, validation, 10**6, say), VALIDATION_STEPS, 10**6)
-        judged = _fixed(exam)
-    say(f"data read in {time.monotonic() - began:.0f} s")
-    network = BUILDERS[recipe.builder](**recipe.arguments, **_outputs(recipe))
-    network.compile(optimizer=_optimizer(recipe), loss=_loss(recipe), jit_compile=False)
-    say(f"{network.count_params():,} parameters, {precision()}")
+    keras.config.set_dtype_policy(precision())
+    teach, told = _teacher(recipe, material.data, material, recipe.seed, learn=True)
+    lessons = Lessons(teach, recipe.steps, recipe.seed)
+    judged = _examination(recipe, material)
+    say(f"{told}; read in {time.monotonic() - began:.0f} s")
+    network = build(recipe)
+    if material.start:
+        _fill(network, material.start)
+    slower = FINER if material.start else 1.0
+    network.compile(_optimizer(recipe, slower), loss=_loss(recipe), jit_compile=False)
+    say(f"{network.count_params():,} parameters, {precision()}, {device()}")
     best = out / "best.weights.h5"
-    history = network.fit(
+    network.fit(
         lessons,
         epochs=recipe.epochs,
         validation_data=judged,
         validation_batch_size=recipe.batch,
         verbose=0,
         shuffle=False,
-        callbacks=_callbacks(recipe, lessons, best, out, say),
+        callbacks=_callbacks(recipe, lessons, out, say, judged=judged is not None),
     )
-    figures = {key: float(values[-1]) for key, values in history.history.items()}
-    if not best.exists():
-        network.save_weights(best)
-    return figures
+    if best.exists():
+        network.load_weights(best)
+    minutes = (time.monotonic() - began) / 60
+    return _written(network, recipe, out, f"{told}; {minutes:.0f} minutes on a {device()}")
+
+
+def cross_validate(
+    recipe: Recipe, material: Material, out: Path, *, folds: int, say: Say = lambda _: None
+) -> list[dict]:
+    """Train anew for each fold on all subjects but those of the fold.
+
+    Args:
+        recipe: How.
+        material: From what; its data are BIDS datasets.
+        out: A folder for each fold.
+        folds: How many; the subjects of a dataset are dealt to them in turn.
+        say: Told what goes on.
+
+    Returns:
+        The entry of each fold's network, with the subjects that it has not seen.
+
+    Raises:
+        ValueError: If there are fewer subjects than folds; or as `train`.
+    """
+    found = [one for folder in material.data for one in cases.find_cases(folder, material.truth)]
+    subjects = sorted({one.subject for one in found})
+    if not 2 <= folds <= len(subjects):
+        raise ValueError(
+            f"Folds must be 2 or more and no more than subjects with a truth, {len(subjects)}; "
+            f"found {folds}."
+        )
+    entries = []
+    for fold in range(folds):
+        left_out = tuple(subjects[fold::folds])
+        say(f"fold {fold + 1} of {folds}: without {', '.join(left_out)}")
+        apart = replace(material, left_out=left_out)
+        named = replace(recipe, name=f"{recipe.name}-{fold + 1}")
+        entry = train(named, apart, out / f"fold-{fold + 1}", say=say)
+        entries.append({**entry, "left_out": left_out})
+    return entries
+
+
+def build(recipe: Recipe) -> keras.Model:
+    """The network of a recipe, its weights by chance."""
+    if recipe.builder not in BUILDERS:
+        raise ValueError(
+            f"The builder of a recipe must be one of {', '.join(BUILDERS)}; "
+            f"found {recipe.builder!r}."
+        )
+    outputs = {"outputs": len(recipe.classes) + 1} if recipe.task == "anatomy" else {}
+    return BUILDERS[recipe.builder](**recipe.arguments, **outputs)
 
 
 def precision() -> str:
     """The policy that this machine computes fastest with: 16 bits where it has units for them."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        if tf.config.list_physical_devices("GPU"):
-            return "mixed_bfloat16"
     flags = Path("/proc/cpuinfo")
     has = flags.is_file() and "avx512_bf16" in flags.read_text(encoding="utf-8")
-    return "mixed_bfloat16" if has or os.environ.get("CUDA_VISIBLE_DEVICES") else "float32"
+    on_gpu = keras.backend.backend() == "tensorflow" and device().startswith("GPU")
+    return "mixed_bfloat16" if has or on_gpu else "float32"
 
 
-def _optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
-    total = recipe.steps * recipe.epochs
+def _claim(out: Path, recipe: Recipe) -> None:
+    """Mark a folder as that of a recipe, or make sure that it is."""
+    said, mark = json.dumps(asdict(recipe), indent=2) + "\n", out / "recipe.json"
+    if mark.is_file() and mark.read_text(encoding="utf-8") != said:
+        raise ValueError(
+            f"{mark}: training goes on with the recipe that it began with; found another one."
+        )
+    write_text(mark, said)
+
+
+def _fill(network: keras.Model, start: Path) -> None:
+    arrays = read_weights(start)
+    for variable in network.variables:
+        if variable.path not in arrays or arrays[variable.path].shape != tuple(variable.shape):
+            raise ValueError(
+                f"{start}: weights to begin with must be those of the recipe's network; "
+                f"found none that fits {variable.path}."
+            )
+        variable.assign(arrays[variable.path])
+
+
+def _written(network: keras.Model, recipe: Recipe, out: Path, told: str) -> dict:
+    """Write weights and entry."""
+    arrays = {one.path: keras.ops.convert_to_numpy(one.value) for one in network.variables}
+    path = out / f"{recipe.name}.npz"
+    arguments = {key: value for key, value in recipe.arguments.items() if key != "start"}
+    if recipe.task == "anatomy":
+        arguments["outputs"] = len(recipe.classes) + 1
+    entry = {
+        "name": recipe.name,
+        "builder": recipe.builder,
+        "arguments": arguments,
+        "grid": recipe.grid,
+        "flips": [],
+        "weights": path.name,
+        "sha256": write_weights(path, arrays),
+        "training": {
+            "recipe": recipe.name,
+            "seed": recipe.seed,
+            "data": told,
+            "bids_cmb": __version__,
+            "keras": software()["keras"],
+            "machine": machine()["System"],
+        },
+    }
+    write_text(out / f"{recipe.name}.json", json.dumps(entry, indent=2) + "\n")
+    return entry
+
+
+def _optimizer(recipe: Recipe, slower: float) -> keras.optimizers.Optimizer:
     rate = keras.optimizers.schedules.CosineDecay(
-        recipe.rate / 20, total - recipe.steps, alpha=0.01, warmup_target=recipe.rate,
-        warmup_steps=recipe.steps,
+        slower * recipe.rate / 20, max(1, recipe.steps * (recipe.epochs - 1)), alpha=0.01,
+        warmup_target=slower * recipe.rate, warmup_steps=recipe.steps,
     )  # fmt: skip
     return keras.optimizers.AdamW(
         rate, weight_decay=recipe.decay, clipnorm=CLIP_NORM, use_ema=True,
@@ -179,17 +297,15 @@ def _optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
     )  # fmt: skip
 
 
-def _outputs(recipe: Recipe) -> dict:
-    return {"outputs": len(recipe.classes) + 1} if recipe.task == "anatomy" else {}
-
-
 def _loss(recipe: Recipe) -> keras.losses.Loss:
     if recipe.task == "anatomy":
         return StructuresLoss(classes=len(recipe.classes))
-    return LesionLoss(**recipe.loss)
+    return LesionLoss(**(recipe.loss or {}))
 
 
-def _callbacks(recipe: Recipe, lessons: Lessons, best: Path, out: Path, say: Callable) -> list:
+def _callbacks(
+    recipe: Recipe, lessons: Lessons, out: Path, say: Say, *, judged: bool
+) -> list[keras.callbacks.Callback]:
     since = time.monotonic()
 
     def begin(epoch: int, logs: dict | None = None) -> None:  # noqa: ARG001
@@ -199,53 +315,89 @@ def _callbacks(recipe: Recipe, lessons: Lessons, best: Path, out: Path, say: Cal
         passed = time.monotonic() - since
         left = passed / (epoch + 1) * (recipe.epochs - epoch - 1)
         told = ", ".join(f"{key} {value:.4f}" for key, value in (logs or {}).items())
+        with (out / "curves.tsv").open("a", encoding="utf-8") as curves:
+            curves.write("\t".join(map(str, [epoch + 1, *(logs or {}).values()])) + "\n")
         say(f"epoch {epoch + 1} of {recipe.epochs}: {told}; about {left / 60:.0f} min to go")
 
+    measure = "val_loss" if judged else "loss"
     return [
         keras.callbacks.LambdaCallback(on_epoch_begin=begin),
         keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
         keras.callbacks.ModelCheckpoint(
-            best, monitor="val_loss", save_best_only=True, save_weights_only=True
+            out / "best.weights.h5", monitor=measure, save_best_only=judged,
+            save_weights_only=True,
         ),
         keras.callbacks.BackupAndRestore(out / "state", delete_checkpoint=False),
-        keras.callbacks.CSVLogger(out / "curves.csv", append=True),
-        keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience),
+        keras.callbacks.EarlyStopping(measure, patience=recipe.patience),
         keras.callbacks.LambdaCallback(on_epoch_end=end),
-    ]
+    ]  # fmt: skip
 
 
-def _fixed(exam: Lessons) -> Batch:
-    """All batches of an examination, once."""
-    parts = [exam[step] for step in range(len(exam))]
-    images, truths = zip(*parts, strict=True)
+# --- What is taught -------------------------------------------------------------------------------
+
+
+def _examination(recipe: Recipe, material: Material) -> Batch | None:
+    """All batches of the validation, once; None without any."""
+    data = material.data if material.left_out else material.validation
+    if not data:
+        return None
+    teach, _ = _teacher(recipe, data, material, VALIDATION_SEED, learn=False)
+    exam = Lessons(teach, VALIDATION_STEPS, VALIDATION_SEED)
+    images, truths = zip(*[exam[step] for step in range(len(exam))], strict=True)
     return np.concatenate(images), np.concatenate(truths)
 
 
-def _lesion_lessons(recipe: Recipe, data: Sequence[Path], seed: int, say: Callable) -> Callable:  # noqa: ARG001
+def _teacher(
+    recipe: Recipe, data: Sequence[Path], material: Material, seed: int, *, learn: bool
+) -> tuple[Callable[[np.random.Generator], Batch], str]:
+    """What draws a batch, and in words what it draws from."""
+    label_maps = [folder for folder in data if not (folder / "dataset_description.json").is_file()]
+    found = [
+        one
+        for folder in data
+        if folder not in label_maps
+        for one in cases.find_cases(folder, material.truth)
+        if not material.left_out or (one.subject in material.left_out) != learn
+    ]
+    if recipe.task == "anatomy":
+        return _anatomy_teacher(recipe, found, label_maps, seed)
+    if label_maps:
+        raise ValueError(
+            f"{label_maps[0]}: lesions are learnt from BIDS datasets; found no "
+            "dataset_description.json."
+        )
+    return _lesion_teacher(recipe, found)
+
+
+def _lesion_teacher(recipe: Recipe, found: Sequence[cases.Paths]) -> tuple[Callable, str]:
     grid = Grid.from_card(recipe.grid)
-    found = [one for folder in data for one in cases.find_cases(folder)]
     read = [cases.read_case(one, grid) for one in found]
-    say(f"{len(read)} scans, {sum(len(one.centres['lesion']) for one in read)} lesions")
     given = {key: tuple(v) if isinstance(v, list) else v for key, v in recipe.drawing.items()}
     drawing = cases.Drawing(**given)
-    return lambda rng: cases.batch(read, drawing, rng, size=recipe.batch)
+
+    def teach(rng: np.random.Generator) -> Batch:
+        return cases.batch(read, drawing, rng, size=recipe.batch)
+
+    lesions = sum(len(one.centres["lesion"]) for one in read)
+    return teach, f"{len(read)} scans with {lesions} lesions"
 
 
-def _anatomy_lessons(recipe: Recipe, data: Sequence[Path], seed: int, say: Callable) -> Callable:
+def _anatomy_teacher(
+    recipe: Recipe, found: Sequence[cases.Paths], label_maps: Sequence[Path], seed: int
+) -> tuple[Callable, str]:
     grid, known = Grid.from_card(recipe.grid), contrasts.atlas(recipe.classes)
-    scanned, painted = [], []
-    for folder in data:
-        if (folder / "dataset_description.json").is_file():
-            scanned += [contrasts.scanned_subject(one, grid) for one in cases.find_cases(folder)]
-            continue
-        for at, path in enumerate(head_paths(folder)):
-            for person in range(recipe.people):
-                rng = np.random.default_rng([seed, at, person])
-                painted.append(contrasts.painted_subject(path, rng, float(grid.spacing[0])))
-    say(f"{len(painted)} people to paint, {len(scanned)} simulated scans")
+    scanned = [contrasts.scanned_subject(one, grid) for one in found]
+    painted = [
+        contrasts.painted_subject(
+            path, np.random.default_rng([seed, at, person]), float(grid.spacing[0])
+        )
+        for folder in label_maps
+        for at, path in enumerate(head_paths(folder))
+        for person in range(recipe.people)
+    ]
 
     def teach(rng: np.random.Generator) -> Batch:
         pool = scanned if scanned and (not painted or rng.random() < recipe.scanned) else painted
         return contrasts.batch(pool, known, recipe.patch, rng, size=recipe.batch)
 
-    return teach
+    return teach, f"{len(painted)} people to paint and {len(scanned)} simulated scans"

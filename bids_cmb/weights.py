@@ -5,12 +5,14 @@ Nothing in such a file is run: it holds numbers, and anything else is refused.
 
 import hashlib
 import io
+import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from bids_cmb.cards import card, card_names, members_of, weights_file
 from bids_cmb.files import replacing
 
 MOST_BYTES = 2**30  # unpacked; ours have a hundredth of it
@@ -18,12 +20,12 @@ KINDS = (np.float16, np.float32)
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same arrays give the same bytes
 
 
-def read_weights(path: Path, digest: str) -> dict[str, np.ndarray]:
+def read_weights(path: Path, digest: str | None = None) -> dict[str, np.ndarray]:
     """Read arrays by name.
 
     Args:
         path: ``.npz``.
-        digest: SHA-256 that the file must have.
+        digest: SHA-256 that the file must have; any without.
 
     Returns:
         float32.
@@ -39,7 +41,7 @@ def read_weights(path: Path, digest: str) -> dict[str, np.ndarray]:
             f"{(error.strerror or str(error)).lower()}."
         ) from error
     found = hashlib.sha256(content).hexdigest()
-    if found != digest:
+    if digest is not None and found != digest:
         raise ValueError(
             f"{path}: weights must have the checksum of their model card, SHA-256 {digest[:12]}…; "
             f"found {found[:12]}…."
@@ -64,6 +66,61 @@ def _arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
             f"{MOST_BYTES // 2**20} MB unpacked; found {error}."
         ) from error
     return {name: array.astype(np.float32) for name, array in arrays.items()}
+
+
+def check_weights(name: str, said: Mapping, models: Path | None = None) -> list[dict]:
+    """Make sure that the weights of every member of a card are there and are those of the card.
+
+    Args:
+        name: Of the card.
+        said: The card.
+        models: The user's folder of cards.
+
+    Returns:
+        For each member its name, its file's name and its SHA-256.
+
+    Raises:
+        ValueError: If a file is missing or is another one.
+    """
+    found = []
+    for member in members_of(said):
+        read_weights(weights_file(name, member, models), member["sha256"])
+        found.append({key: member[key] for key in ("name", "weights", "sha256")})
+    return found
+
+
+def described(models: Path | None = None) -> str:
+    """What is known of every model, in a few lines each; a wrong checksum is said.
+
+    Args:
+        models: The user's folder of cards.
+    """
+    return "\n".join(_described(name, models) for name in card_names(models=models))
+
+
+def _described(name: str, models: Path | None) -> str:
+    try:
+        said = card(name, models)
+    except ValueError as error:
+        return f"{name}: {error}\n"
+    lines = [f"{name} ({said['task']})", f"  {said['description']}"]
+    for member in members_of(said):
+        path = weights_file(name, member, models)
+        try:
+            read_weights(path, member["sha256"])
+            state = f"{path.stat().st_size / 2**20:.1f} MB, checksum as on the card"
+        except ValueError as error:
+            state = str(error)
+        spacing = member["grid"].get("spacing")
+        lines.append(
+            f"  member {member['name']}: {member['builder']}, voxels of {spacing} mm, {state}"
+        )
+    for key in ("threshold", "licence", "training", "metrics"):
+        if key in said:
+            lines.append(
+                f"  {key}: {said[key] if isinstance(said[key], str) else json.dumps(said[key])}"
+            )
+    return "\n".join([*lines, ""])
 
 
 def write_weights(path: Path, arrays: Mapping[str, np.ndarray], *, dtype: type = np.float16) -> str:

@@ -11,6 +11,7 @@ from phantoms import phantom
 from scipy import ndimage
 
 from bids_cmb import volume
+from bids_cmb.derivatives import write_json, write_table
 from bids_cmb.laws import law
 from bids_cmb.made_head import procedural_head
 from bids_cmb.sources import draw_sources
@@ -97,3 +98,40 @@ def depths(askew):
     """Distance in voxels from fluid within tissue, and from tissue within fluid."""
     solid = ~np.isin(askew.data, (0, CSF)) & (askew.data < FIRST_OUTSIDE)
     return [ndimage.distance_transform_edt(side) for side in (solid, ~solid)]
+
+
+@pytest.fixture
+def lessons(tmp_path, rng):
+    """A maker of small BIDS datasets with their truth: oblique scans with two dark spots each.
+
+    The first spot is a definite microbleed, the second only a possible one.
+    """
+
+    def make(subjects):
+        write_json(tmp_path / "dataset_description.json", {"Name": "N", "BIDSVersion": "1.9.0"})
+        for number in range(1, subjects + 1):
+            _lesson(tmp_path, f"sub-{number:02d}", rng)
+        return tmp_path
+
+    return make
+
+
+def _lesson(root, subject, rng):
+    shape, labels = (96, 112, 36), np.zeros((96, 112, 36), np.uint16)
+    data = rng.normal(100, 2, shape).astype(np.float32)
+    for index, (x, y, z) in {1: (50, 50, 18), 2: (40, 70, 14)}.items():
+        spot = (slice(x - 2, x + 3), slice(y - 2, y + 3), slice(z, z + 1))
+        data[spot], labels[spot] = 20, index
+    brain = np.zeros(shape, np.uint16)
+    brain[8:-8, 8:-8, 4:-4] = 1
+    volume.save(Volume(data * brain, OBLIQUE), root / subject / f"anat/{subject}_T2starw.nii.gz")
+    stem = root / "derivatives" / "truth" / subject / "anat" / f"{subject}_space-orig"
+    for name, codes in (
+        ("seg-CMB_desc-truth_dseg", labels),
+        ("label-brain_desc-truth_mask", brain),
+        ("seg-structures_desc-truth_dseg", np.where(brain, 2, 0)),
+    ):
+        place = stem.with_name(f"{stem.name}_{name}.nii.gz")
+        volume.save(Volume(codes, OBLIQUE), place, dtype=np.uint16)
+    rows = [{"index": 1, "certainty": "definite"}, {"index": 2, "certainty": "possible"}]
+    write_table(stem.with_name(f"{stem.name}_seg-CMB_desc-truth_dseg.tsv"), rows[0], rows)

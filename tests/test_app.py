@@ -14,11 +14,19 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_cmb.cli import main
-from bids_cmb.derivatives import read_table
+from bids_cmb import cli
 from bids_cmb.cards import card
+from bids_cmb.derivatives import read_table
 
 ROOT = Path(__file__).parents[1]
+QUICK = ["--detector", "radial", "--anatomy", "none"]  # networks take seconds to load
+
+
+def main(words):
+    """The app without networks, unless the words ask for some."""
+    return cli.main([*words, *(QUICK if "--detector" not in words else [])])
+
+
 VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
 
 
@@ -341,7 +349,7 @@ def test_a_read_only_output_is_refused(two, tmp_path):
     if not shutil.which("bwrap"):
         pytest.skip("bubblewrap is not installed")
     cell = ["bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--bind", tmp_path, tmp_path]
-    words = [sys.executable, ROOT / "run.py", two[0], two[1].parent / "new", "participant"]
+    words = [sys.executable, ROOT / "run.py", two[0], two[1].parent / "new", "participant", *QUICK]
     ran = subprocess.run(
         [*map(str, [*cell, "--setenv", "TMPDIR", tmp_path, *words])],
         capture_output=True,
@@ -391,7 +399,7 @@ def test_your_own_brain_mask_goes_first(two, tmp_path):
 def test_asked_to_end_the_app_ends_at_once_and_keeps_what_is_done(dataset, tmp_path):
     raw = dataset({f"sub-{n:02d}/anat/sub-{n:02d}_T2starw": "none" for n in range(1, 9)})
     out = tmp_path / "out"
-    words = [sys.executable, ROOT / "run.py", raw, out, "participant", "--n-cpus", "1"]
+    words = [sys.executable, ROOT / "run.py", raw, out, "participant", "--n-cpus", "1", *QUICK]
     ran = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     while not list(out.glob("sub-*/*_scans.tsv")):
         assert ran.poll() is None
@@ -411,7 +419,17 @@ def test_two_processes_may_share_an_output_folder(dataset, tmp_path):
     scans = {f"sub-01/ses-{n}/anat/sub-01_ses-{n}_T2starw": "none" for n in (1, 2)}
     scans |= {f"sub-01/ses-1/anat/sub-01_ses-1_acq-{n}_T2starw": "none" for n in "ab"}
     raw, out = dataset(scans), tmp_path / "out"
-    words = [sys.executable, ROOT / "run.py", raw, out, "participant", "--n-cpus", "1", "-q"]
+    words = [
+        sys.executable,
+        ROOT / "run.py",
+        raw,
+        out,
+        "participant",
+        "--n-cpus",
+        "1",
+        "-q",
+        *QUICK,
+    ]
     both = [subprocess.Popen([*words, *more]) for more in ([], ["--overwrite"])]
     assert [ran.wait(timeout=120) for ran in both] == [0, 0]
     assert len(read_table(out / "sub-01/ses-1/sub-01_ses-1_scans.tsv")) == 3
@@ -456,7 +474,7 @@ def test_it_runs_as_anyone_on_a_read_only_system_without_home_or_network(two, tm
         *("--bind", out, out, "--bind", temp, temp, "--unshare-all"),
         *("--uid", "23456", "--gid", "23456", "--clearenv", "--setenv", "TMPDIR", temp),
     ]
-    app = [sys.executable, ROOT / "run.py", two[0], out, "participant", "group"]
+    app = [sys.executable, ROOT / "run.py", two[0], out, "participant", "group", *QUICK]
     ran = subprocess.run([*map(str, [*cell, *app])], capture_output=True, text=True, check=False)
     if ran.stderr.startswith("bwrap:"):
         pytest.skip(f"bubblewrap may not make its cell here ({ran.stderr.strip()})")
@@ -469,7 +487,7 @@ def test_it_runs_as_anyone_on_a_read_only_system_without_home_or_network(two, tm
 def test_a_full_disc_stops_the_run_and_nothing_is_half_written(two, tmp_path):
     out, keep = tmp_path / "out", tmp_path / "keep"
     out.mkdir(), keep.mkdir()
-    app = f"{sys.executable} {ROOT / 'run.py'} {two[0]} {out} participant"
+    app = f"{sys.executable} {ROOT / 'run.py'} {two[0]} {out} participant {' '.join(QUICK)}"
     after = f"code=$?; cp -r {out}/. {keep}/; exit $code"
     cell = [
         *("bwrap", "--dev-bind", "/", "/", "--size", "150000", "--tmpfs", out),

@@ -2,13 +2,16 @@
 
 import pytest
 
-from bids_cmb.cohort import MB_PER_SCAN, _duration, methods, workers_for
+from bids_cmb.cohort import MB_PER_SCAN, MB_WITH_NETWORKS, _duration, methods, workers_for
 from bids_cmb.config import Config
 
 
 @pytest.fixture
 def config(tmp_path):
-    return lambda **settings: Config(tmp_path, tmp_path / "out", ("participant",), **settings)
+    quick = {"detector": ("radial",), "anatomy": "none"}
+    return lambda **settings: Config(
+        tmp_path, tmp_path / "out", ("participant",), **{**quick, **settings}
+    )
 
 
 def test_cores_memory_and_scans_bound_the_number_of_workers(config):
@@ -19,6 +22,8 @@ def test_cores_memory_and_scans_bound_the_number_of_workers(config):
     assert workers_for(config(n_cpus=8, mem_mb=2 * MB_PER_SCAN), 50) == 2
     assert workers_for(config(n_cpus=8, mem_mb=10), 50) == 1
     assert workers_for(config(n_cpus=1, omp_nthreads=4), 50) == 1
+    hungry = config(n_cpus=8, mem_mb=2 * MB_WITH_NETWORKS, detector=("ensemble",))
+    assert workers_for(hungry, 50) == 2
 
 
 @pytest.mark.parametrize(
@@ -31,6 +36,7 @@ def test_an_estimate_is_as_coarse_as_it_is_sure(seconds, said):
 
 def test_the_methods_name_the_brain_the_thresholds_and_the_count_rule(config):
     assert "without atlas or learned weights" in methods(config())
+    assert "`ensemble`" in methods(config(detector=("ensemble",), anatomy="network"))
     assert "skull-stripped" in methods(config(skip_brain_extraction=True))
     assert "masks were given" in methods(config(derivatives=("masks",)))
     assert "at least 0.31" in methods(config(threshold=0.31))

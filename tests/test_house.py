@@ -10,27 +10,27 @@ import bids_cmb
 HOUSE = Path(bids_cmb.__file__).parent
 
 FLOORS = [  # from the ground up; a folder is one room
-    {"files", "exits", "sidecars", "filters", "lattices"},
-    {"volume", "config", "discovery", "provenance", "execution", "validation"},
+    {"files", "exits", "sidecars", "filters", "lattices", "cards", "models"},
+    {"volume", "config", "discovery", "provenance", "execution", "validation", "weights"},
     {"brain", "lesions", "candidates", "matching", "agreement"}
-    | {"physics", "tissues", "protocols"},
-    {"preprocessing", "detectors", "derivatives", "boilerplate", "quality", "labelmaps"}
-    | {"heads", "terrain"},
-    {"scoring", "marks", "made_head", "bodies", "laws"},
-    {"fates", "scorecard", "scanner", "vessels"},
+    | {"physics", "tissues", "protocols", "preprocessing", "networks"},
+    {"detectors", "derivatives", "boilerplate", "quality", "labelmaps"}
+    | {"heads", "terrain", "anatomy"},
+    {"scoring", "marks", "made_head", "bodies", "laws", "cases"},
+    {"fates", "scorecard", "scanner", "vessels", "contrasts"},
     {"truth", "sources"},
-    {"participant", "group", "simulation", "evaluation"},
+    {"participant", "group", "simulation", "evaluation", "training"},
     {"cohort"},
     {"app"},
     {"cli", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HOMES = {  # a library, and the only rooms that may name it
-    "tensorflow": set(),
-    "keras": set(),
+    "tensorflow": {"networks", "training"},
+    "keras": {"models", "networks", "training"},
     "bids": {"discovery"},
     "argparse": {"cli", "__main__"},
-    "nibabel": {"volume", "preprocessing", "physics", "scanner"},
+    "nibabel": {"volume", "preprocessing", "physics", "scanner", "cases"},
 }
 
 

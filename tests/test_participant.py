@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bids_cmb import volume
-from bids_cmb.config import Config
 from bids_cmb.cards import card
+from bids_cmb.config import Config
 from bids_cmb.discovery import Scan
 from bids_cmb.participant import cut_for, given_brain, inputs_of, outline, read
 from bids_cmb.volume import Volume
@@ -16,7 +16,9 @@ from bids_cmb.volume import Volume
 
 @pytest.fixture
 def config(tmp_path):
-    return Config(tmp_path, tmp_path / "out", ("participant",))
+    return Config(
+        tmp_path, tmp_path / "out", ("participant",), detector=("radial",), anatomy="none"
+    )
 
 
 @pytest.fixture

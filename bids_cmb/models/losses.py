@@ -45,7 +45,7 @@ class StructuresLoss(keras.losses.Loss):
     def call(self, y_true, y_pred):
         """The loss of a batch of logits, (B, X, Y, Z, classes + 1)."""
         truth = ops.one_hot(ops.cast(y_true[..., 0], "int32"), self.classes)
-        side, sided = y_true[..., 1], ops.cast(y_true[..., 1] != 0.5, "float32")  # noqa: PLR2004
+        side, sided = y_true[..., 1], ops.cast(y_true[..., 1] != 0.5, "float32")
         logits, turn = y_pred[..., :-1], y_pred[..., -1]
         chances = ops.softmax(logits)
         entropy = -ops.mean(ops.sum(truth * ops.log_softmax(logits), axis=-1))

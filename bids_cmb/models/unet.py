@@ -10,7 +10,6 @@ import keras
 from keras import layers
 
 
-
 def unet(
     *, widths: Sequence[int] = (16, 32, 64, 96), inputs: int = 1, outputs: int = 1,
     packed: bool = False, flat: int = 0, start: float = 0.0, folded: bool = False,

@@ -1,0 +1,145 @@
+"""From a network's answer to structures, sides, brain, territories and MNI; no network is asked."""
+
+import numpy as np
+import pytest
+from nibabel.affines import apply_affine, from_matvec
+from nibabel.eulerangles import euler2mat
+
+from bids_cmb.anatomy import (
+    MIDLINE_MM,
+    brain_of,
+    fit_to_mni,
+    places,
+    read_structures,
+    structure_centroids,
+)
+from bids_cmb.cards import card
+from bids_cmb.contrasts import atlas
+from bids_cmb.heads import cut
+from bids_cmb.tissues import is_brain
+from bids_cmb.volume import Volume
+
+CLASSES = card("anatomy")["classes"]
+
+
+@pytest.fixture(scope="module")
+def known(made_up):
+    """A made-up head, nodding and turned, and the answer that a faultless network would give."""
+    head = cut(made_up.labels)
+    turn = from_matvec(euler2mat(0.06, -0.08, 0.1), [12, -7, 20])
+    codes = Volume(head.data[::2, ::2, ::2], turn @ head.affine @ np.diag([2, 2, 2, 1]))
+    table = atlas(CLASSES)
+    chances = 255 * np.eye(table.count + 1, dtype=np.uint8)[table.classes[codes.data]]
+    chances[..., -1] = 255 * table.sides[codes.data]
+    return codes, chances
+
+
+@pytest.fixture(scope="module")
+def anatomy(known):
+    codes, chances = known
+    return read_structures(chances, codes.affine, CLASSES, {})
+
+
+def test_a_faultless_answer_gives_back_the_head(known, anatomy):
+    codes, _ = known
+    lumped = np.zeros(2**16, np.uint16)
+    for one in CLASSES:
+        for code in one["codes"]:
+            lumped[code] = one["left"]
+    right = {one["right"]: one["left"] for one in CLASSES}
+    found = np.vectorize(lambda code: right.get(code, code))(anatomy.structures.data)
+    assert (found == lumped[codes.data]).mean() > 0.99
+
+
+def test_left_and_right_are_those_of_the_head(known, anatomy):
+    codes, _ = known
+    there, found = codes.data, anatomy.structures.data
+    normal, offset = anatomy.midline
+    apart = codes.world(np.argwhere(there >= 0)) @ normal + offset
+    beyond = (abs(apart) > 3).reshape(there.shape)  # mm; nearer, the vermis is of both sides
+    for left, right in ((2, 41), (8, 47), (10, 49)):
+        mine = np.isin(there, (left, right)) & np.isin(found, (left, right)) & beyond
+        assert (found[mine] == there[mine]).mean() > 0.99, left
+
+
+def test_the_brain_mask_holds_the_brain_and_not_the_head(known, anatomy):
+    codes, _ = known
+    fine = Volume(np.zeros((200, 230, 60)), codes.affine @ np.diag([0.5, 0.5, 1.5, 1]))
+    mask = brain_of(anatomy, fine)
+    truth = is_brain(codes.data)
+    at = np.rint(codes.index(fine.world(np.argwhere(mask.data)[::97]))).astype(int)
+    kept = ((at >= 0) & (at < codes.shape)).all(axis=1)
+    assert truth[tuple(at[kept].T)].mean() > 0.85  # the rest are narrow sulci
+    inside = truth.sum() * codes.voxel_volume
+    seen = anatomy.brain.data.sum() * codes.voxel_volume
+    assert inside <= seen < 1.3 * inside
+
+
+def test_noise_that_is_no_brain_is_left_out(known):
+    codes, chances = known
+    noisy = chances.copy()
+    noisy[:4, :4, :4] = 0
+    noisy[:4, :4, :4, 1] = 255  # a crumb of white matter in a corner
+    found = read_structures(noisy, codes.affine, CLASSES, {})
+    assert not found.structures.data[:4, :4, :4].any()
+
+
+def test_an_answer_without_brain_is_refused():
+    nothing = np.zeros((16, 16, 16, len(CLASSES) + 1), np.uint8)
+    nothing[..., 0] = 255
+    with pytest.raises(ValueError, match="No brain was found: the anatomy network saw none"):
+        read_structures(nothing, np.eye(4), CLASSES, {})
+
+
+def test_an_affine_between_heads_is_found_and_one_missed_structure_does_not_turn_it(known):
+    codes, _ = known
+    turn = from_matvec(euler2mat(0.2, 0.1, -0.15) @ np.diag([1.1, 0.95, 1.05]), [5, -20, 9])
+    here = structure_centroids(codes)
+    there = {str(code): apply_affine(turn, at).tolist() for code, at in here.items()}
+    matrix, fit = fit_to_mni(codes, there)
+    np.testing.assert_allclose(matrix, turn, atol=0.01)
+    assert fit < 0.01
+    astray = dict(there)
+    astray["10"] = (np.array(there["10"]) + 30).tolist()
+    matrix, _ = fit_to_mni(codes, astray)
+    corners = np.array([[-60, -80, -40], [60, 80, 60], [0, 0, 0]])
+    apart = np.linalg.norm(apply_affine(matrix, corners) - apply_affine(turn, corners), axis=1)
+    assert apart.max() < 2
+
+
+def test_too_few_structures_give_no_affine(known):
+    assert fit_to_mni(known[0], {"10": [0, 0, 0]}) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("code", "territory"),
+    [(10, "deep"), (49, "deep"), (12, "deep"), (3, "lobar"), (42, "lobar")]
+    + [(16, "infratentorial"), (8, "infratentorial"), (46, "infratentorial")],
+)
+def test_a_lesion_in_a_structure_has_its_territory_and_side(anatomy, code, territory):
+    voxels = np.argwhere(anatomy.structures.data == code)
+    middle = voxels[len(voxels) // 2]
+    centre = anatomy.structures.world(middle)
+    (place,) = places(anatomy, [centre], CLASSES)
+    assert place.territory == territory
+    names = {one[side]: one["name"] for one in CLASSES for side in ("left", "right")}
+    assert place.structure == names[code]
+    left = code in (3, 8, 10, 12)
+    normal, offset = anatomy.midline
+    if code != 16 and abs(normal @ centre + offset) > MIDLINE_MM:
+        assert place.side == ("left" if left else "right")
+
+
+def test_white_matter_is_deep_beside_the_ventricle_and_lobar_under_the_cortex(anatomy):
+    codes = anatomy.structures
+    white = codes.world(np.argwhere(codes.data == 2))
+    ventricle = codes.world(np.argwhere(codes.data == 4)[::5])
+    away = np.array([np.linalg.norm(ventricle - at, axis=1).min() for at in white[::50]])
+    near, far = white[::50][away.argmin()], white[::50][away.argmax()]
+    assert [place.territory for place in places(anatomy, [near, far], CLASSES)] == ["deep", "lobar"]
+
+
+def test_far_from_everything_there_is_no_structure(anatomy):
+    (place,) = places(anatomy, [anatomy.structures.world(np.array([-60, -60, -60]))], CLASSES)
+    assert place.structure is None
+    assert place.territory is None

@@ -1,0 +1,76 @@
+"""Model cards are data: what a model is, where its weights lie, which are its members."""
+
+import json
+
+import pytest
+
+from bids_cmb.cards import ANATOMY, DETECTION, card, card_names, members_of, weights_file
+
+MEMBER = {
+    "name": "a", "builder": "unet", "arguments": {}, "grid": {}, "weights": "w.npz", "sha256": "0",
+}  # fmt: skip
+CARD = {
+    "name": "mine", "task": DETECTION, "description": "Mine.", "threshold": 0.5,
+    "definite_threshold": 0.9, "min_volume_mm3": 1, "members": [MEMBER, {**MEMBER, "name": "b"}],
+}  # fmt: skip
+
+
+def shelf(tmp_path, **cards):
+    for name, said in cards.items():
+        (tmp_path / f"{name}.json").write_text(said if isinstance(said, str) else json.dumps(said))
+    return tmp_path
+
+
+def test_the_package_has_a_detector_without_and_one_with_networks():
+    assert {"radial", "ensemble"} <= set(card_names(DETECTION))
+    assert "members" not in card("radial")
+    assert len(card("ensemble")["members"]) >= 1
+
+
+def test_every_card_of_the_package_says_where_it_comes_from():
+    for name in card_names():
+        said = card(name)
+        assert said["name"] == name
+        for member in members_of(said):
+            assert weights_file(name, member).is_file()
+            assert len(member["sha256"]) == 64
+
+
+def test_a_folder_of_the_user_comes_first(tmp_path):
+    models = shelf(tmp_path, mine=CARD, radial={**CARD, "name": "radial"})
+    assert "mine" in card_names(DETECTION, models)
+    assert "mine" not in card_names(ANATOMY, models)
+    assert card("radial", models)["description"] == "Mine."
+    assert weights_file("mine", MEMBER, models) == tmp_path / "w.npz"
+
+
+def test_weights_never_lie_outside_the_folder_of_their_card(tmp_path):
+    member = {**MEMBER, "weights": "../../elsewhere/w.npz"}
+    assert weights_file("mine", member, shelf(tmp_path, mine=CARD)) == tmp_path / "w.npz"
+
+
+def test_folds_are_asked_for_by_name():
+    assert [one["name"] for one in members_of(CARD, ("b",))] == ["b"]
+    assert len(members_of(CARD)) == 2
+    with pytest.raises(ValueError, match=r"--folds takes members of mine, a b; found c\."):
+        members_of(CARD, ("a", "c"))
+
+
+@pytest.mark.parametrize("name", ["nobody", "../cards/radial", "/etc/passwd"])
+def test_an_unknown_name_is_refused(name):
+    with pytest.raises(ValueError, match=r"A detector must be one of .*radial.*; found "):
+        card(name)
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ("{", "must be JSON"),
+        ({"name": "mine"}, "must hold a task, cerebral microbleeds or anatomy"),
+        ({**CARD, "threshold": 1, "members": [{}]}, "must hold name of each member"),
+        ({key: CARD[key] for key in ("name", "task")}, "must hold description, threshold"),
+    ],
+)
+def test_a_card_that_says_too_little_is_refused(tmp_path, said, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        card("mine", shelf(tmp_path, mine=said))

@@ -1,0 +1,144 @@
+"""A network in use computes what was trained, on any size, and refuses what does not fit."""
+
+import numpy as np
+import pytest
+
+from bids_cmb import networks
+from bids_cmb.networks import answer, folded, load_network
+from bids_cmb.weights import write_weights
+
+ARGUMENTS = {"widths": [2, 4, 4]}
+
+
+def trained(rng, **arguments):
+    """A network with weights by chance, and normalisations as after a training."""
+    networks._tensorflow()
+    from bids_cmb.models.unet import unet  # noqa: PLC0415 after TensorFlow, which is silent so
+
+    model = unet(**{**ARGUMENTS, **arguments})
+    for one in model.variables:
+        if one.path.endswith(("gamma", "moving_variance")):
+            one.assign(rng.uniform(0.5, 2, one.shape))
+        elif one.path.endswith(("beta", "moving_mean")):
+            one.assign(rng.normal(0, 0.3, one.shape))
+    return model
+
+
+def member_of(model, path, **more):
+    arrays = {one.path: np.asarray(one) for one in model.variables}
+    digest = write_weights(path, arrays, dtype=np.float32)
+    return {
+        "name": "tiny", "builder": "unet", "arguments": ARGUMENTS, "sha256": digest, **more,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def model(rng):
+    return trained(rng)
+
+
+def logit(chance):
+    return np.log(chance / (1 - chance))
+
+
+def test_taking_normalisations_into_convolutions_changes_nothing(model, rng, tmp_path):
+    image = rng.random((16, 24, 8), np.float32)
+    before = np.asarray(model(image[None, ..., None]))[0, ..., 0]
+    network = load_network(member_of(model, tmp_path / "w.npz"), tmp_path / "w.npz")
+    np.testing.assert_allclose(logit(answer(network, image)), before, atol=1e-4)
+
+
+def test_folded_weights_have_no_normalisation_left(model):
+    arrays = {one.path: np.asarray(one) for one in model.variables}
+    assert any("_norm" in name for name in arrays)
+    assert not any("_norm" in name for name in folded(arrays))
+
+
+def test_temperature_and_offset_bend_the_probability_and_nothing_else(model, rng, tmp_path):
+    image = rng.random((8, 8, 8), np.float32)
+    path = tmp_path / "w.npz"
+    plain = answer(load_network(member_of(model, path), path), image)
+    bent = answer(load_network(member_of(model, path, temperature=2.0, offset=1.0), path), image)
+    np.testing.assert_allclose(logit(bent), (logit(plain) - 1) / 2, atol=1e-4)
+
+
+def test_flips_are_averaged(model, rng, tmp_path):
+    image = rng.random((8, 12, 8), np.float32)
+    path = tmp_path / "w.npz"
+    network = load_network(member_of(model, path), path)
+    turned = answer(network, image[::-1].copy())[::-1]
+    both = answer(load_network(member_of(model, path, flips=[[0]]), path), image)
+    np.testing.assert_allclose(both, (answer(network, image) + turned) / 2, atol=1e-6)
+
+
+def test_slabs_give_what_the_whole_gives(model, rng, tmp_path, monkeypatch):
+    image = rng.random((8, 160, 8), np.float32)
+    path = tmp_path / "w.npz"
+    network = load_network(member_of(model, path), path)
+    whole = answer(network, image)
+    monkeypatch.setattr(networks, "MOST_VOXELS", image.size // 3)
+    np.testing.assert_allclose(answer(network, image), whole, atol=1e-6)
+
+
+def test_a_side_that_is_no_multiple_is_refused(model, tmp_path):
+    path = tmp_path / "w.npz"
+    network = load_network(member_of(model, path), path)
+    with pytest.raises(ValueError, match=r"must be multiples of \(4, 4, 4\); found \(8, 8, 6\)"):
+        answer(network, np.zeros((8, 8, 6), np.float32))
+
+
+def test_flat_levels_ask_less_of_the_slices(rng, tmp_path):
+    path, arguments = tmp_path / "w.npz", {**ARGUMENTS, "flat": 1}
+    member = {**member_of(trained(rng, flat=1), path), "arguments": arguments}
+    network = load_network(member, path)
+    assert answer(network, np.zeros((8, 8, 6), np.float32)).shape == (8, 8, 6)
+
+
+def test_anatomy_answers_with_chances_of_classes_and_a_side(rng, tmp_path):
+    path, arguments = tmp_path / "w.npz", {**ARGUMENTS, "outputs": 4}
+    member = {**member_of(trained(rng, outputs=4), path), "arguments": arguments}
+    found = answer(load_network(member, path), rng.random((8, 8, 8), np.float32))
+    assert found.shape == (8, 8, 8, 4)
+    assert found.dtype == np.uint8
+    assert (abs(found[..., :3].sum(axis=-1, dtype=int) - 255) <= 2).all()
+
+
+def test_packing_answers_as_finely_as_it_is_asked(rng, tmp_path):
+    path, arguments = tmp_path / "w.npz", {**ARGUMENTS, "packed": True}
+    member = {**member_of(trained(rng, packed=True), path), "arguments": arguments}
+    network = load_network(member, path)
+    assert network.multiple == (8, 8, 8)
+    assert answer(network, rng.random((16, 8, 8), np.float32)).shape == (16, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"builder": "oracle"}, "the builder of a network must be one of unet; found 'oracle'"),
+        ({"arguments": {"depth": 3}}, "unet takes no such argument"),
+        ({"arguments": {"widths": [2, 4]}}, "which it does not have"),
+        ({"arguments": {"widths": [2, 4, 4, 4]}}, "found none for "),
+        ({"arguments": {"widths": [2, 4, 6]}}, r"must have shape \(.*\); found \("),
+    ],
+)
+def test_weights_of_another_network_are_refused(model, tmp_path, change, sentence):
+    path = tmp_path / "w.npz"
+    with pytest.raises(ValueError, match=rf"w.npz: .*{sentence}"):
+        load_network({**member_of(model, path), **change}, path)
+
+
+def test_sixteen_bits_are_nearly_as_good(model, rng, tmp_path):
+    image = rng.random((16, 16, 16), np.float32)
+    path = tmp_path / "w.npz"
+    full, mixed = (
+        answer(load_network(member_of(model, path), path, precision=precision), image)
+        for precision in ("full", "mixed")
+    )
+    assert 0 < abs(full - mixed).max() < 0.03
+
+
+def test_without_a_gpu_it_is_said_what_was_looked_at(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    said = networks.no_gpu()
+    assert "CUDA_VISIBLE_DEVICES is '-1'" in said
+    assert "driver" in said

@@ -1,0 +1,174 @@
+"""Training moves every weight, goes on where it stopped, and leaves what the app can use."""
+
+import json
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+
+from bids_cmb import training
+from bids_cmb.models.losses import LesionLoss, StructuresLoss
+from bids_cmb.networks import answer, load_network
+from bids_cmb.training import Material, build, cross_validate, read_recipe, train
+from bids_cmb.weights import read_weights
+
+
+class HaltError(RuntimeError):
+    pass
+
+
+SMALL = {"widths": [2, 4], "start": -3}
+
+
+@pytest.fixture
+def data(lessons):
+    return lessons(2)
+
+
+@pytest.fixture
+def recipe():
+    given = read_recipe("ensemble-a")
+    drawing = {**given.drawing, "shape": [16, 16, 16]}
+    return replace(given, name="tiny", arguments=SMALL, drawing=drawing, batch=2, steps=2, epochs=2)
+
+
+def arrays_of(folder):
+    return read_weights(folder / "tiny.npz")
+
+
+def test_every_recipe_of_the_package_builds_its_network():
+    for name in ("ensemble-a", "ensemble-b", "ensemble-c", "anatomy"):
+        assert build(read_recipe(name)).count_params() > 100_000
+
+
+def test_training_leaves_weights_that_the_app_loads(data, recipe, tmp_path):
+    told = []
+    entry = train(recipe, Material((data,), validation=(data,)), tmp_path / "out", say=told.append)
+    network = load_network(entry, tmp_path / "out" / "tiny.npz")
+    found = answer(network, np.zeros((16, 16, 16), np.float32))
+    assert found.shape == (16, 16, 16)
+    assert json.loads((tmp_path / "out" / "tiny.json").read_text())["sha256"] == entry["sha256"]
+    assert any("to go" in said for said in told)
+    curves = np.loadtxt(tmp_path / "out" / "curves.tsv")  # epoch, loss, validation
+    assert curves.shape == (2, 3)
+    assert (curves[:, 1:] > 0).all()
+
+
+def test_one_step_moves_every_weight(recipe, rng):
+    network = build(recipe)
+    network.compile("sgd", loss=LesionLoss())
+    before = [keras.ops.convert_to_numpy(one.value) for one in network.trainable_variables]
+    image = rng.random((2, 8, 8, 8, 1), np.float32)
+    truth = np.stack([image[..., 0] > 0.5, np.ones((2, 8, 8, 8))], axis=-1)
+    network.train_on_batch(image, truth)
+    for one, was in zip(network.trainable_variables, before, strict=True):
+        assert (keras.ops.convert_to_numpy(one.value) != was).any(), one.path
+
+
+def test_training_that_was_interrupted_ends_like_one_that_was_not(data, recipe, tmp_path):
+    def fails(said):
+        if said.startswith("epoch 1"):
+            raise HaltError("the power went")
+
+    material = Material((data,))
+    train(recipe, material, tmp_path / "out/whole")
+    with pytest.raises(HaltError, match="the power went"):
+        train(recipe, material, tmp_path / "halted", say=fails)
+    told = []
+    train(recipe, material, tmp_path / "halted", say=told.append)
+    assert not any(said.startswith("epoch 1") for said in told)
+    for name, array in arrays_of(tmp_path / "out/whole").items():
+        np.testing.assert_allclose(arrays_of(tmp_path / "halted")[name], array, atol=2e-3)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(data, recipe, tmp_path):
+    for name, seed in (("one", 1), ("same", 1), ("other", 2)):
+        train(replace(recipe, seed=seed), Material((data,)), tmp_path / name)
+    one, same, other = (arrays_of(tmp_path / name) for name in ("one", "same", "other"))
+    assert all((one[name] == same[name]).all() for name in one)
+    assert any((one[name] != other[name]).any() for name in one)
+
+
+def test_a_folder_keeps_to_its_recipe(data, recipe, tmp_path):
+    train(recipe, Material((data,)), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"recipe.json: training goes on with the recipe that it"):
+        train(replace(recipe, rate=1.0), Material((data,)), tmp_path / "out")
+
+
+def test_fine_tuning_begins_with_the_weights_it_is_given(data, recipe, tmp_path):
+    train(recipe, Material((data,)), tmp_path / "first")
+    start = tmp_path / "first" / "tiny.npz"
+    still = replace(recipe, rate=1e-9, epochs=2)
+    train(still, Material((data,), start=start), tmp_path / "second")
+    first, second = arrays_of(tmp_path / "first"), arrays_of(tmp_path / "second")
+    for name in first:
+        if "moving" not in name:
+            np.testing.assert_allclose(second[name], first[name], atol=1e-2)
+    wider = replace(recipe, arguments={"widths": [4, 8]})
+    with pytest.raises(ValueError, match=r"must be those of the recipe's network"):
+        train(wider, Material((data,), start=start), tmp_path / "third")
+
+
+def test_a_fold_does_not_learn_from_the_subjects_it_is_tried_on(data, recipe, tmp_path):
+    entries = cross_validate(recipe, Material((data,)), tmp_path / "cv", folds=2)
+    assert [entry["left_out"] for entry in entries] == [("sub-01",), ("sub-02",)]
+    assert all("1 scans" in entry["training"]["data"] for entry in entries)
+    with pytest.raises(ValueError, match="Folds must be 2 or more and no more than subjects"):
+        cross_validate(recipe, Material((data,)), tmp_path / "cv", folds=3)
+
+
+def test_anatomy_is_learnt_from_simulated_scans(data, tmp_path):
+    given = read_recipe("anatomy")
+    small = replace(
+        given, name="tiny", arguments={"widths": [2, 4]}, patch=(16, 16, 16), batch=1, steps=1,
+        epochs=1,
+    )  # fmt: skip
+    entry = train(small, Material((data,)), tmp_path / "out")
+    assert entry["arguments"]["outputs"] == len(given.classes) + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("nonsense", "A recipe must be one of anatomy, ensemble-a"), ("odd.json", "must hold what")],
+)
+def test_a_recipe_that_is_none_is_refused(tmp_path, monkeypatch, name, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd.json").write_text('{"name": "odd", "secret": 1}')
+    with pytest.raises(ValueError, match=sentence):
+        read_recipe(name)
+
+
+def test_an_unknown_builder_is_refused(recipe):
+    with pytest.raises(ValueError, match="builder of a recipe must be one of unet; found 'oracle'"):
+        build(replace(recipe, builder="oracle"))
+
+
+def test_lesions_are_not_learnt_from_label_maps(recipe, tmp_path):
+    with pytest.raises(ValueError, match="lesions are learnt from BIDS datasets"):
+        train(recipe, Material((tmp_path / "maps",)), tmp_path / "out")
+
+
+def test_voxels_without_weight_do_not_count(rng):
+    loss = LesionLoss()
+    truth = np.zeros((1, 4, 4, 4, 2), np.float32)
+    truth[0, :2, ..., 1] = 1
+    logits = rng.normal(size=(1, 4, 4, 4, 1)).astype(np.float32)
+    other = logits.copy()
+    other[0, 2:] = 9
+    assert float(loss(truth, logits)) == pytest.approx(float(loss(truth, other)), rel=1e-5)
+
+
+def test_a_perfect_answer_costs_next_to_nothing(rng):
+    truth = np.stack([rng.integers(0, 3, (1, 6, 6, 6)), rng.integers(0, 2, (1, 6, 6, 6))], -1)
+    truth = truth.astype(np.float32)
+    sure = np.concatenate(
+        [60.0 * np.eye(3)[truth[..., 0].astype(int)], 60 * (2 * truth[..., 1:] - 1)], axis=-1
+    ).astype(np.float32)
+    loss = StructuresLoss(classes=3)
+    assert float(loss(truth, sure)) < 0.01
+    assert float(loss(truth, -sure)) > 10
+
+
+def test_precision_is_one_that_keras_knows():
+    assert keras.DTypePolicy(training.precision()).compute_dtype in ("bfloat16", "float32")

@@ -306,7 +306,7 @@ def test_a_malformed_filter_file_is_bad_data(two, tmp_path, capsys):
 def test_unknown_detectors_and_flags_are_refused(two, capsys):
     words = [*map(str, two), "participant"]
     assert main([*words, "--detector", "magic"]) == 64
-    assert "must be one of radial; found 'magic'" in capsys.readouterr().err
+    assert "must be one of ensemble, radial; found 'magic'" in capsys.readouterr().err
     assert main([*words, "--uncounted", "ugly"]) == 64
     assert "flags of large small edge vessel; found ugly" in capsys.readouterr().err
 

@@ -15,7 +15,7 @@ from bids_cmb.weights import read_weights
 
 
 class HaltError(RuntimeError):
-    pass
+    """The power went."""
 
 
 SMALL = {"widths": [2, 4], "start": -3}

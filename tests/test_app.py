@@ -569,3 +569,55 @@ def test_every_spoilt_scan_gets_one_sentence_and_the_others_are_read(dataset, tm
     }
     assert int(rows["sub-nan"]["nonfinite_voxels"]) > 0
     assert "nonfinite" in rows["sub-nan"]["quality_flags"]
+
+
+def test_the_ensemble_runs_from_file_to_tables_and_says_what_it_was(dataset, tmp_path):
+    raw, out = dataset({"sub-01/anat/sub-01_T2starw": "six"}), tmp_path / "out"
+    words = [str(raw), str(out), "participant", "--n-cpus", "1", "--output-level", "full"]
+    assert main([*words, "--detector", "ensemble"]) == 0
+    home = out / "sub-01" / "anat"
+    made = json.loads((home / "sub-01_label-CMB_desc-T2starw_mask.json").read_text())
+    said = made["Provenance"]["Detectors"][0]
+    wanted = {one["name"]: one["sha256"] for one in card("ensemble")["members"]}
+    assert said["WeightsSHA256"] == wanted
+    assert made["Provenance"]["Anatomy"]["Name"] == "anatomy"
+    assert made["Provenance"]["Machine"]["Device"] == "CPU"
+    probability = nib.load(next(home.glob("*probseg.nii.gz"))).get_fdata()
+    assert 0 <= probability.min() <= probability.max() <= 1
+    assert next(home.glob("*seg-structures*dseg.nii.gz")).is_file()
+    for row in read_table(next(home.glob("*seg-CMB*dseg.tsv"))):
+        assert row["prob_sd"] is not None
+        assert row["territory"] in {"lobar", "deep", "infratentorial", None}
+
+
+def test_one_member_of_an_ensemble_can_be_asked_and_another_name_is_refused(two, capfd):
+    words = [*map(str, two), "participant", "--detector", "ensemble", "--dry-run", "--folds"]
+    assert main([*words, "a"]) == 0
+    assert main([*words, "z"]) == 64
+    assert "--folds takes members of ensemble, a" in capfd.readouterr().err
+
+
+def test_an_altered_weight_stops_the_app_before_it_starts(two, tmp_path, capfd):
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "ensemble.json").write_text(json.dumps(card("ensemble")))
+    for member in card("ensemble")["members"]:
+        (models / member["weights"]).write_bytes(b"other numbers")
+    words = [*map(str, two), "participant", "--detector", "ensemble", "--models", str(models)]
+    assert main(words) == 64
+    assert "weights must have the checksum of their model card" in capfd.readouterr().err
+
+
+def test_a_gpu_that_is_asked_for_and_is_not_there_stops_the_run(two, capfd, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    words = [*map(str, two), "participant", "--device", "gpu"]
+    assert main([*words, "--gpu-id", "-1"]) == 69
+    assert "--device gpu needs a GPU that can be used" in capfd.readouterr().err
+
+
+def test_models_are_listed_without_a_dataset(capfd):
+    assert main(["--list-models"]) == 0
+    said = capfd.readouterr().out
+    assert "ensemble (cerebral microbleeds)" in said
+    assert "checksum as on the card" in said
+    assert "radial (cerebral microbleeds)" in said

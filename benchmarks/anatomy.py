@@ -1,10 +1,12 @@
 """How well the anatomy network sees heads that it never learnt from, at any contrast.
 
-    python benchmarks/anatomy.py ANATOMY RESULT.json [--models DIR]
+    python benchmarks/anatomy.py ANATOMY RESULT.json [--scans DATA ...] [--models DIR]
 
 Heads of ANATOMY that the simulated benchmark names are painted with random contrasts and looked at
-in slices of 1, 3, 4 and 5 mm. Dice of each structure (left and right apart), of the brain mask, and
-the share of brain voxels on their right side.
+in slices of 1, 3, 4 and 5 mm; DATA are simulated T2* and SWI datasets with their truth, thin (below
+2.5 mm) and thick slices apart. Dice of each structure (left and right apart) and of the brain mask
+(for DATA also that of `find_brain`, which needs no network), the share of brain voxels on their
+right side, and that of true lesions in their right territory.
 """
 
 import argparse
@@ -14,14 +16,18 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.anatomy import brain_of, find_anatomy
+from bids_cmb.anatomy import Anatomy, brain_of, find_anatomy, places
+from bids_cmb.brain import find_brain
 from bids_cmb.cards import card
+from bids_cmb.cases import Paths, find_cases
 from bids_cmb.contrasts import atlas, degrade, paint, painted_subject
-from bids_cmb.networks import Models
+from bids_cmb.derivatives import read_table
+from bids_cmb.networks import Models, set_threads
 from bids_cmb.scanner import CLEFT_MM
-from bids_cmb.volume import Volume, resample
+from bids_cmb.volume import Volume, load, load_labels, resample
 
 SLICES_MM = (1, 3, 4, 5)
+THICK_MM = 2.5
 DEFINITION = Path(__file__).with_name("simulated.json")
 
 
@@ -30,9 +36,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("anatomy", type=Path, help="folder of label maps")
     parser.add_argument("result", type=Path, help="where to")
+    parser.add_argument("--scans", type=Path, nargs="*", default=[], help="simulated datasets")
+    parser.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
     parser.add_argument("--models", type=Path, help="folder of cards and weights")
     parser.add_argument("--contrasts", type=int, default=2, help="for each head (default: 2)")
     asked = parser.parse_args()
+    set_threads(asked.threads)
     models = Models(folder=asked.models)
     names = json.loads(DEFINITION.read_text(encoding="utf-8"))["anatomy"]
     found = {
@@ -43,6 +52,12 @@ def main() -> None:
         ]
         for thickness in SLICES_MM
     }
+    for paths in [one for data in asked.scans for one in find_cases(data)]:
+        image, _ = load(paths.image)
+        thin = max(image.spacing) < THICK_MM
+        found.setdefault("scans of thin slices" if thin else "scans of thick slices", []).append(
+            scanned(paths, image, models)
+        )
     means = {thickness: averaged(rows) for thickness, rows in found.items()}
     asked.result.write_text(json.dumps(means, indent=2) + "\n", encoding="utf-8")
 
@@ -52,11 +67,41 @@ def measured(path: Path, thickness: float, seed: int, models: Models) -> dict[st
     rng = np.random.default_rng([seed, 7])
     codes = painted_subject(path, rng).codes
     seen = thick(degrade(paint(codes, rng), rng, thick=False), thickness)
-    found = find_anatomy(seen, models)
-    truth = Volume(codes, np.eye(4))
+    found, truth = find_anatomy(seen, models), Volume(codes, np.eye(4))
+    figures = structures(found, truth, models)
+    figures["brain"] = dice(whole(codes), brain_of(found, truth).data)
+    return figures
+
+
+def scanned(paths: Paths, image: Volume, models: Models) -> dict[str, float]:
+    """The figures of one simulated scan, on its own grid."""
+    found = find_anatomy(image, models)
+    stored = load_labels(paths.structures)
+    truth = Volume(np.rint(stored.data).astype(np.uint16), stored.affine)
+    brain = load_labels(paths.brain).data > 0
+    figures = structures(found, truth, models)
+    figures["brain"] = dice(brain, brain_of(found, image).data)
+    figures["brain by find_brain"] = dice(brain, find_brain(image).data)
+    rows = read_table(paths.lesions.with_name(paths.lesions.name.replace(".nii.gz", ".tsv")))
+    if rows:
+        classes = card("anatomy", models.folder)["classes"]
+        centres = [[row[axis] for axis in ("x_mm", "y_mm", "z_mm")] for row in rows]
+        said = places(found, centres, classes)
+        figures["territory"] = float(
+            np.mean(
+                [one.territory == row["territory"] for one, row in zip(said, rows, strict=True)]
+            )
+        )
+    return figures
+
+
+def structures(found: Anatomy, truth: Volume, models: Models) -> dict[str, float]:
+    """Dice of each structure, and the share of brain on its right side, on the truth's grid."""
+    codes = truth.data
     known = card("anatomy", models.folder)["classes"]
     classes, sides = atlas(known).classes, atlas(known).sides
-    there = resample(found.structures, truth.affine, truth.shape, order=0).data.astype(np.uint16)
+    seen = resample(found.structures, truth.affine, truth.shape, order=0)
+    there = np.rint(seen.data).astype(np.uint16)
     keys = [(classes[data].astype(int), sides[data]) for data in (codes, there)]
     figures = {}
     for index, one in enumerate(known):
@@ -64,8 +109,6 @@ def measured(path: Path, thickness: float, seed: int, models: Models) -> dict[st
             a, b = ((cls == index) & (turn == side) for cls, turn in keys)
             if a.sum() > 100 and index:
                 figures[f"{word} {one['name']}".strip()] = dice(a, b)
-    mask = brain_of(found, truth).data
-    figures["brain"] = dice(whole(codes), mask)
     sided = (keys[0][1] != 0.5) & (keys[1][1] != 0.5)
     figures["side"] = float((keys[0][1] == keys[1][1])[sided].mean())
     return figures

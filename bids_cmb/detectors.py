@@ -5,11 +5,12 @@ whose card has members is an ensemble of networks, each on its own grid; any oth
 ``(image, brain) → probability`` of its name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.special import expit, logit
 
 from bids_cmb.candidates import Candidate, find_candidates
 from bids_cmb.cards import card, members_of, weights_file
@@ -17,6 +18,7 @@ from bids_cmb.networks import Models, answer, load_network
 from bids_cmb.preprocessing import Grid, back_to_scan, preprocess
 from bids_cmb.volume import Volume
 
+LEAST = 1e-6  # chance below which, and above 1 less which, log-odds say no more
 STEPS = 10_000  # of a probability: what other threads or processors change lies far below
 
 
@@ -58,20 +60,53 @@ def detect(
     asked = (names,) if isinstance(names, str) else tuple(names)
     if not asked or len(set(asked)) < len(asked):
         raise ValueError(f"Detectors must be named once each; found {list(asked)}.")
-    answers = [_answers(name, image, brain, models or Models()) for name in asked]
-    parts = answers[0] if len(answers) == 1 else [_mean(one) for one in answers]
-    mean = Volume(np.round(_mean(parts) * STEPS) / np.float32(STEPS), image.affine)
-    if len(parts) == 1:
+    models = models or Models()
+    found = {name: answers(name, image, brain, models) for name in asked}
+    curves = {name: card(name, models.folder).get("calibration") for name in asked}
+    chances = [calibrated(_mean(parts), curves[name]) for name, parts in found.items()]
+    mean = Volume(np.round(_mean(chances) * STEPS) / np.float32(STEPS), image.affine)
+    if len(asked) == 1:
+        chances = [calibrated(part, curves[asked[0]]) for part in found[asked[0]]]
+    if len(chances) == 1:
         return Probability(mean, asked)
-    return Probability(mean, asked, Volume(np.std(parts, axis=0), image.affine))
+    return Probability(mean, asked, Volume(np.std(chances, axis=0), image.affine))
 
 
 def _mean(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.mean(parts, axis=0, dtype=np.float32)
 
 
-def _answers(name: str, image: Volume, brain: Volume, models: Models) -> list[np.ndarray]:
-    """What each member of a detector says, on the grid of the scan."""
+def calibrated(chance: np.ndarray, curve: Mapping[str, float] | None) -> np.ndarray:
+    """Chances after a logistic curve over their log-odds; 0 stays 0.
+
+    Args:
+        chance: 0 to 1.
+        curve: ``slope`` and ``offset``; the chances stay as they are without.
+    """
+    if not curve:
+        return chance
+    out = np.zeros_like(chance)
+    there = chance > 0
+    kept = np.clip(chance[there], LEAST, 1 - LEAST)
+    out[there] = expit(curve["slope"] * logit(kept) + curve["offset"])
+    return out
+
+
+def answers(name: str, image: Volume, brain: Volume, models: Models) -> list[np.ndarray]:
+    """What each member of a detector says before any calibration.
+
+    Args:
+        name: Of the detector.
+        image: T2*-weighted magnitude or SWI, as it came.
+        brain: True inside the brain, on the grid of ``image``.
+        models: Which networks, and how.
+
+    Returns:
+        Maps of 0 to 1, float32, on the grid of ``image``.
+
+    Raises:
+        ValueError: As `detect`.
+    """
     said = card(name, models.folder)
     if "members" not in said:
         return [_FUNCTIONS[name](image, brain).data]

@@ -1,0 +1,166 @@
+"""What each threshold of an ensemble gives on simulated scans, for each member and for all.
+
+    python benchmarks/operating_points.py ensemble RESULT.json DATA [DATA ...] [--models DIR]
+
+Each DATA is a simulated dataset with its truth. The members see a scan once; their maps, and the
+mean of all, are cut at many thresholds as the app does it. The card's threshold and calibration
+are set with the result on validation scans, never with benchmark or real scans. The calibration is
+a logistic curve over the highest log-odds of each lesion that is found at a low threshold: what
+comes out is the chance that it is a microbleed, among scans like these.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+
+from bids_cmb.cards import card
+from bids_cmb.cases import Paths, find_cases
+from bids_cmb.detectors import answers
+from bids_cmb.lesions import Lesion, find_lesions
+from bids_cmb.marks import Marks, read_marks
+from bids_cmb.matching import match_sure_first, match_valdo
+from bids_cmb.networks import Models, set_threads
+from bids_cmb.volume import Volume, load, load_labels
+
+THRESHOLDS = (0.02, 0.05, *np.arange(0.1, 0.91, 0.05).round(2), 0.925, 0.95, 0.97, 0.98, 0.99)
+LOW = 0.05  # from which on lesions are used for the calibration
+LARGE_MM = 2.5
+
+
+def main() -> None:
+    """Measure, print and write."""
+    asked = arguments()
+    set_threads(asked.threads)
+    names = [one["name"] for one in card(asked.detector, asked.models)["members"]]
+    groups = [*[(name,) for name in names], tuple(names)]
+    pairs = [pair for data in asked.data for pair in with_truth(data)]
+    rows = []
+    for at, (paths, truth) in enumerate(pairs, start=1):
+        print(f"\r{at} of {len(pairs)}", end="", file=sys.stderr, flush=True)
+        rows += measured(paths, truth, asked, groups)
+    print(file=sys.stderr)
+    result = {" ".join(group): summed(rows, " ".join(group), len(pairs)) for group in groups}
+    report = {"scans": len(pairs), "members": result, "calibration": calibration(rows, groups[-1])}
+    asked.result.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for group, points in result.items():
+        print(group)
+        for point in points:
+            print("  " + "  ".join(f"{key} {value:g}" for key, value in point.items()))
+    print("calibration", report["calibration"])
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("detector", help="whose card has members")
+    parser.add_argument("result", type=Path, help="where to")
+    parser.add_argument("data", type=Path, nargs="+", help="simulated datasets")
+    parser.add_argument("--models", type=Path, help="folder of cards and weights")
+    parser.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
+    return parser.parse_args()
+
+
+def with_truth(data: Path) -> list[tuple[Paths, Marks]]:
+    """The scans of a dataset, each with its true lesions."""
+    truths = {one.name: one for one in read_marks(data / "derivatives" / "truth")}
+    return [(one, truths[one.name]) for one in find_cases(data)]
+
+
+def measured(
+    paths: Paths, truth: Marks, asked: argparse.Namespace, groups: Sequence[tuple[str, ...]]
+) -> list[dict]:
+    """Hits, misses and false alarms of each group of members at each threshold."""
+    image, _ = load(paths.image)
+    brain = Volume(load_labels(paths.brain).data > 0, image.affine)
+    parts = dict(
+        zip(groups[-1], answers(asked.detector, image, brain, Models(asked.models)), strict=True)
+    )
+    volume = card(asked.detector, asked.models)["min_volume_mm3"]
+    rows = []
+    for group in groups:
+        mean = Volume(np.mean([parts[name] for name in group], axis=0), image.affine)
+        for threshold in THRESHOLDS:
+            _, lesions = find_lesions(
+                mean, image, brain, threshold=threshold, definite=1, min_volume=volume
+            )
+            kept = [one for one in lesions if one.counted]
+            rows.append(
+                {"members": " ".join(group), "threshold": threshold, **counted(kept, truth)}
+            )
+    return rows
+
+
+def counted(lesions: Sequence[Lesion], truth: Marks) -> dict:
+    """What the VALDO rule makes of them."""
+    true = truth.lesions[["x_mm", "y_mm", "z_mm"]].to_numpy(float).reshape(-1, 3)
+    centres = np.array([one.centre for one in lesions]).reshape(-1, 3)
+    apart = np.linalg.norm(centres[:, None] - true[None], axis=-1)
+    unsure = truth.lesions["unsure"].to_numpy(bool)
+    match = match_sure_first(match_valdo, apart, unsure)
+    large = truth.lesions["diameter_mm"].to_numpy(float) >= LARGE_MM
+    wrong = (match.partner < 0) & ~match.aside
+    return {
+        "true": int((~unsure).sum()),
+        "hits": match.hits,
+        "missed": int(match.missed.sum()),
+        "large": int((large & ~unsure).sum()),
+        "large_missed": int((match.missed & large).sum()),
+        "false": int(wrong.sum()),
+        "chances": [
+            [one.probability_max, int(not no)]
+            for one, no, aside in zip(lesions, wrong, match.aside, strict=True)
+            if not aside
+        ],
+    }
+
+
+def summed(rows: Sequence[dict], group: str, scans: int) -> list[dict[str, float]]:
+    """The figures over all scans, for each threshold."""
+    points = []
+    for threshold in THRESHOLDS:
+        mine = [row for row in rows if row["members"] == group and row["threshold"] == threshold]
+        total = {
+            key: sum(row[key] for row in mine)
+            for key in ("true", "hits", "missed", "large", "large_missed", "false")
+        }
+        found = total["true"] - total["missed"]
+        all_ = 2 * total["hits"] + total["false"] + total["missed"]
+        points.append(
+            {
+                "threshold": float(threshold),
+                "sensitivity": round(found / max(total["true"], 1), 3),
+                "sensitivity_large": round(1 - total["large_missed"] / max(total["large"], 1), 3),
+                "false_per_scan": round(total["false"] / scans, 3),
+                "f1": round(2 * total["hits"] / max(all_, 1), 3),
+            }
+        )
+    return points
+
+
+def calibration(rows: Sequence[dict], members: Sequence[str]) -> dict[str, float]:
+    """Slope and offset of the log-odds that fit the lesions best."""
+    pairs = [
+        pair
+        for row in rows
+        if row["members"] == " ".join(members) and row["threshold"] == LOW
+        for pair in row["chances"]
+    ]
+    chance, hit = np.array(pairs, float).T
+    odds = logit(np.clip(chance, 1e-4, 1 - 1e-4))
+
+    def surprise(at: np.ndarray) -> float:
+        said = np.clip(expit(at[0] * odds + at[1]), 1e-9, 1 - 1e-9)
+        return -float((hit * np.log(said) + (1 - hit) * np.log(1 - said)).sum())
+
+    slope, offset = minimize(surprise, [1.0, 0.0], method="Nelder-Mead").x
+    return {"slope": round(float(slope), 3), "offset": round(float(offset), 3)}
+
+
+if __name__ == "__main__":
+    main()

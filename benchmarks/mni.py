@@ -1,0 +1,50 @@
+"""Where the anatomy network sees the structures of the MNI template: the centroids of its card.
+
+    python benchmarks/mni.py TEMPLATE.nii.gz [--models DIR]
+
+TEMPLATE is the T1w image of MNI152NLin2009cAsym, or one in the same space. Prints JSON: the centre
+of mass of each structure in mm, the mean of what is seen in the template and in its mirror image
+(turned back), so that neither side is favoured.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from bids_cmb.anatomy import find_anatomy, structure_centroids
+from bids_cmb.networks import Models
+from bids_cmb.tissues import mirrored_codes
+from bids_cmb.volume import Volume, load
+
+MIRROR = np.array([-1, 1, 1])
+
+
+def main() -> None:
+    """Look twice and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("template", type=Path, help="NIfTI in MNI space")
+    parser.add_argument("--models", type=Path, help="folder of cards and weights")
+    asked = parser.parse_args()
+    image, _ = load(asked.template)
+    models = Models(asked.models)
+    here = centroids(image, models)
+    turned = np.diag([-1.0, 1, 1, 1]) @ image.affine
+    there = centroids(Volume(image.data, turned), models)
+    twin = mirrored_codes()
+    both = {
+        code: (here[code] + there[int(twin[code])] * MIRROR) / 2
+        for code in here
+        if int(twin[code]) in there
+    }
+    print(json.dumps({str(code): at.round(1).tolist() for code, at in both.items()}))
+
+
+def centroids(image: Volume, models: Models) -> dict[int, np.ndarray]:
+    """Of the structures that the network sees."""
+    return structure_centroids(find_anatomy(image, models).structures)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,9 +10,17 @@ REFERENCES = (
     "accessibility, and reproducibility of neuroimaging data analysis methods. PLoS Comput Biol "
     "2017;13:e1005209. doi:10.1371/journal.pcbi.1005209",
 )
+TERRITORIES = (
+    "Lesions in cortex, subcortical white matter, hippocampus or amygdala are called lobar; those "
+    "in deep grey matter, capsules, deep or periventricular white matter deep; those in brainstem "
+    "or cerebellum infratentorial, after MARS [1]. MNI positions come from an affine between the "
+    "structures' centroids and those of the template."
+)
 
 
-def methods_text(cards: list[dict], settings: dict, *, cut: dict, brain: str) -> str:
+def methods_text(
+    cards: list[dict], settings: dict, *, cut: dict, brain: str, anatomy: dict | None = None
+) -> str:
     """Describe a run in the words of a methods section, with its references, as Markdown.
 
     Args:
@@ -20,8 +28,10 @@ def methods_text(cards: list[dict], settings: dict, *, cut: dict, brain: str) ->
         settings: Those on which results depend, as ``config.result_settings`` gives them.
         cut: ``threshold``, ``definite`` (probabilities) and ``min_volume`` (mm³) as used.
         brain: A sentence that says where the brain masks came from.
+        anatomy: Card of the network that told structures and territories, if one did.
     """
-    references = [*REFERENCES, *(_cited(one) for card in cards for one in card["citation"])]
+    told = [*cards, *([anatomy] if anatomy else [])]
+    references = [*REFERENCES, *(_cited(one) for card in told for one in card["citation"])]
     sentences = [
         f"Cerebral microbleeds were sought with bids_cmb {__version__} on SWI or T2*-weighted "
         "scans.",
@@ -34,6 +44,7 @@ def methods_text(cards: list[dict], settings: dict, *, cut: dict, brain: str) ->
         f"corner were taken as one lesion, and lesions below {cut['min_volume']:g} mm³ dropped.",
         f"A lesion whose highest probability reaches {cut['definite']:g} is called definite, any "
         "other possible, after the two grades of MARS [1].",
+        f"{anatomy['description']} {TERRITORIES}" if anatomy else "",
         _counting(settings["uncounted"]),
         "Sizes are those on the image, blooming included. Results are BIDS derivatives [2]. "
         "They are for research, and no person has reviewed them unless this is said elsewhere.",

@@ -202,24 +202,20 @@ def write_methods(config: Config, logs: Path) -> str:
 
 def methods(config: Config) -> str:
     """The methods section of this run."""
+    anatomy = card(ANATOMY, config.models) if config.anatomy == "network" else None
+    found = "outlined by the anatomy network" if anatomy else "outlined by intensity and shape"
     if config.skip_brain_extraction:
         brain = "The scans were skull-stripped; their non-zero voxels, filled, are the brain."
     elif config.derivatives:
-        brain = (
-            "Brain masks were given where the user's derivatives had one; elsewhere the brain was "
-            "outlined by intensity and shape, without atlas or learned weights."
-        )
+        brain = f"Brain masks are the user's derivatives where there was one, elsewhere {found}."
     else:
-        brain = (
-            "The brain was outlined by intensity and shape, without atlas or learned weights."
-            if config.anatomy == "none"
-            else card(ANATOMY, config.models)["description"]
-        )
+        brain = f"The brain was {found}."
     return methods_text(
         [card(name, config.models) for name in config.detector],
         result_settings(config),
         cut=asdict(cut_for(config)),
         brain=brain,
+        anatomy=anatomy,
     )
 
 

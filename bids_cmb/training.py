@@ -22,10 +22,12 @@ from bids_cmb.models.unet import unet
 from bids_cmb.networks import device
 from bids_cmb.preprocessing import Grid
 from bids_cmb.provenance import machine, software
+from bids_cmb.training_report import draw_report
 from bids_cmb.weights import read_weights, write_weights
 
 BUILDERS = {"unet": unet}
 VALIDATION_STEPS = 24
+EXAMPLES = 40  # patches of the validation, of which the report shows those with most to see
 CLIP_NORM = 1.0
 VALIDATION_SEED = 10**6  # its patches are the same whatever the recipe's seed
 FINER = 0.25  # of the recipe's learning rate, for weights that know something already
@@ -142,6 +144,7 @@ def train(recipe: Recipe, material: Material, out: Path, *, say: Say = lambda _:
         recipe: How.
         material: From what.
         out: Where to: ``<name>.npz``, ``<name>.json``, ``curves.tsv`` (epoch, loss, validation),
+            ``report.png`` (the same drawn, and what the network says about validation patches),
             and the state to go on from. Training that was interrupted there goes on.
         say: Told what goes on.
 
@@ -178,6 +181,8 @@ def train(recipe: Recipe, material: Material, out: Path, *, say: Say = lambda _:
     )
     if best.exists():
         network.load_weights(best)
+    curves = [[float(cell) for cell in line.split()] for line in _lines(out / "curves.tsv")]
+    draw_report(out / "report.png", recipe.name, curves, _examples(network, judged, recipe))
     minutes = (time.monotonic() - began) / 60
     return _written(network, recipe, out, f"{told}; {minutes:.0f} minutes on a {device()}")
 
@@ -256,6 +261,25 @@ def _fill(network: keras.Model, start: Path) -> None:
                 f"found none that fits {variable.path}."
             )
         variable.assign(arrays[variable.path])
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def _examples(
+    network: keras.Model, judged: Batch | None, recipe: Recipe
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Images, truths and answers of the first patches of the validation; None without one."""
+    if judged is None:
+        return None
+    images, truths = judged[0][:EXAMPLES], judged[1][:EXAMPLES]
+    logits = network.predict(images, batch_size=recipe.batch, verbose=0)
+    if recipe.task == "anatomy":
+        found = logits[..., :-1].argmax(-1)
+    else:
+        found = keras.ops.convert_to_numpy(keras.ops.sigmoid(logits[..., 0]))
+    return images[..., 0], truths[..., 0], found
 
 
 def _written(network: keras.Model, recipe: Recipe, out: Path, told: str) -> dict:

@@ -8,7 +8,7 @@ from nibabel.affines import from_matvec
 
 import bids_cmb.detectors
 from bids_cmb.cards import DETECTION, card, card_names
-from bids_cmb.detectors import detect, radial
+from bids_cmb.detectors import calibrated, detect, radial
 from bids_cmb.volume import Volume
 
 SPACING = np.array([0.6, 0.5, 3.0])  # mm
@@ -191,3 +191,15 @@ def test_an_unknown_detector_is_refused():
 def test_detectors_are_named_once_each(names):
     with pytest.raises(ValueError, match="must be named once each; found"):
         detect(names, scan(), brain())
+
+
+def test_calibration_shifts_the_odds_and_leaves_nothing_at_nothing():
+    chances = np.array([0, 0.1, 0.5, 0.9, 1], np.float32)
+    assert calibrated(chances, None) is chances
+    np.testing.assert_allclose(calibrated(chances, {"slope": 1, "offset": 0}), chances, atol=2e-6)
+    halved = calibrated(chances, {"slope": 1, "offset": -np.log(2)})  # the odds are half as high
+    np.testing.assert_allclose(halved[1:4], [1 / 19, 1 / 3, 9 / 11], atol=1e-6)
+    steeper = calibrated(chances, {"slope": 2, "offset": 0})
+    np.testing.assert_allclose(steeper[1:4], [1 / 82, 0.5, 81 / 82], atol=1e-6)
+    assert steeper[0] == 0
+    assert (np.diff(steeper) > 0).all()

@@ -14,7 +14,7 @@ FLOORS = [  # from the ground up; a folder is one room
     {"volume", "config", "discovery", "provenance", "execution", "validation", "weights"},
     {"brain", "lesions", "candidates", "matching", "agreement"}
     | {"physics", "tissues", "protocols", "preprocessing", "networks"},
-    {"detectors", "derivatives", "boilerplate", "quality", "labelmaps"}
+    {"detectors", "derivatives", "boilerplate", "quality", "labelmaps", "training_report"}
     | {"heads", "terrain", "anatomy"},
     {"scoring", "marks", "made_head", "bodies", "laws", "cases"},
     {"fates", "scorecard", "scanner", "vessels", "contrasts"},
@@ -29,6 +29,7 @@ HOMES = {  # a library, and the only rooms that may name it
     "tensorflow": {"networks", "training"},
     "keras": {"models", "networks", "training"},
     "bids": {"discovery"},
+    "matplotlib": {"training_report"},
     "argparse": {"cli", "__main__"},
     "nibabel": {"volume", "preprocessing", "physics", "scanner", "cases"},
 }

@@ -38,7 +38,7 @@ def arrays_of(folder):
 
 
 def test_every_recipe_of_the_package_builds_its_network():
-    for name in ("ensemble-a", "ensemble-b", "ensemble-c", "anatomy"):
+    for name in ("ensemble-a", "ensemble-b", "ensemble-c", "ensemble-d", "anatomy"):
         assert build(read_recipe(name)).count_params() > 100_000
 
 
@@ -53,6 +53,7 @@ def test_training_leaves_weights_that_the_app_loads(data, recipe, tmp_path):
     curves = np.loadtxt(tmp_path / "out" / "curves.tsv")  # epoch, loss, validation
     assert curves.shape == (2, 3)
     assert (curves[:, 1:] > 0).all()
+    assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_one_step_moves_every_weight(recipe, rng):

@@ -1,0 +1,64 @@
+"""One picture of a training: its curves, and what the network says about patches for validation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from bids_cmb.files import replacing
+
+SHOWN = 6  # patches
+
+
+def draw_report(
+    path: Path,
+    title: str,
+    curves: Sequence[Sequence[float]],
+    examples: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
+) -> None:
+    """Write the picture, PNG.
+
+    Args:
+        path: Where to.
+        title: Which training.
+        curves: For each epoch its number, the loss and, if there was one, the validation's.
+        examples: Images, truths and answers, each (N, X, Y, Z), of the same N patches: lesions
+            and their chances, or classes; None without a validation set.
+    """
+    figure = Figure(figsize=(12, 9 if examples else 3.5), layout="constrained")
+    rows = figure.subfigures(2 if examples else 1, 1, height_ratios=[1, 2] if examples else [1])
+    top, *below = np.atleast_1d(rows)
+    top.suptitle(title)
+    axis = top.subplots()
+    columns = np.array(curves, float).T
+    for losses, name in zip(columns[1:], ("training", "validation"), strict=False):
+        axis.plot(columns[0], losses, marker=".", label=name)
+    axis.set(xlabel="epoch", ylabel="loss", xlim=(0.5, columns[0].max() + 0.5))
+    axis.legend(frameon=False)
+    if examples:
+        _patches(below[0], *examples)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=90)
+
+
+def _patches(home: Figure, images: np.ndarray, truths: np.ndarray, found: np.ndarray) -> None:
+    """The slice with most to see of patches with most to see, above truth and answer."""
+    most = np.argsort([-len(np.unique(one)) - (one > 0).mean() for one in truths], kind="stable")
+    axes = home.subplots(3, SHOWN, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for column, at in enumerate(most[:SHOWN]):
+        z = int(np.argmax((truths[at] > 0).sum(axis=(0, 1))))
+        high = max(float(truths.max()), 1.0)
+        for row, (data, colours) in enumerate(
+            [(images[at], {"cmap": "gray", "vmin": 0}), *_coloured(truths[at], found[at], high)]
+        ):
+            axes[row, column].imshow(np.rot90(data[..., z]), **colours)
+    for row, word in enumerate(("image", "truth", "answer")):
+        axes[row, 0].set_title(word, loc="left", fontsize=9)
+
+
+def _coloured(truth: np.ndarray, found: np.ndarray, high: float) -> list[tuple[np.ndarray, dict]]:
+    colours = {"cmap": "viridis", "vmin": 0, "vmax": high, "interpolation": "nearest"}
+    return [(truth, colours), (found, colours)]

@@ -85,7 +85,7 @@ def scanned(paths: Paths, image: Volume, models: Models) -> dict[str, float]:
     rows = read_table(paths.lesions.with_name(paths.lesions.name.replace(".nii.gz", ".tsv")))
     if rows:
         classes = card("anatomy", models.folder)["classes"]
-        centres = [[row[axis] for axis in ("x_mm", "y_mm", "z_mm")] for row in rows]
+        centres = [[float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")] for row in rows]
         said = places(found, centres, classes)
         figures["territory"] = float(
             np.mean(

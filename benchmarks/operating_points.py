@@ -3,32 +3,33 @@
     python benchmarks/operating_points.py ensemble RESULT.json DATA [DATA ...] [--models DIR]
 
 Each DATA is a simulated dataset with its truth. The members see a scan once; their maps, and the
-mean of all, are cut at many thresholds as the app does it. The card's threshold and calibration
-are set with the result on validation scans, never with benchmark or real scans. The calibration is
-a logistic curve over the highest log-odds of each lesion that is found at a low threshold: what
-comes out is the chance that it is a microbleed, among scans like these.
+mean of all, are cut at many thresholds as the app does it (but `large` ones count). The card's
+threshold is set on validation scans, never on benchmark or real scans. The calibration is a logistic
+curve over the highest log-odds of each lesion that is found at a low threshold: what comes out is
+the chance that it is a microbleed, among scans like these.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from bids_cmb.cards import card
 from bids_cmb.cases import Paths, find_cases
 from bids_cmb.detectors import answers
-from bids_cmb.lesions import Lesion, find_lesions
-from bids_cmb.marks import Marks, read_marks
+from bids_cmb.lesions import TOUCHING
+from bids_cmb.marks import POSITION, Marks, read_marks
 from bids_cmb.matching import match_sure_first, match_valdo
 from bids_cmb.networks import Models, set_threads
 from bids_cmb.volume import Volume, load, load_labels
 
-THRESHOLDS = (0.02, 0.05, *np.arange(0.1, 0.91, 0.05).round(2), 0.925, 0.95, 0.97, 0.98, 0.99)
+THRESHOLDS = (0.05, *np.arange(0.1, 0.91, 0.05).round(2), 0.925, 0.95, 0.97, 0.98, 0.99)
 LOW = 0.05  # from which on lesions are used for the calibration
 LARGE_MM = 2.5
 
@@ -82,24 +83,40 @@ def measured(
         zip(groups[-1], answers(asked.detector, image, brain, Models(asked.models)), strict=True)
     )
     volume = card(asked.detector, asked.models)["min_volume_mm3"]
-    rows = []
-    for group in groups:
-        mean = Volume(np.mean([parts[name] for name in group], axis=0), image.affine)
+    return [
+        {"members": " ".join(group), "threshold": threshold, **counted(*cut, truth)}
+        for group in groups
+        for threshold, cut in cuts(np.mean([parts[name] for name in group], axis=0), image, volume)
+    ]
+
+
+def cuts(
+    chance: np.ndarray, grid: Volume, least: float
+) -> Iterator[tuple[float, tuple[np.ndarray, np.ndarray]]]:
+    """Centres in world mm and highest chances of the lesions at each threshold.
+
+    As `find_lesions` cuts them, without the measurements that take its time.
+    """
+    pieces, _ = ndimage.label(chance >= min(THRESHOLDS), structure=TOUCHING)
+    found = {threshold: [] for threshold in THRESHOLDS}
+    for number, box in enumerate(ndimage.find_objects(pieces), start=1):
+        inside = np.where(pieces[box] == number, chance[box], 0)
+        start = [side.start for side in box]
         for threshold in THRESHOLDS:
-            _, lesions = find_lesions(
-                mean, image, brain, threshold=threshold, definite=1, min_volume=volume
-            )
-            kept = [one for one in lesions if one.counted]
-            rows.append(
-                {"members": " ".join(group), "threshold": threshold, **counted(kept, truth)}
-            )
-    return rows
+            parts, count = ndimage.label(inside >= threshold, structure=TOUCHING)
+            for part in range(1, count + 1):
+                voxels, weights = np.argwhere(parts == part), inside[parts == part]
+                if len(voxels) * grid.voxel_volume >= least:
+                    centre = start + np.average(voxels, axis=0, weights=weights)
+                    found[threshold].append((*grid.world(centre), weights.max()))
+    for threshold, lesions in found.items():
+        table = np.array(lesions, float).reshape(-1, 4)
+        yield threshold, (table[:, :3], table[:, 3])
 
 
-def counted(lesions: Sequence[Lesion], truth: Marks) -> dict:
-    """What the VALDO rule makes of them."""
-    true = truth.lesions[["x_mm", "y_mm", "z_mm"]].to_numpy(float).reshape(-1, 3)
-    centres = np.array([one.centre for one in lesions]).reshape(-1, 3)
+def counted(centres: np.ndarray, tops: np.ndarray, truth: Marks) -> dict:
+    """What the VALDO rule makes of lesions at ``centres`` (N, 3)."""
+    true = truth.lesions[POSITION].to_numpy(float).reshape(-1, 3)
     apart = np.linalg.norm(centres[:, None] - true[None], axis=-1)
     unsure = truth.lesions["unsure"].to_numpy(bool)
     match = match_sure_first(match_valdo, apart, unsure)
@@ -113,8 +130,8 @@ def counted(lesions: Sequence[Lesion], truth: Marks) -> dict:
         "large_missed": int((match.missed & large).sum()),
         "false": int(wrong.sum()),
         "chances": [
-            [one.probability_max, int(not no)]
-            for one, no, aside in zip(lesions, wrong, match.aside, strict=True)
+            [float(top), int(not no)]
+            for top, no, aside in zip(tops, wrong, match.aside, strict=True)
             if not aside
         ],
     }

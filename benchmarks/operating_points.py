@@ -4,9 +4,9 @@
 
 Each DATA is a simulated dataset with its truth. The members see a scan once; their maps, and the
 mean of all, are cut at many thresholds as the app does it (but `large` ones count). The card's
-threshold is set on validation scans, never on benchmark or real scans. The calibration is a logistic
-curve over the highest log-odds of each lesion that is found at a low threshold: what comes out is
-the chance that it is a microbleed, among scans like these.
+threshold is set on validation scans, never on benchmark or real scans. The calibration is a
+logistic curve over the highest log-odds of each lesion that is found at a low threshold: what comes
+out is the chance that it is a microbleed, among scans like these.
 """
 
 import argparse

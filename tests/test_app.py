@@ -594,7 +594,7 @@ def test_one_member_of_an_ensemble_can_be_asked_and_another_name_is_refused(two,
     words = [*map(str, two), "participant", "--detector", "ensemble", "--dry-run", "--folds"]
     assert main([*words, "a"]) == 0
     assert main([*words, "z"]) == 64
-    assert "--folds takes members of ensemble, a" in capfd.readouterr().err
+    assert "--folds takes members of ensemble, a b c d; found z" in capfd.readouterr().err
 
 
 def test_an_altered_weight_stops_the_app_before_it_starts(two, tmp_path, capfd):

@@ -289,6 +289,7 @@ def _tensorflow():
     with _silence():
         import tensorflow as tf  # noqa: PLC0415
 
+        tf.get_logger().setLevel("ERROR")  # each network is a graph of its own, and it wonders why
         exact = tf.config.experimental.enable_tensor_float_32_execution
         exact(False)  # noqa: FBT003 as exact as a CPU
         for one in tf.config.list_physical_devices("GPU"):

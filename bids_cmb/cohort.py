@@ -207,7 +207,10 @@ def methods(config: Config) -> str:
     if config.skip_brain_extraction:
         brain = "The scans were skull-stripped; their non-zero voxels, filled, are the brain."
     elif config.derivatives:
-        brain = f"Brain masks are the user's derivatives where there was one, elsewhere {found}."
+        brain = (
+            "Brain masks were given where the user's derivatives had one; elsewhere the brain was "
+            f"{found}."
+        )
     else:
         brain = f"The brain was {found}."
     return methods_text(

@@ -35,7 +35,10 @@ def test_an_estimate_is_as_coarse_as_it_is_sure(seconds, said):
 
 
 def test_the_methods_name_the_brain_the_thresholds_and_the_count_rule(config):
-    assert "without atlas or learned weights" in methods(config())
+    assert "The brain was outlined by intensity and shape." in methods(config(anatomy="none"))
+    seen = methods(config(anatomy="network"))
+    assert "The brain was outlined by the anatomy network." in seen
+    assert "SynthSeg" in seen  # the network's citation
     assert "`ensemble`" in methods(config(detector=("ensemble",), anatomy="network"))
     assert "skull-stripped" in methods(config(skip_brain_extraction=True))
     assert "masks were given" in methods(config(derivatives=("masks",)))

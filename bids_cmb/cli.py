@@ -16,7 +16,17 @@ from pathlib import Path
 
 from bids_cmb import __version__
 from bids_cmb.config import LEVELS, THREADS, Config, read_config_file
-from bids_cmb.exits import BAD_DATA, GOES_ON, NO_INPUT, NO_OUTPUT, UNKNOWN_LEVEL, USAGE, ExitError
+from bids_cmb.exits import (
+    BAD_DATA,
+    GOES_ON,
+    NO_INPUT,
+    NO_OUTPUT,
+    OK,
+    SOME_FAILED,
+    UNKNOWN_LEVEL,
+    USAGE,
+    ExitError,
+)
 
 ALIASES = {
     "--session-id": "--session-label",
@@ -48,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if "--list-models" in map(_spelled, words):
             return _list_models(words)
+        if "--selftest" in map(_spelled, words):
+            return _selftest(words)
         config = configure(words)
         with _environment(config):
             from bids_cmb.app import run
@@ -70,6 +82,36 @@ def _list_models(words: list[str]) -> int:
     found, _ = given.parse_known_args([_spelled(word) for word in words])
     sys.stdout.write(described(found.models))
     return 0
+
+
+def _selftest(words: list[str]) -> int:
+    """Try everything once and say how it went; no dataset need be named."""
+    given = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    given.add_argument("--models", type=Path)
+    given.add_argument("--device", choices=("auto", "gpu", "cpu"))
+    given.add_argument("--gpu-id")
+    given.add_argument("--work-dir", "-w", type=Path)
+    found, _ = given.parse_known_args([_spelled(word) for word in words])
+    settings = {"models": _models(), **vars(found)}
+    with _environment(Config(Path(), Path(), LEVELS, **settings)):
+        from bids_cmb.selftest import selftest
+
+        with tempfile.TemporaryDirectory() as folder:
+            wrong = selftest(
+                Path(folder),
+                models=settings["models"],
+                asked_device=settings.get("device", "auto"),
+                say=_say,
+            )
+    for said in wrong:
+        sys.stderr.write(f"bids_cmb: {said}\n")
+    _say("selftest: something is off" if wrong else "selftest: all is well")
+    return SOME_FAILED if wrong else OK
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _models() -> Path | None:
@@ -163,6 +205,7 @@ def _add_finding(add: Callable) -> None:
         choices=("network", "none"),
         help="none: the brain by intensity and shape, and no regions (default: network)",
     )
+    add("--selftest", action="store_true", help="load every network, count one made-up scan; stop")
     add("--list-models", action="store_true", help="print what is known of each model; then stop")
     add("--threshold", type=float, metavar="P", help="probability of a lesion's voxels")
     add("--min-volume", type=float, metavar="MM3", help="smallest lesion, mm³")

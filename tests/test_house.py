@@ -22,6 +22,7 @@ FLOORS = [  # from the ground up; a folder is one room
     {"participant", "group", "simulation", "evaluation", "training"},
     {"cohort"},
     {"app"},
+    {"selftest"},
     {"cli", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

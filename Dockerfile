@@ -1,0 +1,75 @@
+# bids_cmb: one image for GPU and CPU, Docker and Apptainer.
+#
+#   docker build -t bids_cmb .
+#   docker build -t bids_cmb:cpu --build-arg BASE=python:3.12-slim-bookworm --build-arg LOCK=cpu .
+#
+# BASE needs Python 3.11 to 3.13, or apt to get it from. The CUDA libraries come once, with
+# TensorFlow's own wheels: the small CUDA base image brings none of its own.
+ARG BASE=nvidia/cuda:12.6.3-base-ubuntu24.04
+
+FROM ${BASE} AS python
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# hadolint ignore=DL3008 -- the base image is what is pinned; Debian and Ubuntu drop old versions
+RUN if ! command -v python3 >/dev/null || ! python3 -c 'import venv, ensurepip' 2>/dev/null; then \
+      apt-get update -q \
+      && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+        python3 python3-venv ca-certificates \
+      && rm -rf /var/lib/apt/lists/*; \
+    fi
+
+# --- Dependencies, by hash; then the app ----------------------------------------------------------
+FROM python AS build
+ARG LOCK=gpu
+COPY .ci/${LOCK}.lock /tmp/lock
+RUN python3 -m venv /opt/venv \
+    && /opt/venv/bin/pip install --no-cache-dir --no-compile --require-hashes -r /tmp/lock
+COPY pyproject.toml README.md LICENSE /src/
+COPY bids_cmb /src/bids_cmb
+RUN /opt/venv/bin/pip install --no-cache-dir --no-compile --no-deps --no-build-isolation /src \
+    && /opt/venv/bin/python -m bids_cmb.strip /opt/venv
+
+# --- Templates: fetched once, with what they were written down beside them ------------------------
+FROM build AS templates
+ARG TEMPLATES=
+ENV TEMPLATEFLOW_HOME=/opt/templateflow
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+RUN mkdir -p "$TEMPLATEFLOW_HOME" \
+    && for template in $TEMPLATES; do \
+      /opt/venv/bin/python -c "from templateflow.api import get; get('$template', resolution=1)"; \
+    done \
+    && find "$TEMPLATEFLOW_HOME" -type f -exec sha256sum {} + | sort -k 2 > /opt/templateflow.sha256
+
+# --- The image ------------------------------------------------------------------------------------
+FROM python AS image
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG CREATED=unknown
+LABEL org.opencontainers.image.title="bids_cmb" \
+      org.opencontainers.image.description="Counts cerebral microbleeds on susceptibility MRI. For research only." \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=build /opt/venv /opt/venv
+COPY --from=templates /opt/templateflow /opt/templateflow
+COPY --from=templates /opt/templateflow.sha256 /opt/templateflow.sha256
+COPY run.py LICENSE README.md CITATION.cff /opt/bids_cmb/
+# Whoever runs it may have any user id, no name and no home: all may read, nobody need write.
+RUN printf '%s\n' "${VERSION}" > /version \
+    && chmod -R a+rX /opt /version \
+    && useradd --create-home --uid 1000 --non-unique bids_cmb \
+    && chmod 0755 /home/bids_cmb
+# Nothing from the user's ~/.local; no bytecode on a read-only root; GPU memory as it is needed.
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONNOUSERSITE=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    KERAS_BACKEND=tensorflow \
+    TF_CPP_MIN_LOG_LEVEL=3 \
+    TF_FORCE_GPU_ALLOW_GROWTH=true \
+    TEMPLATEFLOW_HOME=/opt/templateflow \
+    TEMPLATEFLOW_AUTOUPDATE=off \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER bids_cmb
+ENTRYPOINT ["/opt/venv/bin/python", "/opt/bids_cmb/run.py"]

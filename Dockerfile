@@ -21,12 +21,13 @@ RUN if ! command -v python3 >/dev/null || ! python3 -c 'import venv, ensurepip' 
 FROM python AS build
 ARG LOCK=gpu
 COPY .ci/${LOCK}.lock /tmp/lock
+COPY .ci/strip.py /tmp/strip.py
 RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir --no-compile --require-hashes -r /tmp/lock
 COPY pyproject.toml README.md LICENSE /src/
 COPY bids_cmb /src/bids_cmb
 RUN /opt/venv/bin/pip install --no-cache-dir --no-compile --no-deps --no-build-isolation /src \
-    && /opt/venv/bin/python -m bids_cmb.strip /opt/venv
+    && /opt/venv/bin/python /tmp/strip.py /opt/venv
 
 # --- Templates: fetched once, with what they were written down beside them ------------------------
 FROM build AS templates

@@ -78,7 +78,7 @@ def _counted(folder: Path, models: Path | None, say: Say) -> list[str]:
     if code := run(config):
         return [f"the app must read the synthetic scan; it ended with exit code {code}."]
     found = measure(out, raw / "derivatives" / "truth", Asked(draws=10)).figures
-    sensitivity, false = found["sensitivity"].value, found["false_positives_per_scan"].value
+    sensitivity, false = found["sensitivity"].value, found["false_alarms"].value
     say(
         f"counted in {time.monotonic() - began:.1f} s: {sensitivity:.0%} of those that are sure "
         f"found, {false:.0f} false"

@@ -1,6 +1,6 @@
 """What an image does not need of an environment is removed; run while it is built.
 
-    python -m bids_cmb.strip /opt/venv
+    python .ci/strip.py /opt/venv
 
 TensorFlow's headers, the C compiler's Python bindings and the tests of libraries take half a
 gigabyte, and no network uses them. The NVIDIA libraries stay whole: which of them cuDNN opens

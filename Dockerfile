@@ -1,7 +1,7 @@
 # bids_cmb: one image for GPU and CPU, Docker and Apptainer.
 #
 #   docker build -t bids_cmb .
-#   docker build -t bids_cmb:cpu --build-arg BASE=python:3.12-slim-bookworm --build-arg LOCK=cpu .
+#   docker build -t bids_cmb:cpu --build-arg BASE=debian:bookworm-slim --build-arg LOCK=cpu .
 #
 # BASE needs Python 3.11 to 3.13, or apt to get it from. The CUDA libraries come once, with
 # TensorFlow's own wheels: the small CUDA base image brings none of its own.
@@ -9,7 +9,8 @@ ARG BASE=nvidia/cuda:12.6.3-base-ubuntu24.04
 
 FROM ${BASE} AS python
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-# hadolint ignore=DL3008 -- the base image is what is pinned; Debian and Ubuntu drop old versions
+# No versions here: the base image is what is pinned, and distributions drop old packages.
+# hadolint ignore=DL3008
 RUN if ! command -v python3 >/dev/null || ! python3 -c 'import venv, ensurepip' 2>/dev/null; then \
       apt-get update -q \
       && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
@@ -29,17 +30,6 @@ COPY bids_cmb /src/bids_cmb
 RUN /opt/venv/bin/pip install --no-cache-dir --no-compile --no-deps --no-build-isolation /src \
     && /opt/venv/bin/python /tmp/strip.py /opt/venv
 
-# --- Templates: fetched once, with what they were written down beside them ------------------------
-FROM build AS templates
-ARG TEMPLATES=
-ENV TEMPLATEFLOW_HOME=/opt/templateflow
-SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-RUN mkdir -p "$TEMPLATEFLOW_HOME" \
-    && for template in $TEMPLATES; do \
-      /opt/venv/bin/python -c "from templateflow.api import get; get('$template', resolution=1)"; \
-    done \
-    && find "$TEMPLATEFLOW_HOME" -type f -exec sha256sum {} + | sort -k 2 > /opt/templateflow.sha256
-
 # --- The image ------------------------------------------------------------------------------------
 FROM python AS image
 ARG VERSION=0.1.0
@@ -52,8 +42,6 @@ LABEL org.opencontainers.image.title="bids_cmb" \
       org.opencontainers.image.created="${CREATED}" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/venv /opt/venv
-COPY --from=templates /opt/templateflow /opt/templateflow
-COPY --from=templates /opt/templateflow.sha256 /opt/templateflow.sha256
 COPY run.py LICENSE README.md CITATION.cff /opt/bids_cmb/
 # Whoever runs it may have any user id, no name and no home: all may read, nobody need write.
 RUN printf '%s\n' "${VERSION}" > /version \
@@ -68,9 +56,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     KERAS_BACKEND=tensorflow \
     TF_CPP_MIN_LOG_LEVEL=3 \
     TF_FORCE_GPU_ALLOW_GROWTH=true \
-    TEMPLATEFLOW_HOME=/opt/templateflow \
-    TEMPLATEFLOW_AUTOUPDATE=off \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-USER bids_cmb
+USER 1000
 ENTRYPOINT ["/opt/venv/bin/python", "/opt/bids_cmb/run.py"]

@@ -1,0 +1,42 @@
+"""The self-test says what it tried, and what is off."""
+
+import json
+
+import pytest
+
+from bids_cmb.cards import card
+from bids_cmb.cli import main
+from bids_cmb.selftest import selftest
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A folder of models whose weights are other numbers than those of their card."""
+    said = {**card("ensemble"), "name": "mine"}
+    (tmp_path / "mine.json").write_text(json.dumps(said))
+    for member in said["members"]:
+        (tmp_path / member["weights"]).write_bytes(b"other numbers")
+    return tmp_path
+
+
+def test_weights_that_are_not_those_of_their_card_are_off(broken, capfd):
+    assert main(["--selftest", "--models", str(broken)]) == 1
+    said = capfd.readouterr()
+    assert "weights must have the checksum of their model card" in said.err
+    assert "something is off" in said.out
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_off(tmp_path, monkeypatch):
+    monkeypatch.setattr("bids_cmb.selftest.device", lambda: "CPU")
+    monkeypatch.setattr("bids_cmb.selftest._counted", lambda *_: [])
+    told = []
+    wrong = selftest(tmp_path, models=None, asked_device="gpu", say=told.append)
+    assert len(wrong) == 1
+    assert "--device gpu needs a GPU that can be used" in wrong[0]
+    assert any(line.startswith("ensemble, member") for line in told)
+
+
+@pytest.mark.slow
+def test_here_all_is_well(capfd):
+    assert main(["--selftest", "--device", "cpu"]) == 0
+    assert "all is well" in capfd.readouterr().out

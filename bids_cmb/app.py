@@ -11,18 +11,19 @@ from bids_cmb import execution
 from bids_cmb.cards import ANATOMY, DETECTION, card, members_of
 from bids_cmb.cohort import methods, process_all, write_selection
 from bids_cmb.config import Config, to_toml
+from bids_cmb.dask_cluster import LOCAL
 from bids_cmb.discovery import Selection, find_scans
 from bids_cmb.exits import (
     BAD_DATA,
     GOES_ON,
     INVALID_BIDS,
     IO_ERROR,
-    NO_DEVICE,
     NO_INPUT,
     NO_OUTPUT,
     NOTHING_SELECTED,
     OK,
     SOME_FAILED,
+    UNAVAILABLE,
     USAGE,
     ExitError,
 )
@@ -144,11 +145,12 @@ def _folds(name: str, config: Config) -> list[str]:
 
 def _check_device(config: Config) -> None:
     """Stop before work if a GPU was asked for and none can be used."""
-    if config.device != "gpu":
+    elsewhere = config.dask_scheduler not in (None, LOCAL)  # there the workers are asked
+    if config.device != "gpu" or elsewhere:
         return
     (outcome,) = execution.run(_found_device, [None], workers=1)
     if outcome.error or not str(outcome.result).startswith("GPU"):
-        raise ExitError(NO_DEVICE, f"--device gpu needs a GPU that can be used. {no_gpu()}")
+        raise ExitError(UNAVAILABLE, f"--device gpu needs a GPU that can be used. {no_gpu()}")
 
 
 def _found_device(_: object) -> str:

@@ -4,6 +4,7 @@ Nothing heavy is imported before the command line is understood: --help must not
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bids_cmb import __version__
-from bids_cmb.config import LEVELS, THREADS, Config, read_config_file
+from bids_cmb.config import LEVELS, TENSORFLOW, THREADS, Config, read_config_file
 from bids_cmb.exits import (
     BAD_DATA,
     GOES_ON,
@@ -31,12 +32,12 @@ from bids_cmb.exits import (
 ALIASES = {
     "--session-id": "--session-label",
     "--nprocs": "--n-cpus",
+    "--dask": "--dask-scheduler",
     "--nthreads": "--n-cpus",
     "--mem": "--mem-mb",
     "--min-size": "--min-volume",
 }
 CACHES = ("TMPDIR", "KERAS_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME")
-TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
 UNITS = {"": 1, "M": 1, "K": 1 / 1024, "G": 1024, "T": 1024**2}
 
 
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if "--list-models" in map(_spelled, words):
             return _list_models(words)
+        if "--bids-exec-spec" in map(_spelled, words):
+            return _describe()
         if "--selftest" in map(_spelled, words):
             return _selftest(words)
         config = configure(words)
@@ -82,6 +85,14 @@ def _list_models(words: list[str]) -> int:
     found, _ = given.parse_known_args([_spelled(word) for word in words])
     sys.stdout.write(described(found.models))
     return 0
+
+
+def _describe() -> int:
+    """Print the command line as a Boutiques descriptor."""
+    from bids_cmb.descriptor import descriptor
+
+    sys.stdout.write(json.dumps(descriptor(parser()), indent=2) + "\n")
+    return OK
 
 
 def _selftest(words: list[str]) -> int:
@@ -249,10 +260,16 @@ def _add_running(add: Callable) -> None:
         choices=("auto", "full", "mixed"),
         help="mixed: 16 bits in the networks, for processors that have them (default: full)",
     )
+    add(
+        "--dask-scheduler",
+        metavar="ADDRESS",
+        help="read the scans on a Dask cluster (tcp://host:8786), or `local`",
+    )
     add("--mem-mb", metavar="MB", help="memory to use; 8G is understood")
     add("--stop-on-first-crash", action="store_true", help="do not go on after a failed scan")
     add("--work-dir", "-w", type=Path, metavar="DIR", help="for temporary files")
     add("--clean-workdir", action="store_true", help="remove the work dir at the end")
+    add("--bids-exec-spec", action="store_true", help="print a Boutiques descriptor; then stop")
     add("--config-file", type=Path, metavar="TOML", help="settings, as a run saves them in logs/")
     add("--notrack", action="store_true", help="accepted and without effect: nothing is tracked")
     add("-v", "--verbose", action="count", default=0, help="say more")
@@ -270,9 +287,9 @@ def configure(argv: list[str]) -> Config:
     # Positionals that were not given come as the word SUPPRESS itself (an oddity of argparse).
     given = {name: value for name, value in parsed.items() if str(value) != argparse.SUPPRESS}
     settings = _from_file(given.pop("config_file", None))
-    overwrite = given.pop("overwrite", None)
-    if overwrite or given.pop("resume", False):
-        settings["overwrite"] = bool(overwrite)
+    overwrite, resume = given.pop("overwrite", False), given.pop("resume", False)
+    if overwrite or resume:
+        settings["overwrite"] = overwrite
     given.pop("notrack", None)
     settings["verbosity"] = given.pop("verbose") - given.pop("quiet")
     if not given.get("analysis_level"):
@@ -320,8 +337,10 @@ def _settled(name: str, value: object) -> object:
         return _megabytes(str(value))
     if name == "shard":
         return _shard(str(value))
-    if name in ("bids_dir", "output_dir", "work_dir", "bids_database_dir", "models"):
+    if isinstance(value, Path):
         return value.absolute()
+    if name == "derivatives":
+        return tuple(folder.absolute() for folder in value)
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -402,7 +421,14 @@ def _shard(said: str) -> tuple[int, int]:
             said = f"--shard auto needs a Slurm array job; {names[0]} is not set."
             raise ExitError(USAGE, said) from error
         step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", "1"))
-        return (task - first) // step + 1, (last - first) // step + 1
+        tasks = (last - first) // step + 1
+        if int(os.environ.get("SLURM_ARRAY_TASK_COUNT", tasks)) != tasks:
+            raise ExitError(
+                USAGE,
+                f"--shard auto needs an array without gaps; this one has {tasks} places and "
+                f"{os.environ['SLURM_ARRAY_TASK_COUNT']} tasks. --shard I/N says it outright.",
+            )
+        return (task - first) // step + 1, tasks
     found = re.fullmatch(r"(\d+)/(\d+)", said)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise ExitError(USAGE, f"--shard must be I/N with I from 1 to N, or auto; found {said}.")

@@ -5,17 +5,19 @@ import functools
 import json
 import logging
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bids_cmb import execution
+from bids_cmb import dask_cluster, execution
 from bids_cmb.boilerplate import methods_text
 from bids_cmb.cards import ANATOMY, card
-from bids_cmb.config import Config, result_settings
+from bids_cmb.config import TENSORFLOW, THREADS, Config, result_settings
 from bids_cmb.derivatives import Output, refresh_scans_table, write_dataset, write_table
 from bids_cmb.discovery import Scan, Selection
 from bids_cmb.files import write_text
+from bids_cmb.networks import device, no_gpu
 from bids_cmb.participant import Summary, asks_networks, cut_for, is_done, process
 from bids_cmb.provenance import machine, software
 
@@ -103,7 +105,7 @@ def _process_waiting(scans: list[Scan], config: Config, status: "Status", tally:
     began, ended = time.monotonic(), 0
     cores = config.n_cpus or execution.cores()
     given = replace(config, omp_nthreads=config.omp_nthreads or max(1, cores // workers))
-    outcomes = execution.run(functools.partial(_process, config=given), scans, workers=workers)
+    outcomes = _outcomes(functools.partial(_process, config=given), scans, given, workers)
     try:
         for outcome in outcomes:
             ended += 1
@@ -118,6 +120,33 @@ def _process_waiting(scans: list[Scan], config: Config, status: "Status", tally:
     finally:
         outcomes.close()
         tally.unfinished = len(scans) - ended
+
+
+def _outcomes(
+    work: Callable, scans: list[Scan], config: Config, workers: int
+) -> Iterator[execution.Outcome]:
+    """The scans read, by processes of ours or by a Dask cluster."""
+    if not config.dask_scheduler:
+        return execution.run(work, scans, workers=workers)
+    environment = dict.fromkeys(THREADS, str(config.omp_nthreads)) | TENSORFLOW
+    if config.device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = "-1"
+    return dask_cluster.run(
+        work,
+        scans,
+        address=config.dask_scheduler,
+        workers=workers,
+        environment=environment,
+        fault=functools.partial(_fault, config.device),
+        say=log.info,
+    )
+
+
+def _fault(asked: str) -> str:
+    """What keeps this process from reading scans; empty if nothing does."""
+    if asked == "gpu" and not device().startswith("GPU"):
+        return f"--device gpu needs a GPU that can be used. {no_gpu()}"
+    return ""
 
 
 def _process(scan: Scan, config: Config) -> Summary:

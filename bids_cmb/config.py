@@ -7,6 +7,7 @@ from pathlib import Path
 
 LEVELS = ("participant", "group")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read at import of numpy
+TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}  # at its own
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Config:
     n_cpus: int | None = None
     omp_nthreads: int | None = None
     mem_mb: int | None = None
+    dask_scheduler: str | None = None
     verbosity: int = 0
 
 

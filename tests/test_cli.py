@@ -79,6 +79,21 @@ def test_a_shard_is_read_from_the_command_line_or_from_slurm(words, monkeypatch)
     for name, value in {"ID": "14", "MIN": "10", "MAX": "18", "STEP": "2"}.items():
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
     assert configure([*words, "--shard", "auto"]).shard == (3, 5)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "5")
+    assert configure([*words, "--shard", "auto"]).shard == (3, 5)
+
+
+def test_a_slurm_array_with_gaps_is_refused_since_scans_would_be_left_out(words, monkeypatch):
+    """``sbatch --array=1,3,4``: Slurm tells first, last and count, not which are missing."""
+    for name, value in {"ID": "3", "MIN": "1", "MAX": "4", "COUNT": "3"}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    with pytest.raises(ExitError, match="4 places and 3 tasks"):
+        configure([*words, "--shard", "auto"])
+
+
+def test_overwrite_wins_over_resume(words):
+    assert configure([*words, "--resume", "--overwrite"]).overwrite
+    assert not configure([*words, "--resume"]).overwrite
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ HOUSE = Path(bids_cmb.__file__).parent
 FLOORS = [  # from the ground up; a folder is one room
     {"files", "exits", "sidecars", "filters", "lattices", "cards", "models"},
     {"volume", "config", "discovery", "provenance", "execution", "validation", "weights"},
-    {"brain", "lesions", "candidates", "matching", "agreement"}
+    {"brain", "lesions", "candidates", "matching", "agreement", "dask_cluster", "descriptor"}
     | {"physics", "tissues", "protocols", "preprocessing", "networks"},
     {"detectors", "derivatives", "boilerplate", "quality", "labelmaps", "training_report"}
     | {"heads", "terrain", "anatomy"},
@@ -31,7 +31,8 @@ HOMES = {  # a library, and the only rooms that may name it
     "keras": {"models", "networks", "training"},
     "bids": {"discovery"},
     "matplotlib": {"training_report"},
-    "argparse": {"cli", "__main__"},
+    "argparse": {"cli", "__main__", "descriptor"},
+    "distributed": {"dask_cluster"},
     "nibabel": {"volume", "preprocessing", "physics", "scanner", "cases"},
 }
 

@@ -1,0 +1,117 @@
+"""Scans on a Dask cluster: networks stay with their workers, and a worker may die."""
+
+import json
+import os
+import signal
+
+import pytest
+from distributed import Client, LocalCluster
+
+from bids_cmb.cli import main
+from bids_cmb.dask_cluster import run
+from bids_cmb.exits import ExitError
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+def square(job):
+    """Squares a number; one number kills its worker the first time, another one is refused."""
+    number, diary = job
+    with diary.open("a") as file:
+        file.write(f"{number} {os.getpid()} {os.environ['MARK']}\n")
+    if number == 3:
+        raise ValueError("three: the rule is even; found 3.")
+    if number == 5 and diary.read_text().count("\n5 ") == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number**2
+
+
+def well():
+    return ""
+
+
+def unwell():
+    return "it is unwell."
+
+
+def on(address, jobs, fault=well, told=None):
+    say = (told if told is not None else []).append
+    settings = {"address": address, "workers": 2, "environment": {"MARK": "set"}}
+    return list(run(square, jobs, **settings, fault=fault, say=say))
+
+
+@pytest.fixture(scope="module")
+def diary(tmp_path_factory):
+    file = tmp_path_factory.mktemp("dask") / "diary"
+    file.write_text("\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def outcomes(diary):
+    return {one.at: one for one in on("local", [(number, diary) for number in range(8)])}
+
+
+@pytest.fixture
+def cluster():
+    settings = {"threads_per_worker": 4, "dashboard_address": None, "memory_limit": 0}
+    with LocalCluster(n_workers=1, resources={"GPU": 1}, **settings) as made, Client(made):
+        yield made.scheduler_address
+
+
+def test_every_job_ends_once_though_a_worker_was_killed(outcomes):
+    assert sorted(outcomes) == list(range(8))
+    results = {at: one.result for at, one in outcomes.items() if not one.error}
+    assert results == {at: at**2 for at in (0, 1, 2, 4, 5, 6, 7)}
+
+
+def test_the_killed_job_was_tried_again_by_another_process(outcomes, diary):
+    assert outcomes[5].result == 25
+    pids = [line.split()[1] for line in diary.read_text().splitlines() if line.startswith("5 ")]
+    assert len(set(pids)) == 2
+
+
+def test_a_failed_job_gives_its_sentence_and_its_traceback(outcomes):
+    assert outcomes[3].error == "three: the rule is even; found 3."
+    assert "Traceback" in outcomes[3].details
+
+
+def test_workers_know_the_environment(outcomes, diary):
+    assert outcomes
+    assert {line.split()[2] for line in diary.read_text().split("\n") if line} == {"set"}
+
+
+def test_workers_with_a_gpu_are_asked_if_there_are_any(cluster, tmp_path):
+    told = []
+    (tmp_path / "diary").touch()
+    (one,) = on(cluster, [(4, tmp_path / "diary")], told=told)
+    assert one.result == 16
+    assert told == ["Dask workers: 1, with a GPU of their own: 1."]
+
+
+def test_a_worker_that_is_not_fit_ends_the_run(cluster):
+    with pytest.raises(ExitError, match=r"Dask worker tcp:.* it is unwell"):
+        on(cluster, [None], fault=unwell)
+
+
+def test_a_scheduler_that_does_not_answer_ends_the_run(monkeypatch):
+    monkeypatch.setattr("bids_cmb.dask_cluster.SECONDS_TO_ANSWER", 0.5)
+    with pytest.raises(ExitError, match=r"tcp://127.0.0.1:9 did not") as end:
+        on("tcp://127.0.0.1:9", [None])
+    assert end.value.code == 69
+
+
+def test_the_app_reads_scans_on_a_cluster_as_it_does_alone(dataset, tmp_path):
+    """The counts and lesion tables are the same bytes, whoever reads."""
+    raw = dataset({f"sub-0{at}/anat/sub-0{at}_T2starw": "six" for at in (1, 2)})
+    plain = ["--detector", "radial", "--anatomy", "none", "--validate", "off", "-q"]
+    out = {}
+    for name, flags in {"alone": [], "cluster": ["--dask", "local"]}.items():
+        words = [str(raw), str(tmp_path / name), "participant", "group", "--n-cpus", "2"]
+        assert main([*words, *plain, *flags]) == 0
+        home = tmp_path / name
+        tables = [path for path in sorted(home.rglob("*.tsv")) if "logs" not in path.parts]
+        out[name] = {str(path.relative_to(home)): path.read_bytes() for path in tables}
+    assert out["alone"] == out["cluster"]
+    status = next((tmp_path / "cluster").glob("logs/*/status.jsonl")).read_text().splitlines()
+    assert [json.loads(line)["status"] for line in status].count("ok") == 2

@@ -27,8 +27,12 @@ RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir --no-compile --require-hashes -r /tmp/lock
 COPY pyproject.toml README.md LICENSE /src/
 COPY bids_cmb /src/bids_cmb
+COPY run.py LICENSE README.md CITATION.cff /opt/bids_cmb/
+# Whoever runs it may have any user id, no name and no home: all may read, nobody need write. Said
+# here, since in a later layer every file would be stored a second time.
 RUN /opt/venv/bin/pip install --no-cache-dir --no-compile --no-deps --no-build-isolation /src \
-    && /opt/venv/bin/python /tmp/strip.py /opt/venv
+    && /opt/venv/bin/python /tmp/strip.py /opt/venv \
+    && chmod -R a+rX /opt
 
 # --- The image ------------------------------------------------------------------------------------
 FROM python AS image
@@ -42,10 +46,9 @@ LABEL org.opencontainers.image.title="bids_cmb" \
       org.opencontainers.image.created="${CREATED}" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/venv /opt/venv
-COPY run.py LICENSE README.md CITATION.cff /opt/bids_cmb/
-# Whoever runs it may have any user id, no name and no home: all may read, nobody need write.
+COPY --from=build /opt/bids_cmb /opt/bids_cmb
 RUN printf '%s\n' "${VERSION}" > /version \
-    && chmod -R a+rX /opt /version \
+    && chmod a+r /version \
     && useradd --create-home --uid 1000 --non-unique bids_cmb \
     && chmod 0755 /home/bids_cmb
 # Nothing from the user's ~/.local; no bytecode on a read-only root; GPU memory as it is needed.

@@ -35,7 +35,7 @@ def descriptor(parser: argparse.ArgumentParser) -> dict:
         "inputs": [_input(one) for one in actions],
         "output-files": [
             {
-                "id": "derivatives",
+                "id": "results",
                 "name": "BIDS derivatives: masks, lesion tables, counts",
                 "path-template": "[OUTPUT_DIR]",
             },

@@ -34,8 +34,8 @@ def test_every_flag_of_a_run_is_described_and_stands_in_the_command_line(said):
     assert said["command-line"].split() == ["bids_cmb", *keys]
 
 
-def test_no_two_inputs_share_an_id(said):
-    ids = [one["id"] for one in said["inputs"]]
+def test_no_two_inputs_or_outputs_share_an_id(said):
+    ids = [one["id"] for one in said["inputs"] + said["output-files"]]
     assert len(set(ids)) == len(ids)
 
 

@@ -1,4 +1,4 @@
-"""The makers' door: python -m bids_cmb simulate | train | evaluate."""
+"""The makers' door: python -m bids_cmb simulate | train | evaluate | models."""
 
 import argparse
 import os
@@ -19,12 +19,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_simulate(makers)
     _add_train(makers)
     _add_evaluate(makers)
+    _add_models(makers)
     given = top.parse_args(argv)
     for (
         name
     ) in THREADS:  # processes share the cores: with threads of their own they take twice as long
         os.environ.setdefault(name, "1")
-    return {"simulate": _simulate, "train": _train, "evaluate": _evaluate}[given.maker](given)
+    doors = {"simulate": _simulate, "train": _train, "evaluate": _evaluate, "models": _models}
+    return doors[given.maker](given)
 
 
 def _add_simulate(makers: argparse._SubParsersAction) -> None:
@@ -194,6 +196,57 @@ def _evaluate(given: argparse.Namespace) -> int:
     said = (f"{name} {result.figures[name].value:.3f}" for name in SAID)
     sys.stdout.write(f"{given.folder}: {len(result.scans)} scans, {', '.join(said)}.\n")
     return 0
+
+
+def _add_models(makers: argparse._SubParsersAction) -> None:
+    maker = makers.add_parser("models", help="add published networks, list or verify them")
+    verbs = maker.add_subparsers(dest="verb", required=True)
+    about = {
+        "add": "install SHIVA-CMB's published networks, or others with its model_info.json",
+        "list": "what is known of each model",
+        "verify": "whether the weights of each model of the folder are there and unaltered",
+    }
+    for verb, said in about.items():
+        one = verbs.add_parser(verb, help=said)
+        if verb == "add":
+            one.add_argument(
+                "source", type=Path, nargs="+", help="a zip, a folder, or the networks one by one"
+            )
+        one.add_argument(
+            "--models",
+            type=Path,
+            default=os.environ.get("BIDS_CMB_MODELS"),
+            metavar="DIR",
+            help="folder of cards and weights (default: $BIDS_CMB_MODELS)",
+        )
+
+
+def _models(given: argparse.Namespace) -> int:
+    """Add, list or verify. Returns the exit code."""
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    folder = Path(given.models) if given.models else None
+    if given.verb == "list":
+        from bids_cmb.weights import described
+
+        sys.stdout.write(described(folder))
+        return 0
+    if folder is None:
+        sys.stderr.write("bids_cmb: --models DIR, or BIDS_CMB_MODELS, must say where models lie.\n")
+        return 64
+    from bids_cmb.published import add, verify
+
+    if given.verb == "add":
+        try:
+            names = add(given.source, folder, _tell)
+        except (ValueError, OSError) as error:
+            sys.stderr.write(f"bids_cmb: {error}\n")
+            return 1
+        sys.stdout.write(f"{folder}: --detector {names[0]}, or {names[1]}\n")
+        return 0
+    found = verify(folder)
+    for name, wrong in found.items():
+        sys.stdout.write(f"{name}: {wrong or 'as on its card'}\n")
+    return 1 if any(found.values()) else 0
 
 
 if __name__ == "__main__":

@@ -180,11 +180,17 @@ def workers_for(config: Config, scans: int) -> int:
     """Scans to read at a time: what cores and memory allow, and no more than there are."""
     cores = config.n_cpus or execution.cores()
     memory = config.mem_mb or execution.memory_mb()
-    by_memory = max(1, memory // (MB_WITH_NETWORKS if asks_networks(config) else MB_PER_SCAN))
+    by_memory = max(1, memory // _mb_per_scan(config))
     by_cores = cores // (config.omp_nthreads or 1)
     if by_memory < by_cores:
         log.info("%d MB of memory allow %d scans at a time.", memory, by_memory)
     return max(1, min(by_cores, by_memory, scans))
+
+
+def _mb_per_scan(config: Config) -> int:
+    """Memory that one process needs, as the detectors' cards say it, or as it was measured."""
+    said = [card(name, config.models).get("memory_mb", 0) for name in config.detector]
+    return max(MB_WITH_NETWORKS if asks_networks(config) else MB_PER_SCAN, *said)
 
 
 @dataclass(frozen=True)

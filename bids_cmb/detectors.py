@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 from scipy.special import expit, logit
 
 from bids_cmb.candidates import Candidate, find_candidates
@@ -120,9 +121,12 @@ def _asked(
     member: dict, path: Path, scan: tuple[Volume, Volume], precision: str
 ) -> np.ndarray:  # fmt: skip
     image, brain = scan
-    fed = preprocess(image, brain, Grid.from_card(member["grid"])).image
-    found = answer(load_network(member, path, precision=precision), fed.data)
-    return np.where(brain.data, back_to_scan(Volume(found, fed.affine), image).data, 0)
+    fed = preprocess(image, brain, Grid.from_card(member["grid"]))
+    network = load_network(member, path, precision=precision)
+    # Two voxels more than the brain: its edge lies between voxels of the network's grid.
+    where = ndimage.binary_dilation(fed.brain.data, iterations=2)
+    found = Volume(answer(network, fed.image.data, where), fed.image.affine)
+    return np.where(brain.data, back_to_scan(found, image).data, 0)
 
 
 def radial(image: Volume, brain: Volume) -> Volume:

@@ -1,5 +1,8 @@
 """Networks in use: from a member of a model card to a function of arrays, loaded once.
 
+Three kinds of builder: ``unet``, ours; ``shiva``, computed by `staged`; ``savedmodel``, what
+somebody's TensorFlow has written, loaded by `savedmodels`.
+
 Always in graph mode: eager 3D convolutions need twice the memory. Never with XLA, which is ten
 times slower on a CPU. Never padded inside the graph: TensorFlow 2.15 to 2.22 computes a padding
 that is followed by a convolution wrongly on CPUs. So inputs are multiples of what is needed.
@@ -18,8 +21,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from scipy.special import expit
 
-from bids_cmb.weights import read_weights
+from bids_cmb.savedmodels import signature_of
+from bids_cmb.staged import convolutions, staged
+from bids_cmb.weights import check_file, read_weights
 
 PRECISIONS = ("auto", "full", "mixed")
 MOST_VOXELS = 7_500_000  # at once: about 1.5 GB of activations; larger images are cut in slabs
@@ -50,14 +56,14 @@ class Network:
 
     Attributes:
         name: Of the member.
-        run: From (1, X, Y, Z, 1) float32 to the answer without its first axis.
+        run: From (X, Y, Z) float32, and where the answer is wanted or None, to the answer.
         multiple: What each side of the input must be a multiple of, (3,).
         flips: Axes that the image is turned around along, for each further look; the answers are
             averaged.
     """
 
     name: str
-    run: Callable[[np.ndarray], np.ndarray]
+    run: Callable[[np.ndarray, np.ndarray | None], np.ndarray]
     multiple: tuple[int, int, int]
     flips: tuple[tuple[int, ...], ...]
 
@@ -77,12 +83,16 @@ def load_network(member: Mapping, path: Path, *, precision: str = "auto") -> Net
     return _loaded(json.dumps(dict(member), sort_keys=True), path, precision)
 
 
-def answer(network: Network, image: np.ndarray) -> np.ndarray:
+def answer(
+    network: Network, image: np.ndarray, where: np.ndarray | None = None
+) -> np.ndarray:  # fmt: skip
     """Ask a network.
 
     Args:
         network: Whom.
         image: Scaled as the network learnt it, (X, Y, Z); each side a multiple of its own.
+        where: True where the answer is wanted, (X, Y, Z): a network may leave out the rest, or
+            not. Everywhere without.
 
     Returns:
         Probability, float32 (X, Y, Z), of a network for lesions; chances of the classes and of the
@@ -97,10 +107,11 @@ def answer(network: Network, image: np.ndarray) -> np.ndarray:
             f"Sides of an image for {network.name} must be multiples of {network.multiple}; "
             f"found {image.shape}."
         )
-    looks = [_in_slabs(network, image)]
+    looks = [network.run(image, where)]
     for axes in network.flips:
         turned = np.ascontiguousarray(np.flip(image, axes))
-        looks.append(np.flip(_in_slabs(network, turned), axes))
+        wanted = None if where is None else np.flip(where, axes)
+        looks.append(np.flip(network.run(turned, wanted), axes))
     return looks[0] if len(looks) == 1 else np.mean(looks, axis=0, dtype=np.float32)
 
 
@@ -138,20 +149,20 @@ def set_threads(count: int) -> None:
         return
 
 
-def _in_slabs(network: Network, image: np.ndarray) -> np.ndarray:
+def _in_slabs(run: Callable, multiple: Sequence[int], image: np.ndarray) -> np.ndarray:
     """The answer, slab by slab along the longest axis where the whole is too large."""
     axis = int(np.argmax(image.shape))
-    step, length = network.multiple[axis], image.shape[axis]
+    step, length = multiple[axis], image.shape[axis]
     pieces = -(-image.size // MOST_VOXELS)
     if pieces == 1:
-        return network.run(image[None, ..., None])
+        return run(image[None, ..., None])
     size = -(-length // (pieces * step)) * step
     halo = -(-HALO // step) * step
     parts = []
     for start in range(0, length, size):
         low, high = max(0, start - halo), min(length, start + size + halo)
         slab = np.take(image, range(low, high), axis)
-        found = network.run(np.ascontiguousarray(slab)[None, ..., None])
+        found = run(np.ascontiguousarray(slab)[None, ..., None])
         parts.append(np.take(found, range(start - low, min(start + size, length) - low), axis))
     return np.concatenate(parts, axis)
 
@@ -162,6 +173,18 @@ def _in_slabs(network: Network, image: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=16)
 def _loaded(said: str, path: Path, precision: str) -> Network:
     member = json.loads(said)
+    if member["builder"] not in _KINDS:
+        raise ValueError(
+            f"{path}: the builder of a network must be one of {', '.join(_KINDS)}; "
+            f"found {member['builder']!r}."
+        )
+    run, multiple = _KINDS[member["builder"]](member, path, precision)
+    flips = tuple(tuple(axes) for axes in member.get("flips", ()))
+    return Network(member["name"], run, multiple, flips)
+
+
+def _unet(member: Mapping, path: Path, precision: str):
+    """One of our own U-Nets: how to ask it, and what its sides must be multiples of."""
     arrays = folded(read_weights(path, member["sha256"]))
     with _silence():
         model = _built(member, path, precision)
@@ -171,12 +194,35 @@ def _loaded(said: str, path: Path, precision: str) -> Network:
     shared = 2 ** (halvings + bool(arguments.get("packed")))
     multiple = (shared, shared, shared // 2 ** arguments.get("flat", 0))
     _guard(model, multiple, path, precision)
-    return Network(
-        member["name"],
-        _graph(model, member),
-        multiple,
-        tuple(tuple(axes) for axes in member.get("flips", ())),
-    )
+    graph = _graph(model, member)
+    return lambda image, _: _in_slabs(graph, multiple, image), multiple
+
+
+def _shiva(member: Mapping, path: Path, precision: str):
+    """A U-Net of SHIVA-CMB's first kind: the same, on images of one size."""
+    widths = member["arguments"]["widths"]
+    arrays = folded(read_weights(path, member["sha256"]))
+    for name, kernel in convolutions(widths).items():
+        for part, shape in (("kernel", kernel), ("bias", kernel[-1:])):
+            found = arrays.pop(f"{name}/{part}", np.empty(0))
+            if found.shape != shape:
+                raise ValueError(
+                    f"{path}: {name}/{part} must have shape {shape}; found {found.shape}."
+                )
+            arrays[f"{name}/{part}"] = found
+    _guard_stages(path)
+    with _silence():
+        run = staged(_tensorflow(), arrays, len(widths), mixed=precision == "mixed")
+    return run, tuple(member["grid"]["shape"])
+
+
+def _saved(member: Mapping, path: Path, precision: str):  # noqa: ARG001 it computes as it was saved
+    """Somebody's SavedModel: the same; its operations are looked through before it is loaded."""
+    check_file(path, member["sha256"])
+    shape = tuple(member["grid"]["shape"])
+    with _silence():
+        ask = signature_of(_tensorflow(), path, shape)
+    return lambda image, _: ask(image), shape
 
 
 def folded(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -208,16 +254,10 @@ def _built(member: Mapping, path: Path, precision: str):
     keras = _keras()
     from bids_cmb.models.unet import unet  # noqa: PLC0415
 
-    builders = {"unet": unet}
-    if member["builder"] not in builders:
-        raise ValueError(
-            f"{path}: the builder of a network must be one of {', '.join(builders)}; "
-            f"found {member['builder']!r}."
-        )
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if precision == "mixed" else "float32")
     try:
-        return builders[member["builder"]](**member["arguments"], folded=True)
+        return unet(**member["arguments"], folded=True)
     except TypeError as error:
         raise ValueError(f"{path}: {member['builder']} takes no such argument; {error}.") from error
     finally:
@@ -277,6 +317,32 @@ def _guard(model, multiple: Sequence[int], path: Path, precision: str) -> None:
             f"and eager mode; found logits {apart:.2g} apart."
         )
 
+
+@lru_cache(maxsize=1)
+def _guard_stages(path: Path) -> None:
+    """Refuse a TensorFlow in which the stages do not compute what Keras does layer by layer."""
+    keras = _keras()
+    from bids_cmb.models.shiva import shiva  # noqa: PLC0415
+
+    widths, shape, rng = (2, 2, 2, 2), (35, 22, 19), np.random.default_rng(0)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    model = shiva(widths=widths, shape=shape, folded=True)
+    keras.config.set_dtype_policy(before)
+    for one in model.variables:
+        one.assign(rng.normal(0, np.prod(one.shape[:-1]) ** -0.5, one.shape))
+    image = rng.random(shape, np.float32)
+    run = staged(_tensorflow(), {one.path: one.numpy() for one in model.variables}, len(widths))
+    expected = expit(model(image[None, ..., None]).numpy()[0, ..., 0])
+    apart = np.abs(run(image, None) - expected).max()
+    if apart > SAME:
+        raise ValueError(
+            f"{path}: this TensorFlow ({_tensorflow().__version__}) must compute a network alike "
+            f"in stages and layer by layer; found probabilities {apart:.2g} apart."
+        )
+
+
+_KINDS = {"unet": _unet, "shiva": _shiva, "savedmodel": _saved}
 
 # --- Libraries ------------------------------------------------------------------------------------
 

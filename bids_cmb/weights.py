@@ -3,7 +3,6 @@
 Nothing in such a file is run: it holds numbers, and anything else is refused.
 """
 
-import hashlib
 import io
 import json
 import zipfile
@@ -14,6 +13,7 @@ import numpy as np
 
 from bids_cmb.cards import card, card_names, members_of, weights_file
 from bids_cmb.files import replacing
+from bids_cmb.provenance import fingerprint, sha256
 
 MOST_BYTES = 2**30  # unpacked; ours have a hundredth of it
 KINDS = (np.float16, np.float32)
@@ -33,29 +33,53 @@ def read_weights(path: Path, digest: str | None = None) -> dict[str, np.ndarray]
     Raises:
         ValueError: If the file is missing, is another one, or holds something else than numbers.
     """
+    check_file(path, digest)
+    return _arrays(path)
+
+
+def check_file(path: Path, digest: str | None = None) -> None:
+    """Make sure that weights are there and are those of their card; they are not read otherwise.
+
+    Args:
+        path: A file, or the folder of a SavedModel.
+        digest: SHA-256 it must have, as `digest_of` gives it; any without.
+
+    Raises:
+        ValueError: If it is missing or another one.
+    """
     try:
-        content = path.read_bytes()
+        found = digest_of(path)
     except OSError as error:
         raise ValueError(
             f"{path}: the weights that a model card names must be there; "
             f"{(error.strerror or str(error)).lower()}."
         ) from error
-    found = hashlib.sha256(content).hexdigest()
     if digest is not None and found != digest:
         raise ValueError(
             f"{path}: weights must have the checksum of their model card, SHA-256 {digest[:12]}…; "
             f"found {found[:12]}…."
         )
-    return _arrays(path, content)
 
 
-def _arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file; of a folder, over the names and digests of its files.
+
+    Raises:
+        OSError: If something cannot be read.
+    """
+    if not path.is_dir():
+        return sha256(path)
+    files = sorted(one.relative_to(path).as_posix() for one in path.rglob("*") if one.is_file())
+    return fingerprint(files={name: sha256(path / name) for name in files})
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as packed:
+        with zipfile.ZipFile(path) as packed:
             size = sum(entry.file_size for entry in packed.infolist())
         if size > MOST_BYTES:
             raise ValueError(f"{size / 2**20:.0f} MB of them")
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         odd = [name for name, array in arrays.items() if array.dtype not in KINDS]
         if odd:
@@ -65,7 +89,7 @@ def _arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
             f"{path}: weights must be a zip of float16 or float32 arrays, at most "
             f"{MOST_BYTES // 2**20} MB unpacked; found {error}."
         ) from error
-    return {name: array.astype(np.float32) for name, array in arrays.items()}
+    return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
 
 
 def check_weights(name: str, said: Mapping, models: Path | None = None) -> list[dict]:
@@ -84,7 +108,7 @@ def check_weights(name: str, said: Mapping, models: Path | None = None) -> list[
     """
     found = []
     for member in members_of(said):
-        read_weights(weights_file(name, member, models), member["sha256"])
+        check_file(weights_file(name, member, models), member["sha256"])
         found.append({key: member[key] for key in ("name", "weights", "sha256")})
     return found
 
@@ -107,8 +131,8 @@ def _described(name: str, models: Path | None) -> str:
     for member in members_of(said):
         path = weights_file(name, member, models)
         try:
-            read_weights(path, member["sha256"])
-            state = f"{path.stat().st_size / 2**20:.1f} MB, checksum as on the card"
+            check_file(path, member["sha256"])
+            state = f"{_bytes(path) / 2**20:.1f} MB, checksum as on the card"
         except ValueError as error:
             state = str(error)
         spacing = member["grid"].get("spacing")
@@ -121,6 +145,11 @@ def _described(name: str, models: Path | None) -> str:
                 f"  {key}: {said[key] if isinstance(said[key], str) else json.dumps(said[key])}"
             )
     return "\n".join([*lines, ""])
+
+
+def _bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(one.stat().st_size for one in files if one.is_file())
 
 
 def write_weights(path: Path, arrays: Mapping[str, np.ndarray], *, dtype: type = np.float16) -> str:
@@ -137,8 +166,7 @@ def write_weights(path: Path, arrays: Mapping[str, np.ndarray], *, dtype: type =
     Raises:
         ValueError: If a number does not fit ``dtype``.
     """
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+    with replacing(path) as beside, zipfile.ZipFile(beside, "w") as file:
         for name in sorted(arrays):
             with np.errstate(over="ignore"):
                 array = np.ascontiguousarray(arrays[name], dtype)
@@ -147,6 +175,4 @@ def write_weights(path: Path, arrays: Mapping[str, np.ndarray], *, dtype: type =
             stored = io.BytesIO()
             np.lib.format.write_array(stored, array, allow_pickle=False)
             file.writestr(zipfile.ZipInfo(f"{name}.npy", EPOCH), stored.getvalue())
-    with replacing(path) as beside:
-        beside.write_bytes(packed.getvalue())
-    return hashlib.sha256(packed.getvalue()).hexdigest()
+    return sha256(path)

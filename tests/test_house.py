@@ -10,11 +10,20 @@ import bids_cmb
 HOUSE = Path(bids_cmb.__file__).parent
 
 FLOORS = [  # from the ground up; a folder is one room
-    {"files", "exits", "sidecars", "filters", "lattices", "cards", "models"},
-    {"volume", "config", "discovery", "provenance", "execution", "validation", "weights"},
+    {"files", "exits", "sidecars", "filters", "lattices", "cards", "models"}
+    | {"provenance", "staged", "foreign", "savedmodels"},
+    {"volume", "config", "discovery", "execution", "validation", "weights"},
     {"brain", "lesions", "candidates", "matching", "agreement", "dask_cluster", "descriptor"}
     | {"physics", "tissues", "protocols", "preprocessing", "networks"},
-    {"detectors", "derivatives", "boilerplate", "quality", "labelmaps", "training_report"}
+    {
+        "detectors",
+        "derivatives",
+        "boilerplate",
+        "quality",
+        "labelmaps",
+        "training_report",
+        "published",
+    }
     | {"heads", "terrain", "anatomy"},
     {"scoring", "marks", "made_head", "bodies", "laws", "cases"},
     {"fates", "scorecard", "scanner", "vessels", "contrasts"},
@@ -27,7 +36,8 @@ FLOORS = [  # from the ground up; a folder is one room
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HOMES = {  # a library, and the only rooms that may name it
-    "tensorflow": {"networks", "training"},
+    "tensorflow": {"networks", "training", "savedmodels"},
+    "h5py": {"foreign"},
     "keras": {"models", "networks", "training"},
     "bids": {"discovery"},
     "matplotlib": {"training_report"},

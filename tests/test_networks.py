@@ -114,7 +114,10 @@ def test_packing_answers_as_finely_as_it_is_asked(rng, tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"builder": "oracle"}, "the builder of a network must be one of unet; found 'oracle'"),
+        (
+            {"builder": "oracle"},
+            "the builder of a network must be one of unet, shiva.*; found 'oracle'",
+        ),
         ({"arguments": {"depth": 3}}, "unet takes no such argument"),
         ({"arguments": {"widths": [2, 4]}}, "which it does not have"),
         ({"arguments": {"widths": [2, 4, 4, 4]}}, "found none for "),

@@ -49,6 +49,7 @@ COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/bids_cmb /opt/bids_cmb
 RUN printf '%s\n' "${VERSION}" > /version \
     && chmod a+r /version \
+    && mkdir /models \
     && useradd --create-home --uid 1000 --non-unique bids_cmb \
     && chmod 0755 /home/bids_cmb
 # Nothing from the user's ~/.local; no bytecode on a read-only root; GPU memory as it is needed.
@@ -59,6 +60,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     KERAS_BACKEND=tensorflow \
     TF_CPP_MIN_LOG_LEVEL=3 \
     TF_FORCE_GPU_ALLOW_GROWTH=true \
+    BIDS_CMB_MODELS=/models \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import from_matvec
 from scipy import ndimage
 from scipy.special import expit, logit
 
 from bids_cmb.candidates import Candidate, find_candidates
 from bids_cmb.cards import card, members_of, weights_file
 from bids_cmb.networks import Models, answer, load_network
-from bids_cmb.preprocessing import Grid, back_to_scan, preprocess
+from bids_cmb.preprocessing import Grid, Preprocessed, back_to_scan, preprocess
 from bids_cmb.volume import Volume
 
 LEAST = 1e-6  # chance below which, and above 1 less which, log-odds say no more
@@ -111,22 +112,29 @@ def answers(name: str, image: Volume, brain: Volume, models: Models) -> list[np.
     said = card(name, models.folder)
     if "members" not in said:
         return [_FUNCTIONS[name](image, brain).data]
-    return [
-        _asked(member, weights_file(name, member, models.folder), (image, brain), models.precision)
-        for member in members_of(said, models.folds)
-    ]
+    box = tuple(ndimage.find_objects((np.asarray(brain.data) > 0).astype(np.uint8))[0])
+    first = [side.start for side in box]
+    window = Volume(image.data[box], image.affine @ from_matvec(np.eye(3), first))
+    found, fed = [], {}
+    for member in members_of(said, models.folds):
+        grid = Grid.from_card(member["grid"])
+        if grid not in fed:  # members that see the same grid see the same numbers
+            fed = {grid: preprocess(image, brain, grid)}
+        path = weights_file(name, member, models.folder)
+        seen = _asked(member, path, models.precision, window, fed[grid])
+        chance = np.zeros(image.shape, np.float32)
+        chance[box] = np.where(brain.data[box], seen.data, 0)
+        found.append(chance)
+    return found
 
 
-def _asked(
-    member: dict, path: Path, scan: tuple[Volume, Volume], precision: str
-) -> np.ndarray:  # fmt: skip
-    image, brain = scan
-    fed = preprocess(image, brain, Grid.from_card(member["grid"]))
+def _asked(member: dict, path: Path, precision: str, window: Volume, fed: Preprocessed) -> Volume:
+    """What a network says of a scan on its own grid, on that of a part of the scan."""
     network = load_network(member, path, precision=precision)
-    # Two voxels more than the brain: its edge lies between voxels of the network's grid.
-    where = ndimage.binary_dilation(fed.brain.data, iterations=2)
+    # A voxel more than the brain: its edge lies between voxels of the network's grid.
+    where = ndimage.binary_dilation(fed.brain.data, np.ones((3, 3, 3), bool))
     found = Volume(answer(network, fed.image.data, where), fed.image.affine)
-    return np.where(brain.data, back_to_scan(found, image).data, 0)
+    return back_to_scan(found, window)
 
 
 def radial(image: Volume, brain: Volume) -> Volume:

@@ -1,7 +1,8 @@
 """Network files of other programs, read as data: nothing in them is run.
 
-Keras 2 wrote a network into one HDF5 file: a description in JSON, in which Lambda layers hold
-Python bytecode, and the weights of each layer. Only numbers, names and the wiring are taken.
+Keras wrote, until its third version, a network into one HDF5 file: a description in JSON, in which
+Lambda layers hold Python bytecode, and the weights of each layer. Only numbers, names and the
+wiring are taken.
 """
 
 import json
@@ -172,11 +173,10 @@ def _before(layer: Mapping, layers: Mapping) -> Iterator[str]:
     """Names of the layers that a layer gets its input from, in order."""
 
     def names(node: object) -> Iterator[str]:
-        if isinstance(node, list | tuple):
-            if node and isinstance(node[0], str) and node[0] in layers:
-                yield node[0]
-                return
-            for one in node:
+        if isinstance(node, list) and node and isinstance(node[0], str):
+            yield from node[:1] if node[0] in layers else []
+        elif isinstance(node, list | dict):  # Keras 3 wraps the same in dictionaries
+            for one in node.values() if isinstance(node, dict) else node:
                 yield from names(one)
 
     yield from names(layer["inbound_nodes"])

@@ -21,7 +21,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from scipy.special import expit
 
 from bids_cmb.savedmodels import signature_of
 from bids_cmb.staged import convolutions, staged
@@ -212,7 +211,7 @@ def _shiva(member: Mapping, path: Path, precision: str):
             arrays[f"{name}/{part}"] = found
     _guard_stages(path)
     with _silence():
-        run = staged(_tensorflow(), arrays, len(widths), mixed=precision == "mixed")
+        run = staged(_tensorflow(), arrays, widths, mixed=precision == "mixed")
     return run, tuple(member["grid"]["shape"])
 
 
@@ -320,25 +319,24 @@ def _guard(model, multiple: Sequence[int], path: Path, precision: str) -> None:
 
 @lru_cache(maxsize=1)
 def _guard_stages(path: Path) -> None:
-    """Refuse a TensorFlow in which the stages do not compute what Keras does layer by layer."""
-    keras = _keras()
-    from bids_cmb.models.shiva import shiva  # noqa: PLC0415
-
-    widths, shape, rng = (2, 2, 2, 2), (35, 22, 19), np.random.default_rng(0)
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
-    model = shiva(widths=widths, shape=shape, folded=True)
-    keras.config.set_dtype_policy(before)
-    for one in model.variables:
-        one.assign(rng.normal(0, np.prod(one.shape[:-1]) ** -0.5, one.shape))
-    image = rng.random(shape, np.float32)
-    run = staged(_tensorflow(), {one.path: one.numpy() for one in model.variables}, len(widths))
-    expected = expit(model(image[None, ..., None]).numpy()[0, ..., 0])
-    apart = np.abs(run(image, None) - expected).max()
+    """Refuse a TensorFlow whose graphs do not compute what the stages do one by one."""
+    tf, rng, widths = _tensorflow(), np.random.default_rng(0), (2, 2, 2, 2)
+    image = rng.random((35, 22, 19), np.float32)
+    arrays = {}
+    for name, shape in convolutions(widths).items():
+        arrays[f"{name}/kernel"] = rng.normal(0, np.prod(shape[:-1]) ** -0.5, shape)
+        arrays[f"{name}/bias"] = rng.normal(0, 0.1, shape[-1:])
+    run = staged(tf, arrays, widths)
+    in_graphs = run(image, None)
+    tf.config.run_functions_eagerly(True)  # noqa: FBT003
+    try:
+        apart = np.abs(in_graphs - run(image, None)).max()
+    finally:
+        tf.config.run_functions_eagerly(False)  # noqa: FBT003
     if apart > SAME:
         raise ValueError(
-            f"{path}: this TensorFlow ({_tensorflow().__version__}) must compute a network alike "
-            f"in stages and layer by layer; found probabilities {apart:.2g} apart."
+            f"{path}: this TensorFlow ({tf.__version__}) must compute a network alike in graph "
+            f"and eager mode; found probabilities {apart:.2g} apart."
         )
 
 

@@ -14,9 +14,9 @@ import numpy as np
 _ARITHMETIC = """
     Add AddN AddV2 AvgPool3D BatchMatMulV2 BiasAdd BroadcastTo Cast ClipByValue Concat ConcatV2
     Const Conv2D Conv3D Conv3DBackpropInputV2 DepthToSpace DisableCopyOnRead Div DivNoNan Elu
-    Equal Erf Exp ExpandDims Fill FloorDiv FloorMod FusedBatchNormV3 GatherV2 Greater GreaterEqual Identity
-    IdentityN LeakyRelu Less LessEqual Log LogicalAnd LogicalNot LogicalOr MatMul Max MaxPool3D
-    Maximum Mean Min Minimum MirrorPad Mul Neg NoOp NotEqual OnesLike Pack Pad PadV2
+    Equal Erf Exp ExpandDims Fill FloorDiv FloorMod FusedBatchNormV3 GatherV2 Greater GreaterEqual
+    Identity IdentityN LeakyRelu Less LessEqual Log LogicalAnd LogicalNot LogicalOr MatMul Max
+    MaxPool3D Maximum Mean Min Minimum MirrorPad Mul Neg NoOp NotEqual OnesLike Pack Pad PadV2
     PartitionedCall Placeholder PlaceholderWithDefault Pow Prod Range ReadVariableOp RealDiv Relu
     Relu6 Reshape ResizeBilinear ResizeNearestNeighbor Rsqrt Select SelectV2 Selu Shape Sigmoid
     Slice Softmax Softplus SpaceToDepth Split SplitV Sqrt Square SquaredDifference Squeeze

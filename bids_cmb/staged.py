@@ -2,7 +2,7 @@
 
 Three quarters of its arithmetic lies in the decoder's two finest levels. There
 
-- only the voxels about the brain are computed, slab by slab: what lies further off cannot reach
+- only the voxels about the brain are computed, tile by tile: what lies further off cannot reach
   them through the few convolutions that are left, and would be set to 0 anyway;
 - a convolution of an image that was only just doubled by repeating its voxels is one transposed
   convolution of the coarse image with a 4 x 4 x 4 kernel: 8 products per voxel instead of 27;
@@ -13,14 +13,19 @@ rounding. Nothing is padded right before a convolution: TensorFlow computes that
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import pairwise
 
 import numpy as np
 from scipy import ndimage
 
-SLAB = 32  # voxels along the first axis that are computed at a time
-IN_SLABS = 2  # levels, from the finest, that are
+SLAB = 32  # voxels along the first axis that are encoded at a time
+TILE = (48, 64)  # voxels along the first two axes that are decoded at a time
+IN_TILES = 2  # levels, from the finest, that are
 DOUBLED = 3  # levels, from the finest, whose doubling is a transposed convolution
-HALO_DOWN = 2  # voxels by which two convolutions of 3 look beyond a slab
+HALO_DOWN = 2  # voxels by which the encoder's two convolutions of 3 look beyond a slab
+HALO_UP = (4, 2)  # by which the decoder's do beyond a tile, at each level in tiles
 LAST = 10  # channels of the two convolutions after the finest level
 Array = np.ndarray
 
@@ -47,53 +52,58 @@ def convolutions(widths: Sequence[int]) -> dict[str, tuple[int, ...]]:
 
 
 def staged(
-    tf, arrays: Mapping[str, Array], levels: int, *, mixed: bool = False
+    tf, arrays: Mapping[str, Array], widths: Sequence[int], *, mixed: bool = False
 ) -> Callable[[Array, Array | None], Array]:
     """Make the function that asks the network.
 
     Args:
         tf: TensorFlow.
         arrays: Kernels and biases under the names of `models.shiva`, folded.
-        levels: Of the network; at least 3.
+        widths: Channels of each level, the finest first; at least three levels.
         mixed: Whether to compute in 16 bits (bfloat16).
 
     Returns:
         ``(image, where) → probability``: float32 (X, Y, Z), and True where the probability is
         wanted, or None for everywhere; it is 0 elsewhere.
     """
-    kind = tf.bfloat16 if mixed else tf.float32
-    held = {name: tf.constant(array, kind) for name, array in split(arrays, levels).items()}
-    stages = _Stages(tf, held, levels)
+    stages = _stages(tf, tuple(widths), mixed)
+    held = {name: tf.constant(array, stages.kind) for name, array in split(arrays, widths).items()}
 
     def run(image: Array, where: Array | None) -> Array:
         wanted = np.ones(image.shape, bool) if where is None else where
+        if not wanted.any():
+            return np.zeros(image.shape, np.float32)
         x, skips = image[..., None], []
-        for level in range(IN_SLABS):
-            skip, x = _down(stages.down[level], x)
-            skips.append(skip)
-        x = stages.deep(x[None]).numpy()[0]
-        for level in reversed(range(IN_SLABS)):
-            x = _up(stages.up[level], _grown(x, skips[level].shape), skips.pop(), wanted, level)
+        for level in range(IN_TILES):
+            needed = _needed(wanted, level, x.shape[:3])
+            ask = partial(stages.down, level, held)
+            skip, x = _down(ask, x, needed, HALO_UP[level])
+            skips.append((skip, needed))
+        x = stages.deep(held, x[None]).numpy()[0]
+        for level in reversed(range(IN_TILES)):
+            skip, needed = skips.pop()
+            x = _grown(x, needed.shape)
+            x = _up(partial(stages.up, level, held), x, skip, needed, HALO_UP[level])
         return x[..., 0]
 
     return run
 
 
-def split(arrays: Mapping[str, Array], levels: int) -> dict[str, Array]:
+def split(arrays: Mapping[str, Array], widths: Sequence[int]) -> dict[str, Array]:
     """The kernels as the stages want them: the first of each decoder level in two.
 
     Args:
         arrays: Kernels and biases under the names of `models.shiva`, folded.
-        levels: Of the network.
+        widths: Channels of each level, the finest first.
 
     Returns:
         The same, but ``up<level>_first/kernel`` has become ``up<level>_coarse``, for what comes
         from the coarser level, and ``up<level>_skip``.
     """
     made = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
-    for level in range(levels):
+    for level, width in enumerate(widths):
         kernel = made.pop(f"up{level}_first/kernel")  # (3, 3, 3, coarse + skip, out)
-        coarse = kernel.shape[3] - made[f"down{level}_second/bias"].size
+        coarse = kernel.shape[3] - width
         first = kernel[..., :coarse, :]
         made[f"up{level}_coarse"] = doubling(first) if level < DOUBLED else first
         made[f"up{level}_skip"] = kernel[..., coarse:, :]
@@ -116,119 +126,166 @@ def doubling(kernel: Array) -> Array:
     return np.swapaxes(kernel, 3, 4)
 
 
+@lru_cache(maxsize=8)
+def _stages(tf, widths: tuple[int, ...], mixed: bool) -> "_Stages":  # noqa: FBT001 a key
+    return _Stages(tf, widths, tf.bfloat16 if mixed else tf.float32)
+
+
 class _Stages:
-    """The network in pieces, each a graph that takes images of any size.
+    """The network in pieces, each a graph for images of any size and for the weights of any fold.
 
     Attributes:
-        down: For each level in slabs: image → (skip, halved image).
-        deep: From the first halved image that is computed whole to what comes back up.
-        up: For each level in slabs: (coarse image, skip) → image; probabilities at the finest.
+        kind: TensorFlow's type of the weights, in which the stages compute.
     """
 
-    def __init__(self, tf, held: Mapping, levels: int):
-        self.tf, self.held, self.levels = tf, held, levels
-        self.down = [self._graph(self._down, level, self._inputs(level)) for level in _slabbed()]
-        self.up = [
-            self._graph(self._up, level, self._outputs(level + 1), self._outputs(level))
-            for level in _slabbed()
-        ]
-        self.deep = self._graph(self._deep, IN_SLABS, self._inputs(IN_SLABS))
+    def __init__(self, tf, widths: tuple[int, ...], kind):
+        self.tf, self.widths, self.kind = tf, widths, kind
+        empty = {
+            f"{name}/{part}": np.broadcast_to(
+                np.float32(0), shape if part == "kernel" else shape[-1:]
+            )
+            for name, shape in convolutions(widths).items()
+            for part in ("kernel", "bias")
+        }
+        self.shapes = {name: array.shape for name, array in split(empty, widths).items()}
+        self._graphs: dict[str, Callable] = {}
 
-    def _graph(self, stage: Callable, level: int, *channels: int):
-        shapes = [self.tf.TensorSpec((1, None, None, None, count)) for count in channels]
-        kind = self.held["answer/kernel"].dtype
+    def down(self, level: int, held: Mapping, image: Array) -> tuple[Array, Array]:
+        """(X, Y, Z, C) → the level's skip, and the image halved."""
+        channels = self.widths[level - 1] if level else 1
+        ask = self._graph(f"down{level}", (f"down{level}_",), self._down, level, channels)
+        return tuple(part.numpy()[0] for part in ask(held, image[None]))
 
-        def run(*images):
-            found = stage(level, *(self.tf.cast(image, kind) for image in images))
-            return self.tf.nest.map_structure(lambda one: self.tf.cast(one, self.tf.float32), found)
+    def deep(self, held: Mapping, image: Array):
+        """From the first halved image that is computed whole to what comes back up."""
+        levels = range(IN_TILES, len(self.widths))
+        names = tuple(f"{way}{level}_" for level in levels for way in ("down", "up"))
+        return self._graph("deep", names, self._deep, None, self.widths[IN_TILES - 1])(held, image)
 
-        return self.tf.function(run, input_signature=shapes, autograph=False)
+    def up(self, level: int, held: Mapping, coarse: Array, skip: Array) -> Array:
+        """Coarse image and skip → image; probabilities at the finest level."""
+        names = (f"up{level}_", *(() if level else ("last_", "answer/")))
+        channels = self.widths[level + 1], self.widths[level]
+        ask = self._graph(f"up{level}", names, self._up, level, *channels)
+        return ask(held, coarse[None], skip[None]).numpy()[0]
 
-    def _inputs(self, level: int) -> int:
-        return self._outputs(level - 1) if level else 1
+    def _graph(self, key: str, names: tuple, stage: Callable, level: int | None, *channels: int):
+        """A stage as a graph, made once; it is given the weights whose names begin so."""
+        tf = self.tf
+        wanted = [name for name in self.shapes if name.startswith(names)]
+        if key not in self._graphs:
+            weights = {name: tf.TensorSpec(self.shapes[name], self.kind) for name in wanted}
+            images = [tf.TensorSpec((1, None, None, None, count)) for count in channels]
 
-    def _outputs(self, level: int) -> int:
-        return self.held[f"down{level}_second/bias"].shape[0]
+            def run(held, *images):
+                found = stage(level, held, *(tf.cast(image, self.kind) for image in images))
+                return tf.nest.map_structure(lambda one: tf.cast(one, tf.float32), found)
 
-    def _down(self, level: int, x):
-        x = self._convolved(self._convolved(x, f"down{level}_first"), f"down{level}_second")
+            self._graphs[key] = tf.function(
+                run, input_signature=[weights, *images], autograph=False
+            )
+        graph = self._graphs[key]
+        return lambda held, *images: graph({name: held[name] for name in wanted}, *images)
+
+    def _down(self, level: int, held: Mapping, x):
+        x = self._convolved(held, x, f"down{level}_first")
+        x = self._convolved(held, x, f"down{level}_second")
         return x, self.tf.nn.max_pool3d(x, 2, 2, "VALID")
 
-    def _up(self, level: int, x, skip):
-        first = self._doubled(level, x, self.tf.shape(skip)[1:4])
-        first += self._plain(skip, f"up{level}_skip")
-        x = self._ended(first, f"up{level}_first/bias")
-        x = self._convolved(x, f"up{level}_second")
+    def _up(self, level: int, held: Mapping, x, skip):
+        tf = self.tf
+        of_skip = tf.nn.conv3d(skip, held[f"up{level}_skip"], [1] * 5, "SAME")
+        of_skip = tf.nn.bias_add(of_skip, held[f"up{level}_first/bias"])
+        x = tf.nn.silu(self._doubled(level, held, x, tf.shape(skip)[1:4]) + of_skip)
+        x = self._convolved(held, x, f"up{level}_second")
         if level > 0:
             return x
-        x = self._convolved(self._convolved(x, "last_first"), "last_second")
-        logits = self.tf.nn.bias_add(self._plain(x, "answer/kernel"), self.held["answer/bias"])
-        return self.tf.sigmoid(logits)
+        x = self._convolved(held, self._convolved(held, x, "last_first"), "last_second")
+        logits = tf.nn.conv3d(x, held["answer/kernel"], [1] * 5, "SAME")
+        return tf.sigmoid(tf.nn.bias_add(logits, held["answer/bias"]))
 
-    def _deep(self, level: int, x):
-        tf, skips = self.tf, []
-        for at in range(level, self.levels):
-            skip, x = self._down(at, x)
+    def _deep(self, _: None, held: Mapping, x):
+        tf, skips, levels = self.tf, [], range(IN_TILES, len(self.widths))
+        for level in levels:
+            skip, x = self._down(level, held, x)
             skips.append(skip)
-        for at in reversed(range(level, self.levels)):
+        for level in reversed(levels):
             skip = skips.pop()
             short = tf.reshape(tf.shape(skip)[1:4] - 2 * tf.shape(x)[1:4], (3, 1))
             x = tf.pad(x, tf.pad(short, [[1, 1], [1, 0]]))
-            x = self._up(at, x, skip)
+            x = self._up(level, held, x, skip)
         return x
 
-    def _doubled(self, level: int, x, size):
-        tf, kernel = self.tf, self.held[f"up{level}_coarse"]
+    def _doubled(self, level: int, held: Mapping, x, size):
+        """The image doubled, cut to ``size`` and convolved."""
+        tf, kernel = self.tf, held[f"up{level}_coarse"]
         if level < DOUBLED:
             shape = tf.concat([[1], 2 * tf.shape(x)[1:4], [kernel.shape[3]]], 0)
             made = tf.nn.conv3d_transpose(x, kernel, shape, 2, "SAME")
             return made[:, : size[0], : size[1], : size[2]]
         for axis in (1, 2, 3):
             x = tf.repeat(x, 2, axis)
-        return self._plain(x[:, : size[0], : size[1], : size[2]], f"up{level}_coarse")
+        return tf.nn.conv3d(x[:, : size[0], : size[1], : size[2]], kernel, [1] * 5, "SAME")
 
-    def _plain(self, x, name: str):
-        return self.tf.nn.conv3d(x, self.held[name], [1] * 5, "SAME")
-
-    def _ended(self, x, name: str):
-        return self.tf.nn.silu(self.tf.nn.bias_add(x, self.held[name]))
-
-    def _convolved(self, x, name: str):
-        return self._ended(self._plain(x, f"{name}/kernel"), f"{name}/bias")
+    def _convolved(self, held: Mapping, x, name: str):
+        x = self.tf.nn.conv3d(x, held[f"{name}/kernel"], [1] * 5, "SAME")
+        return self.tf.nn.silu(self.tf.nn.bias_add(x, held[f"{name}/bias"]))
 
 
-def _slabbed() -> range:
-    return range(IN_SLABS)
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A box of a larger array, (X, Y, Z, C), and where it begins."""
+
+    data: Array
+    first: Array
+
+    def cut(self, low: Array, high: Array) -> Array:
+        """The part from ``low`` to ``high``, in voxels of the larger array."""
+        return self.data[_box(low - self.first, high - self.first)]
 
 
-def _down(stage: Callable, x: Array) -> tuple[Array, Array]:
-    """A level of the encoder, slab by slab: (X, Y, Z, C) → skip, and the image halved."""
+def _down(stage: Callable, x: Array, needed: Array, halo: int) -> tuple[_Part, Array]:
+    """A level of the encoder, slab by slab.
+
+    Args:
+        stage: Asks the network.
+        x: (X, Y, Z, C).
+        needed: Voxels of the level at which its decoder will be asked, (X, Y, Z).
+        halo: Voxels by which that looks beyond.
+
+    Returns:
+        The skip where the decoder will need it, and the whole image halved.
+    """
+    spots = np.argwhere(needed)
+    first = np.maximum(spots.min(axis=0) - halo, 0) // 2 * 2
+    end = np.minimum(spots.max(axis=0) + 2 + halo, needed.shape)
     skip = halved = None
-    for start, end in _cuts(x.shape[0]):
-        low, high = max(0, start - HALO_DOWN), min(x.shape[0], end + HALO_DOWN)
-        found, pooled = (part.numpy()[0] for part in stage(x[None, low:high]))
+    for start in range(0, x.shape[0], SLAB):
+        stop = min(start + SLAB, x.shape[0])
+        low, high = max(0, start - HALO_DOWN), min(x.shape[0], stop + HALO_DOWN)
+        found, pooled = stage(x[low:high])
         if skip is None:
-            skip = np.empty((*x.shape[:3], found.shape[-1]), np.float32)
+            skip = np.empty((*(end - first), found.shape[-1]), np.float32)
             halved = np.empty((*(side // 2 for side in x.shape[:3]), found.shape[-1]), np.float32)
-        skip[start:end] = found[start - low : end - low]
-        kept = pooled[(start - low) // 2 :]
-        halved[start // 2 : end // 2] = kept[: end // 2 - start // 2]
-    return skip, halved
+        halved[start // 2 : stop // 2] = pooled[(start - low) // 2 :][: stop // 2 - start // 2]
+        begin, until = max(start, first[0]), min(stop, end[0])
+        if begin < until:
+            kept = found[begin - low : until - low, first[1] : end[1], first[2] : end[2]]
+            skip[begin - first[0] : until - first[0]] = kept
+    return _Part(skip, first), halved
 
 
-def _up(stage: Callable, x: Array, skip: Array, wanted: Array, level: int) -> Array:
-    """A level of the decoder where it is wanted: (X/2, Y/2, Z/2, C), skip → (X, Y, Z, C)."""
-    needed, halo = _needed(wanted, level, skip.shape[:3]), 2 if level else 4
+def _up(stage: Callable, x: Array, skip: _Part, needed: Array, halo: int) -> Array:
+    """A level of the decoder where it is needed: (X/2, Y/2, Z/2, C) and skip → (X, Y, Z, C)."""
     out = None
-    for first, end in _boxes(needed):
+    for first, end in _tiles(needed):
         low = np.maximum(first - halo, 0) // 2 * 2
-        high = np.minimum(-(-(end + halo) // 2) * 2, skip.shape[:3])
-        found = stage(x[_box(low // 2, -(-high // 2))][None], skip[_box(low, high)][None])
-        found = found.numpy()[0]
+        high = np.minimum(-(-(end + halo) // 2) * 2, needed.shape)
+        found = stage(x[_box(low // 2, -(-high // 2))], skip.cut(low, high))
         if out is None:
-            out = np.zeros((*skip.shape[:3], found.shape[-1]), np.float32)
+            out = np.zeros((*needed.shape, found.shape[-1]), np.float32)
         out[_box(first, end)] = found[_box(first - low, end - low)]
-    return np.zeros((*skip.shape[:3], 1), np.float32) if out is None else out
+    return out
 
 
 def _needed(wanted: Array, level: int, shape: tuple[int, ...]) -> Array:
@@ -241,22 +298,24 @@ def _needed(wanted: Array, level: int, shape: tuple[int, ...]) -> Array:
     padded = padded[: sides[0], : sides[1], : sides[2]]
     blocks = padded.reshape(shape[0], step, shape[1], step, shape[2], step)
     reach = np.ones((3, 3, 3), bool)
-    # Four convolutions reach 4 voxels, two of these; one more for the doubling, one for odd sides.
-    return ndimage.binary_dilation(blocks.any(axis=(1, 3, 5)), reach, iterations=4)
+    # A tile reaches 4 voxels further, two of these, and one more where it must begin evenly.
+    return ndimage.binary_dilation(blocks.any(axis=(1, 3, 5)), reach, iterations=3)
 
 
-def _boxes(needed: Array) -> Iterator[tuple[Array, Array]]:
-    """First voxel of, and end beyond, the box about what is needed in each slab."""
-    for start, end in _cuts(needed.shape[0]):
-        spots = np.argwhere(needed[start:end])
-        if len(spots):
-            shift = np.array([start, 0, 0])
-            yield spots.min(axis=0) + shift, spots.max(axis=0) + 1 + shift
-
-
-def _cuts(length: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, length, SLAB):
-        yield start, min(start + SLAB, length)
+def _tiles(needed: Array) -> Iterator[tuple[Array, Array]]:
+    """First voxel of, and end beyond, the box about what is needed in each tile of it."""
+    spots = np.argwhere(needed)
+    low, high = spots.min(axis=0), spots.max(axis=0) + 1
+    cuts = [
+        np.linspace(first, end, -(-(end - first) // size) + 1).round().astype(int)
+        for first, end, size in zip(low, high, TILE, strict=False)
+    ]
+    for x, x_end in pairwise(cuts[0]):
+        for y, y_end in pairwise(cuts[1]):
+            spots = np.argwhere(needed[x:x_end, y:y_end])
+            if len(spots):
+                corner = np.array([x, y, 0])
+                yield spots.min(axis=0) + corner, spots.max(axis=0) + 1 + corner
 
 
 def _box(first: Array, end: Array) -> tuple[slice, ...]:

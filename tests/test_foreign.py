@@ -52,7 +52,7 @@ def rewired(change):
 def test_answers_are_those_of_keras_2_under_python_3_7(fold):
     image = np.random.RandomState(5).rand(*SHAPE).astype(np.float32)
     arrays = networks.folded(read_unet_h5(FOLDS[fold], KERNELS))
-    found = staged(networks._tensorflow(), arrays, 7)(image, None)
+    found = staged(networks._tensorflow(), arrays, widths_of(FOLDS[0].name))(image, None)
     stored = np.load(FIXTURES / "shiva_v1_answers.npz")[f"fold_{fold}"]
     np.testing.assert_allclose(found[::EVERY, ::EVERY, ::EVERY], stored, atol=1e-4)
 

@@ -43,7 +43,7 @@ HOMES = {  # a library, and the only rooms that may name it
     "matplotlib": {"training_report"},
     "argparse": {"cli", "__main__", "descriptor"},
     "distributed": {"dask_cluster"},
-    "nibabel": {"volume", "preprocessing", "physics", "scanner", "cases"},
+    "nibabel": {"volume", "preprocessing", "detectors", "physics", "scanner", "cases"},
 }
 
 

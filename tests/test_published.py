@@ -12,6 +12,7 @@ import pytest
 
 from bids_cmb import published
 from bids_cmb.__main__ import main
+from bids_cmb.brain import find_brain
 from bids_cmb.cards import card
 from bids_cmb.detectors import detect
 from bids_cmb.networks import Models, load_network
@@ -255,7 +256,8 @@ def test_replicas_of_both_releases_read_a_scan_and_are_averaged_on_its_grid(
     models = tmp_path / "models"
     shutil.copytree(added, models)
     add([second], models, quiet)
-    image, brain, _ = phantom(np.random.default_rng(2), bleeds=3, spacing=(1.0, 1.0, 3.0))
+    image, _, _ = phantom(np.random.default_rng(2), bleeds=3, spacing=(1.0, 1.0, 3.0))
+    brain = find_brain(image)
     each = [
         detect(name, image, brain, Models(models)).mean.data
         for name in ("shiva-v1-replica", "shiva-v2-replica")

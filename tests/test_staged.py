@@ -38,7 +38,7 @@ def case(request, rng):
 
 def test_stages_give_what_layers_give(case):
     model, arrays, image = case
-    run = staged.staged(networks._tensorflow(), arrays, len(WIDTHS))
+    run = staged.staged(networks._tensorflow(), arrays, WIDTHS)
     np.testing.assert_allclose(run(image, None), layer_by_layer(model, image), atol=2e-6)
 
 
@@ -46,26 +46,27 @@ def test_where_it_is_wanted_nothing_changes_and_elsewhere_it_is_zero(case, rng):
     model, arrays, image = case
     wanted = ndimage.binary_dilation(rng.random(image.shape) < 0.0005, iterations=3)
     wanted[-3:, :4, -5:] = True  # a corner, where boxes end with the image
-    found = staged.staged(networks._tensorflow(), arrays, len(WIDTHS))(image, wanted)
+    found = staged.staged(networks._tensorflow(), arrays, WIDTHS)(image, wanted)
     np.testing.assert_allclose(found[wanted], layer_by_layer(model, image)[wanted], atol=2e-6)
 
 
 def test_nothing_wanted_is_zero_everywhere(rng):
     _, arrays, image = by_chance(rng, SHAPES[1])
-    run = staged.staged(networks._tensorflow(), arrays, len(WIDTHS))
+    run = staged.staged(networks._tensorflow(), arrays, WIDTHS)
     assert not run(image, np.zeros(image.shape, bool)).any()
 
 
-def test_slabs_of_any_size_agree(rng, monkeypatch):
+def test_slabs_and_tiles_of_any_size_agree(rng, monkeypatch):
     model, arrays, image = by_chance(rng, SHAPES[2])
     monkeypatch.setattr(staged, "SLAB", 8)
-    run = staged.staged(networks._tensorflow(), arrays, len(WIDTHS))
+    monkeypatch.setattr(staged, "TILE", (11, 6))
+    run = staged.staged(networks._tensorflow(), arrays, WIDTHS)
     np.testing.assert_allclose(run(image, None), layer_by_layer(model, image), atol=2e-6)
 
 
 def test_sixteen_bits_change_little(rng):
     model, arrays, image = by_chance(rng, SHAPES[0])
-    run = staged.staged(networks._tensorflow(), arrays, len(WIDTHS), mixed=True)
+    run = staged.staged(networks._tensorflow(), arrays, WIDTHS, mixed=True)
     assert np.abs(run(image, None) - layer_by_layer(model, image)).max() < 0.1
 
 

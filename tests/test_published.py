@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from phantoms import phantom
+from test_savedmodels import module, residual
 
 from bids_cmb import published
 from bids_cmb.__main__ import main
@@ -17,8 +19,6 @@ from bids_cmb.cards import card
 from bids_cmb.detectors import detect
 from bids_cmb.networks import Models, load_network
 from bids_cmb.published import RELEASES, Release, add, md5, verify, widths_of
-from tests.phantoms import phantom
-from tests.test_savedmodels import module, residual
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FOLDS = sorted(FIXTURES.glob("*.h5"))

@@ -34,6 +34,19 @@ RUN /opt/venv/bin/pip install --no-cache-dir --no-compile --no-deps --no-build-i
     && /opt/venv/bin/python /tmp/strip.py /opt/venv \
     && chmod -R a+rX /opt
 
+# --- The atlas of lobes, through TemplateFlow's client; TEMPLATES=none where there is no network ----
+FROM build AS templates
+ARG TEMPLATES=fetch
+RUN mkdir /opt/templateflow \
+    && if [ "${TEMPLATES}" = fetch ]; then \
+      export TEMPLATEFLOW_HOME=/opt/templateflow \
+      && /opt/venv/bin/python -c 'from bids_cmb.templates import find_lobes; find_lobes(fetch=True)' \
+      && find /opt/templateflow -type f -empty -delete \
+      && find /opt/templateflow -type d -empty -delete \
+      && find /opt/templateflow -name '*.nii.gz' -exec sha256sum {} +; \
+    fi \
+    && chmod -R a+rX /opt/templateflow
+
 # --- The image ------------------------------------------------------------------------------------
 FROM python AS image
 ARG VERSION=0.1.0
@@ -47,6 +60,7 @@ LABEL org.opencontainers.image.title="bids_cmb" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/bids_cmb /opt/bids_cmb
+COPY --from=templates /opt/templateflow /opt/templateflow
 RUN printf '%s\n' "${VERSION}" > /version \
     && chmod a+r /version \
     && mkdir /models \
@@ -61,6 +75,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     TF_CPP_MIN_LOG_LEVEL=3 \
     TF_FORCE_GPU_ALLOW_GROWTH=true \
     BIDS_CMB_MODELS=/models \
+    TEMPLATEFLOW_HOME=/opt/templateflow \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000

@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.anatomy import Anatomy, brain_of, find_anatomy, places
+from bids_cmb.anatomy import Anatomy, brain_of, find_anatomy
 from bids_cmb.brain import find_brain
 from bids_cmb.cards import card
 from bids_cmb.cases import Paths, find_cases
 from bids_cmb.contrasts import atlas, degrade, paint, painted_subject
 from bids_cmb.derivatives import read_table
 from bids_cmb.networks import Models, set_threads
+from bids_cmb.regions import locate, region_map
 from bids_cmb.scanner import CLEFT_MM
 from bids_cmb.volume import Volume, load, load_labels, resample
 
@@ -84,14 +85,11 @@ def scanned(paths: Paths, image: Volume, models: Models) -> dict[str, float]:
     figures["brain by find_brain"] = dice(brain, find_brain(image).data)
     rows = read_table(paths.lesions.with_name(paths.lesions.name.replace(".nii.gz", ".tsv")))
     if rows:
-        classes = card("anatomy", models.folder)["classes"]
+        regions = region_map(found)
         centres = [[float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")] for row in rows]
-        said = places(found, centres, classes)
-        figures["territory"] = float(
-            np.mean(
-                [one.territory == row["territory"] for one, row in zip(said, rows, strict=True)]
-            )
-        )
+        said = [locate(regions, centre, found.midline).territory for centre in centres]
+        right = [one == row["territory"] for one, row in zip(said, rows, strict=True)]
+        figures["territory"] = float(np.mean(right))
     return figures
 
 

@@ -27,7 +27,6 @@ FEWEST_ML = 0.05  # of a structure whose centroid is believed
 POOR_FIT_MM = 6.0  # beyond it, MNI positions are a guess
 DEEP = (10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 28, 60)
 WHITE, VENTRICLES = (2, 41), (4, 43)
-INFRATENTORIAL = (16, 7, 46, 8, 47)
 FLUID = (0, 24, 4, 43, 14, 15)
 
 
@@ -58,13 +57,11 @@ class Place:
 
     Attributes:
         structure: Name, without side; None where there is no tissue near.
-        territory: ``lobar``, ``deep`` or ``infratentorial``; None like ``structure``.
         side: ``left``, ``right`` or ``midline``.
         mni: mm in MNI152NLin2009cAsym; None without a fit.
     """
 
     structure: str | None
-    territory: str | None
     side: str
     mni: tuple[float, float, float] | None
 
@@ -113,7 +110,7 @@ def read_structures(
     midline = _midline(tissue, found[..., -1], affine)
     left = np.array([one["left"] for one in classes], np.uint16)
     right = np.array([one["right"] for one in classes], np.uint16)
-    codes = np.where(_leftness(midline, affine, best.shape) > 0, left[best], right[best])
+    codes = np.where(leftness(midline, affine, best.shape) > 0, left[best], right[best])
     structures = Volume(codes, affine)
     to_mni, fit = fit_to_mni(structures, centroids)
     return Anatomy(structures, Volume(_closed(tissue, affine), affine), midline, to_mni, fit)
@@ -163,7 +160,7 @@ def _midline(tissue: np.ndarray, left: np.ndarray, affine: np.ndarray) -> tuple[
     return normal, offset
 
 
-def _leftness(
+def leftness(
     midline: tuple[np.ndarray, float], affine: np.ndarray, shape: tuple[int, ...]
 ) -> np.ndarray:
     """Mm left of the midline, float32, on a grid."""
@@ -222,6 +219,24 @@ def fit_to_mni(
     return np.vstack([matrix.T, [0, 0, 0, 1]]), fit
 
 
+def itk_affine(to_mni: np.ndarray) -> str:
+    """A transform as ITK, ANTs and nitransforms read it, to bring the scan onto the template.
+
+    ITK maps places of the template to places of the scan, both with x to the left and y to the
+    back, so this is the inverse of ``to_mni`` between two changes of sign.
+
+    Args:
+        to_mni: World mm of the scan to mm of the template, RAS+, (4, 4).
+    """
+    signs = np.diag([-1.0, -1.0, 1.0, 1.0])
+    matrix = signs @ np.linalg.inv(to_mni) @ signs
+    numbers = " ".join(f"{x:.9g}" for x in [*matrix[:3, :3].ravel(), *matrix[:3, 3]])
+    return "\n".join([
+        "#Insight Transform File V1.0", "#Transform 0", "Transform: AffineTransform_double_3_3",
+        f"Parameters: {numbers}", "FixedParameters: 0 0 0", "",
+    ])  # fmt: skip
+
+
 # --- Lesions --------------------------------------------------------------------------------------
 
 
@@ -230,10 +245,7 @@ def places(
 ) -> list[Place]:
     """Where lesions lie.
 
-    A lesion belongs to the tissue at its centre, or to the nearest if there is fluid. White matter
-    within `DEEP_WHITE_MM` of a lateral ventricle, and nearer to it than to cortex, or within
-    `CAPSULE_MM` of a deep nucleus, is deep (MARS: deep and periventricular white matter, capsules;
-    Gregoire et al. 2009); other white matter, cortex, hippocampus and amygdala are lobar.
+    A lesion belongs to the tissue at its centre, or to the nearest if there is fluid.
 
     Args:
         anatomy: Of the scan.
@@ -254,8 +266,8 @@ def _place(anatomy: Anatomy, centre: np.ndarray, names: Mapping[int, str]) -> Pl
     near = _Near.around(anatomy.structures, centre)
     code = near.nearest_tissue()
     if code is None:
-        return Place(None, None, side, mni)
-    return Place(names[code], near.territory(code), side, mni)
+        return Place(None, side, mni)
+    return Place(names[code], side, mni)
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,21 +289,6 @@ class _Near:
         order = np.lexsort((codes.ravel(), np.round(away, 3)))  # ties: the lowest code
         return cls(codes.ravel()[order], away[order])
 
-    def distance(self, codes: Sequence[int]) -> float:
-        there = np.isin(self.codes, codes)
-        return float(self.away[there].min()) if there.any() else np.inf
-
     def nearest_tissue(self) -> int | None:
         tissue = np.flatnonzero(~np.isin(self.codes, FLUID) & (self.away <= NO_TISSUE_MM))
         return int(self.codes[tissue[0]]) if len(tissue) else None
-
-    def territory(self, code: int) -> str:
-        if code in INFRATENTORIAL:
-            return "infratentorial"
-        if code in DEEP:
-            return "deep"
-        if code in WHITE:
-            ventricle, cortex = self.distance(VENTRICLES), self.distance((3, 42))
-            periventricular = ventricle <= min(DEEP_WHITE_MM, cortex)
-            return "deep" if periventricular or self.distance(DEEP) <= CAPSULE_MM else "lobar"
-        return "lobar"

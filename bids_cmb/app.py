@@ -32,6 +32,7 @@ from bids_cmb.group import write_group
 from bids_cmb.lesions import FLAGS
 from bids_cmb.networks import device, no_gpu
 from bids_cmb.provenance import command
+from bids_cmb.templates import archive, find_lobes
 from bids_cmb.validation import full_errors, quick_look
 from bids_cmb.weights import check_weights
 
@@ -104,6 +105,7 @@ def _participant_level(config: Config) -> int:
     selection = _select(config)
     if config.dry_run:
         return _show(selection)
+    _look_for_lobes(config)
     try:
         logs = _run_folder(config)
         write_selection(logs / "selection.tsv", selection)
@@ -151,6 +153,24 @@ def _check_device(config: Config) -> None:
     (outcome,) = execution.run(_found_device, [None], workers=1)
     if outcome.error or not str(outcome.result).startswith("GPU"):
         raise ExitError(UNAVAILABLE, f"--device gpu needs a GPU that can be used. {no_gpu()}")
+
+
+def _look_for_lobes(config: Config) -> None:
+    """Say once whether lobes can be told apart, and fetch what it needs if that was asked for."""
+    if config.anatomy != "network":
+        return
+    try:
+        atlas = find_lobes(fetch=config.templateflow_fetch)
+    except ValueError as error:
+        raise ExitError(UNAVAILABLE, str(error)) from error
+    if atlas:
+        log.info("Lobes by %s.", atlas)
+    else:
+        log.info(
+            "Lobes are not told apart: TemplateFlow's archive, %s, has no Harvard-Oxford atlas "
+            "(--templateflow-fetch fetches it).",
+            archive(),
+        )
 
 
 def _found_device(_: object) -> str:
@@ -274,7 +294,7 @@ def _group_level(config: Config) -> int:
         ExitError: If there is nothing to put together, or the table cannot be written.
     """
     try:
-        tally = write_group(config.output_dir)
+        tally = write_group(config.output_dir, config.bids_dir / "participants.tsv")
     except ValueError as error:
         raise ExitError(NO_INPUT, str(error)) from error
     except OSError as error:

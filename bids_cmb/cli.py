@@ -224,8 +224,20 @@ def _add_finding(add: Callable) -> None:
         "--uncounted",
         nargs="*",
         metavar="FLAG",
-        help="flags of lesions that are listed but not counted, of large small edge vessel "
+        help="flags of lesions that are listed but not counted, of large small edge vessel csf "
         f"(default: {' '.join(Config.uncounted)})",
+    )
+    add(
+        "--deep-white-mm",
+        type=float,
+        metavar="MM",
+        help="white matter this close to a lateral ventricle is deep, not lobar "
+        f"(default: {Config.deep_white_mm:g})",
+    )
+    add(
+        "--templateflow-fetch",
+        action="store_true",
+        help="fetch the atlas of lobes if TemplateFlow's archive has it not",
     )
     add("--derivatives", "-d", nargs="+", type=Path, metavar="DIR", help="your brain masks")
     add("--mask-desc", metavar="DESC", help="their desc- label (default: brain)")
@@ -374,6 +386,10 @@ def _check(config: Config) -> None:
         )
     if config.min_volume is not None and not config.min_volume >= 0:
         raise ExitError(USAGE, f"--min-volume must be 0 mm³ or more; found {config.min_volume:g}.")
+    if not 0 <= config.deep_white_mm <= 50:
+        raise ExitError(
+            USAGE, f"--deep-white-mm must be 0 to 50 mm; found {config.deep_white_mm:g}."
+        )
     if len(set(config.detector)) < len(config.detector):
         raise ExitError(
             USAGE, f"--detector takes each name once; found {' '.join(config.detector)}."

@@ -43,6 +43,8 @@ class Config:
     threshold: float | None = None
     min_volume: float | None = None
     uncounted: tuple[str, ...] = ("large",)
+    deep_white_mm: float = 10.0
+    templateflow_fetch: bool = False
     derivatives: tuple[Path, ...] = ()
     mask_desc: str = "brain"
     skip_brain_extraction: bool = False
@@ -72,6 +74,7 @@ RESULT_SETTINGS = (  # those that change what is found in a scan or which files 
     "threshold",
     "min_volume",
     "uncounted",
+    "deep_white_mm",
     "mask_desc",
     "skip_brain_extraction",
     "output_level",

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,16 +13,19 @@ from pathlib import Path
 from bids_cmb.discovery import Scan
 from bids_cmb.files import write_text
 from bids_cmb.lesions import Lesion
+from bids_cmb.mars import names, pattern
 from bids_cmb.provenance import NAME, generated_by
 
 BIDS_VERSION = "1.11.1"
 ENTITY_ORDER = (  # of BIDS 1.11, as far as scans and our results use it
     *("sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part", "space", "chunk"),
-    *("seg", "res", "label", "desc"),
+    *("seg", "res", "label", "desc", "from", "to", "mode"),
 )
 LESION = 7  # BIDS' standard label for a lesion
+MNI_SPACE = "MNI152NLin2009cAsym"
 MNI = ("mni_x_mm", "mni_y_mm", "mni_z_mm")
 TERRITORIES = ("lobar", "deep", "infratentorial")
+SEGMENTATIONS = ("aseg", "aparcaseg", "aparc+aseg", "synthseg", "freesurfer")
 BIDSIGNORE = ("*.html", "figures", "group_*", "*_xfm.*", "*_swi.*", "*_minIP.*")
 DESCRIBED = {  # desc- labels of our files: the suffix of the scan they were made from
     "T2starw": "From a T2*-weighted scan (suffix T2starw).",
@@ -107,6 +110,15 @@ class Output:
         """Where the structures of the brain go."""
         return self.path("dseg", extension, space="orig", seg="structures")
 
+    def regions(self, extension: str = ".nii.gz") -> Path:
+        """Where the regions of MARS go, and with ``.tsv`` their names."""
+        return self.path("dseg", extension, space="orig", seg="regions")
+
+    def to_mni(self) -> Path:
+        """Where the transform to MNI space goes."""
+        entities = {"from": self.scan.suffix, "to": MNI_SPACE, "mode": "image"}
+        return self.path("xfm", ".txt", **entities)
+
     def preprocessed(self, extension: str = ".nii.gz") -> Path:
         """Where the scan as the networks see it goes."""
         return self.path(self.scan.suffix, extension, space="orig", desc=f"{self.scan.desc}preproc")
@@ -142,6 +154,9 @@ def lesion_row(lesion: Lesion) -> dict[str, object]:
         "region": lesion.region,
         "territory": lesion.territory,
         "side": lesion.side,
+        "mars_region": lesion.mars,
+        "next_region": lesion.next_mars,
+        "next_region_mm": None if lesion.next_mars_mm is None else _rounded(lesion.next_mars_mm, 1),
         **dict.fromkeys(MNI),
         **({} if lesion.mni is None else _position(lesion.mni)),
     }
@@ -167,7 +182,42 @@ def counts(lesions: Iterable[Lesion]) -> dict[str, object]:
         "n_5mm_to_10mm": len(counted) - small,
         "burden": burden(len(counted)),
         **{f"n_{name}": _in_territory(counted, name) for name in TERRITORIES},
+        "lobar_class": _at_least_two(_in_territory(counted, "lobar")),
+        "pattern": _pattern(counted),
+        **{column: _in_region(counted, name, left=left) for column, name, left in mars_columns()},
     }
+
+
+def mars_columns() -> list[tuple[str, str, bool]]:
+    """The columns that count by region and side: (column, region, whether left)."""
+    return [
+        (f"n_{name.replace(' ', '_')}_{side}", name, side == "left")
+        for name in names()
+        for side in ("left", "right")
+    ]
+
+
+def _in_region(counted: list[Lesion], region: str, *, left: bool) -> int | None:
+    """How many lie there; None where nobody looked, and for lobes where some lobe is not known."""
+    lobar = region in names("lobar")
+    unknown = any(
+        lesion.left is None or (lobar and lesion.territory == "lobar" and lesion.mars is None)
+        for lesion in counted
+    )
+    if unknown:
+        return None
+    return sum(lesion.mars == region and lesion.left == left for lesion in counted)
+
+
+def _pattern(counted: list[Lesion]) -> str | None:
+    territories = {name: _in_territory(counted, name) for name in TERRITORIES}
+    if None in territories.values():
+        return None
+    return pattern(territories, sum(lesion.mars == "cerebellum" for lesion in counted))
+
+
+def _at_least_two(count: int | None) -> str | None:
+    return None if count is None else str(count) if count < 2 else ">=2"
 
 
 def _in_territory(counted: list[Lesion], territory: str) -> int | None:
@@ -283,16 +333,29 @@ def find_mask(folders: Iterable[Path], scan: Scan, desc: str) -> Path | None:
     must not contradict any entity of the scan. The one that shares most entities is taken, ties by
     name; the first folder that has one wins.
     """
+    return _found(folders, scan, "mask", [desc])
+
+
+def find_segmentation(folders: Iterable[Path], scan: Scan) -> Path | None:
+    """A segmentation of the scan's head among the user's derivatives, as `find_mask` finds a mask.
+
+    It is a ``dseg`` with one of the labels `SEGMENTATIONS` as its ``desc-`` or ``seg-``.
+    """
+    return _found(folders, scan, "dseg", SEGMENTATIONS)
+
+
+def _found(folders: Iterable[Path], scan: Scan, suffix: str, labels: Sequence[str]) -> Path | None:
+    """A file of the scan with one of these labels, in the scan's own space."""
     wanted = dict(scan.entities)
     here = Path(*(f"{key}-{wanted[key]}" for key in ("sub", "ses") if key in wanted))
     spaces = {"orig", scan.suffix.lower()}
     for folder in folders:
         agreeing = []
-        for path in sorted((folder / here).glob("*/*_mask.nii*")):
+        for path in sorted((folder / here).glob(f"*/*_{suffix}.nii*")):
             has = dict(part.partition("-")[::2] for part in path.name.split("_")[:-1])
-            named = desc in (has.pop("desc", None), has.pop("label", None))
+            own = {has.pop(key, None) for key in ("desc", "label", "seg")}
             at_home = has.pop("space", "orig").lower() in spaces
-            if named and at_home and all(wanted.get(key) == has[key] for key in has):
+            if own & set(labels) and at_home and all(wanted.get(key) == has[key] for key in has):
                 agreeing.append((-len(has), path))
         if agreeing:
             return min(agreeing)[1]

@@ -1,27 +1,39 @@
-"""The group level: what the participants wrote, in one table. It opens no image."""
+"""The group level: what the participants wrote, in tables and a map. It opens no image."""
 
 import json
 import logging
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from bids_cmb.derivatives import (
+    MNI,
+    TERRITORIES,
     columns,
     finished,
     homes,
+    mars_columns,
+    read_table,
     write_json,
     write_table,
 )
+from bids_cmb.group_map import write_map
 
+GROUPING = ("site", "center", "centre", "scanner", "manufacturer", "field_strength")
 log = logging.getLogger(__name__)
 
 
-def write_group(folder: Path) -> dict[str, int]:
-    """Write ``group_microbleeds.tsv`` and its sidecar from the results in a folder.
+def write_group(folder: Path, participants: Path | None = None) -> dict[str, int]:
+    """Write the group's tables and its map from the results in a folder.
 
-    Scans that failed and scans that no run came to have a row with their reason and no counts.
+    ``group_microbleeds.tsv`` has every scan: those that failed and those that no run came to with
+    their reason and no counts. ``group_regions.tsv`` has prevalence and lesions of every region of
+    MARS, also by site and scanner. ``group_…_frequency.nii.gz`` shows where lesions lie in MNI
+    space, and how often.
 
     Args:
         folder: What participant runs wrote to; the raw dataset is not needed.
+        participants: ``participants.tsv`` of the raw dataset, if there is one.
 
     Returns:
         Scans by status: ``ok``, ``failed`` and ``missing``.
@@ -38,10 +50,104 @@ def write_group(folder: Path) -> dict[str, int]:
     names = [*columns("group"), *columns("scan")]
     write_table(folder / "group_microbleeds.tsv", names, rows)
     write_json(folder / "group_microbleeds.json", {**columns("group"), **columns("scan")})
+    read = [row for row in rows if row["status"] == "ok"]
+    table = region_rows(read, grouping(participants))
+    write_table(folder / "group_regions.tsv", columns("regions"), table)
+    write_json(folder / "group_regions.json", columns("regions"))
+    write_map(folder, positions(folder, read), len({row["participant_id"] for row in read}))
     tally = dict.fromkeys(columns("group")["status"]["Levels"], 0)
     for row in rows:
         tally[row["status"]] += 1
     return tally
+
+
+def grouping(participants: Path | None) -> dict[str, dict[str, str]]:
+    """Site and scanner of each participant: column → participant → value."""
+    if participants is None or not participants.is_file():
+        return {}
+    try:
+        rows = read_table(participants)
+    except (OSError, UnicodeDecodeError) as error:
+        log.warning("%s cannot be read and is passed over: %s", participants, error)
+        return {}
+    return {
+        column: {str(row.get("participant_id")): row[column] for row in rows if row.get(column)}
+        for column in GROUPING
+        if any(row.get(column) for row in rows)
+    }
+
+
+def region_rows(read: list[dict], groups: dict[str, dict[str, str]]) -> list[dict[str, object]]:
+    """Prevalence and number of lesions by region, over all and within each site or scanner.
+
+    A participant with several scans counts once, by the scan with most lesions there.
+    """
+    made = []
+    for column, value, chosen in _strata(read, groups):
+        people = {str(row["participant_id"]) for row in chosen}
+        for place in (
+            "n_cmb",
+            *(f"n_{name}" for name in TERRITORIES),
+            *(c for c, _, _ in mars_columns()),
+        ):
+            most: dict[str, int] = {}
+            for row in chosen:
+                if row.get(place) is not None:
+                    who = str(row["participant_id"])
+                    most[who] = max(most.get(who, 0), int(row[place]))
+            with_any = sum(count > 0 for count in most.values())
+            low, high = wilson(with_any, len(most))
+            made.append(
+                {
+                    "group": column,
+                    "value": value,
+                    "place": place.removeprefix("n_"),
+                    "n_participants": len(people),
+                    "n_known": len(most),
+                    "n_lesions": sum(most.values()) if most else None,
+                    "n_with": with_any if most else None,
+                    "prevalence": round(with_any / len(most), 4) if most else None,
+                    "prevalence_low": low,
+                    "prevalence_high": high,
+                }
+            )
+    return made
+
+
+def _strata(read: list[dict], groups: dict) -> Iterator[tuple[str, str, list[dict]]]:
+    yield "all", "all", read
+    for column, values in groups.items():
+        for value in sorted(set(values.values())):
+            chosen = [row for row in read if values.get(str(row["participant_id"])) == value]
+            if chosen:
+                yield column, value, chosen
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float] | tuple[None, None]:
+    """The 95 % interval of a share (Wilson 1927); None, None without trials."""
+    if not trials:
+        return None, None
+    z, share = 1.959964, successes / trials
+    middle = share + z**2 / (2 * trials)
+    half = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    low, high = (middle - half) / (1 + z**2 / trials), (middle + half) / (1 + z**2 / trials)
+    return round(max(low, 0.0), 4), round(min(high, 1.0), 4)
+
+
+def positions(folder: Path, read: list[dict]) -> dict[str, list[tuple[float, ...]]]:
+    """MNI positions of the counted lesions of each participant that was read, mm."""
+    found: dict[str, list[tuple[float, ...]]] = {}
+    for row in read:
+        mask = folder / str(row["filename"])
+        table = mask.with_name(
+            mask.name.replace("_label-CMB_", "_seg-CMB_").replace("_mask.nii.gz", "_dseg.tsv")
+        )
+        places = found.setdefault(str(row["participant_id"]), [])
+        for lesion in read_table(table) if table.is_file() else ():
+            at = [lesion.get(axis) for axis in MNI]
+            if lesion.get("counted") == "yes" and None not in at:
+                places.append(tuple(float(x) for x in at))
+    return found
 
 
 def group_rows(folder: Path) -> list[dict[str, object]]:

@@ -15,7 +15,7 @@ SMALLEST_MM = 2.0  # the lower end of the same definitions
 EDGE_MM = 2.0  # nearer to the brain's edge a dot is as likely a vessel on the surface
 ELONGATED = 2.2  # in-plane long to short axis; above it a dark spot is as likely a vessel
 SURROUND_MM = 3.0  # width of the shell a lesion is compared with
-FLAGS = ("large", "small", "edge", "vessel")
+FLAGS = ("large", "small", "edge", "vessel", "csf")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Lesion:
         territory: ``lobar``, ``deep`` or ``infratentorial``; None like ``region``.
         side: ``left``, ``right`` or ``midline``; None where nobody looked.
         mni: Centre in MNI152NLin2009cAsym, mm; None without a fit to it.
+        mars: Region of MARS it lies in or nearest to; None like ``region``, and in a lobe where no
+            atlas tells lobes apart.
+        next_mars: The region that is nearest but for it; None if none is within reach.
+        next_mars_mm: mm from the centre to that.
+        left: Whether it lies left of the midline; None where nobody looked.
     """
 
     index: int
@@ -65,6 +70,10 @@ class Lesion:
     territory: str | None = None
     side: str | None = None
     mni: tuple[float, float, float] | None = None
+    mars: str | None = None
+    next_mars: str | None = None
+    next_mars_mm: float | None = None
+    left: bool | None = None
 
 
 def find_lesions(
@@ -215,4 +224,6 @@ def _flags(lesion: Lesion) -> tuple[str, ...]:
         "edge": lesion.edge < EDGE_MM,
         "vessel": lesion.elongation > ELONGATED,
     }
-    return tuple(flag for flag in FLAGS if said[flag])
+    return tuple(
+        flag for flag in FLAGS if said.get(flag)
+    )  # the others need to know what lies where

@@ -3,11 +3,20 @@
 import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.anatomy import POOR_FIT_MM, Anatomy, brain_of, find_anatomy, places
+from bids_cmb.anatomy import (
+    POOR_FIT_MM,
+    Anatomy,
+    Place,
+    brain_of,
+    find_anatomy,
+    itk_affine,
+    places,
+)
 from bids_cmb.brain import PLAUSIBLE_ML, find_brain, stripped_brain, volume_ml
 from bids_cmb.cards import ANATOMY, card, members_of
 from bids_cmb.config import Config, result_settings
@@ -16,6 +25,7 @@ from bids_cmb.derivatives import (
     columns,
     counts,
     find_mask,
+    find_segmentation,
     lesion_row,
     read_json,
     refresh_scans_table,
@@ -24,18 +34,27 @@ from bids_cmb.derivatives import (
 )
 from bids_cmb.detectors import Probability, detect
 from bids_cmb.discovery import Scan
+from bids_cmb.files import write_text
 from bids_cmb.lesions import Lesion, find_lesions
+from bids_cmb.mars import label_rows
 from bids_cmb.networks import Models, device, set_threads
 from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.provenance import fingerprint, machine, sha256, software
 from bids_cmb.quality import Quality, quality
+from bids_cmb.regions import Region, locate, region_map
+from bids_cmb.segmentations import read_segmentation
+from bids_cmb.templates import find_lobes, lobes_of
 from bids_cmb.volume import Intake, Volume, load, load_labels, resample_like, save
 
 PROTOCOL = ("EchoTime", "MagneticFieldStrength", "Manufacturer", "ManufacturersModelName")
 LABELS = "Lesions, each voxel with the index that its lesion has in the table of the same name."
 PROBABILITY = "Probability of cerebral microbleed, the mean of the detectors."
 BRAIN = "Brain, within which lesions were sought."
+SEEN = "found by the anatomy network"
 STRUCTURES = "Structures of the brain, FreeSurfer's codes, by the anatomy network."
+REGIONS = (
+    "Regions of MARS, left, and 20 more on the right; 14 and 34 are lobar, of a lobe not known."
+)
 PREPROCESSED = "The scan, divided by its median in the brain."
 
 
@@ -73,6 +92,7 @@ class Findings:
         brain: Its brain mask.
         anatomy: What lies where; None if nobody looked, or nothing was recognised.
         probability: Of microbleed, on the scan's grid.
+        regions: Of MARS, on the grid of the anatomy; None without one.
         labels: Each lesion's index in its voxels.
         lesions: The surest first.
         quality: What may make the counts doubtful.
@@ -83,6 +103,7 @@ class Findings:
     brain: Brain
     anatomy: Anatomy | None
     probability: Probability
+    regions: Volume | None
     labels: Volume
     lesions: list[Lesion]
     quality: Quality
@@ -135,9 +156,12 @@ def examine(scan: Scan, config: Config) -> Findings:
         OSError: If a file cannot be read.
     """
     image, intake = read(scan)
-    anatomy, notes = look_inside(scan, image, config)
+    inside = look_inside(scan, image, config)
+    anatomy = inside.anatomy
     brain = outline(scan, image, config, anatomy)
-    brain = replace(brain, notes=(*brain.notes, *notes))
+    if inside.source and brain.source == SEEN:
+        brain = replace(brain, source=f"found by {inside.source}")
+    brain = replace(brain, notes=(*brain.notes, *inside.notes))
     probability = detect(config.detector, image, brain.mask, models_of(config))
     labels, lesions = find_lesions(
         probability.mean,
@@ -147,8 +171,10 @@ def examine(scan: Scan, config: Config) -> Findings:
         uncounted=config.uncounted,
         spread=probability.spread,
     )
+    regions = None
     if anatomy is not None:
-        lesions = placed(lesions, anatomy, config)
+        regions = region_map(anatomy, inside.lobes, deep_white_mm=config.deep_white_mm)
+        lesions = placed(lesions, anatomy, regions, config)
     measured = quality(
         image,
         brain.mask,
@@ -157,7 +183,7 @@ def examine(scan: Scan, config: Config) -> Findings:
         header_mended=bool(intake.notes),
         nonfinite_voxels=intake.nonfinite_voxels,
     )
-    return Findings(image, intake, brain, anatomy, probability, labels, lesions, measured)
+    return Findings(image, intake, brain, anatomy, probability, regions, labels, lesions, measured)
 
 
 def asks_networks(config: Config) -> bool:
@@ -171,30 +197,80 @@ def models_of(config: Config) -> Models:
     return Models(config.models, config.folds, config.precision)
 
 
-def look_inside(
-    scan: Scan, image: Volume, config: Config
-) -> tuple[Anatomy | None, tuple[str, ...]]:  # fmt: skip
-    """What lies where in the head, if it was asked for and is recognised; and notes on it."""
-    if config.anatomy != "network":
-        return None, ()
+@dataclass(frozen=True, eq=False)
+class Inside:
+    """What lies where in a head, who said so, and the lobes if they were told apart.
+
+    Attributes:
+        anatomy: None if nobody looked, or nothing was recognised.
+        lobes: Labels on the grid of the anatomy; None where lobes are not told apart.
+        source: In words.
+        notes: For the log.
+    """
+
+    anatomy: Anatomy | None = None
+    lobes: np.ndarray | None = None
+    source: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def look_inside(scan: Scan, image: Volume, config: Config) -> Inside:
+    """What lies where in the head: the user's own segmentation, or what the network sees.
+
+    Raises:
+        ValueError: If the user's segmentation cannot be used; the file is named.
+    """
+    given = find_segmentation(config.derivatives, scan)
+    said = card(ANATOMY, config.models)
     try:
-        anatomy = find_anatomy(image, models_of(config))
+        if given:
+            anatomy, lobes = read_segmentation(given, said["classes"], said["mni_centroids"])
+            source = str(given)
+        elif config.anatomy != "network":
+            return Inside()
+        else:
+            anatomy, lobes = find_anatomy(image, models_of(config)), None
+            source = "the anatomy network"
     except ValueError as error:
-        return None, (f"{scan.path.name}: no regions: {error}",)
+        if given:
+            raise
+        return Inside(notes=(f"{scan.path.name}: no regions: {error}",))
+    if lobes is None and (templates := find_lobes()):
+        lobes = lobes_of(anatomy, templates)
     if anatomy.fit_mm is not None and anatomy.fit_mm > POOR_FIT_MM:
-        said = f"structures lie {anatomy.fit_mm:.1f} mm off the template after the fit"
-        return anatomy, (f"{scan.path.name}: MNI positions are a guess; {said}.",)
-    return anatomy, ()
+        off = f"structures lie {anatomy.fit_mm:.1f} mm off the template after the fit"
+        note = f"{scan.path.name}: MNI positions are a guess; {off}."
+        return Inside(anatomy, lobes, source, (note,))
+    return Inside(anatomy, lobes, source)
 
 
-def placed(lesions: list[Lesion], anatomy: Anatomy, config: Config) -> list[Lesion]:
+def placed(
+    lesions: list[Lesion], anatomy: Anatomy, regions: Volume, config: Config
+) -> list[Lesion]:
     """The lesions, each with where it lies."""
     classes = card(ANATOMY, config.models)["classes"]
     found = places(anatomy, [lesion.centre for lesion in lesions], classes)
     return [
-        replace(lesion, region=at.structure, territory=at.territory, side=at.side, mni=at.mni)
-        for lesion, at in zip(lesions, found, strict=True)
+        _at(lesion, place, locate(regions, lesion.centre, anatomy.midline), config.uncounted)
+        for lesion, place in zip(lesions, found, strict=True)
     ]
+
+
+def _at(lesion: Lesion, place: Place, region: Region, uncounted: tuple[str, ...]) -> Lesion:
+    flags = lesion.flags if region.away == 0 else (*lesion.flags, "csf")
+    return replace(
+        lesion,
+        flags=flags,
+        counted=not set(flags) & set(uncounted),
+        region=place.structure,
+        side=place.side,
+        mni=place.mni,
+        territory=region.territory,
+        mars=region.name,
+        next_mars=region.next_name,
+        next_mars_mm=region.next_away,
+        left=region.left,
+    )
 
 
 def read(scan: Scan) -> tuple[Volume, Intake]:
@@ -257,7 +333,7 @@ def seen_brain(image: Volume, anatomy: Anatomy | None) -> Brain:
     if anatomy is not None:
         mask = brain_of(anatomy, image)
         if PLAUSIBLE_ML[0] <= volume_ml(mask) <= PLAUSIBLE_ML[1]:
-            return Brain(mask, "found by the anatomy network")
+            return Brain(mask, SEEN)
     return Brain(find_brain(image), "found by intensity and shape")
 
 
@@ -324,6 +400,15 @@ def write_images(output: Output, found: Findings, config: Config) -> list[Path]:
         codes = resample_like(found.anatomy.structures, found.image, order=0)
         said = {"Description": STRUCTURES, "Manual": False}
         files.append(written(output.structures, codes, np.uint16, said))
+    if config.output_level == "full" and found.regions is not None:
+        labels = resample_like(found.regions, found.image, order=0)
+        said = {"Description": REGIONS, "Manual": False}
+        files.append(written(output.regions, labels, np.uint16, said))
+        write_table(output.regions(".tsv"), ("index", "name"), label_rows())
+        files.append(output.regions(".tsv"))
+    if found.anatomy is not None and found.anatomy.to_mni is not None:
+        write_text(output.to_mni(), itk_affine(found.anatomy.to_mni))
+        files.append(output.to_mni())
     if config.output_level == "full":
         seen = preprocess(found.image, found.brain.mask, Grid(intensity="brain-median")).image
         said = {"Description": PREPROCESSED, "SkullStripped": config.skip_brain_extraction}
@@ -406,9 +491,12 @@ def is_done(scan: Scan, config: Config) -> bool:
 
 
 def inputs_of(scan: Scan, config: Config) -> list[Path]:
-    """The files whose content decides the results: the echoes, and the user's brain mask."""
-    mask = find_mask(config.derivatives, scan, config.mask_desc)
-    return [scan.path, *scan.more_echoes, *([mask] if mask else [])]
+    """The files whose content decides the results: the echoes, and what the user gave."""
+    given = [
+        find_mask(config.derivatives, scan, config.mask_desc),
+        find_segmentation(config.derivatives, scan),
+    ]
+    return [scan.path, *scan.more_echoes, *filter(None, given)]
 
 
 def stamp(path: Path) -> dict[str, object]:
@@ -430,6 +518,7 @@ def fingerprint_of(scan: Scan, config: Config, digests: list[str]) -> str:
         settings=result_settings(config),
         detectors=[card(name, config.models) for name in config.detector],
         anatomy=card(ANATOMY, config.models) if config.anatomy == "network" else None,
+        lobes=_atlas_digest() if config.anatomy == "network" else None,
         version=software()["bids_cmb"],
     )
 
@@ -444,6 +533,12 @@ def _named(name: str, config: Config) -> dict[str, object]:
         "CardSHA256": fingerprint(card=said),
         **({"WeightsSHA256": weights} if weights else {}),
     }
+
+
+@lru_cache(maxsize=1)
+def _atlas_digest() -> str | None:
+    atlas = find_lobes()
+    return sha256(atlas) if atlas else None
 
 
 def _digest(path: Path, known: dict) -> str:

@@ -11,7 +11,11 @@ from phantoms import phantom
 from scipy import ndimage
 
 from bids_cmb import volume
+from bids_cmb.anatomy import read_structures
+from bids_cmb.cards import card
+from bids_cmb.contrasts import atlas
 from bids_cmb.derivatives import write_json, write_table
+from bids_cmb.heads import cut
 from bids_cmb.laws import law
 from bids_cmb.made_head import procedural_head
 from bids_cmb.sources import draw_sources
@@ -135,3 +139,23 @@ def _lesson(root, subject, rng):
         volume.save(Volume(codes, OBLIQUE), place, dtype=np.uint16)
     rows = [{"index": 1, "certainty": "definite"}, {"index": 2, "certainty": "possible"}]
     write_table(stem.with_name(f"{stem.name}_seg-CMB_desc-truth_dseg.tsv"), rows[0], rows)
+
+
+@pytest.fixture(scope="session")
+def known(made_up):
+    """A made-up head, nodding and turned, and the answer that a faultless network would give."""
+    classes = card("anatomy")["classes"]
+    head = cut(made_up.labels)
+    turn = from_matvec(euler2mat(0.06, -0.08, 0.1), [12, -7, 20])
+    codes = Volume(head.data[::2, ::2, ::2], turn @ head.affine @ np.diag([2, 2, 2, 1]))
+    table = atlas(classes)
+    chances = 255 * np.eye(table.count + 1, dtype=np.uint8)[table.classes[codes.data]]
+    chances[..., -1] = 255 * table.sides[codes.data]
+    return codes, chances
+
+
+@pytest.fixture(scope="session")
+def anatomy(known):
+    """What lies where in that head."""
+    codes, chances = known
+    return read_structures(chances, codes.affine, card("anatomy")["classes"], {})

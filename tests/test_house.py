@@ -10,7 +10,7 @@ import bids_cmb
 HOUSE = Path(bids_cmb.__file__).parent
 
 FLOORS = [  # from the ground up; a folder is one room
-    {"files", "exits", "sidecars", "filters", "lattices", "cards", "models"}
+    {"files", "exits", "sidecars", "filters", "lattices", "cards", "models", "mars"}
     | {"provenance", "staged", "foreign", "savedmodels"},
     {"volume", "config", "discovery", "execution", "validation", "weights"},
     {"brain", "lesions", "candidates", "matching", "agreement", "dask_cluster", "descriptor"}
@@ -23,11 +23,14 @@ FLOORS = [  # from the ground up; a folder is one room
         "labelmaps",
         "training_report",
         "published",
+        "group_map",
     }
     | {"heads", "terrain", "anatomy"},
+    {"regions"},
+    {"templates"},
     {"scoring", "marks", "made_head", "bodies", "laws", "cases"},
     {"fates", "scorecard", "scanner", "vessels", "contrasts"},
-    {"truth", "sources"},
+    {"truth", "sources", "segmentations"},
     {"participant", "group", "simulation", "evaluation", "training"},
     {"cohort"},
     {"app"},
@@ -40,7 +43,8 @@ HOMES = {  # a library, and the only rooms that may name it
     "h5py": {"foreign"},
     "keras": {"models", "networks", "training"},
     "bids": {"discovery"},
-    "matplotlib": {"training_report"},
+    "matplotlib": {"training_report", "group_map"},
+    "templateflow": {"templates"},
     "argparse": {"cli", "__main__", "descriptor"},
     "distributed": {"dask_cluster"},
     "nibabel": {"volume", "preprocessing", "detectors", "physics", "scanner", "cases"},

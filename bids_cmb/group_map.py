@@ -1,0 +1,94 @@
+"""Where the lesions of a cohort lie in MNI space: a map of participants, and its picture."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bids_cmb.files import replacing, write_text
+from bids_cmb.volume import Volume, save
+
+SHAPE = (97, 115, 97)  # MNI152NLin2009cAsym on voxels of 2 mm
+VOXEL_MM = 2.0
+AFFINE = np.array([[2.0, 0, 0, -96], [0, 2, 0, -132], [0, 0, 2, -78], [0, 0, 0, 1]])
+REACH_MM = 5.0  # a lesion is believed to lie within this distance of its MNI position
+STEM = "group_space-MNI152NLin2009cAsym_res-2_desc-frequency_CMB"
+ABOUT = (
+    "Number of participants with a counted lesion whose centre lies within 5 mm of the voxel, in "
+    "MNI152NLin2009cAsym by an affine through the centroids of structures."
+)
+AXES = ("left to right, mm", "back to front, mm", "down to up, mm")
+
+
+def write_map(
+    folder: Path, positions: Mapping[str, Sequence[tuple[float, ...]]], participants: int
+) -> None:
+    """Write the map and its picture, if any lesion has an MNI position; else take them back.
+
+    Args:
+        folder: The derivative dataset.
+        positions: Of each participant, the MNI positions of the counted lesions, mm.
+        participants: That were read.
+    """
+    image, sidecar, picture = (folder / f"{STEM}{end}" for end in (".nii.gz", ".json", ".png"))
+    if not any(positions.values()):
+        for place in (image, sidecar, picture):
+            place.unlink(missing_ok=True)
+        return
+    found = frequency(positions)
+    save(Volume(found, AFFINE), image, dtype=np.uint16)
+    said = {"Description": ABOUT, "Participants": participants}
+    write_text(sidecar, json.dumps(said, indent=2) + "\n")
+    with replacing(picture) as beside:
+        draw(found, participants, beside)
+
+
+def frequency(positions: Mapping[str, Sequence[tuple[float, ...]]]) -> np.ndarray:
+    """How many participants have a lesion within `REACH_MM` of each voxel, uint16 `SHAPE`."""
+    total = np.zeros(SHAPE, np.uint16)
+    for lesions in positions.values():
+        own = np.zeros(SHAPE, bool)
+        for place in lesions:
+            _ball(own, np.array(place))
+        total += own
+    return total
+
+
+def _ball(own: np.ndarray, place: np.ndarray) -> None:
+    """Mark the voxels within reach of a place, mm."""
+    at = (place - AFFINE[:3, 3]) / VOXEL_MM
+    reach = REACH_MM / VOXEL_MM
+    low = np.clip(np.floor(at - reach).astype(int), 0, SHAPE)
+    high = np.clip(np.ceil(at + reach).astype(int) + 1, low, SHAPE)
+    sides = [np.arange(first, end) for first, end in zip(low, high, strict=True)]
+    grid = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1)
+    near = np.linalg.norm((grid - at) * VOXEL_MM, axis=-1) <= REACH_MM
+    own[tuple(map(slice, low, high))] |= near
+
+
+def draw(found: np.ndarray, participants: int, path: Path) -> None:
+    """Draw the highest number along each axis, with millimetres of MNI space."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 slow to come
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    starts = AFFINE[:3, 3] - VOXEL_MM / 2
+    ends = [(start, start + VOXEL_MM * n) for start, n in zip(starts, SHAPE, strict=True)]
+    planes = ((0, 1), (0, 2), (1, 2))
+    for ax, (across, up) in zip(figure.subplots(1, 3), planes, strict=True):
+        (along,) = {0, 1, 2} - {across, up}
+        shown = ax.imshow(
+            found.max(axis=along).T,
+            origin="lower",
+            cmap="magma",
+            vmin=0,
+            vmax=max(1, int(found.max())),
+            extent=(*ends[across], *ends[up]),
+        )
+        ax.set(xlabel=AXES[across], ylabel=AXES[up])
+        ax.axhline(0, color="0.5", linewidth=0.5)
+        ax.axvline(0, color="0.5", linewidth=0.5)
+    figure.colorbar(shown, ax=figure.axes, label=f"participants, of {participants}")
+    figure.savefig(path, format="png", dpi=90, metadata={"Software": None})

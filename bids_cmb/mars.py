@@ -1,0 +1,66 @@
+"""The Microbleed Anatomical Rating Scale: thirteen regions, which codes belong to them, patterns.
+
+Gregoire et al., Neurology 2009;73:1759-1766. The table is ``data/regions.json``.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import resources
+
+LOBAR_LABEL = 14  # lobar, in no lobe that is known: without an atlas, lobes are not told apart
+RIGHT = 20  # is added to a label on the right: 3 is the left temporal lobe, 23 the right one
+
+
+@lru_cache(maxsize=1)
+def table() -> dict:
+    """Regions, and which codes of which atlas belong to them: ``data/regions.json``."""
+    text = resources.files("bids_cmb").joinpath("data/regions.json").read_text("utf-8")
+    return json.loads(text)
+
+
+def names(territory: str | None = None) -> list[str]:
+    """The thirteen regions of MARS, lobar, deep, infratentorial; or those of a territory."""
+    return [one["name"] for one in table()["regions"] if territory in (None, one["territory"])]
+
+
+def label_of(name: str) -> int:
+    """The label of a region on the left."""
+    return next(one["label"] for one in table()["regions"] if one["name"] == name)
+
+
+@lru_cache(maxsize=1)
+def by_label() -> Mapping[int, tuple[str | None, str]]:
+    """Name and territory of every label on the left."""
+    known = {one["label"]: (one["name"], one["territory"]) for one in table()["regions"]}
+    return {**known, LOBAR_LABEL: (None, "lobar")}
+
+
+def label_rows() -> list[dict[str, object]]:
+    """Every label and its name, as the rows of a BIDS label table."""
+    known = [(label, name or "lobar, lobe not known") for label, (name, _) in by_label().items()]
+    return [
+        {"index": label + shift, "name": f"{side} {name}"}
+        for side, shift in (("left", 0), ("right", RIGHT))
+        for label, name in known
+    ]
+
+
+def pattern(territories: Mapping[str, int], cerebellar: int) -> str:
+    """The distribution of microbleeds, in words that are no diagnosis.
+
+    Strictly lobar: some lobar, none deep and none in the brainstem; strictly deep: the other way
+    round; the cerebellum counts as neither (Charidimou et al. 2022).
+
+    Args:
+        territories: Lesions that are ``lobar``, ``deep`` and ``infratentorial``.
+        cerebellar: How many of the last lie in the cerebellum.
+    """
+    deep = territories["deep"] + territories["infratentorial"] - cerebellar
+    if territories["lobar"] and deep:
+        return "mixed"
+    if territories["lobar"]:
+        return "strictly lobar"
+    if deep:
+        return "strictly deep"
+    return "cerebellar only" if cerebellar else "none"

@@ -1,0 +1,76 @@
+"""The cohort's map in MNI space, and prevalence by region."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import stats
+
+from bids_cmb.group import grouping, region_rows, wilson
+from bids_cmb.group_map import AFFINE, REACH_MM, SHAPE, STEM, frequency, write_map
+
+
+def test_a_lesion_is_a_ball_about_its_place():
+    place = (-31.0, 12.5, 40.2)
+    found = frequency({"sub-01": [place]})
+    there = np.argwhere(found) @ AFFINE[:3, :3].T + AFFINE[:3, 3]
+    assert np.linalg.norm(there - place, axis=1).max() <= REACH_MM
+    volume = 8 * found.sum()  # mm³
+    assert volume == pytest.approx(4 / 3 * np.pi * REACH_MM**3, rel=0.1)
+
+
+def test_participants_are_counted_not_lesions():
+    near = [(10.0, 0, 0), (11.0, 0, 0), (10.0, 1, 0)]
+    found = frequency({"sub-01": near, "sub-02": [(10.0, 0, 0)], "sub-03": []})
+    assert found.max() == 2
+
+
+def test_places_beyond_the_template_are_no_error():
+    assert frequency({"sub-01": [(500.0, 0, 0), (-96.0, -132, -78)]}).sum() > 0
+
+
+def test_the_map_lies_in_mni_and_goes_when_there_is_nothing_to_show(tmp_path):
+    write_map(tmp_path, {"sub-01": [(-20.0, 30, 40)]}, 4)
+    image = nib.load(tmp_path / f"{STEM}.nii.gz")
+    assert image.shape == SHAPE
+    i, j, k = np.rint(np.linalg.solve(image.affine, [-20, 30, 40, 1])[:3]).astype(int)
+    assert image.dataobj[i, j, k] == 1
+    assert (tmp_path / f"{STEM}.png").stat().st_size > 1000
+    write_map(tmp_path, {"sub-01": []}, 4)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (3, 10), (10, 10), (1, 500)])
+def test_intervals_are_wilsons(successes, trials):
+    found = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    assert wilson(successes, trials) == pytest.approx((found.low, found.high), abs=1e-4)
+
+
+def row(who, **counts):
+    return {"participant_id": who, "n_cmb": 0, "n_lobar": 0, "n_frontal_left": 0, **counts}
+
+
+def test_prevalence_by_region_and_by_site(tmp_path):
+    """Three participants, one with two scans, at two sites."""
+    (tmp_path / "participants.tsv").write_text(
+        "participant_id\tsite\tage\nsub-01\tA\t70\nsub-02\tA\t71\nsub-03\tB\tn/a\n"
+    )
+    read = [
+        row("sub-01", n_cmb=1, n_frontal_left=1),
+        row("sub-01", n_cmb=3, n_frontal_left=2),
+        row("sub-02", n_frontal_left=None),
+        row("sub-03", n_cmb=4),
+    ]
+    rows = region_rows(read, grouping(tmp_path / "participants.tsv"))
+    said = {(one["group"], one["value"], one["place"]): one for one in rows}
+    everyone = said["all", "all", "cmb"]
+    assert (everyone["n_participants"], everyone["n_lesions"], everyone["n_with"]) == (3, 7, 2)
+    frontal = said["all", "all", "frontal_left"]
+    assert (frontal["n_known"], frontal["n_lesions"], frontal["prevalence"]) == (2, 2, 0.5)
+    assert said["site", "A", "cmb"]["prevalence"] == 0.5
+    assert said["site", "B", "cmb"]["prevalence"] == 1.0
+    assert ("age", "70", "cmb") not in said
+
+
+def test_without_participants_there_is_no_grouping(tmp_path):
+    assert grouping(None) == {}
+    assert grouping(tmp_path / "none.tsv") == {}

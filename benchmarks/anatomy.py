@@ -6,7 +6,7 @@ Heads of ANATOMY that the simulated benchmark names are painted with random cont
 in slices of 1, 3, 4 and 5 mm; DATA are simulated T2* and SWI datasets with their truth, thin (below
 2.5 mm) and thick slices apart. Dice of each structure (left and right apart) and of the brain mask
 (for DATA also that of `find_brain`, which needs no network), the share of brain voxels on their
-right side, and that of true lesions in their right territory.
+right side, and that of true lesions in their right territory and structure.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.anatomy import Anatomy, brain_of, find_anatomy
+from bids_cmb.anatomy import FLUID, Anatomy, brain_of, find_anatomy, places
 from bids_cmb.brain import find_brain
 from bids_cmb.cards import card
 from bids_cmb.cases import Paths, find_cases
@@ -90,7 +90,27 @@ def scanned(paths: Paths, image: Volume, models: Models) -> dict[str, float]:
         said = [locate(regions, centre, found.midline).territory for centre in centres]
         right = [one == row["territory"] for one, row in zip(said, rows, strict=True)]
         figures["territory"] = float(np.mean(right))
+        figures["structure of a lesion"] = _structure(found, truth, centres, models)
     return figures
+
+
+def _structure(found: Anatomy, truth: Volume, centres: list, models: Models) -> float:
+    """The share of lesions in the structure of the truth, of those whose centre lies in tissue."""
+    classes = card("anatomy", models.folder)["classes"]
+    names = {code: one["name"] for one in classes for code in one["codes"]}
+    said = places(found, centres, classes)
+    there = [codes_at(truth, centre) for centre in centres]
+    right = [
+        one.structure == names.get(code) for one, code in zip(said, there, strict=True) if code
+    ]
+    return float(np.mean(right)) if right else float("nan")
+
+
+def codes_at(labels: Volume, centre: list) -> int:
+    """The code of the voxel that a place lies in, 0 outside and in fluid."""
+    at = np.clip(np.rint(labels.index(np.array(centre))).astype(int), 0, np.array(labels.shape) - 1)
+    code = int(labels.data[tuple(at)])
+    return 0 if code in FLUID else code
 
 
 def structures(found: Anatomy, truth: Volume, models: Models) -> dict[str, float]:

@@ -143,7 +143,8 @@ def _closed(tissue: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 def _midline(tissue: np.ndarray, left: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, float]:
     """The plane that parts left from right best, by least squares over the brain near it."""
-    voxels = np.argwhere(tissue)[::7]
+    decided = np.abs(2 * left.astype(np.int16) - STEPS) > 1  # what lies astride has no side
+    voxels = np.argwhere(tissue & decided)[::7]
     world = Volume(tissue, affine).world(voxels)
     turned = np.where(left[tuple(voxels.T)] > STEPS / 2, 1.0, -1.0)
     normal, offset = np.array([-1.0, 0, 0]), float(world[:, 0].mean())

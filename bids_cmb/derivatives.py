@@ -19,7 +19,7 @@ from bids_cmb.provenance import NAME, generated_by
 BIDS_VERSION = "1.11.1"
 ENTITY_ORDER = (  # of BIDS 1.11, as far as scans and our results use it
     *("sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part", "space", "chunk"),
-    *("seg", "res", "label", "desc", "from", "to", "mode"),
+    *("seg", "res", "label", "desc"),
 )
 LESION = 7  # BIDS' standard label for a lesion
 MNI_SPACE = "MNI152NLin2009cAsym"
@@ -116,8 +116,9 @@ class Output:
 
     def to_mni(self) -> Path:
         """Where the transform to MNI space goes."""
-        entities = {"from": self.scan.suffix, "to": MNI_SPACE, "mode": "image"}
-        return self.path("xfm", ".txt", **entities)
+        parts = [f"{key}-{value}" for key, value in self.scan.entities]
+        parts += [f"from-{self.scan.suffix}", f"to-{MNI_SPACE}", "mode-image", "xfm.txt"]
+        return self.home / "anat" / "_".join(parts)
 
     def preprocessed(self, extension: str = ".nii.gz") -> Path:
         """Where the scan as the networks see it goes."""

@@ -71,6 +71,8 @@ def test_the_files_are_those_of_the_layout(two):
         "descriptions.tsv",
         "group_microbleeds.json",
         "group_microbleeds.tsv",
+        "group_regions.json",
+        "group_regions.tsv",
         "scans.json",
         f"{anat}_desc-preproc_T2starw.json",
         f"{anat}_desc-preproc_T2starw.nii.gz",
@@ -308,7 +310,7 @@ def test_unknown_detectors_and_flags_are_refused(two, capsys):
     assert main([*words, "--detector", "magic"]) == 64
     assert "must be one of ensemble, radial; found 'magic'" in capsys.readouterr().err
     assert main([*words, "--uncounted", "ugly"]) == 64
-    assert "flags of large small edge vessel; found ugly" in capsys.readouterr().err
+    assert "flags of large small edge vessel csf; found ugly" in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_the_selection_and_writes_nothing(two, tmp_path, capsys):

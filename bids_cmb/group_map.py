@@ -69,7 +69,7 @@ def _ball(own: np.ndarray, place: np.ndarray) -> None:
 
 
 def draw(found: np.ndarray, participants: int, path: Path) -> None:
-    """Draw the highest number along each axis, with mm of MNI space and about where the brain is."""
+    """Draw the highest number along each axis, in mm of MNI space, and about where the brain is."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 slow to come
     from matplotlib.figure import Figure  # noqa: PLC0415
     from matplotlib.patches import Ellipse  # noqa: PLC0415

@@ -590,6 +590,7 @@ def test_the_ensemble_runs_from_file_to_tables_and_says_what_it_was(dataset, tmp
     for row in read_table(next(home.glob("*seg-CMB*dseg.tsv"))):
         assert row["prob_sd"] is not None
         assert row["territory"] in {"lobar", "deep", "infratentorial", None}
+        assert (row["mars_region"] is None) or row["next_region_mm"] or not row["next_region"]
 
 
 def test_one_member_of_an_ensemble_can_be_asked_and_another_name_is_refused(two, capfd):

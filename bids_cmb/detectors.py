@@ -16,7 +16,7 @@ from scipy.special import expit, logit
 
 from bids_cmb.candidates import Candidate, find_candidates
 from bids_cmb.cards import card, members_of, weights_file
-from bids_cmb.networks import Models, answer, load_network
+from bids_cmb.networks import Models, answer, give_back, load_network
 from bids_cmb.preprocessing import Grid, Preprocessed, back_to_scan, preprocess
 from bids_cmb.volume import Volume
 
@@ -125,6 +125,7 @@ def answers(name: str, image: Volume, brain: Volume, models: Models) -> list[np.
         chance = np.zeros(image.shape, np.float32)
         chance[box] = np.where(brain.data[box], seen.data, 0)
         found.append(chance)
+        give_back()
     return found
 
 

@@ -250,6 +250,12 @@ def _add_output(add: Callable) -> None:
         choices=("minimal", "standard", "full"),
         help="minimal: lesions; standard: and probability and brain; full: and the scan as seen",
     )
+    add(
+        "--report",
+        choices=("static", "none"),
+        help="a page for each participant and one for the cohort (default: static)",
+    )
+    add("--reports-only", action="store_true", help="make the pages anew from the derivatives")
     add("--boilerplate-only", action="store_true", help="print the methods section; then stop")
 
 

@@ -18,7 +18,14 @@ from bids_cmb.derivatives import Output, refresh_scans_table, write_dataset, wri
 from bids_cmb.discovery import Scan, Selection
 from bids_cmb.files import write_text
 from bids_cmb.networks import device, no_gpu
-from bids_cmb.participant import Summary, asks_networks, cut_for, is_done, process
+from bids_cmb.participant import (
+    Summary,
+    asks_networks,
+    cut_for,
+    is_done,
+    process,
+    report_again,
+)
 from bids_cmb.provenance import machine, software
 
 log = logging.getLogger(__name__)
@@ -65,9 +72,12 @@ def process_all(selection: Selection, config: Config, logs: Path) -> Tally:
         config: What the run was asked to do.
         logs: The run's own folder, for its status and its crash files.
     """
+    tally = Tally()
+    if config.reports_only:  # the methods stay those of the run that made the results
+        _draw_again(selection.scans, config, tally)
+        return tally
     write_dataset(config.output_dir, config.bids_dir)
     write_methods(config, logs)
-    tally = Tally()
     status = Status(logs / "status.jsonl")
     for one in selection.considered:
         if one.wanted:
@@ -84,6 +94,22 @@ def process_all(selection: Selection, config: Config, logs: Path) -> Tally:
     if waiting:
         _process_waiting(waiting, config, status, tally)
     return tally
+
+
+def _draw_again(scans: list[Scan], config: Config, tally: Tally) -> None:
+    """Make the pages of scans anew, a few at a time; a failure is one failure."""
+    work = functools.partial(_draw, config=config)
+    workers = workers_for(replace(config, detector=("radial",), anatomy="none"), len(scans))
+    for outcome in execution.run(work, scans, workers=workers):
+        if outcome.error:
+            tally.failed.append((scans[outcome.at].relative_path, outcome.error))
+            log.error("%s failed: %s", scans[outcome.at].name, outcome.error)
+        else:
+            tally.done += 1
+
+
+def _draw(scan: Scan, config: Config) -> None:
+    report_again(scan, config)
 
 
 def _stands(scan: Scan, config: Config) -> bool:

@@ -50,6 +50,8 @@ class Config:
     skip_brain_extraction: bool = False
 
     output_level: str = "standard"
+    report: str = "static"
+    reports_only: bool = False
     work_dir: Path | None = None
     clean_workdir: bool = False
     overwrite: bool = False

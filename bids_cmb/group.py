@@ -17,7 +17,8 @@ from bids_cmb.derivatives import (
     write_json,
     write_table,
 )
-from bids_cmb.group_map import write_map
+from bids_cmb.group_map import STEM, write_map
+from bids_cmb.report import write_group_page
 
 GROUPING = ("site", "center", "centre", "scanner", "manufacturer", "field_strength")
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ def write_group(folder: Path, participants: Path | None = None) -> dict[str, int
     write_table(folder / "group_regions.tsv", columns("regions"), table)
     write_json(folder / "group_regions.json", columns("regions"))
     write_map(folder, positions(folder, read), len({row["participant_id"] for row in read}))
+    write_group_page(folder, rows, table, f"{STEM}.png")
     tally = dict.fromkeys(columns("group")["status"]["Levels"], 0)
     for row in rows:
         tally[row["status"]] += 1

@@ -28,6 +28,7 @@ from bids_cmb.derivatives import (
     find_segmentation,
     lesion_row,
     read_json,
+    read_table,
     refresh_scans_table,
     write_json,
     write_table,
@@ -42,6 +43,7 @@ from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.provenance import fingerprint, machine, sha256, software
 from bids_cmb.quality import Quality, quality
 from bids_cmb.regions import Region, locate, region_map
+from bids_cmb.report import draw, write_page
 from bids_cmb.segmentations import read_segmentation
 from bids_cmb.templates import find_lobes, lobes_of
 from bids_cmb.volume import Intake, Volume, load, load_labels, resample_like, save
@@ -137,7 +139,8 @@ def process(scan: Scan, config: Config) -> Summary:
     output = Output(config.output_dir, scan)
     retract(output)
     files = write_images(output, found, config)
-    write_table(output.labels(".tsv"), columns("lesion"), map(lesion_row, found.lesions))
+    rows = [lesion_row(lesion) for lesion in found.lesions]
+    write_table(output.labels(".tsv"), columns("lesion"), rows)
     row = scan_row(scan, found, config)
     notes = (*scan.notes, *found.intake.notes, *found.brain.notes)
     said = marker(output, found.brain.source, config, files)
@@ -145,7 +148,29 @@ def process(scan: Scan, config: Config) -> Summary:
     # Written last: where it stands, the scan is done.
     write_json(output.mask(".json"), {**said, "Microbleeds": row, "Notes": list(notes)})
     refresh_scans_table(output.home)
+    if config.report != "none":
+        draw(output, found.image, found.brain.mask, found.labels, rows)
+        write_page(config.output_dir, scan.subject)
     return Summary(row["n_cmb"], row["n_definite"], found.quality.flags, notes)
+
+
+def report_again(scan: Scan, config: Config) -> None:
+    """Draw a scan's pictures and its participant's page anew, from what lies in the derivatives.
+
+    Raises:
+        ValueError: If there is no result of it with a brain mask, or the scan cannot be read.
+        OSError: If a file cannot be read or written.
+    """
+    output = Output(config.output_dir, scan)
+    if not (output.mask(".json").is_file() and output.brain().is_file()):
+        raise ValueError(
+            f"{scan.path}: --reports-only needs its result with the brain mask (--output-level "
+            "standard); found none."
+        )
+    image, _ = read(scan)
+    brain = given_brain(output.brain(), image)
+    draw(output, image, brain, load_labels(output.labels()), read_table(output.labels(".tsv")))
+    write_page(config.output_dir, scan.subject)
 
 
 def examine(scan: Scan, config: Config) -> Findings:

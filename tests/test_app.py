@@ -19,7 +19,7 @@ from bids_cmb.cards import card
 from bids_cmb.derivatives import read_table
 
 ROOT = Path(__file__).parents[1]
-QUICK = ["--detector", "radial", "--anatomy", "none"]  # networks take seconds to load
+QUICK = ["--detector", "radial", "--anatomy", "none", "--report", "none"]  # seconds saved
 
 
 def main(words):
@@ -69,6 +69,7 @@ def test_the_files_are_those_of_the_layout(two):
         "dataset_description.json",
         "descriptions.json",
         "descriptions.tsv",
+        "group_microbleeds.html",
         "group_microbleeds.json",
         "group_microbleeds.tsv",
         "group_regions.json",
@@ -577,6 +578,7 @@ def test_the_ensemble_runs_from_file_to_tables_and_says_what_it_was(dataset, tmp
     raw, out = dataset({"sub-01/anat/sub-01_T2starw": "six"}), tmp_path / "out"
     words = [str(raw), str(out), "participant", "--n-cpus", "1", "--output-level", "full"]
     assert main([*words, "--detector", "ensemble"]) == 0
+    assert (out / "sub-01.html").is_file()
     home = out / "sub-01" / "anat"
     made = json.loads(next(home.glob("*label-CMB*_mask.json")).read_text())
     said = made["Provenance"]["Detectors"][0]

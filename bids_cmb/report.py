@@ -1,0 +1,254 @@
+"""What a reader looks at: a scan's pictures, a participant's page, and the cohort's.
+
+Pictures are plain PNG files in ``figures``; what is written over them is SVG and text of the page,
+so that it stays sharp, can be read aloud and follows light and dark. Pages need no network and no
+server. Slices are shown as radiologists do: the participant's right is on the left.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from bids_cmb.derivatives import Output, columns, finished, homes, read_json, read_table, write_json
+from bids_cmb.files import replacing, write_text
+from bids_cmb.preprocessing import Grid, preprocess
+from bids_cmb.provenance import software
+from bids_cmb.volume import Volume, resample_like
+
+SLAB_MM = 10.0  # of the overview's minimum-intensity pictures
+MARGIN_MM = 6.0  # that is kept around the brain
+OVERVIEW_PX, PX_PER_MM = 300, 7
+REACH_MM = 13.0  # to either side of a lesion in its pictures
+BRIGHT = 99.5  # percentile of the brain that is white
+CONTOUR = (230, 159, 0)  # orange of a palette that the colour-blind tell apart
+MOST_PICTURED = 100  # lesions; the table has all
+PLANES = ("axial", "axial_contour", "other", "slab")
+
+
+def draw(output: Output, image: Volume, brain: Volume, labels: Volume, lesions: list[dict]) -> None:
+    """Draw a scan's pictures into the ``figures`` of its participant, and what lies where in them.
+
+    Args:
+        output: Of the scan.
+        image: The scan.
+        brain: Its brain mask, on the scan's grid.
+        labels: Each lesion's index in its voxels, on the scan's grid.
+        lesions: Rows of the lesion table.
+    """
+    seen = preprocess(image, brain, Grid(axes="slices"))
+    marks = resample_like(labels, seen.image, order=0).data
+    top = float(np.percentile(seen.image.data[seen.brain.data], BRIGHT)) or 1.0
+    grey = np.clip(seen.image.data / top * 255, 0, 255).astype(np.uint8)
+    grey, marks, inside = (part[::-1] for part in (grey, marks, seen.brain.data))  # right is left
+    places = {}
+    for row in lesions:
+        at = seen.image.index(np.array([float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")]))
+        places[int(row["index"])] = np.array([grey.shape[0] - 1 - at[0], at[1], at[2]])
+    folder = figures_of(output)
+    for old in folder.glob(f"{_stem(output)}_*"):
+        old.unlink()
+    slabs = _overview(folder, _stem(output), grey, inside, seen.image.spacing, places)
+    for index in list(places)[:MOST_PICTURED]:
+        pictures = _close(grey, marks == index, seen.image.spacing, places[index])
+        for name, picture in pictures.items():
+            _save(folder / f"{_stem(output)}_lesion-{index:03d}_{name}.png", picture)
+    _quality(folder / f"{_stem(output)}_quality.png", grey, inside, seen.image.spacing)
+    write_json(folder / f"{_stem(output)}_overview.json", {"slabs": slabs})
+
+
+def figures_of(output: Output) -> Path:
+    """The folder of a participant's pictures."""
+    return output.folder / f"sub-{output.scan.subject}" / "figures"
+
+
+def _stem(output: Output) -> str:
+    return output.mask().name.removesuffix("_mask.nii.gz").replace("_label-CMB", "")
+
+
+def _overview(
+    folder: Path, stem: str, grey: np.ndarray, inside: np.ndarray, spacing: np.ndarray, places: dict
+) -> list[dict]:
+    """Minimum-intensity slabs from top to bottom, and where the lesions lie in them, in percent."""
+    spots = np.argwhere(inside)
+    margin = np.ceil(MARGIN_MM / spacing[:2]).astype(int)
+    low = np.maximum(spots.min(axis=0)[:2] - margin, 0)
+    high = np.minimum(spots.max(axis=0)[:2] + 1 + margin, grey.shape[:2])
+    thick = max(1, round(SLAB_MM / spacing[2]))
+    found = []
+    for start in range(int(spots[:, 2].min()), int(spots[:, 2].max()) + 1, thick):
+        end = min(start + thick, grey.shape[2])
+        part = grey[low[0] : high[0], low[1] : high[1], start:end].min(axis=2)
+        name = f"{stem}_slab-{len(found) + 1:02d}.png"
+        size = part.shape * spacing[:2]
+        _save(folder / name, _sized(part, size * OVERVIEW_PX / size.max()))
+        here = {
+            index: [round(float(x), 1) for x in (at[:2] - low + 0.5) / part.shape * 100]
+            for index, at in places.items()
+            if start <= round(float(at[2])) < end
+        }
+        marks = [{"index": i, "x": x, "y": round(100 - y, 1)} for i, (x, y) in here.items()]
+        found.append({"file": name, "marks": marks})
+    return found[::-1]
+
+
+def _close(
+    grey: np.ndarray, lesion: np.ndarray, spacing: np.ndarray, at: np.ndarray
+) -> dict[str, np.ndarray]:
+    """A lesion from near: its slice without and with its contour, across the slices, and a slab."""
+    centre = np.clip(np.rint(at).astype(int), 0, np.array(grey.shape) - 1)
+    reach = np.ceil(REACH_MM / spacing).astype(int)
+    box = tuple(
+        np.clip(np.arange(c - r, c + r + 1), 0, n - 1)
+        for c, r, n in zip(centre, reach, grey.shape, strict=True)
+    )
+    near, own = grey[np.ix_(*box)], lesion[np.ix_(*box)]
+    size = (2 * reach + 1) * spacing * PX_PER_MM
+    middle = reach
+    axial = _sized(near[:, :, middle[2]], size[:2])
+    edge = _edge(_sized(own[:, :, middle[2]].astype(np.uint8) * 255, size[:2], smooth=False))
+    contour = np.repeat(axial[..., None], 3, axis=2)
+    contour[edge] = CONTOUR
+    slab = slice(max(0, middle[2] - round(5 / spacing[2])), middle[2] + round(5 / spacing[2]) + 1)
+    return {
+        "axial": axial,
+        "axial_contour": contour,
+        "other": _sized(near[:, middle[1], :], size[[0, 2]]),
+        "slab": _sized(near[:, :, slab].min(axis=2), size[:2]),
+    }
+
+
+def _quality(path: Path, grey: np.ndarray, inside: np.ndarray, spacing: np.ndarray) -> None:
+    """Six slices with the outline of the brain mask."""
+    heights = np.flatnonzero(inside.any(axis=(0, 1)))
+    tiles = []
+    for share in (0.1, 0.27, 0.44, 0.6, 0.77, 0.92):
+        k = int(heights[int(share * (len(heights) - 1))])
+        size = np.array(grey.shape[:2]) * spacing[:2]
+        size = size * 220 / size.max()
+        tile = np.repeat(_sized(grey[:, :, k], size)[..., None], 3, axis=2)
+        tile[_edge(_sized(inside[:, :, k].astype(np.uint8) * 255, size, smooth=False))] = CONTOUR
+        tiles.append(tile)
+    _save(path, np.concatenate(tiles, axis=1))
+
+
+def _sized(plane: np.ndarray, size: Iterable[float], *, smooth: bool = True) -> np.ndarray:
+    """A plane (across, up) as a picture of so many pixels (across, up), its top row first."""
+    across, up = (max(1, round(float(side))) for side in size)
+    how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    return np.asarray(
+        Image.fromarray(np.ascontiguousarray(plane.T[::-1])).resize((across, up), how)
+    )
+
+
+def _edge(mask: np.ndarray) -> np.ndarray:
+    """The outermost pixels of a mask."""
+    own = np.pad(mask > 0, 1)
+    inner = own[1:-1, 1:-1] & own[:-2, 1:-1] & own[2:, 1:-1] & own[1:-1, :-2] & own[1:-1, 2:]
+    return own[1:-1, 1:-1] & ~inner
+
+
+def _save(path: Path, picture: np.ndarray) -> None:
+    with replacing(path) as beside:
+        Image.fromarray(picture).save(beside, format="PNG", optimize=True)
+
+
+# Pages
+
+
+@lru_cache(maxsize=1)
+def _pages() -> jinja2.Environment:
+    """Templates; whatever comes from data is escaped."""
+    folder = resources.files("bids_cmb").joinpath("data/pages")
+    texts = {one.name: one.read_text("utf-8") for one in folder.iterdir()}
+    made = jinja2.Environment(
+        loader=jinja2.DictLoader(texts), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters["known"] = lambda value: "–" if value is None else value
+    return made
+
+
+def write_page(folder: Path, subject: str) -> Path:
+    """Write a participant's page from the derivatives and the pictures that lie there.
+
+    Args:
+        folder: The derivative dataset.
+        subject: Label, without ``sub-``.
+    """
+    scans = []
+    for home in [one for one in homes(folder) if f"sub-{subject}" in one.parts]:
+        scans += [_scan(folder, home, sidecar, row) for sidecar, row in finished(home)]
+    methods = folder / "logs" / "CITATION.md"
+    page = (
+        _pages()
+        .get_template("participant.html")
+        .render(
+            subject=f"sub-{subject}",
+            scans=scans,
+            described=columns("lesion"),
+            methods=methods.read_text("utf-8") if methods.is_file() else "",
+            software=software(),
+        )
+    )
+    path = folder / f"sub-{subject}.html"
+    write_text(path, page)
+    return path
+
+
+def _scan(folder: Path, home: Path, sidecar: Mapping, row: Mapping) -> dict:
+    mask = home / str(row["filename"])
+    stem = mask.name.removesuffix("_mask.nii.gz").replace("_label-CMB", "")
+    base = mask.name.replace("_label-CMB_", "_seg-CMB_").replace("_mask.nii.gz", "_dseg.tsv")
+    figures = next(p for p in (home, home.parent) if p.name.startswith("sub-")) / "figures"
+    table = mask.with_name(base)
+    lesions = read_table(table) if table.is_file() else []
+    for lesion in lesions:
+        paths = [figures / f"{stem}_lesion-{int(lesion['index']):03d}_{n}.png" for n in PLANES]
+        lesion["pictures"] = [p.relative_to(folder).as_posix() for p in paths if p.is_file()]
+    slabs = (read_json_list(figures / f"{stem}_overview.json")) or []
+    for slab in slabs:
+        slab["path"] = (figures / slab["file"]).relative_to(folder).as_posix()
+    quality = figures / f"{stem}_quality.png"
+    return {
+        "name": mask.name.partition("_space-")[0],
+        "row": row,
+        "counted": [one for one in lesions if one["counted"] == "yes"],
+        "uncounted": [one for one in lesions if one["counted"] != "yes"],
+        "slabs": slabs,
+        "quality": quality.relative_to(folder).as_posix() if quality.is_file() else None,
+        "notes": sidecar.get("Notes", []),
+        "provenance": sidecar.get("Provenance", {}),
+    }
+
+
+def read_json_list(path: Path) -> list[dict]:
+    """What `draw` noted of the overview; nothing if it is not there."""
+    content = read_json(path)
+    return content.get("slabs", []) if content else []
+
+
+def write_group_page(folder: Path, rows: list[dict], regions: list[dict], picture: str) -> None:
+    """Write the cohort's page.
+
+    Args:
+        folder: The derivative dataset.
+        rows: Of the group table.
+        regions: Of the table of prevalence.
+        picture: File name of the map's picture; it is shown if it is there.
+    """
+    counts = [int(row["n_cmb"]) for row in rows if row.get("n_cmb") is not None]
+    page = _pages().get_template("group.html").render(
+        rows=rows,
+        regions=[one for one in regions if one["group"] == "all"],
+        picture=picture if (folder / picture).is_file() else None,
+        read=len(counts),
+        lesions=sum(counts),
+        with_any=sum(count > 0 for count in counts),
+        bins={name: sum(row.get("burden") == name for row in rows)
+              for name in ("0", "1", "2-4", "5-10", ">10")},
+    )  # fmt: skip
+    write_text(folder / "group_microbleeds.html", page)

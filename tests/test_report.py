@@ -1,0 +1,181 @@
+"""Pages that a reader can trust: every lesion once, where it lies, and nothing that runs."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from bids_cmb.cli import main
+from bids_cmb.derivatives import read_table, write_table
+from bids_cmb.report import write_group_page, write_page
+
+QUICK = ["--detector", "radial", "--anatomy", "none", "-q", "--validate", "off"]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, heads):
+    """A dataset with six microbleeds in one scan and none in the other, and its derivatives."""
+    root = tmp_path_factory.mktemp("pages")
+    for subject, head in (("01", "six"), ("02", "none")):
+        path = root / f"raw/sub-{subject}/anat/sub-{subject}_T2starw.nii.gz"
+        path.parent.mkdir(parents=True)
+        shutil.copyfile(heads[0] / f"{head}.nii.gz", path)
+    (root / "raw/dataset_description.json").write_text('{"Name": "Two", "BIDSVersion": "1.11.1"}')
+    words = [str(root / "raw"), str(root / "out"), "participant", "group"]
+    assert main([*words, *QUICK, "--threshold", "0.3"]) == 0
+    return words, root / "out"
+
+
+def lesions(out, subject="01"):
+    return read_table(next((out / f"sub-{subject}/anat").glob("*seg-CMB*dseg.tsv")))
+
+
+def test_every_lesion_has_a_row_and_four_pictures(made):
+    _, out = made
+    page = (out / "sub-01.html").read_text()
+    rows = lesions(out)
+    assert rows
+    for row in rows:
+        assert page.count(f'id="sub-01_T2starw-{row["index"]}"') in (0, 1)
+        assert (
+            page.count(f'id="sub-01-{row["index"]}"')
+            + page.count(f'id="sub-01_T2starw-{row["index"]}"')
+            == 1
+        )
+    pictures = sorted((out / "sub-01/figures").glob("*_lesion-*.png"))
+    assert len(pictures) == 4 * len(rows)
+    assert all(path.relative_to(out).as_posix() in page for path in pictures)
+
+
+def test_a_scan_without_lesions_says_so(made):
+    _, out = made
+    if not lesions(out, "02"):
+        assert "No lesion was counted." in (out / "sub-02.html").read_text()
+    assert "<strong>" in (out / "sub-02.html").read_text()
+
+
+def test_marks_lie_on_dark_spots_of_the_overview(made):
+    """The picture itself is the outside truth: at a mark it is darker than around."""
+    _, out = made
+    figures = out / "sub-01/figures"
+    told = json.loads(next(figures.glob("*_overview.json")).read_text())["slabs"]
+    darker = []
+    for slab in told:
+        picture = np.asarray(Image.open(figures / slab["file"]), float)
+        for mark in slab["marks"]:
+            y, x = mark["y"] / 100 * picture.shape[0], mark["x"] / 100 * picture.shape[1]
+            away = np.hypot(*(np.indices(picture.shape) - np.array([y, x])[:, None, None]))
+            darker.append(
+                picture[away < 3].min() < 0.8 * np.median(picture[(away > 8) & (away < 14)])
+            )
+    assert len(darker) == len(lesions(out))
+    assert np.mean(darker) > 0.8
+
+
+def test_contours_are_drawn_about_the_lesion(made):
+    _, out = made
+    for path in (out / "sub-01/figures").glob("*_axial_contour.png"):
+        drawn = np.asarray(Image.open(path))
+        orange = (drawn[..., 0] == 230) & (drawn[..., 2] == 0)
+        assert orange.any()
+        middle = np.array(orange.shape) / 2
+        centre = ndimage.center_of_mass(orange)
+        assert np.linalg.norm(centre - middle) < 0.2 * orange.shape[0]
+
+
+def test_pages_ask_for_nothing_but_their_pictures(made):
+    _, out = made
+    for page in out.glob("*.html"):
+        text = page.read_text()
+        assert "http" not in text.replace("http://www.w3.org", "")
+        assert page.stat().st_size < 1.5e6
+        for part in text.split('src="')[1:]:
+            assert (out / part.partition('"')[0]).is_file()
+
+
+def test_pages_can_be_made_anew_from_the_derivatives(made, tmp_path):
+    words, out = made
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    before = (copy / "sub-01.html").read_bytes()
+    for page in copy.glob("*.html"):
+        page.unlink()
+    shutil.rmtree(copy / "sub-01/figures")
+    assert main([words[0], str(copy), "participant", "group", *QUICK, "--reports-only"]) == 0
+    assert (copy / "sub-01.html").read_bytes() == before
+    assert (copy / "group_microbleeds.html").is_file()
+
+
+def test_a_scan_without_a_result_cannot_be_drawn_and_the_others_are(made, tmp_path, capfd):
+    words, out = made
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    next((copy / "sub-02/anat").glob("*label-CMB*mask.json")).unlink()
+    (copy / "sub-01.html").unlink()
+    assert main([words[0], str(copy), "participant", *QUICK, "--reports-only"]) == 1
+    assert "--reports-only needs its result" in capfd.readouterr().err
+    assert (copy / "sub-01.html").is_file()
+
+
+def test_what_comes_from_data_is_never_code(made, tmp_path):
+    """A flag, a reason and a participant that would be scripts."""
+    _, out = made
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    table = next((copy / "sub-01/anat").glob("*seg-CMB*dseg.tsv"))
+    rows = read_table(table)
+    rows[0]["flags"] = "<script>alert(1)</script>"
+    write_table(table, list(rows[0]), rows)
+    page = write_page(copy, "01").read_text()
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    group = read_table(copy / "group_microbleeds.tsv")
+    group[0] |= {"status": "failed", "reason": "<img src=x onerror=alert(1)>", "source": "<b>x</b>"}
+    write_group_page(copy, group, [], "none.png")
+    text = (copy / "group_microbleeds.html").read_text()
+    assert "<img src=x" not in text
+    assert "<b>x</b>" not in text
+
+
+def test_eighty_lesions_and_five_thousand_scans_are_fine(made, tmp_path):
+    _, out = made
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    table = next((copy / "sub-01/anat").glob("*seg-CMB*dseg.tsv"))
+    row = read_table(table)[0]
+    write_table(table, list(row), [{**row, "index": str(at)} for at in range(1, 81)])
+    page = write_page(copy, "01").read_text()
+    assert page.count('<section class="lesion"') == 80
+    group = read_table(copy / "group_microbleeds.tsv")
+    write_group_page(copy, group[:1] * 5000, [], "none.png")
+    assert (copy / "group_microbleeds.html").stat().st_size < 5e6
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not there")
+def test_the_cohorts_page_sorts_and_searches_in_a_browser(made, tmp_path):
+    """The page as Chromium has it after a click and a word, without a complaint."""
+    _, out = made
+    page = (out / "group_microbleeds.html").read_text()
+    act = """<script>
+    const head = document.querySelector("#scans th"); head.click(); head.click();
+    const field = document.querySelector("#search"); field.value = "sub-02";
+    field.dispatchEvent(new Event("input"));
+    document.title = [...document.querySelectorAll("#scans tbody tr")].map(row =>
+      row.cells[0].textContent.slice(0, 6) + (row.hidden ? " hidden" : "")).join(", ");
+    </script></body>"""
+    path = tmp_path / "page.html"
+    path.write_text(page.replace("</body>", act))
+    ran = subprocess.run(
+        [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom",
+         f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert "<title>sub-02, sub-01 hidden</title>" in ran.stdout
+    assert "1 of 2" in ran.stdout
+    assert Path(path).is_file()

@@ -14,7 +14,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from bids_cmb.derivatives import Output, columns, finished, homes, read_json, read_table, write_json
+from bids_cmb.derivatives import Output, finished, homes, read_json, read_table, write_json
 from bids_cmb.files import replacing, write_text
 from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.provenance import software
@@ -179,24 +179,36 @@ def write_page(folder: Path, subject: str) -> Path:
         folder: The derivative dataset.
         subject: Label, without ``sub-``.
     """
-    scans = []
-    for home in [one for one in homes(folder) if f"sub-{subject}" in one.parts]:
-        scans += [_scan(folder, home, sidecar, row) for sidecar, row in finished(home)]
+    path = folder / f"sub-{subject}.html"
+    written = None
+    # Several processes may finish scans of one participant at the same time: see the scan tables.
+    while written != (scans := _scans(folder, subject)):
+        write_text(path, _page(folder, subject, scans))
+        written = scans
+    return path
+
+
+def _scans(folder: Path, subject: str) -> list[dict]:
+    return [
+        _scan(folder, home, sidecar, row)
+        for home in homes(folder)
+        if f"sub-{subject}" in home.parts
+        for sidecar, row in finished(home)
+    ]
+
+
+def _page(folder: Path, subject: str, scans: list[dict]) -> str:
     methods = folder / "logs" / "CITATION.md"
-    page = (
+    return (
         _pages()
         .get_template("participant.html")
         .render(
             subject=f"sub-{subject}",
             scans=scans,
-            described=columns("lesion"),
             methods=methods.read_text("utf-8") if methods.is_file() else "",
             software=software(),
         )
     )
-    path = folder / f"sub-{subject}.html"
-    write_text(path, page)
-    return path
 
 
 def _scan(folder: Path, home: Path, sidecar: Mapping, row: Mapping) -> dict:

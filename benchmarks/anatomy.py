@@ -6,17 +6,19 @@ Heads of ANATOMY that the simulated benchmark names are painted with random cont
 in slices of 1, 3, 4 and 5 mm; DATA are simulated T2* and SWI datasets with their truth, thin (below
 2.5 mm) and thick slices apart. Dice of each structure (left and right apart) and of the brain mask
 (for DATA also that of `find_brain`, which needs no network), the share of brain voxels on their
-right side, and that of true lesions in their right territory and structure.
+right side, and that of true lesions whose territory, region, structure and side are those that the
+same rules give on the true structures, and how far off their MNI position is.
 """
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.anatomy import FLUID, Anatomy, brain_of, find_anatomy, places
+from bids_cmb.anatomy import Anatomy, brain_of, find_anatomy, places
 from bids_cmb.brain import find_brain
 from bids_cmb.cards import card
 from bids_cmb.cases import Paths, find_cases
@@ -25,6 +27,7 @@ from bids_cmb.derivatives import read_table
 from bids_cmb.networks import Models, set_threads
 from bids_cmb.regions import locate, region_map
 from bids_cmb.scanner import CLEFT_MM
+from bids_cmb.segmentations import read_segmentation
 from bids_cmb.volume import Volume, load, load_labels, resample
 
 SLICES_MM = (1, 3, 4, 5)
@@ -85,32 +88,44 @@ def scanned(paths: Paths, image: Volume, models: Models) -> dict[str, float]:
     figures["brain by find_brain"] = dice(brain, find_brain(image).data)
     rows = read_table(paths.lesions.with_name(paths.lesions.name.replace(".nii.gz", ".tsv")))
     if rows:
-        regions = region_map(found)
         centres = [[float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")] for row in rows]
-        said = [locate(regions, centre, found.midline).territory for centre in centres]
-        right = [one == row["territory"] for one, row in zip(said, rows, strict=True)]
-        figures["territory"] = float(np.mean(right))
-        figures["structure of a lesion"] = _structure(found, truth, centres, models)
+        figures |= lesions(found, paths.structures, centres, models)
     return figures
 
 
-def _structure(found: Anatomy, truth: Volume, centres: list, models: Models) -> float:
-    """The share of lesions in the structure of the truth, of those whose centre lies in tissue."""
-    classes = card("anatomy", models.folder)["classes"]
-    names = {code: one["name"] for one in classes for code in one["codes"]}
-    said = places(found, centres, classes)
-    there = [codes_at(truth, centre) for centre in centres]
-    right = [
-        one.structure == names.get(code) for one, code in zip(said, there, strict=True) if code
-    ]
-    return float(np.mean(right)) if right else float("nan")
+def lesions(
+    found: Anatomy, structures_path: Path, centres: list, models: Models
+) -> dict[str, float]:
+    """Shares of lesions that lie where the rules put them if the structures are known; MNI, mm.
+
+    The truth is the same rules on the scan's true structures, so it is the network that is judged.
+    """
+    said = card("anatomy", models.folder)
+    truth, _ = read_segmentation(structures_path, said["classes"], said["mni_centroids"])
+    there = [locate(region_map(truth), centre, truth.midline) for centre in centres]
+    here = [locate(region_map(found), centre, found.midline) for centre in centres]
+    beside = [abs(truth.midline[0] @ np.array(centre) + truth.midline[1]) for centre in centres]
+    true_names = [one.structure for one in places(truth, centres, said["classes"])]
+    names = [one.structure for one in places(found, centres, said["classes"])]
+    figures = {
+        "territory": _share(a.territory == b.territory for a, b in zip(there, here, strict=True)),
+        "region": _share(a.name == b.name for a, b in zip(there, here, strict=True)),
+        "structure of a lesion": _share(a == b for a, b in zip(true_names, names, strict=True)),
+        "side beyond 3 mm": _share(
+            a.left == b.left for a, b, mm in zip(there, here, beside, strict=True) if mm > 3
+        ),
+    }
+    if truth.to_mni is not None and found.to_mni is not None:
+        apart = [
+            np.linalg.norm(((truth.to_mni - found.to_mni) @ [*centre, 1])[:3]) for centre in centres
+        ]
+        figures["MNI, mm apart"] = float(np.median(apart))
+    return figures
 
 
-def codes_at(labels: Volume, centre: list) -> int:
-    """The code of the voxel that a place lies in, 0 outside and in fluid."""
-    at = np.clip(np.rint(labels.index(np.array(centre))).astype(int), 0, np.array(labels.shape) - 1)
-    code = int(labels.data[tuple(at)])
-    return 0 if code in FLUID else code
+def _share(right: Iterable[bool]) -> float:
+    known = list(right)
+    return float(np.mean(known)) if known else float("nan")
 
 
 def structures(found: Anatomy, truth: Volume, models: Models) -> dict[str, float]:
@@ -156,7 +171,8 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
 def averaged(rows: list[dict]) -> dict[str, float]:
     """Mean of each figure over the heads that have it."""
     keys = sorted({key for row in rows for key in row})
-    return {key: round(float(np.mean([row[key] for row in rows if key in row])), 3) for key in keys}
+    means = {key: np.nanmean([row[key] for row in rows if key in row]) for key in keys}
+    return {key: round(float(mean), 3) for key, mean in means.items()}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ FLOORS = [  # from the ground up; a folder is one room
     | {"provenance", "staged", "foreign", "savedmodels"},
     {"volume", "config", "discovery", "execution", "validation", "weights"},
     {"brain", "lesions", "candidates", "matching", "agreement", "dask_cluster", "descriptor"}
-    | {"physics", "tissues", "protocols", "preprocessing", "networks"},
+    | {"physics", "tissues", "protocols", "preprocessing", "networks", "growing"},
     {
         "detectors",
         "derivatives",

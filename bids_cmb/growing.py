@@ -21,7 +21,7 @@ SHELL_MM = 4.0  # thickness of the shell that a lesion is compared with
 BALL_MM = 3.0  # about the median diameter of microbleeds in three public sets
 LEVELS = (0.5, 0.4, 0.3, 0.2)  # of the way from seed to shell, tried in turn
 FAINTEST = 0.1  # of the shell's median; what differs less from it is no dark spot
-NOISE = 3.0  # standard deviations of the shell, likewise
+NOISE = 2.0  # standard deviations of the shell, likewise
 FACES = ndimage.generate_binary_structure(3, 1)  # thick slices leak through corners
 
 

@@ -120,8 +120,10 @@ def _lost(image: Volume, place: np.ndarray) -> float:
         return np.nan
     more = FAR_MM / image.spacing
     box = tuple(
-        slice(max(int(low), 0), int(high) + 1)
-        for low, high in zip(np.ceil(at - more), np.floor(at + more), strict=True)
+        slice(max(int(low), 0), min(int(high) + 1, size))
+        for low, high, size in zip(
+            np.ceil(at - more), np.floor(at + more), image.shape, strict=True
+        )
     )
     index = np.stack(np.mgrid[box], axis=-1)
     away = np.linalg.norm(image.world(index.reshape(-1, 3)) - place, axis=1)

@@ -20,7 +20,7 @@ from bids_cmb.mars import names, pattern
 from bids_cmb.provenance import software
 from bids_cmb.scoring import count_agreement
 
-COUNTS = "mars.tsv"
+COUNTS = "phenotype/mars.tsv"  # where BIDS keeps what was assessed
 
 
 def tallied(counts: dict[str, int]) -> dict[str, object]:
@@ -84,7 +84,7 @@ class Agreement:
 def rated_table(truth: Path) -> Path | None:
     """The table of counts, if that is what a truth consists of."""
     table = truth / COUNTS if truth.is_dir() else truth
-    return table if table.name == COUNTS and table.is_file() else None
+    return table if table.name == Path(COUNTS).name and table.is_file() else None
 
 
 def compare_counts(results: Path, table: Path, folder: Path, *, overwrite: bool) -> Agreement:

@@ -71,20 +71,21 @@ def _points(path: Path) -> tuple[Point, ...]:
 
 def _places(path: Path) -> np.ndarray:
     """What ``cen`` holds, a row for each lesion."""
-    from scipy.io import loadmat  # noqa: PLC0415  (slow to import, and rarely needed)
+    from scipy.io import loadmat, whosmat  # noqa: PLC0415  (slow to import, and rarely needed)
 
     with path.open("rb") as file:
         newer = MATLAB_7_3 in file.read(1024)
     if newer:
         return _newer(path)
     try:
+        names = [name for name, *_ in whosmat(path, appendmat=False)]
         content = loadmat(path, variable_names=[KEY], appendmat=False)
     except PermissionError:
         raise
     except Exception as error:  # (scipy raises a dozen kinds over broken files)
         said = str(error).strip().split("\n")[0][:120].rstrip(".")
         raise ValueError(f"{path}: a .mat file is expected; it cannot be read ({said}).") from error
-    return np.asarray(_kept(path, content, content.keys()))
+    return np.asarray(_kept(path, content, names))
 
 
 def _newer(path: Path) -> np.ndarray:

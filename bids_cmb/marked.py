@@ -122,9 +122,21 @@ def from_points(
             labels[box][mine], nearest[box][mine] = number, away[mine]
         own = [points[at] for at in members], [grown[at] for at in members]
         facts.append(_facts(*own, world[members].mean(axis=0)))
-    for number, members in enumerate(groups, start=1):
-        labels[nearest_voxel(image, world[members[0]])] = number  # no lesion is lost to another
+    _settle(labels, [nearest_voxel(image, world[members[0]]) for members in groups])
     return Volume(labels, image.affine), facts
+
+
+def _settle(labels: np.ndarray, own: Sequence[tuple[int, int, int]]) -> None:
+    """Leave every lesion one piece, its largest; what was lost to others gets its own voxel."""
+    for _ in own:  # which may have been the last of another lesion's
+        lost = set(range(1, len(own) + 1)) - set(np.unique(labels).tolist())
+        for number in lost:
+            labels[own[number - 1]] = number
+    for number, box in enumerate(ndimage.find_objects(labels), start=1):
+        pieces, count = ndimage.label(labels[box] == number, structure=TOUCHING)
+        if count > 1:
+            largest = 1 + np.bincount(pieces.ravel())[1:].argmax()
+            labels[box][(pieces > 0) & (pieces != largest)] = 0
 
 
 def _grown(image: Volume, at: np.ndarray, point: Point) -> Growth:

@@ -99,6 +99,11 @@ def stem(path: Path | str) -> str:
     return Path(path).name.partition(".")[0]
 
 
+def subject_of(name: str) -> str:
+    """Whose scan a name is of, where it says so as BIDS does; else the name itself."""
+    return name.partition("_")[0] if name.startswith("sub-") else name
+
+
 def find_images(folder: Path) -> list[Path]:
     """Every NIfTI file below a folder, by name; files that hide are passed by."""
     return sorted(

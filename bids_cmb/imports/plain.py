@@ -16,6 +16,7 @@ from bids_cmb.imports.labelled import (
     Source,
     find_images,
     stem,
+    subject_of,
 )
 from bids_cmb.sheets import SHEETS, Cell, header_and_rows
 
@@ -40,7 +41,9 @@ def read(folder: Path) -> Source:
         points = [point for number, row in own if (point := _point(row, f"{table}: row {number}"))]
         first = own[0][1]
         name = stem(image)
-        scans.append(Labelled(name, name_of(first.get("subject")) or name, image, tuple(points)))
+        scans.append(
+            Labelled(name, name_of(first.get("subject")) or subject_of(name), image, tuple(points))
+        )
     bases = (0, 1) if base is None else (int(base),)
     return Source(
         title=f"Microbleeds by {table.name}",

@@ -7,7 +7,7 @@ row for each count: ``file, region, side, count`` and, if rated, ``certainty``. 
 
 from pathlib import Path
 
-from bids_cmb.imports.labelled import Labelled, Source, stem
+from bids_cmb.imports.labelled import Labelled, Source, stem, subject_of
 from bids_cmb.imports.plain import SURE, by_scan, name_of, the_table
 from bids_cmb.mars import names
 from bids_cmb.sheets import Cell, header_and_rows
@@ -39,7 +39,9 @@ def read(folder: Path) -> Source:
     for image, own in by_scan(table, rows).items():
         counts = _long(table, own) if long else _wide(table, own)
         name, first = stem(image), own[0][1]
-        scans.append(Labelled(name, name_of(first.get("subject")) or name, image, counts=counts))
+        scans.append(
+            Labelled(name, name_of(first.get("subject")) or subject_of(name), image, counts=counts)
+        )
     return Source(
         title=f"Microbleeds rated by MARS, {table.name}",
         licence="As the source's; bids_cmb does not know it.",

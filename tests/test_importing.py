@@ -571,6 +571,25 @@ def with_book(kind, name, rows, sheets=1):
     return write
 
 
+def with_two_of_one_name(kind, name, other):
+    """A writer that has a scan twice."""
+
+    def write(root, scans):
+        said = kind(root, scans)
+        assert len(list(root.rglob(name))) == 1
+        put(scans["a"], root / other)
+        return said
+
+    return write
+
+
+def broken_newer_mat(root, scans):
+    as_newer_dou(root, scans)
+    path = root / "ground_truth" / "a.mat"
+    path.write_bytes(path.read_bytes()[:1200])
+    return "dou"
+
+
 def with_mat(content):
     def write(root, scans):
         said = as_dou(root, scans)
@@ -581,6 +600,23 @@ def with_mat(content):
 
 
 REFUSED = {
+    "a scan twice among images": (
+        with_two_of_one_name(as_dou, "a.nii", "again/a.nii"),
+        "every file needs a name of its own; found again/a.nii and nii/a.nii",
+    ),
+    "a broken newer mat": (broken_newer_mat, r"a.mat: a .mat file is expected; it cannot be read"),
+    "a name that is not the only one": (
+        with_two_of_one_name(as_world, "a.nii.gz", "images/again/a.nii.gz"),
+        r"row 2: the scan a.nii.gz is not the only one of this name \(2\)",
+    ),
+    "an unknown base": (
+        with_text(as_world, "points.csv", "file,x,y,z,space,index_base\na,1,2,3,voxel,2\n"),
+        "`index_base` must be 0 or 1, the same in every row; found 2.0",
+    ),
+    "a sheet of nobody": (
+        with_book(as_mars, "*.xlsx", [["file", "frontal left"]]),
+        "at least one scan with labels is needed; found none",
+    ),
     "no mask": (without(as_valdo, "sub-b*CMB*"), r"sub-b_space-T2S_CMB.nii.gz is missing"),
     "no files of valdo": (without(as_valdo, "*.nii.gz"), "found none of them"),
     "no list": (without(as_momeni, "*.xlsx"), "an Excel list of positions"),

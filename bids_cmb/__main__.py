@@ -1,4 +1,4 @@
-"""The makers' door: python -m bids_cmb simulate | train | evaluate | models."""
+"""The makers' door: python -m bids_cmb simulate | train | evaluate | models | import."""
 
 import argparse
 import os
@@ -20,12 +20,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_train(makers)
     _add_evaluate(makers)
     _add_models(makers)
+    _add_import(makers)
     given = top.parse_args(argv)
     for (
         name
     ) in THREADS:  # processes share the cores: with threads of their own they take twice as long
         os.environ.setdefault(name, "1")
-    doors = {"simulate": _simulate, "train": _train, "evaluate": _evaluate, "models": _models}
+    doors = {
+        "simulate": _simulate,
+        "train": _train,
+        "evaluate": _evaluate,
+        "models": _models,
+        "import": _import,
+    }
     return doors[given.maker](given)
 
 
@@ -180,7 +187,10 @@ def _add_evaluate(makers: argparse._SubParsersAction) -> None:
 def _evaluate(given: argparse.Namespace) -> int:
     """Compare, write, and say the figures in a line. Returns the exit code."""
     from bids_cmb.evaluation import Asked, evaluate
+    from bids_cmb.tallies import rated_table
 
+    if table := rated_table(given.truth):
+        return _compare_counts(given, table)
     asked = Asked(**{key: value for key, value in vars(given).items() if hasattr(Asked, key)})
     try:
         result = evaluate(
@@ -195,6 +205,23 @@ def _evaluate(given: argparse.Namespace) -> int:
         sys.stderr.write(f"bids_cmb: {name}: no truth; it is in no figure.\n")
     said = (f"{name} {result.figures[name].value:.3f}" for name in SAID)
     sys.stdout.write(f"{given.folder}: {len(result.scans)} scans, {', '.join(said)}.\n")
+    return 0
+
+
+def _compare_counts(given: argparse.Namespace, table: Path) -> int:
+    """A truth without positions: compare counts. Returns the exit code."""
+    from bids_cmb.tallies import compare_counts
+
+    try:
+        result = compare_counts(given.predictions, table, given.folder, overwrite=given.overwrite)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {error}\n")
+        return 1
+    for name in result.missing:
+        sys.stderr.write(f"bids_cmb: {name}: no prediction; it is in no figure.\n")
+    total = result.rows[0]
+    said = (f"{name} {total.get(name)}" for name in ("found", "rated", "count_icc", "count_mae"))
+    sys.stdout.write(f"{given.folder}: {total['n_scans']} scans, {', '.join(said)}.\n")
     return 0
 
 
@@ -247,6 +274,63 @@ def _models(given: argparse.Namespace) -> int:
     for name, wrong in found.items():
         sys.stdout.write(f"{name}: {wrong or 'as on its card'}\n")
     return 1 if any(found.values()) else 0
+
+
+def _add_import(makers: argparse._SubParsersAction) -> None:
+    maker = makers.add_parser(
+        "import", help="other groups' labels become a BIDS dataset with truth"
+    )
+    maker.add_argument(
+        "format",
+        choices=("valdo", "momeni", "dou", "almasni", "csv", "mars"),
+        help="how the labels are kept; see docs/import.md",
+    )
+    maker.add_argument("source", type=Path, help="their folder; only read")
+    maker.add_argument("folder", type=Path, help="where to; must be empty, and not in the source")
+    maker.add_argument(
+        "--index-base",
+        type=int,
+        choices=(0, 1),
+        dest="base",
+        help="number of the first voxel (default: as the source says, else found by darkness)",
+    )
+    maker.add_argument(
+        "--flips",
+        metavar="AXES",
+        help="axes counted from the far end: none, or of x, y, z, such as xz (default: likewise)",
+    )
+    maker.add_argument(
+        "--order", metavar="AXES", help="axes that the three numbers stand for (default: likewise)"
+    )
+    maker.add_argument(
+        "--suffix",
+        choices=("T2starw", "swi"),
+        help="what the scans are (default: as the source says, else T2starw)",
+    )
+    maker.add_argument(
+        "--leave-out",
+        action="store_true",
+        help="leave out scans that cannot be used, instead of importing nothing",
+    )
+
+
+def _import(given: argparse.Namespace) -> int:
+    """Import, and say what came of it. Returns the exit code."""
+    from bids_cmb.execution import sentence
+    from bids_cmb.importing import Asked, import_labels
+
+    flips = "" if given.flips == "none" else given.flips
+    asked = Asked(given.base, flips, given.order, given.suffix, given.leave_out)
+    try:
+        made = import_labels(given.format, given.source, given.folder, asked=asked, say=_tell)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
+        return 1
+    lesions = "counts, no positions" if made.lesions is None else f"{made.lesions} microbleeds"
+    balls = f", {made.balls} of them balls" if made.balls else ""
+    out = f", {len(made.left_out)} left out" if made.left_out else ""
+    sys.stdout.write(f"{given.folder}: {made.scans} scans, {lesions}{balls}{out}.\n")
+    return 0
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ HOUSE = Path(bids_cmb.__file__).parent
 
 FLOORS = [  # from the ground up; a folder is one room
     {"files", "exits", "sidecars", "filters", "lattices", "cards", "models", "mars"}
-    | {"provenance", "staged", "foreign", "savedmodels"},
+    | {"provenance", "staged", "foreign", "savedmodels", "sheets"},
+    {"imports"},
     {"volume", "config", "discovery", "execution", "validation", "weights"},
     {"brain", "lesions", "candidates", "matching", "agreement", "dask_cluster", "descriptor"}
-    | {"physics", "tissues", "protocols", "preprocessing", "networks"},
+    | {"physics", "tissues", "protocols", "preprocessing", "networks"}
+    | {"growing", "reckoning"},
     {
         "detectors",
         "derivatives",
@@ -31,8 +33,9 @@ FLOORS = [  # from the ground up; a folder is one room
     {"report"},
     {"scoring", "marks", "made_head", "bodies", "laws", "cases"},
     {"fates", "scorecard", "scanner", "vessels", "contrasts"},
-    {"truth", "sources", "segmentations"},
-    {"participant", "group", "simulation", "evaluation", "training"},
+    {"truth", "sources", "segmentations", "tallies"},
+    {"marked"},
+    {"participant", "group", "simulation", "evaluation", "training", "importing"},
     {"cohort"},
     {"app"},
     {"selftest"},
@@ -41,7 +44,8 @@ FLOORS = [  # from the ground up; a folder is one room
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HOMES = {  # a library, and the only rooms that may name it
     "tensorflow": {"networks", "training", "savedmodels"},
-    "h5py": {"foreign"},
+    "h5py": {"foreign", "imports"},
+    "openpyxl": {"sheets"},
     "keras": {"models", "networks", "training"},
     "bids": {"discovery"},
     "matplotlib": {"training_report", "group_map"},

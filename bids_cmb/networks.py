@@ -122,6 +122,17 @@ def device() -> str:
     return f"GPU ({len(found)})" if found else "CPU"
 
 
+def unfit(asked: str) -> str:
+    """What keeps this process from computing on the device asked for; empty if nothing does.
+
+    Args:
+        asked: ``gpu``, if it must be one; any other is always there.
+    """
+    if asked != "gpu" or device().startswith("GPU"):
+        return ""
+    return f"--device gpu needs a GPU that can be used. {no_gpu()}"
+
+
 def no_gpu() -> str:
     """Why there may be no GPU, in a sentence for whoever asked for one."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

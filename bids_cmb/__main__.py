@@ -250,7 +250,6 @@ def _add_models(makers: argparse._SubParsersAction) -> None:
 
 def _models(given: argparse.Namespace) -> int:
     """Add, list or verify. Returns the exit code."""
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     folder = Path(given.models) if given.models else None
     if given.verb == "list":
         from bids_cmb.weights import described

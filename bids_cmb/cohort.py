@@ -17,7 +17,7 @@ from bids_cmb.config import TENSORFLOW, THREADS, Config, result_settings
 from bids_cmb.derivatives import Output, refresh_scans_table, write_dataset, write_table
 from bids_cmb.discovery import Scan, Selection
 from bids_cmb.files import write_text
-from bids_cmb.networks import device, no_gpu
+from bids_cmb.networks import unfit
 from bids_cmb.participant import (
     Summary,
     asks_networks,
@@ -163,16 +163,9 @@ def _outcomes(
         address=config.dask_scheduler,
         workers=workers,
         environment=environment,
-        fault=functools.partial(_fault, config.device),
+        fault=functools.partial(unfit, config.device),
         say=log.info,
     )
-
-
-def _fault(asked: str) -> str:
-    """What keeps this process from reading scans; empty if nothing does."""
-    if asked == "gpu" and not device().startswith("GPU"):
-        return f"--device gpu needs a GPU that can be used. {no_gpu()}"
-    return ""
 
 
 def _process(scan: Scan, config: Config) -> Summary:

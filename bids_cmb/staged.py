@@ -3,7 +3,8 @@
 Three quarters of its arithmetic lies in the decoder's two finest levels. There
 
 - only the voxels about the brain are computed, tile by tile: what lies further off cannot reach
-  them through the few convolutions that are left, and would be set to 0 anyway;
+  them through the few convolutions that are left, and would be set to 0 anyway. Each convolution
+  keeps only what the next ones will look at;
 - a convolution of an image that was only just doubled by repeating its voxels is one transposed
   convolution of the coarse image with a 4 x 4 x 4 kernel: 8 products per voxel instead of 27;
 - stacking two images and convolving them is convolving each and adding.
@@ -15,17 +16,17 @@ rounding. Nothing is padded right before a convolution: TensorFlow computes that
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 from scipy import ndimage
 
 SLAB = 32  # voxels along the first axis that are encoded at a time
-TILE = (48, 64)  # voxels along the first two axes that are decoded at a time
+TILE = (40, 48)  # voxels along the last two axes that are decoded at a time
 IN_TILES = 2  # levels, from the finest, that are
 DOUBLED = 3  # levels, from the finest, whose doubling is a transposed convolution
 HALO_DOWN = 2  # voxels by which the encoder's two convolutions of 3 look beyond a slab
-HALO_UP = (4, 2)  # by which the decoder's do beyond a tile, at each level in tiles
+HALO_UP = (4, 2)  # by which all of the decoder's look beyond a tile, at each level in tiles
 LAST = 10  # channels of the two convolutions after the finest level
 Array = np.ndarray
 
@@ -79,7 +80,7 @@ def staged(
             ask = partial(stages.down, level, held)
             skip, x = _down(ask, x, needed, HALO_UP[level])
             skips.append((skip, needed))
-        x = stages.deep(held, x[None]).numpy()[0]
+        x = np.asarray(stages.deep(held, x[None]))[0]
         for level in reversed(range(IN_TILES)):
             skip, needed = skips.pop()
             x = _grown(x, needed.shape)
@@ -154,7 +155,7 @@ class _Stages:
         """(X, Y, Z, C) → the level's skip, and the image halved."""
         channels = self.widths[level - 1] if level else 1
         ask = self._graph(f"down{level}", (f"down{level}_",), self._down, level, channels)
-        return tuple(part.numpy()[0] for part in ask(held, image[None]))
+        return tuple(np.asarray(part)[0] for part in ask(held, image[None]))  # not copied
 
     def deep(self, held: Mapping, image: Array):
         """From the first halved image that is computed whole to what comes back up."""
@@ -162,12 +163,17 @@ class _Stages:
         names = tuple(f"{way}{level}_" for level in levels for way in ("down", "up"))
         return self._graph("deep", names, self._deep, None, self.widths[IN_TILES - 1])(held, image)
 
-    def up(self, level: int, held: Mapping, coarse: Array, skip: Array) -> Array:
-        """Coarse image and skip → image; probabilities at the finest level."""
+    def up(self, level: int, held: Mapping, coarse: Array, skip: Array, *, whole: bool) -> Array:
+        """Coarse image and skip → image; probabilities at the finest level.
+
+        What has no neighbours on all sides is left out, `HALO_UP` voxels of each side, unless the
+        ``whole`` is wanted: then 0 is beyond, as it is at the border of the scan.
+        """
         names = (f"up{level}_", *(() if level else ("last_", "answer/")))
         channels = self.widths[level + 1], self.widths[level]
-        ask = self._graph(f"up{level}", names, self._up, level, *channels)
-        return ask(held, coarse[None], skip[None]).numpy()[0]
+        kind, stage = ("whole", self._up) if whole else ("within", self._up_within)
+        ask = self._graph(f"up{level} {kind}", names, stage, level, *channels)
+        return np.asarray(ask(held, coarse[None], skip[None]))[0]
 
     def _graph(self, key: str, names: tuple, stage: Callable, level: int | None, *channels: int):
         """A stage as a graph, made once; it is given the weights whose names begin so."""
@@ -192,15 +198,21 @@ class _Stages:
         x = self._convolved(held, x, f"down{level}_second")
         return x, self.tf.nn.max_pool3d(x, 2, 2, "VALID")
 
-    def _up(self, level: int, held: Mapping, x, skip):
+    def _up_within(self, level: int, held: Mapping, x, skip):
+        return self._up(level, held, x, skip, "VALID")
+
+    def _up(self, level: int, held: Mapping, x, skip, padding: str = "SAME"):
         tf = self.tf
-        of_skip = tf.nn.conv3d(skip, held[f"up{level}_skip"], [1] * 5, "SAME")
-        of_skip = tf.nn.bias_add(of_skip, held[f"up{level}_first/bias"])
-        x = tf.nn.silu(self._doubled(level, held, x, tf.shape(skip)[1:4]) + of_skip)
-        x = self._convolved(held, x, f"up{level}_second")
+        x = self._doubled(level, held, x, tf.shape(skip)[1:4])
+        if padding == "VALID":
+            x = x[:, 1:-1, 1:-1, 1:-1]
+        of_skip = tf.nn.conv3d(skip, held[f"up{level}_skip"], [1] * 5, padding)
+        x = tf.nn.silu(x + tf.nn.bias_add(of_skip, held[f"up{level}_first/bias"]))
+        x = self._convolved(held, x, f"up{level}_second", padding)
         if level > 0:
             return x
-        x = self._convolved(held, self._convolved(held, x, "last_first"), "last_second")
+        x = self._convolved(held, x, "last_first", padding)
+        x = self._convolved(held, x, "last_second", padding)
         logits = tf.nn.conv3d(x, held["answer/kernel"], [1] * 5, "SAME")
         return tf.sigmoid(tf.nn.bias_add(logits, held["answer/bias"]))
 
@@ -227,8 +239,8 @@ class _Stages:
             x = tf.repeat(x, 2, axis)
         return tf.nn.conv3d(x[:, : size[0], : size[1], : size[2]], kernel, [1] * 5, "SAME")
 
-    def _convolved(self, held: Mapping, x, name: str):
-        x = self.tf.nn.conv3d(x, held[f"{name}/kernel"], [1] * 5, "SAME")
+    def _convolved(self, held: Mapping, x, name: str, padding: str = "SAME"):
+        x = self.tf.nn.conv3d(x, held[f"{name}/kernel"], [1] * 5, padding)
         return self.tf.nn.silu(self.tf.nn.bias_add(x, held[f"{name}/bias"]))
 
 
@@ -279,12 +291,14 @@ def _up(stage: Callable, x: Array, skip: _Part, needed: Array, halo: int) -> Arr
     """A level of the decoder where it is needed: (X/2, Y/2, Z/2, C) and skip → (X, Y, Z, C)."""
     out = None
     for first, end in _tiles(needed):
-        low = np.maximum(first - halo, 0) // 2 * 2
-        high = np.minimum(-(-(end + halo) // 2) * 2, needed.shape)
-        found = stage(x[_box(low // 2, -(-high // 2))], skip.cut(low, high))
+        low, high = (first - halo) // 2 * 2, -(-(end + halo) // 2) * 2
+        whole = bool((low < 0).any() or (high > needed.shape).any())  # it is at the border
+        low, high = np.maximum(low, 0), np.minimum(high, needed.shape)
+        found = stage(x[_box(low // 2, -(-high // 2))], skip.cut(low, high), whole=whole)
         if out is None:
             out = np.zeros((*needed.shape, found.shape[-1]), np.float32)
-        out[_box(first, end)] = found[_box(first - low, end - low)]
+        begin = low if whole else low + halo
+        out[_box(first, end)] = found[_box(first - begin, end - begin)]
     return out
 
 
@@ -308,14 +322,13 @@ def _tiles(needed: Array) -> Iterator[tuple[Array, Array]]:
     low, high = spots.min(axis=0), spots.max(axis=0) + 1
     cuts = [
         np.linspace(first, end, -(-(end - first) // size) + 1).round().astype(int)
-        for first, end, size in zip(low, high, TILE, strict=False)
+        for first, end, size in zip(low[1:], high[1:], TILE, strict=True)
     ]
-    for x, x_end in pairwise(cuts[0]):
-        for y, y_end in pairwise(cuts[1]):
-            spots = np.argwhere(needed[x:x_end, y:y_end])
-            if len(spots):
-                corner = np.array([x, y, 0])
-                yield spots.min(axis=0) + corner, spots.max(axis=0) + 1 + corner
+    for (y, y_end), (z, z_end) in product(pairwise(cuts[0]), pairwise(cuts[1])):
+        spots = np.argwhere(needed[:, y:y_end, z:z_end])
+        if len(spots):
+            corner = np.array([0, y, z])
+            yield spots.min(axis=0) + corner, spots.max(axis=0) + 1 + corner
 
 
 def _box(first: Array, end: Array) -> tuple[slice, ...]:

@@ -157,7 +157,7 @@ def _check_device(config: Config) -> None:
 
 def _look_for_lobes(config: Config) -> None:
     """Say once whether lobes can be told apart, and fetch what it needs if that was asked for."""
-    if config.anatomy != "network":
+    if config.anatomy != "network" and not config.derivatives:
         return
     try:
         atlas = find_lobes(fetch=config.templateflow_fetch)

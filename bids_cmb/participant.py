@@ -52,7 +52,6 @@ PROTOCOL = ("EchoTime", "MagneticFieldStrength", "Manufacturer", "ManufacturersM
 LABELS = "Lesions, each voxel with the index that its lesion has in the table of the same name."
 PROBABILITY = "Probability of cerebral microbleed, the mean of the detectors."
 BRAIN = "Brain, within which lesions were sought."
-SEEN = "found by the anatomy network"
 STRUCTURES = "Structures of the brain, FreeSurfer's codes, by the anatomy network."
 REGIONS = (
     "Regions of MARS, left, and 20 more on the right; 14 and 34 are lobar, of a lobe not known."
@@ -73,6 +72,23 @@ class Cut:
     threshold: float
     definite: float
     min_volume: float
+
+
+@dataclass(frozen=True, eq=False)
+class Inside:
+    """What lies where in a head, who said so, and the lobes if they were told apart.
+
+    Attributes:
+        anatomy: None if nobody looked, or nothing was recognised.
+        lobes: Labels on the grid of the anatomy; None where lobes are not told apart.
+        source: In words.
+        notes: For the log.
+    """
+
+    anatomy: Anatomy | None = None
+    lobes: np.ndarray | None = None
+    source: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,9 +199,7 @@ def examine(scan: Scan, config: Config) -> Findings:
     image, intake = read(scan)
     inside = look_inside(scan, image, config)
     anatomy = inside.anatomy
-    brain = outline(scan, image, config, anatomy)
-    if inside.source and brain.source == SEEN:
-        brain = replace(brain, source=f"found by {inside.source}")
+    brain = outline(scan, image, config, inside)
     brain = replace(brain, notes=(*brain.notes, *inside.notes))
     probability = detect(config.detector, image, brain.mask, models_of(config))
     labels, lesions = find_lesions(
@@ -220,23 +234,6 @@ def asks_networks(config: Config) -> bool:
 def models_of(config: Config) -> Models:
     """Which networks are asked in a run, and how."""
     return Models(config.models, config.folds, config.precision)
-
-
-@dataclass(frozen=True, eq=False)
-class Inside:
-    """What lies where in a head, who said so, and the lobes if they were told apart.
-
-    Attributes:
-        anatomy: None if nobody looked, or nothing was recognised.
-        lobes: Labels on the grid of the anatomy; None where lobes are not told apart.
-        source: In words.
-        notes: For the log.
-    """
-
-    anatomy: Anatomy | None = None
-    lobes: np.ndarray | None = None
-    source: str | None = None
-    notes: tuple[str, ...] = ()
 
 
 def look_inside(scan: Scan, image: Volume, config: Config) -> Inside:
@@ -325,13 +322,10 @@ def read(scan: Scan) -> tuple[Volume, Intake]:
     return Volume(np.sqrt(mean), image.affine), intake
 
 
-def outline(
-    scan: Scan, image: Volume, config: Config, anatomy: Anatomy | None = None
-) -> Brain:  # fmt: skip
+def outline(scan: Scan, image: Volume, config: Config, inside: Inside | None = None) -> Brain:
     """The brain mask: the user's own, the scan's non-zero voxels if it is stripped, or found.
 
-    The anatomy network's is taken if it could be a whole brain; else the one by intensity and
-    shape.
+    What was seen inside is taken if it could be a whole brain; else the one by intensity and shape.
 
     Raises:
         ValueError: If no brain is found, or the user's mask holds none; the file is named.
@@ -342,23 +336,23 @@ def outline(
             return Brain(stripped_brain(image), "the scan's own non-zero voxels")
         if given:
             return Brain(given_brain(given, image), str(given))
-        brain = seen_brain(image, anatomy)
+        brain = seen_brain(image, inside)
     except ValueError as error:
         raise ValueError(f"{scan.path}: {error}") from error
     notes = (f"{scan.path.name}: --derivatives holds no brain mask for it; one was found.",)
     return replace(brain, notes=notes) if config.derivatives else brain
 
 
-def seen_brain(image: Volume, anatomy: Anatomy | None) -> Brain:
-    """The brain by the anatomy network if that is plausible, else by intensity and shape.
+def seen_brain(image: Volume, inside: Inside | None) -> Brain:
+    """The brain by the anatomy if that is plausible, else by intensity and shape.
 
     Raises:
         ValueError: If no brain is found either way.
     """
-    if anatomy is not None:
-        mask = brain_of(anatomy, image)
+    if inside is not None and inside.anatomy is not None:
+        mask = brain_of(inside.anatomy, image)
         if PLAUSIBLE_ML[0] <= volume_ml(mask) <= PLAUSIBLE_ML[1]:
-            return Brain(mask, SEEN)
+            return Brain(mask, f"found by {inside.source}")
     return Brain(find_brain(image), "found by intensity and shape")
 
 
@@ -537,13 +531,14 @@ def stamp(path: Path) -> dict[str, object]:
 
 def fingerprint_of(scan: Scan, config: Config, digests: list[str]) -> str:
     """One hash over the input, its metadata, the settings, the detectors and our version."""
+    looked = config.anatomy == "network" or find_segmentation(config.derivatives, scan) is not None
     return fingerprint(
         input=digests,
         metadata={key: str(value) for key, value in scan.metadata.items()},
         settings=result_settings(config),
         detectors=[card(name, config.models) for name in config.detector],
-        anatomy=card(ANATOMY, config.models) if config.anatomy == "network" else None,
-        lobes=_atlas_digest() if config.anatomy == "network" else None,
+        anatomy=card(ANATOMY, config.models) if looked else None,
+        lobes=_atlas_digest(atlas) if looked and (atlas := find_lobes()) else None,
         version=software()["bids_cmb"],
     )
 
@@ -560,10 +555,9 @@ def _named(name: str, config: Config) -> dict[str, object]:
     }
 
 
-@lru_cache(maxsize=1)
-def _atlas_digest() -> str | None:
-    atlas = find_lobes()
-    return sha256(atlas) if atlas else None
+@lru_cache(maxsize=4)
+def _atlas_digest(atlas: Path) -> str:
+    return sha256(atlas)
 
 
 def _digest(path: Path, known: dict) -> str:

@@ -16,10 +16,10 @@ from bids_cmb.anatomy import (
     CAPSULE_MM,
     DEEP,
     DEEP_WHITE_MM,
-    NO_TISSUE_MM,
     VENTRICLES,
     WHITE,
     Anatomy,
+    around,
     leftness,
 )
 from bids_cmb.mars import LOBAR_LABEL, RIGHT, by_label, label_of, table
@@ -125,7 +125,7 @@ def locate(regions: Volume, centre: Sequence[float], midline: tuple) -> Region:
     """
     centre = np.asarray(centre, float)
     left = bool(midline[0] @ centre + midline[1] > 0)
-    labels, away = _around(regions, centre)
+    labels, away = around(regions, centre)
     if not len(labels):
         return Region(None, None, left, np.inf, None, None)
     plain = labels % RIGHT
@@ -148,18 +148,3 @@ def locate(regions: Volume, centre: Sequence[float], midline: tuple) -> Region:
 def _within(regions: Volume, away: float) -> float:
     """0 for a place within a voxel: its centre is at most half a diagonal off."""
     return 0.0 if away <= np.linalg.norm(regions.spacing) / 2 else float(away)
-
-
-def _around(regions: Volume, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of the tissue around a place and how far it is, the nearest first; ties by label."""
-    at = regions.index(centre)
-    reach = NO_TISSUE_MM / regions.spacing
-    low = np.clip(np.floor(at - reach).astype(int), 0, regions.shape)
-    high = np.clip(np.ceil(at + reach).astype(int) + 1, low, regions.shape)
-    labels = regions.data[tuple(map(slice, low, high))]
-    voxels = np.argwhere(labels > 0)
-    away = np.linalg.norm(regions.world(voxels + low) - centre, axis=1)
-    labels = labels[labels > 0]
-    near = away <= NO_TISSUE_MM
-    order = np.lexsort((labels[near], np.round(away[near], 3)))
-    return labels[near][order], away[near][order]

@@ -39,22 +39,29 @@ def find_lobes(*, fetch: bool = False) -> Path | None:
     Raises:
         ValueError: If it was to be fetched and could not be.
     """
-    place = archive()
-    if not fetch and not (place.is_dir() and any(place.iterdir())):
-        return None  # the client would unpack its skeleton there
+    if not fetch:
+        return _in_archive(archive())
     try:
         from templateflow import api  # noqa: PLC0415  looks at the archive when it is imported
 
-        if fetch:
-            found = api.get(SPACE, **LOBES, raise_empty=True)
-            return Path(found[0] if isinstance(found, list) else found)
-        paths = [Path(path) for path in api.ls(SPACE, **LOBES)]
+        found = api.get(SPACE, **LOBES, raise_empty=True)
     except Exception as error:
-        if fetch:
-            said = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"--templateflow-fetch: the atlas of lobes must come; {said}."
-            ) from error
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"--templateflow-fetch: the atlas of lobes must come; {said}.") from error
+    _in_archive.cache_clear()
+    return Path(found[0] if isinstance(found, list) else found)
+
+
+@lru_cache(maxsize=4)
+def _in_archive(place: Path) -> Path | None:
+    """The atlas of lobes in an archive; looked for once in a process."""
+    if not (place.is_dir() and any(place.iterdir())):
+        return None  # the client would unpack its skeleton there
+    try:
+        from templateflow import api  # noqa: PLC0415
+
+        paths = [Path(path) for path in api.ls(SPACE, **LOBES)]
+    except Exception:
         return None  # whatever is wrong with an archive, a scan can be read without lobes
     return next((path for path in sorted(paths) if path.is_file() and path.stat().st_size), None)
 

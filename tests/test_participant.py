@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bids_cmb import volume
+from bids_cmb import participant, volume
 from bids_cmb.cards import card
 from bids_cmb.config import Config
 from bids_cmb.discovery import Scan
-from bids_cmb.participant import cut_for, given_brain, inputs_of, outline, read
+from bids_cmb.participant import cut_for, fingerprint_of, given_brain, inputs_of, outline, read
 from bids_cmb.volume import Volume
 
 
@@ -112,3 +112,23 @@ def test_every_file_that_decides_the_result_is_an_input(config, echoes, tmp_path
     mask.touch()
     with_mask = replace(config, derivatives=(tmp_path / "masks",))
     assert inputs_of(scan, with_mask) == [scan.path, *scan.more_echoes, Path(mask)]
+
+
+@pytest.mark.parametrize("settings", [{"anatomy": "network"}, {"own": True}, {}])
+def test_the_atlas_decides_the_result_wherever_anatomy_is_looked_at(
+    config, echoes, tmp_path, monkeypatch, settings
+):
+    """By the network or by the user's own segmentation; else no atlas is asked."""
+    scan, atlas = echoes[1], tmp_path / "atlas.nii.gz"
+    if settings.pop("own", False):
+        own = tmp_path / "own/sub-01/anat/sub-01_desc-aseg_dseg.nii.gz"
+        own.parent.mkdir(parents=True)
+        own.touch()
+        settings = {"derivatives": (tmp_path / "own",)}
+    config = replace(config, **settings)
+    atlas.write_bytes(b"lobes")
+    told = []
+    for found in (None, atlas):
+        monkeypatch.setattr(participant, "find_lobes", lambda found=found: found)
+        told.append(fingerprint_of(scan, config, []))
+    assert (told[0] != told[1]) == bool(settings)

@@ -93,6 +93,26 @@ def test_lobes_are_the_nearest_of_the_atlas_left_and_right(anatomy, archive):
             assert by_label()[int(found[tuple(voxel)])][0] == first
 
 
+def test_an_archive_is_looked_at_once_in_a_process_and_each_archive_for_itself(archive):
+    code = """
+import os
+from pathlib import Path
+from bids_cmb.templates import find_lobes
+first = find_lobes()
+Path(str(first)).rename("atlas-elsewhere.nii.gz")
+again = find_lobes()
+Path("atlas-elsewhere.nii.gz").rename(first)
+os.environ["TEMPLATEFLOW_HOME"] = "nowhere"
+print(again == first, find_lobes())
+"""
+    env = {**os.environ, "TEMPLATEFLOW_HOME": str(archive)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True,
+        cwd=archive,
+    )  # fmt: skip
+    assert ran.stdout.split() == ["True", "None"]
+
+
 def test_without_a_way_to_mni_there_are_no_lobes(anatomy, archive):
     lost = Anatomy(anatomy.structures, anatomy.brain, anatomy.midline, None, None)
     assert lobes_of(lost, archive / "tpl-MNI152NLin2009cAsym" / NAME) is None

@@ -24,8 +24,6 @@ from bids_cmb.derivatives import (
     Output,
     columns,
     counts,
-    find_mask,
-    find_segmentation,
     lesion_row,
     read_json,
     read_table,
@@ -36,6 +34,7 @@ from bids_cmb.derivatives import (
 from bids_cmb.detectors import Probability, detect
 from bids_cmb.discovery import Scan
 from bids_cmb.files import write_text
+from bids_cmb.given import Segmentation, find_mask, find_segmentation
 from bids_cmb.lesions import Lesion, find_lesions
 from bids_cmb.mars import label_rows
 from bids_cmb.networks import Models, device, set_threads
@@ -44,7 +43,7 @@ from bids_cmb.provenance import fingerprint, machine, sha256, software
 from bids_cmb.quality import Quality, quality
 from bids_cmb.regions import Region, locate, region_map
 from bids_cmb.report import draw, write_page
-from bids_cmb.segmentations import read_segmentation
+from bids_cmb.segmentations import Carried, carry, read_segmentation
 from bids_cmb.templates import find_lobes, lobes_of
 from bids_cmb.volume import Intake, Volume, load, load_labels, resample_like, save
 
@@ -83,12 +82,14 @@ class Inside:
         lobes: Labels on the grid of the anatomy; None where lobes are not told apart.
         source: In words.
         notes: For the log.
+        carried: How the user's segmentation came from a T1w image; None if it did not.
     """
 
     anatomy: Anatomy | None = None
     lobes: np.ndarray | None = None
     source: str | None = None
     notes: tuple[str, ...] = ()
+    carried: Carried | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +109,7 @@ class Findings:
         image: The scan.
         intake: What was noticed while it was opened.
         brain: Its brain mask.
-        anatomy: What lies where; None if nobody looked, or nothing was recognised.
+        inside: What lies where, and who said so.
         probability: Of microbleed, on the scan's grid.
         regions: Of MARS, on the grid of the anatomy; None without one.
         labels: Each lesion's index in its voxels.
@@ -119,12 +120,17 @@ class Findings:
     image: Volume
     intake: Intake
     brain: Brain
-    anatomy: Anatomy | None
+    inside: Inside
     probability: Probability
     regions: Volume | None
     labels: Volume
     lesions: list[Lesion]
     quality: Quality
+
+    @property
+    def anatomy(self) -> Anatomy | None:
+        """What lies where; None if nobody looked, or nothing was recognised."""
+        return self.inside.anatomy
 
 
 @dataclass(frozen=True)
@@ -160,6 +166,8 @@ def process(scan: Scan, config: Config) -> Summary:
     row = scan_row(scan, found, config)
     notes = (*scan.notes, *found.intake.notes, *found.brain.notes)
     said = marker(output, found.brain.source, config, files)
+    if found.inside.carried is not None:
+        said["Provenance"]["Registration"] = found.inside.carried.figures
     said["Provenance"]["Seconds"] = round(time.monotonic() - began, 1)
     # Written last: where it stands, the scan is done.
     write_json(output.mask(".json"), {**said, "Microbleeds": row, "Notes": list(notes)})
@@ -222,7 +230,7 @@ def examine(scan: Scan, config: Config) -> Findings:
         header_mended=bool(intake.notes),
         nonfinite_voxels=intake.nonfinite_voxels,
     )
-    return Findings(image, intake, brain, anatomy, probability, regions, labels, lesions, measured)
+    return Findings(image, intake, brain, inside, probability, regions, labels, lesions, measured)
 
 
 def asks_networks(config: Config) -> bool:
@@ -239,31 +247,57 @@ def models_of(config: Config) -> Models:
 def look_inside(scan: Scan, image: Volume, config: Config) -> Inside:
     """What lies where in the head: the user's own segmentation, or what the network sees.
 
+    A segmentation in the scan's space comes first, then one that can be brought from a T1w image to
+    the scan; if it cannot, a note says why, and the network is asked.
+
     Raises:
-        ValueError: If the user's segmentation cannot be used; the file is named.
+        ValueError: If the user's segmentation cannot be read; the file is named.
     """
-    given = find_segmentation(config.derivatives, scan)
+    given = segmentation_for(scan, config)
+    if given is None:
+        return with_lobes(scan, by_network(scan, image, config))
     said = card(ANATOMY, config.models)
+    anatomy, lobes = read_segmentation(given.path, said["classes"], said["mni_centroids"])
+    if not given.on_t1w:
+        return with_lobes(scan, Inside(anatomy, lobes, str(given.path)))
+    seen = by_network(scan, image, config)
+    brain = outline(scan, image, config, seen).mask
     try:
-        if given:
-            anatomy, lobes = read_segmentation(given, said["classes"], said["mni_centroids"])
-            source = str(given)
-        elif config.anatomy != "network":
-            return Inside()
-        else:
-            anatomy, lobes = find_anatomy(image, models_of(config)), None
-            source = "the anatomy network"
+        carried = carry(anatomy, lobes, image, brain, t1w=given.t1w, transform=given.transform)
     except ValueError as error:
-        if given:
-            raise
+        note = f"{scan.path.name}: the segmentation {given.path} was not used: {error}."
+        return with_lobes(scan, replace(seen, notes=(*seen.notes, note)))
+    found = Inside(carried.anatomy, lobes, str(given.path), carried=carried)
+    return with_lobes(scan, found)
+
+
+def segmentation_for(scan: Scan, config: Config) -> Segmentation | None:
+    """The user's segmentation of a scan."""
+    return find_segmentation(config.derivatives, scan, config.bids_dir)
+
+
+def by_network(scan: Scan, image: Volume, config: Config) -> Inside:
+    """What the network sees, if it is to be asked; a note if it sees nothing."""
+    if config.anatomy != "network":
+        return Inside()
+    try:
+        return Inside(find_anatomy(image, models_of(config)), None, "the anatomy network")
+    except ValueError as error:
         return Inside(notes=(f"{scan.path.name}: no regions: {error}",))
-    if lobes is None and (templates := find_lobes()):
-        lobes = lobes_of(anatomy, templates)
-    if anatomy.fit_mm is not None and anatomy.fit_mm > POOR_FIT_MM:
-        off = f"structures lie {anatomy.fit_mm:.1f} mm off the template after the fit"
-        note = f"{scan.path.name}: MNI positions are a guess; {off}."
-        return Inside(anatomy, lobes, source, (note,))
-    return Inside(anatomy, lobes, source)
+
+
+def with_lobes(scan: Scan, inside: Inside) -> Inside:
+    """The same with lobes by the atlas if they are not known, and a note on a poor fit to MNI."""
+    anatomy = inside.anatomy
+    if anatomy is None:
+        return inside
+    if inside.lobes is None and (templates := find_lobes()):
+        inside = replace(inside, lobes=lobes_of(anatomy, templates))
+    if anatomy.fit_mm is None or anatomy.fit_mm <= POOR_FIT_MM:
+        return inside
+    off = f"structures lie {anatomy.fit_mm:.1f} mm off the template after the fit"
+    note = f"{scan.path.name}: MNI positions are a guess; {off}."
+    return replace(inside, notes=(*inside.notes, note))
 
 
 def placed(
@@ -428,6 +462,9 @@ def write_images(output: Output, found: Findings, config: Config) -> list[Path]:
     if found.anatomy is not None and found.anatomy.to_mni is not None:
         write_text(output.to_mni(), itk_affine(found.anatomy.to_mni))
         files.append(output.to_mni())
+    if found.inside.carried is not None:
+        write_text(output.from_t1w(), itk_affine(found.inside.carried.to_scan))
+        files.append(output.from_t1w())
     if config.output_level == "full":
         seen = preprocess(found.image, found.brain.mask, Grid(intensity="brain-median")).image
         said = {"Description": PREPROCESSED, "SkullStripped": config.skip_brain_extraction}
@@ -511,11 +548,13 @@ def is_done(scan: Scan, config: Config) -> bool:
 
 def inputs_of(scan: Scan, config: Config) -> list[Path]:
     """The files whose content decides the results: the echoes, and what the user gave."""
-    given = [
-        find_mask(config.derivatives, scan, config.mask_desc),
-        find_segmentation(config.derivatives, scan),
+    mask = find_mask(config.derivatives, scan, config.mask_desc)
+    given = segmentation_for(scan, config)
+    return [
+        *(scan.path, *scan.more_echoes),
+        *([mask] if mask else []),
+        *(given.files if given else []),
     ]
-    return [scan.path, *scan.more_echoes, *filter(None, given)]
 
 
 def stamp(path: Path) -> dict[str, object]:
@@ -531,7 +570,7 @@ def stamp(path: Path) -> dict[str, object]:
 
 def fingerprint_of(scan: Scan, config: Config, digests: list[str]) -> str:
     """One hash over the input, its metadata, the settings, the detectors and our version."""
-    looked = config.anatomy == "network" or find_segmentation(config.derivatives, scan) is not None
+    looked = config.anatomy == "network" or segmentation_for(scan, config) is not None
     return fingerprint(
         input=digests,
         metadata={key: str(value) for key, value in scan.metadata.items()},

@@ -237,7 +237,7 @@ def _add_finding(add: Callable) -> None:
     add(
         "--templateflow-fetch",
         action="store_true",
-        help="fetch the atlas of lobes if TemplateFlow's archive has it not",
+        help="fetch the atlases of lobes and nuclei if TemplateFlow's archive has them not",
     )
     add(
         "--derivatives",

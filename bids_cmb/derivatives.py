@@ -163,6 +163,7 @@ def lesion_row(lesion: Lesion) -> dict[str, object]:
         "mars_region": lesion.mars,
         "next_region": lesion.next_mars,
         "next_region_mm": None if lesion.next_mars_mm is None else _rounded(lesion.next_mars_mm, 1),
+        "atlas_region": lesion.parcel,
         **dict.fromkeys(MNI),
         **({} if lesion.mni is None else _position(lesion.mni)),
     }

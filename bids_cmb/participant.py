@@ -44,7 +44,7 @@ from bids_cmb.quality import Quality, quality
 from bids_cmb.regions import Region, locate, region_map
 from bids_cmb.report import draw, write_page
 from bids_cmb.segmentations import Carried, carry, read_segmentation
-from bids_cmb.templates import find_lobes, lobes_of
+from bids_cmb.templates import capsule_of, find_atlases, lobes_of, parcel_at
 from bids_cmb.volume import Intake, Volume, load, load_labels, resample_like, save
 
 PROTOCOL = ("EchoTime", "MagneticFieldStrength", "Manufacturer", "ManufacturersModelName")
@@ -82,6 +82,7 @@ class Inside:
         lobes: Labels on the grid of the anatomy; None where lobes are not told apart.
         source: In words.
         notes: For the log.
+        capsule: The internal capsule by an atlas, bool on that grid; None without.
         carried: How the user's segmentation came from a T1w image; None if it did not.
     """
 
@@ -89,6 +90,7 @@ class Inside:
     lobes: np.ndarray | None = None
     source: str | None = None
     notes: tuple[str, ...] = ()
+    capsule: np.ndarray | None = None
     carried: Carried | None = None
 
 
@@ -220,7 +222,9 @@ def examine(scan: Scan, config: Config) -> Findings:
     )
     regions = None
     if anatomy is not None:
-        regions = region_map(anatomy, inside.lobes, deep_white_mm=config.deep_white_mm)
+        regions = region_map(
+            anatomy, inside.lobes, inside.capsule, deep_white_mm=config.deep_white_mm
+        )
         lesions = placed(lesions, anatomy, regions, config)
     measured = quality(
         image,
@@ -255,20 +259,20 @@ def look_inside(scan: Scan, image: Volume, config: Config) -> Inside:
     """
     given = segmentation_for(scan, config)
     if given is None:
-        return with_lobes(scan, by_network(scan, image, config))
+        return with_atlases(scan, by_network(scan, image, config))
     said = card(ANATOMY, config.models)
     anatomy, lobes = read_segmentation(given.path, said["classes"], said["mni_centroids"])
     if not given.on_t1w:
-        return with_lobes(scan, Inside(anatomy, lobes, str(given.path)))
+        return with_atlases(scan, Inside(anatomy, lobes, str(given.path)))
     seen = by_network(scan, image, config)
     brain = outline(scan, image, config, seen).mask
     try:
         carried = carry(anatomy, lobes, image, brain, t1w=given.t1w, transform=given.transform)
     except ValueError as error:
         note = f"{scan.path.name}: the segmentation {given.path} was not used: {error}."
-        return with_lobes(scan, replace(seen, notes=(*seen.notes, note)))
+        return with_atlases(scan, replace(seen, notes=(*seen.notes, note)))
     found = Inside(carried.anatomy, lobes, str(given.path), carried=carried)
-    return with_lobes(scan, found)
+    return with_atlases(scan, found)
 
 
 def segmentation_for(scan: Scan, config: Config) -> Segmentation | None:
@@ -286,13 +290,16 @@ def by_network(scan: Scan, image: Volume, config: Config) -> Inside:
         return Inside(notes=(f"{scan.path.name}: no regions: {error}",))
 
 
-def with_lobes(scan: Scan, inside: Inside) -> Inside:
-    """The same with lobes by the atlas if they are not known, and a note on a poor fit to MNI."""
+def with_atlases(scan: Scan, inside: Inside) -> Inside:
+    """The same with what atlases add, and a note on a poor fit to MNI."""
     anatomy = inside.anatomy
     if anatomy is None:
         return inside
-    if inside.lobes is None and (templates := find_lobes()):
-        inside = replace(inside, lobes=lobes_of(anatomy, templates))
+    atlases = find_atlases()
+    if inside.lobes is None and atlases.lobes:
+        inside = replace(inside, lobes=lobes_of(anatomy, atlases.lobes))
+    if atlases.nuclei:
+        inside = replace(inside, capsule=capsule_of(anatomy, atlases.nuclei))
     if anatomy.fit_mm is None or anatomy.fit_mm <= POOR_FIT_MM:
         return inside
     off = f"structures lie {anatomy.fit_mm:.1f} mm off the template after the fit"
@@ -306,10 +313,12 @@ def placed(
     """The lesions, each with where it lies."""
     classes = card(ANATOMY, config.models)["classes"]
     found = places(anatomy, [lesion.centre for lesion in lesions], classes)
-    return [
-        _at(lesion, place, locate(regions, lesion.centre, anatomy.midline), config.uncounted)
-        for lesion, place in zip(lesions, found, strict=True)
-    ]
+    rows = []
+    for lesion, place in zip(lesions, found, strict=True):
+        region = locate(regions, lesion.centre, anatomy.midline)
+        parcel = parcel_at(place.mni, region.territory, region.name, find_atlases())
+        rows.append(replace(_at(lesion, place, region, config.uncounted), parcel=parcel))
+    return rows
 
 
 def _at(lesion: Lesion, place: Place, region: Region, uncounted: tuple[str, ...]) -> Lesion:
@@ -577,7 +586,7 @@ def fingerprint_of(scan: Scan, config: Config, digests: list[str]) -> str:
         settings=result_settings(config),
         detectors=[card(name, config.models) for name in config.detector],
         anatomy=card(ANATOMY, config.models) if looked else None,
-        lobes=_atlas_digest(atlas) if looked and (atlas := find_lobes()) else None,
+        atlases=[_atlas_digest(path) for path in find_atlases().paths] if looked else None,
         version=software()["bids_cmb"],
     )
 

@@ -54,18 +54,24 @@ class Region:
 
 
 def region_map(
-    anatomy: Anatomy, lobes: np.ndarray | None = None, *, deep_white_mm: float = DEEP_WHITE_MM
+    anatomy: Anatomy,
+    lobes: np.ndarray | None = None,
+    capsule: np.ndarray | None = None,
+    *,
+    deep_white_mm: float = DEEP_WHITE_MM,
 ) -> Volume:
     """The region of every voxel of tissue, on the grid of the anatomy.
 
     White matter is deep within ``deep_white_mm`` of a lateral ventricle, if cortex is farther, and
     within `CAPSULE_MM` of a deep nucleus. Of deep white matter, what lies `CALLOSUM_MM` about the
-    midline is callosum, between lentiform and thalamus or caudate internal capsule, lateral to the
-    putamen external capsule, and the rest deep white matter. All else is lobar.
+    midline is callosum, between lentiform and thalamus or caudate (or where an atlas has it)
+    internal capsule, lateral to the putamen external capsule, and the rest deep white matter. All
+    else is lobar.
 
     Args:
         anatomy: Of the scan.
         lobes: Labels of the lobes in that grid, 0 where none is known, as `templates` gives them.
+        capsule: Where an atlas has the internal capsule, bool, in that grid.
         deep_white_mm: How far deep white matter reaches from the ventricles.
 
     Returns:
@@ -92,7 +98,8 @@ def region_map(
         "external capsule"
     )
     between = (far(LENTIFORM) <= INTERNAL_MM) & (far(MEDIAL) <= INTERNAL_MM)
-    found[deep & between] = label_of("internal capsule")
+    inner = between if capsule is None else between | capsule
+    found[deep & inner] = label_of("internal capsule")
     found[white & (np.abs(beside) <= CALLOSUM_MM) & (ventricle <= deep_white_mm)] = label_of(
         "corpus callosum"
     )

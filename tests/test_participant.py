@@ -24,6 +24,7 @@ from bids_cmb.participant import (
     outline,
     read,
 )
+from bids_cmb.templates import Atlases
 from bids_cmb.tissues import is_brain
 from bids_cmb.volume import Volume
 
@@ -142,8 +143,8 @@ def test_the_atlas_decides_the_result_wherever_anatomy_is_looked_at(
     config = replace(config, **settings)
     atlas.write_bytes(b"lobes")
     told = []
-    for found in (None, atlas):
-        monkeypatch.setattr(participant, "find_lobes", lambda found=found: found)
+    for found in (Atlases(), Atlases(atlas)):
+        monkeypatch.setattr(participant, "find_atlases", lambda found=found: found)
         told.append(fingerprint_of(scan, config, []))
     assert (told[0] != told[1]) == bool(settings)
 

@@ -237,9 +237,16 @@ def _add_finding(add: Callable) -> None:
     add(
         "--templateflow-fetch",
         action="store_true",
-        help="fetch the atlas of lobes if TemplateFlow's archive has it not",
+        help="fetch the atlases of lobes and nuclei if TemplateFlow's archive has them not",
     )
-    add("--derivatives", "-d", nargs="+", type=Path, metavar="DIR", help="your brain masks")
+    add(
+        "--derivatives",
+        "-d",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="your brain masks and segmentations",
+    )
     add("--mask-desc", metavar="DESC", help="their desc- label (default: brain)")
     add("--skip-brain-extraction", action="store_true", help="the scans are skull-stripped")
 

@@ -15,7 +15,7 @@ FLOORS = [  # from the ground up; a folder is one room
     {"imports"},
     {"volume", "config", "discovery", "execution", "validation", "weights"},
     {"brain", "lesions", "candidates", "matching", "agreement", "dask_cluster", "descriptor"}
-    | {"physics", "tissues", "protocols", "preprocessing", "networks"}
+    | {"physics", "tissues", "protocols", "preprocessing", "networks", "given", "registration"}
     | {"growing", "reckoning"},
     {
         "detectors",
@@ -50,11 +50,13 @@ HOMES = {  # a library, and the only rooms that may name it
     "bids": {"discovery"},
     "matplotlib": {"training_report", "group_map"},
     "templateflow": {"templates"},
+    "SimpleITK": {"registration"},
     "jinja2": {"report"},
     "PIL": {"report"},
     "argparse": {"cli", "__main__", "descriptor"},
     "distributed": {"dask_cluster"},
-    "nibabel": {"volume", "preprocessing", "detectors", "physics", "scanner", "cases"},
+    "nibabel": {"volume", "preprocessing", "detectors", "physics", "scanner", "cases"}
+    | {"registration"},
 }
 
 

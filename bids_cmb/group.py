@@ -12,6 +12,7 @@ from bids_cmb.derivatives import (
     columns,
     finished,
     homes,
+    lesion_table_of,
     mars_columns,
     read_table,
     write_json,
@@ -140,10 +141,7 @@ def positions(folder: Path, read: list[dict]) -> dict[str, list[tuple[float, ...
     """MNI positions of the counted lesions of each participant that was read, mm."""
     found: dict[str, list[tuple[float, ...]]] = {}
     for row in read:
-        mask = folder / str(row["filename"])
-        table = mask.with_name(
-            mask.name.replace("_label-CMB_", "_seg-CMB_").replace("_mask.nii.gz", "_dseg.tsv")
-        )
+        table = lesion_table_of(folder / str(row["filename"]))
         places = found.setdefault(str(row["participant_id"]), [])
         for lesion in read_table(table) if table.is_file() else ():
             at = [lesion.get(axis) for axis in MNI]

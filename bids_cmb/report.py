@@ -14,7 +14,17 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from bids_cmb.derivatives import Output, finished, homes, read_json, read_table, write_json
+from bids_cmb.derivatives import (
+    Output,
+    figures_of,
+    finished,
+    homes,
+    lesion_table_of,
+    read_json,
+    read_table,
+    stem_of,
+    write_json,
+)
 from bids_cmb.files import replacing, write_text
 from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.provenance import software
@@ -49,25 +59,16 @@ def draw(output: Output, image: Volume, brain: Volume, labels: Volume, lesions: 
     for row in lesions:
         at = seen.image.index(np.array([float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")]))
         places[int(row["index"])] = np.array([grey.shape[0] - 1 - at[0], at[1], at[2]])
-    folder = figures_of(output)
-    for old in folder.glob(f"{_stem(output)}_*"):
+    folder, stem = figures_of(output.folder, output.scan.subject), stem_of(output.mask())
+    for old in folder.glob(f"{stem}_*"):
         old.unlink()
-    slabs = _overview(folder, _stem(output), grey, inside, seen.image.spacing, places)
+    slabs = _overview(folder, stem, grey, inside, seen.image.spacing, places)
     for index in list(places)[:MOST_PICTURED]:
-        pictures = _close(grey, marks == index, seen.image.spacing, places[index])
+        pictures = _close(grey, marks, index, seen.image.spacing, places[index])
         for name, picture in pictures.items():
-            _save(folder / f"{_stem(output)}_lesion-{index:03d}_{name}.png", picture)
-    _quality(folder / f"{_stem(output)}_quality.png", grey, inside, seen.image.spacing)
-    write_json(folder / f"{_stem(output)}_overview.json", {"slabs": slabs})
-
-
-def figures_of(output: Output) -> Path:
-    """The folder of a participant's pictures."""
-    return output.folder / f"sub-{output.scan.subject}" / "figures"
-
-
-def _stem(output: Output) -> str:
-    return output.mask().name.removesuffix("_mask.nii.gz").replace("_label-CMB", "")
+            _save(folder / f"{stem}_lesion-{index:03d}_{name}.png", picture)
+    _quality(folder / f"{stem}_quality.png", grey, inside, seen.image.spacing)
+    write_json(folder / f"{stem}_overview.json", {"slabs": slabs})
 
 
 def _overview(
@@ -97,7 +98,7 @@ def _overview(
 
 
 def _close(
-    grey: np.ndarray, lesion: np.ndarray, spacing: np.ndarray, at: np.ndarray
+    grey: np.ndarray, marks: np.ndarray, index: int, spacing: np.ndarray, at: np.ndarray
 ) -> dict[str, np.ndarray]:
     """A lesion from near: its slice without and with its contour, across the slices, and a slab."""
     centre = np.clip(np.rint(at).astype(int), 0, np.array(grey.shape) - 1)
@@ -106,17 +107,14 @@ def _close(
         np.clip(np.arange(c - r, c + r + 1), 0, n - 1)
         for c, r, n in zip(centre, reach, grey.shape, strict=True)
     )
-    near, own = grey[np.ix_(*box)], lesion[np.ix_(*box)]
+    near, own = grey[np.ix_(*box)], marks[np.ix_(*box)] == index
     size = (2 * reach + 1) * spacing * PX_PER_MM
     middle = reach
     axial = _sized(near[:, :, middle[2]], size[:2])
-    edge = _edge(_sized(own[:, :, middle[2]].astype(np.uint8) * 255, size[:2], smooth=False))
-    contour = np.repeat(axial[..., None], 3, axis=2)
-    contour[edge] = CONTOUR
     slab = slice(max(0, middle[2] - round(5 / spacing[2])), middle[2] + round(5 / spacing[2]) + 1)
     return {
         "axial": axial,
-        "axial_contour": contour,
+        "axial_contour": _contoured(axial, own[:, :, middle[2]], size[:2]),
         "other": _sized(near[:, middle[1], :], size[[0, 2]]),
         "slab": _sized(near[:, :, slab].min(axis=2), size[:2]),
     }
@@ -130,9 +128,7 @@ def _quality(path: Path, grey: np.ndarray, inside: np.ndarray, spacing: np.ndarr
         k = int(heights[int(share * (len(heights) - 1))])
         size = np.array(grey.shape[:2]) * spacing[:2]
         size = size * 220 / size.max()
-        tile = np.repeat(_sized(grey[:, :, k], size)[..., None], 3, axis=2)
-        tile[_edge(_sized(inside[:, :, k].astype(np.uint8) * 255, size, smooth=False))] = CONTOUR
-        tiles.append(tile)
+        tiles.append(_contoured(_sized(grey[:, :, k], size), inside[:, :, k], size))
     _save(path, np.concatenate(tiles, axis=1))
 
 
@@ -143,6 +139,13 @@ def _sized(plane: np.ndarray, size: Iterable[float], *, smooth: bool = True) -> 
     return np.asarray(
         Image.fromarray(np.ascontiguousarray(plane.T[::-1])).resize((across, up), how)
     )
+
+
+def _contoured(picture: np.ndarray, mask: np.ndarray, size: Iterable[float]) -> np.ndarray:
+    """A grey picture in colours, with the outline of a plane of a mask that is made as large."""
+    made = np.repeat(picture[..., None], 3, axis=2)
+    made[_edge(_sized(mask.astype(np.uint8) * 255, size, smooth=False))] = CONTOUR
+    return made
 
 
 def _edge(mask: np.ndarray) -> np.ndarray:
@@ -190,7 +193,7 @@ def write_page(folder: Path, subject: str) -> Path:
 
 def _scans(folder: Path, subject: str) -> list[dict]:
     return [
-        _scan(folder, home, sidecar, row)
+        _scan(folder, subject, home / str(row["filename"]), sidecar, row)
         for home in homes(folder)
         if f"sub-{subject}" in home.parts
         for sidecar, row in finished(home)
@@ -211,17 +214,13 @@ def _page(folder: Path, subject: str, scans: list[dict]) -> str:
     )
 
 
-def _scan(folder: Path, home: Path, sidecar: Mapping, row: Mapping) -> dict:
-    mask = home / str(row["filename"])
-    stem = mask.name.removesuffix("_mask.nii.gz").replace("_label-CMB", "")
-    base = mask.name.replace("_label-CMB_", "_seg-CMB_").replace("_mask.nii.gz", "_dseg.tsv")
-    figures = next(p for p in (home, home.parent) if p.name.startswith("sub-")) / "figures"
-    table = mask.with_name(base)
+def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping) -> dict:
+    stem, figures, table = stem_of(mask), figures_of(folder, subject), lesion_table_of(mask)
     lesions = read_table(table) if table.is_file() else []
     for lesion in lesions:
         paths = [figures / f"{stem}_lesion-{int(lesion['index']):03d}_{n}.png" for n in PLANES]
         lesion["pictures"] = [p.relative_to(folder).as_posix() for p in paths if p.is_file()]
-    slabs = (read_json_list(figures / f"{stem}_overview.json")) or []
+    slabs = (read_json(figures / f"{stem}_overview.json") or {}).get("slabs", [])
     for slab in slabs:
         slab["path"] = (figures / slab["file"]).relative_to(folder).as_posix()
     quality = figures / f"{stem}_quality.png"
@@ -235,12 +234,6 @@ def _scan(folder: Path, home: Path, sidecar: Mapping, row: Mapping) -> dict:
         "notes": sidecar.get("Notes", []),
         "provenance": sidecar.get("Provenance", {}),
     }
-
-
-def read_json_list(path: Path) -> list[dict]:
-    """What `draw` noted of the overview; nothing if it is not there."""
-    content = read_json(path)
-    return content.get("slabs", []) if content else []
 
 
 def write_group_page(folder: Path, rows: list[dict], regions: list[dict], picture: str) -> None:

@@ -14,7 +14,8 @@ FLOORS = [  # from the ground up; a folder is one room
     | {"provenance", "staged", "foreign", "savedmodels"},
     {"volume", "config", "discovery", "execution", "validation", "weights"},
     {"brain", "lesions", "candidates", "matching", "agreement", "dask_cluster", "descriptor"}
-    | {"physics", "tissues", "protocols", "preprocessing", "networks"},
+    | {"physics", "tissues", "protocols", "preprocessing", "networks"}
+    | {"growing"},
     {
         "detectors",
         "derivatives",
@@ -28,7 +29,7 @@ FLOORS = [  # from the ground up; a folder is one room
     | {"heads", "terrain", "anatomy"},
     {"regions"},
     {"templates"},
-    {"report"},
+    {"report", "reviews"},
     {"scoring", "marks", "made_head", "bodies", "laws", "cases"},
     {"fates", "scorecard", "scanner", "vessels", "contrasts"},
     {"truth", "sources", "segmentations"},

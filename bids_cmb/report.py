@@ -6,16 +6,20 @@ server. Slices are shown as radiologists do: the participant's right is on the l
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from urllib.parse import quote
 
 import jinja2
 import numpy as np
 from PIL import Image
 
+from bids_cmb import __version__
 from bids_cmb.derivatives import (
     Output,
+    columns,
     figures_of,
     finished,
     homes,
@@ -28,6 +32,9 @@ from bids_cmb.derivatives import (
 from bids_cmb.files import replacing, write_text
 from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.provenance import software
+from bids_cmb.reviews import place_of
+from bids_cmb.tabulation import count_bars, odd_ones, size_bars, strata
+from bids_cmb.view import VIEWER, write_view, write_viewer
 from bids_cmb.volume import Volume, resample_like
 
 SLAB_MM = 10.0  # of the overview's minimum-intensity pictures
@@ -40,7 +47,15 @@ MOST_PICTURED = 100  # lesions; the table has all
 PLANES = ("axial", "axial_contour", "other", "slab")
 
 
-def draw(output: Output, image: Volume, brain: Volume, labels: Volume, lesions: list[dict]) -> None:
+def draw(
+    output: Output,
+    image: Volume,
+    brain: Volume,
+    labels: Volume,
+    lesions: list[dict],
+    *,
+    interactive: bool = False,
+) -> None:
     """Draw a scan's pictures into the ``figures`` of its participant, and what lies where in them.
 
     Args:
@@ -49,6 +64,7 @@ def draw(output: Output, image: Volume, brain: Volume, labels: Volume, lesions: 
         brain: Its brain mask, on the scan's grid.
         labels: Each lesion's index in its voxels, on the scan's grid.
         lesions: Rows of the lesion table.
+        interactive: Whether the page shall carry the scan, and the dataset the viewer.
     """
     seen = preprocess(image, brain, Grid(axes="slices"))
     marks = resample_like(labels, seen.image, order=0).data
@@ -69,6 +85,9 @@ def draw(output: Output, image: Volume, brain: Volume, labels: Volume, lesions: 
             _save(folder / f"{stem}_lesion-{index:03d}_{name}.png", picture)
     _quality(folder / f"{stem}_quality.png", grey, inside, seen.image.spacing)
     write_json(folder / f"{stem}_overview.json", {"slabs": slabs})
+    if interactive:
+        write_viewer(output.folder)
+        write_view(folder / f"{stem}_view.js", image, brain, labels, lesions)
 
 
 def _overview(
@@ -208,10 +227,35 @@ def _page(folder: Path, subject: str, scans: list[dict]) -> str:
         .render(
             subject=f"sub-{subject}",
             scans=scans,
+            about=_about(f"sub-{subject}", scans),
+            viewer=any(scan["view"] for scan in scans),
             methods=methods.read_text("utf-8") if methods.is_file() else "",
             software=software(),
         )
     )
+
+
+def _about(subject: str, scans: list[dict]) -> dict:
+    """What the review on the page must know."""
+    return {
+        "subject": subject,
+        "version": __version__,
+        "columns": list(columns("review")),
+        "viewer": f"{VIEWER}/niivue.umd.js",
+        "scans": [
+            {
+                "filename": scan["filename"],
+                "participant_id": subject,
+                "session_id": scan["session"],
+                "lesions": [
+                    {"index": int(one["index"]), "at": [float(x) for x in place_of(one)]}
+                    for one in (*scan["counted"], *scan["uncounted"])
+                ],
+                "view": scan["view"],
+            }
+            for scan in scans
+        ],
+    }
 
 
 def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping) -> dict:
@@ -223,9 +267,13 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
     slabs = (read_json(figures / f"{stem}_overview.json") or {}).get("slabs", [])
     for slab in slabs:
         slab["path"] = (figures / slab["file"]).relative_to(folder).as_posix()
-    quality = figures / f"{stem}_quality.png"
+    quality, view = figures / f"{stem}_quality.png", figures / f"{stem}_view.js"
+    session = next((part for part in mask.name.split("_") if part.startswith("ses-")), None)
     return {
         "name": mask.name.partition("_space-")[0],
+        "filename": mask.relative_to(folder).as_posix(),
+        "session": session,
+        "view": quote(view.relative_to(folder).as_posix()) if view.is_file() else None,
         "row": row,
         "counted": [one for one in lesions if one["counted"] == "yes"],
         "uncounted": [one for one in lesions if one["counted"] != "yes"],
@@ -236,24 +284,53 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
     }
 
 
-def write_group_page(folder: Path, rows: list[dict], regions: list[dict], picture: str) -> None:
+@dataclass(frozen=True)
+class Cohort:
+    """What the cohort's page tells.
+
+    Attributes:
+        rows: Of the group table.
+        regions: Of the table of prevalence.
+        diameters: Of the counted lesions, mm.
+        groups: Site and scanner of each participant: column → participant → value.
+        agreement: Of the readers, two by two; empty without reviews.
+    """
+
+    rows: list[dict]
+    regions: list[dict] = field(default_factory=list)
+    diameters: list[float] = field(default_factory=list)
+    groups: dict[str, dict[str, str]] = field(default_factory=dict)
+    agreement: list[dict] = field(default_factory=list)
+
+
+def write_group_page(folder: Path, cohort: Cohort, picture: str) -> None:
     """Write the cohort's page.
 
     Args:
         folder: The derivative dataset.
-        rows: Of the group table.
-        regions: Of the table of prevalence.
+        cohort: What it tells.
         picture: File name of the map's picture; it is shown if it is there.
     """
-    counts = [int(row["n_cmb"]) for row in rows if row.get("n_cmb") is not None]
+    read = [row for row in cohort.rows if row.get("n_cmb") is not None]
+    counts = [int(row["n_cmb"]) for row in read]
+    reviewed = [row for row in read if row.get("n_cmb_reviewed") is not None]
     page = _pages().get_template("group.html").render(
-        rows=rows,
-        regions=[one for one in regions if one["group"] == "all"],
+        rows=cohort.rows,
+        regions=[one for one in cohort.regions if one["group"] == "all"],
         picture=picture if (folder / picture).is_file() else None,
         read=len(counts),
         lesions=sum(counts),
         with_any=sum(count > 0 for count in counts),
-        bins={name: sum(row.get("burden") == name for row in rows)
+        bins={name: sum(row.get("burden") == name for row in cohort.rows)
               for name in ("0", "1", "2-4", "5-10", ">10")},
+        counts=count_bars(read),
+        sizes=size_bars(cohort.diameters) if cohort.diameters else [],
+        strata=strata(read, cohort.groups),
+        odd=odd_ones(read),
+        failures=[row for row in cohort.rows if row.get("status") not in ("ok", None)],
+        agreement=cohort.agreement,
+        reviewed=len(reviewed),
+        before=sum(int(row["n_cmb"]) for row in reviewed),
+        after=sum(int(row["n_cmb_reviewed"]) for row in reviewed),
     )  # fmt: skip
     write_text(folder / "group_microbleeds.html", page)

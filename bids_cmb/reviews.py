@@ -235,6 +235,12 @@ def _shared(marked: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
+def read_whole(review: Review, rows: Sequence[Mapping]) -> bool:
+    """Whether the reader judged every counted lesion, or says to have looked at the whole scan."""
+    counted = {int(row["index"]) for row in rows if row["counted"] == "yes"}
+    return review.complete or (bool(counted) and counted <= review.verdicts.keys())
+
+
 def after(rows: Sequence[Mapping], judged: Judged) -> dict[str, object]:
     """The numbers of a scan after its review, in the columns ``reviewed``.
 
@@ -274,22 +280,15 @@ def agreement_rows(found: Path, reviews: Mapping[str, Sequence[Review]]) -> list
     Verdicts are compared where both accept or reject; counts (accepted and missed) on scans that
     both judged whole: each counted lesion, or said to be complete.
     """
-    counted = {
-        mask: {
-            int(row["index"])
-            for row in read_table(lesion_table_of(found / mask))
-            if row["counted"] == "yes"
-        }
-        for mask in reviews
-    }
+    tables = {mask: read_table(lesion_table_of(found / mask)) for mask in reviews}
     readers = sorted({one.reader for own in reviews.values() for one in own})
     return [
-        {"reader_1": first, "reader_2": second, **_agreement(reviews, counted, (first, second))}
+        {"reader_1": first, "reader_2": second, **_agreement(reviews, tables, (first, second))}
         for first, second in combinations(readers, 2)
     ]
 
 
-def _agreement(reviews: Mapping, counted: Mapping, pair: tuple[str, str]) -> dict[str, object]:
+def _agreement(reviews: Mapping, tables: Mapping, pair: tuple[str, str]) -> dict[str, object]:
     verdicts: list[tuple[int, int]] = []
     counts: list[tuple[int, int]] = []
     scans = 0
@@ -306,7 +305,7 @@ def _agreement(reviews: Mapping, counted: Mapping, pair: tuple[str, str]) -> dic
             (int(first[index] == "accept"), int(second[index] == "accept"))
             for index in sorted(first.keys() & second.keys())
         ]
-        if all(one.complete or counted[mask] <= one.verdicts.keys() for one in both):
+        if all(read_whole(one, tables[mask]) for one in both):
             counts.append(tuple(_count(one) for one in both))
     said, numbers = np.array(verdicts).reshape(-1, 2), np.array(counts).reshape(-1, 2)
     kappa = weighted_kappa(said[:, 0], said[:, 1], classes=2) if len(said) else np.nan

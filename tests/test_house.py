@@ -34,7 +34,7 @@ FLOORS = [  # from the ground up; a folder is one room
     {"scoring", "marks", "made_head", "bodies", "laws", "cases"},
     {"fates", "scorecard", "scanner", "vessels", "contrasts"},
     {"truth", "sources", "segmentations"},
-    {"participant", "group", "simulation", "evaluation", "training"},
+    {"participant", "group", "simulation", "evaluation", "training", "reviewing"},
     {"cohort"},
     {"app"},
     {"selftest"},

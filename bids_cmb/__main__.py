@@ -1,4 +1,4 @@
-"""The makers' door: python -m bids_cmb simulate | train | evaluate | models | import."""
+"""The makers' door: python -m bids_cmb simulate | train | evaluate | reviewed | models | import."""
 
 import argparse
 import os
@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_simulate(makers)
     _add_train(makers)
     _add_evaluate(makers)
+    _add_reviewed(makers)
     _add_models(makers)
     _add_import(makers)
     given = top.parse_args(argv)
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "simulate": _simulate,
         "train": _train,
         "evaluate": _evaluate,
+        "reviewed": _reviewed,
         "models": _models,
         "import": _import,
     }
@@ -104,6 +106,12 @@ def _add_train(makers: argparse._SubParsersAction) -> None:
         "--truth", type=Path, metavar="DIR", help="its derivatives (default: derivatives/truth)"
     )
     maker.add_argument(
+        "--reviews",
+        type=Path,
+        metavar="DIR",
+        help="reviews of results of the app, which --truth names: what readers left is the truth",
+    )
+    maker.add_argument(
         "--fine-tune", type=Path, metavar="NPZ", help="weights to begin with, at a lower rate"
     )
     maker.add_argument(
@@ -126,8 +134,9 @@ def _train(given: argparse.Namespace) -> int:
         for name in ("seed", "epochs", "steps")
         if getattr(given, name) is not None
     }
-    material = Material(tuple(given.data), tuple(given.validation), given.truth, given.fine_tune)
     try:
+        truth = _reviewed_truth(given) if given.reviews else given.truth
+        material = Material(tuple(given.data), tuple(given.validation), truth, given.fine_tune)
         recipe = replace(read_recipe(given.recipe), **others)
         if given.folds:
             cross_validate(recipe, material, given.out, folds=given.folds, say=_tell)
@@ -136,6 +145,45 @@ def _train(given: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"bids_cmb: {error}\n")
         return 1
+    return 0
+
+
+def _reviewed_truth(given: argparse.Namespace) -> Path:
+    """The truth that readers left, written into the folder of the training.
+
+    Raises:
+        ValueError: If the results that were reviewed are not named, or there are several datasets.
+    """
+    from bids_cmb.reviewing import write_truth
+
+    if given.truth is None or len(given.data) != 1 or given.validation:
+        raise ValueError(
+            "--reviews needs one dataset, no --validation (use --folds), and --truth with the "
+            "app's results of it."
+        )
+    folder = given.out / "reviewed"
+    write_truth(given.truth, given.data[0], given.reviews, folder, say=_tell)
+    return folder
+
+
+def _add_reviewed(makers: argparse._SubParsersAction) -> None:
+    maker = makers.add_parser("reviewed", help="readers' reviews become a truth")
+    maker.add_argument("found", type=Path, help="output folder of the app that was reviewed")
+    maker.add_argument("reviews", type=Path, help="folder of the tables that readers saved")
+    maker.add_argument("data", type=Path, help="the BIDS dataset it was made from")
+    maker.add_argument("out", type=Path, help="where to, a derivative dataset")
+
+
+def _reviewed(given: argparse.Namespace) -> int:
+    """Write the truth and say how many scans it has. Returns the exit code."""
+    from bids_cmb.reviewing import write_truth
+
+    try:
+        scans = write_truth(given.found, given.data, given.reviews, given.out, say=_tell)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {error}\n")
+        return 1
+    sys.stdout.write(f"{given.out}: {scans} scans.\n")
     return 0
 
 
@@ -172,6 +220,13 @@ def _add_evaluate(makers: argparse._SubParsersAction) -> None:
         help="true lesions marked possible, not visible or not counted: neither missed nor found, "
         "or like all others (default: aside)",
     )
+    maker.add_argument(
+        "--reviews",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="reviews of the predictions: figures after them too, and how far readers agree",
+    )
     maker.add_argument("--seed", type=int, help="of the bootstrap (default: 0)")
     maker.add_argument(
         "--bootstrap", type=int, dest="draws", metavar="N", help="draws (default: 2000)"
@@ -194,7 +249,12 @@ def _evaluate(given: argparse.Namespace) -> int:
     asked = Asked(**{key: value for key, value in vars(given).items() if hasattr(Asked, key)})
     try:
         result = evaluate(
-            given.predictions, given.truth, given.folder, asked=asked, overwrite=given.overwrite
+            given.predictions,
+            given.truth,
+            given.folder,
+            asked=asked,
+            overwrite=given.overwrite,
+            reviews=given.reviews,
         )
     except (ValueError, OSError) as error:
         sys.stderr.write(f"bids_cmb: {error}\n")

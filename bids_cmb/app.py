@@ -291,7 +291,7 @@ def _group_level(config: Config) -> int:
         ExitError: If there is nothing to put together, or the table cannot be written.
     """
     try:
-        tally = write_group(config.output_dir, config.bids_dir / "participants.tsv")
+        tally = write_group(config.output_dir, config.bids_dir / "participants.tsv", config.reviews)
     except ValueError as error:
         raise ExitError(NO_INPUT, str(error)) from error
     except OSError as error:

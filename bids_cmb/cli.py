@@ -259,10 +259,17 @@ def _add_output(add: Callable) -> None:
     )
     add(
         "--report",
-        choices=("static", "none"),
-        help="a page for each participant and one for the cohort (default: static)",
+        choices=("static", "interactive", "none"),
+        help="a page for each participant and one for the cohort; interactive: with the scan to "
+        "look through (default: static)",
     )
     add("--reports-only", action="store_true", help="make the pages anew from the derivatives")
+    add(
+        "--reviews",
+        type=Path,
+        metavar="DIR",
+        help="group: reviews that readers saved from the pages, for the counts after them",
+    )
     add("--boilerplate-only", action="store_true", help="print the methods section; then stop")
 
 

@@ -19,7 +19,6 @@ from bids_cmb.discovery import Scan, Selection
 from bids_cmb.files import write_text
 from bids_cmb.networks import unfit
 from bids_cmb.participant import (
-    Summary,
     asks_networks,
     cut_for,
     is_done,
@@ -98,18 +97,13 @@ def process_all(selection: Selection, config: Config, logs: Path) -> Tally:
 
 def _draw_again(scans: list[Scan], config: Config, tally: Tally) -> None:
     """Make the pages of scans anew, a few at a time; a failure is one failure."""
-    work = functools.partial(_draw, config=config)
+    work = functools.partial(report_again, config=config)
     workers = workers_for(replace(config, detector=("radial",), anatomy="none"), len(scans))
     for outcome in execution.run(work, scans, workers=workers):
         if outcome.error:
-            tally.failed.append((scans[outcome.at].relative_path, outcome.error))
-            log.error("%s failed: %s", scans[outcome.at].name, outcome.error)
+            _failed(scans[outcome.at], outcome, tally)
         else:
             tally.done += 1
-
-
-def _draw(scan: Scan, config: Config) -> None:
-    report_again(scan, config)
 
 
 def _stands(scan: Scan, config: Config) -> bool:
@@ -131,7 +125,7 @@ def _process_waiting(scans: list[Scan], config: Config, status: "Status", tally:
     began, ended = time.monotonic(), 0
     cores = config.n_cpus or execution.cores()
     given = replace(config, omp_nthreads=config.omp_nthreads or max(1, cores // workers))
-    outcomes = _outcomes(functools.partial(_process, config=given), scans, given, workers)
+    outcomes = _outcomes(functools.partial(process, config=given), scans, given, workers)
     try:
         for outcome in outcomes:
             ended += 1
@@ -168,17 +162,12 @@ def _outcomes(
     )
 
 
-def _process(scan: Scan, config: Config) -> Summary:
-    return process(scan, config)
-
-
 def _take_in(
     scan: Scan, outcome: execution.Outcome, config: Config, status: "Status", tally: Tally
 ) -> None:
     """Say, note down and count how one scan ended."""
     if outcome.error:
-        tally.failed.append((scan.relative_path, outcome.error))
-        log.error("%s failed: %s", scan.name, outcome.error)
+        _failed(scan, outcome, tally)
         status.add(scan.relative_path, "failed", outcome.seconds, reason=outcome.error)
         if outcome.errno not in HOPELESS:
             status.crash(scan, outcome, config)
@@ -193,6 +182,12 @@ def _take_in(
     for note in summary.notes:
         log.info("%s", note)
     status.add(scan.relative_path, "ok", outcome.seconds)
+
+
+def _failed(scan: Scan, outcome: execution.Outcome, tally: Tally) -> None:
+    """Say and count that a scan failed."""
+    tally.failed.append((scan.relative_path, outcome.error))
+    log.error("%s failed: %s", scan.name, outcome.error)
 
 
 def workers_for(config: Config, scans: int) -> int:

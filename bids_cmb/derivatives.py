@@ -130,6 +130,22 @@ class Output:
         return self.path(self.scan.suffix, extension, space="orig", desc=f"{self.scan.desc}preproc")
 
 
+def lesion_table_of(mask: Path) -> Path:
+    """The table of the lesions that a lesion mask counts."""
+    name = mask.name.replace("_label-CMB_", "_seg-CMB_")
+    return mask.with_name(name.replace("_mask.nii.gz", "_dseg.tsv"))
+
+
+def stem_of(mask: Path) -> str:
+    """What the names of a scan's pictures begin with, by its lesion mask."""
+    return mask.name.removesuffix("_mask.nii.gz").replace("_label-CMB", "")
+
+
+def figures_of(folder: Path, subject: str) -> Path:
+    """The folder of a participant's pictures in a derivative dataset."""
+    return folder / f"sub-{subject}" / "figures"
+
+
 def lesion_row(lesion: Lesion) -> dict[str, object]:
     """One lesion as a row of its table."""
     x, y, z = lesion.centre

@@ -175,7 +175,8 @@ def process(scan: Scan, config: Config) -> Summary:
     write_json(output.mask(".json"), {**said, "Microbleeds": row, "Notes": list(notes)})
     refresh_scans_table(output.home)
     if config.report != "none":
-        draw(output, found.image, found.brain.mask, found.labels, rows)
+        interactive = config.report == "interactive"
+        draw(output, found.image, found.brain.mask, found.labels, rows, interactive=interactive)
         write_page(config.output_dir, scan.subject)
     return Summary(row["n_cmb"], row["n_definite"], found.quality.flags, notes)
 
@@ -195,7 +196,14 @@ def report_again(scan: Scan, config: Config) -> None:
         )
     image, _ = read(scan)
     brain = given_brain(output.brain(), image)
-    draw(output, image, brain, load_labels(output.labels()), read_table(output.labels(".tsv")))
+    draw(
+        output,
+        image,
+        brain,
+        load_labels(output.labels()),
+        read_table(output.labels(".tsv")),
+        interactive=config.report == "interactive",
+    )
     write_page(config.output_dir, scan.subject)
 
 

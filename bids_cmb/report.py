@@ -6,18 +6,35 @@ server. Slices are shown as radiologists do: the participant's right is on the l
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from urllib.parse import quote
 
 import jinja2
 import numpy as np
 from PIL import Image
 
-from bids_cmb.derivatives import Output, finished, homes, read_json, read_table, write_json
+from bids_cmb import __version__
+from bids_cmb.derivatives import (
+    Output,
+    columns,
+    figures_of,
+    finished,
+    homes,
+    lesion_table_of,
+    read_json,
+    read_table,
+    stem_of,
+    write_json,
+)
 from bids_cmb.files import replacing, write_text
 from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.provenance import software
+from bids_cmb.reviews import place_of
+from bids_cmb.tabulation import count_bars, odd_ones, size_bars, strata
+from bids_cmb.view import VIEWER, write_view, write_viewer
 from bids_cmb.volume import Volume, resample_like
 
 SLAB_MM = 10.0  # of the overview's minimum-intensity pictures
@@ -30,7 +47,15 @@ MOST_PICTURED = 100  # lesions; the table has all
 PLANES = ("axial", "axial_contour", "other", "slab")
 
 
-def draw(output: Output, image: Volume, brain: Volume, labels: Volume, lesions: list[dict]) -> None:
+def draw(
+    output: Output,
+    image: Volume,
+    brain: Volume,
+    labels: Volume,
+    lesions: list[dict],
+    *,
+    interactive: bool = False,
+) -> None:
     """Draw a scan's pictures into the ``figures`` of its participant, and what lies where in them.
 
     Args:
@@ -39,6 +64,7 @@ def draw(output: Output, image: Volume, brain: Volume, labels: Volume, lesions: 
         brain: Its brain mask, on the scan's grid.
         labels: Each lesion's index in its voxels, on the scan's grid.
         lesions: Rows of the lesion table.
+        interactive: Whether the page shall carry the scan, and the dataset the viewer.
     """
     seen = preprocess(image, brain, Grid(axes="slices"))
     marks = resample_like(labels, seen.image, order=0).data
@@ -49,25 +75,19 @@ def draw(output: Output, image: Volume, brain: Volume, labels: Volume, lesions: 
     for row in lesions:
         at = seen.image.index(np.array([float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")]))
         places[int(row["index"])] = np.array([grey.shape[0] - 1 - at[0], at[1], at[2]])
-    folder = figures_of(output)
-    for old in folder.glob(f"{_stem(output)}_*"):
+    folder, stem = figures_of(output.folder, output.scan.subject), stem_of(output.mask())
+    for old in folder.glob(f"{stem}_*"):
         old.unlink()
-    slabs = _overview(folder, _stem(output), grey, inside, seen.image.spacing, places)
+    slabs = _overview(folder, stem, grey, inside, seen.image.spacing, places)
     for index in list(places)[:MOST_PICTURED]:
-        pictures = _close(grey, marks == index, seen.image.spacing, places[index])
+        pictures = _close(grey, marks, index, seen.image.spacing, places[index])
         for name, picture in pictures.items():
-            _save(folder / f"{_stem(output)}_lesion-{index:03d}_{name}.png", picture)
-    _quality(folder / f"{_stem(output)}_quality.png", grey, inside, seen.image.spacing)
-    write_json(folder / f"{_stem(output)}_overview.json", {"slabs": slabs})
-
-
-def figures_of(output: Output) -> Path:
-    """The folder of a participant's pictures."""
-    return output.folder / f"sub-{output.scan.subject}" / "figures"
-
-
-def _stem(output: Output) -> str:
-    return output.mask().name.removesuffix("_mask.nii.gz").replace("_label-CMB", "")
+            _save(folder / f"{stem}_lesion-{index:03d}_{name}.png", picture)
+    _quality(folder / f"{stem}_quality.png", grey, inside, seen.image.spacing)
+    write_json(folder / f"{stem}_overview.json", {"slabs": slabs})
+    if interactive:
+        write_viewer(output.folder)
+        write_view(folder / f"{stem}_view.js", image, brain, labels, lesions)
 
 
 def _overview(
@@ -97,7 +117,7 @@ def _overview(
 
 
 def _close(
-    grey: np.ndarray, lesion: np.ndarray, spacing: np.ndarray, at: np.ndarray
+    grey: np.ndarray, marks: np.ndarray, index: int, spacing: np.ndarray, at: np.ndarray
 ) -> dict[str, np.ndarray]:
     """A lesion from near: its slice without and with its contour, across the slices, and a slab."""
     centre = np.clip(np.rint(at).astype(int), 0, np.array(grey.shape) - 1)
@@ -106,17 +126,14 @@ def _close(
         np.clip(np.arange(c - r, c + r + 1), 0, n - 1)
         for c, r, n in zip(centre, reach, grey.shape, strict=True)
     )
-    near, own = grey[np.ix_(*box)], lesion[np.ix_(*box)]
+    near, own = grey[np.ix_(*box)], marks[np.ix_(*box)] == index
     size = (2 * reach + 1) * spacing * PX_PER_MM
     middle = reach
     axial = _sized(near[:, :, middle[2]], size[:2])
-    edge = _edge(_sized(own[:, :, middle[2]].astype(np.uint8) * 255, size[:2], smooth=False))
-    contour = np.repeat(axial[..., None], 3, axis=2)
-    contour[edge] = CONTOUR
     slab = slice(max(0, middle[2] - round(5 / spacing[2])), middle[2] + round(5 / spacing[2]) + 1)
     return {
         "axial": axial,
-        "axial_contour": contour,
+        "axial_contour": _contoured(axial, own[:, :, middle[2]], size[:2]),
         "other": _sized(near[:, middle[1], :], size[[0, 2]]),
         "slab": _sized(near[:, :, slab].min(axis=2), size[:2]),
     }
@@ -130,9 +147,7 @@ def _quality(path: Path, grey: np.ndarray, inside: np.ndarray, spacing: np.ndarr
         k = int(heights[int(share * (len(heights) - 1))])
         size = np.array(grey.shape[:2]) * spacing[:2]
         size = size * 220 / size.max()
-        tile = np.repeat(_sized(grey[:, :, k], size)[..., None], 3, axis=2)
-        tile[_edge(_sized(inside[:, :, k].astype(np.uint8) * 255, size, smooth=False))] = CONTOUR
-        tiles.append(tile)
+        tiles.append(_contoured(_sized(grey[:, :, k], size), inside[:, :, k], size))
     _save(path, np.concatenate(tiles, axis=1))
 
 
@@ -143,6 +158,13 @@ def _sized(plane: np.ndarray, size: Iterable[float], *, smooth: bool = True) -> 
     return np.asarray(
         Image.fromarray(np.ascontiguousarray(plane.T[::-1])).resize((across, up), how)
     )
+
+
+def _contoured(picture: np.ndarray, mask: np.ndarray, size: Iterable[float]) -> np.ndarray:
+    """A grey picture in colours, with the outline of a plane of a mask that is made as large."""
+    made = np.repeat(picture[..., None], 3, axis=2)
+    made[_edge(_sized(mask.astype(np.uint8) * 255, size, smooth=False))] = CONTOUR
+    return made
 
 
 def _edge(mask: np.ndarray) -> np.ndarray:
@@ -190,7 +212,7 @@ def write_page(folder: Path, subject: str) -> Path:
 
 def _scans(folder: Path, subject: str) -> list[dict]:
     return [
-        _scan(folder, home, sidecar, row)
+        _scan(folder, subject, home / str(row["filename"]), sidecar, row)
         for home in homes(folder)
         if f"sub-{subject}" in home.parts
         for sidecar, row in finished(home)
@@ -205,28 +227,53 @@ def _page(folder: Path, subject: str, scans: list[dict]) -> str:
         .render(
             subject=f"sub-{subject}",
             scans=scans,
+            about=_about(f"sub-{subject}", scans),
+            viewer=any(scan["view"] for scan in scans),
             methods=methods.read_text("utf-8") if methods.is_file() else "",
             software=software(),
         )
     )
 
 
-def _scan(folder: Path, home: Path, sidecar: Mapping, row: Mapping) -> dict:
-    mask = home / str(row["filename"])
-    stem = mask.name.removesuffix("_mask.nii.gz").replace("_label-CMB", "")
-    base = mask.name.replace("_label-CMB_", "_seg-CMB_").replace("_mask.nii.gz", "_dseg.tsv")
-    figures = next(p for p in (home, home.parent) if p.name.startswith("sub-")) / "figures"
-    table = mask.with_name(base)
+def _about(subject: str, scans: list[dict]) -> dict:
+    """What the review on the page must know."""
+    return {
+        "subject": subject,
+        "version": __version__,
+        "columns": list(columns("review")),
+        "viewer": f"{VIEWER}/niivue.umd.js",
+        "scans": [
+            {
+                "filename": scan["filename"],
+                "participant_id": subject,
+                "session_id": scan["session"],
+                "lesions": [
+                    {"index": int(one["index"]), "at": [float(x) for x in place_of(one)]}
+                    for one in (*scan["counted"], *scan["uncounted"])
+                ],
+                "view": scan["view"],
+            }
+            for scan in scans
+        ],
+    }
+
+
+def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping) -> dict:
+    stem, figures, table = stem_of(mask), figures_of(folder, subject), lesion_table_of(mask)
     lesions = read_table(table) if table.is_file() else []
     for lesion in lesions:
         paths = [figures / f"{stem}_lesion-{int(lesion['index']):03d}_{n}.png" for n in PLANES]
         lesion["pictures"] = [p.relative_to(folder).as_posix() for p in paths if p.is_file()]
-    slabs = (read_json_list(figures / f"{stem}_overview.json")) or []
+    slabs = (read_json(figures / f"{stem}_overview.json") or {}).get("slabs", [])
     for slab in slabs:
         slab["path"] = (figures / slab["file"]).relative_to(folder).as_posix()
-    quality = figures / f"{stem}_quality.png"
+    quality, view = figures / f"{stem}_quality.png", figures / f"{stem}_view.js"
+    session = next((part for part in mask.name.split("_") if part.startswith("ses-")), None)
     return {
         "name": mask.name.partition("_space-")[0],
+        "filename": mask.relative_to(folder).as_posix(),
+        "session": session,
+        "view": quote(view.relative_to(folder).as_posix()) if view.is_file() else None,
         "row": row,
         "counted": [one for one in lesions if one["counted"] == "yes"],
         "uncounted": [one for one in lesions if one["counted"] != "yes"],
@@ -237,30 +284,53 @@ def _scan(folder: Path, home: Path, sidecar: Mapping, row: Mapping) -> dict:
     }
 
 
-def read_json_list(path: Path) -> list[dict]:
-    """What `draw` noted of the overview; nothing if it is not there."""
-    content = read_json(path)
-    return content.get("slabs", []) if content else []
+@dataclass(frozen=True)
+class Cohort:
+    """What the cohort's page tells.
+
+    Attributes:
+        rows: Of the group table.
+        regions: Of the table of prevalence.
+        diameters: Of the counted lesions, mm.
+        groups: Site and scanner of each participant: column → participant → value.
+        agreement: Of the readers, two by two; empty without reviews.
+    """
+
+    rows: list[dict]
+    regions: list[dict] = field(default_factory=list)
+    diameters: list[float] = field(default_factory=list)
+    groups: dict[str, dict[str, str]] = field(default_factory=dict)
+    agreement: list[dict] = field(default_factory=list)
 
 
-def write_group_page(folder: Path, rows: list[dict], regions: list[dict], picture: str) -> None:
+def write_group_page(folder: Path, cohort: Cohort, picture: str) -> None:
     """Write the cohort's page.
 
     Args:
         folder: The derivative dataset.
-        rows: Of the group table.
-        regions: Of the table of prevalence.
+        cohort: What it tells.
         picture: File name of the map's picture; it is shown if it is there.
     """
-    counts = [int(row["n_cmb"]) for row in rows if row.get("n_cmb") is not None]
+    read = [row for row in cohort.rows if row.get("n_cmb") is not None]
+    counts = [int(row["n_cmb"]) for row in read]
+    reviewed = [row for row in read if row.get("n_cmb_reviewed") is not None]
     page = _pages().get_template("group.html").render(
-        rows=rows,
-        regions=[one for one in regions if one["group"] == "all"],
+        rows=cohort.rows,
+        regions=[one for one in cohort.regions if one["group"] == "all"],
         picture=picture if (folder / picture).is_file() else None,
         read=len(counts),
         lesions=sum(counts),
         with_any=sum(count > 0 for count in counts),
-        bins={name: sum(row.get("burden") == name for row in rows)
+        bins={name: sum(row.get("burden") == name for row in cohort.rows)
               for name in ("0", "1", "2-4", "5-10", ">10")},
+        counts=count_bars(read),
+        sizes=size_bars(cohort.diameters) if cohort.diameters else [],
+        strata=strata(read, cohort.groups),
+        odd=odd_ones(read),
+        failures=[row for row in cohort.rows if row.get("status") not in ("ok", None)],
+        agreement=cohort.agreement,
+        reviewed=len(reviewed),
+        before=sum(int(row["n_cmb"]) for row in reviewed),
+        after=sum(int(row["n_cmb_reviewed"]) for row in reviewed),
     )  # fmt: skip
     write_text(folder / "group_microbleeds.html", page)

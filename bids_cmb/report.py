@@ -29,6 +29,7 @@ from bids_cmb.derivatives import (
     stem_of,
     write_json,
 )
+from bids_cmb.familiarity import compared, histogram, measures, trained_on
 from bids_cmb.files import replacing, write_text
 from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.provenance import software
@@ -84,7 +85,12 @@ def draw(
         for name, picture in pictures.items():
             _save(folder / f"{stem}_lesion-{index:03d}_{name}.png", picture)
     _quality(folder / f"{stem}_quality.png", grey, inside, seen.image.spacing)
-    write_json(folder / f"{stem}_overview.json", {"slabs": slabs})
+    about = {
+        "slabs": slabs,
+        "measures": measures(image, brain),
+        "histogram": histogram(image, brain),
+    }
+    write_json(folder / f"{stem}_overview.json", about)
     if interactive:
         write_viewer(output.folder)
         write_view(folder / f"{stem}_view.js", image, brain, labels, lesions)
@@ -264,7 +270,8 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
     for lesion in lesions:
         paths = [figures / f"{stem}_lesion-{int(lesion['index']):03d}_{n}.png" for n in PLANES]
         lesion["pictures"] = [p.relative_to(folder).as_posix() for p in paths if p.is_file()]
-    slabs = (read_json(figures / f"{stem}_overview.json") or {}).get("slabs", [])
+    drawn = read_json(figures / f"{stem}_overview.json") or {}
+    slabs = drawn.get("slabs", [])
     for slab in slabs:
         slab["path"] = (figures / slab["file"]).relative_to(folder).as_posix()
     quality, view = figures / f"{stem}_quality.png", figures / f"{stem}_view.js"
@@ -279,6 +286,8 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
         "uncounted": [one for one in lesions if one["counted"] != "yes"],
         "slabs": slabs,
         "quality": quality.relative_to(folder).as_posix() if quality.is_file() else None,
+        "unlike": compared(drawn["measures"]) if "measures" in drawn else [],
+        "histogram": _histogram(drawn["histogram"]) if "histogram" in drawn else None,
         "notes": sidecar.get("Notes", []),
         "provenance": sidecar.get("Provenance", {}),
     }
@@ -301,6 +310,25 @@ class Cohort:
     diameters: list[float] = field(default_factory=list)
     groups: dict[str, dict[str, str]] = field(default_factory=dict)
     agreement: list[dict] = field(default_factory=list)
+
+
+def _histogram(shares: list[float]) -> dict[str, str]:
+    """A scan's histogram and the band of the training scans, as points of SVG polygons."""
+    band = trained_on()["histogram"]
+    high = max(*shares, *band["95"])
+    right = len(shares)
+
+    def points(values: list[float]) -> list[str]:
+        return [
+            f"{300 * (at + half) / right:.1f},{100 - 100 * value / high:.1f}"
+            for at, value in enumerate(values)
+            for half in (0, 1)
+        ]
+
+    return {
+        "own": " ".join(["0,100", *points(shares), "300,100"]),
+        "band": " ".join([*points(band["95"]), *points(band["5"])[::-1]]),
+    }
 
 
 def write_group_page(folder: Path, cohort: Cohort, picture: str) -> None:
@@ -334,3 +362,15 @@ def write_group_page(folder: Path, cohort: Cohort, picture: str) -> None:
         after=sum(int(row["n_cmb_reviewed"]) for row in reviewed),
     )  # fmt: skip
     write_text(folder / "group_microbleeds.html", page)
+
+
+def write_status(path: Path, **facts: object) -> None:
+    """Write the page of a run under way.
+
+    Args:
+        path: Of the page.
+        **facts: ``scans`` to read, of which ``ended``, of which ``done`` were read; ``skipped``
+            before; ``failed``: (scan, sentence); ``last``: sentences; ``left``: how long it will
+            take, empty if nobody knows yet, None if the run has ended; ``began`` and ``time``.
+    """
+    write_text(path, _pages().get_template("status.html").render(**facts))

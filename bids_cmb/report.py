@@ -5,7 +5,7 @@ so that it stays sharp, can be read aloud and follows light and dark. Pages need
 server. Slices are shown as radiologists do: the participant's right is on the left.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
@@ -43,9 +43,11 @@ MARGIN_MM = 6.0  # that is kept around the brain
 OVERVIEW_PX, PX_PER_MM = 300, 7
 REACH_MM = 13.0  # to either side of a lesion in its pictures
 BRIGHT = 99.5  # percentile of the brain that is white
+RING_MM = 7.0  # about a lesion in its slab
 CONTOUR = (230, 159, 0)  # orange of a palette that the colour-blind tell apart
+MOST_SESSIONS = 3  # on one page
 MOST_PICTURED = 100  # lesions; the table has all
-PLANES = ("axial", "axial_contour", "other", "slab")
+CLOSE_PX = round(2 * REACH_MM * PX_PER_MM)  # of each picture of a lesion
 
 
 def draw(
@@ -67,7 +69,7 @@ def draw(
         lesions: Rows of the lesion table.
         interactive: Whether the page shall carry the scan, and the dataset the viewer.
     """
-    seen = preprocess(image, brain, Grid(axes="slices"))
+    seen = preprocess(image, brain, Grid(axes="slices", margin=REACH_MM + MARGIN_MM))
     marks = resample_like(labels, seen.image, order=0).data
     top = float(np.percentile(seen.image.data[seen.brain.data], BRIGHT)) or 1.0
     grey = np.clip(seen.image.data / top * 255, 0, 255).astype(np.uint8)
@@ -81,9 +83,8 @@ def draw(
         old.unlink()
     slabs = _overview(folder, stem, grey, inside, seen.image.spacing, places)
     for index in list(places)[:MOST_PICTURED]:
-        pictures = _close(grey, marks, index, seen.image.spacing, places[index])
-        for name, picture in pictures.items():
-            _save(folder / f"{stem}_lesion-{index:03d}_{name}.png", picture)
+        picture = _close(grey, marks, index, seen.image.spacing, places[index])
+        _save(folder / f"{stem}_lesion-{index:03d}.png", picture)
     _quality(folder / f"{stem}_quality.png", grey, inside, seen.image.spacing)
     about = {
         "slabs": slabs,
@@ -124,8 +125,12 @@ def _overview(
 
 def _close(
     grey: np.ndarray, marks: np.ndarray, index: int, spacing: np.ndarray, at: np.ndarray
-) -> dict[str, np.ndarray]:
-    """A lesion from near: its slice without and with its contour, across the slices, and a slab."""
+) -> np.ndarray:
+    """A lesion from near, in one picture.
+
+    Above: its slice, both planes across the slices, and the minimum over ``SLAB_MM``. Below: the
+    three planes with its contour, and the slab once more with a ring.
+    """
     centre = np.clip(np.rint(at).astype(int), 0, np.array(grey.shape) - 1)
     reach = np.ceil(REACH_MM / spacing).astype(int)
     box = tuple(
@@ -134,15 +139,36 @@ def _close(
     )
     near, own = grey[np.ix_(*box)], marks[np.ix_(*box)] == index
     size = (2 * reach + 1) * spacing * PX_PER_MM
-    middle = reach
-    axial = _sized(near[:, :, middle[2]], size[:2])
-    slab = slice(max(0, middle[2] - round(5 / spacing[2])), middle[2] + round(5 / spacing[2]) + 1)
-    return {
-        "axial": axial,
-        "axial_contour": _contoured(axial, own[:, :, middle[2]], size[:2]),
-        "other": _sized(near[:, middle[1], :], size[[0, 2]]),
-        "slab": _sized(near[:, :, slab].min(axis=2), size[:2]),
-    }
+    i, j, k = reach
+    half = round(SLAB_MM / 2 / spacing[2])
+    planes = [
+        (near[:, :, k], own[:, :, k], size[:2]),
+        (near[:, j, :], own[:, j, :], size[[0, 2]]),
+        (near[i, :, :], own[i, :, :], size[1:]),
+        (near[:, :, max(0, k - half) : k + half + 1].min(axis=2), None, size[:2]),
+    ]
+    above, below = [], []
+    for plane, mask, across in planes:
+        picture = _sized(plane, across)
+        above.append(_middle(np.repeat(picture[..., None], 3, axis=2)))
+        outlined = _ringed(picture) if mask is None else _contoured(picture, mask, across)
+        below.append(_middle(outlined))
+    return np.concatenate([np.concatenate(row, axis=1) for row in (above, below)])
+
+
+def _middle(picture: np.ndarray) -> np.ndarray:
+    """The middle ``CLOSE_PX`` of a picture, which is at least as large."""
+    y, x = ((side - CLOSE_PX) // 2 for side in picture.shape[:2])
+    return picture[y : y + CLOSE_PX, x : x + CLOSE_PX]
+
+
+def _ringed(picture: np.ndarray) -> np.ndarray:
+    """A grey picture in colours, with a ring about its middle."""
+    made = np.repeat(picture[..., None], 3, axis=2)
+    y, x = np.indices(picture.shape)
+    away = np.hypot(y - picture.shape[0] / 2, x - picture.shape[1] / 2) / PX_PER_MM
+    made[abs(away - RING_MM) < 1 / PX_PER_MM] = CONTOUR
+    return made
 
 
 def _quality(path: Path, grey: np.ndarray, inside: np.ndarray, spacing: np.ndarray) -> None:
@@ -203,6 +229,9 @@ def _pages() -> jinja2.Environment:
 def write_page(folder: Path, subject: str) -> Path:
     """Write a participant's page from the derivatives and the pictures that lie there.
 
+    Where there are more than ``MOST_SESSIONS``, each has a page of its own, and that of the
+    participant links to them.
+
     Args:
         folder: The derivative dataset.
         subject: Label, without ``sub-``.
@@ -211,7 +240,16 @@ def write_page(folder: Path, subject: str) -> Path:
     written = None
     # Several processes may finish scans of one participant at the same time: see the scan tables.
     while written != (scans := _scans(folder, subject)):
-        write_text(path, _page(folder, subject, scans))
+        by_session: dict[str, list[dict]] = {}
+        for scan in scans:
+            by_session.setdefault(scan["session"] or "", []).append(scan)
+        links = []
+        if len(by_session) > MOST_SESSIONS:
+            for session, own in sorted(by_session.items()):
+                name = f"sub-{subject}_{session}" if session else f"sub-{subject}_other"
+                write_text(folder / f"{name}.html", _page(folder, name, own))
+                links.append({"name": name, "scans": own})
+        write_text(path, _page(folder, f"sub-{subject}", scans if not links else [], links))
         written = scans
     return path
 
@@ -225,15 +263,16 @@ def _scans(folder: Path, subject: str) -> list[dict]:
     ]
 
 
-def _page(folder: Path, subject: str, scans: list[dict]) -> str:
+def _page(folder: Path, title: str, scans: list[dict], links: Sequence[dict] = ()) -> str:
     methods = folder / "logs" / "CITATION.md"
     return (
         _pages()
         .get_template("participant.html")
         .render(
-            subject=f"sub-{subject}",
+            subject=title,
             scans=scans,
-            about=_about(f"sub-{subject}", scans),
+            links=links,
+            about=_about(title, scans),
             viewer=any(scan["view"] for scan in scans),
             methods=methods.read_text("utf-8") if methods.is_file() else "",
             software=software(),
@@ -241,17 +280,17 @@ def _page(folder: Path, subject: str, scans: list[dict]) -> str:
     )
 
 
-def _about(subject: str, scans: list[dict]) -> dict:
+def _about(title: str, scans: list[dict]) -> dict:
     """What the review on the page must know."""
     return {
-        "subject": subject,
+        "subject": title,
         "version": __version__,
         "columns": list(columns("review")),
         "viewer": f"{VIEWER}/niivue.umd.js",
         "scans": [
             {
                 "filename": scan["filename"],
-                "participant_id": subject,
+                "participant_id": scan["participant"],
                 "session_id": scan["session"],
                 "lesions": [
                     {"index": int(one["index"]), "at": [float(x) for x in place_of(one)]}
@@ -268,8 +307,9 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
     stem, figures, table = stem_of(mask), figures_of(folder, subject), lesion_table_of(mask)
     lesions = read_table(table) if table.is_file() else []
     for lesion in lesions:
-        paths = [figures / f"{stem}_lesion-{int(lesion['index']):03d}_{n}.png" for n in PLANES]
-        lesion["pictures"] = [p.relative_to(folder).as_posix() for p in paths if p.is_file()]
+        picture = figures / f"{stem}_lesion-{int(lesion['index']):03d}.png"
+        there = picture.is_file()
+        lesion["picture"] = picture.relative_to(folder).as_posix() if there else None
     drawn = read_json(figures / f"{stem}_overview.json") or {}
     slabs = drawn.get("slabs", [])
     for slab in slabs:
@@ -279,6 +319,7 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
     return {
         "name": mask.name.partition("_space-")[0],
         "filename": mask.relative_to(folder).as_posix(),
+        "participant": f"sub-{subject}",
         "session": session,
         "view": quote(view.relative_to(folder).as_posix()) if view.is_file() else None,
         "row": row,

@@ -44,7 +44,9 @@ OVERVIEW_PX, PX_PER_MM = 300, 7
 REACH_MM = 13.0  # to either side of a lesion in its pictures
 BRIGHT = 99.5  # percentile of the brain that is white
 RING_MM = 7.0  # about a lesion in its slab
-CONTOUR = (230, 159, 0)  # orange of a palette that the colour-blind tell apart
+WHITE, INK = 254, 255  # values of a picture; INK is drawn in a colour
+COLOUR = (230, 159, 0)  # orange of a palette that the colour-blind tell apart
+PALETTE = [value for grey in range(INK) for value in (grey, grey, grey)] + [*COLOUR]
 MOST_SESSIONS = 3  # on one page
 MOST_PICTURED = 100  # lesions; the table has all
 CLOSE_PX = round(2 * REACH_MM * PX_PER_MM)  # of each picture of a lesion
@@ -72,7 +74,7 @@ def draw(
     seen = preprocess(image, brain, Grid(axes="slices", margin=REACH_MM + MARGIN_MM))
     marks = resample_like(labels, seen.image, order=0).data
     top = float(np.percentile(seen.image.data[seen.brain.data], BRIGHT)) or 1.0
-    grey = np.clip(seen.image.data / top * 255, 0, 255).astype(np.uint8)
+    grey = np.clip(seen.image.data / top * WHITE, 0, WHITE).astype(np.uint8)
     grey, marks, inside = (part[::-1] for part in (grey, marks, seen.brain.data))  # right is left
     places = {}
     for row in lesions:
@@ -150,7 +152,7 @@ def _close(
     above, below = [], []
     for plane, mask, across in planes:
         picture = _sized(plane, across)
-        above.append(_middle(np.repeat(picture[..., None], 3, axis=2)))
+        above.append(_middle(picture))
         outlined = _ringed(picture) if mask is None else _contoured(picture, mask, across)
         below.append(_middle(outlined))
     return np.concatenate([np.concatenate(row, axis=1) for row in (above, below)])
@@ -163,11 +165,11 @@ def _middle(picture: np.ndarray) -> np.ndarray:
 
 
 def _ringed(picture: np.ndarray) -> np.ndarray:
-    """A grey picture in colours, with a ring about its middle."""
-    made = np.repeat(picture[..., None], 3, axis=2)
+    """A picture with a ring about its middle."""
+    made = picture.copy()
     y, x = np.indices(picture.shape)
     away = np.hypot(y - picture.shape[0] / 2, x - picture.shape[1] / 2) / PX_PER_MM
-    made[abs(away - RING_MM) < 1 / PX_PER_MM] = CONTOUR
+    made[abs(away - RING_MM) < 1 / PX_PER_MM] = INK
     return made
 
 
@@ -187,15 +189,14 @@ def _sized(plane: np.ndarray, size: Iterable[float], *, smooth: bool = True) -> 
     """A plane (across, up) as a picture of so many pixels (across, up), its top row first."""
     across, up = (max(1, round(float(side))) for side in size)
     how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
-    return np.asarray(
-        Image.fromarray(np.ascontiguousarray(plane.T[::-1])).resize((across, up), how)
-    )
+    flat = Image.fromarray(np.ascontiguousarray(plane.T[::-1]))
+    return np.minimum(np.asarray(flat.resize((across, up), how)), WHITE)
 
 
 def _contoured(picture: np.ndarray, mask: np.ndarray, size: Iterable[float]) -> np.ndarray:
-    """A grey picture in colours, with the outline of a plane of a mask that is made as large."""
-    made = np.repeat(picture[..., None], 3, axis=2)
-    made[_edge(_sized(mask.astype(np.uint8) * 255, size, smooth=False))] = CONTOUR
+    """A picture with the outline of a plane of a mask that is made as large."""
+    made = picture.copy()
+    made[_edge(_sized(mask.astype(np.uint8), size, smooth=False))] = INK
     return made
 
 
@@ -207,8 +208,11 @@ def _edge(mask: np.ndarray) -> np.ndarray:
 
 
 def _save(path: Path, picture: np.ndarray) -> None:
+    """Write a picture of greys and `INK`."""
+    made = Image.fromarray(picture).convert("L")
+    made.putpalette(PALETTE)
     with replacing(path) as beside:
-        Image.fromarray(picture).save(beside, format="PNG", optimize=True)
+        made.save(beside, format="PNG")
 
 
 # Pages

@@ -64,7 +64,7 @@ def test_marks_lie_on_dark_spots_of_the_overview(made):
     told = json.loads(next(figures.glob("*_overview.json")).read_text())["slabs"]
     darker = []
     for slab in told:
-        picture = np.asarray(Image.open(figures / slab["file"]), float)
+        picture = np.asarray(Image.open(figures / slab["file"]).convert("L"), float)
         for mark in slab["marks"]:
             y, x = mark["y"] / 100 * picture.shape[0], mark["x"] / 100 * picture.shape[1]
             away = np.hypot(*(np.indices(picture.shape) - np.array([y, x])[:, None, None]))
@@ -79,7 +79,7 @@ def test_contours_are_drawn_about_the_lesion_below_and_not_above(made):
     """The upper row has no colour; in the lower each contour has the middle of its picture."""
     _, out = made
     for path in (out / "sub-01/figures").glob("*_lesion-*.png"):
-        drawn = np.asarray(Image.open(path))
+        drawn = np.asarray(Image.open(path).convert("RGB"))
         orange = (drawn[..., 0] == 230) & (drawn[..., 2] == 0)
         side = drawn.shape[0] // 2
         assert not orange[:side].any()

@@ -26,12 +26,14 @@ from bids_cmb.participant import (
     report_again,
 )
 from bids_cmb.provenance import machine, software
+from bids_cmb.report import write_status
 
 log = logging.getLogger(__name__)
 
 MB_PER_SCAN = 1500  # peak of one worker on a scan of 512 x 512 x 160 voxels, benchmarks/
 MB_WITH_NETWORKS = 2500  # the same where TensorFlow runs
 HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # every further scan would end alike
+LAST = 20  # scans that the status page names
 SELECTION_COLUMNS = ("filename", "taken", "reason")
 
 
@@ -45,6 +47,7 @@ class Tally:
         failed: (scan, sentence) of those that could not be used.
         unfinished: Scans that the run did not come to.
         hopeless: Whether the output folder took no more files.
+        last: Sentences of the scans that were read last.
     """
 
     done: int = 0
@@ -52,6 +55,7 @@ class Tally:
     failed: list[tuple[str, str]] = field(default_factory=list)
     unfinished: int = 0
     hopeless: bool = False
+    last: list[str] = field(default_factory=list)
 
 
 def write_selection(path: Path, selection: Selection) -> None:
@@ -123,6 +127,9 @@ def _process_waiting(scans: list[Scan], config: Config, status: "Status", tally:
     workers = workers_for(config, len(scans))
     log.info("Scans to read: %d, %d at a time.", len(scans), workers)
     began, ended = time.monotonic(), 0
+    page = StatusPage(status.path.with_suffix(".html"), len(scans), tally)
+    page.write(ended, "")
+    log.info("How far it is: %s", page.path)
     cores = config.n_cpus or execution.cores()
     given = replace(config, omp_nthreads=config.omp_nthreads or max(1, cores // workers))
     outcomes = _outcomes(functools.partial(process, config=given), scans, given, workers)
@@ -131,14 +138,15 @@ def _process_waiting(scans: list[Scan], config: Config, status: "Status", tally:
             ended += 1
             left = (time.monotonic() - began) / ended * (len(scans) - ended)
             _take_in(scans[outcome.at], outcome, config, status, tally)
-            log.info(
-                "%d of %d scans%s.", ended, len(scans), f"; {_duration(left)} left" if left else ""
-            )
+            words = _duration(left) if left else ""
+            log.info("%d of %d scans%s.", ended, len(scans), f"; {words} left" if left else "")
+            page.write(ended, words)
             tally.hopeless = tally.hopeless or outcome.errno in HOPELESS
             if tally.hopeless or (outcome.error and config.stop_on_first_crash):
                 break
     finally:
         outcomes.close()
+        page.write(ended, None)
         tally.unfinished = len(scans) - ended
 
 
@@ -175,10 +183,10 @@ def _take_in(
     tally.done += 1
     summary = outcome.result
     flags = f"; {', '.join(summary.quality_flags)}" if summary.quality_flags else ""
-    log.info(
-        "%s: microbleeds %d, definite %d; %.1f s%s.",
-        *(scan.name, summary.n_cmb, summary.n_definite, outcome.seconds, flags),
-    )
+    said = f"{scan.name}: microbleeds {summary.n_cmb}, definite {summary.n_definite}; "
+    said += f"{outcome.seconds:.1f} s{flags}."
+    log.info("%s", said)
+    tally.last = [*tally.last, said][-LAST:]
     for note in summary.notes:
         log.info("%s", note)
     status.add(scan.relative_path, "ok", outcome.seconds)
@@ -207,6 +215,10 @@ def _mb_per_scan(config: Config) -> int:
     return max(MB_WITH_NETWORKS if asks_networks(config) else MB_PER_SCAN, *said)
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 @dataclass(frozen=True)
 class Status:
     """A file with one line of JSON for each thing that happened to a scan."""
@@ -216,7 +228,7 @@ class Status:
     def add(self, source: str, status: str, seconds: float = 0.0, *, reason: str = "") -> None:
         """Append a line; a full disc must not hide the sentence that said so."""
         line = {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "time": _now(),
             "source": source,
             "status": status,
             "seconds": round(seconds, 1),
@@ -239,6 +251,46 @@ class Status:
             write_text(self.path.parent / f"crash-{scan.name}.txt", text)
         except OSError as error:
             log.debug("The crash file could not be written: %s", error)
+
+
+@dataclass(frozen=True)
+class StatusPage:
+    """A page of how far a run is, which loads itself again.
+
+    Attributes:
+        path: Of the page.
+        scans: To be read in this run.
+        tally: How those that ended did.
+        began: When, UTC.
+    """
+
+    path: Path
+    scans: int
+    tally: Tally
+    began: str = field(default_factory=_now)
+
+    def write(self, ended: int, left: str | None) -> None:
+        """Write it anew.
+
+        Args:
+            ended: Scans that were read or failed.
+            left: How long it will take, in words; empty if nobody knows yet, None at the end.
+        """
+        try:
+            write_status(
+                self.path,
+                scans=self.scans,
+                ended=ended,
+                done=self.tally.done,
+                skipped=self.tally.skipped,
+                failed=self.tally.failed,
+                last=self.tally.last[::-1],
+                left=left,
+                began=self.began,
+                time=_now(),
+            )
+        except OSError as error:
+            log.debug("The status page could not be written: %s", error)
 
 
 def write_methods(config: Config, logs: Path) -> str:

@@ -276,6 +276,9 @@ def _sample(
     kept, padding = _overlap(start, shape, [len(axis.positions) for axis in lattice])
     sampled = data.astype(float)
     for i in np.argsort(shape / data.shape):  # what shrinks most goes first
+        if order < 3 and np.array_equal(lattice[i].positions, np.arange(lattice[i].size)):
+            sampled = np.moveaxis(np.moveaxis(sampled, i, 0)[kept[i]], 0, i)
+            continue
         weights = _weights(lattice[i], order)[kept[i]]
         sampled = np.moveaxis(np.tensordot(weights, sampled, axes=(1, i)), 0, i)
     sampled = np.clip(sampled, data.min(), data.max())  # a cubic spline overshoots

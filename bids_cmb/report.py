@@ -5,7 +5,7 @@ so that it stays sharp, can be read aloud and follows light and dark. Pages need
 server. Slices are shown as radiologists do: the participant's right is on the left.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
@@ -29,6 +29,7 @@ from bids_cmb.derivatives import (
     stem_of,
     write_json,
 )
+from bids_cmb.familiarity import compared, histogram, measures, trained_on
 from bids_cmb.files import replacing, write_text
 from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.provenance import software
@@ -42,9 +43,13 @@ MARGIN_MM = 6.0  # that is kept around the brain
 OVERVIEW_PX, PX_PER_MM = 300, 7
 REACH_MM = 13.0  # to either side of a lesion in its pictures
 BRIGHT = 99.5  # percentile of the brain that is white
-CONTOUR = (230, 159, 0)  # orange of a palette that the colour-blind tell apart
+RING_MM = 7.0  # about a lesion in its slab
+WHITE, INK = 254, 255  # values of a picture; INK is drawn in a colour
+COLOUR = (230, 159, 0)  # orange of a palette that the colour-blind tell apart
+PALETTE = [value for grey in range(INK) for value in (grey, grey, grey)] + [*COLOUR]
+MOST_SESSIONS = 3  # on one page
 MOST_PICTURED = 100  # lesions; the table has all
-PLANES = ("axial", "axial_contour", "other", "slab")
+CLOSE_PX = round(2 * REACH_MM * PX_PER_MM)  # of each picture of a lesion
 
 
 def draw(
@@ -66,10 +71,10 @@ def draw(
         lesions: Rows of the lesion table.
         interactive: Whether the page shall carry the scan, and the dataset the viewer.
     """
-    seen = preprocess(image, brain, Grid(axes="slices"))
+    seen = preprocess(image, brain, Grid(axes="slices", margin=REACH_MM + MARGIN_MM))
     marks = resample_like(labels, seen.image, order=0).data
     top = float(np.percentile(seen.image.data[seen.brain.data], BRIGHT)) or 1.0
-    grey = np.clip(seen.image.data / top * 255, 0, 255).astype(np.uint8)
+    grey = np.clip(seen.image.data / top * WHITE, 0, WHITE).astype(np.uint8)
     grey, marks, inside = (part[::-1] for part in (grey, marks, seen.brain.data))  # right is left
     places = {}
     for row in lesions:
@@ -80,11 +85,15 @@ def draw(
         old.unlink()
     slabs = _overview(folder, stem, grey, inside, seen.image.spacing, places)
     for index in list(places)[:MOST_PICTURED]:
-        pictures = _close(grey, marks, index, seen.image.spacing, places[index])
-        for name, picture in pictures.items():
-            _save(folder / f"{stem}_lesion-{index:03d}_{name}.png", picture)
+        picture = _close(grey, marks, index, seen.image.spacing, places[index])
+        _save(folder / f"{stem}_lesion-{index:03d}.png", picture)
     _quality(folder / f"{stem}_quality.png", grey, inside, seen.image.spacing)
-    write_json(folder / f"{stem}_overview.json", {"slabs": slabs})
+    about = {
+        "slabs": slabs,
+        "measures": measures(image, brain),
+        "histogram": histogram(image, brain),
+    }
+    write_json(folder / f"{stem}_overview.json", about)
     if interactive:
         write_viewer(output.folder)
         write_view(folder / f"{stem}_view.js", image, brain, labels, lesions)
@@ -118,8 +127,12 @@ def _overview(
 
 def _close(
     grey: np.ndarray, marks: np.ndarray, index: int, spacing: np.ndarray, at: np.ndarray
-) -> dict[str, np.ndarray]:
-    """A lesion from near: its slice without and with its contour, across the slices, and a slab."""
+) -> np.ndarray:
+    """A lesion from near, in one picture.
+
+    Above: its slice, both planes across the slices, and the minimum over ``SLAB_MM``. Below: the
+    three planes with its contour, and the slab once more with a ring.
+    """
     centre = np.clip(np.rint(at).astype(int), 0, np.array(grey.shape) - 1)
     reach = np.ceil(REACH_MM / spacing).astype(int)
     box = tuple(
@@ -128,15 +141,36 @@ def _close(
     )
     near, own = grey[np.ix_(*box)], marks[np.ix_(*box)] == index
     size = (2 * reach + 1) * spacing * PX_PER_MM
-    middle = reach
-    axial = _sized(near[:, :, middle[2]], size[:2])
-    slab = slice(max(0, middle[2] - round(5 / spacing[2])), middle[2] + round(5 / spacing[2]) + 1)
-    return {
-        "axial": axial,
-        "axial_contour": _contoured(axial, own[:, :, middle[2]], size[:2]),
-        "other": _sized(near[:, middle[1], :], size[[0, 2]]),
-        "slab": _sized(near[:, :, slab].min(axis=2), size[:2]),
-    }
+    i, j, k = reach
+    half = round(SLAB_MM / 2 / spacing[2])
+    planes = [
+        (near[:, :, k], own[:, :, k], size[:2]),
+        (near[:, j, :], own[:, j, :], size[[0, 2]]),
+        (near[i, :, :], own[i, :, :], size[1:]),
+        (near[:, :, max(0, k - half) : k + half + 1].min(axis=2), None, size[:2]),
+    ]
+    above, below = [], []
+    for plane, mask, across in planes:
+        picture = _sized(plane, across)
+        above.append(_middle(picture))
+        outlined = _ringed(picture) if mask is None else _contoured(picture, mask, across)
+        below.append(_middle(outlined))
+    return np.concatenate([np.concatenate(row, axis=1) for row in (above, below)])
+
+
+def _middle(picture: np.ndarray) -> np.ndarray:
+    """The middle ``CLOSE_PX`` of a picture, which is at least as large."""
+    y, x = ((side - CLOSE_PX) // 2 for side in picture.shape[:2])
+    return picture[y : y + CLOSE_PX, x : x + CLOSE_PX]
+
+
+def _ringed(picture: np.ndarray) -> np.ndarray:
+    """A picture with a ring about its middle."""
+    made = picture.copy()
+    y, x = np.indices(picture.shape)
+    away = np.hypot(y - picture.shape[0] / 2, x - picture.shape[1] / 2) / PX_PER_MM
+    made[abs(away - RING_MM) < 1 / PX_PER_MM] = INK
+    return made
 
 
 def _quality(path: Path, grey: np.ndarray, inside: np.ndarray, spacing: np.ndarray) -> None:
@@ -155,15 +189,14 @@ def _sized(plane: np.ndarray, size: Iterable[float], *, smooth: bool = True) -> 
     """A plane (across, up) as a picture of so many pixels (across, up), its top row first."""
     across, up = (max(1, round(float(side))) for side in size)
     how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
-    return np.asarray(
-        Image.fromarray(np.ascontiguousarray(plane.T[::-1])).resize((across, up), how)
-    )
+    flat = Image.fromarray(np.ascontiguousarray(plane.T[::-1]))
+    return np.minimum(np.asarray(flat.resize((across, up), how)), WHITE)
 
 
 def _contoured(picture: np.ndarray, mask: np.ndarray, size: Iterable[float]) -> np.ndarray:
-    """A grey picture in colours, with the outline of a plane of a mask that is made as large."""
-    made = np.repeat(picture[..., None], 3, axis=2)
-    made[_edge(_sized(mask.astype(np.uint8) * 255, size, smooth=False))] = CONTOUR
+    """A picture with the outline of a plane of a mask that is made as large."""
+    made = picture.copy()
+    made[_edge(_sized(mask.astype(np.uint8), size, smooth=False))] = INK
     return made
 
 
@@ -175,8 +208,11 @@ def _edge(mask: np.ndarray) -> np.ndarray:
 
 
 def _save(path: Path, picture: np.ndarray) -> None:
+    """Write a picture of greys and `INK`."""
+    made = Image.fromarray(picture).convert("L")
+    made.putpalette(PALETTE)
     with replacing(path) as beside:
-        Image.fromarray(picture).save(beside, format="PNG", optimize=True)
+        made.save(beside, format="PNG")
 
 
 # Pages
@@ -197,6 +233,9 @@ def _pages() -> jinja2.Environment:
 def write_page(folder: Path, subject: str) -> Path:
     """Write a participant's page from the derivatives and the pictures that lie there.
 
+    Where there are more than ``MOST_SESSIONS``, each has a page of its own, and that of the
+    participant links to them.
+
     Args:
         folder: The derivative dataset.
         subject: Label, without ``sub-``.
@@ -205,7 +244,16 @@ def write_page(folder: Path, subject: str) -> Path:
     written = None
     # Several processes may finish scans of one participant at the same time: see the scan tables.
     while written != (scans := _scans(folder, subject)):
-        write_text(path, _page(folder, subject, scans))
+        by_session: dict[str, list[dict]] = {}
+        for scan in scans:
+            by_session.setdefault(scan["session"] or "", []).append(scan)
+        links = []
+        if len(by_session) > MOST_SESSIONS:
+            for session, own in sorted(by_session.items()):
+                name = f"sub-{subject}_{session}" if session else f"sub-{subject}_other"
+                write_text(folder / f"{name}.html", _page(folder, name, own))
+                links.append({"name": name, "scans": own})
+        write_text(path, _page(folder, f"sub-{subject}", scans if not links else [], links))
         written = scans
     return path
 
@@ -219,15 +267,16 @@ def _scans(folder: Path, subject: str) -> list[dict]:
     ]
 
 
-def _page(folder: Path, subject: str, scans: list[dict]) -> str:
+def _page(folder: Path, title: str, scans: list[dict], links: Sequence[dict] = ()) -> str:
     methods = folder / "logs" / "CITATION.md"
     return (
         _pages()
         .get_template("participant.html")
         .render(
-            subject=f"sub-{subject}",
+            subject=title,
             scans=scans,
-            about=_about(f"sub-{subject}", scans),
+            links=links,
+            about=_about(title, scans),
             viewer=any(scan["view"] for scan in scans),
             methods=methods.read_text("utf-8") if methods.is_file() else "",
             software=software(),
@@ -235,17 +284,17 @@ def _page(folder: Path, subject: str, scans: list[dict]) -> str:
     )
 
 
-def _about(subject: str, scans: list[dict]) -> dict:
+def _about(title: str, scans: list[dict]) -> dict:
     """What the review on the page must know."""
     return {
-        "subject": subject,
+        "subject": title,
         "version": __version__,
         "columns": list(columns("review")),
         "viewer": f"{VIEWER}/niivue.umd.js",
         "scans": [
             {
                 "filename": scan["filename"],
-                "participant_id": subject,
+                "participant_id": scan["participant"],
                 "session_id": scan["session"],
                 "lesions": [
                     {"index": int(one["index"]), "at": [float(x) for x in place_of(one)]}
@@ -262,9 +311,11 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
     stem, figures, table = stem_of(mask), figures_of(folder, subject), lesion_table_of(mask)
     lesions = read_table(table) if table.is_file() else []
     for lesion in lesions:
-        paths = [figures / f"{stem}_lesion-{int(lesion['index']):03d}_{n}.png" for n in PLANES]
-        lesion["pictures"] = [p.relative_to(folder).as_posix() for p in paths if p.is_file()]
-    slabs = (read_json(figures / f"{stem}_overview.json") or {}).get("slabs", [])
+        picture = figures / f"{stem}_lesion-{int(lesion['index']):03d}.png"
+        there = picture.is_file()
+        lesion["picture"] = picture.relative_to(folder).as_posix() if there else None
+    drawn = read_json(figures / f"{stem}_overview.json") or {}
+    slabs = drawn.get("slabs", [])
     for slab in slabs:
         slab["path"] = (figures / slab["file"]).relative_to(folder).as_posix()
     quality, view = figures / f"{stem}_quality.png", figures / f"{stem}_view.js"
@@ -272,6 +323,7 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
     return {
         "name": mask.name.partition("_space-")[0],
         "filename": mask.relative_to(folder).as_posix(),
+        "participant": f"sub-{subject}",
         "session": session,
         "view": quote(view.relative_to(folder).as_posix()) if view.is_file() else None,
         "row": row,
@@ -279,6 +331,8 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
         "uncounted": [one for one in lesions if one["counted"] != "yes"],
         "slabs": slabs,
         "quality": quality.relative_to(folder).as_posix() if quality.is_file() else None,
+        "unlike": compared(drawn["measures"]) if "measures" in drawn else [],
+        "histogram": _histogram(drawn["histogram"]) if "histogram" in drawn else None,
         "notes": sidecar.get("Notes", []),
         "provenance": sidecar.get("Provenance", {}),
     }
@@ -301,6 +355,25 @@ class Cohort:
     diameters: list[float] = field(default_factory=list)
     groups: dict[str, dict[str, str]] = field(default_factory=dict)
     agreement: list[dict] = field(default_factory=list)
+
+
+def _histogram(shares: list[float]) -> dict[str, str]:
+    """A scan's histogram and the band of the training scans, as points of SVG polygons."""
+    band = trained_on()["histogram"]
+    high = max(*shares, *band["95"])
+    right = len(shares)
+
+    def points(values: list[float]) -> list[str]:
+        return [
+            f"{300 * (at + half) / right:.1f},{100 - 100 * value / high:.1f}"
+            for at, value in enumerate(values)
+            for half in (0, 1)
+        ]
+
+    return {
+        "own": " ".join(["0,100", *points(shares), "300,100"]),
+        "band": " ".join([*points(band["95"]), *points(band["5"])[::-1]]),
+    }
 
 
 def write_group_page(folder: Path, cohort: Cohort, picture: str) -> None:
@@ -334,3 +407,15 @@ def write_group_page(folder: Path, cohort: Cohort, picture: str) -> None:
         after=sum(int(row["n_cmb_reviewed"]) for row in reviewed),
     )  # fmt: skip
     write_text(folder / "group_microbleeds.html", page)
+
+
+def write_status(path: Path, **facts: object) -> None:
+    """Write the page of a run under way.
+
+    Args:
+        path: Of the page.
+        **facts: ``scans`` to read, of which ``ended``, of which ``done`` were read; ``skipped``
+            before; ``failed``: (scan, sentence); ``last``: sentences; ``left``: how long it will
+            take, empty if nobody knows yet, None if the run has ended; ``began`` and ``time``.
+    """
+    write_text(path, _pages().get_template("status.html").render(**facts))

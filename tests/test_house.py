@@ -30,7 +30,7 @@ FLOORS = [  # from the ground up; a folder is one room
     | {"heads", "terrain", "anatomy"},
     {"regions"},
     {"templates"},
-    {"reviews", "view", "tabulation"},
+    {"reviews", "view", "tabulation", "familiarity"},
     {"report"},
     {"scoring", "marks", "made_head", "bodies", "laws", "cases"},
     {"fates", "scorecard", "scanner", "vessels", "contrasts"},

@@ -33,7 +33,7 @@ def lesions(out, subject="01"):
     return read_table(next((out / f"sub-{subject}/anat").glob("*seg-CMB*dseg.tsv")))
 
 
-def test_every_lesion_has_a_row_and_four_pictures(made):
+def test_every_lesion_has_a_row_and_a_picture(made):
     _, out = made
     page = (out / "sub-01.html").read_text()
     rows = lesions(out)
@@ -46,7 +46,7 @@ def test_every_lesion_has_a_row_and_four_pictures(made):
             == 1
         )
     pictures = sorted((out / "sub-01/figures").glob("*_lesion-*.png"))
-    assert len(pictures) == 4 * len(rows)
+    assert len(pictures) == len(rows)
     assert all(path.relative_to(out).as_posix() in page for path in pictures)
 
 
@@ -64,7 +64,7 @@ def test_marks_lie_on_dark_spots_of_the_overview(made):
     told = json.loads(next(figures.glob("*_overview.json")).read_text())["slabs"]
     darker = []
     for slab in told:
-        picture = np.asarray(Image.open(figures / slab["file"]), float)
+        picture = np.asarray(Image.open(figures / slab["file"]).convert("L"), float)
         for mark in slab["marks"]:
             y, x = mark["y"] / 100 * picture.shape[0], mark["x"] / 100 * picture.shape[1]
             away = np.hypot(*(np.indices(picture.shape) - np.array([y, x])[:, None, None]))
@@ -75,15 +75,18 @@ def test_marks_lie_on_dark_spots_of_the_overview(made):
     assert np.mean(darker) > 0.8
 
 
-def test_contours_are_drawn_about_the_lesion(made):
+def test_contours_are_drawn_about_the_lesion_below_and_not_above(made):
+    """The upper row has no colour; in the lower each contour has the middle of its picture."""
     _, out = made
-    for path in (out / "sub-01/figures").glob("*_axial_contour.png"):
-        drawn = np.asarray(Image.open(path))
+    for path in (out / "sub-01/figures").glob("*_lesion-*.png"):
+        drawn = np.asarray(Image.open(path).convert("RGB"))
         orange = (drawn[..., 0] == 230) & (drawn[..., 2] == 0)
-        assert orange.any()
-        middle = np.array(orange.shape) / 2
-        centre = ndimage.center_of_mass(orange)
-        assert np.linalg.norm(centre - middle) < 0.2 * orange.shape[0]
+        side = drawn.shape[0] // 2
+        assert not orange[:side].any()
+        for at in range(4):
+            tile = orange[side:, at * side : (at + 1) * side]
+            centre = ndimage.center_of_mass(tile)
+            assert np.linalg.norm(np.subtract(centre, side / 2)) < 0.2 * side
 
 
 def test_pages_ask_for_nothing_but_their_pictures(made):
@@ -118,6 +121,23 @@ def test_a_scan_without_a_result_cannot_be_drawn_and_the_others_are(made, tmp_pa
     assert main([words[0], str(copy), "participant", *QUICK, "--reports-only"]) == 1
     assert "--reports-only needs its result" in capfd.readouterr().err
     assert (copy / "sub-01.html").is_file()
+
+
+def test_many_sessions_have_a_page_each_and_the_participants_links_to_them(made, tmp_path):
+    _, out = made
+    home = out / "sub-01/anat"
+    for name in "abcd":
+        folder = tmp_path / f"sub-01/ses-{name}/anat"
+        folder.mkdir(parents=True)
+        for path in home.iterdir():
+            shutil.copy(path, folder / path.name.replace("sub-01_", f"sub-01_ses-{name}_"))
+    page = write_page(tmp_path, "01").read_text()
+    for name in "abcd":
+        assert f'href="sub-01_ses-{name}.html"' in page
+        own = (tmp_path / f"sub-01_ses-{name}.html").read_text()
+        assert f"sub-01/ses-{name}/anat/" in own
+        assert own.count('<section class="lesion"') == len(lesions(out))
+    assert '<section class="lesion"' not in page
 
 
 def test_what_comes_from_data_is_never_code(made, tmp_path):

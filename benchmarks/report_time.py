@@ -14,8 +14,9 @@ from bids_cmb.derivatives import Output, read_table
 from bids_cmb.discovery import find_scans
 from bids_cmb.filters import Query
 from bids_cmb.participant import given_brain, read
+from bids_cmb.pictures import draw
 from bids_cmb.provenance import machine
-from bids_cmb.report import draw, write_page
+from bids_cmb.report import write_page
 from bids_cmb.volume import load_labels
 
 

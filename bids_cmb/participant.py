@@ -38,11 +38,12 @@ from bids_cmb.given import Segmentation, find_mask, find_segmentation
 from bids_cmb.lesions import Lesion, find_lesions
 from bids_cmb.mars import label_rows
 from bids_cmb.networks import Models, device, set_threads
+from bids_cmb.pictures import draw
 from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.provenance import fingerprint, machine, sha256, software
 from bids_cmb.quality import Quality, quality
 from bids_cmb.regions import Region, locate, region_map
-from bids_cmb.report import draw, write_page
+from bids_cmb.report import write_page
 from bids_cmb.segmentations import Carried, carry, read_segmentation
 from bids_cmb.templates import capsule_of, find_atlases, lobes_of, parcel_at
 from bids_cmb.volume import Intake, Volume, load, load_labels, resample_like, save

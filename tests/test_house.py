@@ -31,7 +31,7 @@ FLOORS = [  # from the ground up; a folder is one room
     {"regions"},
     {"templates"},
     {"reviews", "view", "tabulation", "familiarity"},
-    {"report"},
+    {"report", "pictures"},
     {"scoring", "marks", "made_head", "bodies", "laws", "cases"},
     {"fates", "scorecard", "scanner", "vessels", "contrasts"},
     {"truth", "sources", "segmentations", "tallies"},
@@ -53,7 +53,7 @@ HOMES = {  # a library, and the only rooms that may name it
     "templateflow": {"templates"},
     "SimpleITK": {"registration"},
     "jinja2": {"report"},
-    "PIL": {"report"},
+    "PIL": {"pictures"},
     "argparse": {"cli", "__main__", "descriptor"},
     "distributed": {"dask_cluster"},
     "nibabel": {"volume", "preprocessing", "detectors", "physics", "scanner", "cases"}

@@ -173,6 +173,28 @@ def test_the_cohorts_page_sorts_searches_and_stays_quick_with_5000_scans(made, p
     assert page.run("document.querySelector('#scans tbody tr').textContent").startswith("sub-0013")
 
 
+def test_a_page_of_eighty_lesions_is_whole_and_quick(made, page, tmp_path):
+    _, out = made
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    table = next((copy / "sub-01/anat").glob("*seg-CMB*dseg.tsv"))
+    row = read_table(table)[0]
+    write_table(table, list(row), [{**row, "index": str(at)} for at in range(1, 81)])
+    page.go(write_page(copy, "01").as_uri())
+    focus(page, 79)
+    for key in "ajrk":
+        page.press(key)
+    assert page.run("document.querySelector('#progress').textContent").startswith("2 of 80")
+    assert page.run("document.activeElement.dataset.index") == "79"
+    took = page.run(
+        "(() => { const began = performance.now();"
+        "for (const one of about.scans[0].lesions) judge(about.scans[0], one, {verdict: 'unsure'});"
+        "return performance.now() - began; })()"
+    )
+    assert took < 5000
+    assert page.run("table()").count("unsure") == 80
+
+
 def test_nothing_that_comes_from_data_runs(made, page, tmp_path):
     """Comments, names, flags and table cells that would be scripts stay words."""
     _, out = made
@@ -190,11 +212,14 @@ def test_nothing_that_comes_from_data_runs(made, page, tmp_path):
     assert page.run("document.querySelector('.comment').value") == ODD
     assert page.run("document.title") == "sub-01: cerebral microbleeds"
     group = read_table(copy / "group_microbleeds.tsv")
-    group[0] |= {"source": ODD, "reason": ODD, "quality_flags": ODD}
-    write_group_page(copy, Cohort(group), "none.png")
+    group[0] |= {"source": ODD, "reason": ODD, "quality_flags": ODD, "status": "failed"}
+    site = {"site": {str(row["participant_id"]): ODD for row in group}}
+    agreement = [dict.fromkeys(columns("agreement")) | {"reader_1": ODD, "reader_2": ODD}]
+    write_group_page(copy, Cohort(group, groups=site, agreement=agreement), "none.png")
     page.go((copy / "group_microbleeds.html").as_uri())
     assert page.run("document.title") == "Cerebral microbleeds of the cohort"
-    assert ODD in page.run("document.querySelector('#scans').textContent")
+    for part in ("#scans", "#readers + div", "#protocol + div", "#failed + ul"):
+        assert ODD in page.run(f"document.querySelector({part!r}).textContent")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

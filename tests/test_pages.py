@@ -7,6 +7,7 @@ does not lie beside it.
 import shutil
 import time
 
+import numpy as np
 import pytest
 from browser import CHROMIUM, WHY_NOT, browsing
 
@@ -154,6 +155,12 @@ def test_a_hasty_reader_and_a_view_that_is_not_there_break_nothing(made, page, t
     page.run(f"Promise.all([{both}]).then(() => 1)")
     assert page.run("current.at") == pytest.approx(second, abs=0.05)
     assert page.run("current.viewer.volumes.length") == 2
+    page.run("document.querySelector('.viewer canvas').focus()")
+    for key in ("PageUp", "m"):
+        page.press(key)
+    moved = page.run("review.missed[about.scans[0].filename].at(-1).at")
+    assert 2 < np.linalg.norm(np.subtract(moved, second)) < 6  # one slice of 4 mm
+    assert moved[2] > second[2]
     page.click(".viewer .close")
     assert page.run("document.querySelector('.viewer').hidden")
     page.run(f"go(about.scans[0], {first}).then(() => 1)")

@@ -192,7 +192,7 @@ async function fill(view) {
   window.bids_cmb_view = undefined;
   const canvas = document.createElement("canvas");
   canvas.tabIndex = 0;
-  canvas.setAttribute("aria-label", "The scan in three planes; the arrow keys and the wheel move through it");
+  canvas.setAttribute("aria-label", "The scan in three planes. Arrow keys, Page Up and Page Down move through it; m notes a missed microbleed.");
   view.box.hidden = false;
   find(".stage", view.box).replaceChildren(canvas);
   const viewer = view.viewer = new niivue.Niivue({
@@ -204,6 +204,14 @@ async function fill(view) {
     view.at = Array.from(viewer.frac2mm(viewer.scene.crosshairPos, 0, true).slice(0, 3));
     find(".place", view.box).textContent = view.at.map(x => x.toFixed(1)).join(", ") + " mm";
   };
+  canvas.addEventListener("keydown", event => {
+    const step = {ArrowLeft: [1, 0, 0], ArrowRight: [-1, 0, 0], ArrowUp: [0, 1, 0], ArrowDown: [0, -1, 0], PageUp: [0, 0, 1], PageDown: [0, 0, -1]}[event.key];
+    if (step) viewer.moveCrosshairInVox(...step); // the participant's right is on the left
+    else if (event.key === "m") miss(view.scan, view.at);
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }, {capture: true});
   await viewer.attachToCanvas(canvas);
   viewer.setSliceType(viewer.sliceTypeMultiplanar);
   viewer.addVolume(await niivue.NVImage.loadFromBase64({base64: scan, name: "scan.nii.gz", colormap: "gray", cal_min: 0, cal_max: 255}));

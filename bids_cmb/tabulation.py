@@ -9,13 +9,13 @@ ODD = 3.5  # modified z-score; Iglewicz & Hoaglin 1993
 FEWEST = 8  # scans of which one can be odd
 SIZES_MM = (0, 1, 2, 3, 4, 5, 6, 8, 10)  # diameters
 MOST_COUNTED = 10  # microbleeds of a scan that have a bar of their own
-MEASURES = {  # columns of the scan table: what they are called
-    "brain_ml": "brain, ml",
-    "brain_snr": "signal to noise",
-    "brain_cut_percent": "brain cut, %",
-    "mni_fit_mm": "fit to MNI, mm",
-    "n_cmb": "microbleeds",
-    "n_uncounted": "listed, not counted",
+MEASURES = {  # columns of the scan table: what they are called, and what is never odd
+    "brain_ml": ("brain, ml", 50),
+    "brain_snr": ("signal to noise", 2),
+    "brain_cut_percent": ("brain cut, %", 5),
+    "mni_fit_mm": ("fit to MNI, mm", 0.5),
+    "n_cmb": ("microbleeds", 3),
+    "n_uncounted": ("listed, not counted", 3),
 }
 PROTOCOL: dict[str, Callable[[Mapping], object]] = {
     "field strength": lambda row: _unit(row, "field_strength_t", "T"),
@@ -81,10 +81,11 @@ def odd_ones(rows: Sequence[Mapping]) -> list[dict[str, object]]:
     """Scans that lie far from the others, the farthest first.
 
     The distance is the modified z-score, in median absolute deviations; where more than half of
-    the scans are equal, in mean absolute deviations.
+    the scans are equal, in mean absolute deviations. What is within a small distance of the median
+    (``MEASURES``) is never odd.
     """
     found = []
-    for column, name in MEASURES.items():
+    for column, (name, near) in MEASURES.items():
         known = [row for row in rows if row.get(column) is not None]
         values = np.array([float(row[column]) for row in known])
         if len(values) < FEWEST:
@@ -93,7 +94,7 @@ def odd_ones(rows: Sequence[Mapping]) -> list[dict[str, object]]:
         away = np.abs(values - middle)
         scale = 1.4826 * np.median(away) or 1.2533 * away.mean()
         for row, value, distance in zip(known, values, away, strict=True):
-            if scale > 0 and distance / scale > ODD:
+            if scale > 0 and distance > max(near, ODD * scale):
                 found.append(
                     {
                         "row": row,

@@ -7,6 +7,7 @@ does not lie beside it.
 import shutil
 import time
 
+import numpy as np
 import pytest
 from browser import CHROMIUM, WHY_NOT, browsing
 
@@ -142,8 +143,34 @@ def test_a_row_leads_to_its_place_in_the_scan_and_a_click_there_notes_a_missed_o
     page.click(".viewer canvas")
     page.click(".here")
     noted = page.run("review.missed[about.scans[0].filename][0].at")
-    assert noted == pytest.approx(page.run("Array.from(current.at)"), abs=0.01)
+    assert noted == pytest.approx(page.run("current.at"), abs=0.01)
     assert noted != pytest.approx(place(row), abs=0.5)
+
+
+def test_a_hasty_reader_and_a_view_that_is_not_there_break_nothing(made, page, tmp_path):
+    _, out = made
+    page.go((out / "sub-01.html").as_uri())
+    first, second = (place(row) for row in lesions(out)[:2])
+    both = f"go(about.scans[0], {first}), go(about.scans[0], {second})"
+    page.run(f"Promise.all([{both}]).then(() => 1)")
+    assert page.run("current.at") == pytest.approx(second, abs=0.05)
+    assert page.run("current.viewer.volumes.length") == 2
+    page.run("document.querySelector('.viewer canvas').focus()")
+    for key in ("PageUp", "m"):
+        page.press(key)
+    moved = page.run("review.missed[about.scans[0].filename].at(-1).at")
+    assert 2 < np.linalg.norm(np.subtract(moved, second)) < 6  # one slice of 4 mm
+    assert moved[2] > second[2]
+    page.click(".viewer .close")
+    assert page.run("document.querySelector('.viewer').hidden")
+    page.run(f"go(about.scans[0], {first}).then(() => 1)")
+    assert page.run("current.at") == pytest.approx(first, abs=0.05)
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy, ignore=shutil.ignore_patterns("code"))
+    page.go((copy / "sub-01.html").as_uri())
+    page.run(f"go(about.scans[0], {first}).then(() => 1)")
+    assert "cannot be shown" in page.run("document.querySelector('#said').textContent")
+    page.complaints.clear()  # that the file is not there
 
 
 def test_the_view_is_small_and_its_viewer_lies_once_beside_its_licence(made):

@@ -45,3 +45,9 @@ def test_even_cohorts_have_nothing_odd():
     drawn = np.random.default_rng(1).normal(1200, 100, 200)
     spread = [{"participant_id": "sub-1", "brain_ml": ml} for ml in np.clip(drawn, 900, 1500)]
     assert odd_ones(spread) == []
+
+
+def test_a_hair_off_is_not_odd_however_alike_the_others_are():
+    cut = [{"participant_id": "sub-1", "brain_cut_percent": x} for x in [0.0] * 20 + [0.1, 30]]
+    (one,) = odd_ones(cut)
+    assert one["value"] == 30

@@ -161,44 +161,67 @@ const script = source => new Promise((done, failed) => {
   document.head.append(tag);
 });
 
-async function open(scan) {
-  if (!scan.view) return null;
-  if (current && current.scan === scan) return current;
-  const home = find(`[data-scan="${CSS.escape(scan.filename)}"]`), box = find(".viewer", home);
-  try {
-    loaded ||= script(about.viewer);
-    await loaded;
-    await script(scan.view);
-  } catch (error) { loaded = null; say(`The view cannot be shown: ${error.message}.`); return null; }
-  const {scan: image, lesions} = window.bids_cmb_view;
-  if (current) current.box.hidden = true;
-  box.hidden = false;
-  const viewer = new niivue.Niivue({
-    show3Dcrosshair: false, backColor: [0, 0, 0, 1], isRadiologicalConvention: true, crosshairWidth: 1, crosshairGap: 12,
-    crosshairColor: [0.34, 0.71, 0.91, 0.9], isResizeCanvas: true, dragAndDropEnabled: false, loadingText: "",
-    multiplanarForceRender: false, logLevel: "silent",
-  });
-  viewer.onLocationChange = place => {
-    current.at = viewer.frac2mm(viewer.scene.crosshairPos, 0, true).slice(0, 3);
-    find(".place", box).textContent = Array.from(current.at, x => x.toFixed(1)).join(", ") + " mm";
-  };
-  current = {scan, box, viewer, at: [0, 0, 0], lined: true};
+function open(scan) {
+  if (!scan.view) return Promise.resolve(null);
+  if (!current || current.scan !== scan) {
+    shut();
+    const home = find(`[data-scan="${CSS.escape(scan.filename)}"]`);
+    current = {scan, box: find(".viewer", home), at: [0, 0, 0], lined: true};
+    current.ready = fill(current).catch(error => {
+      say(`The view cannot be shown: ${error.message || error}.`);
+      shut();
+      loaded = null;
+      return null;
+    });
+  }
+  return current.ready;
+}
+
+function shut() {
+  if (!current) return;
+  current.box.hidden = true;
+  current.viewer?.gl?.getExtension("WEBGL_lose_context")?.loseContext();
+  current = null;
+}
+
+async function fill(view) {
+  loaded ||= script(about.viewer);
+  await loaded;
+  await script(view.scan.view);
+  const {scan, lesions} = window.bids_cmb_view;
+  window.bids_cmb_view = undefined;
   const canvas = document.createElement("canvas");
   canvas.tabIndex = 0;
-  canvas.setAttribute("aria-label", "The scan in three planes; the arrow keys and the wheel move through it");
-  find(".stage", box).replaceChildren(canvas);
+  canvas.setAttribute("aria-label", "The scan in three planes. Arrow keys, Page Up and Page Down move through it; m notes a missed microbleed.");
+  view.box.hidden = false;
+  find(".stage", view.box).replaceChildren(canvas);
+  const viewer = view.viewer = new niivue.Niivue({
+    show3Dcrosshair: false, backColor: [0, 0, 0, 1], isRadiologicalConvention: true, crosshairWidth: 1, crosshairGap: 12,
+    crosshairColor: [0.34, 0.71, 0.91, 0.9], isResizeCanvas: true, dragAndDropEnabled: false, loadingText: "",
+    logLevel: "silent",
+  });
+  viewer.onLocationChange = () => {
+    view.at = Array.from(viewer.frac2mm(viewer.scene.crosshairPos, 0, true).slice(0, 3));
+    find(".place", view.box).textContent = view.at.map(x => x.toFixed(1)).join(", ") + " mm";
+  };
+  canvas.addEventListener("keydown", event => {
+    const step = {ArrowLeft: [1, 0, 0], ArrowRight: [-1, 0, 0], ArrowUp: [0, 1, 0], ArrowDown: [0, -1, 0], PageUp: [0, 0, 1], PageDown: [0, 0, -1]}[event.key];
+    if (step) viewer.moveCrosshairInVox(...step); // the participant's right is on the left
+    else if (event.key === "m") miss(view.scan, view.at);
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }, {capture: true});
   await viewer.attachToCanvas(canvas);
   viewer.setSliceType(viewer.sliceTypeMultiplanar);
-  viewer.addVolume(await niivue.NVImage.loadFromBase64({base64: image, name: "scan.nii.gz", colormap: "gray", cal_min: 0, cal_max: 255}));
+  viewer.addVolume(await niivue.NVImage.loadFromBase64({base64: scan, name: "scan.nii.gz", colormap: "gray", cal_min: 0, cal_max: 255}));
   viewer.addVolume(await niivue.NVImage.loadFromBase64({base64: lesions, name: "lesions.nii.gz", colormap: "warm", cal_min: 0.5, cal_max: 1, opacity: 0.4}));
-  viewer.overlayOutlineWidth = 0.3;
-  window.bids_cmb_view = undefined;
-  return current;
+  return view;
 }
 
 async function go(scan, at) {
   const view = await open(scan);
-  if (!view) return;
+  if (!view || view !== current) return;
   view.viewer.scene.crosshairPos = view.viewer.mm2frac(at, 0, true);
   view.viewer.drawScene();
   view.viewer.createOnLocationChange();
@@ -245,12 +268,12 @@ for (const scan of scans.values()) {
   });
   if (scan.view) {
     find(".open", home).addEventListener("click", () => open(scan));
-    find(".here", home).addEventListener("click", () => miss(scan, Array.from(current.at)));
+    find(".here", home).addEventListener("click", () => miss(scan, current.at));
     find(".lines", home).addEventListener("click", () => {
       current.lined = !current.lined;
-      current.viewer.setOpacity(1, current.lined ? 0.4 : 0);
+      current.viewer?.setOpacity(1, current.lined ? 0.4 : 0);
     });
-    find(".close", home).addEventListener("click", () => { current.box.hidden = true; current = null; });
+    find(".close", home).addEventListener("click", shut);
   }
 }
 find("#reader").addEventListener("change", event => { review.reader = event.target.value.trim(); keep(); });

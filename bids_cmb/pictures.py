@@ -201,4 +201,4 @@ def _save(path: Path, picture: np.ndarray) -> None:
     made = Image.fromarray(picture).convert("L")
     made.putpalette(PALETTE)
     with replacing(path) as beside:
-        made.save(beside, format="PNG")
+        made.save(beside, format="PNG", compress_level=4)

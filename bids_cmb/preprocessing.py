@@ -254,6 +254,8 @@ def bounds(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _nearest(data: np.ndarray, lattice: list[_Axis]) -> np.ndarray:
     """The nearest voxel of the scan for each of the lattice, False outside."""
+    if all(_fits(axis) for axis in lattice):
+        return data
     held = [_held(axis) for axis in lattice]
     there = [np.isfinite(positions) for positions in held]
     near = [
@@ -262,6 +264,11 @@ def _nearest(data: np.ndarray, lattice: list[_Axis]) -> np.ndarray:
     found = np.zeros([len(positions) for positions in held], bool)
     found[np.ix_(*there)] = data[np.ix_(*near)]
     return found
+
+
+def _fits(axis: _Axis) -> bool:
+    """Whether the voxels of the grid are those of the scan."""
+    return np.array_equal(axis.positions, np.arange(axis.size))
 
 
 def _held(axis: _Axis) -> np.ndarray:
@@ -279,8 +286,8 @@ def _sample(
     the box is computed.
     """
     kept, padding = _overlap(start, shape, [len(axis.positions) for axis in lattice])
-    fits = [order < 3 and np.array_equal(one.positions, np.arange(one.size)) for one in lattice]
     # Where the grid is the scan's own there is nothing to compute.
+    fits = [order < 3 and _fits(axis) for axis in lattice]
     sampled = data[tuple(kept[i] if fits[i] else slice(None) for i in range(3))]
     if all(fits):
         return np.pad(sampled.astype(np.float32), padding)

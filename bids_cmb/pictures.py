@@ -14,9 +14,9 @@ from PIL import Image
 from bids_cmb.derivatives import Output, figures_of, stem_of, write_json
 from bids_cmb.familiarity import histogram, measures
 from bids_cmb.files import replacing
-from bids_cmb.preprocessing import Grid, preprocess
+from bids_cmb.preprocessing import Grid, bounds, preprocess
 from bids_cmb.view import write_view, write_viewer
-from bids_cmb.volume import Volume, resample_like
+from bids_cmb.volume import Volume
 
 SLAB_MM = 10.0  # of the overview's minimum-intensity pictures
 MARGIN_MM = 6.0  # that is kept around the brain
@@ -51,7 +51,7 @@ def draw(
         interactive: Whether the page shall carry the scan, and the dataset the viewer.
     """
     seen = preprocess(image, brain, Grid(axes="slices", margin=REACH_MM + MARGIN_MM))
-    marks = resample_like(labels, seen.image, order=0).data
+    marks = _moved(labels, seen.image)
     top = float(np.percentile(seen.image.data[seen.brain.data], BRIGHT)) or 1.0
     grey = np.clip(seen.image.data / top * WHITE, 0, WHITE).astype(np.uint8)
     grey, marks, inside = (part[::-1] for part in (grey, marks, seen.brain.data))  # right is left
@@ -69,8 +69,8 @@ def draw(
     _quality(folder / f"{stem}_quality.png", grey, inside, seen.image.spacing)
     about = {
         "slabs": slabs,
-        "measures": measures(image, brain),
-        "histogram": histogram(image, brain),
+        "measures": measures(seen.image, seen.brain),
+        "histogram": histogram(seen.image, seen.brain),
     }
     write_json(folder / f"{stem}_overview.json", about)
     if interactive:
@@ -78,26 +78,36 @@ def draw(
         write_view(folder / f"{stem}_view.js", image, brain, labels, lesions)
 
 
+def _moved(labels: Volume, like: Volume) -> np.ndarray:
+    """Labels on a grid with the same voxels in another order or number, (X, Y, Z)."""
+    voxels = np.argwhere(labels.data > 0)
+    at = np.rint(like.index(labels.world(voxels))).astype(int)
+    inside = ((at >= 0) & (at < like.shape)).all(axis=1)
+    marks = np.zeros(like.shape, np.int32)
+    marks[tuple(at[inside].T)] = np.rint(labels.data[tuple(voxels[inside].T)])
+    return marks
+
+
 def _overview(
     folder: Path, stem: str, grey: np.ndarray, inside: np.ndarray, spacing: np.ndarray, places: dict
 ) -> list[dict]:
     """Minimum-intensity slabs from top to bottom, and where the lesions lie in them, in percent."""
-    spots = np.argwhere(inside)
+    first, end = bounds(inside)
     margin = np.ceil(MARGIN_MM / spacing[:2]).astype(int)
-    low = np.maximum(spots.min(axis=0)[:2] - margin, 0)
-    high = np.minimum(spots.max(axis=0)[:2] + 1 + margin, grey.shape[:2])
+    low = np.maximum(first[:2] - margin, 0)
+    high = np.minimum(end[:2] + margin, grey.shape[:2])
     thick = max(1, round(SLAB_MM / spacing[2]))
     found = []
-    for start in range(int(spots[:, 2].min()), int(spots[:, 2].max()) + 1, thick):
-        end = min(start + thick, grey.shape[2])
-        part = grey[low[0] : high[0], low[1] : high[1], start:end].min(axis=2)
+    for start in range(int(first[2]), int(end[2]), thick):
+        stop = min(start + thick, grey.shape[2])
+        part = grey[low[0] : high[0], low[1] : high[1], start:stop].min(axis=2)
         name = f"{stem}_slab-{len(found) + 1:02d}.png"
         size = part.shape * spacing[:2]
         _save(folder / name, _sized(part, size * OVERVIEW_PX / size.max()))
         here = {
             index: [round(float(x), 1) for x in (at[:2] - low + 0.5) / part.shape * 100]
             for index, at in places.items()
-            if start <= round(float(at[2])) < end
+            if start <= round(float(at[2])) < stop
         }
         marks = [{"index": i, "x": x, "y": round(100 - y, 1)} for i, (x, y) in here.items()]
         found.append({"file": name, "marks": marks})
@@ -191,4 +201,4 @@ def _save(path: Path, picture: np.ndarray) -> None:
     made = Image.fromarray(picture).convert("L")
     made.putpalette(PALETTE)
     with replacing(path) as beside:
-        made.save(beside, format="PNG")
+        made.save(beside, format="PNG", compress_level=4)

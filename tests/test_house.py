@@ -15,6 +15,7 @@ FLOORS = [  # from the ground up; a folder is one room
     {"volume", "config", "discovery", "execution", "validation", "weights"},
     {"brain", "lesions", "candidates", "matching", "agreement", "dask_cluster", "descriptor"}
     | {"physics", "tissues", "protocols", "preprocessing", "networks"},
+    set(),  # designs of detectors
     {
         "detectors",
         "derivatives",
@@ -31,7 +32,7 @@ FLOORS = [  # from the ground up; a folder is one room
     {"report"},
     {"scoring", "marks", "made_head", "bodies", "laws", "cases"},
     {"fates", "scorecard", "scanner", "vessels", "contrasts"},
-    {"truth", "sources", "segmentations"},
+    {"truth", "sources", "segmentations", "lessons"},
     {"participant", "group", "simulation", "evaluation", "training"},
     {"cohort"},
     {"app"},
@@ -42,7 +43,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HOMES = {  # a library, and the only rooms that may name it
     "tensorflow": {"networks", "training", "savedmodels"},
     "h5py": {"foreign"},
-    "keras": {"models", "networks", "training"},
+    "keras": {"models", "networks", "training", "lessons"},
     "bids": {"discovery"},
     "matplotlib": {"training_report", "group_map"},
     "templateflow": {"templates"},

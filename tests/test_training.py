@@ -141,7 +141,7 @@ def test_a_recipe_that_is_none_is_refused(tmp_path, monkeypatch, name, sentence)
 
 
 def test_an_unknown_builder_is_refused(recipe):
-    with pytest.raises(ValueError, match="builder of a network must be one of .*; found 'oracle'"):
+    with pytest.raises(ValueError, match="found 'oracle'"):
         build(replace(recipe, builder="oracle"))
 
 

@@ -33,7 +33,11 @@ MOST_VOXELS = 7_500_000  # at once: about 1.5 GB of activations; larger images a
 HALO = 32  # voxels that slabs overlap by at either end: beyond, nothing changes by 0.001
 NORM_EPSILON = 1e-3  # Keras' default, with which the networks were trained
 SAME = 1e-3  # that graph and eager may differ by in a logit
-BUILDERS = {"unet": "bids_cmb.models.unet"}  # each a function of that name in the module
+BUILDERS = {  # each a function of that name in the module
+    "unet": "bids_cmb.models.unet",
+    "yolo": "bids_cmb.models.yolo",
+    "cnn3d": "bids_cmb.models.cnn3d",
+}
 STEPS = 255  # of a probability that is kept in 8 bits
 
 

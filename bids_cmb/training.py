@@ -216,7 +216,7 @@ def _claim(out: Path, recipe: Recipe) -> None:
 
 def _fill(network: keras.Model, start: Path) -> None:
     arrays = read_weights(start)
-    for variable in network.variables:
+    for variable in network.weights:  # and no state of chance
         if variable.path not in arrays or arrays[variable.path].shape != tuple(variable.shape):
             raise ValueError(
                 f"{start}: weights to begin with must be those of the recipe's network; "
@@ -242,7 +242,7 @@ def _examples(
 
 def _written(network: keras.Model, recipe: Recipe, out: Path, told: str) -> dict:
     """Write weights and entry."""
-    arrays = {one.path: keras.ops.convert_to_numpy(one.value) for one in network.variables}
+    arrays = {one.path: keras.ops.convert_to_numpy(one.value) for one in network.weights}
     path = out / f"{recipe.name}.npz"
     arguments = {key: value for key, value in _arguments(recipe).items() if key != "start"}
     entry = {

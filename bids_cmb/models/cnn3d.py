@@ -46,7 +46,7 @@ def cnn3d(
     x = layers.Flatten(name="flat")(x)
     for at, width in enumerate(dense):
         x = layers.Dense(width, activation="relu", name=f"dense{at}")(x)
-        if at == 0:
+        if at == 0 and not folded:
             x = layers.Dropout(dropout, name="dropout")(x)
     bias = keras.initializers.Constant(start)
     last = layers.Dense(outputs, dtype="float32", bias_initializer=bias, name="answer")

@@ -8,10 +8,12 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+from phantoms import phantom
 from test_boxes import ANCHORS, answer_of
 from test_detectors import AFFINE, MIDDLE, SPACING, ball, brain, scan
 
 from bids_cmb.boxes import Suspect, overlap
+from bids_cmb.brain import find_brain
 from bids_cmb.cards import card
 from bids_cmb.cascade import (
     Judged,
@@ -23,6 +25,8 @@ from bids_cmb.cascade import (
     patch,
     planes,
 )
+from bids_cmb.detectors import detect
+from bids_cmb.lesions import find_lesions
 from bids_cmb.lessons import boxes as lesson
 from bids_cmb.lessons.patches import line_up
 from bids_cmb.models.cnn3d import cnn3d
@@ -397,3 +401,20 @@ def test_where_suspects_meet_the_higher_chance_stands():
     assert not painted(image, AFFINE, []).data.any()
     outside = spot((-500, 0, 0))
     assert not painted(image, AFFINE, [outside]).data.any()
+
+
+def test_the_cascade_that_ships_finds_the_microbleeds_of_a_phantom():
+    image, _, placed = phantom(np.random.default_rng(7), bleeds=6, spacing=(1.0, 1.0, 3.0))
+    inside = find_brain(image)
+    found = detect("cascade", image, inside).mean
+    said = card("cascade")
+    assert not found.data[~inside.data].any()
+    _, lesions = find_lesions(
+        found, image, inside, threshold=said["threshold"], definite=said["definite_threshold"]
+    )
+    away = np.linalg.norm(
+        np.array([one.centre for one in placed])[:, None] - [one.centre for one in lesions], axis=-1
+    )
+    assert (away.min(axis=1) < 3).sum() >= 5
+    assert len(lesions) < 30
+    np.testing.assert_array_equal(detect("cascade", image, inside).mean.data, found.data)

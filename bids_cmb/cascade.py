@@ -6,7 +6,7 @@ likely it is a microbleed; and that chance is painted into the suspect's dark vo
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +101,7 @@ def judge(
 
     member = parts["boxes"]
     fed = preprocess(image, brain, Grid.from_card(member["grid"]))
-    rules = Rules(**card.get("parameters", {}))
+    rules = rules_of(card)
     suspects = find_suspects(loaded(member), member, fed, rules)
     chances = [suspect.confidence for suspect in suspects]
     if "patches" in parts:
@@ -116,6 +116,22 @@ def judge(
         )
         for suspect, chance in zip(suspects, chances, strict=True)
     ]
+
+
+def rules_of(card: Mapping) -> Rules:
+    """The rules on a card; what it leaves out has its default.
+
+    Raises:
+        ValueError: If it holds a parameter that no cascade has.
+    """
+    given, known = card.get("parameters", {}), [field.name for field in fields(Rules)]
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(
+            f"The parameters of a cascade may be {', '.join(known)}; found {', '.join(unknown)} "
+            f"for {card['name']}."
+        )
+    return Rules(**given)
 
 
 # --- First stage: boxes ---------------------------------------------------------------------------
@@ -151,7 +167,17 @@ def cell(arguments: Mapping) -> int:
 
 
 def in_pixels(member: Mapping) -> np.ndarray:
-    """The anchors of a member, or of a recipe's entries, which are in mm, in pixels (A, 2)."""
+    """The anchors of a member, or of a recipe's entries, which are in mm, in pixels (A, 2).
+
+    Raises:
+        ValueError: If the grid leaves the size of pixels to the scan.
+    """
+    spacing = member["grid"].get("spacing")
+    if not isinstance(spacing, list | tuple) or None in spacing[:2]:
+        raise ValueError(
+            f"The grid of a network for boxes needs three sizes, those of pixels in mm; found "
+            f"{spacing}."
+        )
     return np.asarray(member["arguments"]["anchors"]) / np.asarray(member["grid"]["spacing"][:2])
 
 
@@ -166,13 +192,18 @@ def find_suspects(
         fed: The scan on its grid.
         rules: For its boxes.
         phase: On the same grid, 0 to 1, (X, Y, Z), where there is one.
+
+    Raises:
+        ValueError: If the grid is none for boxes: its slices are no whole number of cells.
     """
     slices = [np.zeros((0, 5), np.float32) for _ in range(fed.image.shape[2])]
-    inputs, stride, anchors = (
-        member["arguments"]["inputs"],
-        cell(member["arguments"]),
-        in_pixels(member),
-    )
+    arguments, anchors = member["arguments"], in_pixels(member)
+    inputs, stride = arguments["inputs"], cell(arguments)
+    if any(side % stride for side in fed.image.shape[:2]):
+        raise ValueError(
+            f"`multiple` of a grid for boxes must be one of {stride}; found slices of "
+            f"{fed.image.shape[0]} x {fed.image.shape[1]}."
+        )
     wanted = np.flatnonzero(fed.brain.data.any(axis=(0, 1)))
     for part in np.split(wanted, range(AT_ONCE, len(wanted), AT_ONCE)):
         shown = np.stack([planes(fed.image.data, at, inputs, phase) for at in part])

@@ -20,10 +20,12 @@ from bids_cmb.cascade import (
     Rules,
     cascade,
     find_suspects,
+    in_pixels,
     judge,
     painted,
     patch,
     planes,
+    rules_of,
 )
 from bids_cmb.detectors import detect
 from bids_cmb.lesions import find_lesions
@@ -354,6 +356,19 @@ def test_boxes_outside_the_brain_are_no_suspects():
     assert len(found) == 1
     assert found[0].boxes == 3
     np.testing.assert_allclose(found[0].centre, (32.6, 28.5, 1), atol=1e-3)
+
+
+def test_a_card_that_asks_for_what_no_cascade_has_is_refused():
+    assert rules_of({"name": "mine"}) == Rules()
+    assert rules_of(card("cascade")).confidence < 0.1
+    with pytest.raises(ValueError, match=r"may be confidence, .*; found zeal for mine"):
+        rules_of({"name": "mine", "parameters": {"zeal": 1}})
+    with pytest.raises(ValueError, match=r"those of pixels in mm; found \[None, None, 2\]"):
+        in_pixels({"arguments": TINY, "grid": {"spacing": [None, None, 2]}})
+    odd = Volume(np.ones((64, 62, 3), np.float32), np.eye(4))
+    member = {"arguments": TINY, "grid": {"spacing": [1.0, 1.0, 2.0]}}
+    with pytest.raises(ValueError, match="must be one of 4; found slices of 64 x 62"):
+        find_suspects(lambda x: x, member, Preprocessed(odd, odd), Rules())
 
 
 def spot(at, size=(6, 6), slices=(5, 5), chance=0.8):

@@ -115,6 +115,13 @@ def _add_train(makers: argparse._SubParsersAction) -> None:
         "--fine-tune", type=Path, metavar="NPZ", help="weights to begin with, at a lower rate"
     )
     maker.add_argument(
+        "--given",
+        nargs="+",
+        default=[],
+        metavar="ROLE=JSON",
+        help="entries of networks that this one learns after, such as teacher=OUT/x.json",
+    )
+    maker.add_argument(
         "--folds", type=int, metavar="K", help="cross-validate, the subjects dealt to K folds"
     )
     for name in ("seed", "epochs", "steps"):
@@ -136,7 +143,10 @@ def _train(given: argparse.Namespace) -> int:
     }
     try:
         truth = _reviewed_truth(given) if given.reviews else given.truth
-        material = Material(tuple(given.data), tuple(given.validation), truth, given.fine_tune)
+        material = Material(
+            tuple(given.data), tuple(given.validation), truth, given.fine_tune,
+            given=tuple(map(_role, given.given)),
+        )  # fmt: skip
         recipe = replace(read_recipe(given.recipe), **others)
         if given.folds:
             cross_validate(recipe, material, given.out, folds=given.folds, say=_tell)
@@ -185,6 +195,13 @@ def _reviewed(given: argparse.Namespace) -> int:
         return 1
     sys.stdout.write(f"{given.out}: {scans} scans.\n")
     return 0
+
+
+def _role(said: str) -> tuple[str, Path]:
+    role, found, path = said.partition("=")
+    if not found:
+        raise ValueError(f"--given takes ROLE=JSON; found {said!r}.")
+    return role, Path(path)
 
 
 def _tell(said: str) -> None:

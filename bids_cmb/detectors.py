@@ -5,7 +5,7 @@ whose card has members is an ensemble of networks, each on its own grid; any oth
 ``(image, brain) → probability`` of its name.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from scipy.special import expit, logit
 
 from bids_cmb.candidates import Candidate, find_candidates
 from bids_cmb.cards import card, members_of, weights_file
+from bids_cmb.cascade import cascade
 from bids_cmb.networks import Models, answer, give_back, load_network
 from bids_cmb.preprocessing import Grid, Preprocessed, back_to_scan, preprocess
 from bids_cmb.volume import Volume
@@ -112,6 +113,8 @@ def answers(name: str, image: Volume, brain: Volume, models: Models) -> list[np.
     said = card(name, models.folder)
     if "members" not in said:
         return [_FUNCTIONS[name](image, brain).data]
+    if "design" in said:
+        return [_chained(said, image, brain, models)]
     box = tuple(ndimage.find_objects((np.asarray(brain.data) > 0).astype(np.uint8))[0])
     first = [side.start for side in box]
     window = Volume(image.data[box], image.affine @ from_matvec(np.eye(3), first))
@@ -127,6 +130,23 @@ def answers(name: str, image: Volume, brain: Volume, models: Models) -> list[np.
         found.append(chance)
         give_back()
     return found
+
+
+def _chained(said: dict, image: Volume, brain: Volume, models: Models) -> np.ndarray:
+    """What a detector says whose networks work one after the other, by its design."""
+    if said["design"] not in DESIGNS:
+        raise ValueError(
+            f"The design of a detector must be one of {', '.join(DESIGNS)}; "
+            f"found {said['design']!r} for {said['name']}."
+        )
+    if models.folds:
+        raise ValueError(
+            f"--folds takes members of an ensemble; found {' '.join(models.folds)} for "
+            f"{said['name']}, whose networks work one after the other."
+        )
+    chance = DESIGNS[said["design"]](image, brain, said, models)
+    give_back()
+    return np.where(brain.data, chance.data, 0).astype(np.float32)
 
 
 def _asked(member: dict, path: Path, precision: str, window: Volume, fed: Preprocessed) -> Volume:
@@ -172,3 +192,6 @@ def _chance(candidate: Candidate, gates: list[dict]) -> float:
 
 
 _FUNCTIONS = {"radial": radial}
+DESIGNS: dict[str, Callable[[Volume, Volume, dict, Models], Volume]] = {
+    "cascade": cascade,
+}

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,11 @@ HALO = 32  # voxels that slabs overlap by at either end: beyond, nothing changes
 NORM_EPSILON = 1e-3  # Keras' default, with which the networks were trained
 M_MMAP_THRESHOLD, LARGE_BYTES = -3, 2**21  # GNU's number for it; and what it shall be
 SAME = 1e-3  # that graph and eager may differ by in a logit
+BUILDERS = {  # each a function of that name in the module
+    "unet": "bids_cmb.models.unet",
+    "yolo": "bids_cmb.models.yolo",
+    "cnn3d": "bids_cmb.models.cnn3d",
+}
 STEPS = 255  # of a probability that is kept in 8 bits
 
 
@@ -82,6 +88,39 @@ def load_network(member: Mapping, path: Path, *, precision: str = "auto") -> Net
             or not of this network.
     """
     return _loaded(json.dumps(dict(member), sort_keys=True), path, precision)
+
+
+def builder(name: str) -> Callable:
+    """What builds networks of a kind: from arguments, among them ``folded``, to a Keras model.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name not in BUILDERS:
+        raise ValueError(
+            f"The builder of a network must be one of {', '.join(BUILDERS)}; found {name!r}."
+        )
+    return getattr(import_module(BUILDERS[name]), name)
+
+
+def load_patcher(
+    member: Mapping, path: Path, *, precision: str = "auto"
+) -> Callable[[np.ndarray], np.ndarray | list[np.ndarray]]:
+    """A network that is asked about patches or slices; the second time it is there already.
+
+    Args:
+        member: As the card has it.
+        path: Of its weights.
+        precision: As `load_network`.
+
+    Returns:
+        From a batch, float32 (B, ..., channels), to what the network answers, or all that it does:
+        raw numbers, as `models` documents them.
+
+    Raises:
+        ValueError: As `load_network`.
+    """
+    return _patcher(json.dumps(dict(member), sort_keys=True), path, precision)
 
 
 def answer(
@@ -214,6 +253,29 @@ def _loaded(said: str, path: Path, precision: str) -> Network:
     return Network(member["name"], run, multiple, flips)
 
 
+@lru_cache(maxsize=16)
+def _patcher(said: str, path: Path, precision: str) -> Callable:
+    tf, member = _tensorflow(), json.loads(said)
+    arrays = folded(read_weights(path, member["sha256"]))
+    with _silence():
+        model = _built(member, path, precision)
+    _fill(model, arrays, path)
+    shape = (None, *model.input_shape[1:])
+
+    @tf.function(
+        input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False, jit_compile=False
+    )
+    def run(images):
+        said = model(images, training=False)
+        return tf.nest.map_structure(lambda one: tf.cast(one, tf.float32), said)
+
+    def ask(images: np.ndarray):
+        return tf.nest.map_structure(lambda one: one.numpy(), run(tf.constant(images, tf.float32)))
+
+    give_back()
+    return ask
+
+
 def _unet(member: Mapping, path: Path, precision: str):
     """One of our own U-Nets: how to ask it, and what its sides must be multiples of."""
     arrays = folded(read_weights(path, member["sha256"]))
@@ -283,12 +345,10 @@ def folded(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _built(member: Mapping, path: Path, precision: str):
     keras = _keras()
-    from bids_cmb.models.unet import unet  # noqa: PLC0415
-
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if precision == "mixed" else "float32")
     try:
-        return unet(**member["arguments"], folded=True)
+        return builder(member["builder"])(**member["arguments"], folded=True)
     except TypeError as error:
         raise ValueError(f"{path}: {member['builder']} takes no such argument; {error}.") from error
     finally:

@@ -14,72 +14,27 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from bids_cmb import __version__, cases, contrasts
+from bids_cmb import __version__, cases
 from bids_cmb.files import write_text
-from bids_cmb.heads import head_paths
-from bids_cmb.models.losses import LesionLoss, StructuresLoss
-from bids_cmb.models.unet import unet
-from bids_cmb.networks import device
-from bids_cmb.preprocessing import Grid
+from bids_cmb.lessons import anatomy, boxes, lesions, patches
+from bids_cmb.lessons.task import Batch, Recipe, Sources, Teach
+from bids_cmb.networks import builder, device
 from bids_cmb.provenance import machine, software
 from bids_cmb.training_report import draw_report
 from bids_cmb.weights import read_weights, write_weights
 
-BUILDERS = {"unet": unet}
+TASKS = {
+    "lesions": lesions.TASK,
+    "anatomy": anatomy.TASK,
+    "boxes": boxes.TASK,
+    "patches": patches.TASK,
+}
 VALIDATION_STEPS = 24
 EXAMPLES = 40  # patches of the validation, of which the report shows those with most to see
 CLIP_NORM = 1.0
 VALIDATION_SEED = 10**6  # its patches are the same whatever the recipe's seed
 FINER = 0.25  # of the recipe's learning rate, for weights that know something already
-Batch = tuple[np.ndarray, np.ndarray]
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one network is trained; ``data/recipes/<name>.json``.
-
-    Attributes:
-        name: Of the network.
-        task: ``lesions`` or ``anatomy``.
-        builder: Of the network, in ``models``.
-        arguments: For the builder.
-        grid: What the network is fed, as `Grid.from_card` reads it.
-        seed: Of weights, patches and their variation.
-        batch: Patches in a step.
-        steps: In an epoch.
-        epochs: At most.
-        rate: Highest learning rate; it rises in the first epoch and falls by a cosine.
-        decay: Of the weights.
-        ema: Momentum of the averaged weights, which are those that are kept.
-        patience: Epochs without a better validation after which training ends.
-        drawing: For lesions: how patches are drawn, `cases.Drawing`.
-        loss: Arguments of the loss.
-        patch: For anatomy: voxels of a part of a head.
-        people: For anatomy: people drawn from each label map.
-        scanned: For anatomy: share of batches that are simulated scans, if there are any.
-        classes: For anatomy: what the network tells apart.
-    """
-
-    name: str
-    task: str
-    builder: str
-    arguments: dict
-    grid: dict
-    seed: int
-    batch: int
-    steps: int
-    epochs: int
-    rate: float
-    decay: float
-    ema: float
-    patience: int = 8
-    drawing: dict | None = None
-    loss: dict | None = None
-    patch: tuple[int, ...] = ()
-    people: int = 0
-    scanned: float = 0.5
-    classes: tuple[dict, ...] = ()
 
 
 def read_recipe(name: str) -> Recipe:
@@ -95,9 +50,14 @@ def read_recipe(name: str) -> Recipe:
         raise ValueError(f"A recipe must be one of {', '.join(known)}; found {name!r}.")
     source = Path(name) if name.endswith(".json") else shelf / f"{name}.json"
     try:
-        return Recipe(**json.loads(source.read_text(encoding="utf-8")))
+        recipe = Recipe(**json.loads(source.read_text(encoding="utf-8")))
     except (TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{source}: a recipe must hold what `Recipe` lists; {error}.") from error
+    if recipe.task not in TASKS:
+        raise ValueError(
+            f"{source}: a recipe's task must be one of {', '.join(TASKS)}; found {recipe.task!r}."
+        )
+    return recipe
 
 
 @dataclass(frozen=True)
@@ -111,6 +71,7 @@ class Material:
             ``derivatives/truth`` of each.
         start: Weights to begin with, ``.npz``; by chance without.
         left_out: Subjects of ``data`` that are not learnt from but validated on.
+        given: Networks that this one learns after, `lessons.task.Sources`.
     """
 
     data: tuple[Path, ...]
@@ -118,12 +79,13 @@ class Material:
     truth: Path | None = None
     start: Path | None = None
     left_out: tuple[str, ...] = ()
+    given: tuple[tuple[str, Path], ...] = ()
 
 
 class Lessons(keras.utils.PyDataset):
     """Batches for `fit`: each is drawn anew, and depends on the seed, the epoch and the step."""
 
-    def __init__(self, teach: Callable[[np.random.Generator], Batch], steps: int, seed: int):
+    def __init__(self, teach: Teach, steps: int, seed: int):
         """``teach`` draws a batch."""
         super().__init__(workers=1, use_multiprocessing=False)
         self.teach, self.steps, self.seed, self.epoch = teach, steps, seed, 0
@@ -167,7 +129,9 @@ def train(recipe: Recipe, material: Material, out: Path, *, say: Say = lambda _:
     if material.start:
         _fill(network, material.start)
     slower = FINER if material.start else 1.0
-    network.compile(_optimizer(recipe, slower), loss=_loss(recipe), jit_compile=False)
+    network.compile(
+        _optimizer(recipe, slower), loss=TASKS[recipe.task].loss(recipe), jit_compile=False
+    )
     say(f"{network.count_params():,} parameters, {precision()}, {device()}")
     best = out / "best.weights.h5"
     network.fit(
@@ -225,13 +189,11 @@ def cross_validate(
 
 def build(recipe: Recipe) -> keras.Model:
     """The network of a recipe, its weights by chance."""
-    if recipe.builder not in BUILDERS:
-        raise ValueError(
-            f"The builder of a recipe must be one of {', '.join(BUILDERS)}; "
-            f"found {recipe.builder!r}."
-        )
-    outputs = {"outputs": len(recipe.classes) + 1} if recipe.task == "anatomy" else {}
-    return BUILDERS[recipe.builder](**recipe.arguments, **outputs)
+    return builder(recipe.builder)(**_arguments(recipe))
+
+
+def _arguments(recipe: Recipe) -> dict:
+    return recipe.arguments | TASKS[recipe.task].arguments(recipe)
 
 
 def precision() -> str:
@@ -254,7 +216,7 @@ def _claim(out: Path, recipe: Recipe) -> None:
 
 def _fill(network: keras.Model, start: Path) -> None:
     arrays = read_weights(start)
-    for variable in network.variables:
+    for variable in network.weights:  # and no state of chance
         if variable.path not in arrays or arrays[variable.path].shape != tuple(variable.shape):
             raise ValueError(
                 f"{start}: weights to begin with must be those of the recipe's network; "
@@ -271,24 +233,18 @@ def _examples(
     network: keras.Model, judged: Batch | None, recipe: Recipe
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Images, truths and answers of the first patches of the validation; None without one."""
-    if judged is None:
+    shown = TASKS[recipe.task].shown
+    if judged is None or shown is None:
         return None
     images, truths = judged[0][:EXAMPLES], judged[1][:EXAMPLES]
-    logits = network.predict(images, batch_size=recipe.batch, verbose=0)
-    if recipe.task == "anatomy":
-        found = logits[..., :-1].argmax(-1)
-    else:
-        found = keras.ops.convert_to_numpy(keras.ops.sigmoid(logits[..., 0]))
-    return images[..., 0], truths[..., 0], found
+    return shown(images, truths, network.predict(images, batch_size=recipe.batch, verbose=0))
 
 
 def _written(network: keras.Model, recipe: Recipe, out: Path, told: str) -> dict:
     """Write weights and entry."""
-    arrays = {one.path: keras.ops.convert_to_numpy(one.value) for one in network.variables}
+    arrays = {one.path: keras.ops.convert_to_numpy(one.value) for one in network.weights}
     path = out / f"{recipe.name}.npz"
-    arguments = {key: value for key, value in recipe.arguments.items() if key != "start"}
-    if recipe.task == "anatomy":
-        arguments["outputs"] = len(recipe.classes) + 1
+    arguments = {key: value for key, value in _arguments(recipe).items() if key != "start"}
     entry = {
         "name": recipe.name,
         "builder": recipe.builder,
@@ -321,23 +277,19 @@ def _optimizer(recipe: Recipe, slower: float) -> keras.optimizers.Optimizer:
     )  # fmt: skip
 
 
-def _loss(recipe: Recipe) -> keras.losses.Loss:
-    if recipe.task == "anatomy":
-        return StructuresLoss(classes=len(recipe.classes))
-    return LesionLoss(**(recipe.loss or {}))
-
-
 def _callbacks(
     recipe: Recipe, lessons: Lessons, out: Path, say: Say, *, judged: bool
 ) -> list[keras.callbacks.Callback]:
-    since = time.monotonic()
+    began: list[tuple[int, float]] = []  # the first epoch of this run, which may go on from others
 
     def begin(epoch: int, logs: dict | None = None) -> None:  # noqa: ARG001
         lessons.epoch = epoch
+        if not began:
+            began.append((epoch, time.monotonic()))
 
     def end(epoch: int, logs: dict | None = None) -> None:
-        passed = time.monotonic() - since
-        left = passed / (epoch + 1) * (recipe.epochs - epoch - 1)
+        first, since = began[0]
+        left = (time.monotonic() - since) / (epoch + 1 - first) * (recipe.epochs - epoch - 1)
         told = ", ".join(f"{key} {value:.4f}" for key, value in (logs or {}).items())
         with (out / "curves.tsv").open("a", encoding="utf-8") as curves:
             curves.write("\t".join(map(str, [epoch + 1, *(logs or {}).values()])) + "\n")
@@ -373,55 +325,15 @@ def _examination(recipe: Recipe, material: Material) -> Batch | None:
 
 def _teacher(
     recipe: Recipe, data: Sequence[Path], material: Material, seed: int, *, learn: bool
-) -> tuple[Callable[[np.random.Generator], Batch], str]:
+) -> tuple[Teach, str]:
     """What draws a batch, and in words what it draws from."""
     label_maps = [folder for folder in data if not (folder / "dataset_description.json").is_file()]
-    found = [
+    scans = [
         one
         for folder in data
         if folder not in label_maps
         for one in cases.find_cases(folder, material.truth)
         if not material.left_out or (one.subject in material.left_out) != learn
     ]
-    if recipe.task == "anatomy":
-        return _anatomy_teacher(recipe, found, label_maps, seed)
-    if label_maps:
-        raise ValueError(
-            f"{label_maps[0]}: lesions are learnt from BIDS datasets; found no "
-            "dataset_description.json."
-        )
-    return _lesion_teacher(recipe, found)
-
-
-def _lesion_teacher(recipe: Recipe, found: Sequence[cases.Paths]) -> tuple[Callable, str]:
-    grid = Grid.from_card(recipe.grid)
-    read = [cases.read_case(one, grid) for one in found]
-    given = {key: tuple(v) if isinstance(v, list) else v for key, v in recipe.drawing.items()}
-    drawing = cases.Drawing(**given)
-
-    def teach(rng: np.random.Generator) -> Batch:
-        return cases.batch(read, drawing, rng, size=recipe.batch)
-
-    lesions = sum(len(one.centres["lesion"]) for one in read)
-    return teach, f"{len(read)} scans with {lesions} lesions"
-
-
-def _anatomy_teacher(
-    recipe: Recipe, found: Sequence[cases.Paths], label_maps: Sequence[Path], seed: int
-) -> tuple[Callable, str]:
-    grid, known = Grid.from_card(recipe.grid), contrasts.atlas(recipe.classes)
-    scanned = [contrasts.scanned_subject(one, grid) for one in found]
-    painted = [
-        contrasts.painted_subject(
-            path, np.random.default_rng([seed, at, person]), float(grid.spacing[0])
-        )
-        for folder in label_maps
-        for at, path in enumerate(head_paths(folder))
-        for person in range(recipe.people)
-    ]
-
-    def teach(rng: np.random.Generator) -> Batch:
-        pool = scanned if scanned and (not painted or rng.random() < recipe.scanned) else painted
-        return contrasts.batch(pool, known, recipe.patch, rng, size=recipe.batch)
-
-    return teach, f"{len(painted)} people to paint and {len(scanned)} simulated scans"
+    sources = Sources(scans, label_maps, dict(material.given))
+    return TASKS[recipe.task].teach(recipe, sources, seed)

@@ -17,6 +17,8 @@ FLOORS = [  # from the ground up; a folder is one room
     {"brain", "lesions", "candidates", "matching", "agreement", "dask_cluster", "descriptor"}
     | {"physics", "tissues", "protocols", "preprocessing", "networks", "given", "registration"}
     | {"growing", "reckoning"},
+    {"boxes"},
+    {"cascade"},  # designs of detectors
     {
         "detectors",
         "derivatives",
@@ -34,7 +36,7 @@ FLOORS = [  # from the ground up; a folder is one room
     {"report", "pictures"},
     {"scoring", "marks", "made_head", "bodies", "laws", "cases"},
     {"fates", "scorecard", "scanner", "vessels", "contrasts"},
-    {"truth", "sources", "segmentations", "tallies"},
+    {"truth", "sources", "segmentations", "tallies", "lessons"},
     {"marked"},
     {"participant", "group", "simulation", "evaluation", "training", "importing", "reviewing"},
     {"cohort"},
@@ -47,7 +49,7 @@ HOMES = {  # a library, and the only rooms that may name it
     "tensorflow": {"networks", "training", "savedmodels"},
     "h5py": {"foreign", "imports"},
     "openpyxl": {"sheets"},
-    "keras": {"models", "networks", "training"},
+    "keras": {"models", "networks", "training", "lessons"},
     "bids": {"discovery"},
     "matplotlib": {"training_report", "group_map"},
     "templateflow": {"templates"},

@@ -131,7 +131,7 @@ def test_anatomy_is_learnt_from_simulated_scans(data, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("nonsense", "A recipe must be one of anatomy, ensemble-a"), ("odd.json", "must hold what")],
+    [("nonsense", "A recipe must be one of anatomy, .*ensemble-a"), ("odd.json", "must hold what")],
 )
 def test_a_recipe_that_is_none_is_refused(tmp_path, monkeypatch, name, sentence):
     monkeypatch.chdir(tmp_path)
@@ -141,7 +141,7 @@ def test_a_recipe_that_is_none_is_refused(tmp_path, monkeypatch, name, sentence)
 
 
 def test_an_unknown_builder_is_refused(recipe):
-    with pytest.raises(ValueError, match="builder of a recipe must be one of unet; found 'oracle'"):
+    with pytest.raises(ValueError, match="found 'oracle'"):
         build(replace(recipe, builder="oracle"))
 
 

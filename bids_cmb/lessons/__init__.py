@@ -1,0 +1,1 @@
+"""What networks are taught: a task tells how batches are drawn and how answers are judged."""

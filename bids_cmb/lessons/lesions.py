@@ -1,0 +1,35 @@
+"""Every voxel is to be told whether it lies in a microbleed."""
+
+import keras
+import numpy as np
+
+from bids_cmb import cases
+from bids_cmb.lessons.task import Batch, Recipe, Sources, Task, Teach
+from bids_cmb.models.losses import LesionLoss
+from bids_cmb.preprocessing import Grid
+
+
+def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  # noqa: ARG001
+    if sources.label_maps:
+        raise ValueError(
+            f"{sources.label_maps[0]}: lesions are learnt from BIDS datasets; found no "
+            "dataset_description.json."
+        )
+    grid = Grid.from_card(recipe.grid)
+    read = [cases.read_case(one, grid) for one in sources.scans]
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in recipe.drawing.items()}
+    drawing = cases.Drawing(**given)
+
+    def teach(rng: np.random.Generator) -> Batch:
+        return cases.batch(read, drawing, rng, size=recipe.batch)
+
+    lesions = sum(len(one.centres["lesion"]) for one in read)
+    return teach, f"{len(read)} scans with {lesions} lesions"
+
+
+def _shown(images: np.ndarray, truths: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, ...]:
+    chances = keras.ops.convert_to_numpy(keras.ops.sigmoid(logits[..., 0]))
+    return images[..., 0], truths[..., 0], chances
+
+
+TASK = Task(_teach, lambda recipe: LesionLoss(**(recipe.loss or {})), _shown)

@@ -104,7 +104,7 @@ def read_case(paths: Paths, grid: Grid) -> Case:
     stored = load_labels(paths.brain).data > 0 if paths.brain else find_brain(image).data
     brain = Volume(stored, image.affine)
     fed = preprocess(image, brain, grid)
-    truth, lesions = _truth(paths.lesions, fed.image)
+    truth, lesions = true_voxels(paths.lesions, fed.image)
     heard = _near(fed.brain)
     centres = {
         "lesion": lesions,
@@ -115,7 +115,7 @@ def read_case(paths: Paths, grid: Grid) -> Case:
     return Case(paths.name, fed.image.data.astype(np.float16), truth, heard, centres)
 
 
-def _truth(path: Path, like: Volume) -> tuple[np.ndarray, list[np.ndarray]]:
+def true_voxels(path: Path, like: Volume) -> tuple[np.ndarray, list[np.ndarray]]:
     """The lesions of a label map on the grid of ``like``: `Case.truth`, and each one's voxels."""
     stored = label_map(path)
     indices, unsure = stored.data, _unsure(path)
@@ -212,6 +212,8 @@ class Drawing:
         gamma: Least and most exponent of its values.
         noise: Most noise that is added, in brain medians.
         swaps: Whether the first two axes may change places.
+        reach: Voxels by which the middle may lie off the centre along each axis; a third of the
+            shape without.
     """
 
     shape: tuple[int, int, int]
@@ -220,6 +222,7 @@ class Drawing:
     gamma: tuple[float, float] = (0.75, 1.35)
     noise: float = 0.03
     swaps: bool = True
+    reach: tuple[int, int, int] | None = None
 
 
 def batches(
@@ -248,6 +251,15 @@ def draw(
     cases: Sequence[Case], drawing: Drawing, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """One patch and its truth with weights, varied: (X, Y, Z, 1) and (X, Y, Z, 2)."""
+    image, codes, heard = draw_codes(cases, drawing, rng)
+    told = np.stack([codes == LESION, heard & (codes != UNSURE)], axis=-1)
+    return image, told.astype(np.float32)
+
+
+def draw_codes(
+    cases: Sequence[Case], drawing: Drawing, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One patch, varied, (X, Y, Z, 1), its `Case.truth` and where it is heard of, (X, Y, Z)."""
     case = cases[rng.integers(len(cases))]
     kinds = [kind for kind, places in case.centres.items() if any(map(len, places))]
     chances = np.array([drawing.shares.get(kind, 0) for kind in kinds]) + 1e-9
@@ -256,14 +268,12 @@ def draw(
     place = places[rng.integers(len(places))]
     centre = place[rng.integers(len(place))].astype(int)
     shape = np.array(drawing.shape)
-    start = centre - shape // 2 + rng.integers(-(shape // 3), shape // 3 + 1)
-    image, truth, heard = (
-        _cut(data, start, shape) for data in (case.image, case.truth, case.heard)
-    )
-    weight = heard & (truth != UNSURE)
-    stacked = np.stack([image.astype(np.float32), truth == LESION, weight], axis=-1)
-    stacked = _turned(stacked, drawing, rng)
-    return _varied(stacked[..., :1], drawing, rng), np.ascontiguousarray(stacked[..., 1:])
+    reach = shape // 3 if drawing.reach is None else np.array(drawing.reach)
+    start = centre - shape // 2 + rng.integers(-reach, reach + 1)
+    cut = [_cut(data, start, shape) for data in (case.image, case.truth, case.heard)]
+    stacked = _turned(np.stack([one.astype(np.float32) for one in cut], axis=-1), drawing, rng)
+    image = _varied(stacked[..., :1], drawing, rng)
+    return image, stacked[..., 1].astype(np.uint8), stacked[..., 2] > 0
 
 
 def _cut(data: np.ndarray, start: np.ndarray, shape: np.ndarray) -> np.ndarray:

@@ -33,7 +33,11 @@ MOST_VOXELS = 7_500_000  # at once: about 1.5 GB of activations; larger images a
 HALO = 32  # voxels that slabs overlap by at either end: beyond, nothing changes by 0.001
 NORM_EPSILON = 1e-3  # Keras' default, with which the networks were trained
 SAME = 1e-3  # that graph and eager may differ by in a logit
-BUILDERS = {"unet": "bids_cmb.models.unet"}  # each a function of that name in the module
+BUILDERS = {  # each a function of that name in the module
+    "unet": "bids_cmb.models.unet",
+    "resnet_gate": "bids_cmb.models.gate",
+    "resunet": "bids_cmb.models.resunet",
+}
 STEPS = 255  # of a probability that is kept in 8 bits
 
 
@@ -331,7 +335,7 @@ def _built(member: Mapping, path: Path, precision: str):
 
 
 def _fill(model, arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    wanted = {variable.path: variable for variable in model.variables}
+    wanted = {variable.path: variable for variable in model.weights}
     absent, extra = sorted(set(wanted) - set(arrays)), sorted(set(arrays) - set(wanted))
     if absent or extra:
         raise ValueError(

@@ -16,14 +16,19 @@ import numpy as np
 
 from bids_cmb import __version__, cases
 from bids_cmb.files import write_text
-from bids_cmb.lessons import anatomy, lesions
+from bids_cmb.lessons import anatomy, gate, lesions, slices
 from bids_cmb.lessons.task import Batch, Recipe, Sources, Teach
 from bids_cmb.networks import builder, device
 from bids_cmb.provenance import machine, software
 from bids_cmb.training_report import draw_report
 from bids_cmb.weights import read_weights, write_weights
 
-TASKS = {"lesions": lesions.TASK, "anatomy": anatomy.TASK}
+TASKS = {
+    "lesions": lesions.TASK,
+    "anatomy": anatomy.TASK,
+    "gate": gate.TASK,
+    "slices": slices.TASK,
+}
 VALIDATION_STEPS = 24
 EXAMPLES = 40  # patches of the validation, of which the report shows those with most to see
 CLIP_NORM = 1.0
@@ -211,7 +216,7 @@ def _claim(out: Path, recipe: Recipe) -> None:
 
 def _fill(network: keras.Model, start: Path) -> None:
     arrays = read_weights(start)
-    for variable in network.variables:
+    for variable in network.weights:
         if variable.path not in arrays or arrays[variable.path].shape != tuple(variable.shape):
             raise ValueError(
                 f"{start}: weights to begin with must be those of the recipe's network; "
@@ -237,7 +242,7 @@ def _examples(
 
 def _written(network: keras.Model, recipe: Recipe, out: Path, told: str) -> dict:
     """Write weights and entry."""
-    arrays = {one.path: keras.ops.convert_to_numpy(one.value) for one in network.variables}
+    arrays = {one.path: keras.ops.convert_to_numpy(one.value) for one in network.weights}
     path = out / f"{recipe.name}.npz"
     arguments = {key: value for key, value in _arguments(recipe).items() if key != "start"}
     entry = {

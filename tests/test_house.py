@@ -15,7 +15,7 @@ FLOORS = [  # from the ground up; a folder is one room
     {"volume", "config", "discovery", "execution", "validation", "weights"},
     {"brain", "lesions", "candidates", "matching", "agreement", "dask_cluster", "descriptor"}
     | {"physics", "tissues", "protocols", "preprocessing", "networks"},
-    set(),  # designs of detectors
+    {"gated"},  # designs of detectors
     {
         "detectors",
         "derivatives",
@@ -51,7 +51,7 @@ HOMES = {  # a library, and the only rooms that may name it
     "PIL": {"report"},
     "argparse": {"cli", "__main__", "descriptor"},
     "distributed": {"dask_cluster"},
-    "nibabel": {"volume", "preprocessing", "detectors", "physics", "scanner", "cases"},
+    "nibabel": {"volume", "preprocessing", "detectors", "gated", "physics", "scanner", "cases"},
 }
 
 

@@ -17,8 +17,8 @@ from bids_cmb.preprocessing import Grid, back_to_scan, preprocess
 from bids_cmb.volume import Volume
 
 GATES = ("off", "hard", "soft")
-TILE = 64  # voxels a side, as the gate's recipe has it
-TILES = 64  # at once
+TILE = 32  # voxels a side, as the gate's recipe has it
+TILES = 256  # at once
 SLICES = 4  # at once
 Ask = Callable[[np.ndarray], np.ndarray]
 

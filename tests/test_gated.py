@@ -243,11 +243,11 @@ def tile_with(code, at, z=1):
 
 
 def test_a_tile_is_asked_about_where_the_answer_is_sure():
-    assert holds(tile_with(LESION, 30)) == 1
+    assert holds(tile_with(LESION, 16)) == 1
     assert holds(np.zeros((TILE, TILE, 3), np.uint8)) == 0
-    assert holds(tile_with(UNSURE, 30)) is None
+    assert holds(tile_with(UNSURE, 16)) is None
     assert holds(tile_with(LESION, RIM - 1)) is None  # half of it may lie outside
-    assert holds(tile_with(LESION, 30, z=2)) is None  # on the next slice only
+    assert holds(tile_with(LESION, 16, z=2)) is None  # on the next slice only
 
 
 def test_the_gate_is_taught_on_tiles_of_the_size_it_is_asked_about():
@@ -306,12 +306,12 @@ def test_tiles_leave_out_nothing_and_open_about_a_spot_only(at):
 
 
 def test_tiles_are_not_asked_about_where_nothing_is_wanted():
-    starts, chances = ask_tiles(bright, np.ones((80, 80, 3), np.float32), np.zeros((80, 80, 3)))
+    starts, chances = ask_tiles(bright, np.ones((40, 40, 3), np.float32), np.zeros((40, 40, 3)))
     assert starts.shape == (0, 3)
     assert len(chances) == 0
-    where = np.zeros((80, 80, 3), bool)
+    where = np.zeros((40, 40, 3), bool)
     where[10, 10, 2] = True
-    starts, _ = ask_tiles(bright, np.ones((80, 80, 3), np.float32), where)
+    starts, _ = ask_tiles(bright, np.ones((40, 40, 3), np.float32), where)
     assert {tuple(start) for start in starts} == {(0, 0, 2)}
 
 

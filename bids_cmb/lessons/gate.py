@@ -9,7 +9,7 @@ from bids_cmb.lessons.lesions import drawing_of, read_sources
 from bids_cmb.lessons.task import Batch, Recipe, Sources, Task, Teach
 from bids_cmb.models.losses import TileLoss
 
-RIM = 8  # voxels at a tile's border where lesions are not asked for: the next tile has them whole
+RIM = 4  # voxels at a tile's border where lesions are not asked for: the next tile has them whole
 TRIES = 20  # to draw a tile of the kind that is wanted
 
 

@@ -1,14 +1,15 @@
 """A residual network that says whether a tile of a slice holds a microbleed.
 
 ResNet (He et al. 2016) with what small things ask for: the stem keeps every pixel (at a stride of
-32 a microbleed of 6 pixels is gone before it is seen), and the tile's answer is that of its most
-telling place, not of its average.
+32 a microbleed of 6 pixels is gone before it is seen), and every place of the tile gets an answer of
+its own; the tile's is their log-sum-exp, a soft maximum. An average would drown one place in all
+others.
 """
 
 from collections.abc import Sequence
 
 import keras
-from keras import layers
+from keras import layers, ops
 
 WIDER = 4  # times a bottleneck's width that it gives on
 DROPPED = 0.3  # of the units before the answer, in training
@@ -31,9 +32,10 @@ def resnet_gate(
         bottleneck: Whether a block is narrowed by 1 x 1, convolved by 3 x 3 and widened fourfold by
             1 x 1, as in ResNet50; else it is two convolutions of 3 x 3, as in ResNet18.
         stem: Side of the first convolution in pixels; its stride is 1.
-        dense: Units of each layer between the features and the answer; in training it loses some.
+        dense: Units of each layer between a place's features and its answer; in training it loses
+            some.
         inputs: Channels of the tile: its slices.
-        start: Bias of the answer before training.
+        start: Bias of a place's answer before training.
         folded: As in `unet`.
 
     Returns:
@@ -47,13 +49,12 @@ def resnet_gate(
         for number in range(count):
             stride = 2 if level and not number else 1
             x = block(x, width, stride, f"level{level}_block{number}", folded=folded)
-    x = layers.GlobalMaxPooling2D(name="most")(x)
     for at, units in enumerate(dense):
-        x = layers.Dense(units, activation="relu", name=f"dense{at}")(x)
+        x = layers.Conv2D(units, 1, activation="relu", name=f"dense{at}")(x)
         x = layers.Dropout(DROPPED, name=f"dense{at}_dropout")(x)
     bias = keras.initializers.Constant(start)
-    answer = layers.Dense(1, dtype="float32", bias_initializer=bias, name="answer")
-    return keras.Model(tile, answer(x))
+    places = layers.Conv2D(1, 1, dtype="float32", bias_initializer=bias, name="answer")(x)
+    return keras.Model(tile, ops.logsumexp(places, axis=(1, 2)))  # (B, 1)
 
 
 def _plain(x, width: int, stride: int, name: str, *, folded: bool):

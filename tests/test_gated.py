@@ -384,3 +384,14 @@ def test_a_card_that_is_none_of_a_gated_detector_is_refused(head, chained, chang
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=f"mine: .*{sentence}"):
         detect("mine", image, brain, models)
+
+
+def test_the_packages_detector_finds_the_microbleeds_of_a_phantom(head):
+    image, brain, bleeds = head
+    said = card("gated")
+    chance = detect("gated", image, brain).mean.data
+    near = [
+        np.linalg.norm(image.world(np.argwhere(chance >= said["threshold"])) - one.centre, axis=1)
+        for one in bleeds
+    ]
+    assert sum(away.min() < one.diameter / 2 for away, one in zip(near, bleeds, strict=True)) >= 4

@@ -1,8 +1,8 @@
 """A residual network that says whether a tile of a slice holds a microbleed.
 
 ResNet (He et al. 2016) with what small things ask for: the stem keeps every pixel (at a stride of
-32 a microbleed of 6 pixels is gone before it is seen), and every place of the tile gets an answer of
-its own; the tile's is their log-sum-exp, a soft maximum. An average would drown one place in all
+32 a microbleed of 6 pixels is gone before it is seen), and every place of the tile gets an answer
+of its own; the tile's is their log-sum-exp, a soft maximum. An average would drown one place in all
 others.
 """
 

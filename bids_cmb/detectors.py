@@ -17,6 +17,7 @@ from scipy.special import expit, logit
 from bids_cmb.candidates import Candidate, find_candidates
 from bids_cmb.cards import card, members_of, weights_file
 from bids_cmb.cascade import cascade
+from bids_cmb.gated import gated
 from bids_cmb.networks import Models, answer, give_back, load_network
 from bids_cmb.preprocessing import Grid, Preprocessed, back_to_scan, preprocess
 from bids_cmb.volume import Volume
@@ -194,4 +195,5 @@ def _chance(candidate: Candidate, gates: list[dict]) -> float:
 _FUNCTIONS = {"radial": radial}
 DESIGNS: dict[str, Callable[[Volume, Volume, dict, Models], Volume]] = {
     "cascade": cascade,
+    "gated": gated,
 }

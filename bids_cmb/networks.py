@@ -38,6 +38,8 @@ BUILDERS = {  # each a function of that name in the module
     "unet": "bids_cmb.models.unet",
     "yolo": "bids_cmb.models.yolo",
     "cnn3d": "bids_cmb.models.cnn3d",
+    "resnet_gate": "bids_cmb.models.gate",
+    "resunet": "bids_cmb.models.resunet",
 }
 STEPS = 255  # of a probability that is kept in 8 bits
 
@@ -356,7 +358,7 @@ def _built(member: Mapping, path: Path, precision: str):
 
 
 def _fill(model, arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    wanted = {variable.path: variable for variable in model.variables}
+    wanted = {variable.path: variable for variable in model.weights}
     absent, extra = sorted(set(wanted) - set(arrays)), sorted(set(arrays) - set(wanted))
     if absent or extra:
         raise ValueError(

@@ -16,7 +16,7 @@ import numpy as np
 
 from bids_cmb import __version__, cases
 from bids_cmb.files import write_text
-from bids_cmb.lessons import anatomy, boxes, lesions, patches
+from bids_cmb.lessons import anatomy, boxes, gate, lesions, patches, slices
 from bids_cmb.lessons.task import Batch, Recipe, Sources, Teach
 from bids_cmb.networks import builder, device
 from bids_cmb.provenance import machine, software
@@ -28,6 +28,8 @@ TASKS = {
     "anatomy": anatomy.TASK,
     "boxes": boxes.TASK,
     "patches": patches.TASK,
+    "gate": gate.TASK,
+    "slices": slices.TASK,
 }
 VALIDATION_STEPS = 24
 EXAMPLES = 40  # patches of the validation, of which the report shows those with most to see

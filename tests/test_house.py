@@ -18,7 +18,7 @@ FLOORS = [  # from the ground up; a folder is one room
     | {"physics", "tissues", "protocols", "preprocessing", "networks", "given", "registration"}
     | {"growing", "reckoning"},
     {"boxes"},
-    {"cascade"},  # designs of detectors
+    {"cascade", "gated"},  # designs of detectors
     {
         "detectors",
         "derivatives",
@@ -58,7 +58,7 @@ HOMES = {  # a library, and the only rooms that may name it
     "PIL": {"pictures"},
     "argparse": {"cli", "__main__", "descriptor"},
     "distributed": {"dask_cluster"},
-    "nibabel": {"volume", "preprocessing", "detectors", "physics", "scanner", "cases"}
+    "nibabel": {"volume", "preprocessing", "detectors", "gated", "physics", "scanner", "cases"}
     | {"registration"},
 }
 

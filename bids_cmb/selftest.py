@@ -9,7 +9,7 @@ from bids_cmb.app import run
 from bids_cmb.cards import card, card_names, members_of, weights_file
 from bids_cmb.config import Config
 from bids_cmb.evaluation import Asked, measure
-from bids_cmb.networks import device, load_network, no_gpu
+from bids_cmb.networks import device, load_network, load_patcher, no_gpu
 from bids_cmb.provenance import machine, software
 from bids_cmb.simulation import simulate
 
@@ -53,11 +53,12 @@ def _tensorflow_version() -> str:
 
 def _loaded(name: str, models: Path | None, say: Say) -> list[str]:
     """Load the networks of a card; what is wrong with them."""
-    wrong = []
-    for member in members_of(card(name, models)):
+    said, wrong = card(name, models), []
+    load = load_patcher if "design" in said else load_network
+    for member in members_of(said):
         began = time.monotonic()
         try:
-            load_network(member, weights_file(name, member, models))
+            load(member, weights_file(name, member, models))
         except ValueError as error:
             wrong.append(str(error))
             continue

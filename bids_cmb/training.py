@@ -6,7 +6,8 @@ kept. What is drawn depends on the seed and the step alone.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -101,6 +102,18 @@ class Lessons(keras.utils.PyDataset):
         return self.teach(np.random.default_rng([self.seed, self.epoch, step]))
 
 
+@contextmanager
+def _own_precision() -> Iterator[None]:
+    """Networks that are built meanwhile compute as this machine learns fastest."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision())
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+@_own_precision()
 def train(recipe: Recipe, material: Material, out: Path, *, say: Say = lambda _: None) -> dict:
     """Train a network and write its weights and its entry for a model card.
 
@@ -122,7 +135,6 @@ def train(recipe: Recipe, material: Material, out: Path, *, say: Say = lambda _:
     began = time.monotonic()
     _claim(out, recipe)
     keras.utils.set_random_seed(recipe.seed)
-    keras.config.set_dtype_policy(precision())
     teach, told = _teacher(recipe, material.data, material, recipe.seed, learn=True)
     lessons = Lessons(teach, recipe.steps, recipe.seed)
     judged = _examination(recipe, material)

@@ -261,7 +261,7 @@ def test_gate_then_segmenter_are_taught_and_work(lessons, tmp_path):
     data = lessons(2)
     gate = read_recipe("gated-gate")
     gate = replace(gate, arguments=SMALL_GATE, batch=6, steps=2, epochs=1)
-    entry = train(gate, Material((data,), validation=(data,)), tmp_path / "gate")
+    entry = train(gate, Material((data,)), tmp_path / "gate")
     assert "2 scans with 4 lesions" in entry["training"]["data"]
     unet = read_recipe("gated-segmenter")
     unet = replace(unet, arguments={**SMALL_UNET, "start": -4}, batch=4, steps=2, epochs=1)

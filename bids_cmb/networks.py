@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
+from threading import RLock
 
 import numpy as np
 
@@ -41,6 +42,7 @@ BUILDERS = {  # each a function of that name in the module
     "resnet_gate": "bids_cmb.models.gate",
     "resunet": "bids_cmb.models.resunet",
 }
+LOADING = RLock()  # one at a time, whichever thread asks: libraries, networks
 STEPS = 255  # of a probability that is kept in 8 bits
 
 
@@ -89,7 +91,8 @@ def load_network(member: Mapping, path: Path, *, precision: str = "auto") -> Net
         ValueError: If builder or arguments are unknown, or the weights are not those of the card
             or not of this network.
     """
-    return _loaded(json.dumps(dict(member), sort_keys=True), path, precision)
+    with LOADING:
+        return _loaded(json.dumps(dict(member), sort_keys=True), path, precision)
 
 
 def builder(name: str) -> Callable:
@@ -122,7 +125,8 @@ def load_patcher(
     Raises:
         ValueError: As `load_network`.
     """
-    return _patcher(json.dumps(dict(member), sort_keys=True), path, precision)
+    with LOADING:
+        return _patcher(json.dumps(dict(member), sort_keys=True), path, precision)
 
 
 def answer(
@@ -212,12 +216,10 @@ def _keep_apart() -> None:
 
 def set_threads(count: int) -> None:
     """Let networks use so many threads; without effect after the first one was loaded."""
-    threading = _tensorflow().config.threading
-    try:
+    with LOADING, suppress(RuntimeError):
+        threading = _tensorflow().config.threading
         threading.set_intra_op_parallelism_threads(count)
         threading.set_inter_op_parallelism_threads(1)
-    except RuntimeError:
-        return
 
 
 def _in_slabs(run: Callable, multiple: Sequence[int], image: np.ndarray) -> np.ndarray:
@@ -305,7 +307,7 @@ def _shiva(member: Mapping, path: Path, precision: str):
                     f"{path}: {name}/{part} must have shape {shape}; found {found.shape}."
                 )
             arrays[f"{name}/{part}"] = found
-    _guard_stages(path)
+    _guard_stages()
     with _silence():
         run = staged(_tensorflow(), arrays, widths, mixed=precision == "mixed")
     return run, tuple(member["grid"]["shape"])
@@ -412,7 +414,7 @@ def _guard(model, multiple: Sequence[int], path: Path, precision: str) -> None:
 
 
 @lru_cache(maxsize=1)
-def _guard_stages(path: Path) -> None:
+def _guard_stages() -> None:
     """Refuse a TensorFlow whose graphs do not compute what the stages do one by one."""
     tf, rng, widths = _tensorflow(), np.random.default_rng(0), (2, 2, 2, 2)
     image = rng.random((35, 22, 19), np.float32)
@@ -432,8 +434,8 @@ def _guard_stages(path: Path) -> None:
         tf.config.run_functions_eagerly(False)  # noqa: FBT003
     if apart > SAME:
         raise ValueError(
-            f"{path}: this TensorFlow ({tf.__version__}) must compute a network alike in graph "
-            f"and eager mode; found probabilities {apart:.2g} apart."
+            f"This TensorFlow ({tf.__version__}) must compute a network alike in graph and eager "
+            f"mode; found probabilities {apart:.2g} apart."
         )
 
 
@@ -442,8 +444,13 @@ _KINDS = {"unet": _unet, "shiva": _shiva, "savedmodel": _saved}
 # --- Libraries ------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
 def _tensorflow():
+    with LOADING:
+        return _imported()
+
+
+@lru_cache(maxsize=1)
+def _imported():
     """TensorFlow, imported without its greetings; it takes GPU memory as it needs it."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")

@@ -1,6 +1,7 @@
 """The corridor: one scan, from its files to its derivatives."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -158,9 +159,10 @@ def process(scan: Scan, config: Config) -> Summary:
         OSError: If a file cannot be read or written.
     """
     began = time.monotonic()
-    if asks_networks(config):
-        set_threads(config.omp_nthreads or 1)
-    found = examine(scan, config)
+    with ThreadPoolExecutor(1) as aside:  # TensorFlow takes seconds; meanwhile the scan is read
+        if asks_networks(config):
+            aside.submit(set_threads, config.omp_nthreads or 1)
+        found = examine(scan, config)
     output = Output(config.output_dir, scan)
     retract(output)
     files = write_images(output, found, config)

@@ -75,16 +75,14 @@ def staged(
         if not wanted.any():
             return np.zeros(image.shape, np.float32)
         x, skips = image[..., None], []
-        for level in range(IN_TILES):
-            needed = _needed(wanted, level, x.shape[:3])
-            ask = partial(stages.down, level, held)
-            skip, x = _down(ask, x, needed, HALO_UP[level])
-            skips.append((skip, needed))
+        plans = _planned(np.packbits(wanted).tobytes(), wanted.shape)
+        for level, plan in enumerate(plans):
+            skip, x = _down(partial(stages.down, level, held), x, plan)
+            skips.append(skip)
         x = np.asarray(stages.deep(held, x[None]))[0]
-        for level in reversed(range(IN_TILES)):
-            skip, needed = skips.pop()
-            x = _grown(x, needed.shape)
-            x = _up(partial(stages.up, level, held), x, skip, needed, HALO_UP[level])
+        for level, plan in reversed(list(enumerate(plans))):
+            x = _grown(x, plan.shape)
+            x = _up(partial(stages.up, level, held), x, skips.pop(), plan)
         return x[..., 0]
 
     return run
@@ -245,6 +243,38 @@ class _Stages:
 
 
 @dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is asked of the network at a level, so that the finest one is answered.
+
+    Attributes:
+        shape: Of the level, in voxels.
+        tiles: First voxel of, and end beyond, the box about what is needed in each tile.
+        halo: Voxels by which the decoder looks beyond a tile.
+    """
+
+    shape: tuple[int, ...]
+    tiles: tuple[tuple[Array, Array], ...]
+    halo: int
+
+
+@lru_cache(maxsize=1)
+def _planned(wanted: bytes, shape: tuple[int, ...]) -> tuple[_Plan, ...]:
+    """The plans of the levels in tiles; every fold of a scan has the same.
+
+    Args:
+        wanted: Bits of the voxels of the finest level whose probability is wanted.
+        shape: Of that level.
+    """
+    bits = np.unpackbits(np.frombuffer(wanted, np.uint8), count=int(np.prod(shape)))
+    finest, plans = bits.reshape(shape).astype(bool), []
+    for level in range(IN_TILES):
+        needed = _needed(finest, level, shape)
+        plans.append(_Plan(shape, tuple(_tiles(needed)), HALO_UP[level]))
+        shape = tuple(side // 2 for side in shape)
+    return tuple(plans)
+
+
+@dataclass(frozen=True, eq=False)
 class _Part:
     """A box of a larger array, (X, Y, Z, C), and where it begins."""
 
@@ -256,21 +286,21 @@ class _Part:
         return self.data[_box(low - self.first, high - self.first)]
 
 
-def _down(stage: Callable, x: Array, needed: Array, halo: int) -> tuple[_Part, Array]:
+def _down(stage: Callable, x: Array, plan: _Plan) -> tuple[_Part, Array]:
     """A level of the encoder, slab by slab.
 
     Args:
         stage: Asks the network.
         x: (X, Y, Z, C).
-        needed: Voxels of the level at which its decoder will be asked, (X, Y, Z).
-        halo: Voxels by which that looks beyond.
+        plan: Of the level's decoder.
 
     Returns:
         The skip where the decoder will need it, and the whole image halved.
     """
-    spots = np.argwhere(needed)
-    first = np.maximum(spots.min(axis=0) - halo, 0) // 2 * 2
-    end = np.minimum(spots.max(axis=0) + 2 + halo, needed.shape)
+    first = np.min([low for low, _ in plan.tiles], axis=0)
+    first = np.maximum(first - plan.halo, 0) // 2 * 2
+    end = np.max([high for _, high in plan.tiles], axis=0)
+    end = np.minimum(end + 1 + plan.halo, plan.shape)
     skip = halved = None
     for start in range(0, x.shape[0], SLAB):
         stop = min(start + SLAB, x.shape[0])
@@ -287,16 +317,16 @@ def _down(stage: Callable, x: Array, needed: Array, halo: int) -> tuple[_Part, A
     return _Part(skip, first), halved
 
 
-def _up(stage: Callable, x: Array, skip: _Part, needed: Array, halo: int) -> Array:
+def _up(stage: Callable, x: Array, skip: _Part, plan: _Plan) -> Array:
     """A level of the decoder where it is needed: (X/2, Y/2, Z/2, C) and skip → (X, Y, Z, C)."""
-    out = None
-    for first, end in _tiles(needed):
+    out, halo = None, plan.halo
+    for first, end in plan.tiles:
         low, high = (first - halo) // 2 * 2, -(-(end + halo) // 2) * 2
-        whole = bool((low < 0).any() or (high > needed.shape).any())  # it is at the border
-        low, high = np.maximum(low, 0), np.minimum(high, needed.shape)
+        whole = bool((low < 0).any() or (high > plan.shape).any())  # it is at the border
+        low, high = np.maximum(low, 0), np.minimum(high, plan.shape)
         found = stage(x[_box(low // 2, -(-high // 2))], skip.cut(low, high), whole=whole)
         if out is None:
-            out = np.zeros((*needed.shape, found.shape[-1]), np.float32)
+            out = np.zeros((*plan.shape, found.shape[-1]), np.float32)
         begin = low if whole else low + halo
         out[_box(first, end)] = found[_box(first - begin, end - begin)]
     return out

@@ -16,13 +16,16 @@ rounding. Nothing is padded right before a convolution: TensorFlow computes that
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import pairwise, product
 
 import numpy as np
 from scipy import ndimage
 
 SLAB = 32  # voxels along the first axis that are encoded at a time
-TILE = (40, 48)  # voxels along the last two axes that are decoded at a time
+TILE = 350_000  # voxels that are decoded at a time, with what lies about them
+A_CALL = 8_000  # voxels that could be decoded in the time that asking for a tile takes
+AGAIN = 0.2  # of a tile's cost, for each time that it will have to be halved
+BLOCK = 4  # voxels: where one tile may end and the next begin
+LEAST = 2  # blocks that a tile has along each axis where it was cut
 IN_TILES = 2  # levels, from the finest, that are
 DOUBLED = 3  # levels, from the finest, whose doubling is a transposed convolution
 HALO_DOWN = 2  # voxels by which the encoder's two convolutions of 3 look beyond a slab
@@ -253,7 +256,7 @@ class _Plan:
     """
 
     shape: tuple[int, ...]
-    tiles: tuple[tuple[Array, Array], ...]
+    tiles: Sequence[tuple[Array, Array]]
     halo: int
 
 
@@ -269,7 +272,7 @@ def _planned(wanted: bytes, shape: tuple[int, ...]) -> tuple[_Plan, ...]:
     finest, plans = bits.reshape(shape).astype(bool), []
     for level in range(IN_TILES):
         needed = _needed(finest, level, shape)
-        plans.append(_Plan(shape, tuple(_tiles(needed)), HALO_UP[level]))
+        plans.append(_Plan(shape, _tiles(needed, HALO_UP[level]), HALO_UP[level]))
         shape = tuple(side // 2 for side in shape)
     return tuple(plans)
 
@@ -346,19 +349,56 @@ def _needed(wanted: Array, level: int, shape: tuple[int, ...]) -> Array:
     return ndimage.binary_dilation(blocks.any(axis=(1, 3, 5)), reach, iterations=3)
 
 
-def _tiles(needed: Array) -> Iterator[tuple[Array, Array]]:
-    """First voxel of, and end beyond, the box about what is needed in each tile of it."""
-    spots = np.argwhere(needed)
-    low, high = spots.min(axis=0), spots.max(axis=0) + 1
-    cuts = [
-        np.linspace(first, end, -(-(end - first) // size) + 1).round().astype(int)
-        for first, end, size in zip(low[1:], high[1:], TILE, strict=True)
-    ]
-    for (y, y_end), (z, z_end) in product(pairwise(cuts[0]), pairwise(cuts[1])):
-        spots = np.argwhere(needed[:, y:y_end, z:z_end])
-        if len(spots):
-            corner = np.array([0, y, z])
-            yield spots.min(axis=0) + corner, spots.max(axis=0) + 1 + corner
+def _tiles(needed: Array, halo: int) -> list[tuple[Array, Array]]:
+    """First voxel of, and end beyond, boxes that hold all that is needed, none above `TILE`.
+
+    A box is cut in two where the boxes about what is needed on either side, each with most of its
+    halo, are smallest together; and as long as they are smaller than the whole.
+    """
+    sides = -(-np.array(needed.shape) // BLOCK)
+    padded = np.pad(needed, [(0, n * BLOCK - m) for n, m in zip(sides, needed.shape, strict=True)])
+    blocks = padded.reshape(*(size for side in sides for size in (side, BLOCK))).any(axis=(1, 3, 5))
+
+    def size(box: tuple[Array, Array] | None) -> float:
+        """What a box costs: its convolutions look at most of the halo, and it may be cut again."""
+        if box is None:
+            return 0.0
+        voxels = np.prod((box[1] - box[0]) * BLOCK + 1.25 * halo) + A_CALL
+        return float(voxels * (1 + AGAIN * np.log2(max(1.0, voxels / TILE))))
+
+    def fits(box: tuple[Array, Array]) -> bool:
+        return np.prod((box[1] - box[0]) * BLOCK + 2 * halo) <= TILE
+
+    def cut(box: tuple[Array, Array] | None) -> Iterator[tuple[Array, Array]]:
+        if box is None:
+            return
+        first, end = box
+        least, halves = (size(box) if fits(box) else np.inf), None
+        for axis in range(3):
+            for at in range(first[axis] + LEAST, end[axis] - LEAST + 1):
+                until, since = end.copy(), first.copy()
+                until[axis] = since[axis] = at
+                pair = _about(blocks, first, until), _about(blocks, since, end)
+                together = sum(size(half) for half in pair)
+                if together < least:
+                    least, halves = together, pair
+        if halves is None:
+            yield _about(needed, first * BLOCK, np.minimum(end * BLOCK, needed.shape))
+            return
+        for half in halves:
+            yield from cut(half)
+
+    return list(cut(_about(blocks, np.zeros(3, int), sides)))
+
+
+def _about(needed: Array, first: Array, end: Array) -> tuple[Array, Array] | None:
+    """The smallest box about what is needed between ``first`` and ``end``; None about nothing."""
+    part = needed[_box(first, end)]
+    spots = [np.flatnonzero(part.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    if not len(spots[0]):
+        return None
+    low, high = np.transpose([(along[0], along[-1] + 1) for along in spots])
+    return first + low, first + high
 
 
 def _box(first: Array, end: Array) -> tuple[slice, ...]:

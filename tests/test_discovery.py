@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from bids.layout import BIDSLayout
 
 from bids_cmb import discovery
 from bids_cmb.discovery import find_scans, list_subjects
@@ -407,7 +408,7 @@ def test_where_pybids_may_not_look_the_rest_is_found_all_the_same(dataset, monke
 
     root = dataset(anat("swi.nii.gz"), anat("minIP.nii.gz"), "sub-02/swi/sub-02_swi.nii.gz")
     expected = find(root)
-    monkeypatch.setattr(discovery, "BIDSLayout", stops)
+    monkeypatch.setattr("bids.layout.BIDSLayout", stops)
     assert find(root) == expected
     assert names(expected) == ["sub-01_swi", "sub-02_swi"]
 
@@ -621,7 +622,7 @@ def test_a_database_knows_suffixes_that_nobody_had_asked_for(dataset, tmp_path):
 
 
 def test_a_database_of_pybids_itself_is_read(cohort, tmp_path):
-    layout = discovery.BIDSLayout(cohort, validate=False, database_path=tmp_path / "db")
+    layout = BIDSLayout(cohort, validate=False, database_path=tmp_path / "db")
     discovery._files_of(layout)
     assert len(find(cohort, database_dir=tmp_path / "db").scans) == 11
 
@@ -649,6 +650,6 @@ def test_a_file_that_is_no_database_is_refused(cohort, tmp_path):
 def test_others_find_swi_by_its_datatype_in_a_database_of_ours(dataset, tmp_path):
     root = dataset("sub-01/swi/sub-01_swi.nii.gz")
     find(root, database_dir=tmp_path / "db")
-    layout = discovery.BIDSLayout(database_path=tmp_path / "db", validate=False)
+    layout = BIDSLayout(database_path=tmp_path / "db", validate=False)
     assert len(layout.get(datatype="swi", suffix="swi")) == 1
     discovery._files_of(layout)

@@ -350,55 +350,51 @@ def _needed(wanted: Array, level: int, shape: tuple[int, ...]) -> Array:
 
 
 def _tiles(needed: Array, halo: int) -> list[tuple[Array, Array]]:
-    """First voxel of, and end beyond, boxes that hold all that is needed, none above `TILE`.
-
-    A box is cut in two where the boxes about what is needed on either side, each with most of its
-    halo, are smallest together; and as long as they are smaller than the whole.
-    """
+    """First voxel of, and end beyond, boxes that hold all that is needed, few above `TILE`."""
     sides = -(-np.array(needed.shape) // BLOCK)
     padded = np.pad(needed, [(0, n * BLOCK - m) for n, m in zip(sides, needed.shape, strict=True)])
     blocks = padded.reshape(*(size for side in sides for size in (side, BLOCK))).any(axis=(1, 3, 5))
-
-    def size(box: tuple[Array, Array] | None) -> float:
-        """What a box costs: its convolutions look at most of the halo, and it may be cut again."""
-        if box is None:
-            return 0.0
-        voxels = np.prod((box[1] - box[0]) * BLOCK + 1.25 * halo) + A_CALL
-        return float(voxels * (1 + AGAIN * np.log2(max(1.0, voxels / TILE))))
-
-    def fits(box: tuple[Array, Array]) -> bool:
-        return np.prod((box[1] - box[0]) * BLOCK + 2 * halo) <= TILE
-
-    def cut(box: tuple[Array, Array] | None) -> Iterator[tuple[Array, Array]]:
-        if box is None:
-            return
-        first, end = box
-        least, halves = (size(box) if fits(box) else np.inf), None
-        for axis in range(3):
-            for at in range(first[axis] + LEAST, end[axis] - LEAST + 1):
-                until, since = end.copy(), first.copy()
-                until[axis] = since[axis] = at
-                pair = _about(blocks, first, until), _about(blocks, since, end)
-                together = sum(size(half) for half in pair)
-                if together < least:
-                    least, halves = together, pair
-        if halves is None:
-            yield _about(needed, first * BLOCK, np.minimum(end * BLOCK, needed.shape))
-            return
-        for half in halves:
-            yield from cut(half)
-
-    return list(cut(_about(blocks, np.zeros(3, int), sides)))
+    [whole] = _about(blocks, np.zeros(3, int), sides)
+    return [
+        tile
+        for first, end in _cut(blocks, whole, halo)
+        for tile in _about(needed, first * BLOCK, np.minimum(end * BLOCK, needed.shape))
+    ]
 
 
-def _about(needed: Array, first: Array, end: Array) -> tuple[Array, Array] | None:
-    """The smallest box about what is needed between ``first`` and ``end``; None about nothing."""
+def _cut(blocks: Array, box: tuple[Array, Array], halo: int) -> list[tuple[Array, Array]]:
+    """A box, in blocks, cut in two where both sides cost least together; and so on.
+
+    Ends where the whole costs less, and may be computed at once.
+    """
+    first, end = box
+    fits = np.prod((end - first) * BLOCK + 2 * halo) <= TILE
+    least, halves = (_cost(box, halo) if fits else np.inf), []
+    for axis in range(3):
+        for at in range(first[axis] + LEAST, end[axis] - LEAST + 1):
+            until, since = end.copy(), first.copy()
+            until[axis] = since[axis] = at
+            pair = [*_about(blocks, first, until), *_about(blocks, since, end)]
+            together = sum(_cost(half, halo) for half in pair)
+            if together < least:
+                least, halves = together, pair
+    return [tile for half in halves for tile in _cut(blocks, half, halo)] or [box]
+
+
+def _cost(box: tuple[Array, Array], halo: int) -> float:
+    """Voxels that a box costs: its convolutions look at most of the halo; it may be cut again."""
+    voxels = np.prod((box[1] - box[0]) * BLOCK + 1.25 * halo) + A_CALL
+    return float(voxels * (1 + AGAIN * np.log2(max(1.0, voxels / TILE))))
+
+
+def _about(needed: Array, first: Array, end: Array) -> list[tuple[Array, Array]]:
+    """The smallest box about what is needed between ``first`` and ``end``; none about nothing."""
     part = needed[_box(first, end)]
     spots = [np.flatnonzero(part.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
     if not len(spots[0]):
-        return None
+        return []
     low, high = np.transpose([(along[0], along[-1] + 1) for along in spots])
-    return first + low, first + high
+    return [(first + low, first + high)]
 
 
 def _box(first: Array, end: Array) -> tuple[slice, ...]:

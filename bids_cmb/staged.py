@@ -13,7 +13,7 @@ Normalisations have been taken into the convolutions (`networks.folded`). All th
 rounding. Nothing is padded right before a convolution: TensorFlow computes that wrongly on CPUs.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 

@@ -12,17 +12,16 @@ import numpy as np
 from PIL import Image
 
 from bids_cmb.derivatives import Output, figures_of, stem_of, write_json
-from bids_cmb.familiarity import histogram, measures
+from bids_cmb.familiarity import histogram, measures, tones
 from bids_cmb.files import replacing
 from bids_cmb.preprocessing import Grid, bounds, preprocess
 from bids_cmb.view import write_view, write_viewer
-from bids_cmb.volume import Volume
+from bids_cmb.volume import Volume, labels_like
 
 SLAB_MM = 10.0  # of the overview's minimum-intensity pictures
 MARGIN_MM = 6.0  # that is kept around the brain
 OVERVIEW_PX, PX_PER_MM = 300, 7
 REACH_MM = 13.0  # to either side of a lesion in its pictures
-BRIGHT = 99.5  # percentile of the brain that is white
 RING_MM = 7.0  # about a lesion in its slab
 WHITE, INK = 254, 255  # values of a picture; INK is drawn in a colour
 COLOUR = (230, 159, 0)  # orange of a palette that the colour-blind tell apart
@@ -51,9 +50,10 @@ def draw(
         interactive: Whether the page shall carry the scan, and the dataset the viewer.
     """
     seen = preprocess(image, brain, Grid(axes="slices", margin=REACH_MM + MARGIN_MM))
-    marks = _moved(labels, seen.image)
-    top = float(np.percentile(seen.image.data[seen.brain.data], BRIGHT)) or 1.0
-    grey = np.clip(seen.image.data / top * WHITE, 0, WHITE).astype(np.uint8)
+    marks = labels_like(labels, seen.image)
+    heard = tones(seen.image, seen.brain)
+    grey = seen.image.data * np.float32(WHITE / (heard.white or 1))
+    grey = np.clip(grey, 0, WHITE, out=grey).astype(np.uint8)
     grey, marks, inside = (part[::-1] for part in (grey, marks, seen.brain.data))  # right is left
     places = {}
     for row in lesions:
@@ -69,23 +69,13 @@ def draw(
     _quality(folder / f"{stem}_quality.png", grey, inside, seen.image.spacing)
     about = {
         "slabs": slabs,
-        "measures": measures(seen.image, seen.brain),
-        "histogram": histogram(seen.image, seen.brain),
+        "measures": measures(seen.image, seen.brain, heard),
+        "histogram": histogram(heard),
     }
     write_json(folder / f"{stem}_overview.json", about)
     if interactive:
         write_viewer(output.folder)
-        write_view(folder / f"{stem}_view.js", image, brain, labels, lesions)
-
-
-def _moved(labels: Volume, like: Volume) -> np.ndarray:
-    """Labels on a grid with the same voxels in another order or number, (X, Y, Z)."""
-    voxels = np.argwhere(labels.data > 0)
-    at = np.rint(like.index(labels.world(voxels))).astype(int)
-    inside = ((at >= 0) & (at < like.shape)).all(axis=1)
-    marks = np.zeros(like.shape, np.int32)
-    marks[tuple(at[inside].T)] = np.rint(labels.data[tuple(voxels[inside].T)])
-    return marks
+        write_view(folder / f"{stem}_view.js", seen.image, seen.brain, labels)
 
 
 def _overview(
@@ -156,7 +146,7 @@ def _middle(picture: np.ndarray) -> np.ndarray:
 def _ringed(picture: np.ndarray) -> np.ndarray:
     """A picture with a ring about its middle."""
     made = picture.copy()
-    y, x = np.indices(picture.shape)
+    y, x = np.ogrid[: picture.shape[0], : picture.shape[1]]
     away = np.hypot(y - picture.shape[0] / 2, x - picture.shape[1] / 2) / PX_PER_MM
     made[abs(away - RING_MM) < 1 / PX_PER_MM] = INK
     return made

@@ -151,7 +151,7 @@ def preprocess(image: Volume, brain: Volume, grid: Grid) -> Preprocessed:
     data = INTENSITIES[grid.intensity](data, inside)
     if grid.masked:
         data = np.where(inside, data, 0)
-    return Preprocessed(Volume(data.astype(np.float32), affine), Volume(inside, affine))
+    return Preprocessed(Volume(data.astype(np.float32, copy=False), affine), Volume(inside, affine))
 
 
 def back_to_scan(probability: Volume, like: Volume) -> Volume:

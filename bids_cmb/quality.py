@@ -89,7 +89,7 @@ def signal_to_noise(image: Volume, brain: Volume) -> float:
     second = [slice(None)] * 3
     first[axis], second[axis] = slice(0, -1), slice(1, None)
     both = brain.data[tuple(first)] & brain.data[tuple(second)]
-    steps = np.abs(image.data[tuple(first)][both] - image.data[tuple(second)][both])
+    steps = np.abs(np.diff(image.data, axis=axis)[both])  # picking is dearer than the difference
     noise = float(np.median(steps)) / (0.6745 * np.sqrt(2)) if steps.size else 0.0
     level = float(np.median(image.data[brain.data])) if brain.data.any() else 0.0
     return level / noise if noise > 0 else 0.0

@@ -371,6 +371,21 @@ def resample(
     return Volume(moved.astype(volume.data.dtype if order == 0 else np.float32), affine)
 
 
+def labels_like(labels: Volume, like: Volume) -> np.ndarray:
+    """Labels on another grid, (X, Y, Z), each voxel in the nearest one; none is lost where the
+    other grid is coarser, and holes stay where it is finer.
+    """
+    order = "F" if labels.data.flags.f_contiguous else "C"
+    flat = labels.data.ravel(order)
+    there = np.flatnonzero(flat > 0)
+    voxels = np.stack(np.unravel_index(there, labels.shape, order), axis=1)
+    at = np.rint(like.index(labels.world(voxels))).astype(int)
+    inside = ((at >= 0) & (at < like.shape)).all(axis=1)
+    found = np.zeros(like.shape, np.int32)
+    found[tuple(at[inside].T)] = np.rint(flat[there[inside]])
+    return found
+
+
 def resample_like(volume: Volume, like: Volume, *, order: int = 1) -> Volume:
     """Look ``volume`` up on the grid of ``like``; untouched if they share it."""
     if volume.shape == like.shape and np.allclose(volume.affine, like.affine, atol=1e-4):

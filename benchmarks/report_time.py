@@ -13,7 +13,7 @@ from pathlib import Path
 from bids_cmb.derivatives import Output, read_table
 from bids_cmb.discovery import find_scans
 from bids_cmb.filters import Query
-from bids_cmb.participant import given_brain, read
+from bids_cmb.participant import given_brain, looked_through, read
 from bids_cmb.pictures import draw
 from bids_cmb.provenance import machine
 from bids_cmb.report import write_page
@@ -32,9 +32,10 @@ def main() -> None:
         image, _ = read(scan)
         brain = given_brain(output.brain(), image)
         labels, rows = load_labels(output.labels()), read_table(output.labels(".tsv"))
+        look = looked_through(["ensemble"], (), None)
         for interactive in (False, True):
             began, used = time.perf_counter(), time.process_time()
-            draw(output, image, brain, labels, rows, interactive=interactive)
+            draw(output, image, brain, labels, rows, look=look, interactive=interactive)
             write_page(given.out, scan.subject)
             wall, core = time.perf_counter() - began, time.process_time() - used
             kind = "interactive" if interactive else "static"

@@ -33,7 +33,7 @@ MEASURES = {  # what they are called
 
 @dataclass(frozen=True, eq=False)
 class Tones:
-    """Intensities of a brain: ``values``, shape (N,), their quartiles, and what pictures show white."""
+    """Intensities of a brain, shape (N,), their quartiles, and what pictures show white."""
 
     values: np.ndarray
     low: float

@@ -135,6 +135,9 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
     for slab in slabs:
         slab["path"] = (figures / slab["file"]).relative_to(folder).as_posix()
     quality, view = figures / f"{stem}_quality.png", figures / f"{stem}_view.js"
+    look = drawn.get("look")
+    if look:
+        look["path"] = (figures / look["file"]).relative_to(folder).as_posix()
     session = next((part for part in mask.name.split("_") if part.startswith("ses-")), None)
     return {
         "name": stem.replace("_space-orig", "").replace("_desc-", "_"),
@@ -147,6 +150,7 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
         "uncounted": [one for one in lesions if one["counted"] != "yes"],
         "slabs": slabs,
         "quality": quality.relative_to(folder).as_posix() if quality.is_file() else None,
+        "look": look,
         "unlike": compared(drawn["measures"]) if "measures" in drawn else [],
         "histogram": _histogram(drawn["histogram"]) if "histogram" in drawn else None,
         "notes": sidecar.get("Notes", []),

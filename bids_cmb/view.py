@@ -10,12 +10,10 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import from_matvec
-from nibabel.orientations import io_orientation
 
 from bids_cmb.files import replacing, write_text
-from bids_cmb.preprocessing import Grid, Preprocessed, bounds, preprocess
-from bids_cmb.volume import Volume, labels_like, save
+from bids_cmb.preprocessing import Grid, Preprocessed, bounds, preprocess, reorient
+from bids_cmb.volume import Volume, boxed, labels_like, save
 
 VIEWER = "code/niivue"  # BIDS looks into no folder called code
 VIEWER_FILES = ("niivue.umd.js", "LICENSE", "README.md")
@@ -57,7 +55,7 @@ def write_view(path: Path, image: Volume, brain: Volume, labels: Volume) -> None
 
 def shrunk(image: Volume, brain: Volume) -> Preprocessed:
     """The scan about its brain, in voxels that are as fine as ``MOST_VOXELS`` allows."""
-    image, brain = _near(image, brain)
+    image, brain = (reorient(one, "ras") for one in _near(image, brain))
     if image.data.size <= MOST_VOXELS:
         return preprocess(image, brain, Grid())
     size, fine = np.array(image.shape) * image.spacing, image.spacing
@@ -66,8 +64,7 @@ def shrunk(image: Volume, brain: Volume) -> Preprocessed:
         middle = (low + high) / 2
         fits = np.prod(np.ceil(size / np.maximum(fine, middle)) + 1) <= MOST_VOXELS
         low, high = (low, middle) if fits else (middle, high)
-    turned = np.argsort(io_orientation(image.affine)[:, 0])  # from left, from behind, from below
-    coarse = tuple(float(max(fine[axis], high)) for axis in turned)
+    coarse = tuple(float(max(one, high)) for one in fine)
     return preprocess(image, brain, Grid(spacing=coarse))
 
 
@@ -76,9 +73,7 @@ def _near(image: Volume, brain: Volume) -> tuple[Volume, Volume]:
     kept = np.ceil(MARGIN_MM / image.spacing).astype(int)
     low, high = bounds(brain.data)
     low, high = np.maximum(low - kept, 0), np.minimum(high + kept, image.shape)
-    box = tuple(map(slice, low, high))
-    affine = image.affine @ from_matvec(np.eye(3), low)
-    return Volume(image.data[box], affine), Volume(brain.data[box], affine)
+    return boxed(image, low, high), boxed(brain, low, high)
 
 
 def _text(volume: Volume) -> str:

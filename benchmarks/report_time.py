@@ -2,9 +2,9 @@
 
     python benchmarks/report_time.py BIDS_DIR OUTPUT_DIR --name real
 
-OUTPUT_DIR holds results of BIDS_DIR. Reading the scan is not counted; drawing and the page are. Each
-page is made ``TIMES`` times, and the fastest counts: others may be at work on the machine. Results go
-to ``benchmarks/results/report-time-NAME.json``.
+OUTPUT_DIR holds results of BIDS_DIR. Reading the scan is not counted; drawing and the page are.
+Each page is made ``TIMES`` times, and the fastest counts: others may be at work on the machine.
+Results go to ``benchmarks/results/report-time-NAME.json``.
 """
 
 import argparse

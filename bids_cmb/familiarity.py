@@ -68,7 +68,7 @@ def measures(image: Volume, brain: Volume, heard: Tones) -> dict[str, float]:
         "in_plane_mm": float(np.delete(image.spacing, image.slice_axis).max()),
         "slice_mm": float(image.spacing[image.slice_axis]),
         "brain_ml": volume_ml(brain),
-        "brain_snr": signal_to_noise(image, brain),
+        "brain_snr": signal_to_noise(image, brain, heard.middle),
         "spread": (heard.high - heard.low) / level,
         "dark_percent": 100 * float((inside < DARK * level).mean()),
         "bright_percent": 100 * float((inside > BRIGHT * level).mean()),

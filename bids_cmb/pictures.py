@@ -223,7 +223,8 @@ def _contoured(picture: np.ndarray, mask: np.ndarray, size: Iterable[float]) -> 
 
 def _edge(mask: np.ndarray) -> np.ndarray:
     """The outermost pixels of a mask."""
-    own = np.pad(mask > 0, 1)
+    own = np.zeros(np.add(mask.shape, 2), bool)
+    own[1:-1, 1:-1] = mask > 0
     inner = own[1:-1, 1:-1] & own[:-2, 1:-1] & own[2:, 1:-1] & own[1:-1, :-2] & own[1:-1, 2:]
     return own[1:-1, 1:-1] & ~inner
 

@@ -35,12 +35,10 @@ class Settled:
     Attributes:
         counts: As columns of the scan table: how many, and how many where.
         mni: Positions of those that have one, mm.
-        diameters: Of those that were measured, mm.
     """
 
     counts: dict[str, object]
     mni: list[tuple[float, ...]]
-    diameters: list[float]
 
 
 def settle(found: Path, reviews: Mapping[str, Sequence[Review]]) -> dict[str, Settled]:
@@ -63,11 +61,8 @@ def _settled(mask: Path, reviews: Sequence[Review]) -> Settled:
     left = standing(rows, judged)
     spots = [_listed(row) for row in left] + _added(mask, judged.added)
     places = [tuple(float(row[axis]) for axis in MNI) for row in left if has_place(row)]
-    return Settled(
-        {"n_cmb": len(spots), **whereabouts(spots)},
-        places + _in_mni(mask, judged.added),
-        [float(row["diameter_mm"]) for row in left if row.get("diameter_mm")],
-    )
+    counts = {"n_cmb": len(spots), **whereabouts(spots)}
+    return Settled(counts, places + _in_mni(mask, judged.added))
 
 
 def has_place(row: Mapping) -> bool:

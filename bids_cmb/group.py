@@ -80,7 +80,7 @@ def write_group(
     lesions = counted_lesions(folder, read)
     write_map(folder, positions(lesions), len({row["participant_id"] for row in read}))
     diameters = [float(one["diameter_mm"]) for own in lesions.values() for one in own]
-    after = _after_review(folder, read, groups, settled)
+    after = _after_review(folder, read, groups, settled, positions(lesions))
     cohort = Cohort(rows, table, diameters, groups, agreement, after)
     write_group_page(folder, cohort, f"{STEM}.png", f"{REVIEWED}.png")
     tally = dict.fromkeys(columns("group")["status"]["Levels"], 0)
@@ -184,11 +184,22 @@ def _take_in_reviews(
 
 
 def _after_review(
-    folder: Path, read: list[dict], groups: dict, settled: dict[str, Settled]
+    folder: Path,
+    read: list[dict],
+    groups: dict,
+    settled: dict[str, Settled],
+    before: dict[str, list[tuple[float, ...]]],
 ) -> list[dict]:
     """Write regions and map after review, or take them back; the rows of the former.
 
     Scans that nobody reviewed stay in them as they were found.
+
+    Args:
+        folder: The derivative dataset.
+        read: Rows of the scans that were read.
+        groups: As `grouping` gives them.
+        settled: The scans that somebody reviewed.
+        before: MNI positions of each participant's counted lesions.
     """
     tables = [folder / f"group_regions_reviewed{end}" for end in (".tsv", ".json")]
     if not settled:
@@ -197,12 +208,14 @@ def _after_review(
             place.unlink(missing_ok=True)
         write_map(folder, {}, 0, REVIEWED)
         return []
-    rows, places = [], {}
+    touched = {str(row["participant_id"]) for row in read if str(row["filename"]) in settled}
+    rows, places = [], {who: own for who, own in before.items() if who not in touched}
     for row in read:
         one, who = settled.get(str(row["filename"])), str(row["participant_id"])
         rows.append({**row, **one.counts} if one else row)
-        own = one.mni if one else positions(counted_lesions(folder, [row]))[who]
-        places.setdefault(who, []).extend(own)
+        if who in touched:
+            own = one.mni if one else positions(counted_lesions(folder, [row]))[who]
+            places.setdefault(who, []).extend(own)
     made = region_rows(rows, groups)
     write_table(tables[0], columns("regions"), made)
     write_json(tables[1], columns("regions"))

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from bids_cmb.cases import find_cases
-from bids_cmb.familiarity import histogram, measures, summarised
+from bids_cmb.familiarity import histogram, measures, summarised, tones
 from bids_cmb.volume import Volume, load, load_labels
 
 PLACE = Path(__file__).parent.parent / "bids_cmb" / "data" / "training_scans.json"
@@ -25,7 +25,8 @@ def main() -> None:
         for paths in find_cases(Path(folder)):
             image, _ = load(paths.image)
             brain = Volume(load_labels(paths.brain).data > 0, image.affine)
-            made.append((measures(image, brain), histogram(image, brain)))
+            heard = tones(image, brain)
+            made.append((measures(image, brain, heard), histogram(heard)))
             print(paths.name, made[-1][0], flush=True)
     about = "Simulated scans that the networks of `ensemble` were trained on; docs/training.md."
     PLACE.write_text(json.dumps({"about": about, **summarised(made)}, indent=1) + "\n")

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -177,6 +177,7 @@ def lesion_row(lesion: Lesion) -> dict[str, object]:
         "territory": lesion.territory,
         "side": lesion.side,
         "mars_region": lesion.mars,
+        "mars_side": None if lesion.left is None else "left" if lesion.left else "right",
         "next_region": lesion.next_mars,
         "next_region_mm": None if lesion.next_mars_mm is None else _rounded(lesion.next_mars_mm, 1),
         "atlas_region": lesion.parcel,
@@ -204,6 +205,17 @@ def counts(lesions: Iterable[Lesion]) -> dict[str, object]:
         "n_under_5mm": small,
         "n_5mm_to_10mm": len(counted) - small,
         "burden": burden(len(counted)),
+        **whereabouts(counted),
+    }
+
+
+def whereabouts(counted: Sequence[Lesion]) -> dict[str, object]:
+    """The columns of the scan table that follow from where its counted lesions lie.
+
+    Args:
+        counted: Lesions, or whatever has their ``side``, ``left``, ``territory`` and ``mars``.
+    """
+    return {
         **{f"n_{name}": _in_territory(counted, name) for name in TERRITORIES},
         "lobar_class": _at_least_two(_in_territory(counted, "lobar")),
         "pattern": _pattern(counted),
@@ -220,7 +232,7 @@ def mars_columns() -> list[tuple[str, str, bool]]:
     ]
 
 
-def _in_region(counted: list[Lesion], region: str, *, left: bool) -> int | None:
+def _in_region(counted: Sequence[Lesion], region: str, *, left: bool) -> int | None:
     """How many lie there; None where nobody looked, and for lobes where some lobe is not known."""
     lobar = region in names("lobar")
     unknown = any(
@@ -232,7 +244,7 @@ def _in_region(counted: list[Lesion], region: str, *, left: bool) -> int | None:
     return sum(lesion.mars == region and lesion.left == left for lesion in counted)
 
 
-def _pattern(counted: list[Lesion]) -> str | None:
+def _pattern(counted: Sequence[Lesion]) -> str | None:
     territories = {name: _in_territory(counted, name) for name in TERRITORIES}
     if None in territories.values():
         return None
@@ -243,7 +255,7 @@ def _at_least_two(count: int | None) -> str | None:
     return None if count is None else str(count) if count < 2 else ">=2"
 
 
-def _in_territory(counted: list[Lesion], territory: str) -> int | None:
+def _in_territory(counted: Sequence[Lesion], territory: str) -> int | None:
     """How many lie there; None where nobody looked where lesions lie."""
     if any(lesion.side is None for lesion in counted):
         return None

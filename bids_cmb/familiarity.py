@@ -6,6 +6,7 @@ benchmark says; one that is like them may still be read badly.
 """
 
 import json
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 
@@ -18,6 +19,7 @@ from bids_cmb.volume import Volume
 LEVELS = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)  # percentiles that are kept of each measure
 BINS = np.linspace(0, 2.5, 41)  # of the histogram, in medians of the brain
 DARK, BRIGHT = 0.6, 1.4  # of the brain's median
+WHITE = 99.5  # percentile of the brain that is white in pictures
 MEASURES = {  # what they are called
     "in_plane_mm": "voxel in plane, mm",
     "slice_mm": "slice, mm",
@@ -29,7 +31,29 @@ MEASURES = {  # what they are called
 }
 
 
-def measures(image: Volume, brain: Volume) -> dict[str, float]:
+@dataclass(frozen=True, eq=False)
+class Tones:
+    """Intensities of a brain, shape (N,), their quartiles, and what pictures show white."""
+
+    values: np.ndarray
+    low: float
+    middle: float
+    high: float
+    white: float
+
+
+def tones(image: Volume, brain: Volume) -> Tones:
+    """The intensities of a brain, looked up once.
+
+    Args:
+        image: The scan.
+        brain: Its brain mask, bool, on the same grid.
+    """
+    values = image.data[brain.data > 0]
+    return Tones(values, *map(float, np.percentile(values, [25, 50, 75, WHITE])))
+
+
+def measures(image: Volume, brain: Volume, heard: Tones) -> dict[str, float]:
     """A scan in the numbers of ``MEASURES``.
 
     The spread is the distance of the quartiles within the brain, in medians.
@@ -37,28 +61,27 @@ def measures(image: Volume, brain: Volume) -> dict[str, float]:
     Args:
         image: The scan.
         brain: Its brain mask, bool, on the same grid.
+        heard: Its intensities.
     """
-    inside = image.data[brain.data > 0]
-    low, middle, high = np.percentile(inside, [25, 50, 75])
-    level = float(middle) or 1.0
+    inside, level = heard.values, heard.middle or 1.0
     found = {
         "in_plane_mm": float(np.delete(image.spacing, image.slice_axis).max()),
         "slice_mm": float(image.spacing[image.slice_axis]),
         "brain_ml": volume_ml(brain),
-        "brain_snr": signal_to_noise(image, brain),
-        "spread": float(high - low) / level,
+        "brain_snr": signal_to_noise(image, brain, heard.middle),
+        "spread": (heard.high - heard.low) / level,
         "dark_percent": 100 * float((inside < DARK * level).mean()),
         "bright_percent": 100 * float((inside > BRIGHT * level).mean()),
     }
     return {name: round(value, 3) for name, value in found.items()}
 
 
-def histogram(image: Volume, brain: Volume) -> list[float]:
+def histogram(heard: Tones) -> list[float]:
     """Per cent of the brain's voxels in each of ``BINS``; the last takes all that is brighter."""
-    inside = image.data[brain.data > 0]
-    relative = inside / (float(np.median(inside)) or 1.0)
-    counts, _ = np.histogram(np.clip(relative, BINS[0], BINS[-1]), BINS)
-    return (100 * counts / max(len(inside), 1)).round(3).tolist()
+    relative = heard.values / np.float32(heard.middle or 1)
+    at = np.clip(relative / float(BINS[1]), 0, len(BINS) - 2).astype(np.uint8)  # the bins are even
+    counts = np.bincount(at, minlength=len(BINS) - 1)
+    return (100 * counts / max(len(relative), 1)).round(3).tolist()
 
 
 def compared(found: dict[str, float]) -> list[dict[str, object]]:

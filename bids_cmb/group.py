@@ -1,4 +1,7 @@
-"""The group level: what the participants wrote, in tables and a map. It opens no image."""
+"""The group level: what the participants wrote, in tables and a map.
+
+It opens no image but the map of regions of a scan in which a reader found a lesion more.
+"""
 
 import json
 import logging
@@ -18,10 +21,12 @@ from bids_cmb.derivatives import (
     write_json,
     write_table,
 )
-from bids_cmb.group_map import STEM, write_map
+from bids_cmb.group_map import REVIEWED, STEM, write_map
 from bids_cmb.report import Cohort, write_group_page
-from bids_cmb.reviews import agreement_rows, read_reviews, reviewed_rows
+from bids_cmb.reviews import Review, agreement_rows, read_reviews, reviewed_rows
+from bids_cmb.settled import Settled, has_place, settle
 
+WHERE = (*(f"n_{name}" for name in TERRITORIES), "lobar_class", "pattern")  # after review too
 GROUPING = ("site", "center", "centre", "scanner", "manufacturer", "field_strength")
 log = logging.getLogger(__name__)
 
@@ -34,8 +39,10 @@ def write_group(
     ``group_microbleeds.tsv`` has every scan: those that failed and those that no run came to with
     their reason and no counts. ``group_regions.tsv`` has prevalence and lesions of every region of
     MARS, also by site and scanner. ``group_…_frequency.nii.gz`` shows where lesions lie in MNI
-    space, and how often. With reviews, the table has the counts after them too, and
-    ``group_agreement.tsv`` says how far the readers agree.
+    space, and how often. With reviews, the table has the counts after them too,
+    ``group_regions_reviewed.tsv`` and a second map have what the first two have, of the lesions
+    that count after review, and ``group_agreement.tsv`` says how far the readers agree; without,
+    such files of an earlier call are taken back.
 
     Args:
         folder: What participant runs wrote to; the raw dataset is not needed.
@@ -57,9 +64,12 @@ def write_group(
         )
     described = {**columns("group"), **columns("scan")}
     agreement: list[dict] = []
+    settled: dict[str, Settled] = {}
     if reviews is not None:
         described |= columns("reviewed")
-        agreement = _take_in_reviews(folder, reviews, rows)
+        known = read_reviews(reviews, folder)
+        settled = settle(folder, known)
+        agreement = _take_in_reviews(folder, known, settled, rows)
     write_table(folder / "group_microbleeds.tsv", described, rows)
     write_json(folder / "group_microbleeds.json", described)
     read = [row for row in rows if row["status"] == "ok"]
@@ -70,8 +80,9 @@ def write_group(
     lesions = counted_lesions(folder, read)
     write_map(folder, positions(lesions), len({row["participant_id"] for row in read}))
     diameters = [float(one["diameter_mm"]) for own in lesions.values() for one in own]
-    cohort = Cohort(rows, table, diameters, groups, agreement)
-    write_group_page(folder, cohort, f"{STEM}.png")
+    after = _after_review(folder, read, groups, settled, positions(lesions))
+    cohort = Cohort(rows, table, diameters, groups, agreement, after)
+    write_group_page(folder, cohort, f"{STEM}.png", f"{REVIEWED}.png")
     tally = dict.fromkeys(columns("group")["status"]["Levels"], 0)
     for row in rows:
         tally[row["status"]] += 1
@@ -151,17 +162,65 @@ def wilson(successes: int, trials: int) -> tuple[float, float] | tuple[None, Non
     return round(max(low, 0.0), 4), round(min(high, 1.0), 4)
 
 
-def _take_in_reviews(folder: Path, reviews: Path, rows: list[dict]) -> list[dict]:
+def _take_in_reviews(
+    folder: Path,
+    known: dict[str, list[Review]],
+    settled: dict[str, Settled],
+    rows: list[dict],
+) -> list[dict]:
     """Add the counts after review to the rows; how far the readers agree."""
-    known = read_reviews(reviews, folder)
     counts = reviewed_rows(folder, known)
     nothing = dict.fromkeys(columns("reviewed"))
     for row in rows:
-        row.update(counts.get(str(row["filename"]), nothing))
+        mask = str(row["filename"])
+        row.update(nothing)
+        if mask in counts:
+            where = {name: settled[mask].counts[name] for name in WHERE}
+            row.update({**counts[mask], **{f"{name}_reviewed": n for name, n in where.items()}})
     agreement = agreement_rows(folder, known)
     write_table(folder / "group_agreement.tsv", columns("agreement"), agreement)
     write_json(folder / "group_agreement.json", columns("agreement"))
     return agreement
+
+
+def _after_review(
+    folder: Path,
+    read: list[dict],
+    groups: dict,
+    settled: dict[str, Settled],
+    before: dict[str, list[tuple[float, ...]]],
+) -> list[dict]:
+    """Write regions and map after review, or take them back; the rows of the former.
+
+    Scans that nobody reviewed stay in them as they were found.
+
+    Args:
+        folder: The derivative dataset.
+        read: Rows of the scans that were read.
+        groups: As `grouping` gives them.
+        settled: The scans that somebody reviewed.
+        before: MNI positions of each participant's counted lesions.
+    """
+    tables = [folder / f"group_regions_reviewed{end}" for end in (".tsv", ".json")]
+    if not settled:
+        agreed = [folder / f"group_agreement{end}" for end in (".tsv", ".json")]
+        for place in (*tables, *agreed):
+            place.unlink(missing_ok=True)
+        write_map(folder, {}, 0, REVIEWED)
+        return []
+    touched = {str(row["participant_id"]) for row in read if str(row["filename"]) in settled}
+    rows, places = [], {who: own for who, own in before.items() if who not in touched}
+    for row in read:
+        one, who = settled.get(str(row["filename"])), str(row["participant_id"])
+        rows.append({**row, **one.counts} if one else row)
+        if who in touched:
+            own = one.mni if one else positions(counted_lesions(folder, [row]))[who]
+            places.setdefault(who, []).extend(own)
+    made = region_rows(rows, groups)
+    write_table(tables[0], columns("regions"), made)
+    write_json(tables[1], columns("regions"))
+    write_map(folder, places, len(places), REVIEWED)
+    return made
 
 
 def counted_lesions(folder: Path, read: list[dict]) -> dict[str, list[dict]]:
@@ -178,13 +237,9 @@ def counted_lesions(folder: Path, read: list[dict]) -> dict[str, list[dict]]:
 def positions(lesions: dict[str, list[dict]]) -> dict[str, list[tuple[float, ...]]]:
     """MNI positions of each participant's lesions, mm, of those that have one."""
     return {
-        who: [tuple(float(one[axis]) for axis in MNI) for one in own if _has_place(one)]
+        who: [tuple(float(one[axis]) for axis in MNI) for one in own if has_place(one)]
         for who, own in lesions.items()
     }
-
-
-def _has_place(lesion: dict) -> bool:
-    return None not in [lesion.get(axis) for axis in MNI]
 
 
 def group_rows(folder: Path) -> list[dict[str, object]]:

@@ -15,6 +15,11 @@ AFFINE = np.array([[2.0, 0, 0, -96], [0, 2, 0, -132], [0, 0, 2, -78], [0, 0, 0, 
 BRAIN_MM = ((-71, 71), (-107, 73), (-68, 82))  # about as far as the template's brain reaches
 REACH_MM = 5.0  # a lesion is believed to lie within this distance of its MNI position
 STEM = "group_space-MNI152NLin2009cAsym_res-2_desc-frequency_CMB"
+REVIEWED = STEM.replace("frequency", "frequencyreviewed")
+AFTER = (
+    "After review: without rejected and unsure lesions, with accepted and added ones; scans that "
+    "nobody reviewed are in it as they were found."
+)
 ABOUT = (
     "Number of participants with a counted lesion whose centre lies within 5 mm of the voxel, in "
     "MNI152NLin2009cAsym by an affine through the centroids of structures."
@@ -23,7 +28,10 @@ AXES = ("left to right, mm", "back to front, mm", "down to up, mm")
 
 
 def write_map(
-    folder: Path, positions: Mapping[str, Sequence[tuple[float, ...]]], participants: int
+    folder: Path,
+    positions: Mapping[str, Sequence[tuple[float, ...]]],
+    participants: int,
+    stem: str = STEM,
 ) -> None:
     """Write the map and its picture, if any lesion has an MNI position; else take them back.
 
@@ -31,15 +39,17 @@ def write_map(
         folder: The derivative dataset.
         positions: Of each participant, the MNI positions of the counted lesions, mm.
         participants: That were read.
+        stem: ``STEM``, or ``REVIEWED`` for what counts after review.
     """
-    image, sidecar, picture = (folder / f"{STEM}{end}" for end in (".nii.gz", ".json", ".png"))
+    image, sidecar, picture = (folder / f"{stem}{end}" for end in (".nii.gz", ".json", ".png"))
     if not any(positions.values()):
         for place in (image, sidecar, picture):
             place.unlink(missing_ok=True)
         return
     found = frequency(positions)
     save(Volume(found, AFFINE), image, dtype=np.uint16)
-    said = {"Description": ABOUT, "Participants": participants}
+    about = f"{ABOUT} {AFTER}" if stem == REVIEWED else ABOUT
+    said = {"Description": about, "Participants": participants}
     write_text(sidecar, json.dumps(said, indent=2) + "\n")
     with replacing(picture) as beside:
         draw(found, participants, beside)

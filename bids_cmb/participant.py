@@ -1,6 +1,7 @@
 """The corridor: one scan, from its files to its derivatives."""
 
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from bids_cmb.anatomy import (
     places,
 )
 from bids_cmb.brain import PLAUSIBLE_ML, find_brain, stripped_brain, volume_ml
-from bids_cmb.cards import ANATOMY, card, members_of
+from bids_cmb.cards import ANATOMY, card, card_names, members_of
 from bids_cmb.config import Config, result_settings
 from bids_cmb.derivatives import (
     Output,
@@ -179,7 +180,16 @@ def process(scan: Scan, config: Config) -> Summary:
     refresh_scans_table(output.home)
     if config.report != "none":
         interactive = config.report == "interactive"
-        draw(output, found.image, found.brain.mask, found.labels, rows, interactive=interactive)
+        look = looked_through(config.detector, config.folds, config.models)
+        draw(
+            output,
+            found.image,
+            found.brain.mask,
+            found.labels,
+            rows,
+            look=look,
+            interactive=interactive,
+        )
         write_page(config.output_dir, scan.subject)
     return Summary(row["n_cmb"], row["n_definite"], found.quality.flags, notes)
 
@@ -199,12 +209,16 @@ def report_again(scan: Scan, config: Config) -> None:
         )
     image, _ = read(scan)
     brain = given_brain(output.brain(), image)
+    settings = read_json(output.mask(".json")).get("Provenance", {}).get("Settings", {})
     draw(
         output,
         image,
         brain,
         load_labels(output.labels()),
         read_table(output.labels(".tsv")),
+        look=looked_through(
+            settings.get("detector", config.detector), settings.get("folds", ()), config.models
+        ),
         interactive=config.report == "interactive",
     )
     write_page(config.output_dir, scan.subject)
@@ -246,6 +260,23 @@ def examine(scan: Scan, config: Config) -> Findings:
         nonfinite_voxels=intake.nonfinite_voxels,
     )
     return Findings(image, intake, brain, inside, probability, regions, labels, lesions, measured)
+
+
+def looked_through(
+    detectors: Iterable[str], folds: Iterable[str], models: Path | None
+) -> tuple[str, Grid]:
+    """The first network of the detectors and its grid; the scan's own where there is none.
+
+    Args:
+        detectors: Names of cards; those of cards that are gone are passed over.
+        folds: Members that were asked for; empty for all.
+        models: The user's folder of cards.
+    """
+    for name in detectors:
+        said = card(name, models) if name in card_names(models=models) else {}
+        for member in members_of(said, tuple(folds)):
+            return f"{name}, network {member['name']}", Grid.from_card(member["grid"])
+    return ", ".join(detectors), Grid()
 
 
 def asks_networks(config: Config) -> bool:

@@ -12,17 +12,17 @@ import numpy as np
 from PIL import Image
 
 from bids_cmb.derivatives import Output, figures_of, stem_of, write_json
-from bids_cmb.familiarity import histogram, measures
+from bids_cmb.familiarity import histogram, measures, tones
 from bids_cmb.files import replacing
-from bids_cmb.preprocessing import Grid, bounds, preprocess
+from bids_cmb.preprocessing import Grid, Preprocessed, bounds, preprocess
 from bids_cmb.view import write_view, write_viewer
-from bids_cmb.volume import Volume
+from bids_cmb.volume import Volume, boxed, labels_like
 
+LOOK_PX = 300  # of each picture of what a network sees
 SLAB_MM = 10.0  # of the overview's minimum-intensity pictures
 MARGIN_MM = 6.0  # that is kept around the brain
 OVERVIEW_PX, PX_PER_MM = 300, 7
 REACH_MM = 13.0  # to either side of a lesion in its pictures
-BRIGHT = 99.5  # percentile of the brain that is white
 RING_MM = 7.0  # about a lesion in its slab
 WHITE, INK = 254, 255  # values of a picture; INK is drawn in a colour
 COLOUR = (230, 159, 0)  # orange of a palette that the colour-blind tell apart
@@ -38,6 +38,7 @@ def draw(
     labels: Volume,
     lesions: list[dict],
     *,
+    look: tuple[str, Grid],
     interactive: bool = False,
 ) -> None:
     """Draw a scan's pictures into the ``figures`` of its participant, and what lies where in them.
@@ -48,12 +49,14 @@ def draw(
         brain: Its brain mask, on the scan's grid.
         labels: Each lesion's index in its voxels, on the scan's grid.
         lesions: Rows of the lesion table.
+        look: Who sought lesions, in words, and on what grid.
         interactive: Whether the page shall carry the scan, and the dataset the viewer.
     """
     seen = preprocess(image, brain, Grid(axes="slices", margin=REACH_MM + MARGIN_MM))
-    marks = _moved(labels, seen.image)
-    top = float(np.percentile(seen.image.data[seen.brain.data], BRIGHT)) or 1.0
-    grey = np.clip(seen.image.data / top * WHITE, 0, WHITE).astype(np.uint8)
+    marks = labels_like(labels, seen.image)
+    heard = tones(seen.image, seen.brain)
+    grey = seen.image.data * np.float32(WHITE / (heard.white or 1))
+    grey = np.clip(grey, 0, WHITE, out=grey).astype(np.uint8)
     grey, marks, inside = (part[::-1] for part in (grey, marks, seen.brain.data))  # right is left
     places = {}
     for row in lesions:
@@ -69,23 +72,14 @@ def draw(
     _quality(folder / f"{stem}_quality.png", grey, inside, seen.image.spacing)
     about = {
         "slabs": slabs,
-        "measures": measures(seen.image, seen.brain),
-        "histogram": histogram(seen.image, seen.brain),
+        "look": _look(folder / f"{stem}_look.png", image, seen, heard.white or 1, look),
+        "measures": measures(seen.image, seen.brain, heard),
+        "histogram": histogram(heard),
     }
     write_json(folder / f"{stem}_overview.json", about)
     if interactive:
         write_viewer(output.folder)
-        write_view(folder / f"{stem}_view.js", image, brain, labels, lesions)
-
-
-def _moved(labels: Volume, like: Volume) -> np.ndarray:
-    """Labels on a grid with the same voxels in another order or number, (X, Y, Z)."""
-    voxels = np.argwhere(labels.data > 0)
-    at = np.rint(like.index(labels.world(voxels))).astype(int)
-    inside = ((at >= 0) & (at < like.shape)).all(axis=1)
-    marks = np.zeros(like.shape, np.int32)
-    marks[tuple(at[inside].T)] = np.rint(labels.data[tuple(voxels[inside].T)])
-    return marks
+        write_view(folder / f"{stem}_view.js", seen.image, seen.brain, labels)
 
 
 def _overview(
@@ -156,7 +150,7 @@ def _middle(picture: np.ndarray) -> np.ndarray:
 def _ringed(picture: np.ndarray) -> np.ndarray:
     """A picture with a ring about its middle."""
     made = picture.copy()
-    y, x = np.indices(picture.shape)
+    y, x = np.ogrid[: picture.shape[0], : picture.shape[1]]
     away = np.hypot(y - picture.shape[0] / 2, x - picture.shape[1] / 2) / PX_PER_MM
     made[abs(away - RING_MM) < 1 / PX_PER_MM] = INK
     return made
@@ -172,6 +166,44 @@ def _quality(path: Path, grey: np.ndarray, inside: np.ndarray, spacing: np.ndarr
         size = size * 220 / size.max()
         tiles.append(_contoured(_sized(grey[:, :, k], size), inside[:, :, k], size))
     _save(path, np.concatenate(tiles, axis=1))
+
+
+def _look(
+    path: Path, image: Volume, seen: Preprocessed, white: float, look: tuple[str, Grid]
+) -> dict[str, object]:
+    """The middle slice as it lies in the file, and as a network sees it, voxel by voxel.
+
+    Left: black to white is the lowest to the highest value of the scan. Right: 0 to ``white``.
+    """
+    name, grid = look
+    heights = np.flatnonzero(seen.brain.data.any(axis=(0, 1)))
+    middle = int(heights[len(heights) // 2])
+    place = seen.image.world(np.array([0, 0, middle]))
+    axis, low, high = image.slice_axis, image.data.min(), image.data.max()
+    raw = np.moveaxis(image.data, axis, 2)[..., round(float(image.index(place)[axis]))]
+    after = _sampled(seen, middle, grid)
+    plane = after.data[::-1, :, round(float(after.index(place)[2]))]  # right is left
+    tiles = []
+    for shown, size in (
+        ((raw - low) / (high - low), np.array(raw.shape)),
+        (plane / white, plane.shape * after.spacing[:2]),
+    ):
+        grey = np.clip(shown * WHITE, 0, WHITE).astype(np.uint8)
+        tiles.append(_sized(grey, size * LOOK_PX / size[1], smooth=False))
+    _save(path, np.concatenate(tiles, axis=1))
+    voxel = [round(float(one), 2) for one in after.spacing]
+    return {"file": path.name, "by": name, "voxel_mm": voxel, "masked": grid.masked}
+
+
+def _sampled(seen: Preprocessed, middle: int, grid: Grid) -> Volume:
+    """A few slices about one, in voxels of the size that a network asks for."""
+    own = seen.image.spacing[2]
+    reach = int(np.ceil(2 * (grid.spacing[2] or own) / own)) + 1
+    first = max(0, middle - reach)
+    low, high = np.array([0, 0, first]), np.array([*seen.image.shape[:2], middle + reach + 1])
+    part = (boxed(one, low, high) for one in (seen.image, seen.brain))
+    like = Grid(grid.spacing, axes="slices", margin=MARGIN_MM, order=grid.order, masked=grid.masked)
+    return preprocess(*part, like).image
 
 
 def _sized(plane: np.ndarray, size: Iterable[float], *, smooth: bool = True) -> np.ndarray:
@@ -191,7 +223,8 @@ def _contoured(picture: np.ndarray, mask: np.ndarray, size: Iterable[float]) -> 
 
 def _edge(mask: np.ndarray) -> np.ndarray:
     """The outermost pixels of a mask."""
-    own = np.pad(mask > 0, 1)
+    own = np.zeros(np.add(mask.shape, 2), bool)
+    own[1:-1, 1:-1] = mask > 0
     inner = own[1:-1, 1:-1] & own[:-2, 1:-1] & own[2:, 1:-1] & own[1:-1, :-2] & own[1:-1, 2:]
     return own[1:-1, 1:-1] & ~inner
 

@@ -135,8 +135,8 @@ def preprocess(image: Volume, brain: Volume, grid: Grid) -> Preprocessed:
         ValueError: If the brain is empty on the network's grid, or so dark or so even that the
             rule of intensity has nothing to divide by.
     """
-    scan = _reorient(image, grid.axes)
-    mask = _reorient(resample_like(brain, image, order=0), grid.axes)
+    scan = reorient(image, grid.axes)
+    mask = reorient(resample_like(brain, image, order=0), grid.axes)
     affine, lattice = _lattice(scan, grid)
     inside = _nearest(mask.data != 0, lattice)
     if not inside.any():
@@ -151,7 +151,7 @@ def preprocess(image: Volume, brain: Volume, grid: Grid) -> Preprocessed:
     data = INTENSITIES[grid.intensity](data, inside)
     if grid.masked:
         data = np.where(inside, data, 0)
-    return Preprocessed(Volume(data.astype(np.float32), affine), Volume(inside, affine))
+    return Preprocessed(Volume(data.astype(np.float32, copy=False), affine), Volume(inside, affine))
 
 
 def back_to_scan(probability: Volume, like: Volume) -> Volume:
@@ -194,8 +194,8 @@ class _Axis:
     reach: float
 
 
-def _reorient(volume: Volume, axes: str) -> Volume:
-    """The same voxels, their axes in order and pointing to right, anterior and superior."""
+def reorient(volume: Volume, axes: str) -> Volume:
+    """The same voxels, not copied, their axes as in `Grid`, to right, anterior and superior."""
     turns = io_orientation(volume.affine)  # for each axis: which world axis, which way
     last = volume.slice_axis if axes == "slices" else None
     order = sorted(range(3), key=lambda axis: (axis == last, turns[axis, 0]))

@@ -152,6 +152,20 @@ def locate(regions: Volume, centre: Sequence[float], midline: tuple) -> Region:
     )
 
 
+def spot_of(regions: Volume, centre: Sequence[float]) -> tuple[bool, str | None, str | None]:
+    """Whether a place lies left, its territory and its region, by a map of regions alone.
+
+    Args:
+        regions: As `region_map` gives them, on any grid.
+        centre: World mm.
+    """
+    labels, _ = around(regions, np.asarray(centre, float))
+    if not len(labels):
+        return False, None, None
+    name, territory = by_label()[int(labels[0]) % RIGHT]
+    return bool(labels[0] < RIGHT), territory, name
+
+
 def _within(regions: Volume, away: float) -> float:
     """0 for a place within a voxel: its centre is at most half a diagonal off."""
     return 0.0 if away <= np.linalg.norm(regions.spacing) / 2 else float(away)

@@ -28,7 +28,7 @@ from bids_cmb.familiarity import compared, trained_on
 from bids_cmb.files import write_text
 from bids_cmb.provenance import software
 from bids_cmb.reviews import place_of
-from bids_cmb.tabulation import count_bars, odd_ones, size_bars, strata
+from bids_cmb.tabulation import count_bars, odd_ones, shifts, size_bars, strata
 from bids_cmb.view import VIEWER
 
 MOST_SESSIONS = 3  # on one page
@@ -135,6 +135,9 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
     for slab in slabs:
         slab["path"] = (figures / slab["file"]).relative_to(folder).as_posix()
     quality, view = figures / f"{stem}_quality.png", figures / f"{stem}_view.js"
+    look = drawn.get("look")
+    if look:
+        look["path"] = (figures / look["file"]).relative_to(folder).as_posix()
     session = next((part for part in mask.name.split("_") if part.startswith("ses-")), None)
     return {
         "name": stem.replace("_space-orig", "").replace("_desc-", "_"),
@@ -147,6 +150,7 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
         "uncounted": [one for one in lesions if one["counted"] != "yes"],
         "slabs": slabs,
         "quality": quality.relative_to(folder).as_posix() if quality.is_file() else None,
+        "look": look,
         "unlike": compared(drawn["measures"]) if "measures" in drawn else [],
         "histogram": _histogram(drawn["histogram"]) if "histogram" in drawn else None,
         "notes": sidecar.get("Notes", []),
@@ -164,6 +168,7 @@ class Cohort:
         diameters: Of the counted lesions, mm.
         groups: Site and scanner of each participant: column → participant → value.
         agreement: Of the readers, two by two; empty without reviews.
+        regions_reviewed: As ``regions``, after review; empty without.
     """
 
     rows: list[dict]
@@ -171,6 +176,7 @@ class Cohort:
     diameters: list[float] = field(default_factory=list)
     groups: dict[str, dict[str, str]] = field(default_factory=dict)
     agreement: list[dict] = field(default_factory=list)
+    regions_reviewed: list[dict] = field(default_factory=list)
 
 
 def _histogram(shares: list[float]) -> dict[str, str]:
@@ -192,13 +198,14 @@ def _histogram(shares: list[float]) -> dict[str, str]:
     }
 
 
-def write_group_page(folder: Path, cohort: Cohort, picture: str) -> None:
+def write_group_page(folder: Path, cohort: Cohort, picture: str, after: str = "") -> None:
     """Write the cohort's page.
 
     Args:
         folder: The derivative dataset.
         cohort: What it tells.
         picture: File name of the map's picture; it is shown if it is there.
+        after: File name of that after review.
     """
     read = [row for row in cohort.rows if row.get("n_cmb") is not None]
     counts = [int(row["n_cmb"]) for row in read]
@@ -207,6 +214,11 @@ def write_group_page(folder: Path, cohort: Cohort, picture: str) -> None:
         rows=cohort.rows,
         regions=[one for one in cohort.regions if one["group"] == "all"],
         picture=picture if (folder / picture).is_file() else None,
+        picture_after=after if reviewed and (folder / after).is_file() else None,
+        regions_after={
+            one["place"]: one for one in cohort.regions_reviewed if one["group"] == "all"
+        },
+        shifts=shifts(read) if reviewed else [],
         read=len(counts),
         lesions=sum(counts),
         with_any=sum(count > 0 for count in counts),

@@ -241,6 +241,16 @@ def read_whole(review: Review, rows: Sequence[Mapping]) -> bool:
     return review.complete or (bool(counted) and counted <= review.verdicts.keys())
 
 
+def standing(rows: Sequence[Mapping], judged: Judged) -> list[Mapping]:
+    """Of a scan's lesion table, those that count after review."""
+    return [
+        row
+        for row in rows
+        if (said := judged.verdicts[int(row["index"])]) == "accept"
+        or (said == "unjudged" and row["counted"] == "yes")
+    ]
+
+
 def after(rows: Sequence[Mapping], judged: Judged) -> dict[str, object]:
     """The numbers of a scan after its review, in the columns ``reviewed``.
 
@@ -249,10 +259,7 @@ def after(rows: Sequence[Mapping], judged: Judged) -> dict[str, object]:
         judged: What its readers agreed on.
     """
     said = list(judged.verdicts.values())
-    left = sum(
-        row["counted"] == "yes" and judged.verdicts[int(row["index"])] == "unjudged" for row in rows
-    )
-    count = said.count("accept") + left + len(judged.added)
+    count = len(standing(rows, judged)) + len(judged.added)
     return {
         "reviewed_by": ", ".join(judged.readers),
         "n_accepted": said.count("accept"),

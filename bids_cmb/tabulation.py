@@ -43,6 +43,26 @@ def size_bars(diameters: Sequence[float]) -> list[tuple[str, int]]:
     return list(zip([*names, f"{SIZES_MM[-1]} and more"], numbers.tolist(), strict=True))
 
 
+def shifts(rows: Sequence[Mapping]) -> list[dict[str, object]]:
+    """Scans by burden and by pattern before review and after, a row for each class.
+
+    Scans that nobody reviewed are the same on both sides.
+    """
+    made = []
+    for column in ("burden", "pattern"):
+        before = [row.get(column) for row in rows]
+        after = [
+            row.get(column if row.get("reviewed_by") is None else f"{column}_reviewed")
+            for row in rows
+        ]
+        for name in sorted(
+            {*before, *after}, key=lambda value: _natural(str(value or "not known"))
+        ):
+            one = {"by": column, "class": name or "not known"}
+            made.append({**one, "before": before.count(name), "after": after.count(name)})
+    return made
+
+
 def strata(rows: Sequence[Mapping], groups: Mapping[str, Mapping]) -> list[dict[str, object]]:
     """Counts against protocol and site, a row for each class: scans, quartiles and prevalence.
 

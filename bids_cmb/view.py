@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.files import replacing, write_text
-from bids_cmb.preprocessing import Grid, preprocess
-from bids_cmb.volume import Volume, resample_like, save
+from bids_cmb.preprocessing import Grid, Preprocessed, bounds, preprocess, reorient
+from bids_cmb.volume import Volume, boxed, labels_like, save
 
 VIEWER = "code/niivue"  # BIDS looks into no folder called code
 VIEWER_FILES = ("niivue.umd.js", "LICENSE", "README.md")
@@ -32,24 +32,19 @@ def write_viewer(folder: Path) -> None:
                 beside.write_bytes(content)
 
 
-def write_view(path: Path, image: Volume, brain: Volume, labels: Volume, lesions: list) -> None:
+def write_view(path: Path, image: Volume, brain: Volume, labels: Volume) -> None:
     """Write the scan and its lesions as a script that gives them to the page.
 
     Args:
         path: Of the script, ``.js``.
-        image: The scan.
-        brain: Its brain mask, on the scan's grid.
-        labels: Each lesion's index in its voxels, on the scan's grid.
-        lesions: Rows of the lesion table.
+        image: The scan, or what is left of it about the brain.
+        brain: Its brain mask, bool, on the same grid.
+        labels: Each lesion's index in its voxels, on any grid.
     """
     seen = shrunk(image, brain)
     top = float(np.percentile(seen.image.data[seen.brain.data], BRIGHT)) or 1.0
     grey = np.clip(seen.image.data / top * 255, 0, 255).astype(np.uint8)
-    marks = resample_like(labels, seen.image, order=0).data > 0
-    for row in lesions:  # small ones may slip through a coarser grid
-        at = np.array([float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")])
-        voxel = np.clip(np.rint(seen.image.index(at)).astype(int), 0, np.array(marks.shape) - 1)
-        marks[tuple(voxel)] = True
+    marks = labels_like(labels, seen.image) > 0
     parts = {
         "scan": _text(Volume(grey, seen.image.affine)),
         "lesions": _text(Volume(marks.astype(np.uint8), seen.image.affine)),
@@ -58,19 +53,27 @@ def write_view(path: Path, image: Volume, brain: Volume, labels: Volume, lesions
     write_text(path, f"window.bids_cmb_view={{{said}}};\n")
 
 
-def shrunk(image: Volume, brain: Volume):
+def shrunk(image: Volume, brain: Volume) -> Preprocessed:
     """The scan about its brain, in voxels that are as fine as ``MOST_VOXELS`` allows."""
-    seen = preprocess(image, brain, Grid(margin=MARGIN_MM))
-    if seen.image.data.size <= MOST_VOXELS:
-        return seen
-    size, fine = np.array(seen.image.shape) * seen.image.spacing, seen.image.spacing
+    image, brain = (reorient(one, "ras") for one in _near(image, brain))
+    if image.data.size <= MOST_VOXELS:
+        return preprocess(image, brain, Grid())
+    size, fine = np.array(image.shape) * image.spacing, image.spacing
     low, high = float(fine.min()), float(size.max())
     while high - low > 0.01:
         middle = (low + high) / 2
         fits = np.prod(np.ceil(size / np.maximum(fine, middle)) + 1) <= MOST_VOXELS
         low, high = (low, middle) if fits else (middle, high)
     coarse = tuple(float(max(one, high)) for one in fine)
-    return preprocess(image, brain, Grid(spacing=coarse, margin=MARGIN_MM))
+    return preprocess(image, brain, Grid(spacing=coarse))
+
+
+def _near(image: Volume, brain: Volume) -> tuple[Volume, Volume]:
+    """The box of both about the brain, nothing copied."""
+    kept = np.ceil(MARGIN_MM / image.spacing).astype(int)
+    low, high = bounds(brain.data)
+    low, high = np.maximum(low - kept, 0), np.minimum(high + kept, image.shape)
+    return boxed(image, low, high), boxed(brain, low, high)
 
 
 def _text(volume: Volume) -> str:

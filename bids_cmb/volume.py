@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
@@ -369,6 +369,28 @@ def resample(
         data, to_source[:3, :3], to_source[:3, 3], output_shape=shape, order=order, mode=mode
     )
     return Volume(moved.astype(volume.data.dtype if order == 0 else np.float32), affine)
+
+
+def boxed(volume: Volume, first: np.ndarray, end: np.ndarray) -> Volume:
+    """The voxels from one, each shape (3,), to before another; not copied."""
+    affine = volume.affine @ from_matvec(np.eye(3), first)
+    return Volume(volume.data[tuple(map(slice, first, end))], affine)
+
+
+def labels_like(labels: Volume, like: Volume) -> np.ndarray:
+    """Labels on the grid of ``like``, (X, Y, Z), each labelled voxel in the nearest one there.
+
+    None is lost where that grid is coarser; where it is finer there are holes.
+    """
+    order = "F" if labels.data.flags.f_contiguous else "C"
+    flat = labels.data.ravel(order)
+    there = np.flatnonzero(flat > 0)
+    voxels = np.stack(np.unravel_index(there, labels.shape, order), axis=1)
+    at = np.rint(like.index(labels.world(voxels))).astype(int)
+    inside = ((at >= 0) & (at < like.shape)).all(axis=1)
+    found = np.zeros(like.shape, np.int32)
+    found[tuple(at[inside].T)] = np.rint(flat[there[inside]])
+    return found
 
 
 def resample_like(volume: Volume, like: Volume, *, order: int = 1) -> Volume:

@@ -10,6 +10,7 @@ from bids_cmb.familiarity import (
     histogram,
     measures,
     summarised,
+    tones,
     trained_on,
 )
 from bids_cmb.volume import Volume
@@ -26,7 +27,7 @@ def scan(blank, rng):
 
 def test_measures_are_those_of_the_phantom(scan):
     image, brain = scan
-    found = measures(image, brain)
+    found = measures(image, brain, tones(image, brain))
     assert found.keys() == MEASURES.keys()
     assert found["in_plane_mm"] == pytest.approx(0.5)
     assert found["slice_mm"] == pytest.approx(2)
@@ -38,10 +39,12 @@ def test_measures_are_those_of_the_phantom(scan):
 def test_measures_and_histogram_do_not_depend_on_the_scale_of_intensity(scan):
     image, brain = scan
     louder = Volume(image.data * 7, image.affine)
-    assert measures(louder, brain) == pytest.approx(measures(image, brain), rel=1e-3)
-    assert histogram(louder, brain) == pytest.approx(histogram(image, brain), abs=0.1)
-    assert sum(histogram(image, brain)) == pytest.approx(100, abs=0.1)
-    assert len(histogram(image, brain)) == len(BINS) - 1
+    assert measures(louder, brain, tones(louder, brain)) == pytest.approx(
+        measures(image, brain, tones(image, brain)), rel=1e-3
+    )
+    assert histogram(tones(louder, brain)) == pytest.approx(histogram(tones(image, brain)), abs=0.1)
+    assert sum(histogram(tones(image, brain))) == pytest.approx(100, abs=0.1)
+    assert len(histogram(tones(image, brain))) == len(BINS) - 1
 
 
 def test_a_scan_in_their_midst_is_no_stranger_and_one_beyond_them_is(scan):
@@ -52,7 +55,9 @@ def test_a_scan_in_their_midst_is_no_stranger_and_one_beyond_them_is(scan):
                for row in compared(middle))  # fmt: skip
     odd = {row["name"]: row["outside"] for row in compared({**middle, "slice_mm": 12.0})}
     assert [name for name, outside in odd.items() if outside] == ["slice, mm"]
-    assert any(row["outside"] for row in compared(measures(image, brain)))  # a brain of 13 ml
+    assert any(
+        row["outside"] for row in compared(measures(image, brain, tones(image, brain)))
+    )  # a brain of 13 ml
 
 
 def test_what_is_kept_of_many_scans_are_their_percentiles():

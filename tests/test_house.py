@@ -33,7 +33,7 @@ FLOORS = [  # from the ground up; a folder is one room
     {"regions"},
     {"templates"},
     {"reviews", "view", "tabulation", "familiarity"},
-    {"report", "pictures"},
+    {"report", "pictures", "settled"},
     {"scoring", "marks", "made_head", "bodies", "laws", "cases"},
     {"fates", "scorecard", "scanner", "vessels", "contrasts"},
     {"truth", "sources", "segmentations", "tallies", "lessons"},

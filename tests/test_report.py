@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -83,6 +85,31 @@ def test_contours_are_drawn_about_the_lesion_below_and_not_above(made):
             tile = orange[side:, at * side : (at + 1) * side]
             centre = ndimage.center_of_mass(tile)
             assert np.linalg.norm(np.subtract(centre, side / 2)) < 0.2 * side
+
+
+def test_the_middle_slice_is_shown_as_it_lies_in_the_file_and_beside_it_as_it_was_seen(made):
+    """Left: the file's own voxels, lowest to highest. Right: brighter, by the brain alone."""
+    words, out = made
+    path = next((out / "sub-01/figures").glob("*_look.png"))
+    told = json.loads(next((out / "sub-01/figures").glob("*_overview.json")).read_text())["look"]
+    assert told["file"] == path.name
+    assert told["by"] == "radial"
+    assert path.name in (out / "sub-01.html").read_text()
+    scan = nib.load(next(Path(words[0]).glob("sub-01/anat/*.nii.gz")))
+    assert sorted(told["voxel_mm"]) == pytest.approx(sorted(scan.header.get_zooms()), abs=0.01)
+    data, axis = scan.get_fdata(), int(np.argmax(scan.header.get_zooms()))
+    drawn = np.asarray(Image.open(path).convert("L"), float)
+    assert drawn.shape[0] == 300
+    slices = np.moveaxis((data - data.min()) / (data.max() - data.min()) * 254, axis, 0)
+    height, width = drawn.shape[0], round(300 * slices.shape[1] / slices.shape[2])
+    alike = []
+    for one in slices:
+        whole = Image.fromarray(one.T[::-1].astype(np.uint8)).resize((width, height), 0)
+        alike.append(abs(np.asarray(whole, float) - drawn[:, :width]).max())
+    assert min(alike) == 0
+    assert 0.2 < np.argmin(alike) / len(slices) < 0.8
+    left, right = drawn[:, :width], drawn[:, width:]
+    assert np.median(right[right > 20]) > np.median(left[left > 20])
 
 
 def test_pages_ask_for_nothing_but_their_pictures(made):

@@ -2,14 +2,18 @@
 
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from bids_cmb.__main__ import main
+from bids_cmb.anatomy import itk_affine
 from bids_cmb.cases import LESION, UNSURE, find_cases, read_case
-from bids_cmb.derivatives import columns, read_table, write_json, write_table
+from bids_cmb.derivatives import MNI, columns, read_table, write_json, write_table
 from bids_cmb.evaluation import REVIEWS
 from bids_cmb.group import write_group
+from bids_cmb.group_map import REVIEWED, STEM
+from bids_cmb.mars import RIGHT, label_of
 from bids_cmb.preprocessing import Grid
 from bids_cmb.reviews import agreement_rows, judge, read_reviews
 from bids_cmb.volume import Volume, load_labels, save
@@ -83,6 +87,115 @@ def test_counts_before_and_after_review_stand_in_the_group_table(read, blank):
     described = json.loads((found / "group_microbleeds.json").read_text())
     assert list(described) == list(rows[0])
     assert "<strong>3</strong> after" in (found / "group_microbleeds.html").read_text()
+
+
+MNI_AT = {1: (-30.0, 20.0, 40.0), 2: (12.0, -18.0, 8.0), 3: (-25.0, -60.0, -40.0)}
+WHERE = {
+    1: {"side": "left", "mars_side": "left", "territory": "lobar", "mars_region": "frontal"},
+    2: {"side": "midline", "mars_side": "right", "territory": "deep", "mars_region": "thalamus"},
+    3: {"side": "left", "mars_side": "left", "territory": "infratentorial",
+        "mars_region": "cerebellum"},
+}  # fmt: skip
+
+
+def place_lesions(found, grid, *, with_map):
+    """Say in the results of sub-01 where its lesions lie; the missed one: MNI (40, 0, 20)."""
+    mask = found / MASK.format("01")
+    stem = mask.name.replace("_label-CMB_desc-T2starw_mask.nii.gz", "")
+    table = mask.with_name(f"{stem}_seg-CMB_desc-T2starw_dseg.tsv")
+    rows = [{**row, **WHERE[at], **dict(zip(MNI, MNI_AT[at], strict=True))}
+            for at, row in enumerate(read_table(table), start=1)]  # fmt: skip
+    write_table(table, columns("lesion"), rows)
+    names = ["sub-01_from-T2starw_to-MNI152NLin2009cAsym_mode-image_xfm.txt"]
+    to_mni = np.eye(4)
+    to_mni[:3, 3] = np.array([40, 0, 20]) - at(MISSED, grid)
+    mask.with_name(names[0]).write_text(itk_affine(to_mni))
+    if with_map:
+        names.append(f"{stem}_seg-regions_desc-T2starw_dseg.nii.gz")
+        data = np.full(grid.shape, label_of("frontal"), np.uint8)
+        x, y, z = MISSED
+        data[x - 2 : x + 3, y - 2 : y + 3, z - 1 : z + 2] = label_of("cerebellum") + RIGHT
+        save(Volume(data, grid.affine), mask.with_name(names[1]), dtype=np.uint8)
+    sidecar = mask.with_name(f"{mask.name[:-7]}.json")
+    said = json.loads(sidecar.read_text())
+    said["Provenance"] = {"Files": names}
+    said["Microbleeds"] |= {"n_lobar": 1, "n_deep": 1, "n_infratentorial": 0, "pattern": "mixed",
+                            "n_frontal_left": 1, "n_thalamus_right": 1, "n_cerebellum_right": 0,
+                            "n_thalamus_left": 0}  # fmt: skip
+    write_json(sidecar, said)
+
+
+def regions_after(found):
+    return {
+        row["place"]: (row["n_known"], row["n_with"], row["n_lesions"])
+        for row in read_table(found / "group_regions_reviewed.tsv")
+    }
+
+
+def people_at(found, stem, place):
+    """How many participants the map has there."""
+    image = nib.load(found / f"{stem}.nii.gz")
+    index = np.rint(np.linalg.inv(image.affine) @ [*place, 1])[:3].astype(int)
+    return int(np.asarray(image.dataobj)[tuple(index)])
+
+
+def test_regions_pattern_and_map_are_told_before_and_after_review(read, blank):
+    """Rejected: the thalamus; accepted: a lesion of the cerebellum; added: one more there."""
+    _, found, reviews = read
+    place_lesions(found, blank, with_map=True)
+    write_group(found)
+    plain = {path: path.read_bytes() for path in found.glob("group_[rs]*")}
+    assert not list(found.glob("*reviewed*"))
+    review(reviews, blank, "A", {1: "accept", 2: "reject", 3: "accept"}, missed=[MISSED])
+    write_group(found, reviews=reviews)
+    assert all(path.read_bytes() == content for path, content in plain.items())
+    row = read_table(found / "group_microbleeds.tsv")[0]
+    told = [row[f"n_{name}_reviewed"] for name in ("lobar", "deep", "infratentorial")]
+    assert (row["pattern"], row["pattern_reviewed"], told) == (
+        "mixed", "strictly lobar", ["1", "0", "2"]
+    )  # fmt: skip
+    after = regions_after(found)
+    assert after["cmb"] == ("2", "2", "5")  # three here, and two of a scan that nobody reviewed
+    assert after["thalamus_right"] == ("1", "0", "0")
+    assert after["cerebellum_left"] == after["cerebellum_right"] == ("1", "1", "1")
+    for place, before, then in (
+        *((MNI_AT[index], *said) for index, said in {1: (1, 1), 2: (1, 0), 3: (0, 1)}.items()),
+        ((40, 0, 20), 0, 1),
+    ):
+        assert people_at(found, STEM, place) == before
+        assert people_at(found, REVIEWED, place) == then
+    page = (found / "group_microbleeds.html").read_text()
+    assert "mixed → strictly lobar" in page
+    assert f"{REVIEWED}.png" in page
+    assert "Scans that nobody reviewed (1) stay as they were found" in page
+    write_group(found)
+    assert not list(found.glob("*reviewed*"))
+    assert not list(found.glob("group_agreement*"))
+
+
+def test_the_region_of_an_added_lesion_is_not_known_without_the_scans_map(read, blank):
+    _, found, reviews = read
+    place_lesions(found, blank, with_map=False)
+    review(reviews, blank, "A", {2: "reject"}, missed=[MISSED])
+    write_group(found, reviews=reviews)
+    row = read_table(found / "group_microbleeds.tsv")[0]
+    assert (row["n_cmb_reviewed"], row["n_lobar_reviewed"], row["pattern_reviewed"]) == (
+        "2", None, None
+    )  # fmt: skip
+    assert regions_after(found)["thalamus_right"] == ("0", None, None)
+    assert people_at(found, REVIEWED, (40, 0, 20)) == 1
+
+
+def test_a_scan_whose_lesions_are_all_accepted_has_the_regions_it_had(read, blank):
+    _, found, reviews = read
+    place_lesions(found, blank, with_map=False)
+    review(reviews, blank, "A", {1: "accept", 2: "accept", 3: "unsure"})
+    write_group(found, reviews=reviews)
+    row = read_table(found / "group_microbleeds.tsv")[0]
+    assert row["pattern_reviewed"] == row["pattern"] == "mixed"
+    after = regions_after(found)
+    assert after["thalamus_right"] == after["frontal_left"] == ("1", "1", "1")
+    assert after["thalamus_left"] == ("1", "0", "0")  # it lies on the midline and leans right
 
 
 def test_what_nobody_judged_stays_as_it_was_found(read, blank):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bids_cmb.tabulation import count_bars, odd_ones, size_bars, strata
+from bids_cmb.tabulation import count_bars, odd_ones, shifts, size_bars, strata
 
 ROWS = [
     {"participant_id": f"sub-{at}", "n_cmb": count, "slice_mm": thick, "brain_ml": ml}
@@ -51,3 +51,24 @@ def test_a_hair_off_is_not_odd_however_alike_the_others_are():
     cut = [{"participant_id": "sub-1", "brain_cut_percent": x} for x in [0.0] * 20 + [0.1, 30]]
     (one,) = odd_ones(cut)
     assert one["value"] == 30
+
+
+def test_classes_before_and_after_review_are_counted_by_hand():
+    """One scan loses its only lesion, one is not reviewed, of one the place of a lesion is lost."""
+    rows = [
+        {"burden": "1", "pattern": "strictly deep",
+         "reviewed_by": "A", "burden_reviewed": "0", "pattern_reviewed": "none"},
+        {"burden": "1", "pattern": "strictly lobar"},
+        {"burden": "1", "pattern": "strictly lobar",
+         "reviewed_by": "A", "burden_reviewed": "2-4", "pattern_reviewed": None},
+    ]  # fmt: skip
+    found = {(one["by"], one["class"]): (one["before"], one["after"]) for one in shifts(rows)}
+    assert found == {
+        ("burden", "0"): (0, 1),
+        ("burden", "1"): (3, 1),
+        ("burden", "2-4"): (0, 1),
+        ("pattern", "none"): (0, 1),
+        ("pattern", "not known"): (0, 1),
+        ("pattern", "strictly deep"): (1, 0),
+        ("pattern", "strictly lobar"): (2, 1),
+    }

@@ -23,8 +23,7 @@ def scan(blank, rng):
     brain[8:-8, 8:-8, 4:-4] = True
     data[21, 33, 15], labels[21, 33, 15] = 5, 1
     place = blank.world(np.array([21, 33, 15]))
-    row = {"index": "1", **dict(zip(("x_mm", "y_mm", "z_mm"), map(str, place), strict=True))}
-    return *(Volume(part, blank.affine) for part in (data, brain, labels)), [row], place
+    return *(Volume(part, blank.affine) for part in (data, brain, labels)), place
 
 
 def unpacked(path, tmp_path):
@@ -44,8 +43,8 @@ def test_a_dark_lesion_lies_where_it_lay_and_is_marked_on_finer_and_coarser_grid
     scan, tmp_path, monkeypatch, most
 ):
     monkeypatch.setattr(view, "MOST_VOXELS", most)
-    *volumes, rows, place = scan
-    write_view(tmp_path / "view.js", *volumes, rows)
+    *volumes, place = scan
+    write_view(tmp_path / "view.js", *volumes)
     image, marks = unpacked(tmp_path / "view.js", tmp_path).values()
     assert image.get_data_dtype() == np.uint8
     assert np.prod(image.shape) <= most

@@ -9,7 +9,7 @@ import pytest
 from nibabel.affines import apply_affine, from_matvec
 from nibabel.processing import resample_from_to
 
-from bids_cmb.volume import Intake, Volume, load, resample, resample_like, save
+from bids_cmb.volume import Intake, Volume, boxed, labels_like, load, resample, resample_like, save
 
 SHAPE = (14, 12, 6)
 
@@ -520,3 +520,27 @@ def test_resampling_like_itself_touches_nothing(data):
     shape, affine = OTHER
     other = resample_like(volume, Volume(np.zeros(shape), affine))
     np.testing.assert_array_equal(other.data, resample(volume, affine, shape).data)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_labels_on_a_coarser_turned_grid_lose_no_lesion_and_lie_where_they_lay(rng, order):
+    """Single voxels, as small as lesions get, on a grid of twice the size with its axes turned."""
+    affine = from_matvec(np.array([[0.5, 0.1, 0], [-0.1, 0.5, 0], [0, 0, -2.0]]), [3, -20, 40])
+    data = np.zeros((40, 36, 12), np.float32, order=order)
+    voxels = rng.permutation(np.argwhere(np.ones((9, 8, 5))))[:30] * [4, 4, 2] + 2
+    data[tuple(voxels.T)] = np.arange(1, 31)
+    turned = affine @ np.array([[0, -2.0, 0, 38], [2, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    like = Volume(np.zeros((18, 20, 12)), turned)
+    found = labels_like(Volume(data, affine), like)
+    assert found.shape == like.shape
+    for label, voxel in enumerate(voxels, start=1):
+        (place,) = np.argwhere(found == label)
+        away = like.world(place) - Volume(data, affine).world(voxel)
+        assert np.linalg.norm(away) < 0.8  # half the diagonal of its slice
+
+
+def test_a_box_of_a_volume_lies_where_it_lay(rng):
+    volume = Volume(rng.random((6, 7, 8)), from_matvec(np.diag([-1.0, 2, 3]), [5, 6, 7]))
+    part = boxed(volume, np.array([1, 2, 3]), np.array([5, 7, 6]))
+    assert np.array_equal(part.data, volume.data[1:5, 2:7, 3:6])
+    assert part.world(np.zeros(3)) == pytest.approx(volume.world(np.array([1, 2, 3])))

@@ -5,7 +5,7 @@ stays sharp, can be read aloud and follows light and dark. Slices are shown as r
 participant's right is on the left.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 from bids_cmb.derivatives import Output, figures_of, stem_of, write_json
 from bids_cmb.familiarity import histogram, measures
 from bids_cmb.files import replacing
+from bids_cmb.overlays import overlays, place_in
 from bids_cmb.preprocessing import Grid, bounds, preprocess
 from bids_cmb.view import write_view, write_viewer
 from bids_cmb.volume import Volume
@@ -38,6 +39,7 @@ def draw(
     labels: Volume,
     lesions: list[dict],
     *,
+    evidence: Mapping[str, list[dict]] | None = None,
     interactive: bool = False,
 ) -> None:
     """Draw a scan's pictures into the ``figures`` of its participant, and what lies where in them.
@@ -48,6 +50,7 @@ def draw(
         brain: Its brain mask, on the scan's grid.
         labels: Each lesion's index in its voxels, on the scan's grid.
         lesions: Rows of the lesion table.
+        evidence: Rows of the tables that the detectors leave behind: ``boxes`` and ``gate``.
         interactive: Whether the page shall carry the scan, and the dataset the viewer.
     """
     seen = preprocess(image, brain, Grid(axes="slices", margin=REACH_MM + MARGIN_MM))
@@ -55,10 +58,7 @@ def draw(
     top = float(np.percentile(seen.image.data[seen.brain.data], BRIGHT)) or 1.0
     grey = np.clip(seen.image.data / top * WHITE, 0, WHITE).astype(np.uint8)
     grey, marks, inside = (part[::-1] for part in (grey, marks, seen.brain.data))  # right is left
-    places = {}
-    for row in lesions:
-        at = seen.image.index(np.array([float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")]))
-        places[int(row["index"])] = np.array([grey.shape[0] - 1 - at[0], at[1], at[2]])
+    places = {int(row["index"]): place_in(seen.image, row) for row in lesions}
     folder, stem = figures_of(output.folder, output.scan.subject), stem_of(output.mask())
     for old in folder.glob(f"{stem}_*"):
         old.unlink()
@@ -71,6 +71,7 @@ def draw(
         "slabs": slabs,
         "measures": measures(seen.image, seen.brain),
         "histogram": histogram(seen.image, seen.brain),
+        **overlays(seen.image, places, evidence or {}, reach=REACH_MM),
     }
     write_json(folder / f"{stem}_overview.json", about)
     if interactive:

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from bids_cmb.boxes import Suspect, joined, read_boxes, thinned
 from bids_cmb.cards import weights_file
+from bids_cmb.evidence import Box, Evidence
 from bids_cmb.lesions import LARGEST_MM, TOUCHING
 from bids_cmb.networks import Models, load_patcher
 from bids_cmb.preprocessing import Grid, Preprocessed, preprocess
@@ -64,8 +65,8 @@ class Judged:
     chance: float
 
 
-def cascade(image: Volume, brain: Volume, card: dict, models: Models) -> Volume:
-    """The chance of microbleed at every voxel.
+def cascade(image: Volume, brain: Volume, card: dict, models: Models) -> tuple[Volume, Evidence]:
+    """The chance of microbleed at every voxel, and the box of every suspect.
 
     Args:
         image: T2*-weighted magnitude or SWI, as it came.
@@ -75,13 +76,34 @@ def cascade(image: Volume, brain: Volume, card: dict, models: Models) -> Volume:
         models: Where weights are, and how to compute.
 
     Returns:
-        0 to 1, float32, on the grid of ``image``.
+        0 to 1, float32, on the grid of ``image``; and the boxes, the surest first.
 
     Raises:
         ValueError: If a member is missing, or weights are not those of the card.
     """
     fed, found = judge(image, brain, card, models)
-    return painted(image, fed.image.affine, found)
+    boxes = [boxed(card["name"], fed.image, one) for one in found]
+    return painted(image, fed.image.affine, found), Evidence(boxes=tuple(boxes))
+
+
+def boxed(name: str, grid: Volume, one: Judged) -> Box:
+    """The box of a suspect: as wide as its surest box, as deep as its slices.
+
+    Args:
+        name: Of the detector.
+        grid: The scan on the network's grid.
+        one: The suspect.
+    """
+    first, last = one.suspect.slices
+    middle = np.array([*one.suspect.centre[:2], (first + last) / 2])
+    return Box(
+        detector=name,
+        centre=tuple(grid.world(middle).tolist()),
+        sides=(*one.size, float((1 + last - first) * grid.spacing[2])),
+        slices=one.suspect.boxes,
+        confidence=one.suspect.confidence,
+        chance=one.chance,
+    )
 
 
 def judge(

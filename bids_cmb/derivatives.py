@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from bids_cmb.discovery import Scan
+from bids_cmb.evidence import Evidence
 from bids_cmb.files import write_text
 from bids_cmb.lesions import Lesion
 from bids_cmb.mars import names, pattern
@@ -24,8 +25,20 @@ ENTITY_ORDER = (  # of BIDS 1.11, as far as scans and our results use it
 LESION = 7  # BIDS' standard label for a lesion
 MNI_SPACE = "MNI152NLin2009cAsym"
 MNI = ("mni_x_mm", "mni_y_mm", "mni_z_mm")
+PLACE = ("x_mm", "y_mm", "z_mm")
+SIDES = ("in_plane_1_mm", "in_plane_2_mm", "through_mm")
+EVIDENCE = ("boxes", "gate")  # tables of what detectors leave behind
 TERRITORIES = ("lobar", "deep", "infratentorial")
-BIDSIGNORE = ("*.html", "figures", "group_*", "*_xfm.*", "*_swi.*", "*_minIP.*")
+BIDSIGNORE = (
+    "*.html",
+    "figures",
+    "group_*",
+    "*_xfm.*",
+    "*_swi.*",
+    "*_minIP.*",
+    "*_boxes.*",
+    "*_gate.*",
+)
 DESCRIBED = {  # desc- labels of our files: the suffix of the scan they were made from
     "T2starw": "From a T2*-weighted scan (suffix T2starw).",
     "T2star": "From a scan with the deprecated suffix T2star.",
@@ -38,7 +51,7 @@ DESCRIBED = {  # desc- labels of our files: the suffix of the scan they were mad
 
 
 def columns(table: str) -> dict[str, dict]:
-    """The columns of a table, in order, as BIDS describes them: ``lesion``, ``scan`` or ``group``.
+    """The columns of a table, in order, as BIDS describes them: ``lesion``, ``scan``, ``boxes``...
 
     They stand in ``data/<table>_columns.json``, which becomes the sidecar of the table.
     """
@@ -112,6 +125,10 @@ class Output:
     def regions(self, extension: str = ".nii.gz") -> Path:
         """Where the regions of MARS go, and with ``.tsv`` their names."""
         return self.path("dseg", extension, space="orig", seg="regions")
+
+    def evidence(self, kind: str, extension: str = ".tsv") -> Path:
+        """Where a table of `evidence_rows` goes: ``boxes`` or ``gate``."""
+        return self.path(kind, extension, space="orig")
 
     def to_mni(self) -> Path:
         """Where the transform to MNI space goes."""
@@ -188,6 +205,35 @@ def lesion_row(lesion: Lesion) -> dict[str, object]:
 
 def _position(mni: tuple[float, float, float]) -> dict[str, object]:
     return {name: _rounded(part, 1) for name, part in zip(MNI, mni, strict=True)}
+
+
+def evidence_rows(evidence: Evidence) -> dict[str, list[dict]]:
+    """What detectors leave behind as tables: ``boxes`` and ``gate``, where there are any."""
+    boxes = [
+        {
+            "detector": one.detector,
+            **_place(one.centre),
+            **{name: _rounded(side, 2) for name, side in zip(SIDES, one.sides, strict=True)},
+            "slices": one.slices,
+            "confidence": _rounded(one.confidence, 4),
+            "chance": _rounded(one.chance, 4),
+        }
+        for one in evidence.boxes
+    ]
+    gate = [
+        {
+            "detector": one.detector,
+            **_place(one.place),
+            "chance": _rounded(one.chance, 4),
+            "threshold": one.threshold,
+        }
+        for one in evidence.openings
+    ]
+    return {name: rows for name, rows in (("boxes", boxes), ("gate", gate)) if rows}
+
+
+def _place(at: Iterable[float]) -> dict[str, object]:
+    return {name: _rounded(part, 2) for name, part in zip(PLACE, at, strict=True)}
 
 
 def counts(lesions: Iterable[Lesion]) -> dict[str, object]:

@@ -7,7 +7,7 @@ whose card has members is an ensemble of networks, each on its own grid; any oth
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from nibabel.affines import from_matvec
@@ -17,6 +17,7 @@ from scipy.special import expit, logit
 from bids_cmb.candidates import Candidate, find_candidates
 from bids_cmb.cards import card, members_of, weights_file
 from bids_cmb.cascade import cascade
+from bids_cmb.evidence import Evidence, together
 from bids_cmb.gated import gated
 from bids_cmb.networks import Models, Network, answer, give_back, load_network
 from bids_cmb.preprocessing import Grid, Preprocessed, back_to_scan, preprocess
@@ -35,11 +36,13 @@ class Probability:
         members: The detectors that were asked.
         spread: Standard deviation over the detectors, or over the members of the only one, float32;
             None if there was one answer only.
+        evidence: What the detectors leave behind besides.
     """
 
     mean: Volume
     members: tuple[str, ...]
     spread: Volume | None = None
+    evidence: Evidence = field(default_factory=Evidence)
 
 
 def detect(
@@ -65,15 +68,17 @@ def detect(
     if not asked or len(set(asked)) < len(asked):
         raise ValueError(f"Detectors must be named once each; found {list(asked)}.")
     models = models or Models()
-    found = {name: answers(name, image, brain, models) for name in asked}
+    told = {name: _told(name, image, brain, models) for name in asked}
+    found = {name: parts for name, (parts, _) in told.items()}
+    evidence = together(left for _, left in told.values())
     curves = {name: card(name, models.folder).get("calibration") for name in asked}
     chances = [calibrated(_mean(parts), curves[name]) for name, parts in found.items()]
     mean = Volume(np.round(_mean(chances) * STEPS) / np.float32(STEPS), image.affine)
     if len(asked) == 1:
         chances = [calibrated(part, curves[asked[0]]) for part in found[asked[0]]]
     if len(chances) == 1:
-        return Probability(mean, asked)
-    return Probability(mean, asked, Volume(np.std(chances, axis=0), image.affine))
+        return Probability(mean, asked, evidence=evidence)
+    return Probability(mean, asked, Volume(np.std(chances, axis=0), image.affine), evidence)
 
 
 def _mean(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -111,11 +116,24 @@ def answers(name: str, image: Volume, brain: Volume, models: Models) -> list[np.
     Raises:
         ValueError: As `detect`.
     """
+    return _told(name, image, brain, models)[0]
+
+
+def _told(
+    name: str, image: Volume, brain: Volume, models: Models
+) -> tuple[list[np.ndarray], Evidence]:
+    """As `answers`, and the evidence."""
     said = card(name, models.folder)
     if "members" not in said:
-        return [_FUNCTIONS[name](image, brain).data]
+        return [_FUNCTIONS[name](image, brain).data], Evidence()
     if "design" in said:
-        return [_chained(said, image, brain, models)]
+        chance, evidence = _chained(said, image, brain, models)
+        return [chance], evidence
+    return _averaged(said, image, brain, models), Evidence()
+
+
+def _averaged(said: dict, image: Volume, brain: Volume, models: Models) -> list[np.ndarray]:
+    """What the members of an ensemble say, each on its own grid."""
     box = tuple(ndimage.find_objects((np.asarray(brain.data) > 0).astype(np.uint8))[0])
     first = [side.start for side in box]
     window = Volume(image.data[box], image.affine @ from_matvec(np.eye(3), first))
@@ -126,7 +144,7 @@ def answers(name: str, image: Volume, brain: Volume, models: Models) -> list[np.
             aside.submit(
                 load_network,
                 member,
-                weights_file(name, member, models.folder),
+                weights_file(said["name"], member, models.folder),
                 precision=models.precision,
             )
             for member in members
@@ -143,7 +161,9 @@ def answers(name: str, image: Volume, brain: Volume, models: Models) -> list[np.
     return found
 
 
-def _chained(said: dict, image: Volume, brain: Volume, models: Models) -> np.ndarray:
+def _chained(
+    said: dict, image: Volume, brain: Volume, models: Models
+) -> tuple[np.ndarray, Evidence]:
     """What a detector says whose networks work one after the other, by its design."""
     if said["design"] not in DESIGNS:
         raise ValueError(
@@ -155,9 +175,9 @@ def _chained(said: dict, image: Volume, brain: Volume, models: Models) -> np.nda
             f"--folds takes members of an ensemble; found {' '.join(models.folds)} for "
             f"{said['name']}, whose networks work one after the other."
         )
-    chance = DESIGNS[said["design"]](image, brain, said, models)
+    chance, evidence = DESIGNS[said["design"]](image, brain, said, models)
     give_back()
-    return np.where(brain.data, chance.data, 0).astype(np.float32)
+    return np.where(brain.data, chance.data, 0).astype(np.float32), evidence
 
 
 def _asked(network: Network, window: Volume, fed: Preprocessed) -> Volume:
@@ -202,7 +222,7 @@ def _chance(candidate: Candidate, gates: list[dict]) -> float:
 
 
 _FUNCTIONS = {"radial": radial}
-DESIGNS: dict[str, Callable[[Volume, Volume, dict, Models], Volume]] = {
+DESIGNS: dict[str, Callable[[Volume, Volume, dict, Models], tuple[Volume, Evidence]]] = {
     "cascade": cascade,
     "gated": gated,
 }

@@ -12,6 +12,7 @@ from scipy import ndimage
 from scipy.special import expit
 
 from bids_cmb.cards import weights_file
+from bids_cmb.evidence import Evidence, Opening
 from bids_cmb.networks import Models, load_patcher
 from bids_cmb.preprocessing import Grid, back_to_scan, preprocess
 from bids_cmb.volume import Volume
@@ -23,8 +24,8 @@ SLICES = 4  # at once
 Ask = Callable[[np.ndarray], np.ndarray]
 
 
-def gated(image: Volume, brain: Volume, said: dict, models: Models) -> Volume:
-    """The chance of microbleed at every voxel.
+def gated(image: Volume, brain: Volume, said: dict, models: Models) -> tuple[Volume, Evidence]:
+    """The chance of microbleed at every voxel, and how far the gate opened in each slice.
 
     Args:
         image: T2*-weighted magnitude or SWI, as it came.
@@ -34,7 +35,7 @@ def gated(image: Volume, brain: Volume, said: dict, models: Models) -> Volume:
         models: Which networks, and how.
 
     Returns:
-        On the grid of ``image``, 0 to 1, float32.
+        On the grid of ``image``, 0 to 1, float32; and the gate's openings, none if it is off.
 
     Raises:
         ValueError: If the card lacks a member or names another gate, or weights are not its own.
@@ -44,8 +45,10 @@ def gated(image: Volume, brain: Volume, said: dict, models: Models) -> Volume:
     fed = preprocess(image, brain, Grid.from_card(segmenter["grid"]))
     inside = ndimage.binary_dilation(fed.brain.data, np.ones((3, 3, 3), bool))
     opened = np.ones(fed.image.shape, np.float32)
+    openings = ()
     if how != "off":
         opened = gate_map(asker(said["name"], gate, models), fed.image.data, inside)
+        openings = openings_of(said["name"], Volume(opened, fed.image.affine), threshold)
     slices = np.flatnonzero((inside & (opened >= threshold)).any(axis=(0, 1)))
     found = segmented(asker(said["name"], segmenter, models), fed.image.data, slices)
     kept = Volume(combined(opened, found, how, threshold), fed.image.affine)
@@ -54,7 +57,7 @@ def gated(image: Volume, brain: Volume, said: dict, models: Models) -> Volume:
     window = Volume(image.data[box], image.affine @ from_matvec(np.eye(3), first))
     chance = np.zeros(image.shape, np.float32)
     chance[box] = back_to_scan(kept, window).data
-    return Volume(chance, image.affine)
+    return Volume(chance, image.affine), Evidence(openings=openings)
 
 
 def asker(name: str, member: dict, models: Models) -> Ask:
@@ -82,6 +85,23 @@ def gate_map(ask: Ask, image: np.ndarray, where: np.ndarray) -> np.ndarray:
         part = opened[x : x + TILE, y : y + TILE, z]
         np.maximum(part, chance, out=part)
     return opened
+
+
+def openings_of(name: str, opened: Volume, threshold: float) -> tuple[Opening, ...]:
+    """How far the gate opens in each slice that it was asked about, and where.
+
+    Args:
+        name: Of the detector.
+        opened: How open the gate is at every pixel of its grid.
+        threshold: From which on it is open.
+    """
+    found = []
+    for at in np.flatnonzero(opened.data.any(axis=(0, 1))):
+        plane = opened.data[:, :, at]
+        middle = np.argwhere(plane == plane.max()).mean(axis=0)
+        place = tuple(opened.world(np.array([*middle, at])).tolist())
+        found.append(Opening(name, place, float(plane.max()), threshold))
+    return tuple(found)
 
 
 def ask_tiles(ask: Ask, image: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,9 +23,11 @@ from bids_cmb.brain import PLAUSIBLE_ML, find_brain, stripped_brain, volume_ml
 from bids_cmb.cards import ANATOMY, card, card_names, members_of
 from bids_cmb.config import Config, result_settings
 from bids_cmb.derivatives import (
+    EVIDENCE,
     Output,
     columns,
     counts,
+    evidence_rows,
     lesion_row,
     read_json,
     read_table,
@@ -58,6 +60,10 @@ STRUCTURES = "Structures of the brain, FreeSurfer's codes, by the anatomy networ
 REGIONS = (
     "Regions of MARS, left, and 20 more on the right; 14 and 34 are lobar, of a lobe not known."
 )
+BEHIND = {
+    "boxes": "Boxes of a detector's candidates, kept or not; the page draws those of the lesions.",
+    "gate": "How far a detector's gate opens in each slice; the page draws it.",
+}
 PREPROCESSED = "The scan, divided by its median in the brain."
 
 
@@ -179,7 +185,6 @@ def process(scan: Scan, config: Config) -> Summary:
     write_json(output.mask(".json"), {**said, "Microbleeds": row, "Notes": list(notes)})
     refresh_scans_table(output.home)
     if config.report != "none":
-        interactive = config.report == "interactive"
         look = looked_through(config.detector, config.folds, config.models)
         draw(
             output,
@@ -187,8 +192,9 @@ def process(scan: Scan, config: Config) -> Summary:
             found.brain.mask,
             found.labels,
             rows,
+            evidence=evidence_rows(found.probability.evidence),
             look=look,
-            interactive=interactive,
+            interactive=config.report == "interactive",
         )
         write_page(config.output_dir, scan.subject)
     return Summary(row["n_cmb"], row["n_definite"], found.quality.flags, notes)
@@ -219,6 +225,11 @@ def report_again(scan: Scan, config: Config) -> None:
         look=looked_through(
             settings.get("detector", config.detector), settings.get("folds", ()), config.models
         ),
+        evidence={
+            kind: read_table(output.evidence(kind))
+            for kind in EVIDENCE
+            if output.evidence(kind).is_file()
+        },
         interactive=config.report == "interactive",
     )
     write_page(config.output_dir, scan.subject)
@@ -500,6 +511,11 @@ def write_images(output: Output, found: Findings, config: Config) -> list[Path]:
         files.append(written(output.probability, found.probability.mean, np.float32, said))
         said = {"Description": BRAIN, "Type": "Brain", "Manual": False}
         files.append(written(output.brain, found.brain.mask, np.uint8, said))
+        for kind, rows in evidence_rows(found.probability.evidence).items():
+            write_table(output.evidence(kind), columns(kind), rows)
+            said = {"Description": BEHIND[kind], **columns(kind)}
+            write_json(output.evidence(kind, ".json"), {**said, **about})
+            files.append(output.evidence(kind))
     if config.output_level == "full" and found.anatomy is not None:
         codes = resample_like(found.anatomy.structures, found.image, order=0)
         said = {"Description": STRUCTURES, "Manual": False}

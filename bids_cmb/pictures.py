@@ -5,7 +5,7 @@ stays sharp, can be read aloud and follows light and dark. Slices are shown as r
 participant's right is on the left.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 from bids_cmb.derivatives import Output, figures_of, stem_of, write_json
 from bids_cmb.familiarity import histogram, measures, tones
 from bids_cmb.files import replacing
+from bids_cmb.overlays import overlays, place_in
 from bids_cmb.preprocessing import Grid, Preprocessed, bounds, preprocess
 from bids_cmb.view import write_view, write_viewer
 from bids_cmb.volume import Volume, boxed, labels_like
@@ -39,6 +40,7 @@ def draw(
     lesions: list[dict],
     *,
     look: tuple[str, Grid],
+    evidence: Mapping[str, list[dict]] | None = None,
     interactive: bool = False,
 ) -> None:
     """Draw a scan's pictures into the ``figures`` of its participant, and what lies where in them.
@@ -50,6 +52,7 @@ def draw(
         labels: Each lesion's index in its voxels, on the scan's grid.
         lesions: Rows of the lesion table.
         look: Who sought lesions, in words, and on what grid.
+        evidence: Rows of the tables that the detectors leave behind: ``boxes`` and ``gate``.
         interactive: Whether the page shall carry the scan, and the dataset the viewer.
     """
     seen = preprocess(image, brain, Grid(axes="slices", margin=REACH_MM + MARGIN_MM))
@@ -58,10 +61,7 @@ def draw(
     grey = seen.image.data * np.float32(WHITE / (heard.white or 1))
     grey = np.clip(grey, 0, WHITE, out=grey).astype(np.uint8)
     grey, marks, inside = (part[::-1] for part in (grey, marks, seen.brain.data))  # right is left
-    places = {}
-    for row in lesions:
-        at = seen.image.index(np.array([float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")]))
-        places[int(row["index"])] = np.array([grey.shape[0] - 1 - at[0], at[1], at[2]])
+    places = {int(row["index"]): place_in(seen.image, row) for row in lesions}
     folder, stem = figures_of(output.folder, output.scan.subject), stem_of(output.mask())
     for old in folder.glob(f"{stem}_*"):
         old.unlink()
@@ -75,6 +75,7 @@ def draw(
         "look": _look(folder / f"{stem}_look.png", image, seen, heard.white or 1, look),
         "measures": measures(seen.image, seen.brain, heard),
         "histogram": histogram(heard),
+        **overlays(seen.image, places, evidence or {}, reach=REACH_MM),
     }
     write_json(folder / f"{stem}_overview.json", about)
     if interactive:

@@ -285,11 +285,17 @@ def trained(lessons, tmp_path):
 def test_both_networks_are_learnt_one_after_the_other_and_used(trained):
     told, out = trained
     image = scan((ball(3), 0.7))
-    found = cascade(image, brain(), told, Models(out))
+    found, left = cascade(image, brain(), told, Models(out))
     assert found.data.dtype == np.float32
     assert found.shape == image.shape
     assert 0 < found.data.max() <= 1
-    again = cascade(image, brain(), told, Models(out))
+    assert left.boxes
+    for box in left.boxes:
+        index = image.index(np.array(box.centre))
+        assert ((index > -1) & (index < image.shape)).all()
+        assert box.detector == "tiny"
+        assert 0 <= box.chance <= 1
+    again, _ = cascade(image, brain(), told, Models(out))
     np.testing.assert_array_equal(found.data, again.data)
     alone = {**told, "members": told["members"][:1]}
     _, suspects = judge(image, brain(), alone, Models(out))

@@ -344,6 +344,26 @@ def test_without_a_gate_the_segmenter_is_asked_everywhere(head, chained, monkeyp
     assert (off[brain.data] > 0).mean() > 0.99
 
 
+def test_the_gate_leaves_behind_how_far_it_opened_in_each_slice(head, chained):
+    image, brain, _ = head
+    models = chained(gate_threshold=0.25)
+    left = detect("mine", image, brain, models).evidence.openings
+    gate = card("mine", models.folder)["members"][0]
+    fed = preprocess(image, brain, Grid.from_card(gate["grid"]))
+    where = np.ones(fed.image.shape, bool)
+    opened = gate_map(design.asker("mine", gate, models), fed.image.data, where)
+    for one in left:
+        at = np.rint(fed.image.index(np.array(one.place))).astype(int)
+        assert opened[:, :, at[2]].max() >= one.chance > 0
+        assert (at >= 0).all()
+        assert (at < fed.image.shape).all()
+    slices = {round(float(fed.image.index(np.array(one.place))[2])) for one in left}
+    assert len(slices) == len(left)
+    assert slices >= set(np.flatnonzero(fed.brain.data.any(axis=(0, 1))))
+    assert {(one.detector, one.threshold) for one in left} == {("mine", 0.25)}
+    assert not detect("mine", image, brain, chained(gate="off")).evidence.openings
+
+
 def median_of_the_gate(image, brain, models):
     gate = card("mine", models.folder)["members"][0]
     fed = preprocess(image, brain, Grid.from_card(gate["grid"]))

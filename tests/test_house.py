@@ -10,7 +10,7 @@ import bids_cmb
 HOUSE = Path(bids_cmb.__file__).parent
 
 FLOORS = [  # from the ground up; a folder is one room
-    {"files", "exits", "sidecars", "filters", "lattices", "cards", "models", "mars"}
+    {"files", "exits", "sidecars", "filters", "lattices", "cards", "models", "mars", "evidence"}
     | {"provenance", "staged", "foreign", "savedmodels", "sheets"},
     {"imports"},
     {"volume", "config", "discovery", "execution", "validation", "weights"},
@@ -32,7 +32,7 @@ FLOORS = [  # from the ground up; a folder is one room
     | {"heads", "terrain", "anatomy"},
     {"regions"},
     {"templates"},
-    {"reviews", "view", "tabulation", "familiarity"},
+    {"reviews", "view", "tabulation", "familiarity", "overlays"},
     {"report", "pictures", "settled"},
     {"scoring", "marks", "made_head", "bodies", "laws", "cases"},
     {"fates", "scorecard", "scanner", "vessels", "contrasts"},

@@ -122,7 +122,7 @@ def lessons(tmp_path, rng):
 
 @pytest.fixture
 def unfitted(monkeypatch):
-    """Training draws a batch and its validation and learns nothing; the shapes of both, each time."""
+    """Training draws a batch and its validation and learns nothing: the shapes of both, each."""
     import keras  # noqa: PLC0415
 
     drawn = []

@@ -307,6 +307,7 @@ def _add_models(makers: argparse._SubParsersAction) -> None:
     verbs = maker.add_subparsers(dest="verb", required=True)
     about = {
         "add": "install SHIVA-CMB's published networks, or others with its model_info.json",
+        "card": "make a detector of networks that `train` left",
         "list": "what is known of each model",
         "verify": "whether the weights of each model of the folder are there and unaltered",
     }
@@ -316,6 +317,22 @@ def _add_models(makers: argparse._SubParsersAction) -> None:
             one.add_argument(
                 "source", type=Path, nargs="+", help="a zip, a folder, or the networks one by one"
             )
+        if verb == "card":
+            one.add_argument("name", help="of the new detector")
+            one.add_argument(
+                "entry",
+                nargs="+",
+                metavar="[PART=]JSON",
+                help="entries that training wrote, such as OUT/ensemble-c.json; where networks "
+                "work one after the other with their part, such as boxes=OUT/cascade-boxes.json",
+            )
+            one.add_argument(
+                "--like",
+                default="ensemble",
+                metavar="DETECTOR",
+                help="whose thresholds, rules and other parts are taken (default: ensemble)",
+            )
+            one.add_argument("--threshold", type=float, metavar="P", help="another threshold")
         one.add_argument(
             "--models",
             type=Path,
@@ -336,6 +353,8 @@ def _models(given: argparse.Namespace) -> int:
     if folder is None:
         sys.stderr.write("bids_cmb: --models DIR, or BIDS_CMB_MODELS, must say where models lie.\n")
         return 64
+    if given.verb == "card":
+        return _make_card(given, folder)
     from bids_cmb.published import add, verify
 
     if given.verb == "add":
@@ -350,6 +369,25 @@ def _models(given: argparse.Namespace) -> int:
     for name, wrong in found.items():
         sys.stdout.write(f"{name}: {wrong or 'as on its card'}\n")
     return 1 if any(found.values()) else 0
+
+
+def _part(said: str) -> tuple[str, Path]:
+    part, found, path = said.partition("=")
+    return (part, Path(path)) if found and not Path(said).exists() else ("", Path(said))
+
+
+def _make_card(given: argparse.Namespace, folder: Path) -> int:
+    """Make a detector of the user's networks. Returns the exit code."""
+    from bids_cmb.own_models import make_card
+
+    entries = [_part(one) for one in given.entry]
+    try:
+        make_card(given.name, entries, folder, like=given.like, threshold=given.threshold)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {error}\n")
+        return 1
+    sys.stdout.write(f"{folder}: --models {folder} --detector {given.name}\n")
+    return 0
 
 
 def _add_import(makers: argparse._SubParsersAction) -> None:

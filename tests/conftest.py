@@ -120,6 +120,22 @@ def lessons(tmp_path, rng):
     return make
 
 
+@pytest.fixture
+def unfitted(monkeypatch):
+    """Training draws a batch and its validation and learns nothing: the shapes of both, each."""
+    import keras  # noqa: PLC0415
+
+    drawn = []
+
+    def fit(_, lessons, *, validation_data, callbacks, **__):
+        drawn.append((lessons[0][0].shape[1:], validation_data[0].shape[1:]))
+        callbacks[0].on_epoch_begin(0)
+        callbacks[-1].on_epoch_end(0, {"loss": 1.0, "val_loss": 1.0})
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    return drawn
+
+
 def _lesson(root, subject, rng):
     shape, labels = (96, 112, 36), np.zeros((96, 112, 36), np.uint16)
     data = rng.normal(100, 2, shape).astype(np.float32)

@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from bids_cmb.laws import law
+from bids_cmb.marks import POSITION, Marks
 from bids_cmb.protocols import presets
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -59,3 +61,25 @@ def test_a_gates_threshold_is_the_highest_that_keeps_enough_slices(monkeypatch):
     assert gate.chosen(scans, 0.98) == 0.8  # two of a hundred may be lost
     assert gate.chosen(scans, 0.99) == 0.456
     assert gate.chosen(scans, 1.0) == 0.1
+
+
+def test_an_ideal_reader_accepts_what_is_true_and_marks_what_is_missed(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    fine_tuning = importlib.import_module("fine_tuning")
+    true = [[0, 0, 0, False], [30, 0, 0, True], [60, 0, 0, False], [0, 60, 0, False]]
+    table = pd.DataFrame(true, columns=[*POSITION, "unsure"])
+    table["counted"] = [True, False, True, False]  # the last one cannot be seen
+    found = [[1, 0, 0], [31, 0, 0], [90, 0, 0]]
+    rows = [
+        {"index": at, **dict(zip(POSITION, place, strict=True))}
+        for at, place in enumerate(found, start=1)
+    ]
+    lines = fine_tuning.verdicts(rows, Marks({"sub": "01"}, table))
+    assert [line["verdict"] for line in lines] == [
+        "accept",
+        "unsure",
+        "reject",
+        "missed",
+        "complete",
+    ]
+    assert [lines[3][axis] for axis in POSITION] == [60, 0, 0]

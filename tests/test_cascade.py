@@ -36,7 +36,7 @@ from bids_cmb.models.losses import BoxLoss
 from bids_cmb.models.yolo import yolo
 from bids_cmb.networks import Models
 from bids_cmb.preprocessing import Preprocessed
-from bids_cmb.training import Material, build, read_recipe, train
+from bids_cmb.training import Material, build, cross_validate, read_recipe, train
 from bids_cmb.volume import Volume
 
 TINY = {"anchors": ANCHORS, "stages": [[4], [6], [8, 4, 8]], "head": [8, 8], "passed": 3,
@@ -249,9 +249,8 @@ def test_suspects_near_a_lesion_are_right_and_near_an_unsure_one_neither(rng):
 
 
 @pytest.fixture
-def trained(lessons, tmp_path):
-    """A tiny cascade, trained for two steps: its card, and the folder it lies in."""
-    data = lessons(2)
+def tiny():
+    """Recipes of a tiny cascade: of its boxes, of its patches."""
     first = read_recipe("cascade-boxes")
     arguments = {
         **first.arguments,
@@ -261,14 +260,21 @@ def trained(lessons, tmp_path):
         "start": 0,
     }
     first = replace(first, name="tiny-boxes", arguments=arguments, batch=2, steps=2, epochs=1)
-    out = tmp_path / "out"
-    boxes = train(first, Material((data,)), out)
     second = read_recipe("cascade-patches")
     second = replace(
         second, name="tiny-patches", batch=4, steps=2, epochs=1,
         arguments={"shape": [12, 12, 4], "stages": [[2], [4]], "outputs": 1},
         drawing={**second.drawing, "rules": {"confidence": 0.01, "most": 50}},
     )  # fmt: skip
+    return first, second
+
+
+@pytest.fixture
+def trained(lessons, tmp_path, tiny):
+    """A tiny cascade, trained for two steps: its card, and the folder it lies in."""
+    data, (first, second) = lessons(2), tiny
+    out = tmp_path / "out"
+    boxes = train(first, Material((data,)), out)
     (out / "recipe.json").unlink()
     for name in ("curves.tsv", "best.weights.h5"):
         (out / name).unlink()
@@ -303,6 +309,18 @@ def test_both_networks_are_learnt_one_after_the_other_and_used(trained):
     lost = {**told, "members": told["members"][1:]}
     with pytest.raises(ValueError, match="must be boxes and patches; found patches for tiny"):
         cascade(image, brain(), lost, Models(out))
+
+
+def test_both_networks_are_learnt_without_the_subjects_of_a_fold(unfitted, lessons, tmp_path, tiny):
+    data, (first, second) = lessons(2), tiny
+    boxes = cross_validate(first, Material((data,)), tmp_path / "boxes", folds=2)
+    given = (("boxes", tmp_path / "boxes/fold-1/tiny-boxes-1.json"),)
+    patches = cross_validate(second, Material((data,), given=given), tmp_path / "p", folds=2)
+    for entries in (boxes, patches):
+        assert [one["left_out"] for one in entries] == [("sub-01",), ("sub-02",)]
+        assert all(one["training"]["data"].startswith("1 scans") for one in entries)
+    assert len(unfitted) == 4
+    assert all(lesson == exam for lesson, exam in unfitted)  # the other subject judges
 
 
 @pytest.mark.parametrize(("given", "found"), [((), "found none"), ((("teacher", "x"),), "teacher")])

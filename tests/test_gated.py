@@ -22,7 +22,7 @@ from bids_cmb.models.losses import FocalTverskyLoss, TileLoss
 from bids_cmb.models.resunet import resunet
 from bids_cmb.networks import Models, load_patcher
 from bids_cmb.preprocessing import Grid, preprocess
-from bids_cmb.training import Material, build, read_recipe, train
+from bids_cmb.training import Material, build, cross_validate, read_recipe, train
 from bids_cmb.weights import write_weights
 
 PUBLISHED_GATE = {
@@ -269,6 +269,21 @@ def test_gate_then_segmenter_are_taught_and_work(lessons, tmp_path):
     entry = train(unet, Material((data,), (data,), given=given), tmp_path / "unet")
     assert "false alarms of a gate" in entry["training"]["data"]
     assert (tmp_path / "unet/report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_gate_and_segmenter_are_taught_without_the_subjects_of_a_fold(unfitted, lessons, tmp_path):
+    data = lessons(2)
+    gate = replace(read_recipe("gated-gate"), arguments=SMALL_GATE, batch=6, steps=2, epochs=1)
+    gates = cross_validate(gate, Material((data,)), tmp_path / "gate", folds=2)
+    unet = replace(read_recipe("gated-segmenter"), batch=4, steps=2, epochs=1)
+    unet = replace(unet, arguments={**SMALL_UNET, "start": -4})
+    given = (("gate", tmp_path / "gate/fold-1/gated-gate-1.json"),)
+    unets = cross_validate(unet, Material((data,), given=given), tmp_path / "unet", folds=2)
+    for entries in (gates, unets):
+        assert [one["left_out"] for one in entries] == [("sub-01",), ("sub-02",)]
+        assert all(one["training"]["data"].startswith("1 scans") for one in entries)
+    assert len(unfitted) == 4
+    assert all(lesson == exam for lesson, exam in unfitted)  # the other subject judges
 
 
 def test_half_of_the_gates_batches_are_lesions(lessons):

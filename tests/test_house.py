@@ -27,6 +27,7 @@ FLOORS = [  # from the ground up; a folder is one room
         "labelmaps",
         "training_report",
         "published",
+        "own_models",
         "group_map",
     }
     | {"heads", "terrain", "anatomy"},

@@ -1,0 +1,100 @@
+"""Networks that a user trained become a detector that the app takes like its own."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bids_cmb.__main__ import main
+from bids_cmb.cards import card
+from bids_cmb.own_models import make_card
+from bids_cmb.published import verify
+from bids_cmb.weights import read_weights, write_weights
+
+
+@pytest.fixture
+def entry(tmp_path):
+    """What training leaves: weights, and beside them their entry for a card."""
+
+    def make(name, value=1.0):
+        out = tmp_path / name
+        digest = write_weights(out / "x.npz", {"w": np.full(3, value)})
+        said = {"name": name, "builder": "unet", "arguments": {}, "grid": {"spacing": 1}}
+        path = out / f"{name}.json"
+        path.write_text(json.dumps({**said, "weights": "x.npz", "sha256": digest}))
+        return path
+
+    return make
+
+
+def test_networks_of_ones_own_are_a_detector_with_the_rules_of_ours(entry, tmp_path):
+    models = tmp_path / "models"
+    make_card("mine", [("", entry("one", 1.0)), ("two", entry("other", 2.0))], models)
+    said, ours = card("mine", models), card("ensemble")
+    assert [one["name"] for one in said["members"]] == ["one", "two"]
+    assert said["threshold"] == ours["threshold"]
+    assert said["min_volume_mm3"] == ours["min_volume_mm3"]
+    assert "metrics" not in said  # those were measured with other networks
+    assert verify(models) == {"mine": ""}
+    second = read_weights(models / said["members"][1]["weights"])  # of one name, both kept
+    np.testing.assert_array_equal(second["w"], [2, 2, 2])
+
+
+def test_parts_that_one_did_not_train_are_the_packages(entry, tmp_path):
+    models = tmp_path / "models"
+    make_card("mine", [("patches", entry("new"))], models, like="cascade", threshold=0.9)
+    parts = {one["name"]: one["sha256"] for one in card("mine", models)["members"]}
+    ours = {one["name"]: one["sha256"] for one in card("cascade")["members"]}
+    assert parts["boxes"] == ours["boxes"]
+    assert parts["patches"] != ours["patches"]
+    assert card("mine", models)["design"] == "cascade"
+    assert card("mine", models)["definite_threshold"] == 0.9  # never below the other
+    assert verify(models) == {"mine": ""}
+
+
+def test_the_makers_door_says_how_to_use_the_card(entry, tmp_path, capsys):
+    models = tmp_path / "models"
+    path = entry("a=b")  # a path may hold what divides part and path
+    assert main(["models", "card", "mine", str(path), "--models", str(models)]) == 0
+    assert f"--models {models} --detector mine" in capsys.readouterr().out
+    assert main(["models", "card", "radial", str(path), "--models", str(models)]) == 1
+    assert "needs a name that none of the package has" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "like", "sentence"),
+    [
+        (
+            "ensemble",
+            "",
+            "ensemble",
+            "needs a name that none of the package has .*found 'ensemble'",
+        ),
+        ("../mine", "", "ensemble", "found '../mine'"),
+        ("mine", "nose", "cascade", "A part of cascade must be one of boxes, patches.*found nose"),
+    ],
+)
+def test_names_and_parts_that_cannot_be_are_refused(entry, tmp_path, name, part, like, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make_card(name, [(part, entry("one"))], tmp_path / "models", like=like)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "entry.json: an entry that training wrote must be JSON"),
+        ('{"name": "x"}', "found no builder, arguments, grid, weights, sha256"),
+    ],
+)
+def test_what_is_no_entry_is_refused(tmp_path, text, sentence):
+    (tmp_path / "entry.json").write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        make_card("mine", [("", tmp_path / "entry.json")], tmp_path / "models")
+
+
+def test_weights_that_are_not_those_of_the_entry_are_refused(entry, tmp_path):
+    path = entry("one")
+    write_weights(path.with_name("x.npz"), {"w": np.zeros(3)})
+    with pytest.raises(ValueError, match="must have the checksum of their model card"):
+        make_card("mine", [("", path)], tmp_path / "models")
+    assert not (tmp_path / "models" / "mine.json").exists()

@@ -1,6 +1,6 @@
 """Scans with their truth, as a network in training is fed: read once, kept on its grid."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,11 @@ from bids_cmb.brain import find_brain
 from bids_cmb.discovery import find_scans
 from bids_cmb.filters import Query
 from bids_cmb.labelmaps import label_map
-from bids_cmb.preprocessing import Grid, preprocess
+from bids_cmb.preprocessing import Grid, Preprocessed, near, preprocess
 from bids_cmb.volume import Volume, load, load_labels, resample
 
 LESION, UNSURE = 1, 2  # values of `Case.truth`; 0 is neither
 SHARE = 0.4  # of a voxel of the network's grid that a lesion must fill
-SHELL_MM = 3.0  # beyond the brain within which a network is told what is there
 DARK = 0.25  # of the brain's median, below the mean of the surround: could be taken for a lesion
 
 
@@ -100,12 +99,25 @@ def read_case(paths: Paths, grid: Grid) -> Case:
         ValueError: If a file cannot be used.
         OSError: If it cannot be read.
     """
+    return case_of(paths, preprocess(*read_scan(paths), grid))
+
+
+def read_scan(paths: Paths) -> tuple[Volume, Volume]:
+    """A scan and its brain: the true one, or the one that is found without.
+
+    Raises:
+        ValueError: If a file cannot be used.
+        OSError: If it cannot be read.
+    """
     image, _ = load(paths.image)
     stored = load_labels(paths.brain).data > 0 if paths.brain else find_brain(image).data
-    brain = Volume(stored, image.affine)
-    fed = preprocess(image, brain, grid)
+    return image, Volume(stored, image.affine)
+
+
+def case_of(paths: Paths, fed: Preprocessed) -> Case:
+    """The lesions of a scan that is on the grid of a network already; see `read_case`."""
     truth, lesions = _truth(paths.lesions, fed.image)
-    heard = _near(fed.brain)
+    heard = near(fed.brain)
     centres = {
         "lesion": lesions,
         "mimic": _mimic_centres(paths.mimics, fed.image, heard),
@@ -162,11 +174,6 @@ def _unsure(lesions: Path) -> set[int]:
         return set()
     at = lines[0].index("certainty")
     return {int(line[0]) for line in lines[1:] if line[at] != "definite"}
-
-
-def _near(brain: Volume) -> np.ndarray:
-    away = ndimage.distance_transform_edt(~brain.data, brain.spacing)
-    return away <= SHELL_MM
 
 
 def _mimic_centres(path: Path | None, like: Volume, heard: np.ndarray) -> list[np.ndarray]:
@@ -248,40 +255,52 @@ def draw(
     cases: Sequence[Case], drawing: Drawing, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """One patch and its truth with weights, varied: (X, Y, Z, 1) and (X, Y, Z, 2)."""
-    case = cases[rng.integers(len(cases))]
-    kinds = [kind for kind, places in case.centres.items() if any(map(len, places))]
-    chances = np.array([drawing.shares.get(kind, 0) for kind in kinds]) + 1e-9
-    kind = kinds[rng.choice(len(kinds), p=chances / chances.sum())]
-    places = [one for one in case.centres[kind] if len(one)]
-    place = places[rng.integers(len(places))]
-    centre = place[rng.integers(len(place))].astype(int)
+    case, centre = drawn(cases, drawing.shares, rng)
     shape = np.array(drawing.shape)
     start = centre - shape // 2 + rng.integers(-(shape // 3), shape // 3 + 1)
     image, truth, heard = (
-        _cut(data, start, shape) for data in (case.image, case.truth, case.heard)
+        cut(data, start, shape) for data in (case.image, case.truth, case.heard)
     )
     weight = heard & (truth != UNSURE)
     stacked = np.stack([image.astype(np.float32), truth == LESION, weight], axis=-1)
-    stacked = _turned(stacked, drawing, rng)
-    return _varied(stacked[..., :1], drawing, rng), np.ascontiguousarray(stacked[..., 1:])
+    stacked = turned(stacked, rng, swaps=drawing.swaps)
+    return varied(stacked[..., :1], drawing, rng), np.ascontiguousarray(stacked[..., 1:])
 
 
-def _cut(data: np.ndarray, start: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    low, high = np.clip(start, 0, data.shape), np.clip(start + shape, 0, data.shape)
+def drawn(
+    cases: Sequence[Case], shares: Mapping[str, float], rng: np.random.Generator
+) -> tuple[Case, np.ndarray]:
+    """A case, and a voxel of it to draw a patch around, of a kind as often as ``shares`` say."""
+    case = cases[rng.integers(len(cases))]
+    kinds = [kind for kind, places in case.centres.items() if any(map(len, places))]
+    chances = np.array([shares.get(kind, 0) for kind in kinds]) + 1e-9
+    kind = kinds[rng.choice(len(kinds), p=chances / chances.sum())]
+    places = [one for one in case.centres[kind] if len(one)]
+    place = places[rng.integers(len(places))]
+    return case, place[rng.integers(len(place))].astype(int)
+
+
+def cut(data: np.ndarray, start: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """A box of the first three axes of ``data``, 0 where it leaves it."""
+    room = data.shape[:3]
+    low, high = np.clip(start, 0, room), np.clip(start + shape, 0, room)
     part = data[tuple(map(slice, low, high))]
-    return np.pad(part, np.stack([low - start, start + shape - high], axis=1))
+    sides = [*zip(low - start, start + shape - high, strict=True)]
+    return np.pad(part, sides + [(0, 0)] * (data.ndim - 3))
 
 
-def _turned(stacked: np.ndarray, drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
+def turned(stacked: np.ndarray, rng: np.random.Generator, *, swaps: bool) -> np.ndarray:
+    """A patch (X, Y, Z, C) turned around along any axes, at times with the first two swapped."""
     for axis in range(3):
         if rng.random() < 0.5:
             stacked = np.flip(stacked, axis)
-    if drawing.swaps and drawing.shape[0] == drawing.shape[1] and rng.random() < 0.5:
+    if swaps and stacked.shape[0] == stacked.shape[1] and rng.random() < 0.5:
         stacked = np.swapaxes(stacked, 0, 1)
     return stacked
 
 
-def _varied(image: np.ndarray, drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
+def varied(image: np.ndarray, drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
+    """An image in brain medians with another contrast, another brightness and more noise."""
     image = np.maximum(image, 0) ** np.float32(rng.uniform(*drawing.gamma))
     image = image * np.float32(np.exp(rng.uniform(*np.log(drawing.gain))))
     noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, drawing.noise))

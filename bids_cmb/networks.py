@@ -33,7 +33,12 @@ MOST_VOXELS = 7_500_000  # at once: about 1.5 GB of activations; larger images a
 HALO = 32  # voxels that slabs overlap by at either end: beyond, nothing changes by 0.001
 NORM_EPSILON = 1e-3  # Keras' default, with which the networks were trained
 SAME = 1e-3  # that graph and eager may differ by in a logit
-BUILDERS = {"unet": "bids_cmb.models.unet"}  # each a function of that name in the module
+BUILDERS = {  # each a function of that name in the module
+    "unet": "bids_cmb.models.unet",
+    "cdet": "bids_cmb.models.cdet",
+    "cdisc_teacher": "bids_cmb.models.cdisc",
+    "cdisc_student": "bids_cmb.models.cdisc",
+}
 STEPS = 255  # of a probability that is kept in 8 bits
 
 
@@ -193,20 +198,30 @@ def set_threads(count: int) -> None:
         return
 
 
-def _in_slabs(run: Callable, multiple: Sequence[int], image: np.ndarray) -> np.ndarray:
-    """The answer, slab by slab along the longest axis where the whole is too large."""
-    axis = int(np.argmax(image.shape))
+def in_slabs(
+    run: Callable, multiple: Sequence[int], image: np.ndarray, most: int | None = None
+) -> np.ndarray:
+    """The answer, slab by slab along the longest axis where the whole is too large.
+
+    Args:
+        run: From (1, X, Y, Z, C) to an answer whose first three axes are X, Y and Z.
+        multiple: What the sides of a slab must be multiples of.
+        image: (X, Y, Z) or (X, Y, Z, C).
+        most: Voxels at once; `MOST_VOXELS` without.
+    """
+    image = image[..., None] if image.ndim == 3 else image
+    axis = int(np.argmax(image.shape[:3]))
     step, length = multiple[axis], image.shape[axis]
-    pieces = -(-image.size // MOST_VOXELS)
+    pieces = -(-int(np.prod(image.shape[:3])) // (most or MOST_VOXELS))
     if pieces == 1:
-        return run(image[None, ..., None])
+        return run(image[None])
     size = -(-length // (pieces * step)) * step
     halo = -(-HALO // step) * step
     parts = []
     for start in range(0, length, size):
         low, high = max(0, start - halo), min(length, start + size + halo)
         slab = np.take(image, range(low, high), axis)
-        found = run(np.ascontiguousarray(slab)[None, ..., None])
+        found = run(np.ascontiguousarray(slab)[None])
         parts.append(np.take(found, range(start - low, min(start + size, length) - low), axis))
     return np.concatenate(parts, axis)
 
@@ -263,7 +278,7 @@ def _unet(member: Mapping, path: Path, precision: str):
     multiple = (shared, shared, shared // 2 ** arguments.get("flat", 0))
     _guard(model, multiple, path, precision)
     graph = _graph(model, member)
-    return lambda image, _: _in_slabs(graph, multiple, image), multiple
+    return lambda image, _: in_slabs(graph, multiple, image), multiple
 
 
 def _shiva(member: Mapping, path: Path, precision: str):
@@ -301,7 +316,7 @@ def folded(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             ``moving_variance``.
 
     Returns:
-        ``x/kernel`` and ``x/bias``; all else as it was.
+        ``x/kernel`` and ``x/bias``; all else as it was. A bias that was there counts.
     """
     made = {name: array for name, array in arrays.items() if "_norm/" not in name}
     for name in arrays:
@@ -314,7 +329,7 @@ def folded(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         )
         scale = gamma / np.sqrt(variance + NORM_EPSILON)
         made[f"{layer}/kernel"] = arrays[f"{layer}/kernel"] * scale
-        made[f"{layer}/bias"] = beta - mean * scale
+        made[f"{layer}/bias"] = beta + (arrays.get(f"{layer}/bias", 0) - mean) * scale
     return made
 
 

@@ -14,6 +14,7 @@ from bids_cmb.volume import Volume, resample, resample_like
 
 SAME_SPACING = 0.01  # share by which voxel sizes may differ and still be left as they are
 EXACT = 1e-5  # voxels: less is rounding, of affines stored as float32
+SHELL_MM = 3.0  # beyond the brain within which a network is told what is there
 HALF_A_VOXEL = 0.5  # voxels: how far a scan reaches beyond its outermost voxel centres
 
 
@@ -166,6 +167,11 @@ def back_to_scan(probability: Volume, like: Volume) -> Volume:
     """
     moved = resample(probability, like.affine, like.shape, order=1)
     return Volume(np.clip(moved.data, 0, 1), like.affine)
+
+
+def near(brain: Volume) -> np.ndarray:
+    """The brain and `SHELL_MM` around it, bool, (X, Y, Z): pial microbleeds keep their edge."""
+    return ndimage.distance_transform_edt(~brain.data, brain.spacing) <= SHELL_MM
 
 
 # The grid: where its voxels lie in the scan

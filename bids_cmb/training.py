@@ -16,14 +16,18 @@ import numpy as np
 
 from bids_cmb import __version__, cases
 from bids_cmb.files import write_text
-from bids_cmb.lessons import anatomy, lesions
+from bids_cmb.lessons import anatomy, candidates, lesions
 from bids_cmb.lessons.task import Batch, Recipe, Sources, Teach
 from bids_cmb.networks import builder, device
 from bids_cmb.provenance import machine, software
 from bids_cmb.training_report import draw_report
 from bids_cmb.weights import read_weights, write_weights
 
-TASKS = {"lesions": lesions.TASK, "anatomy": anatomy.TASK}
+TASKS = {
+    "lesions": lesions.TASK,
+    "anatomy": anatomy.TASK,
+    "candidates": candidates.TASK,
+}
 VALIDATION_STEPS = 24
 EXAMPLES = 40  # patches of the validation, of which the report shows those with most to see
 CLIP_NORM = 1.0

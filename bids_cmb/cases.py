@@ -258,9 +258,7 @@ def draw(
     case, centre = drawn(cases, drawing.shares, rng)
     shape = np.array(drawing.shape)
     start = centre - shape // 2 + rng.integers(-(shape // 3), shape // 3 + 1)
-    image, truth, heard = (
-        cut(data, start, shape) for data in (case.image, case.truth, case.heard)
-    )
+    image, truth, heard = (cut(data, start, shape) for data in (case.image, case.truth, case.heard))
     weight = heard & (truth != UNSURE)
     stacked = np.stack([image.astype(np.float32), truth == LESION, weight], axis=-1)
     stacked = turned(stacked, rng, swaps=drawing.swaps)

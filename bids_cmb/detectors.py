@@ -16,6 +16,7 @@ from scipy.special import expit, logit
 
 from bids_cmb.candidates import Candidate, find_candidates
 from bids_cmb.cards import card, members_of, weights_file
+from bids_cmb.distilled import distilled
 from bids_cmb.networks import Models, answer, give_back, load_network
 from bids_cmb.preprocessing import Grid, Preprocessed, back_to_scan, preprocess
 from bids_cmb.volume import Volume
@@ -191,4 +192,6 @@ def _chance(candidate: Candidate, gates: list[dict]) -> float:
 
 
 _FUNCTIONS = {"radial": radial}
-DESIGNS: dict[str, Callable[[Volume, Volume, dict, Models], Volume]] = {}
+DESIGNS: dict[str, Callable[[Volume, Volume, dict, Models], Volume]] = {
+    "distilled": distilled,
+}

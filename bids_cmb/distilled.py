@@ -177,9 +177,7 @@ def judged(ask: Ask, stacked: np.ndarray, spots: Sequence[Spot]) -> np.ndarray:
     return np.concatenate(chances)
 
 
-def painted(
-    spots: Sequence[Spot], chances: Sequence[float], grid: Volume, like: Volume
-) -> Volume:
+def painted(spots: Sequence[Spot], chances: Sequence[float], grid: Volume, like: Volume) -> Volume:
     """Each spot's chance at its voxels, on the grid of the scan ``like``.
 
     A chance stays what it is to the edge of its spot: where the spot fills a voxel of the scan in

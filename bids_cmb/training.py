@@ -16,7 +16,7 @@ import numpy as np
 
 from bids_cmb import __version__, cases
 from bids_cmb.files import write_text
-from bids_cmb.lessons import anatomy, candidates, lesions
+from bids_cmb.lessons import anatomy, candidates, discrimination, lesions
 from bids_cmb.lessons.task import Batch, Recipe, Sources, Teach
 from bids_cmb.networks import builder, device
 from bids_cmb.provenance import machine, software
@@ -27,6 +27,8 @@ TASKS = {
     "lesions": lesions.TASK,
     "anatomy": anatomy.TASK,
     "candidates": candidates.TASK,
+    "teacher": discrimination.TEACHER,
+    "student": discrimination.STUDENT,
 }
 VALIDATION_STEPS = 24
 EXAMPLES = 40  # patches of the validation, of which the report shows those with most to see

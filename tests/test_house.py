@@ -15,7 +15,7 @@ FLOORS = [  # from the ground up; a folder is one room
     {"volume", "config", "discovery", "execution", "validation", "weights"},
     {"brain", "lesions", "candidates", "matching", "agreement", "dask_cluster", "descriptor"}
     | {"physics", "tissues", "protocols", "preprocessing", "networks"},
-    set(),  # designs of detectors
+    {"distilled"},  # designs of detectors
     {
         "detectors",
         "derivatives",

@@ -38,7 +38,9 @@ def cdisc_teacher(
     kind = layers.Reshape((1, 1, 1, 2), name="kind_voxel")(_classified(levels[-1], width, **bias))
     everywhere = layers.UpSampling3D(SIDE, name="kind_everywhere")(kind)
     voxels = decoded(levels, width, start=start, **bias)
-    return keras.Model(image, layers.Concatenate(dtype="float32", name="both")([voxels, everywhere]))
+    return keras.Model(
+        image, layers.Concatenate(dtype="float32", name="both")([voxels, everywhere])
+    )
 
 
 def cdisc_student(

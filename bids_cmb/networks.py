@@ -259,6 +259,8 @@ def _patcher(said: str, path: Path, precision: str) -> Callable:
         said = model(images, training=False)
         return tf.nest.map_structure(lambda one: tf.cast(one, tf.float32), said)
 
+    run.get_concrete_function()  # traced now: two threads that trace at once spoil each other
+
     def ask(images: np.ndarray):
         return tf.nest.map_structure(lambda one: one.numpy(), run(tf.constant(images, tf.float32)))
 

@@ -39,7 +39,7 @@ from bids_cmb.networks import Models, folded, load_patcher
 from bids_cmb.preprocessing import Preprocessed
 from bids_cmb.training import TASKS, Material, build, read_recipe, train
 from bids_cmb.volume import Volume, load
-from bids_cmb.weights import write_weights
+from bids_cmb.weights import read_weights, write_weights
 
 BUILDERS = {"cdet": cdet, "cdisc_teacher": cdisc_teacher, "cdisc_student": cdisc_student}
 LOSSES = {"cdet": CandidateLoss, "cdisc_teacher": TeacherLoss, "cdisc_student": StudentLoss}
@@ -374,7 +374,7 @@ def small(part, **more):
         drawing |= {"threshold": 0.01, "most": 20, "negatives": 5}
     arguments = {key: value for key, value in given.arguments.items() if key != "start"}
     return replace(
-        given, name=part, arguments={**arguments, "width": 4}, drawing=drawing, batch=2, steps=2,
+        given, name="x", arguments={**arguments, "width": 4}, drawing=drawing, batch=2, steps=2,
         epochs=1, **more,
     )  # fmt: skip
 
@@ -391,22 +391,43 @@ def guessed(_, seen):
     return chance
 
 
-def test_student_learns_after_teacher_after_candidates(lessons, tmp_path, monkeypatch):
-    data, out = lessons(2), tmp_path / "out"
-    entry = train(small("candidates"), Material((data,)), out / "c")
-    assert entry["builder"] == "cdet"
+def written(part, folder):
+    """A network that somebody trained before, its weights by chance."""
+    recipe, folder = small(part), folder / part
+    folder.mkdir(parents=True)
+    arrays = {one.path: np.asarray(one) for one in build(recipe).variables}
+    digest = write_weights(folder / "w.npz", arrays)
+    entry = {
+        "name": part, "builder": recipe.builder, "arguments": recipe.arguments,
+        "grid": recipe.grid, "weights": "w.npz", "sha256": digest,
+    }  # fmt: skip
+    (folder / f"{part}.json").write_text(json.dumps(entry))
+    return part, folder / f"{part}.json"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["candidates", "teacher"])
+def test_candidates_and_a_teacher_are_trained_by_one_command(part, lessons, tmp_path, monkeypatch):
     monkeypatch.setattr(discrimination, "candidate_chance", guessed)
-    given = (("candidates", out / "c" / "candidates.json"),)
-    told = []
-    train(small("teacher"), Material((data,), given=given), out / "t", say=told.append)
-    assert "2 scans, 4 patches about microbleeds and 2 others" in told[0]
-    kept = sorted((out / "c" / "seen").iterdir())
+    given = (written("candidates", tmp_path),) if part == "teacher" else ()
+    entry = train(small(part), Material((lessons(1),), given=given), tmp_path / "out")
+    assert entry["builder"] == small(part).builder
+    assert all(np.isfinite(one).all() for one in read_weights(tmp_path / "out/x.npz").values())
+
+
+def test_a_student_learns_after_a_teacher_from_what_was_found_once(lessons, tmp_path, monkeypatch):
+    monkeypatch.setattr(discrimination, "candidate_chance", guessed)
+    data, given = lessons(2), (written("candidates", tmp_path), written("teacher", tmp_path))
+    sources = Sources(find_cases(data), given=dict(given))
+    _, told = TASKS["teacher"].teach(small("teacher"), sources, 1)
+    assert told == "2 scans, 4 patches about microbleeds and 2 others"
+    kept = sorted((tmp_path / "candidates" / "seen").iterdir())
     when = [path.stat().st_mtime_ns for path in kept]
     assert len(when) == 2
-    both = (*given, ("teacher", out / "t" / "teacher.json"))
-    entry = train(small("student"), Material((data,), given=both), out / "s", say=told.append)
+    entry = train(small("student"), Material((data,), given=given), tmp_path / "out")
     assert entry["builder"] == "cdisc_student"
     assert entry["training"]["data"].split(";")[0].endswith("2 others, a teacher")
+    assert np.isfinite(np.loadtxt(tmp_path / "out" / "curves.tsv")).all()
     assert [path.stat().st_mtime_ns for path in kept] == when  # looked for once
 
 

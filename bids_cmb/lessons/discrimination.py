@@ -16,7 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_cmb import cases
-from bids_cmb.distilled import SIDE, Ask, candidate_chance, find_spots, look
+from bids_cmb.distilled import SIDE, Ask, Seen, candidate_chance, find_spots, look
 from bids_cmb.files import replacing
 from bids_cmb.lesions import TOUCHING
 from bids_cmb.lessons.candidates import (
@@ -29,7 +29,7 @@ from bids_cmb.lessons.candidates import (
 from bids_cmb.lessons.task import Batch, Recipe, Sources, Task, Teach
 from bids_cmb.models.distillation import StudentLoss, TeacherLoss
 from bids_cmb.networks import load_patcher
-from bids_cmb.preprocessing import Grid, preprocess
+from bids_cmb.preprocessing import Grid, Preprocessed, preprocess
 from bids_cmb.provenance import fingerprint, sha256
 
 ROOM = 2  # voxels to each side by which patches can be shifted
@@ -114,8 +114,7 @@ def read_patches(
 
 
 def _patches(paths: cases.Paths, grid: Grid, ask: Ask, drawing: dict) -> Patches:
-    fed = preprocess(*cases.read_scan(paths), grid)
-    case, seen = cases.case_of(paths, fed), look(fed)
+    fed, case, seen = _prepared(paths, grid)
     chance = candidate_chance(ask, seen)
     spots = find_spots(chance, threshold=drawing["threshold"], most=drawing["most"])
     near = ndimage.binary_dilation(case.truth == cases.LESION, TOUCHING)
@@ -141,6 +140,11 @@ def _patches(paths: cases.Paths, grid: Grid, ask: Ask, drawing: dict) -> Patches
         np.array([cases.cut(marks, at, shape) for at in boxes]).reshape(-1, *shape),
         np.arange(len(boxes)) < len(right),
     )
+
+
+def _prepared(paths: cases.Paths, grid: Grid) -> tuple[Preprocessed, cases.Case, Seen]:
+    fed = preprocess(*cases.read_scan(paths), grid)
+    return fed, cases.case_of(paths, fed), look(fed)
 
 
 # --- What is shown and told -----------------------------------------------------------------------

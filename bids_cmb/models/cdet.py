@@ -59,12 +59,15 @@ def decoded(levels: list, width: int, *, start: float, biased: bool, folded: boo
     return layers.Conv3D(2, 1, dtype="float32", bias_initializer=bias, name="answer")(x)
 
 
-def twice(x, width: int, kernels: tuple[int, int], name: str, *, biased: bool, folded: bool):
-    """Two convolutions, each normalised and cut at 0."""
+def twice(
+    x, width: int, kernels: tuple[int, int], name: str, *, biased: bool, folded: bool,
+    dtype: str | None = None,
+):  # fmt: skip
+    """Two convolutions, each normalised and cut at 0; of the policy's type without another."""
     for place, kernel in zip(("first", "second"), kernels, strict=True):
         part, bias = f"{name}_{place}", biased or folded
-        x = layers.Conv3D(width, kernel, padding="same", use_bias=bias, name=part)(x)
+        x = layers.Conv3D(width, kernel, padding="same", use_bias=bias, dtype=dtype, name=part)(x)
         if not folded:
-            x = layers.BatchNormalization(momentum=0.98, name=f"{part}_norm")(x)
-        x = layers.Activation("relu", name=f"{part}_relu")(x)
+            x = layers.BatchNormalization(momentum=0.98, dtype=dtype, name=f"{part}_norm")(x)
+        x = layers.Activation("relu", dtype=dtype, name=f"{part}_relu")(x)
     return x

@@ -12,6 +12,7 @@ from keras import layers
 from bids_cmb.models.cdet import decoded, encoded, twice
 
 SIDE = 24  # voxels of a patch, along each axis
+FULL = "float32"  # in 16 bits a CPU's gradient of kernels larger than their image is at times NaN
 
 
 def cdisc_teacher(
@@ -35,12 +36,12 @@ def cdisc_teacher(
     image = keras.Input((SIDE, SIDE, SIDE, inputs), name="image")
     bias = {"biased": biased, "folded": folded}
     levels = encoded(image, width, **bias)
-    kind = layers.Reshape((1, 1, 1, 2), name="kind_voxel")(_classified(levels[-1], width, **bias))
-    everywhere = layers.UpSampling3D(SIDE, name="kind_everywhere")(kind)
-    voxels = decoded(levels, width, start=start, **bias)
-    return keras.Model(
-        image, layers.Concatenate(dtype="float32", name="both")([voxels, everywhere])
+    kind = layers.Reshape((1, 1, 1, 2), dtype=FULL, name="kind_voxel")(
+        _classified(levels[-1], width, **bias)
     )
+    everywhere = layers.UpSampling3D(SIDE, dtype=FULL, name="kind_everywhere")(kind)
+    voxels = decoded(levels, width, start=start, **bias)
+    return keras.Model(image, layers.Concatenate(dtype=FULL, name="both")([voxels, everywhere]))
 
 
 def cdisc_student(
@@ -65,16 +66,17 @@ def cdisc_student(
 
 def _classified(x, width: int, *, biased: bool, folded: bool):
     """What the coarsest level, (B, 6, 6, 6, 4 width), says of the whole patch: logits (B, 2)."""
-    x = layers.Conv3D(2 * width, 1, use_bias=biased, name="kind_entry")(x)
+    x = layers.Conv3D(2 * width, 1, use_bias=biased, dtype=FULL, name="kind_entry")(x)
     # Padded after the convolution, and the normalisation stays when others are folded: TensorFlow
     # computes a padding that is followed by a convolution wrongly on CPUs (`networks`).
-    x = layers.ZeroPadding3D(1, name="kind_pad")(x)
-    x = layers.BatchNormalization(momentum=0.98, name="kind_padded")(x)
-    x = layers.Activation("relu", name="kind_relu")(x)
+    x = layers.ZeroPadding3D(1, dtype=FULL, name="kind_pad")(x)
+    x = layers.BatchNormalization(momentum=0.98, dtype=FULL, name="kind_padded")(x)
+    x = layers.Activation("relu", dtype=FULL, name="kind_relu")(x)
     for level in range(2):
-        x = layers.MaxPooling3D(2, name=f"kind{level}_pool")(x)
-        x = twice(x, 2 * width, (3, 3), f"kind{level}", biased=biased, folded=folded)
-    x = layers.Flatten(name="kind_flat")(x)
-    x = layers.Dense(2 * width, name="kind_wide")(x)
-    x = layers.Dense(width // 2, name="kind_narrow")(x)
-    return layers.Dense(2, dtype="float32", name="kind")(x)
+        x = layers.MaxPooling3D(2, dtype=FULL, name=f"kind{level}_pool")(x)
+        bias = {"biased": biased, "folded": folded}
+        x = twice(x, 2 * width, (3, 3), f"kind{level}", dtype=FULL, **bias)
+    x = layers.Flatten(dtype=FULL, name="kind_flat")(x)
+    x = layers.Dense(2 * width, dtype=FULL, name="kind_wide")(x)
+    x = layers.Dense(width // 2, dtype=FULL, name="kind_narrow")(x)
+    return layers.Dense(2, dtype=FULL, name="kind")(x)

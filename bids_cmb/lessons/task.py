@@ -31,9 +31,8 @@ class Recipe:
         decay: Of the weights.
         ema: Momentum of the averaged weights, which are those that are kept.
         patience: Epochs without a better validation after which training ends.
-        settle: Batches after training, over which the normalisations are measured anew: under
-            weights that were averaged over a short training, activations are smaller than those
-            that were seen on the way.
+        settle: Batches after training, over which the normalisations are measured anew, under
+            the weights that are kept.
         drawing: How patches are drawn; what it holds is the task's own affair.
         loss: Arguments of the loss.
         patch: For anatomy: voxels of a part of a head.

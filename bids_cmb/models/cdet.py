@@ -8,6 +8,7 @@ import keras
 from keras import layers
 
 ENTRY = 3  # channels that image and symmetry are mixed into
+MOMENTUM = 0.9  # of what normalisations remember: trainings of few hundred steps must forget 1
 
 
 def cdet(
@@ -68,6 +69,6 @@ def twice(
         part, bias = f"{name}_{place}", biased or folded
         x = layers.Conv3D(width, kernel, padding="same", use_bias=bias, dtype=dtype, name=part)(x)
         if not folded:
-            x = layers.BatchNormalization(momentum=0.98, dtype=dtype, name=f"{part}_norm")(x)
+            x = layers.BatchNormalization(momentum=MOMENTUM, dtype=dtype, name=f"{part}_norm")(x)
         x = layers.Activation("relu", dtype=dtype, name=f"{part}_relu")(x)
     return x

@@ -9,7 +9,7 @@ of our code.
 import keras
 from keras import layers
 
-from bids_cmb.models.cdet import decoded, encoded, twice
+from bids_cmb.models.cdet import MOMENTUM, decoded, encoded, twice
 
 SIDE = 24  # voxels of a patch, along each axis
 FULL = "float32"  # in 16 bits a CPU's gradient of kernels larger than their image is at times NaN
@@ -70,7 +70,7 @@ def _classified(x, width: int, *, biased: bool, folded: bool):
     # Padded after the convolution, and the normalisation stays when others are folded: TensorFlow
     # computes a padding that is followed by a convolution wrongly on CPUs (`networks`).
     x = layers.ZeroPadding3D(1, dtype=FULL, name="kind_pad")(x)
-    x = layers.BatchNormalization(momentum=0.98, dtype=FULL, name="kind_padded")(x)
+    x = layers.BatchNormalization(momentum=MOMENTUM, dtype=FULL, name="kind_padded")(x)
     x = layers.Activation("relu", dtype=FULL, name="kind_relu")(x)
     for level in range(2):
         x = layers.MaxPooling3D(2, dtype=FULL, name=f"kind{level}_pool")(x)

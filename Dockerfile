@@ -34,13 +34,13 @@ RUN /opt/venv/bin/pip install --no-cache-dir --no-compile --no-deps --no-build-i
     && /opt/venv/bin/python /tmp/strip.py /opt/venv \
     && chmod -R a+rX /opt
 
-# --- The atlas of lobes, through TemplateFlow's client; TEMPLATES=none where there is no network ----
+# --- The atlases, through TemplateFlow's client; TEMPLATES=none where there is no network ----
 FROM build AS templates
 ARG TEMPLATES=fetch
 RUN mkdir /opt/templateflow \
     && if [ "${TEMPLATES}" = fetch ]; then \
       export TEMPLATEFLOW_HOME=/opt/templateflow \
-      && /opt/venv/bin/python -c 'from bids_cmb.templates import find_lobes; find_lobes(fetch=True)' \
+      && /opt/venv/bin/python -c 'from bids_cmb.templates import find_atlases; find_atlases(fetch=True)' \
       && find /opt/templateflow -type f -empty -delete \
       && find /opt/templateflow -type d -empty -delete \
       && find /opt/templateflow -name '*.nii.gz' -exec sha256sum {} +; \

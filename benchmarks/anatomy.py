@@ -102,8 +102,9 @@ def lesions(
     """
     said = card("anatomy", models.folder)
     truth, _ = read_segmentation(structures_path, said["classes"], said["mni_centroids"])
-    there = [locate(region_map(truth), centre, truth.midline) for centre in centres]
-    here = [locate(region_map(found), centre, found.midline) for centre in centres]
+    true_map, map_found = region_map(truth), region_map(found)
+    there = [locate(true_map, centre, truth.midline) for centre in centres]
+    here = [locate(map_found, centre, found.midline) for centre in centres]
     beside = [abs(truth.midline[0] @ np.array(centre) + truth.midline[1]) for centre in centres]
     true_names = [one.structure for one in places(truth, centres, said["classes"])]
     names = [one.structure for one in places(found, centres, said["classes"])]

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -80,20 +81,25 @@ def main() -> None:
     parser.add_argument("bids_dir", type=Path, help="the scans to read")
     parser.add_argument("--name", required=True, help="of the file of results")
     parser.add_argument("--repeats", type=int, default=2, help="of each kind of run (default: 2)")
+    parser.add_argument("--brief", action="store_true", help="script as published and app alone")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as held:
         scratch = Path(held)
         run_python("networks", scratch)
         inputs = prepare(asked.bids_dir, scratch)
-        figures = {"script, a process per scan": [], "script, one process": [], "app": []}
-        figures["app, two processes"] = []
+        ask_app = partial(app, asked.bids_dir, scratch, len(inputs))
+        kinds = {
+            "script, a process per scan": partial(script, scratch, inputs, together=False),
+            "app": ask_app,
+            "app, with pages": partial(ask_app, "--report", "static"),
+            "app, two processes": partial(ask_app, threads=1),
+            "script, one process": partial(script, scratch, inputs, together=True),
+        }
+        kinds = dict(list(kinds.items())[: 2 if asked.brief else None])
+        figures: dict[str, list] = {name: [] for name in kinds}
         for _ in range(asked.repeats):
-            figures["script, a process per scan"].append(script(scratch, inputs, together=False))
-            figures["app"].append(app(asked.bids_dir, scratch, len(inputs)))
-            figures["app, two processes"].append(
-                app(asked.bids_dir, scratch, len(inputs), threads=1)
-            )
-            figures["script, one process"].append(script(scratch, inputs, together=True))
+            for name, run in kinds.items():
+                figures[name].append(run())
         rate = float(subprocess.check_output([sys.executable, "-c", MATRICES], stderr=-3))
         said = {
             "scans": len(inputs),
@@ -212,9 +218,22 @@ def script(scratch: Path, inputs: list[Path], *, together: bool) -> dict[str, fl
     }
 
 
-def app(bids_dir: Path, scratch: Path, scans: int, *, threads: int = 2) -> dict[str, float]:
-    """The app from the scans to the derivatives; with one thread each, two scans at a time."""
-    flags = ["--models", scratch / "models", "--detector", "shiva-full-size", "--anatomy", "none"]
+def app(
+    bids_dir: Path, scratch: Path, scans: int, *flags: str, threads: int = 2
+) -> dict[str, float]:
+    """The app from the scans to the derivatives, as the script without pages.
+
+    With one thread each, two scans are read at a time.
+    """
+    flags = [
+        *(flags or ("--report", "none")),
+        "--models",
+        scratch / "models",
+        "--detector",
+        "shiva-full-size",
+        "--anatomy",
+        "none",
+    ]
     flags += ["--derivatives", scratch / "masks", "--overwrite", "--validate", "off", "-q"]
     flags += ["--n-cpus", "2", "--omp-nthreads", str(threads)]
     run = [sys.executable, ROOT / "run.py", bids_dir, scratch / "out", "participant", *flags]

@@ -1,4 +1,4 @@
-"""The makers' door: python -m bids_cmb simulate | train | evaluate | models."""
+"""The makers' door: python -m bids_cmb simulate | train | evaluate | reviewed | models | import."""
 
 import argparse
 import os
@@ -19,13 +19,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_simulate(makers)
     _add_train(makers)
     _add_evaluate(makers)
+    _add_reviewed(makers)
     _add_models(makers)
+    _add_import(makers)
     given = top.parse_args(argv)
     for (
         name
     ) in THREADS:  # processes share the cores: with threads of their own they take twice as long
         os.environ.setdefault(name, "1")
-    doors = {"simulate": _simulate, "train": _train, "evaluate": _evaluate, "models": _models}
+    doors = {
+        "simulate": _simulate,
+        "train": _train,
+        "evaluate": _evaluate,
+        "reviewed": _reviewed,
+        "models": _models,
+        "import": _import,
+    }
     return doors[given.maker](given)
 
 
@@ -97,6 +106,12 @@ def _add_train(makers: argparse._SubParsersAction) -> None:
         "--truth", type=Path, metavar="DIR", help="its derivatives (default: derivatives/truth)"
     )
     maker.add_argument(
+        "--reviews",
+        type=Path,
+        metavar="DIR",
+        help="reviews of results of the app, which --truth names: what readers left is the truth",
+    )
+    maker.add_argument(
         "--fine-tune", type=Path, metavar="NPZ", help="weights to begin with, at a lower rate"
     )
     maker.add_argument(
@@ -127,8 +142,9 @@ def _train(given: argparse.Namespace) -> int:
         if getattr(given, name) is not None
     }
     try:
+        truth = _reviewed_truth(given) if given.reviews else given.truth
         material = Material(
-            tuple(given.data), tuple(given.validation), given.truth, given.fine_tune,
+            tuple(given.data), tuple(given.validation), truth, given.fine_tune,
             given=tuple(map(_role, given.given)),
         )  # fmt: skip
         recipe = replace(read_recipe(given.recipe), **others)
@@ -139,6 +155,45 @@ def _train(given: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"bids_cmb: {error}\n")
         return 1
+    return 0
+
+
+def _reviewed_truth(given: argparse.Namespace) -> Path:
+    """The truth that readers left, written into the folder of the training.
+
+    Raises:
+        ValueError: If the results that were reviewed are not named, or there are several datasets.
+    """
+    from bids_cmb.reviewing import write_truth
+
+    if given.truth is None or len(given.data) != 1 or given.validation:
+        raise ValueError(
+            "--reviews needs one dataset, no --validation (use --folds), and --truth with the "
+            "app's results of it."
+        )
+    folder = given.out / "reviewed"
+    write_truth(given.truth, given.data[0], given.reviews, folder, say=_tell)
+    return folder
+
+
+def _add_reviewed(makers: argparse._SubParsersAction) -> None:
+    maker = makers.add_parser("reviewed", help="readers' reviews become a truth")
+    maker.add_argument("found", type=Path, help="output folder of the app that was reviewed")
+    maker.add_argument("reviews", type=Path, help="folder of the tables that readers saved")
+    maker.add_argument("data", type=Path, help="the BIDS dataset it was made from")
+    maker.add_argument("out", type=Path, help="where to, a derivative dataset")
+
+
+def _reviewed(given: argparse.Namespace) -> int:
+    """Write the truth and say how many scans it has. Returns the exit code."""
+    from bids_cmb.reviewing import write_truth
+
+    try:
+        scans = write_truth(given.found, given.data, given.reviews, given.out, say=_tell)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {error}\n")
+        return 1
+    sys.stdout.write(f"{given.out}: {scans} scans.\n")
     return 0
 
 
@@ -182,6 +237,13 @@ def _add_evaluate(makers: argparse._SubParsersAction) -> None:
         help="true lesions marked possible, not visible or not counted: neither missed nor found, "
         "or like all others (default: aside)",
     )
+    maker.add_argument(
+        "--reviews",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="reviews of the predictions: figures after them too, and how far readers agree",
+    )
     maker.add_argument("--seed", type=int, help="of the bootstrap (default: 0)")
     maker.add_argument(
         "--bootstrap", type=int, dest="draws", metavar="N", help="draws (default: 2000)"
@@ -197,11 +259,19 @@ def _add_evaluate(makers: argparse._SubParsersAction) -> None:
 def _evaluate(given: argparse.Namespace) -> int:
     """Compare, write, and say the figures in a line. Returns the exit code."""
     from bids_cmb.evaluation import Asked, evaluate
+    from bids_cmb.tallies import rated_table
 
+    if table := rated_table(given.truth):
+        return _compare_counts(given, table)
     asked = Asked(**{key: value for key, value in vars(given).items() if hasattr(Asked, key)})
     try:
         result = evaluate(
-            given.predictions, given.truth, given.folder, asked=asked, overwrite=given.overwrite
+            given.predictions,
+            given.truth,
+            given.folder,
+            asked=asked,
+            overwrite=given.overwrite,
+            reviews=given.reviews,
         )
     except (ValueError, OSError) as error:
         sys.stderr.write(f"bids_cmb: {error}\n")
@@ -212,6 +282,23 @@ def _evaluate(given: argparse.Namespace) -> int:
         sys.stderr.write(f"bids_cmb: {name}: no truth; it is in no figure.\n")
     said = (f"{name} {result.figures[name].value:.3f}" for name in SAID)
     sys.stdout.write(f"{given.folder}: {len(result.scans)} scans, {', '.join(said)}.\n")
+    return 0
+
+
+def _compare_counts(given: argparse.Namespace, table: Path) -> int:
+    """A truth without positions: compare counts. Returns the exit code."""
+    from bids_cmb.tallies import compare_counts
+
+    try:
+        result = compare_counts(given.predictions, table, given.folder, overwrite=given.overwrite)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {error}\n")
+        return 1
+    for name in result.missing:
+        sys.stderr.write(f"bids_cmb: {name}: no prediction; it is in no figure.\n")
+    total = result.rows[0]
+    said = (f"{name} {total.get(name)}" for name in ("found", "rated", "count_icc", "count_mae"))
+    sys.stdout.write(f"{given.folder}: {total['n_scans']} scans, {', '.join(said)}.\n")
     return 0
 
 
@@ -240,7 +327,6 @@ def _add_models(makers: argparse._SubParsersAction) -> None:
 
 def _models(given: argparse.Namespace) -> int:
     """Add, list or verify. Returns the exit code."""
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     folder = Path(given.models) if given.models else None
     if given.verb == "list":
         from bids_cmb.weights import described
@@ -264,6 +350,63 @@ def _models(given: argparse.Namespace) -> int:
     for name, wrong in found.items():
         sys.stdout.write(f"{name}: {wrong or 'as on its card'}\n")
     return 1 if any(found.values()) else 0
+
+
+def _add_import(makers: argparse._SubParsersAction) -> None:
+    maker = makers.add_parser(
+        "import", help="other groups' labels become a BIDS dataset with truth"
+    )
+    maker.add_argument(
+        "format",
+        choices=("valdo", "momeni", "dou", "almasni", "csv", "mars"),
+        help="how the labels are kept; see docs/import.md",
+    )
+    maker.add_argument("source", type=Path, help="their folder; only read")
+    maker.add_argument("folder", type=Path, help="where to; must be empty, and not in the source")
+    maker.add_argument(
+        "--index-base",
+        type=int,
+        choices=(0, 1),
+        dest="base",
+        help="number of the first voxel (default: as the source says, else found by darkness)",
+    )
+    maker.add_argument(
+        "--flips",
+        metavar="AXES",
+        help="axes counted from the far end: none, or of x, y, z, such as xz (default: likewise)",
+    )
+    maker.add_argument(
+        "--order", metavar="AXES", help="axes that the three numbers stand for (default: likewise)"
+    )
+    maker.add_argument(
+        "--suffix",
+        choices=("T2starw", "swi"),
+        help="what the scans are (default: as the source says, else T2starw)",
+    )
+    maker.add_argument(
+        "--leave-out",
+        action="store_true",
+        help="leave out scans that cannot be used, instead of importing nothing",
+    )
+
+
+def _import(given: argparse.Namespace) -> int:
+    """Import, and say what came of it. Returns the exit code."""
+    from bids_cmb.execution import sentence
+    from bids_cmb.importing import Asked, import_labels
+
+    flips = "" if given.flips == "none" else given.flips
+    asked = Asked(given.base, flips, given.order, given.suffix, given.leave_out)
+    try:
+        made = import_labels(given.format, given.source, given.folder, asked=asked, say=_tell)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
+        return 1
+    lesions = "counts, no positions" if made.lesions is None else f"{made.lesions} microbleeds"
+    balls = f", {made.balls} of them balls" if made.balls else ""
+    out = f", {len(made.left_out)} left out" if made.left_out else ""
+    sys.stdout.write(f"{given.folder}: {made.scans} scans, {lesions}{balls}{out}.\n")
+    return 0
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ MIDLINE_MM = 1.5  # a lesion is neither left nor right this close to the midline
 NO_TISSUE_MM = 12.0  # a lesion farther from any tissue than this has no structure
 DEEP_WHITE_MM = 10.0  # white matter this close to a lateral ventricle is periventricular or deep
 CAPSULE_MM = 4.0  # white matter this close to a deep nucleus is a capsule
-WINDOW_MM = 24.0  # around a lesion that is searched for structures
 FEWEST_ML = 0.05  # of a structure whose centroid is believed
 POOR_FIT_MM = 6.0  # beyond it, MNI positions are a guess
 DEEP = (10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 28, 60)
@@ -264,32 +263,32 @@ def _place(anatomy: Anatomy, centre: np.ndarray, names: Mapping[int, str]) -> Pl
     mni = None
     if anatomy.to_mni is not None:
         mni = tuple(float(x) for x in (anatomy.to_mni @ [*centre, 1])[:3])
-    near = _Near.around(anatomy.structures, centre)
-    code = near.nearest_tissue()
-    if code is None:
-        return Place(None, side, mni)
-    return Place(names[code], side, mni)
+    codes, _ = around(anatomy.structures, centre, but=FLUID)
+    return Place(names[int(codes[0])] if len(codes) else None, side, mni)
 
 
-@dataclass(frozen=True, eq=False)
-class _Near:
-    """The structures around a place: their codes (N,) and how far they are, mm (N,)."""
+def around(
+    labels: Volume, centre: np.ndarray, *, but: Sequence[int] = (0,)
+) -> tuple[np.ndarray, np.ndarray]:
+    """The labels within `NO_TISSUE_MM` of a place, voxel by voxel, the nearest first.
 
-    codes: np.ndarray
-    away: np.ndarray
+    Args:
+        labels: A label map.
+        centre: World mm.
+        but: Labels that are passed by.
 
-    @classmethod
-    def around(cls, structures: Volume, centre: np.ndarray) -> "_Near":
-        at = structures.index(centre)
-        reach = WINDOW_MM / structures.spacing
-        low = np.clip(np.floor(at - reach).astype(int), 0, structures.shape)
-        high = np.clip(np.ceil(at + reach).astype(int) + 1, low, structures.shape)
-        codes = structures.data[tuple(map(slice, low, high))]
-        voxels = np.argwhere(np.ones(codes.shape, bool)) + low
-        away = np.linalg.norm(structures.world(voxels) - centre, axis=1)
-        order = np.lexsort((codes.ravel(), np.round(away, 3)))  # ties: the lowest code
-        return cls(codes.ravel()[order], away[order])
-
-    def nearest_tissue(self) -> int | None:
-        tissue = np.flatnonzero(~np.isin(self.codes, FLUID) & (self.away <= NO_TISSUE_MM))
-        return int(self.codes[tissue[0]]) if len(tissue) else None
+    Returns:
+        codes: (N,), of equally near ones the lowest first.
+        away: How far each voxel's centre is, mm, (N,).
+    """
+    at = labels.index(centre)
+    reach = NO_TISSUE_MM / labels.spacing
+    low = np.clip(np.floor(at - reach).astype(int), 0, labels.shape)
+    high = np.clip(np.ceil(at + reach).astype(int) + 1, low, labels.shape)
+    codes = labels.data[tuple(map(slice, low, high))]
+    wanted = ~np.isin(codes, but)
+    away = np.linalg.norm(labels.world(np.argwhere(wanted) + low) - centre, axis=1)
+    codes = codes[wanted]
+    near = away <= NO_TISSUE_MM
+    order = np.lexsort((codes[near], np.round(away[near], 3)))
+    return codes[near][order], away[near][order]

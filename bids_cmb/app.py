@@ -30,9 +30,9 @@ from bids_cmb.exits import (
 from bids_cmb.filters import Query, read_filter_file
 from bids_cmb.group import write_group
 from bids_cmb.lesions import FLAGS
-from bids_cmb.networks import device, no_gpu
+from bids_cmb.networks import unfit
 from bids_cmb.provenance import command
-from bids_cmb.templates import archive, find_lobes
+from bids_cmb.templates import archive, find_atlases
 from bids_cmb.validation import full_errors, quick_look
 from bids_cmb.weights import check_weights
 
@@ -105,7 +105,7 @@ def _participant_level(config: Config) -> int:
     selection = _select(config)
     if config.dry_run:
         return _show(selection)
-    _look_for_lobes(config)
+    _look_for_atlases(config)
     try:
         logs = _run_folder(config)
         write_selection(logs / "selection.tsv", selection)
@@ -150,31 +150,28 @@ def _check_device(config: Config) -> None:
     elsewhere = config.dask_scheduler not in (None, LOCAL)  # there the workers are asked
     if config.device != "gpu" or elsewhere:
         return
-    (outcome,) = execution.run(_found_device, [None], workers=1)
-    if outcome.error or not str(outcome.result).startswith("GPU"):
-        raise ExitError(UNAVAILABLE, f"--device gpu needs a GPU that can be used. {no_gpu()}")
+    (outcome,) = execution.run(unfit, [config.device], workers=1)  # TensorFlow stays out of ours
+    if said := outcome.error or outcome.result:
+        raise ExitError(UNAVAILABLE, said)
 
 
-def _look_for_lobes(config: Config) -> None:
-    """Say once whether lobes can be told apart, and fetch what it needs if that was asked for."""
-    if config.anatomy != "network":
+def _look_for_atlases(config: Config) -> None:
+    """Say once what atlases add, and fetch them if that was asked for."""
+    if config.anatomy != "network" and not config.derivatives:
         return
     try:
-        atlas = find_lobes(fetch=config.templateflow_fetch)
+        atlases = find_atlases(fetch=config.templateflow_fetch)
     except ValueError as error:
         raise ExitError(UNAVAILABLE, str(error)) from error
-    if atlas:
-        log.info("Lobes by %s.", atlas)
-    else:
-        log.info(
-            "Lobes are not told apart: TemplateFlow's archive, %s, has no Harvard-Oxford atlas "
-            "(--templateflow-fetch fetches it).",
-            archive(),
-        )
-
-
-def _found_device(_: object) -> str:
-    return device()
+    for path, gives, lacks in (
+        (atlases.lobes, "Lobes", "Lobes are not told apart: %s has no Harvard-Oxford atlas"),
+        (atlases.nuclei, "Nuclei", "Nuclei are not named: %s has no MASSP20 atlas"),
+    ):
+        if path:
+            log.info("%s by %s.", gives, path)
+        else:
+            place = f"TemplateFlow's archive, {archive()},"
+            log.info(f"{lacks} (--templateflow-fetch fetches it).", place)
 
 
 def _validate(config: Config) -> None:
@@ -294,7 +291,7 @@ def _group_level(config: Config) -> int:
         ExitError: If there is nothing to put together, or the table cannot be written.
     """
     try:
-        tally = write_group(config.output_dir, config.bids_dir / "participants.tsv")
+        tally = write_group(config.output_dir, config.bids_dir / "participants.tsv", config.reviews)
     except ValueError as error:
         raise ExitError(NO_INPUT, str(error)) from error
     except OSError as error:

@@ -116,7 +116,7 @@ def read_scan(paths: Paths) -> tuple[Volume, Volume]:
 
 def case_of(paths: Paths, fed: Preprocessed) -> Case:
     """The lesions of a scan that is on the grid of a network already; see `read_case`."""
-    truth, lesions = _truth(paths.lesions, fed.image)
+    truth, lesions = true_voxels(paths.lesions, fed.image)
     heard = near(fed.brain)
     centres = {
         "lesion": lesions,
@@ -127,7 +127,7 @@ def case_of(paths: Paths, fed: Preprocessed) -> Case:
     return Case(paths.name, fed.image.data.astype(np.float16), truth, heard, centres)
 
 
-def _truth(path: Path, like: Volume) -> tuple[np.ndarray, list[np.ndarray]]:
+def true_voxels(path: Path, like: Volume) -> tuple[np.ndarray, list[np.ndarray]]:
     """The lesions of a label map on the grid of ``like``: `Case.truth`, and each one's voxels."""
     stored = label_map(path)
     indices, unsure = stored.data, _unsure(path)
@@ -219,6 +219,8 @@ class Drawing:
         gamma: Least and most exponent of its values.
         noise: Most noise that is added, in brain medians.
         swaps: Whether the first two axes may change places.
+        reach: Voxels by which the middle may lie off the centre along each axis; a third of the
+            shape without.
     """
 
     shape: tuple[int, int, int]
@@ -227,6 +229,7 @@ class Drawing:
     gamma: tuple[float, float] = (0.75, 1.35)
     noise: float = 0.03
     swaps: bool = True
+    reach: tuple[int, int, int] | None = None
 
 
 def batches(
@@ -255,14 +258,24 @@ def draw(
     cases: Sequence[Case], drawing: Drawing, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """One patch and its truth with weights, varied: (X, Y, Z, 1) and (X, Y, Z, 2)."""
+    image, codes, heard = draw_codes(cases, drawing, rng)
+    told = np.stack([codes == LESION, heard & (codes != UNSURE)], axis=-1)
+    return image, told.astype(np.float32)
+
+
+def draw_codes(
+    cases: Sequence[Case], drawing: Drawing, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One patch, varied, (X, Y, Z, 1), its `Case.truth` and where it is heard of, (X, Y, Z)."""
     case, centre = drawn(cases, drawing.shares, rng)
     shape = np.array(drawing.shape)
-    start = centre - shape // 2 + rng.integers(-(shape // 3), shape // 3 + 1)
-    image, truth, heard = (cut(data, start, shape) for data in (case.image, case.truth, case.heard))
-    weight = heard & (truth != UNSURE)
-    stacked = np.stack([image.astype(np.float32), truth == LESION, weight], axis=-1)
+    reach = shape // 3 if drawing.reach is None else np.array(drawing.reach)
+    start = centre - shape // 2 + rng.integers(-reach, reach + 1)
+    parts = [cut(data, start, shape) for data in (case.image, case.truth, case.heard)]
+    stacked = np.stack([one.astype(np.float32) for one in parts], axis=-1)
     stacked = turned(stacked, rng, swaps=drawing.swaps)
-    return varied(stacked[..., :1], drawing, rng), np.ascontiguousarray(stacked[..., 1:])
+    image = varied(stacked[..., :1], drawing, rng)
+    return image, stacked[..., 1].astype(np.uint8), stacked[..., 2] > 0
 
 
 def drawn(

@@ -207,8 +207,8 @@ def _add_finding(add: Callable) -> None:
         "--detector",
         nargs="+",
         metavar="NAME",
-        help="one, or several to average: ensemble (default), distilled, radial, or a card of "
-        "--models",
+        help="one, or several to average: ensemble (default), cascade, distilled, gated, radial, or a "
+        "card of --models",
     )
     add("--folds", nargs="+", metavar="NAME", help="only these members of an ensemble")
     add("--models", type=Path, metavar="DIR", help="your model cards and weights, looked at first")
@@ -238,9 +238,16 @@ def _add_finding(add: Callable) -> None:
     add(
         "--templateflow-fetch",
         action="store_true",
-        help="fetch the atlas of lobes if TemplateFlow's archive has it not",
+        help="fetch the atlases of lobes and nuclei if TemplateFlow's archive has them not",
     )
-    add("--derivatives", "-d", nargs="+", type=Path, metavar="DIR", help="your brain masks")
+    add(
+        "--derivatives",
+        "-d",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="your brain masks and segmentations",
+    )
     add("--mask-desc", metavar="DESC", help="their desc- label (default: brain)")
     add("--skip-brain-extraction", action="store_true", help="the scans are skull-stripped")
 
@@ -253,10 +260,17 @@ def _add_output(add: Callable) -> None:
     )
     add(
         "--report",
-        choices=("static", "none"),
-        help="a page for each participant and one for the cohort (default: static)",
+        choices=("static", "interactive", "none"),
+        help="a page for each participant and one for the cohort; interactive: with the scan to "
+        "look through (default: static)",
     )
     add("--reports-only", action="store_true", help="make the pages anew from the derivatives")
+    add(
+        "--reviews",
+        type=Path,
+        metavar="DIR",
+        help="group: reviews that readers saved from the pages, for the counts after them",
+    )
     add("--boilerplate-only", action="store_true", help="print the methods section; then stop")
 
 

@@ -17,9 +17,8 @@ from bids_cmb.config import TENSORFLOW, THREADS, Config, result_settings
 from bids_cmb.derivatives import Output, refresh_scans_table, write_dataset, write_table
 from bids_cmb.discovery import Scan, Selection
 from bids_cmb.files import write_text
-from bids_cmb.networks import device, no_gpu
+from bids_cmb.networks import unfit
 from bids_cmb.participant import (
-    Summary,
     asks_networks,
     cut_for,
     is_done,
@@ -27,12 +26,14 @@ from bids_cmb.participant import (
     report_again,
 )
 from bids_cmb.provenance import machine, software
+from bids_cmb.report import write_status
 
 log = logging.getLogger(__name__)
 
 MB_PER_SCAN = 1500  # peak of one worker on a scan of 512 x 512 x 160 voxels, benchmarks/
 MB_WITH_NETWORKS = 2500  # the same where TensorFlow runs
 HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # every further scan would end alike
+LAST = 20  # scans that the status page names
 SELECTION_COLUMNS = ("filename", "taken", "reason")
 
 
@@ -46,6 +47,7 @@ class Tally:
         failed: (scan, sentence) of those that could not be used.
         unfinished: Scans that the run did not come to.
         hopeless: Whether the output folder took no more files.
+        last: Sentences of the scans that were read last.
     """
 
     done: int = 0
@@ -53,6 +55,7 @@ class Tally:
     failed: list[tuple[str, str]] = field(default_factory=list)
     unfinished: int = 0
     hopeless: bool = False
+    last: list[str] = field(default_factory=list)
 
 
 def write_selection(path: Path, selection: Selection) -> None:
@@ -98,18 +101,13 @@ def process_all(selection: Selection, config: Config, logs: Path) -> Tally:
 
 def _draw_again(scans: list[Scan], config: Config, tally: Tally) -> None:
     """Make the pages of scans anew, a few at a time; a failure is one failure."""
-    work = functools.partial(_draw, config=config)
+    work = functools.partial(report_again, config=config)
     workers = workers_for(replace(config, detector=("radial",), anatomy="none"), len(scans))
     for outcome in execution.run(work, scans, workers=workers):
         if outcome.error:
-            tally.failed.append((scans[outcome.at].relative_path, outcome.error))
-            log.error("%s failed: %s", scans[outcome.at].name, outcome.error)
+            _failed(scans[outcome.at], outcome, tally)
         else:
             tally.done += 1
-
-
-def _draw(scan: Scan, config: Config) -> None:
-    report_again(scan, config)
 
 
 def _stands(scan: Scan, config: Config) -> bool:
@@ -129,22 +127,26 @@ def _process_waiting(scans: list[Scan], config: Config, status: "Status", tally:
     workers = workers_for(config, len(scans))
     log.info("Scans to read: %d, %d at a time.", len(scans), workers)
     began, ended = time.monotonic(), 0
+    page = StatusPage(status.path.with_suffix(".html"), len(scans), tally)
+    page.write(ended, "")
+    log.info("How far it is: %s", page.path)
     cores = config.n_cpus or execution.cores()
     given = replace(config, omp_nthreads=config.omp_nthreads or max(1, cores // workers))
-    outcomes = _outcomes(functools.partial(_process, config=given), scans, given, workers)
+    outcomes = _outcomes(functools.partial(process, config=given), scans, given, workers)
     try:
         for outcome in outcomes:
             ended += 1
             left = (time.monotonic() - began) / ended * (len(scans) - ended)
             _take_in(scans[outcome.at], outcome, config, status, tally)
-            log.info(
-                "%d of %d scans%s.", ended, len(scans), f"; {_duration(left)} left" if left else ""
-            )
+            words = _duration(left) if left else ""
+            log.info("%d of %d scans%s.", ended, len(scans), f"; {words} left" if left else "")
+            page.write(ended, words)
             tally.hopeless = tally.hopeless or outcome.errno in HOPELESS
             if tally.hopeless or (outcome.error and config.stop_on_first_crash):
                 break
     finally:
         outcomes.close()
+        page.write(ended, None)
         tally.unfinished = len(scans) - ended
 
 
@@ -163,20 +165,9 @@ def _outcomes(
         address=config.dask_scheduler,
         workers=workers,
         environment=environment,
-        fault=functools.partial(_fault, config.device),
+        fault=functools.partial(unfit, config.device),
         say=log.info,
     )
-
-
-def _fault(asked: str) -> str:
-    """What keeps this process from reading scans; empty if nothing does."""
-    if asked == "gpu" and not device().startswith("GPU"):
-        return f"--device gpu needs a GPU that can be used. {no_gpu()}"
-    return ""
-
-
-def _process(scan: Scan, config: Config) -> Summary:
-    return process(scan, config)
 
 
 def _take_in(
@@ -184,8 +175,7 @@ def _take_in(
 ) -> None:
     """Say, note down and count how one scan ended."""
     if outcome.error:
-        tally.failed.append((scan.relative_path, outcome.error))
-        log.error("%s failed: %s", scan.name, outcome.error)
+        _failed(scan, outcome, tally)
         status.add(scan.relative_path, "failed", outcome.seconds, reason=outcome.error)
         if outcome.errno not in HOPELESS:
             status.crash(scan, outcome, config)
@@ -193,13 +183,19 @@ def _take_in(
     tally.done += 1
     summary = outcome.result
     flags = f"; {', '.join(summary.quality_flags)}" if summary.quality_flags else ""
-    log.info(
-        "%s: microbleeds %d, definite %d; %.1f s%s.",
-        *(scan.name, summary.n_cmb, summary.n_definite, outcome.seconds, flags),
-    )
+    said = f"{scan.name}: microbleeds {summary.n_cmb}, definite {summary.n_definite}; "
+    said += f"{outcome.seconds:.1f} s{flags}."
+    log.info("%s", said)
+    tally.last = [*tally.last, said][-LAST:]
     for note in summary.notes:
         log.info("%s", note)
     status.add(scan.relative_path, "ok", outcome.seconds)
+
+
+def _failed(scan: Scan, outcome: execution.Outcome, tally: Tally) -> None:
+    """Say and count that a scan failed."""
+    tally.failed.append((scan.relative_path, outcome.error))
+    log.error("%s failed: %s", scan.name, outcome.error)
 
 
 def workers_for(config: Config, scans: int) -> int:
@@ -219,6 +215,10 @@ def _mb_per_scan(config: Config) -> int:
     return max(MB_WITH_NETWORKS if asks_networks(config) else MB_PER_SCAN, *said)
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 @dataclass(frozen=True)
 class Status:
     """A file with one line of JSON for each thing that happened to a scan."""
@@ -228,7 +228,7 @@ class Status:
     def add(self, source: str, status: str, seconds: float = 0.0, *, reason: str = "") -> None:
         """Append a line; a full disc must not hide the sentence that said so."""
         line = {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "time": _now(),
             "source": source,
             "status": status,
             "seconds": round(seconds, 1),
@@ -251,6 +251,46 @@ class Status:
             write_text(self.path.parent / f"crash-{scan.name}.txt", text)
         except OSError as error:
             log.debug("The crash file could not be written: %s", error)
+
+
+@dataclass(frozen=True)
+class StatusPage:
+    """A page of how far a run is, which loads itself again.
+
+    Attributes:
+        path: Of the page.
+        scans: To be read in this run.
+        tally: How those that ended did.
+        began: When, UTC.
+    """
+
+    path: Path
+    scans: int
+    tally: Tally
+    began: str = field(default_factory=_now)
+
+    def write(self, ended: int, left: str | None) -> None:
+        """Write it anew.
+
+        Args:
+            ended: Scans that were read or failed.
+            left: How long it will take, in words; empty if nobody knows yet, None at the end.
+        """
+        try:
+            write_status(
+                self.path,
+                scans=self.scans,
+                ended=ended,
+                done=self.tally.done,
+                skipped=self.tally.skipped,
+                failed=self.tally.failed,
+                last=self.tally.last[::-1],
+                left=left,
+                began=self.began,
+                time=_now(),
+            )
+        except OSError as error:
+            log.debug("The status page could not be written: %s", error)
 
 
 def write_methods(config: Config, logs: Path) -> str:

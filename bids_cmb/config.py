@@ -52,6 +52,7 @@ class Config:
     output_level: str = "standard"
     report: str = "static"
     reports_only: bool = False
+    reviews: Path | None = None
     work_dir: Path | None = None
     clean_workdir: bool = False
     overwrite: bool = False

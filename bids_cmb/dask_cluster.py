@@ -108,18 +108,20 @@ def _ready(client, environment: Mapping, fault: Callable, say: Callable) -> dict
     with_gpu = [name for name, one in known.items() if GPU in one.get("resources", {})]
     say(f"Dask workers: {len(known)}, with a GPU of their own: {len(with_gpu)}.")
     chosen = with_gpu or list(known)
-    for name, said in client.run(_fault, fault, dict(environment), workers=chosen).items():
-        if said != f"{__version__} ":
-            version, wrong = said.split(" ", 1)
-            rule = wrong or f"its bids_cmb must be {__version__} like here; found {version}."
+    told = client.run(_state, fault, dict(environment), workers=chosen)
+    for name, (version, wrong) in told.items():
+        if wrong:
+            raise ExitError(UNAVAILABLE, f"Dask worker {name}: {wrong}")
+        if version != __version__:
+            rule = f"its bids_cmb must be {__version__} like here; found {version}."
             raise ExitError(UNAVAILABLE, f"Dask worker {name}: {rule}")
     return {GPU: 1} if with_gpu else None
 
 
-def _fault(fault: Callable[[], str], environment: dict[str, str]) -> str:
+def _state(fault: Callable[[], str], environment: dict[str, str]) -> tuple[str, str]:
     """On the worker: its version of bids_cmb, and what is wrong with it."""
     os.environ.update(environment)
-    return f"{__version__} {fault()}"
+    return __version__, fault()
 
 
 def _one(work: Callable, job: object, environment: dict[str, str]) -> dict:

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -25,7 +25,6 @@ LESION = 7  # BIDS' standard label for a lesion
 MNI_SPACE = "MNI152NLin2009cAsym"
 MNI = ("mni_x_mm", "mni_y_mm", "mni_z_mm")
 TERRITORIES = ("lobar", "deep", "infratentorial")
-SEGMENTATIONS = ("aseg", "aparcaseg", "aparc+aseg", "synthseg", "freesurfer")
 BIDSIGNORE = ("*.html", "figures", "group_*", "*_xfm.*", "*_swi.*", "*_minIP.*")
 DESCRIBED = {  # desc- labels of our files: the suffix of the scan they were made from
     "T2starw": "From a T2*-weighted scan (suffix T2starw).",
@@ -120,9 +119,31 @@ class Output:
         parts += [f"from-{self.scan.suffix}", f"to-{MNI_SPACE}", "mode-image", "xfm.txt"]
         return self.home / "anat" / "_".join(parts)
 
+    def from_t1w(self) -> Path:
+        """Where the transform from the T1w image goes that a segmentation came with."""
+        parts = [f"{key}-{value}" for key, value in self.scan.entities]
+        parts += ["from-T1w", "to-orig", "mode-image", f"desc-{self.desc}", "xfm.txt"]
+        return self.home / "anat" / "_".join(parts)
+
     def preprocessed(self, extension: str = ".nii.gz") -> Path:
         """Where the scan as the networks see it goes."""
         return self.path(self.scan.suffix, extension, space="orig", desc=f"{self.scan.desc}preproc")
+
+
+def lesion_table_of(mask: Path) -> Path:
+    """The table of the lesions that a lesion mask counts."""
+    name = mask.name.replace("_label-CMB_", "_seg-CMB_")
+    return mask.with_name(name.replace("_mask.nii.gz", "_dseg.tsv"))
+
+
+def stem_of(mask: Path) -> str:
+    """What the names of a scan's pictures begin with, by its lesion mask."""
+    return mask.name.removesuffix("_mask.nii.gz").replace("_label-CMB", "")
+
+
+def figures_of(folder: Path, subject: str) -> Path:
+    """The folder of a participant's pictures in a derivative dataset."""
+    return folder / f"sub-{subject}" / "figures"
 
 
 def lesion_row(lesion: Lesion) -> dict[str, object]:
@@ -158,6 +179,7 @@ def lesion_row(lesion: Lesion) -> dict[str, object]:
         "mars_region": lesion.mars,
         "next_region": lesion.next_mars,
         "next_region_mm": None if lesion.next_mars_mm is None else _rounded(lesion.next_mars_mm, 1),
+        "atlas_region": lesion.parcel,
         **dict.fromkeys(MNI),
         **({} if lesion.mni is None else _position(lesion.mni)),
     }
@@ -324,43 +346,6 @@ def finished(home: Path) -> Iterator[tuple[dict, dict]]:
             name = f"anat/{sidecar.name.removesuffix('.json')}.nii.gz"
             known = {key: content["Microbleeds"].get(key) for key in columns("scan")}
             yield content, {**known, "filename": name}
-
-
-def find_mask(folders: Iterable[Path], scan: Scan, desc: str) -> Path | None:
-    """A brain mask for the scan among the user's derivatives.
-
-    It must belong to the same participant and session, carry ``desc-<desc>`` (or ``label-<desc>``)
-    and lie in the scan's own space: no ``space-``, ``space-orig`` or ``space-<suffix>``; and it
-    must not contradict any entity of the scan. The one that shares most entities is taken, ties by
-    name; the first folder that has one wins.
-    """
-    return _found(folders, scan, "mask", [desc])
-
-
-def find_segmentation(folders: Iterable[Path], scan: Scan) -> Path | None:
-    """A segmentation of the scan's head among the user's derivatives, as `find_mask` finds a mask.
-
-    It is a ``dseg`` with one of the labels `SEGMENTATIONS` as its ``desc-`` or ``seg-``.
-    """
-    return _found(folders, scan, "dseg", SEGMENTATIONS)
-
-
-def _found(folders: Iterable[Path], scan: Scan, suffix: str, labels: Sequence[str]) -> Path | None:
-    """A file of the scan with one of these labels, in the scan's own space."""
-    wanted = dict(scan.entities)
-    here = Path(*(f"{key}-{wanted[key]}" for key in ("sub", "ses") if key in wanted))
-    spaces = {"orig", scan.suffix.lower()}
-    for folder in folders:
-        agreeing = []
-        for path in sorted((folder / here).glob(f"*/*_{suffix}.nii*")):
-            has = dict(part.partition("-")[::2] for part in path.name.split("_")[:-1])
-            own = {has.pop(key, None) for key in ("desc", "label", "seg")}
-            at_home = has.pop("space", "orig").lower() in spaces
-            if own & set(labels) and at_home and all(wanted.get(key) == has[key] for key in has):
-                agreeing.append((-len(has), path))
-        if agreeing:
-            return min(agreeing)[1]
-    return None
 
 
 def homes(folder: Path) -> Iterator[Path]:

@@ -6,8 +6,8 @@ whose card has members is an ensemble of networks, each on its own grid; any oth
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from nibabel.affines import from_matvec
@@ -16,8 +16,10 @@ from scipy.special import expit, logit
 
 from bids_cmb.candidates import Candidate, find_candidates
 from bids_cmb.cards import card, members_of, weights_file
+from bids_cmb.cascade import cascade
 from bids_cmb.distilled import distilled
-from bids_cmb.networks import Models, answer, give_back, load_network
+from bids_cmb.gated import gated
+from bids_cmb.networks import Models, Network, answer, give_back, load_network
 from bids_cmb.preprocessing import Grid, Preprocessed, back_to_scan, preprocess
 from bids_cmb.volume import Volume
 
@@ -119,16 +121,26 @@ def answers(name: str, image: Volume, brain: Volume, models: Models) -> list[np.
     first = [side.start for side in box]
     window = Volume(image.data[box], image.affine @ from_matvec(np.eye(3), first))
     found, fed = [], {}
-    for member in members_of(said, models.folds):
-        grid = Grid.from_card(member["grid"])
-        if grid not in fed:  # members that see the same grid see the same numbers
-            fed = {grid: preprocess(image, brain, grid)}
-        path = weights_file(name, member, models.folder)
-        seen = _asked(member, path, models.precision, window, fed[grid])
-        chance = np.zeros(image.shape, np.float32)
-        chance[box] = np.where(brain.data[box], seen.data, 0)
-        found.append(chance)
-        give_back()
+    members = members_of(said, models.folds)
+    with ThreadPoolExecutor(1) as aside:  # a member is asked while the next one is loaded
+        loaded = [
+            aside.submit(
+                load_network,
+                member,
+                weights_file(name, member, models.folder),
+                precision=models.precision,
+            )
+            for member in members
+        ]
+        for member, network in zip(members, loaded, strict=True):
+            grid = Grid.from_card(member["grid"])
+            if grid not in fed:  # members that see the same grid see the same numbers
+                fed = {grid: preprocess(image, brain, grid)}
+            seen = _asked(network.result(), window, fed[grid])
+            chance = np.zeros(image.shape, np.float32)
+            chance[box] = np.where(brain.data[box], seen.data, 0)
+            found.append(chance)
+            give_back()
     return found
 
 
@@ -149,9 +161,8 @@ def _chained(said: dict, image: Volume, brain: Volume, models: Models) -> np.nda
     return np.where(brain.data, chance.data, 0).astype(np.float32)
 
 
-def _asked(member: dict, path: Path, precision: str, window: Volume, fed: Preprocessed) -> Volume:
+def _asked(network: Network, window: Volume, fed: Preprocessed) -> Volume:
     """What a network says of a scan on its own grid, on that of a part of the scan."""
-    network = load_network(member, path, precision=precision)
     # A voxel more than the brain: its edge lies between voxels of the network's grid.
     where = ndimage.binary_dilation(fed.brain.data, np.ones((3, 3, 3), bool))
     found = Volume(answer(network, fed.image.data, where), fed.image.affine)
@@ -193,5 +204,7 @@ def _chance(candidate: Candidate, gates: list[dict]) -> float:
 
 _FUNCTIONS = {"radial": radial}
 DESIGNS: dict[str, Callable[[Volume, Volume, dict, Models], Volume]] = {
+    "cascade": cascade,
     "distilled": distilled,
+    "gated": gated,
 }

@@ -15,8 +15,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bids.layout import BIDSLayout, BIDSLayoutIndexer
-
 from bids_cmb.filters import (
     CARRIED,
     Image,
@@ -285,7 +283,8 @@ def _indexer(bids_dir: Path, query: Query) -> Callable[[list[str], re.Pattern], 
 
 def _index(bids_dir: Path, territory: re.Pattern, database_dir: Path | None = None) -> list[Path]:
     """Paths of the files within ``territory``, by pybids."""
-    indexer = BIDSLayoutIndexer(
+    layouts = _layouts()
+    indexer = layouts.BIDSLayoutIndexer(
         validate=False,
         index_metadata=False,
         ignore=[re.compile(rf"^(?!{territory.pattern}\Z)")],
@@ -293,7 +292,7 @@ def _index(bids_dir: Path, territory: re.Pattern, database_dir: Path | None = No
     )
     try:
         # Validation would drop `swi` without a word.
-        layout = BIDSLayout(
+        layout = layouts.BIDSLayout(
             bids_dir,
             validate=False,
             config=_pybids_config(),
@@ -308,7 +307,14 @@ def _index(bids_dir: Path, territory: re.Pattern, database_dir: Path | None = No
     return _files_of(layout)
 
 
-def _files_of(layout: BIDSLayout) -> list[Path]:
+def _layouts():
+    """pybids, which takes half a second to import; who only names a `Scan` need not wait."""
+    import bids.layout  # noqa: PLC0415
+
+    return bids.layout
+
+
+def _files_of(layout) -> list[Path]:
     try:
         return [Path(path) for path in layout.get_files()]
     finally:
@@ -343,7 +349,7 @@ def _stored(bids_dir: Path, database_dir: Path, *, anew: bool) -> list[Path]:
     root = _root_of(database)
     if not (root.exists() and root.samefile(bids_dir)):
         raise ValueError(f"{database}: must have been made from {bids_dir}; it is of {root}.")
-    files = _files_of(BIDSLayout(database_path=database_dir, validate=False))
+    files = _files_of(_layouts().BIDSLayout(database_path=database_dir, validate=False))
     return [bids_dir / path.relative_to(root) for path in files if path.is_relative_to(root)]
 
 

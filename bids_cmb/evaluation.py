@@ -5,20 +5,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
 
 from bids_cmb.derivatives import read_table, write_json, write_table
 from bids_cmb.fates import Scan, breakdown, fates, scan_row
 from bids_cmb.files import write_text
-from bids_cmb.marks import Marks, read_marks, read_mimics, shared_volume
+from bids_cmb.marks import POSITION, Marks, read_marks, read_mimics, shared_volume
 from bids_cmb.matching import REACH, RULES
 from bids_cmb.provenance import software
+from bids_cmb.reviews import Review, agreement_rows, judge, read_reviews, reviewed_rows
 from bids_cmb.scorecard import page
 from bids_cmb.scoring import UNKNOWN, Case, Figure, Froc, figures, froc
 
 DRAWS = 2000
 FILES = ("metrics.tsv", "lesions.tsv", "froc.tsv", "metrics.json", "evaluation.html")
+REVIEWS = "reviews.tsv"
 UNSURE = ("aside", "count")
 HEAD_MM = 300.0  # no two places of one head lie this far apart
 
@@ -69,10 +72,31 @@ class Evaluation:
     without_truth: tuple[str, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Reviewed:
+    """What became of the found lesions in the readers' hands.
+
+    Attributes:
+        result: The evaluation of what they left and added, of the same scans.
+        counts: A row for each scan: ``scan``, ``true``, ``found``, and what the readers said.
+        agreement: How far every two readers agree.
+    """
+
+    result: Evaluation
+    counts: list[dict]
+    agreement: list[dict]
+
+
 def evaluate(
-    predictions: Path, truth: Path, folder: Path, *, asked: Asked, overwrite: bool = False
+    predictions: Path,
+    truth: Path,
+    folder: Path,
+    *,
+    asked: Asked,
+    overwrite: bool = False,
+    reviews: Path | None = None,
 ) -> Evaluation:
-    """Compare and write ``FILES`` to a folder.
+    """Compare and write ``FILES`` to a folder; with reviews ``REVIEWS`` too.
 
     Args:
         predictions: Output folder of the app, folder of masks or tables, or one such file.
@@ -80,6 +104,7 @@ def evaluate(
         folder: Where to; must not hold anything unless ``overwrite``.
         asked: How to compare.
         overwrite: Whether an earlier evaluation there may be replaced.
+        reviews: Folder of reviews of the predictions, for the figures after them.
 
     Raises:
         ValueError: If ``folder`` is not empty, or as `measure`.
@@ -90,7 +115,9 @@ def evaluate(
             f"{folder}: an evaluation needs an empty folder or --overwrite; found files in it."
         )
     result = measure(predictions, truth, asked)
-    write(result, folder, names=(predictions.resolve().name, truth.resolve().name))
+    judged = measure_reviewed(predictions, truth, reviews, asked) if reviews else None
+    names = (predictions.resolve().name, truth.resolve().name)
+    write(result, folder, names=names, reviewed=judged)
     return result
 
 
@@ -103,7 +130,78 @@ def measure(predictions: Path, truth: Path, asked: Asked) -> Evaluation:
         OSError: If a file cannot be read.
     """
     _possible(asked)
+    return compare(read_marks(predictions), read_marks(truth), asked, places=(predictions, truth))
+
+
+def measure_reviewed(predictions: Path, truth: Path, reviews: Path, asked: Asked) -> Reviewed:
+    """Compare what readers left of the found lesions, and what they added, with true ones.
+
+    Only the scans that were reviewed are compared, as found and as reviewed. A lesion that they
+    added has probability 1; it has no voxels, so that nothing can overlap with it.
+
+    Raises:
+        ValueError: If a review cannot be used, or as `measure`.
+        OSError: If a file cannot be read.
+    """
+    known = read_reviews(reviews, predictions)
     found, true = read_marks(predictions), read_marks(truth)
+    by_mask = {_mask_of(marks, predictions): marks for marks in found}
+    changed = {mask: reviewed_marks(by_mask[mask], own) for mask, own in known.items()}
+    places = (predictions, truth)
+    result = compare(list(changed.values()), true, asked, places=places)
+    before = compare([by_mask[mask] for mask in changed], true, asked, places=places)
+    numbers = reviewed_rows(predictions, known)
+    of_scan = {marks.name: numbers[mask] for mask, marks in changed.items()}
+    left = {row["scan"]: row["found"] for row in result.scans.to_dict("records")}
+    counts = [
+        {"scan": row["scan"], "true": row["lesions"], "found": row["found"],
+         "after": left[row["scan"]], **_numbers_of(row["scan"], of_scan)}
+        for row in before.scans.to_dict("records")
+    ]  # fmt: skip
+    return Reviewed(result, counts, agreement_rows(predictions, known))
+
+
+def _numbers_of(scan: str, of_scan: dict[str, dict]) -> dict:
+    """What readers said of a scan; the truth may name it with fewer entities."""
+    fitting = [row for name, row in of_scan.items() if name == scan or name.startswith(f"{scan}_")]
+    return fitting[0] if fitting else dict.fromkeys(next(iter(of_scan.values())))
+
+
+def _mask_of(marks: Marks, folder: Path) -> str:
+    """The lesion mask that goes with the marks of a scan, as reviews name it."""
+    if marks.file is None or not folder.is_dir():
+        return ""
+    name = marks.file.name.replace("_seg-CMB_", "_label-CMB_").replace("_dseg.tsv", "_mask.nii.gz")
+    return marks.file.with_name(name).relative_to(folder).as_posix()
+
+
+def reviewed_marks(found: Marks, reviews: Sequence[Review]) -> Marks:
+    """The lesions that the readers of a scan left, and those that they added."""
+    judged = judge(found.lesions["index"].tolist(), reviews)
+    said = found.lesions["index"].map(judged.verdicts)
+    kept = found.lesions[said.isin(["accept", "unjudged"])].copy()
+    kept["counted"] |= said[kept.index] == "accept"
+    highest = int(found.lesions["index"].max()) if len(found.lesions) else 0
+    added = pd.DataFrame(judged.added, columns=POSITION).assign(
+        index=np.arange(len(judged.added)) + highest + 1,
+        diameter_mm=np.nan, probability=1.0, unsure=False, counted=True,
+    )  # fmt: skip
+    parts = [part for part in (kept, added) if len(part)] or [kept]
+    return replace(found, lesions=pd.concat(parts, ignore_index=True))
+
+
+def compare(
+    found: Sequence[Marks], true: Sequence[Marks], asked: Asked, *, places: tuple[Path, Path]
+) -> Evaluation:
+    """Compare lesions that were read; see `measure`.
+
+    Args:
+        found: Of every scan.
+        true: Likewise.
+        asked: How to compare.
+        places: Where predictions and truth lie.
+    """
+    predictions, truth = places
     pairs, missing, rest = pair(found, true)
     if not pairs:
         raise ValueError(
@@ -229,13 +327,16 @@ def _protocol(about: dict) -> str:
     return ", ".join(f"{known[key]:g} {unit}" for key, unit in facts if known.get(key) is not None)
 
 
-def write(result: Evaluation, folder: Path, *, names: tuple[str, str]) -> None:
+def write(
+    result: Evaluation, folder: Path, *, names: tuple[str, str], reviewed: Reviewed | None = None
+) -> None:
     """Write ``FILES``; the same evaluation gives the same bytes.
 
     Args:
         result: What to write.
         folder: Where to; made if missing.
         names: What predictions and truth are called on the page.
+        reviewed: The same after the readers.
     """
     metrics, lesions, curve, summary, report = (folder / name for name in FILES)
     table = metrics_table(result)
@@ -257,6 +358,13 @@ def write(result: Evaluation, folder: Path, *, names: tuple[str, str]) -> None:
         "breakdown": _cells(result.breakdown),
         "scans": _cells(result.scans),
     }
+    if reviewed:
+        after = reviewed.result.figures
+        content["reviewed"] = {
+            "figures": {name: _plain(figure.value) for name, figure in after.items()},
+            "agreement": reviewed.agreement,
+        }
+        write_table(folder / REVIEWS, reviewed.counts[0], reviewed.counts)
     write_json(summary, content)
     write_text(
         report,
@@ -268,6 +376,7 @@ def write(result: Evaluation, folder: Path, *, names: tuple[str, str]) -> None:
             scans=result.scans,
             missing=result.missing,
             without_truth=result.without_truth,
+            reviewed=(reviewed.result.figures, reviewed.agreement) if reviewed else None,
         ),
     )
 

@@ -12,35 +12,42 @@ from bids_cmb.derivatives import (
     columns,
     finished,
     homes,
+    lesion_table_of,
     mars_columns,
     read_table,
     write_json,
     write_table,
 )
 from bids_cmb.group_map import STEM, write_map
-from bids_cmb.report import write_group_page
+from bids_cmb.report import Cohort, write_group_page
+from bids_cmb.reviews import agreement_rows, read_reviews, reviewed_rows
 
 GROUPING = ("site", "center", "centre", "scanner", "manufacturer", "field_strength")
 log = logging.getLogger(__name__)
 
 
-def write_group(folder: Path, participants: Path | None = None) -> dict[str, int]:
+def write_group(
+    folder: Path, participants: Path | None = None, reviews: Path | None = None
+) -> dict[str, int]:
     """Write the group's tables and its map from the results in a folder.
 
     ``group_microbleeds.tsv`` has every scan: those that failed and those that no run came to with
     their reason and no counts. ``group_regions.tsv`` has prevalence and lesions of every region of
     MARS, also by site and scanner. ``group_…_frequency.nii.gz`` shows where lesions lie in MNI
-    space, and how often.
+    space, and how often. With reviews, the table has the counts after them too, and
+    ``group_agreement.tsv`` says how far the readers agree.
 
     Args:
         folder: What participant runs wrote to; the raw dataset is not needed.
         participants: ``participants.tsv`` of the raw dataset, if there is one.
+        reviews: Folder of reviews that readers saved from the pages.
 
     Returns:
         Scans by status: ``ok``, ``failed`` and ``missing``.
 
     Raises:
-        ValueError: If the folder holds no results and no status of any scan.
+        ValueError: If the folder holds no results and no status of any scan, or a review cannot
+            be used.
     """
     rows = group_rows(folder)
     if not rows:
@@ -48,15 +55,23 @@ def write_group(folder: Path, participants: Path | None = None) -> dict[str, int
             f"{folder}: the group level needs what the participant level wrote; found no result "
             "of any scan."
         )
-    names = [*columns("group"), *columns("scan")]
-    write_table(folder / "group_microbleeds.tsv", names, rows)
-    write_json(folder / "group_microbleeds.json", {**columns("group"), **columns("scan")})
+    described = {**columns("group"), **columns("scan")}
+    agreement: list[dict] = []
+    if reviews is not None:
+        described |= columns("reviewed")
+        agreement = _take_in_reviews(folder, reviews, rows)
+    write_table(folder / "group_microbleeds.tsv", described, rows)
+    write_json(folder / "group_microbleeds.json", described)
     read = [row for row in rows if row["status"] == "ok"]
-    table = region_rows(read, grouping(participants))
+    groups = grouping(participants)
+    table = region_rows(read, groups)
     write_table(folder / "group_regions.tsv", columns("regions"), table)
     write_json(folder / "group_regions.json", columns("regions"))
-    write_map(folder, positions(folder, read), len({row["participant_id"] for row in read}))
-    write_group_page(folder, rows, table, f"{STEM}.png")
+    lesions = counted_lesions(folder, read)
+    write_map(folder, positions(lesions), len({row["participant_id"] for row in read}))
+    diameters = [float(one["diameter_mm"]) for own in lesions.values() for one in own]
+    cohort = Cohort(rows, table, diameters, groups, agreement)
+    write_group_page(folder, cohort, f"{STEM}.png")
     tally = dict.fromkeys(columns("group")["status"]["Levels"], 0)
     for row in rows:
         tally[row["status"]] += 1
@@ -136,20 +151,40 @@ def wilson(successes: int, trials: int) -> tuple[float, float] | tuple[None, Non
     return round(max(low, 0.0), 4), round(min(high, 1.0), 4)
 
 
-def positions(folder: Path, read: list[dict]) -> dict[str, list[tuple[float, ...]]]:
-    """MNI positions of the counted lesions of each participant that was read, mm."""
-    found: dict[str, list[tuple[float, ...]]] = {}
+def _take_in_reviews(folder: Path, reviews: Path, rows: list[dict]) -> list[dict]:
+    """Add the counts after review to the rows; how far the readers agree."""
+    known = read_reviews(reviews, folder)
+    counts = reviewed_rows(folder, known)
+    nothing = dict.fromkeys(columns("reviewed"))
+    for row in rows:
+        row.update(counts.get(str(row["filename"]), nothing))
+    agreement = agreement_rows(folder, known)
+    write_table(folder / "group_agreement.tsv", columns("agreement"), agreement)
+    write_json(folder / "group_agreement.json", columns("agreement"))
+    return agreement
+
+
+def counted_lesions(folder: Path, read: list[dict]) -> dict[str, list[dict]]:
+    """The counted lesions of each participant that was read, as rows of their tables."""
+    found: dict[str, list[dict]] = {}
     for row in read:
-        mask = folder / str(row["filename"])
-        table = mask.with_name(
-            mask.name.replace("_label-CMB_", "_seg-CMB_").replace("_mask.nii.gz", "_dseg.tsv")
-        )
-        places = found.setdefault(str(row["participant_id"]), [])
-        for lesion in read_table(table) if table.is_file() else ():
-            at = [lesion.get(axis) for axis in MNI]
-            if lesion.get("counted") == "yes" and None not in at:
-                places.append(tuple(float(x) for x in at))
+        table = lesion_table_of(folder / str(row["filename"]))
+        own = read_table(table) if table.is_file() else []
+        counted = [lesion for lesion in own if lesion.get("counted") == "yes"]
+        found.setdefault(str(row["participant_id"]), []).extend(counted)
     return found
+
+
+def positions(lesions: dict[str, list[dict]]) -> dict[str, list[tuple[float, ...]]]:
+    """MNI positions of each participant's lesions, mm, of those that have one."""
+    return {
+        who: [tuple(float(one[axis]) for axis in MNI) for one in own if _has_place(one)]
+        for who, own in lesions.items()
+    }
+
+
+def _has_place(lesion: dict) -> bool:
+    return None not in [lesion.get(axis) for axis in MNI]
 
 
 def group_rows(folder: Path) -> list[dict[str, object]]:

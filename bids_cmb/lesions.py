@@ -48,6 +48,7 @@ class Lesion:
         next_mars: The region that is nearest but for it; None if none is within reach.
         next_mars_mm: mm from the centre to that.
         left: Whether it lies left of the midline; None where nobody looked.
+        parcel: Its name in an atlas at its MNI position; None without the atlas.
     """
 
     index: int
@@ -74,6 +75,7 @@ class Lesion:
     next_mars: str | None = None
     next_mars_mm: float | None = None
     left: bool | None = None
+    parcel: str | None = None
 
 
 def find_lesions(

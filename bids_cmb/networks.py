@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
+from threading import RLock
 
 import numpy as np
 
@@ -32,13 +33,19 @@ PRECISIONS = ("auto", "full", "mixed")
 MOST_VOXELS = 7_500_000  # at once: about 1.5 GB of activations; larger images are cut in slabs
 HALO = 32  # voxels that slabs overlap by at either end: beyond, nothing changes by 0.001
 NORM_EPSILON = 1e-3  # Keras' default, with which the networks were trained
+M_MMAP_THRESHOLD, LARGE_BYTES = -3, 2**21  # GNU's number for it; and what it shall be
 SAME = 1e-3  # that graph and eager may differ by in a logit
 BUILDERS = {  # each a function of that name in the module
     "unet": "bids_cmb.models.unet",
+    "yolo": "bids_cmb.models.yolo",
+    "cnn3d": "bids_cmb.models.cnn3d",
+    "resnet_gate": "bids_cmb.models.gate",
+    "resunet": "bids_cmb.models.resunet",
     "cdet": "bids_cmb.models.cdet",
     "cdisc_teacher": "bids_cmb.models.cdisc",
     "cdisc_student": "bids_cmb.models.cdisc",
 }
+LOADING = RLock()  # one at a time, whichever thread asks: libraries, networks
 STEPS = 255  # of a probability that is kept in 8 bits
 
 
@@ -87,7 +94,8 @@ def load_network(member: Mapping, path: Path, *, precision: str = "auto") -> Net
         ValueError: If builder or arguments are unknown, or the weights are not those of the card
             or not of this network.
     """
-    return _loaded(json.dumps(dict(member), sort_keys=True), path, precision)
+    with LOADING:
+        return _loaded(json.dumps(dict(member), sort_keys=True), path, precision)
 
 
 def builder(name: str) -> Callable:
@@ -120,7 +128,8 @@ def load_patcher(
     Raises:
         ValueError: As `load_network`.
     """
-    return _patcher(json.dumps(dict(member), sort_keys=True), path, precision)
+    with LOADING:
+        return _patcher(json.dumps(dict(member), sort_keys=True), path, precision)
 
 
 def answer(
@@ -161,6 +170,17 @@ def device() -> str:
     return f"GPU ({len(found)})" if found else "CPU"
 
 
+def unfit(asked: str) -> str:
+    """What keeps this process from computing on the device asked for; empty if nothing does.
+
+    Args:
+        asked: ``gpu``, if it must be one; any other is always there.
+    """
+    if asked != "gpu" or device().startswith("GPU"):
+        return ""
+    return f"--device gpu needs a GPU that can be used. {no_gpu()}"
+
+
 def no_gpu() -> str:
     """Why there may be no GPU, in a sentence for whoever asked for one."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -188,14 +208,21 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def _keep_apart() -> None:
+    """Let the C library give back each large array as it is freed.
+
+    Else it learns from the first ones that were freed to keep the later ones, 0.2 GB of them.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
 def set_threads(count: int) -> None:
     """Let networks use so many threads; without effect after the first one was loaded."""
-    threading = _tensorflow().config.threading
-    try:
+    with LOADING, suppress(RuntimeError):
+        threading = _tensorflow().config.threading
         threading.set_intra_op_parallelism_threads(count)
         threading.set_inter_op_parallelism_threads(1)
-    except RuntimeError:
-        return
 
 
 def in_slabs(
@@ -295,7 +322,7 @@ def _shiva(member: Mapping, path: Path, precision: str):
                     f"{path}: {name}/{part} must have shape {shape}; found {found.shape}."
                 )
             arrays[f"{name}/{part}"] = found
-    _guard_stages(path)
+    _guard_stages()
     with _silence():
         run = staged(_tensorflow(), arrays, widths, mixed=precision == "mixed")
     return run, tuple(member["grid"]["shape"])
@@ -348,7 +375,7 @@ def _built(member: Mapping, path: Path, precision: str):
 
 
 def _fill(model, arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    wanted = {variable.path: variable for variable in model.variables}
+    wanted = {variable.path: variable for variable in model.weights}
     absent, extra = sorted(set(wanted) - set(arrays)), sorted(set(arrays) - set(wanted))
     if absent or extra:
         raise ValueError(
@@ -402,7 +429,7 @@ def _guard(model, multiple: Sequence[int], path: Path, precision: str) -> None:
 
 
 @lru_cache(maxsize=1)
-def _guard_stages(path: Path) -> None:
+def _guard_stages() -> None:
     """Refuse a TensorFlow whose graphs do not compute what the stages do one by one."""
     tf, rng, widths = _tensorflow(), np.random.default_rng(0), (2, 2, 2, 2)
     image = rng.random((35, 22, 19), np.float32)
@@ -411,16 +438,19 @@ def _guard_stages(path: Path) -> None:
         arrays[f"{name}/kernel"] = rng.normal(0, np.prod(shape[:-1]) ** -0.5, shape)
         arrays[f"{name}/bias"] = rng.normal(0, 0.1, shape[-1:])
     run = staged(tf, arrays, widths)
-    in_graphs = run(image, None)
+    middle = np.zeros(image.shape, bool)
+    middle[14:20, 9:13, 8:11] = True  # away from the border, where other graphs are asked
+    in_graphs = run(image, None), run(image, middle)
     tf.config.run_functions_eagerly(True)  # noqa: FBT003
     try:
-        apart = np.abs(in_graphs - run(image, None)).max()
+        one_by_one = run(image, None), run(image, middle)
+        apart = np.abs(np.subtract(in_graphs, one_by_one)).max()
     finally:
         tf.config.run_functions_eagerly(False)  # noqa: FBT003
     if apart > SAME:
         raise ValueError(
-            f"{path}: this TensorFlow ({tf.__version__}) must compute a network alike in graph "
-            f"and eager mode; found probabilities {apart:.2g} apart."
+            f"This TensorFlow ({tf.__version__}) must compute a network alike in graph and eager "
+            f"mode; found probabilities {apart:.2g} apart."
         )
 
 
@@ -429,11 +459,17 @@ _KINDS = {"unet": _unet, "shiva": _shiva, "savedmodel": _saved}
 # --- Libraries ------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
 def _tensorflow():
+    with LOADING:
+        return _imported()
+
+
+@lru_cache(maxsize=1)
+def _imported():
     """TensorFlow, imported without its greetings; it takes GPU memory as it needs it."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    _keep_apart()
     with _silence():
         import tensorflow as tf  # noqa: PLC0415
 

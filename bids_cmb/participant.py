@@ -1,6 +1,7 @@
 """The corridor: one scan, from its files to its derivatives."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -24,8 +25,6 @@ from bids_cmb.derivatives import (
     Output,
     columns,
     counts,
-    find_mask,
-    find_segmentation,
     lesion_row,
     read_json,
     read_table,
@@ -36,23 +35,24 @@ from bids_cmb.derivatives import (
 from bids_cmb.detectors import Probability, detect
 from bids_cmb.discovery import Scan
 from bids_cmb.files import write_text
+from bids_cmb.given import Segmentation, find_mask, find_segmentation
 from bids_cmb.lesions import Lesion, find_lesions
 from bids_cmb.mars import label_rows
 from bids_cmb.networks import Models, device, set_threads
+from bids_cmb.pictures import draw
 from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.provenance import fingerprint, machine, sha256, software
 from bids_cmb.quality import Quality, quality
 from bids_cmb.regions import Region, locate, region_map
-from bids_cmb.report import draw, write_page
-from bids_cmb.segmentations import read_segmentation
-from bids_cmb.templates import find_lobes, lobes_of
+from bids_cmb.report import write_page
+from bids_cmb.segmentations import Carried, carry, read_segmentation
+from bids_cmb.templates import capsule_of, find_atlases, lobes_of, parcel_at
 from bids_cmb.volume import Intake, Volume, load, load_labels, resample_like, save
 
 PROTOCOL = ("EchoTime", "MagneticFieldStrength", "Manufacturer", "ManufacturersModelName")
 LABELS = "Lesions, each voxel with the index that its lesion has in the table of the same name."
 PROBABILITY = "Probability of cerebral microbleed, the mean of the detectors."
 BRAIN = "Brain, within which lesions were sought."
-SEEN = "found by the anatomy network"
 STRUCTURES = "Structures of the brain, FreeSurfer's codes, by the anatomy network."
 REGIONS = (
     "Regions of MARS, left, and 20 more on the right; 14 and 34 are lobar, of a lobe not known."
@@ -76,6 +76,27 @@ class Cut:
 
 
 @dataclass(frozen=True, eq=False)
+class Inside:
+    """What lies where in a head, who said so, and the lobes if they were told apart.
+
+    Attributes:
+        anatomy: None if nobody looked, or nothing was recognised.
+        lobes: Labels on the grid of the anatomy; None where lobes are not told apart.
+        source: In words.
+        notes: For the log.
+        capsule: The internal capsule by an atlas, bool on that grid; None without.
+        carried: How the user's segmentation came from a T1w image; None if it did not.
+    """
+
+    anatomy: Anatomy | None = None
+    lobes: np.ndarray | None = None
+    source: str | None = None
+    notes: tuple[str, ...] = ()
+    capsule: np.ndarray | None = None
+    carried: Carried | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Brain:
     """The brain mask of a scan, and in words where it came from."""
 
@@ -92,7 +113,7 @@ class Findings:
         image: The scan.
         intake: What was noticed while it was opened.
         brain: Its brain mask.
-        anatomy: What lies where; None if nobody looked, or nothing was recognised.
+        inside: What lies where, and who said so.
         probability: Of microbleed, on the scan's grid.
         regions: Of MARS, on the grid of the anatomy; None without one.
         labels: Each lesion's index in its voxels.
@@ -103,12 +124,17 @@ class Findings:
     image: Volume
     intake: Intake
     brain: Brain
-    anatomy: Anatomy | None
+    inside: Inside
     probability: Probability
     regions: Volume | None
     labels: Volume
     lesions: list[Lesion]
     quality: Quality
+
+    @property
+    def anatomy(self) -> Anatomy | None:
+        """What lies where; None if nobody looked, or nothing was recognised."""
+        return self.inside.anatomy
 
 
 @dataclass(frozen=True)
@@ -133,9 +159,10 @@ def process(scan: Scan, config: Config) -> Summary:
         OSError: If a file cannot be read or written.
     """
     began = time.monotonic()
-    if asks_networks(config):
-        set_threads(config.omp_nthreads or 1)
-    found = examine(scan, config)
+    with ThreadPoolExecutor(1) as aside:  # TensorFlow takes seconds; meanwhile the scan is read
+        if asks_networks(config):
+            aside.submit(set_threads, config.omp_nthreads or 1)
+        found = examine(scan, config)
     output = Output(config.output_dir, scan)
     retract(output)
     files = write_images(output, found, config)
@@ -144,12 +171,15 @@ def process(scan: Scan, config: Config) -> Summary:
     row = scan_row(scan, found, config)
     notes = (*scan.notes, *found.intake.notes, *found.brain.notes)
     said = marker(output, found.brain.source, config, files)
+    if found.inside.carried is not None:
+        said["Provenance"]["Registration"] = found.inside.carried.figures
     said["Provenance"]["Seconds"] = round(time.monotonic() - began, 1)
     # Written last: where it stands, the scan is done.
     write_json(output.mask(".json"), {**said, "Microbleeds": row, "Notes": list(notes)})
     refresh_scans_table(output.home)
     if config.report != "none":
-        draw(output, found.image, found.brain.mask, found.labels, rows)
+        interactive = config.report == "interactive"
+        draw(output, found.image, found.brain.mask, found.labels, rows, interactive=interactive)
         write_page(config.output_dir, scan.subject)
     return Summary(row["n_cmb"], row["n_definite"], found.quality.flags, notes)
 
@@ -169,7 +199,14 @@ def report_again(scan: Scan, config: Config) -> None:
         )
     image, _ = read(scan)
     brain = given_brain(output.brain(), image)
-    draw(output, image, brain, load_labels(output.labels()), read_table(output.labels(".tsv")))
+    draw(
+        output,
+        image,
+        brain,
+        load_labels(output.labels()),
+        read_table(output.labels(".tsv")),
+        interactive=config.report == "interactive",
+    )
     write_page(config.output_dir, scan.subject)
 
 
@@ -183,9 +220,7 @@ def examine(scan: Scan, config: Config) -> Findings:
     image, intake = read(scan)
     inside = look_inside(scan, image, config)
     anatomy = inside.anatomy
-    brain = outline(scan, image, config, anatomy)
-    if inside.source and brain.source == SEEN:
-        brain = replace(brain, source=f"found by {inside.source}")
+    brain = outline(scan, image, config, inside)
     brain = replace(brain, notes=(*brain.notes, *inside.notes))
     probability = detect(config.detector, image, brain.mask, models_of(config))
     labels, lesions = find_lesions(
@@ -198,7 +233,9 @@ def examine(scan: Scan, config: Config) -> Findings:
     )
     regions = None
     if anatomy is not None:
-        regions = region_map(anatomy, inside.lobes, deep_white_mm=config.deep_white_mm)
+        regions = region_map(
+            anatomy, inside.lobes, inside.capsule, deep_white_mm=config.deep_white_mm
+        )
         lesions = placed(lesions, anatomy, regions, config)
     measured = quality(
         image,
@@ -208,7 +245,7 @@ def examine(scan: Scan, config: Config) -> Findings:
         header_mended=bool(intake.notes),
         nonfinite_voxels=intake.nonfinite_voxels,
     )
-    return Findings(image, intake, brain, anatomy, probability, regions, labels, lesions, measured)
+    return Findings(image, intake, brain, inside, probability, regions, labels, lesions, measured)
 
 
 def asks_networks(config: Config) -> bool:
@@ -222,51 +259,63 @@ def models_of(config: Config) -> Models:
     return Models(config.models, config.folds, config.precision)
 
 
-@dataclass(frozen=True, eq=False)
-class Inside:
-    """What lies where in a head, who said so, and the lobes if they were told apart.
-
-    Attributes:
-        anatomy: None if nobody looked, or nothing was recognised.
-        lobes: Labels on the grid of the anatomy; None where lobes are not told apart.
-        source: In words.
-        notes: For the log.
-    """
-
-    anatomy: Anatomy | None = None
-    lobes: np.ndarray | None = None
-    source: str | None = None
-    notes: tuple[str, ...] = ()
-
-
 def look_inside(scan: Scan, image: Volume, config: Config) -> Inside:
     """What lies where in the head: the user's own segmentation, or what the network sees.
 
+    A segmentation in the scan's space comes first, then one that can be brought from a T1w image to
+    the scan; if it cannot, a note says why, and the network is asked.
+
     Raises:
-        ValueError: If the user's segmentation cannot be used; the file is named.
+        ValueError: If the user's segmentation cannot be read; the file is named.
     """
-    given = find_segmentation(config.derivatives, scan)
+    given = segmentation_for(scan, config)
+    if given is None:
+        return with_atlases(scan, by_network(scan, image, config))
     said = card(ANATOMY, config.models)
+    anatomy, lobes = read_segmentation(given.path, said["classes"], said["mni_centroids"])
+    if not given.on_t1w:
+        return with_atlases(scan, Inside(anatomy, lobes, str(given.path)))
+    seen = by_network(scan, image, config)
+    brain = outline(scan, image, config, seen).mask
     try:
-        if given:
-            anatomy, lobes = read_segmentation(given, said["classes"], said["mni_centroids"])
-            source = str(given)
-        elif config.anatomy != "network":
-            return Inside()
-        else:
-            anatomy, lobes = find_anatomy(image, models_of(config)), None
-            source = "the anatomy network"
+        carried = carry(anatomy, lobes, image, brain, t1w=given.t1w, transform=given.transform)
     except ValueError as error:
-        if given:
-            raise
+        note = f"{scan.path.name}: the segmentation {given.path} was not used: {error}."
+        return with_atlases(scan, replace(seen, notes=(*seen.notes, note)))
+    found = Inside(carried.anatomy, lobes, str(given.path), carried=carried)
+    return with_atlases(scan, found)
+
+
+def segmentation_for(scan: Scan, config: Config) -> Segmentation | None:
+    """The user's segmentation of a scan."""
+    return find_segmentation(config.derivatives, scan, config.bids_dir)
+
+
+def by_network(scan: Scan, image: Volume, config: Config) -> Inside:
+    """What the network sees, if it is to be asked; a note if it sees nothing."""
+    if config.anatomy != "network":
+        return Inside()
+    try:
+        return Inside(find_anatomy(image, models_of(config)), None, "the anatomy network")
+    except ValueError as error:
         return Inside(notes=(f"{scan.path.name}: no regions: {error}",))
-    if lobes is None and (templates := find_lobes()):
-        lobes = lobes_of(anatomy, templates)
-    if anatomy.fit_mm is not None and anatomy.fit_mm > POOR_FIT_MM:
-        off = f"structures lie {anatomy.fit_mm:.1f} mm off the template after the fit"
-        note = f"{scan.path.name}: MNI positions are a guess; {off}."
-        return Inside(anatomy, lobes, source, (note,))
-    return Inside(anatomy, lobes, source)
+
+
+def with_atlases(scan: Scan, inside: Inside) -> Inside:
+    """The same with what atlases add, and a note on a poor fit to MNI."""
+    anatomy = inside.anatomy
+    if anatomy is None:
+        return inside
+    atlases = find_atlases()
+    if inside.lobes is None and atlases.lobes:
+        inside = replace(inside, lobes=lobes_of(anatomy, atlases.lobes))
+    if atlases.nuclei:
+        inside = replace(inside, capsule=capsule_of(anatomy, atlases.nuclei))
+    if anatomy.fit_mm is None or anatomy.fit_mm <= POOR_FIT_MM:
+        return inside
+    off = f"structures lie {anatomy.fit_mm:.1f} mm off the template after the fit"
+    note = f"{scan.path.name}: MNI positions are a guess; {off}."
+    return replace(inside, notes=(*inside.notes, note))
 
 
 def placed(
@@ -275,10 +324,12 @@ def placed(
     """The lesions, each with where it lies."""
     classes = card(ANATOMY, config.models)["classes"]
     found = places(anatomy, [lesion.centre for lesion in lesions], classes)
-    return [
-        _at(lesion, place, locate(regions, lesion.centre, anatomy.midline), config.uncounted)
-        for lesion, place in zip(lesions, found, strict=True)
-    ]
+    rows = []
+    for lesion, place in zip(lesions, found, strict=True):
+        region = locate(regions, lesion.centre, anatomy.midline)
+        parcel = parcel_at(place.mni, region.territory, region.name, find_atlases())
+        rows.append(replace(_at(lesion, place, region, config.uncounted), parcel=parcel))
+    return rows
 
 
 def _at(lesion: Lesion, place: Place, region: Region, uncounted: tuple[str, ...]) -> Lesion:
@@ -325,13 +376,10 @@ def read(scan: Scan) -> tuple[Volume, Intake]:
     return Volume(np.sqrt(mean), image.affine), intake
 
 
-def outline(
-    scan: Scan, image: Volume, config: Config, anatomy: Anatomy | None = None
-) -> Brain:  # fmt: skip
+def outline(scan: Scan, image: Volume, config: Config, inside: Inside | None = None) -> Brain:
     """The brain mask: the user's own, the scan's non-zero voxels if it is stripped, or found.
 
-    The anatomy network's is taken if it could be a whole brain; else the one by intensity and
-    shape.
+    What was seen inside is taken if it could be a whole brain; else the one by intensity and shape.
 
     Raises:
         ValueError: If no brain is found, or the user's mask holds none; the file is named.
@@ -342,23 +390,23 @@ def outline(
             return Brain(stripped_brain(image), "the scan's own non-zero voxels")
         if given:
             return Brain(given_brain(given, image), str(given))
-        brain = seen_brain(image, anatomy)
+        brain = seen_brain(image, inside)
     except ValueError as error:
         raise ValueError(f"{scan.path}: {error}") from error
     notes = (f"{scan.path.name}: --derivatives holds no brain mask for it; one was found.",)
     return replace(brain, notes=notes) if config.derivatives else brain
 
 
-def seen_brain(image: Volume, anatomy: Anatomy | None) -> Brain:
-    """The brain by the anatomy network if that is plausible, else by intensity and shape.
+def seen_brain(image: Volume, inside: Inside | None) -> Brain:
+    """The brain by the anatomy if that is plausible, else by intensity and shape.
 
     Raises:
         ValueError: If no brain is found either way.
     """
-    if anatomy is not None:
-        mask = brain_of(anatomy, image)
+    if inside is not None and inside.anatomy is not None:
+        mask = brain_of(inside.anatomy, image)
         if PLAUSIBLE_ML[0] <= volume_ml(mask) <= PLAUSIBLE_ML[1]:
-            return Brain(mask, SEEN)
+            return Brain(mask, f"found by {inside.source}")
     return Brain(find_brain(image), "found by intensity and shape")
 
 
@@ -434,6 +482,9 @@ def write_images(output: Output, found: Findings, config: Config) -> list[Path]:
     if found.anatomy is not None and found.anatomy.to_mni is not None:
         write_text(output.to_mni(), itk_affine(found.anatomy.to_mni))
         files.append(output.to_mni())
+    if found.inside.carried is not None:
+        write_text(output.from_t1w(), itk_affine(found.inside.carried.to_scan))
+        files.append(output.from_t1w())
     if config.output_level == "full":
         seen = preprocess(found.image, found.brain.mask, Grid(intensity="brain-median")).image
         said = {"Description": PREPROCESSED, "SkullStripped": config.skip_brain_extraction}
@@ -517,11 +568,13 @@ def is_done(scan: Scan, config: Config) -> bool:
 
 def inputs_of(scan: Scan, config: Config) -> list[Path]:
     """The files whose content decides the results: the echoes, and what the user gave."""
-    given = [
-        find_mask(config.derivatives, scan, config.mask_desc),
-        find_segmentation(config.derivatives, scan),
+    mask = find_mask(config.derivatives, scan, config.mask_desc)
+    given = segmentation_for(scan, config)
+    return [
+        *(scan.path, *scan.more_echoes),
+        *([mask] if mask else []),
+        *(given.files if given else []),
     ]
-    return [scan.path, *scan.more_echoes, *filter(None, given)]
 
 
 def stamp(path: Path) -> dict[str, object]:
@@ -537,13 +590,14 @@ def stamp(path: Path) -> dict[str, object]:
 
 def fingerprint_of(scan: Scan, config: Config, digests: list[str]) -> str:
     """One hash over the input, its metadata, the settings, the detectors and our version."""
+    looked = config.anatomy == "network" or segmentation_for(scan, config) is not None
     return fingerprint(
         input=digests,
         metadata={key: str(value) for key, value in scan.metadata.items()},
         settings=result_settings(config),
         detectors=[card(name, config.models) for name in config.detector],
-        anatomy=card(ANATOMY, config.models) if config.anatomy == "network" else None,
-        lobes=_atlas_digest() if config.anatomy == "network" else None,
+        anatomy=card(ANATOMY, config.models) if looked else None,
+        atlases=[_atlas_digest(path) for path in find_atlases().paths] if looked else None,
         version=software()["bids_cmb"],
     )
 
@@ -560,10 +614,9 @@ def _named(name: str, config: Config) -> dict[str, object]:
     }
 
 
-@lru_cache(maxsize=1)
-def _atlas_digest() -> str | None:
-    atlas = find_lobes()
-    return sha256(atlas) if atlas else None
+@lru_cache(maxsize=4)
+def _atlas_digest(atlas: Path) -> str:
+    return sha256(atlas)
 
 
 def _digest(path: Path, known: dict) -> str:

@@ -240,14 +240,19 @@ def _box(brain: np.ndarray, spacing: np.ndarray, grid: Grid) -> tuple[np.ndarray
     size = np.array(brain.shape)
     first, end = np.zeros(3, int), size
     if grid.margin is not None:
-        where = np.argwhere(brain)
         kept = np.ceil(grid.margin / spacing).astype(int)
-        first = np.maximum(where.min(axis=0) - kept, 0)
-        end = np.minimum(where.max(axis=0) + 1 + kept, size)
+        low, high = bounds(brain)
+        first, end = np.maximum(low - kept, 0), np.minimum(high + kept, size)
     shape = -(-(end - first) // grid.multiple) * grid.multiple
     room = size - shape  # the box grows into the scan as far as there is any, then beyond it
     start = np.clip(first - (shape - end + first) // 2, np.minimum(room, 0), np.maximum(room, 0))
     return start, shape
+
+
+def bounds(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First voxel of a mask along each axis, and the one behind the last, each shape (3,)."""
+    filled = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(mask.ndim)]
+    return np.array([at[0] for at in filled]), np.array([at[-1] + 1 for at in filled])
 
 
 # Looking the scan up
@@ -255,6 +260,8 @@ def _box(brain: np.ndarray, spacing: np.ndarray, grid: Grid) -> tuple[np.ndarray
 
 def _nearest(data: np.ndarray, lattice: list[_Axis]) -> np.ndarray:
     """The nearest voxel of the scan for each of the lattice, False outside."""
+    if all(_fits(axis) for axis in lattice):
+        return data
     held = [_held(axis) for axis in lattice]
     there = [np.isfinite(positions) for positions in held]
     near = [
@@ -263,6 +270,11 @@ def _nearest(data: np.ndarray, lattice: list[_Axis]) -> np.ndarray:
     found = np.zeros([len(positions) for positions in held], bool)
     found[np.ix_(*there)] = data[np.ix_(*near)]
     return found
+
+
+def _fits(axis: _Axis) -> bool:
+    """Whether the voxels of the grid are those of the scan."""
+    return np.array_equal(axis.positions, np.arange(axis.size))
 
 
 def _held(axis: _Axis) -> np.ndarray:
@@ -280,10 +292,16 @@ def _sample(
     the box is computed.
     """
     kept, padding = _overlap(start, shape, [len(axis.positions) for axis in lattice])
-    sampled = data.astype(float)
+    # Where the grid is the scan's own there is nothing to compute.
+    fits = [order < 3 and _fits(axis) for axis in lattice]
+    sampled = data[tuple(kept[i] if fits[i] else slice(None) for i in range(3))]
+    if all(fits):
+        return np.pad(sampled.astype(np.float32), padding)
+    sampled = sampled.astype(float)
     for i in np.argsort(shape / data.shape):  # what shrinks most goes first
-        weights = _weights(lattice[i], order)[kept[i]]
-        sampled = np.moveaxis(np.tensordot(weights, sampled, axes=(1, i)), 0, i)
+        if not fits[i]:
+            weights = _weights(lattice[i], order)[kept[i]]
+            sampled = np.moveaxis(np.tensordot(weights, sampled, axes=(1, i)), 0, i)
     sampled = np.clip(sampled, data.min(), data.max())  # a cubic spline overshoots
     return np.pad(sampled.astype(np.float32), padding)
 

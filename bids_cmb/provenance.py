@@ -11,7 +11,7 @@ from pathlib import Path
 from bids_cmb import __version__
 
 NAME = "bids_cmb"
-LIBRARIES = ("numpy", "scipy", "nibabel", "pybids", "pandas", "keras")
+LIBRARIES = ("numpy", "scipy", "nibabel", "pybids", "pandas", "keras", "simpleitk")
 
 
 def software() -> dict[str, str]:

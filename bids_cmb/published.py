@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.cards import DETECTION, card, members_of, weights_file
+from bids_cmb.cards import DETECTION, card
 from bids_cmb.files import write_text
 from bids_cmb.foreign import read_unet_h5
 from bids_cmb.networks import folded, load_network
 from bids_cmb.preprocessing import SHIVA
 from bids_cmb.staged import convolutions
-from bids_cmb.weights import check_file, digest_of, write_weights
+from bids_cmb.weights import check_weights, digest_of, write_weights
 
 Say = Callable[[str], None]
 UNET = re.compile(r"Unet3Dv2-(\d+)\.(\d+)\.2-(\d+\.?\d*)")
@@ -107,7 +107,7 @@ def add(sources: Sequence[Path], models: Path, say: Say) -> list[str]:
         models.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=models, prefix=".adding-") as held:
             members = [
-                _member(f"fold-{number}", path, release, Path(held), say)
+                _member(f"fold-{number}", path, networks[path], release, Path(held), say)
                 for number, path in enumerate(found)
             ]
             cards = [_card(release, members, rule) for rule in ("shiva", "shiva-readme")]
@@ -126,8 +126,7 @@ def verify(models: Path) -> dict[str, str]:
 
 def _wrong(name: str, models: Path) -> str:
     try:
-        for member in members_of(card(name, models)):
-            check_file(weights_file(name, member, models), member["sha256"])
+        check_weights(name, card(name, models), models)
     except ValueError as error:
         return str(error)
     return ""
@@ -320,7 +319,9 @@ def widths_of(tag: str) -> list[int]:
 # What it becomes
 
 
-def _member(name: str, path: Path, release: Release, folder: Path, say: Say) -> dict:
+def _member(
+    name: str, path: Path, digest_md5: str, release: Release, folder: Path, say: Say
+) -> dict:  # fmt: skip
     """A network of a card, its weights in ``folder``, loaded once to see that it works."""
     grid = {key: value for key, value in asdict(SHIVA).items() if value is not None}
     if path.is_dir():
@@ -340,7 +341,7 @@ def _member(name: str, path: Path, release: Release, folder: Path, say: Say) -> 
     member = {"name": name, **made, "grid": grid, "weights": weights, "sha256": digest}
     load_network(member, folder / weights)
     say(f"{name}: {path.name}, read and checked")
-    return {**member, "source": {"file": path.name, "md5": md5(path)}}
+    return {**member, "source": {"file": path.name, "md5": digest_md5}}
 
 
 def _card(release: Release, members: list[dict], rule: str) -> dict:

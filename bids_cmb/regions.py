@@ -16,10 +16,10 @@ from bids_cmb.anatomy import (
     CAPSULE_MM,
     DEEP,
     DEEP_WHITE_MM,
-    NO_TISSUE_MM,
     VENTRICLES,
     WHITE,
     Anatomy,
+    around,
     leftness,
 )
 from bids_cmb.mars import LOBAR_LABEL, RIGHT, by_label, label_of, table
@@ -54,18 +54,24 @@ class Region:
 
 
 def region_map(
-    anatomy: Anatomy, lobes: np.ndarray | None = None, *, deep_white_mm: float = DEEP_WHITE_MM
+    anatomy: Anatomy,
+    lobes: np.ndarray | None = None,
+    capsule: np.ndarray | None = None,
+    *,
+    deep_white_mm: float = DEEP_WHITE_MM,
 ) -> Volume:
     """The region of every voxel of tissue, on the grid of the anatomy.
 
     White matter is deep within ``deep_white_mm`` of a lateral ventricle, if cortex is farther, and
     within `CAPSULE_MM` of a deep nucleus. Of deep white matter, what lies `CALLOSUM_MM` about the
-    midline is callosum, between lentiform and thalamus or caudate internal capsule, lateral to the
-    putamen external capsule, and the rest deep white matter. All else is lobar.
+    midline is callosum, between lentiform and thalamus or caudate (or where an atlas has it)
+    internal capsule, lateral to the putamen external capsule, and the rest deep white matter. All
+    else is lobar.
 
     Args:
         anatomy: Of the scan.
         lobes: Labels of the lobes in that grid, 0 where none is known, as `templates` gives them.
+        capsule: Where an atlas has the internal capsule, bool, in that grid.
         deep_white_mm: How far deep white matter reaches from the ventricles.
 
     Returns:
@@ -92,7 +98,8 @@ def region_map(
         "external capsule"
     )
     between = (far(LENTIFORM) <= INTERNAL_MM) & (far(MEDIAL) <= INTERNAL_MM)
-    found[deep & between] = label_of("internal capsule")
+    inner = between if capsule is None else between | capsule
+    found[deep & inner] = label_of("internal capsule")
     found[white & (np.abs(beside) <= CALLOSUM_MM) & (ventricle <= deep_white_mm)] = label_of(
         "corpus callosum"
     )
@@ -125,7 +132,7 @@ def locate(regions: Volume, centre: Sequence[float], midline: tuple) -> Region:
     """
     centre = np.asarray(centre, float)
     left = bool(midline[0] @ centre + midline[1] > 0)
-    labels, away = _around(regions, centre)
+    labels, away = around(regions, centre)
     if not len(labels):
         return Region(None, None, left, np.inf, None, None)
     plain = labels % RIGHT
@@ -148,18 +155,3 @@ def locate(regions: Volume, centre: Sequence[float], midline: tuple) -> Region:
 def _within(regions: Volume, away: float) -> float:
     """0 for a place within a voxel: its centre is at most half a diagonal off."""
     return 0.0 if away <= np.linalg.norm(regions.spacing) / 2 else float(away)
-
-
-def _around(regions: Volume, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of the tissue around a place and how far it is, the nearest first; ties by label."""
-    at = regions.index(centre)
-    reach = NO_TISSUE_MM / regions.spacing
-    low = np.clip(np.floor(at - reach).astype(int), 0, regions.shape)
-    high = np.clip(np.ceil(at + reach).astype(int) + 1, low, regions.shape)
-    labels = regions.data[tuple(map(slice, low, high))]
-    voxels = np.argwhere(labels > 0)
-    away = np.linalg.norm(regions.world(voxels + low) - centre, axis=1)
-    labels = labels[labels > 0]
-    near = away <= NO_TISSUE_MM
-    order = np.lexsort((labels[near], np.round(away[near], 3)))
-    return labels[near][order], away[near][order]

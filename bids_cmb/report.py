@@ -1,163 +1,37 @@
-"""What a reader looks at: a scan's pictures, a participant's page, and the cohort's.
+"""What a reader looks at: a participant's page, the cohort's, and that of a run under way.
 
-Pictures are plain PNG files in ``figures``; what is written over them is SVG and text of the page,
-so that it stays sharp, can be read aloud and follows light and dark. Pages need no network and no
-server. Slices are shown as radiologists do: the participant's right is on the left.
+Pages are made from the derivatives and the pictures that lie there. They need no network and no
+server, and whatever comes from data is escaped.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from urllib.parse import quote
 
 import jinja2
-import numpy as np
-from PIL import Image
 
-from bids_cmb.derivatives import Output, finished, homes, read_json, read_table, write_json
-from bids_cmb.files import replacing, write_text
-from bids_cmb.preprocessing import Grid, preprocess
+from bids_cmb import __version__
+from bids_cmb.derivatives import (
+    columns,
+    figures_of,
+    finished,
+    homes,
+    lesion_table_of,
+    read_json,
+    read_table,
+    stem_of,
+)
+from bids_cmb.familiarity import compared, trained_on
+from bids_cmb.files import write_text
 from bids_cmb.provenance import software
-from bids_cmb.volume import Volume, resample_like
+from bids_cmb.reviews import place_of
+from bids_cmb.tabulation import count_bars, odd_ones, size_bars, strata
+from bids_cmb.view import VIEWER
 
-SLAB_MM = 10.0  # of the overview's minimum-intensity pictures
-MARGIN_MM = 6.0  # that is kept around the brain
-OVERVIEW_PX, PX_PER_MM = 300, 7
-REACH_MM = 13.0  # to either side of a lesion in its pictures
-BRIGHT = 99.5  # percentile of the brain that is white
-CONTOUR = (230, 159, 0)  # orange of a palette that the colour-blind tell apart
-MOST_PICTURED = 100  # lesions; the table has all
-PLANES = ("axial", "axial_contour", "other", "slab")
-
-
-def draw(output: Output, image: Volume, brain: Volume, labels: Volume, lesions: list[dict]) -> None:
-    """Draw a scan's pictures into the ``figures`` of its participant, and what lies where in them.
-
-    Args:
-        output: Of the scan.
-        image: The scan.
-        brain: Its brain mask, on the scan's grid.
-        labels: Each lesion's index in its voxels, on the scan's grid.
-        lesions: Rows of the lesion table.
-    """
-    seen = preprocess(image, brain, Grid(axes="slices"))
-    marks = resample_like(labels, seen.image, order=0).data
-    top = float(np.percentile(seen.image.data[seen.brain.data], BRIGHT)) or 1.0
-    grey = np.clip(seen.image.data / top * 255, 0, 255).astype(np.uint8)
-    grey, marks, inside = (part[::-1] for part in (grey, marks, seen.brain.data))  # right is left
-    places = {}
-    for row in lesions:
-        at = seen.image.index(np.array([float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")]))
-        places[int(row["index"])] = np.array([grey.shape[0] - 1 - at[0], at[1], at[2]])
-    folder = figures_of(output)
-    for old in folder.glob(f"{_stem(output)}_*"):
-        old.unlink()
-    slabs = _overview(folder, _stem(output), grey, inside, seen.image.spacing, places)
-    for index in list(places)[:MOST_PICTURED]:
-        pictures = _close(grey, marks == index, seen.image.spacing, places[index])
-        for name, picture in pictures.items():
-            _save(folder / f"{_stem(output)}_lesion-{index:03d}_{name}.png", picture)
-    _quality(folder / f"{_stem(output)}_quality.png", grey, inside, seen.image.spacing)
-    write_json(folder / f"{_stem(output)}_overview.json", {"slabs": slabs})
-
-
-def figures_of(output: Output) -> Path:
-    """The folder of a participant's pictures."""
-    return output.folder / f"sub-{output.scan.subject}" / "figures"
-
-
-def _stem(output: Output) -> str:
-    return output.mask().name.removesuffix("_mask.nii.gz").replace("_label-CMB", "")
-
-
-def _overview(
-    folder: Path, stem: str, grey: np.ndarray, inside: np.ndarray, spacing: np.ndarray, places: dict
-) -> list[dict]:
-    """Minimum-intensity slabs from top to bottom, and where the lesions lie in them, in percent."""
-    spots = np.argwhere(inside)
-    margin = np.ceil(MARGIN_MM / spacing[:2]).astype(int)
-    low = np.maximum(spots.min(axis=0)[:2] - margin, 0)
-    high = np.minimum(spots.max(axis=0)[:2] + 1 + margin, grey.shape[:2])
-    thick = max(1, round(SLAB_MM / spacing[2]))
-    found = []
-    for start in range(int(spots[:, 2].min()), int(spots[:, 2].max()) + 1, thick):
-        end = min(start + thick, grey.shape[2])
-        part = grey[low[0] : high[0], low[1] : high[1], start:end].min(axis=2)
-        name = f"{stem}_slab-{len(found) + 1:02d}.png"
-        size = part.shape * spacing[:2]
-        _save(folder / name, _sized(part, size * OVERVIEW_PX / size.max()))
-        here = {
-            index: [round(float(x), 1) for x in (at[:2] - low + 0.5) / part.shape * 100]
-            for index, at in places.items()
-            if start <= round(float(at[2])) < end
-        }
-        marks = [{"index": i, "x": x, "y": round(100 - y, 1)} for i, (x, y) in here.items()]
-        found.append({"file": name, "marks": marks})
-    return found[::-1]
-
-
-def _close(
-    grey: np.ndarray, lesion: np.ndarray, spacing: np.ndarray, at: np.ndarray
-) -> dict[str, np.ndarray]:
-    """A lesion from near: its slice without and with its contour, across the slices, and a slab."""
-    centre = np.clip(np.rint(at).astype(int), 0, np.array(grey.shape) - 1)
-    reach = np.ceil(REACH_MM / spacing).astype(int)
-    box = tuple(
-        np.clip(np.arange(c - r, c + r + 1), 0, n - 1)
-        for c, r, n in zip(centre, reach, grey.shape, strict=True)
-    )
-    near, own = grey[np.ix_(*box)], lesion[np.ix_(*box)]
-    size = (2 * reach + 1) * spacing * PX_PER_MM
-    middle = reach
-    axial = _sized(near[:, :, middle[2]], size[:2])
-    edge = _edge(_sized(own[:, :, middle[2]].astype(np.uint8) * 255, size[:2], smooth=False))
-    contour = np.repeat(axial[..., None], 3, axis=2)
-    contour[edge] = CONTOUR
-    slab = slice(max(0, middle[2] - round(5 / spacing[2])), middle[2] + round(5 / spacing[2]) + 1)
-    return {
-        "axial": axial,
-        "axial_contour": contour,
-        "other": _sized(near[:, middle[1], :], size[[0, 2]]),
-        "slab": _sized(near[:, :, slab].min(axis=2), size[:2]),
-    }
-
-
-def _quality(path: Path, grey: np.ndarray, inside: np.ndarray, spacing: np.ndarray) -> None:
-    """Six slices with the outline of the brain mask."""
-    heights = np.flatnonzero(inside.any(axis=(0, 1)))
-    tiles = []
-    for share in (0.1, 0.27, 0.44, 0.6, 0.77, 0.92):
-        k = int(heights[int(share * (len(heights) - 1))])
-        size = np.array(grey.shape[:2]) * spacing[:2]
-        size = size * 220 / size.max()
-        tile = np.repeat(_sized(grey[:, :, k], size)[..., None], 3, axis=2)
-        tile[_edge(_sized(inside[:, :, k].astype(np.uint8) * 255, size, smooth=False))] = CONTOUR
-        tiles.append(tile)
-    _save(path, np.concatenate(tiles, axis=1))
-
-
-def _sized(plane: np.ndarray, size: Iterable[float], *, smooth: bool = True) -> np.ndarray:
-    """A plane (across, up) as a picture of so many pixels (across, up), its top row first."""
-    across, up = (max(1, round(float(side))) for side in size)
-    how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
-    return np.asarray(
-        Image.fromarray(np.ascontiguousarray(plane.T[::-1])).resize((across, up), how)
-    )
-
-
-def _edge(mask: np.ndarray) -> np.ndarray:
-    """The outermost pixels of a mask."""
-    own = np.pad(mask > 0, 1)
-    inner = own[1:-1, 1:-1] & own[:-2, 1:-1] & own[2:, 1:-1] & own[1:-1, :-2] & own[1:-1, 2:]
-    return own[1:-1, 1:-1] & ~inner
-
-
-def _save(path: Path, picture: np.ndarray) -> None:
-    with replacing(path) as beside:
-        Image.fromarray(picture).save(beside, format="PNG", optimize=True)
-
-
-# Pages
+MOST_SESSIONS = 3  # on one page
 
 
 @lru_cache(maxsize=1)
@@ -175,6 +49,9 @@ def _pages() -> jinja2.Environment:
 def write_page(folder: Path, subject: str) -> Path:
     """Write a participant's page from the derivatives and the pictures that lie there.
 
+    Where there are more than ``MOST_SESSIONS``, each has a page of its own, and that of the
+    participant links to them.
+
     Args:
         folder: The derivative dataset.
         subject: Label, without ``sub-``.
@@ -183,84 +60,178 @@ def write_page(folder: Path, subject: str) -> Path:
     written = None
     # Several processes may finish scans of one participant at the same time: see the scan tables.
     while written != (scans := _scans(folder, subject)):
-        write_text(path, _page(folder, subject, scans))
+        by_session: dict[str, list[dict]] = {}
+        for scan in scans:
+            by_session.setdefault(scan["session"] or "", []).append(scan)
+        links = []
+        if len(by_session) > MOST_SESSIONS:
+            for session, own in sorted(by_session.items()):
+                name = f"sub-{subject}_{session}" if session else f"sub-{subject}_other"
+                write_text(folder / f"{name}.html", _page(folder, name, own))
+                links.append({"name": name, "scans": own})
+        write_text(path, _page(folder, f"sub-{subject}", scans if not links else [], links))
         written = scans
     return path
 
 
 def _scans(folder: Path, subject: str) -> list[dict]:
     return [
-        _scan(folder, home, sidecar, row)
+        _scan(folder, subject, home / str(row["filename"]), sidecar, row)
         for home in homes(folder)
         if f"sub-{subject}" in home.parts
         for sidecar, row in finished(home)
     ]
 
 
-def _page(folder: Path, subject: str, scans: list[dict]) -> str:
+def _page(folder: Path, title: str, scans: list[dict], links: Sequence[dict] = ()) -> str:
     methods = folder / "logs" / "CITATION.md"
     return (
         _pages()
         .get_template("participant.html")
         .render(
-            subject=f"sub-{subject}",
+            subject=title,
             scans=scans,
+            links=links,
+            about=_about(title, scans),
+            viewer=any(scan["view"] for scan in scans),
             methods=methods.read_text("utf-8") if methods.is_file() else "",
             software=software(),
         )
     )
 
 
-def _scan(folder: Path, home: Path, sidecar: Mapping, row: Mapping) -> dict:
-    mask = home / str(row["filename"])
-    stem = mask.name.removesuffix("_mask.nii.gz").replace("_label-CMB", "")
-    base = mask.name.replace("_label-CMB_", "_seg-CMB_").replace("_mask.nii.gz", "_dseg.tsv")
-    figures = next(p for p in (home, home.parent) if p.name.startswith("sub-")) / "figures"
-    table = mask.with_name(base)
+def _about(title: str, scans: list[dict]) -> dict:
+    """What the review on the page must know."""
+    return {
+        "subject": title,
+        "version": __version__,
+        "columns": list(columns("review")),
+        "viewer": f"{VIEWER}/niivue.umd.js",
+        "scans": [
+            {
+                "filename": scan["filename"],
+                "participant_id": scan["participant"],
+                "session_id": scan["session"],
+                "lesions": [
+                    {"index": int(one["index"]), "at": [float(x) for x in place_of(one)]}
+                    for one in (*scan["counted"], *scan["uncounted"])
+                ],
+                "view": scan["view"],
+            }
+            for scan in scans
+        ],
+    }
+
+
+def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping) -> dict:
+    stem, figures, table = stem_of(mask), figures_of(folder, subject), lesion_table_of(mask)
     lesions = read_table(table) if table.is_file() else []
     for lesion in lesions:
-        paths = [figures / f"{stem}_lesion-{int(lesion['index']):03d}_{n}.png" for n in PLANES]
-        lesion["pictures"] = [p.relative_to(folder).as_posix() for p in paths if p.is_file()]
-    slabs = (read_json_list(figures / f"{stem}_overview.json")) or []
+        picture = figures / f"{stem}_lesion-{int(lesion['index']):03d}.png"
+        there = picture.is_file()
+        lesion["picture"] = picture.relative_to(folder).as_posix() if there else None
+    drawn = read_json(figures / f"{stem}_overview.json") or {}
+    slabs = drawn.get("slabs", [])
     for slab in slabs:
         slab["path"] = (figures / slab["file"]).relative_to(folder).as_posix()
-    quality = figures / f"{stem}_quality.png"
+    quality, view = figures / f"{stem}_quality.png", figures / f"{stem}_view.js"
+    session = next((part for part in mask.name.split("_") if part.startswith("ses-")), None)
     return {
-        "name": mask.name.partition("_space-")[0],
+        "name": stem.replace("_space-orig", "").replace("_desc-", "_"),
+        "filename": mask.relative_to(folder).as_posix(),
+        "participant": f"sub-{subject}",
+        "session": session,
+        "view": quote(view.relative_to(folder).as_posix()) if view.is_file() else None,
         "row": row,
         "counted": [one for one in lesions if one["counted"] == "yes"],
         "uncounted": [one for one in lesions if one["counted"] != "yes"],
         "slabs": slabs,
         "quality": quality.relative_to(folder).as_posix() if quality.is_file() else None,
+        "unlike": compared(drawn["measures"]) if "measures" in drawn else [],
+        "histogram": _histogram(drawn["histogram"]) if "histogram" in drawn else None,
         "notes": sidecar.get("Notes", []),
         "provenance": sidecar.get("Provenance", {}),
     }
 
 
-def read_json_list(path: Path) -> list[dict]:
-    """What `draw` noted of the overview; nothing if it is not there."""
-    content = read_json(path)
-    return content.get("slabs", []) if content else []
+@dataclass(frozen=True)
+class Cohort:
+    """What the cohort's page tells.
+
+    Attributes:
+        rows: Of the group table.
+        regions: Of the table of prevalence.
+        diameters: Of the counted lesions, mm.
+        groups: Site and scanner of each participant: column → participant → value.
+        agreement: Of the readers, two by two; empty without reviews.
+    """
+
+    rows: list[dict]
+    regions: list[dict] = field(default_factory=list)
+    diameters: list[float] = field(default_factory=list)
+    groups: dict[str, dict[str, str]] = field(default_factory=dict)
+    agreement: list[dict] = field(default_factory=list)
 
 
-def write_group_page(folder: Path, rows: list[dict], regions: list[dict], picture: str) -> None:
+def _histogram(shares: list[float]) -> dict[str, str]:
+    """A scan's histogram and the band of the training scans, as points of SVG polygons."""
+    band = trained_on()["histogram"]
+    high = max(*shares, *band["95"])
+    right = len(shares)
+
+    def points(values: list[float]) -> list[str]:
+        return [
+            f"{300 * (at + half) / right:.1f},{100 - 100 * value / high:.1f}"
+            for at, value in enumerate(values)
+            for half in (0, 1)
+        ]
+
+    return {
+        "own": " ".join(["0,100", *points(shares), "300,100"]),
+        "band": " ".join([*points(band["95"]), *points(band["5"])[::-1]]),
+    }
+
+
+def write_group_page(folder: Path, cohort: Cohort, picture: str) -> None:
     """Write the cohort's page.
 
     Args:
         folder: The derivative dataset.
-        rows: Of the group table.
-        regions: Of the table of prevalence.
+        cohort: What it tells.
         picture: File name of the map's picture; it is shown if it is there.
     """
-    counts = [int(row["n_cmb"]) for row in rows if row.get("n_cmb") is not None]
+    read = [row for row in cohort.rows if row.get("n_cmb") is not None]
+    counts = [int(row["n_cmb"]) for row in read]
+    reviewed = [row for row in read if row.get("n_cmb_reviewed") is not None]
     page = _pages().get_template("group.html").render(
-        rows=rows,
-        regions=[one for one in regions if one["group"] == "all"],
+        rows=cohort.rows,
+        regions=[one for one in cohort.regions if one["group"] == "all"],
         picture=picture if (folder / picture).is_file() else None,
         read=len(counts),
         lesions=sum(counts),
         with_any=sum(count > 0 for count in counts),
-        bins={name: sum(row.get("burden") == name for row in rows)
+        bins={name: sum(row.get("burden") == name for row in cohort.rows)
               for name in ("0", "1", "2-4", "5-10", ">10")},
+        counts=count_bars(read),
+        sizes=size_bars(cohort.diameters) if cohort.diameters else [],
+        strata=strata(read, cohort.groups),
+        odd=odd_ones(read),
+        failures=[row for row in cohort.rows if row.get("status") not in ("ok", None)],
+        agreement=cohort.agreement,
+        reviewed=len(reviewed),
+        before=sum(int(row["n_cmb"]) for row in reviewed),
+        after=sum(int(row["n_cmb_reviewed"]) for row in reviewed),
     )  # fmt: skip
     write_text(folder / "group_microbleeds.html", page)
+
+
+def write_status(path: Path, **facts: object) -> None:
+    """Write the page of a run under way.
+
+    Args:
+        path: Of the page.
+        **facts: ``scans`` to read, of which ``ended``, of which ``done`` were read; ``skipped``
+            before; ``failed``: (scan, sentence); ``last``: sentences; ``left``: how long it will
+            take, empty if nobody knows yet, None if the run has ended; ``began`` and ``time``.
+    """
+    write_text(path, _pages().get_template("status.html").render(**facts))

@@ -62,6 +62,7 @@ def page(
     scans: pd.DataFrame,
     missing: Sequence[str],
     without_truth: Sequence[str],
+    reviewed: tuple[dict[str, Figure], Sequence[dict]] | None = None,
 ) -> str:
     """The whole page as HTML.
 
@@ -74,6 +75,8 @@ def page(
         scans: The counts of each.
         missing: Scans without a prediction.
         without_truth: Scans with a prediction only.
+        reviewed: The figures after review, over the reviewed scans, and how far every two readers
+            agree.
     """
     template = resources.files("bids_cmb").joinpath("data/evaluation.html").read_text("utf-8")
     return Template(template).substitute(
@@ -82,7 +85,7 @@ def page(
         summary=_summary(figures, settings),
         rule=f"{RULES[settings['match']]} {ASIDE[settings['unsure']]}",
         absent=_absent(missing, without_truth),
-        main=_main(figures),
+        main=_main(figures) + (_after(*reviewed) if reviewed else ""),
         froc=_froc(froc, figures),
         counts=_counts(scans),
         sections="".join(_section(by, table) for by, table in breakdown.groupby("by", sort=False)),
@@ -99,6 +102,24 @@ def _summary(figures: dict[str, Figure], settings: dict) -> str:
         f"{plain['misses']:.0f} misses. Intervals are 95 % over subjects "
         f"({settings['draws']} draws, seed {settings['seed']})."
     )
+
+
+def _after(reviewed: dict[str, Figure], agreement: Sequence[dict]) -> str:
+    """The figures that readers left, and how far the readers agree."""
+    said = "<h3>After review, over the reviewed scans</h3><table>"
+    for name, title, _ in MAIN[:4]:
+        value = reviewed[name].value
+        text = f"{value:.3f}" if isfinite(value) else "–"
+        said += f'<tr><td>{title}</td><td class="n">{text}</td></tr>'
+    said += "</table>"
+    for one in agreement:
+        readers = escape(f"{one['reader_1']} and {one['reader_2']}")
+        known = {key: "–" if one[key] is None else one[key] for key in ("kappa", "icc")}
+        said += (
+            f"<p>{readers}: {one['n_same']} of {one['n_lesions']} lesions judged alike, kappa "
+            f"{known['kappa']}; ICC of counts {known['icc']} ({one['n_scans_whole']} scans).</p>"
+        )
+    return said
 
 
 def _absent(missing: Sequence[str], without_truth: Sequence[str]) -> str:

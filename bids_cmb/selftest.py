@@ -9,7 +9,7 @@ from bids_cmb.app import run
 from bids_cmb.cards import card, card_names, members_of, weights_file
 from bids_cmb.config import Config
 from bids_cmb.evaluation import Asked, measure
-from bids_cmb.networks import device, load_network, no_gpu
+from bids_cmb.networks import device, load_network, load_patcher, unfit
 from bids_cmb.provenance import machine, software
 from bids_cmb.simulation import simulate
 
@@ -36,8 +36,8 @@ def selftest(folder: Path, *, models: Path | None, asked_device: str, say: Say) 
     say(", ".join(f"{name} {version}" for name, version in software().items()))
     say(f"tensorflow {_tensorflow_version()}, {device()}, {machine()['Cores']} cores")
     wrong = []
-    if asked_device == "gpu" and not device().startswith("GPU"):
-        wrong.append(f"--device gpu needs a GPU that can be used. {no_gpu()}")
+    if said := unfit(asked_device):
+        wrong.append(said)
     wrong += [said for name in card_names(models=models) for said in _loaded(name, models, say)]
     return wrong or _counted(folder, models, say)
 
@@ -54,10 +54,12 @@ def _tensorflow_version() -> str:
 def _loaded(name: str, models: Path | None, say: Say) -> list[str]:
     """Load the networks of a card; what is wrong with them."""
     wrong = []
-    for member in members_of(card(name, models)):
+    said = card(name, models)
+    loaded = load_patcher if "design" in said else load_network
+    for member in members_of(said):
         began = time.monotonic()
         try:
-            load_network(member, weights_file(name, member, models))
+            loaded(member, weights_file(name, member, models))
         except ValueError as error:
             wrong.append(str(error))
             continue

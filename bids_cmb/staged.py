@@ -3,7 +3,8 @@
 Three quarters of its arithmetic lies in the decoder's two finest levels. There
 
 - only the voxels about the brain are computed, tile by tile: what lies further off cannot reach
-  them through the few convolutions that are left, and would be set to 0 anyway;
+  them through the few convolutions that are left, and would be set to 0 anyway. Each convolution
+  keeps only what the next ones will look at;
 - a convolution of an image that was only just doubled by repeating its voxels is one transposed
   convolution of the coarse image with a 4 x 4 x 4 kernel: 8 products per voxel instead of 27;
 - stacking two images and convolving them is convolving each and adding.
@@ -15,17 +16,20 @@ rounding. Nothing is padded right before a convolution: TensorFlow computes that
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import pairwise
 
 import numpy as np
 from scipy import ndimage
 
 SLAB = 32  # voxels along the first axis that are encoded at a time
-TILE = (48, 64)  # voxels along the first two axes that are decoded at a time
+TILE = 350_000  # voxels that are decoded at a time, with what lies about them
+A_CALL = 8_000  # voxels that could be decoded in the time that asking for a tile takes
+AGAIN = 0.2  # of a tile's cost, for each time that it will have to be halved
+BLOCK = 4  # voxels: where one tile may end and the next begin
+LEAST = 2  # blocks that a tile has along each axis where it was cut
 IN_TILES = 2  # levels, from the finest, that are
 DOUBLED = 3  # levels, from the finest, whose doubling is a transposed convolution
 HALO_DOWN = 2  # voxels by which the encoder's two convolutions of 3 look beyond a slab
-HALO_UP = (4, 2)  # by which the decoder's do beyond a tile, at each level in tiles
+HALO_UP = (4, 2)  # by which all of the decoder's look beyond a tile, at each level in tiles
 LAST = 10  # channels of the two convolutions after the finest level
 Array = np.ndarray
 
@@ -74,16 +78,14 @@ def staged(
         if not wanted.any():
             return np.zeros(image.shape, np.float32)
         x, skips = image[..., None], []
-        for level in range(IN_TILES):
-            needed = _needed(wanted, level, x.shape[:3])
-            ask = partial(stages.down, level, held)
-            skip, x = _down(ask, x, needed, HALO_UP[level])
-            skips.append((skip, needed))
-        x = stages.deep(held, x[None]).numpy()[0]
-        for level in reversed(range(IN_TILES)):
-            skip, needed = skips.pop()
-            x = _grown(x, needed.shape)
-            x = _up(partial(stages.up, level, held), x, skip, needed, HALO_UP[level])
+        plans = _planned(np.packbits(wanted).tobytes(), wanted.shape)
+        for level, plan in enumerate(plans):
+            skip, x = _down(partial(stages.down, level, held), x, plan)
+            skips.append(skip)
+        x = np.asarray(stages.deep(held, x[None]))[0]
+        for level, plan in reversed(list(enumerate(plans))):
+            x = _grown(x, plan.shape)
+            x = _up(partial(stages.up, level, held), x, skips.pop(), plan)
         return x[..., 0]
 
     return run
@@ -154,7 +156,7 @@ class _Stages:
         """(X, Y, Z, C) → the level's skip, and the image halved."""
         channels = self.widths[level - 1] if level else 1
         ask = self._graph(f"down{level}", (f"down{level}_",), self._down, level, channels)
-        return tuple(part.numpy()[0] for part in ask(held, image[None]))
+        return tuple(np.asarray(part)[0] for part in ask(held, image[None]))  # not copied
 
     def deep(self, held: Mapping, image: Array):
         """From the first halved image that is computed whole to what comes back up."""
@@ -162,12 +164,17 @@ class _Stages:
         names = tuple(f"{way}{level}_" for level in levels for way in ("down", "up"))
         return self._graph("deep", names, self._deep, None, self.widths[IN_TILES - 1])(held, image)
 
-    def up(self, level: int, held: Mapping, coarse: Array, skip: Array) -> Array:
-        """Coarse image and skip → image; probabilities at the finest level."""
+    def up(self, level: int, held: Mapping, coarse: Array, skip: Array, *, whole: bool) -> Array:
+        """Coarse image and skip → image; probabilities at the finest level.
+
+        What has no neighbours on all sides is left out, `HALO_UP` voxels of each side, unless the
+        ``whole`` is wanted: then 0 is beyond, as it is at the border of the scan.
+        """
         names = (f"up{level}_", *(() if level else ("last_", "answer/")))
         channels = self.widths[level + 1], self.widths[level]
-        ask = self._graph(f"up{level}", names, self._up, level, *channels)
-        return ask(held, coarse[None], skip[None]).numpy()[0]
+        kind, stage = ("whole", self._up) if whole else ("within", self._up_within)
+        ask = self._graph(f"up{level} {kind}", names, stage, level, *channels)
+        return np.asarray(ask(held, coarse[None], skip[None]))[0]
 
     def _graph(self, key: str, names: tuple, stage: Callable, level: int | None, *channels: int):
         """A stage as a graph, made once; it is given the weights whose names begin so."""
@@ -192,15 +199,21 @@ class _Stages:
         x = self._convolved(held, x, f"down{level}_second")
         return x, self.tf.nn.max_pool3d(x, 2, 2, "VALID")
 
-    def _up(self, level: int, held: Mapping, x, skip):
+    def _up_within(self, level: int, held: Mapping, x, skip):
+        return self._up(level, held, x, skip, "VALID")
+
+    def _up(self, level: int, held: Mapping, x, skip, padding: str = "SAME"):
         tf = self.tf
-        of_skip = tf.nn.conv3d(skip, held[f"up{level}_skip"], [1] * 5, "SAME")
-        of_skip = tf.nn.bias_add(of_skip, held[f"up{level}_first/bias"])
-        x = tf.nn.silu(self._doubled(level, held, x, tf.shape(skip)[1:4]) + of_skip)
-        x = self._convolved(held, x, f"up{level}_second")
+        x = self._doubled(level, held, x, tf.shape(skip)[1:4])
+        if padding == "VALID":
+            x = x[:, 1:-1, 1:-1, 1:-1]
+        of_skip = tf.nn.conv3d(skip, held[f"up{level}_skip"], [1] * 5, padding)
+        x = tf.nn.silu(x + tf.nn.bias_add(of_skip, held[f"up{level}_first/bias"]))
+        x = self._convolved(held, x, f"up{level}_second", padding)
         if level > 0:
             return x
-        x = self._convolved(held, self._convolved(held, x, "last_first"), "last_second")
+        x = self._convolved(held, x, "last_first", padding)
+        x = self._convolved(held, x, "last_second", padding)
         logits = tf.nn.conv3d(x, held["answer/kernel"], [1] * 5, "SAME")
         return tf.sigmoid(tf.nn.bias_add(logits, held["answer/bias"]))
 
@@ -227,9 +240,41 @@ class _Stages:
             x = tf.repeat(x, 2, axis)
         return tf.nn.conv3d(x[:, : size[0], : size[1], : size[2]], kernel, [1] * 5, "SAME")
 
-    def _convolved(self, held: Mapping, x, name: str):
-        x = self.tf.nn.conv3d(x, held[f"{name}/kernel"], [1] * 5, "SAME")
+    def _convolved(self, held: Mapping, x, name: str, padding: str = "SAME"):
+        x = self.tf.nn.conv3d(x, held[f"{name}/kernel"], [1] * 5, padding)
         return self.tf.nn.silu(self.tf.nn.bias_add(x, held[f"{name}/bias"]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is asked of the network at a level, so that the finest one is answered.
+
+    Attributes:
+        shape: Of the level, in voxels.
+        tiles: First voxel of, and end beyond, the box about what is needed in each tile.
+        halo: Voxels by which the decoder looks beyond a tile.
+    """
+
+    shape: tuple[int, ...]
+    tiles: Sequence[tuple[Array, Array]]
+    halo: int
+
+
+@lru_cache(maxsize=1)
+def _planned(wanted: bytes, shape: tuple[int, ...]) -> tuple[_Plan, ...]:
+    """The plans of the levels in tiles; every fold of a scan has the same.
+
+    Args:
+        wanted: Bits of the voxels of the finest level whose probability is wanted.
+        shape: Of that level.
+    """
+    bits = np.unpackbits(np.frombuffer(wanted, np.uint8), count=int(np.prod(shape)))
+    finest, plans = bits.reshape(shape).astype(bool), []
+    for level in range(IN_TILES):
+        needed = _needed(finest, level, shape)
+        plans.append(_Plan(shape, _tiles(needed, HALO_UP[level]), HALO_UP[level]))
+        shape = tuple(side // 2 for side in shape)
+    return tuple(plans)
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,21 +289,21 @@ class _Part:
         return self.data[_box(low - self.first, high - self.first)]
 
 
-def _down(stage: Callable, x: Array, needed: Array, halo: int) -> tuple[_Part, Array]:
+def _down(stage: Callable, x: Array, plan: _Plan) -> tuple[_Part, Array]:
     """A level of the encoder, slab by slab.
 
     Args:
         stage: Asks the network.
         x: (X, Y, Z, C).
-        needed: Voxels of the level at which its decoder will be asked, (X, Y, Z).
-        halo: Voxels by which that looks beyond.
+        plan: Of the level's decoder.
 
     Returns:
         The skip where the decoder will need it, and the whole image halved.
     """
-    spots = np.argwhere(needed)
-    first = np.maximum(spots.min(axis=0) - halo, 0) // 2 * 2
-    end = np.minimum(spots.max(axis=0) + 2 + halo, needed.shape)
+    first = np.min([low for low, _ in plan.tiles], axis=0)
+    first = np.maximum(first - plan.halo, 0) // 2 * 2
+    end = np.max([high for _, high in plan.tiles], axis=0)
+    end = np.minimum(end + 1 + plan.halo, plan.shape)
     skip = halved = None
     for start in range(0, x.shape[0], SLAB):
         stop = min(start + SLAB, x.shape[0])
@@ -275,16 +320,18 @@ def _down(stage: Callable, x: Array, needed: Array, halo: int) -> tuple[_Part, A
     return _Part(skip, first), halved
 
 
-def _up(stage: Callable, x: Array, skip: _Part, needed: Array, halo: int) -> Array:
+def _up(stage: Callable, x: Array, skip: _Part, plan: _Plan) -> Array:
     """A level of the decoder where it is needed: (X/2, Y/2, Z/2, C) and skip → (X, Y, Z, C)."""
-    out = None
-    for first, end in _tiles(needed):
-        low = np.maximum(first - halo, 0) // 2 * 2
-        high = np.minimum(-(-(end + halo) // 2) * 2, needed.shape)
-        found = stage(x[_box(low // 2, -(-high // 2))], skip.cut(low, high))
+    out, halo = None, plan.halo
+    for first, end in plan.tiles:
+        low, high = (first - halo) // 2 * 2, -(-(end + halo) // 2) * 2
+        whole = bool((low < 0).any() or (high > plan.shape).any())  # it is at the border
+        low, high = np.maximum(low, 0), np.minimum(high, plan.shape)
+        found = stage(x[_box(low // 2, -(-high // 2))], skip.cut(low, high), whole=whole)
         if out is None:
-            out = np.zeros((*needed.shape, found.shape[-1]), np.float32)
-        out[_box(first, end)] = found[_box(first - low, end - low)]
+            out = np.zeros((*plan.shape, found.shape[-1]), np.float32)
+        begin = low if whole else low + halo
+        out[_box(first, end)] = found[_box(first - begin, end - begin)]
     return out
 
 
@@ -302,20 +349,56 @@ def _needed(wanted: Array, level: int, shape: tuple[int, ...]) -> Array:
     return ndimage.binary_dilation(blocks.any(axis=(1, 3, 5)), reach, iterations=3)
 
 
-def _tiles(needed: Array) -> Iterator[tuple[Array, Array]]:
-    """First voxel of, and end beyond, the box about what is needed in each tile of it."""
-    spots = np.argwhere(needed)
-    low, high = spots.min(axis=0), spots.max(axis=0) + 1
-    cuts = [
-        np.linspace(first, end, -(-(end - first) // size) + 1).round().astype(int)
-        for first, end, size in zip(low, high, TILE, strict=False)
-    ]
-    for x, x_end in pairwise(cuts[0]):
-        for y, y_end in pairwise(cuts[1]):
-            spots = np.argwhere(needed[x:x_end, y:y_end])
-            if len(spots):
-                corner = np.array([x, y, 0])
-                yield spots.min(axis=0) + corner, spots.max(axis=0) + 1 + corner
+def _tiles(needed: Array, halo: int) -> list[tuple[Array, Array]]:
+    """First voxel of, and end beyond, boxes that hold all that is needed, none above `TILE`.
+
+    A box is cut in two where the boxes about what is needed on either side, each with most of its
+    halo, are smallest together; and as long as they are smaller than the whole.
+    """
+    sides = -(-np.array(needed.shape) // BLOCK)
+    padded = np.pad(needed, [(0, n * BLOCK - m) for n, m in zip(sides, needed.shape, strict=True)])
+    blocks = padded.reshape(*(size for side in sides for size in (side, BLOCK))).any(axis=(1, 3, 5))
+
+    def size(box: tuple[Array, Array] | None) -> float:
+        """What a box costs: its convolutions look at most of the halo, and it may be cut again."""
+        if box is None:
+            return 0.0
+        voxels = np.prod((box[1] - box[0]) * BLOCK + 1.25 * halo) + A_CALL
+        return float(voxels * (1 + AGAIN * np.log2(max(1.0, voxels / TILE))))
+
+    def fits(box: tuple[Array, Array]) -> bool:
+        return np.prod((box[1] - box[0]) * BLOCK + 2 * halo) <= TILE
+
+    def cut(box: tuple[Array, Array] | None) -> Iterator[tuple[Array, Array]]:
+        if box is None:
+            return
+        first, end = box
+        least, halves = (size(box) if fits(box) else np.inf), None
+        for axis in range(3):
+            for at in range(first[axis] + LEAST, end[axis] - LEAST + 1):
+                until, since = end.copy(), first.copy()
+                until[axis] = since[axis] = at
+                pair = _about(blocks, first, until), _about(blocks, since, end)
+                together = sum(size(half) for half in pair)
+                if together < least:
+                    least, halves = together, pair
+        if halves is None:
+            yield _about(needed, first * BLOCK, np.minimum(end * BLOCK, needed.shape))
+            return
+        for half in halves:
+            yield from cut(half)
+
+    return list(cut(_about(blocks, np.zeros(3, int), sides)))
+
+
+def _about(needed: Array, first: Array, end: Array) -> tuple[Array, Array] | None:
+    """The smallest box about what is needed between ``first`` and ``end``; None about nothing."""
+    part = needed[_box(first, end)]
+    spots = [np.flatnonzero(part.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    if not len(spots[0]):
+        return None
+    low, high = np.transpose([(along[0], along[-1] + 1) for along in spots])
+    return first + low, first + high
 
 
 def _box(first: Array, end: Array) -> tuple[slice, ...]:

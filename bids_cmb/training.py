@@ -6,7 +6,8 @@ kept. What is drawn depends on the seed and the step alone.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +17,16 @@ import numpy as np
 
 from bids_cmb import __version__, cases
 from bids_cmb.files import write_text
-from bids_cmb.lessons import anatomy, candidates, discrimination, lesions
+from bids_cmb.lessons import (
+    anatomy,
+    boxes,
+    candidates,
+    discrimination,
+    gate,
+    lesions,
+    patches,
+    slices,
+)
 from bids_cmb.lessons.task import Batch, Recipe, Sources, Teach
 from bids_cmb.networks import builder, device
 from bids_cmb.provenance import machine, software
@@ -26,6 +36,10 @@ from bids_cmb.weights import read_weights, write_weights
 TASKS = {
     "lesions": lesions.TASK,
     "anatomy": anatomy.TASK,
+    "boxes": boxes.TASK,
+    "patches": patches.TASK,
+    "gate": gate.TASK,
+    "slices": slices.TASK,
     "candidates": candidates.TASK,
     "teacher": discrimination.TEACHER,
     "student": discrimination.STUDENT,
@@ -100,6 +114,18 @@ class Lessons(keras.utils.PyDataset):
         return self.teach(np.random.default_rng([self.seed, self.epoch, step]))
 
 
+@contextmanager
+def _own_precision() -> Iterator[None]:
+    """Networks that are built meanwhile compute as this machine learns fastest."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision())
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+@_own_precision()
 def train(recipe: Recipe, material: Material, out: Path, *, say: Say = lambda _: None) -> dict:
     """Train a network and write its weights and its entry for a model card.
 
@@ -121,7 +147,6 @@ def train(recipe: Recipe, material: Material, out: Path, *, say: Say = lambda _:
     began = time.monotonic()
     _claim(out, recipe)
     keras.utils.set_random_seed(recipe.seed)
-    keras.config.set_dtype_policy(precision())
     teach, told = _teacher(recipe, material.data, material, recipe.seed, learn=True)
     lessons = Lessons(teach, recipe.steps, recipe.seed)
     judged = _examination(recipe, material)
@@ -231,7 +256,7 @@ def _claim(out: Path, recipe: Recipe) -> None:
 
 def _fill(network: keras.Model, start: Path) -> None:
     arrays = read_weights(start)
-    for variable in network.variables:
+    for variable in network.weights:  # and no state of chance
         if variable.path not in arrays or arrays[variable.path].shape != tuple(variable.shape):
             raise ValueError(
                 f"{start}: weights to begin with must be those of the recipe's network; "
@@ -257,7 +282,7 @@ def _examples(
 
 def _written(network: keras.Model, recipe: Recipe, out: Path, told: str) -> dict:
     """Write weights and entry."""
-    arrays = {one.path: keras.ops.convert_to_numpy(one.value) for one in network.variables}
+    arrays = {one.path: keras.ops.convert_to_numpy(one.value) for one in network.weights}
     path = out / f"{recipe.name}.npz"
     arguments = {key: value for key, value in _arguments(recipe).items() if key != "start"}
     entry = {

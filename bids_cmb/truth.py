@@ -174,7 +174,7 @@ def _lesion_table(
 ) -> list[dict]:
     """Microbleeds in the app's own columns; the unseen ones follow those in the label map."""
     seen = [row for row in known if depths.get(row["body"], 0) >= POSSIBLE]
-    measured = _measured(labels, image, brain)
+    rows = measured_rows(labels, image, brain)
     table, unseen = [], []
     for row in known:
         depth = depths.get(row["body"], 0.0)
@@ -182,10 +182,10 @@ def _lesion_table(
             "region": row["region"], "territory": row["territory"],
             "moment_ppm_mm3": row["moment_ppm_mm3"], "loss": round(depth, 3),
         }  # fmt: skip
-        if row in seen and (index := 1 + seen.index(row)) in measured:
+        if row in seen and (index := 1 + seen.index(row)) in rows:
             sure = "definite" if depth >= DEFINITE else "possible"
             counted = "yes" if depth >= DEFINITE else "no"
-            table.append({**measured[index], "certainty": sure, "counted": counted, **extra})
+            table.append({**rows[index], "certainty": sure, "counted": counted, **extra})
         else:
             place = {name: row[name] for name in ("x_mm", "y_mm", "z_mm")}
             unseen.append({**place, "certainty": "unseen", "counted": "no", **extra})
@@ -195,7 +195,7 @@ def _lesion_table(
     return [{**empty, **row} for row in table]
 
 
-def _measured(labels: Volume, image: Volume, brain: Volume) -> dict[int, dict]:
+def measured_rows(labels: Volume, image: Volume, brain: Volume) -> dict[int, dict]:
     """Every label's row as the app measures it, by label; labels that touch are kept apart."""
     rows: dict[int, dict] = {}
     for layer in _layers(labels.data):

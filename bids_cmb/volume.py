@@ -130,7 +130,7 @@ def load_labels(path: Path) -> Volume:
     """Open a mask or label map; unlike a scan it may hold one value only: a mask of nothing.
 
     Args:
-        path: A ``.nii`` or ``.nii.gz`` file with one volume.
+        path: A ``.nii`` or ``.nii.gz`` file with one volume, or FreeSurfer's ``.mgz`` or ``.mgh``.
 
     Returns:
         float32 as in the file, on its grid; NaN and infinite voxels are 0.
@@ -139,9 +139,13 @@ def load_labels(path: Path) -> Volume:
         ValueError: As `load`, but for the voxels that must differ.
         OSError: If the file cannot be read at all.
     """
-    image, header = _open(path)
-    shape = _three_dimensional(path, image.shape)
-    affine, _, _ = _affine(path, header, shape)
+    if path.suffix in (".mgz", ".mgh"):
+        image, affine = _open_freesurfer(path)
+        shape = _three_dimensional(path, image.shape)
+    else:
+        image, header = _open(path)
+        shape = _three_dimensional(path, image.shape)
+        affine, _, _ = _affine(path, header, shape)
     data = _read(path, image).reshape(shape)
     return Volume(np.where(np.isfinite(data), data, np.float32(0)), affine)
 
@@ -164,6 +168,25 @@ def _open(path: Path) -> tuple[nib.Nifti1Image, nib.Nifti1Header]:
         ) from error
     kind = type(image).__name__.removesuffix("Image")
     raise ValueError(f"{path}: a NIfTI image was expected; found {kind}.")
+
+
+def _open_freesurfer(path: Path) -> tuple[nib.MGHImage, np.ndarray]:
+    """The image, its voxels not yet read, and its affine, which must be one."""
+    try:
+        image = nib.MGHImage.from_filename(path)
+    except PermissionError:
+        raise
+    except (*UNREADABLE, TypeError) as error:
+        raise ValueError(
+            f"{path}: a FreeSurfer image was expected; its header cannot be read "
+            f"({_brief(path, error)})."
+        ) from error
+    affine = np.asarray(image.affine, float)
+    if fault := _fault(affine):
+        raise ValueError(
+            f"{path}: the affine must give three axes at right angles to each other; it {fault}."
+        )
+    return image, affine
 
 
 def _three_dimensional(path: Path, stored: tuple[int, ...]) -> tuple[int, int, int]:

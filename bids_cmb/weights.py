@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -106,11 +107,12 @@ def check_weights(name: str, said: Mapping, models: Path | None = None) -> list[
     Raises:
         ValueError: If a file is missing or is another one.
     """
-    found = []
-    for member in members_of(said):
-        check_file(weights_file(name, member, models), member["sha256"])
-        found.append({key: member[key] for key in ("name", "weights", "sha256")})
-    return found
+    members = members_of(said)
+    with ThreadPoolExecutor(max_workers=2) as pool:  # a checksum is computed outside Python's lock
+        files = [weights_file(name, member, models) for member in members]
+        for _ in pool.map(check_file, files, [member["sha256"] for member in members]):
+            pass
+    return [{key: member[key] for key in ("name", "weights", "sha256")} for member in members]
 
 
 def described(models: Path | None = None) -> str:

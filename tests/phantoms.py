@@ -12,7 +12,7 @@ from scipy import ndimage
 from scipy.special import expit
 
 from bids_cmb.heads import Head
-from bids_cmb.volume import Volume
+from bids_cmb.volume import Volume, resample
 
 # Half axes in mm (left-right, front-back, up-down) and centre of what a phantom is made of, from
 # the outside in, with its intensity; each is painted over the last.
@@ -184,3 +184,23 @@ def ball_head(affine=None):
 def codes_at(labels: Volume, points: np.ndarray) -> np.ndarray:
     """The codes of the voxels that world positions lie in, (N, 3) to (N,)."""
     return labels.data[tuple(np.rint(labels.index(points)).astype(int).T)]
+
+
+T1W = {0: 0.0, 2: 1.0, 3: 0.65, 24: 0.2, 4: 0.2, 10: 0.75, 12: 0.72, 13: 0.85, 16: 0.9, 8: 0.62}
+T2STAR = {0: 0.0, 2: 0.5, 3: 0.6, 24: 0.95, 4: 0.9, 10: 0.52, 12: 0.45, 13: 0.3, 16: 0.5, 8: 0.58}
+TWINS = {41: 2, 42: 3, 43: 4, 49: 10, 51: 12, 52: 13, 47: 8, 11: 12, 50: 12, 7: 2, 46: 2}
+
+
+def painted(codes: Volume, shades: dict, affine, shape, rng) -> Volume:
+    """A head as a scan of a contrast shows it on a grid: blurred, biased and noisy."""
+    table = np.full(2**16, 0.4, np.float32)
+    for code, shade in shades.items():
+        table[[code, *(twin for twin, of in TWINS.items() if of == code)]] = shade
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    axes = np.abs(np.linalg.inv(codes.affine)[:3, :3] @ affine[:3, :3]).argmax(axis=1)
+    width = np.sqrt(np.maximum(0, spacing[axes] ** 2 - codes.spacing**2)) / 2.4 / codes.spacing
+    soft = ndimage.gaussian_filter(table[codes.data.astype(int)], width)
+    seen = resample(Volume(soft, codes.affine), affine, shape).data
+    bias = np.exp(0.3 * np.linspace(-1, 1, shape[1]))[:, None]
+    noise = 0.03 * rng.standard_normal((2, *shape))
+    return Volume(np.hypot(seen * bias + noise[0], noise[1]).astype(np.float32), affine)

@@ -15,7 +15,7 @@ import pytest
 from scipy import ndimage
 
 from bids_cmb import cli
-from bids_cmb.cards import card
+from bids_cmb.cards import DETECTION, card, card_names
 from bids_cmb.derivatives import read_table
 
 ROOT = Path(__file__).parents[1]
@@ -309,7 +309,8 @@ def test_a_malformed_filter_file_is_bad_data(two, tmp_path, capsys):
 def test_unknown_detectors_and_flags_are_refused(two, capsys):
     words = [*map(str, two), "participant"]
     assert main([*words, "--detector", "magic"]) == 64
-    assert "must be one of ensemble, radial; found 'magic'" in capsys.readouterr().err
+    names = ", ".join(card_names(DETECTION))
+    assert f"must be one of {names}; found 'magic'" in capsys.readouterr().err
     assert main([*words, "--uncounted", "ugly"]) == 64
     assert "flags of large small edge vessel csf; found ugly" in capsys.readouterr().err
 

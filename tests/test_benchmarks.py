@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -49,3 +50,12 @@ def test_only_the_named_heads_are_used(builder, tmp_path):
     assert [path.name for path in chosen.iterdir()] == ["head_16.nii.gz"]
     with pytest.raises(SystemExit, match=r"needs head_16.*, head_17.*; head_17\S* not there"):
         builder.heads(["head_16.nii.gz", "head_17.nii.gz"], anatomy, chosen)
+
+
+def test_a_gates_threshold_is_the_highest_that_keeps_enough_slices(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    gate = importlib.import_module("gate")
+    scans = [SimpleNamespace(slices=[0.9] * 60), SimpleNamespace(slices=[0.8] * 38 + [0.4567, 0.1])]
+    assert gate.chosen(scans, 0.98) == 0.8  # two of a hundred may be lost
+    assert gate.chosen(scans, 0.99) == 0.456
+    assert gate.chosen(scans, 1.0) == 0.1

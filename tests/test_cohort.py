@@ -2,7 +2,15 @@
 
 import pytest
 
-from bids_cmb.cohort import MB_PER_SCAN, MB_WITH_NETWORKS, _duration, methods, workers_for
+from bids_cmb.cohort import (
+    MB_PER_SCAN,
+    MB_WITH_NETWORKS,
+    StatusPage,
+    Tally,
+    _duration,
+    methods,
+    workers_for,
+)
 from bids_cmb.config import Config
 
 
@@ -51,3 +59,25 @@ def test_every_reference_of_the_methods_has_a_doi(config):
     references = methods(config()).split("# References")[1].strip().splitlines()
     assert len(references) >= 4
     assert all("doi:10." in line for line in references)
+
+
+def test_the_status_page_loads_itself_until_the_run_has_ended(tmp_path):
+    tally = Tally(
+        done=3, failed=[("sub-<b>", "it is <i>truncated</i>.")], last=["sub-02: microbleeds 1"]
+    )
+    page = StatusPage(tmp_path / "status.html", 10, tally)
+    page.write(4, "about 2 min")
+    text = page.path.read_text()
+    assert "4 of 10 scans" in text
+    assert "about 2 min left; 3 read, 1 failed" in text
+    assert 'http-equiv="refresh"' in text
+    assert "<b>" not in text
+    assert "&lt;i&gt;truncated" in text
+    page.write(10, None)
+    assert "The run has ended" in page.path.read_text()
+    assert 'http-equiv="refresh"' not in page.path.read_text()
+
+
+def test_a_status_page_that_cannot_be_written_stops_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    StatusPage(tmp_path / "file" / "status.html", 1, Tally()).write(0, "")

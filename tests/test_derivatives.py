@@ -12,7 +12,6 @@ from bids_cmb.derivatives import (
     Output,
     burden,
     columns,
-    find_mask,
     read_json,
     read_table,
     refresh_scans_table,
@@ -21,6 +20,7 @@ from bids_cmb.derivatives import (
     write_table,
 )
 from bids_cmb.discovery import Scan
+from bids_cmb.given import find_mask
 
 
 def scan(*entities, suffix="T2starw", desc="", more=()):

@@ -11,11 +11,14 @@ HOUSE = Path(bids_cmb.__file__).parent
 
 FLOORS = [  # from the ground up; a folder is one room
     {"files", "exits", "sidecars", "filters", "lattices", "cards", "models", "mars"}
-    | {"provenance", "staged", "foreign", "savedmodels"},
+    | {"provenance", "staged", "foreign", "savedmodels", "sheets"},
+    {"imports"},
     {"volume", "config", "discovery", "execution", "validation", "weights"},
     {"brain", "lesions", "candidates", "matching", "agreement", "dask_cluster", "descriptor"}
-    | {"physics", "tissues", "protocols", "preprocessing", "networks"},
-    {"distilled"},  # designs of detectors
+    | {"physics", "tissues", "protocols", "preprocessing", "networks", "given", "registration"}
+    | {"growing", "reckoning"},
+    {"boxes"},
+    {"cascade", "distilled", "gated"},  # designs of detectors
     {
         "detectors",
         "derivatives",
@@ -29,11 +32,13 @@ FLOORS = [  # from the ground up; a folder is one room
     | {"heads", "terrain", "anatomy"},
     {"regions"},
     {"templates"},
-    {"report"},
+    {"reviews", "view", "tabulation", "familiarity"},
+    {"report", "pictures"},
     {"scoring", "marks", "made_head", "bodies", "laws", "cases"},
     {"fates", "scorecard", "scanner", "vessels", "contrasts"},
-    {"truth", "sources", "segmentations", "lessons"},
-    {"participant", "group", "simulation", "evaluation", "training"},
+    {"truth", "sources", "segmentations", "tallies", "lessons"},
+    {"marked"},
+    {"participant", "group", "simulation", "evaluation", "training", "importing", "reviewing"},
     {"cohort"},
     {"app"},
     {"selftest"},
@@ -42,16 +47,19 @@ FLOORS = [  # from the ground up; a folder is one room
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HOMES = {  # a library, and the only rooms that may name it
     "tensorflow": {"networks", "training", "savedmodels"},
-    "h5py": {"foreign"},
+    "h5py": {"foreign", "imports"},
+    "openpyxl": {"sheets"},
     "keras": {"models", "networks", "training", "lessons"},
     "bids": {"discovery"},
     "matplotlib": {"training_report", "group_map"},
     "templateflow": {"templates"},
+    "SimpleITK": {"registration"},
     "jinja2": {"report"},
-    "PIL": {"report"},
+    "PIL": {"pictures"},
     "argparse": {"cli", "__main__", "descriptor"},
     "distributed": {"dask_cluster"},
-    "nibabel": {"volume", "preprocessing", "detectors", "physics", "scanner", "cases"},
+    "nibabel": {"volume", "preprocessing", "detectors", "gated", "physics", "scanner", "cases"}
+    | {"registration"},
 }
 
 

@@ -5,12 +5,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nibabel.affines import from_matvec
+from nibabel.eulerangles import euler2mat
+from phantoms import T1W, T2STAR, painted
 
-from bids_cmb import volume
+from bids_cmb import participant, volume
+from bids_cmb.anatomy import itk_affine
 from bids_cmb.cards import card
 from bids_cmb.config import Config
+from bids_cmb.derivatives import Output
 from bids_cmb.discovery import Scan
-from bids_cmb.participant import cut_for, given_brain, inputs_of, outline, read
+from bids_cmb.participant import (
+    cut_for,
+    fingerprint_of,
+    given_brain,
+    inputs_of,
+    look_inside,
+    outline,
+    read,
+)
+from bids_cmb.templates import Atlases
+from bids_cmb.tissues import is_brain
 from bids_cmb.volume import Volume
 
 
@@ -112,3 +127,72 @@ def test_every_file_that_decides_the_result_is_an_input(config, echoes, tmp_path
     mask.touch()
     with_mask = replace(config, derivatives=(tmp_path / "masks",))
     assert inputs_of(scan, with_mask) == [scan.path, *scan.more_echoes, Path(mask)]
+
+
+@pytest.mark.parametrize("settings", [{"anatomy": "network"}, {"own": True}, {}])
+def test_the_atlas_decides_the_result_wherever_anatomy_is_looked_at(
+    config, echoes, tmp_path, monkeypatch, settings
+):
+    """By the network or by the user's own segmentation; else no atlas is asked."""
+    scan, atlas = echoes[1], tmp_path / "atlas.nii.gz"
+    if settings.pop("own", False):
+        own = tmp_path / "own/sub-01/anat/sub-01_desc-aseg_dseg.nii.gz"
+        own.parent.mkdir(parents=True)
+        own.touch()
+        settings = {"derivatives": (tmp_path / "own",)}
+    config = replace(config, **settings)
+    atlas.write_bytes(b"lobes")
+    told = []
+    for found in (Atlases(), Atlases(atlas)):
+        monkeypatch.setattr(participant, "find_atlases", lambda found=found: found)
+        told.append(fingerprint_of(scan, config, []))
+    assert (told[0] != told[1]) == bool(settings)
+
+
+@pytest.fixture
+def on_t1w(known, tmp_path, config):
+    """A scan of a head, and fMRIPrep's segmentation of it on a T1w image that lies askew."""
+    codes = known[0]
+    motion = from_matvec(euler2mat(0.1, 0.05, -0.1), [9, -14, 20])
+    there = Volume(codes.data, motion @ codes.affine)
+    image = painted(there, T2STAR, there.affine, there.shape, np.random.default_rng(6))
+    prep = tmp_path / "prep/sub-01/anat"
+    volume.save(codes, prep / "sub-01_desc-aseg_dseg.nii.gz", dtype=np.int32)
+    own = is_brain(there.data).astype(np.uint8)
+    volume.save(Volume(own, there.affine), prep / "sub-01_space-orig_desc-brain_mask.nii.gz")
+    t1w = painted(codes, T1W, codes.affine, codes.shape, np.random.default_rng(7))
+    volume.save(t1w, prep / "sub-01_desc-preproc_T1w.nii.gz")
+    path = tmp_path / "sub-01/anat/sub-01_T2starw.nii.gz"
+    volume.save(image, path)
+    entities = (("sub", "01"),)
+    scan = Scan(path, "sub-01/anat/sub-01_T2starw.nii.gz", "anat", "T2starw", entities)
+    return scan, image, replace(config, derivatives=(tmp_path / "prep",)), motion
+
+
+def test_a_segmentation_on_a_t1w_image_is_brought_to_the_scan_and_the_way_is_written(on_t1w):
+    scan, image, config, motion = on_t1w
+    inside = look_inside(scan, image, config)
+    apart = inside.carried.to_scan @ [20, -30, 10, 1] - motion @ [20, -30, 10, 1]
+    assert np.linalg.norm(apart) < 1.5
+    assert outline(scan, image, config, inside).source.endswith("desc-brain_mask.nii.gz")
+    assert Output(config.output_dir, scan).from_t1w().name == (
+        "sub-01_from-T1w_to-orig_mode-image_desc-T2starw_xfm.txt"
+    )
+    names = [path.name for path in inputs_of(scan, config)]
+    assert "sub-01_desc-aseg_dseg.nii.gz" in names
+    assert "sub-01_desc-preproc_T1w.nii.gz" in names
+
+
+def test_a_segmentation_that_cannot_be_brought_is_left_with_a_sentence(on_t1w):
+    scan, image, config, _ = on_t1w
+    (prep,) = config.derivatives
+    (prep / "sub-01/anat/sub-01_desc-preproc_T1w.nii.gz").rename(
+        prep / "sub-01/anat/sub-01_space-T1w_desc-preproc_T1w.nii.gz"
+    )
+    wrong = prep / "sub-01/anat/sub-01_from-T1w_to-orig_mode-image_xfm.txt"
+    wrong.write_text(itk_affine(from_matvec(np.eye(3), [120, 0, 0])))
+    inside = look_inside(scan, image, config)
+    assert inside.anatomy is None
+    (note,) = inside.notes
+    assert "desc-aseg_dseg.nii.gz was not used: " in note
+    assert "Dice of 0.7" in note

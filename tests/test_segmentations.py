@@ -1,12 +1,20 @@
 """A user's own segmentation in FreeSurfer's codes does what the network does."""
 
+from dataclasses import replace
+
+import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.affines import apply_affine, from_matvec
+from nibabel.eulerangles import euler2mat
+from phantoms import T1W, T2STAR, painted
 
+from bids_cmb.anatomy import itk_affine, places
 from bids_cmb.cards import card
 from bids_cmb.mars import by_label
-from bids_cmb.segmentations import read_segmentation
-from bids_cmb.volume import Volume, save
+from bids_cmb.segmentations import carry, moved, read_segmentation
+from bids_cmb.tissues import is_brain
+from bids_cmb.volume import Volume, resample, save
 
 CLASSES = card("anatomy")["classes"]
 CENTROIDS = card("anatomy")["mni_centroids"]
@@ -74,3 +82,96 @@ def test_codes_that_nobody_knows_are_outside(stored):
 
     found, _ = read_segmentation(stored(odd), CLASSES, CENTROIDS)
     assert not np.isin(found.structures.data, [10, 49]).any()
+
+
+MOVED = from_matvec(euler2mat(0.15, -0.1, 0.2), [14, -22, 31])
+
+
+@pytest.fixture(scope="module")
+def brought(known):
+    """A segmentation as it lies on a T1w image, and a thick-sliced scan of the head moved."""
+    codes = known[0]
+    there = Volume(codes.data, MOVED @ codes.affine)
+    affine = from_matvec(euler2mat(0.1, 0, -0.1) @ np.diag([-1.5, 1.5, 4.0]), [100, -140, -40])
+    scan = painted(there, T2STAR, affine, (140, 170, 40), np.random.default_rng(4))
+    inside = Volume(is_brain(there.data).astype(np.uint8), there.affine)
+    brain = Volume(resample(inside, affine, scan.shape, order=0).data > 0, affine)
+    return there, scan, brain
+
+
+def test_a_head_that_moves_takes_its_midline_and_its_way_to_mni_along(anatomy):
+    known = replace(anatomy, to_mni=np.diag([1.1, 0.9, 1, 1]), fit_mm=1.0)
+    found = moved(known, MOVED)
+    for place in ([30.0, -20, 10], [-40, 5, 60]):
+        then = apply_affine(MOVED, place)
+        normal, offset = found.midline
+        assert normal @ then + offset == pytest.approx(
+            known.midline[0] @ place + known.midline[1], abs=1e-9
+        )
+        np.testing.assert_allclose(
+            apply_affine(found.to_mni, then), apply_affine(known.to_mni, place), atol=1e-9
+        )
+        np.testing.assert_allclose(found.structures.index(then), known.structures.index(place))
+
+
+def test_a_segmentation_is_brought_by_registering_its_t1w_image(known, stored, brought, tmp_path):
+    there, scan, brain = brought
+    t1w = tmp_path / "t1w.nii.gz"
+    codes = known[0]
+    save(painted(codes, T1W, codes.affine, codes.shape, np.random.default_rng(5)), t1w)
+    found = carry(*read_segmentation(stored(), CLASSES, CENTROIDS), scan, brain, t1w=t1w)
+    places = codes.world(np.argwhere(is_brain(codes.data))[::997])
+    apart = apply_affine(found.to_scan, places) - apply_affine(MOVED, places)
+    assert np.linalg.norm(apart, axis=1).max() < 3
+    assert found.figures["BrainDice"] > 0.9
+    assert found.figures["MutualInformationAfter"] > found.figures["MutualInformationBefore"]
+    at = np.argwhere(there.data == 10)
+    centre = there.world(at[len(at) // 2])
+    assert places_of(found.anatomy, centre) == ("thalamus", "left")
+
+
+def places_of(anatomy, centre):
+    (place,) = places(anatomy, [centre], CLASSES)
+    return place.structure, place.side
+
+
+def test_the_users_transform_is_taken_at_its_word(stored, brought, tmp_path):
+    _, scan, brain = brought
+    transform = tmp_path / "sub-01_from-T1w_to-orig_mode-image_xfm.txt"
+    transform.write_text(itk_affine(MOVED))
+    given = read_segmentation(stored(), CLASSES, CENTROIDS)
+    found = carry(*given, scan, brain, t1w=None, transform=transform)
+    np.testing.assert_allclose(found.to_scan, MOVED, atol=1e-6)
+    assert found.figures["Transform"] == transform.name
+    transform.write_text(itk_affine(np.diag([1.0, 1, 1, 1]) + np.eye(4, k=3) * 90))
+    with pytest.raises(ValueError, match=r"a Dice of 0\.7 with the scan's, .*; found 0\."):
+        carry(*given, scan, brain, t1w=None, transform=transform)
+
+
+def test_without_a_t1w_image_there_is_no_way_to_the_scan(stored, brought):
+    given = read_segmentation(stored(), CLASSES, CENTROIDS)
+    with pytest.raises(ValueError, match="none of the participant was found"):
+        carry(*given, *brought[1:], t1w=None)
+
+
+def test_the_t1w_image_of_another_thing_is_not_believed(stored, brought, tmp_path, rng):
+    """Noise: whatever the registration finds, the scan's brain is elsewhere."""
+    _, scan, brain = brought
+    t1w = tmp_path / "noise.nii.gz"
+    save(Volume(rng.uniform(0, 1, (60, 70, 60)).astype(np.float32), np.diag([3.0, 3, 3, 1])), t1w)
+    given = read_segmentation(stored(), CLASSES, CENTROIDS)
+    with pytest.raises(ValueError, match=r"its brain must have a Dice of 0\.7"):
+        carry(*given, scan, brain, t1w=t1w)
+
+
+def test_freesurfers_own_format_is_read(known, stored, tmp_path):
+    codes = known[0]
+    path = tmp_path / "aparc+aseg.mgz"
+    nib.save(nib.MGHImage(codes.data.astype(np.int32), codes.affine), path)
+    found, _ = read_segmentation(path, CLASSES, CENTROIDS)
+    same, _ = read_segmentation(stored(), CLASSES, CENTROIDS)
+    assert (found.structures.data == same.structures.data).mean() > 0.999
+    np.testing.assert_allclose(found.structures.affine, same.structures.affine, atol=1e-4)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"aparc\+aseg\.mgz: "):
+        read_segmentation(path, CLASSES, CENTROIDS)

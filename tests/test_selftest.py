@@ -27,13 +27,14 @@ def test_weights_that_are_not_those_of_their_card_are_off(broken, capfd):
 
 
 def test_a_gpu_that_was_asked_for_and_is_not_there_is_off(tmp_path, monkeypatch):
-    monkeypatch.setattr("bids_cmb.selftest.device", lambda: "CPU")
+    monkeypatch.setattr("bids_cmb.networks.device", lambda: "CPU")
     monkeypatch.setattr("bids_cmb.selftest._counted", lambda *_: [])
     told = []
     wrong = selftest(tmp_path, models=None, asked_device="gpu", say=told.append)
     assert len(wrong) == 1
     assert "--device gpu needs a GPU that can be used" in wrong[0]
-    assert any(line.startswith("ensemble, member") for line in told)
+    for name in ("ensemble", "cascade"):
+        assert any(line.startswith(f"{name}, member") for line in told)
 
 
 @pytest.mark.slow

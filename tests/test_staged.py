@@ -59,7 +59,7 @@ def test_nothing_wanted_is_zero_everywhere(rng):
 def test_slabs_and_tiles_of_any_size_agree(rng, monkeypatch):
     model, arrays, image = by_chance(rng, SHAPES[2])
     monkeypatch.setattr(staged, "SLAB", 8)
-    monkeypatch.setattr(staged, "TILE", (11, 6))
+    monkeypatch.setattr(staged, "TILE", 3_000)
     run = staged.staged(networks._tensorflow(), arrays, WIDTHS)
     np.testing.assert_allclose(run(image, None), layer_by_layer(model, image), atol=2e-6)
 

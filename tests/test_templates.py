@@ -1,4 +1,4 @@
-"""Lobes from TemplateFlow's Harvard-Oxford atlas: a phantom of it in a local archive."""
+"""Lobes and nuclei from TemplateFlow's atlases: phantoms of them in a local archive."""
 
 import os
 import subprocess
@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 
 from bids_cmb.anatomy import Anatomy
-from bids_cmb.mars import by_label, table
-from bids_cmb.templates import lobes_of
+from bids_cmb.mars import RIGHT, by_label, label_of, table
+from bids_cmb.regions import region_map
+from bids_cmb.templates import Atlases, capsule_of, lobes_of, parcel_at
 from bids_cmb.volume import Volume, save
 
 NAME = "tpl-MNI152NLin2009cAsym_res-01_atlas-HOCPAL_desc-th25_dseg.nii.gz"
+MASSP = "tpl-MNI152NLin2009cAsym_res-01_atlas-MASSP20_dseg.nii.gz"
+NUCLEI = {  # labels left and right of MASSP 2.0, where they lie on the left, mm, and how thick
+    "internal capsule": (21, 22, (-20, -2, 6), 8),
+    "substantia nigra": (5, 6, (-10, -17, -11), 4),
+    "claustrum": (30, 31, (-33, 2, 2), 3),
+    "dentate gyrus": (46, 47, (-30, -25, -12), 4),
+    "lateral ventricle": (15, 16, (-10, 5, 14), 5),
+}
 AFFINE = np.array([[1.0, 0, 0, -96], [0, 1, 0, -132], [0, 0, 1, -78], [0, 0, 0, 1]])
 SEEDS = {  # a parcel of each lobe (Harvard-Oxford) and a place in MNI, mm, on the left
     "frontal": (1, (-30, 50, 15)),
@@ -26,7 +35,7 @@ SEEDS = {  # a parcel of each lobe (Harvard-Oxford) and a place in MNI, mm, on t
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    """An archive with the atlas alone: a ball of each parcel, left and right."""
+    """An archive with the atlases alone: a ball of each parcel or nucleus, left and right."""
     home = tmp_path_factory.mktemp("templateflow")
     folder = home / "tpl-MNI152NLin2009cAsym"
     folder.mkdir()
@@ -38,12 +47,24 @@ def archive(tmp_path_factory):
             away = np.linalg.norm(grid - np.array(place) * [side, 1, 1], axis=-1)
             data[away < 8] = label
     save(Volume(data, AFFINE), folder / NAME, dtype=np.int16)
+    data = np.zeros(data.shape, np.int16)
+    for left, right, place, radius in NUCLEI.values():
+        for side, label in ((1, left), (-1, right)):
+            away = np.linalg.norm(grid - np.array(place) * [side, 1, 1], axis=-1)
+            data[away < radius] = label
+    save(Volume(data, AFFINE), folder / MASSP, dtype=np.int16)
     return home
 
 
+@pytest.fixture
+def atlases(archive):
+    folder = archive / "tpl-MNI152NLin2009cAsym"
+    return Atlases(folder / NAME, folder / MASSP)
+
+
 def asked(home, **more):
-    """What `find_lobes` says in a process of its own: the client looks when it is imported."""
-    code = "from bids_cmb.templates import find_lobes; print(find_lobes())"
+    """What `find_atlases` says in a process of its own: the client looks when it is imported."""
+    code = "from bids_cmb.templates import find_atlases; print(*find_atlases().paths or ['None'])"
     env = {**os.environ, "TEMPLATEFLOW_HOME": str(home), **more}
     ran = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
@@ -51,9 +72,10 @@ def asked(home, **more):
     return ran.stdout.strip()
 
 
-def test_the_atlas_is_found_by_its_entities_in_an_archive(archive):
+def test_the_atlases_are_found_by_their_entities_in_an_archive(archive):
     before = sorted(archive.rglob("*"))
-    assert asked(archive) == str(archive / "tpl-MNI152NLin2009cAsym" / NAME)
+    folder = archive / "tpl-MNI152NLin2009cAsym"
+    assert asked(archive).split() == [str(folder / NAME), str(folder / MASSP)]
     assert sorted(archive.rglob("*")) == before
 
 
@@ -93,9 +115,82 @@ def test_lobes_are_the_nearest_of_the_atlas_left_and_right(anatomy, archive):
             assert by_label()[int(found[tuple(voxel)])][0] == first
 
 
+def test_an_archive_is_looked_at_once_in_a_process_and_each_archive_for_itself(archive):
+    code = """
+import os
+from pathlib import Path
+from bids_cmb.templates import find_atlases
+first = find_atlases().lobes
+first.rename("atlas-elsewhere.nii.gz")
+again = find_atlases().lobes
+Path("atlas-elsewhere.nii.gz").rename(first)
+os.environ["TEMPLATEFLOW_HOME"] = "nowhere"
+print(again == first, find_atlases().lobes)
+"""
+    env = {**os.environ, "TEMPLATEFLOW_HOME": str(archive)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True,
+        cwd=archive,
+    )  # fmt: skip
+    assert ran.stdout.split() == ["True", "None"]
+
+
 def test_without_a_way_to_mni_there_are_no_lobes(anatomy, archive):
     lost = Anatomy(anatomy.structures, anatomy.brain, anatomy.midline, None, None)
     assert lobes_of(lost, archive / "tpl-MNI152NLin2009cAsym" / NAME) is None
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_lobar_lesion_has_the_name_of_the_nearest_parcel_of_its_lobe(atlases, side):
+    names = table()["harvard_oxford_names"]
+    for lobe, (parcel, place) in SEEDS.items():
+        mni = np.array(place) * [side, 1, 1] + [0, 0, 10]  # 2 mm beside the ball
+        assert parcel_at(mni, "lobar", lobe, atlases) == names[parcel - 1]
+        assert parcel_at(mni, "lobar", None, atlases) == names[parcel - 1]
+        other = "occipital" if lobe == "frontal" else "frontal"
+        assert parcel_at(mni, "lobar", other, atlases) is None
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_deep_lesion_has_the_name_of_the_nucleus_within_3_mm(atlases, side):
+    for name, (_, _, place, radius) in NUCLEI.items():
+        for beyond, said in ((0, name), (radius + 1.5, name), (radius + 4.5, None)):
+            mni = np.array(place) * [side, 1, 1] + [0, 0, -beyond]
+            found = parcel_at(mni, "deep", None, atlases)
+            assert found == (None if name == "lateral ventricle" else said)
+
+
+def test_without_the_atlas_or_the_place_there_is_no_name(atlases):
+    assert parcel_at((-20, -2, 6), "deep", None, Atlases(lobes=atlases.lobes)) is None
+    assert parcel_at((-30, 50, 15), "lobar", None, Atlases(nuclei=atlases.nuclei)) is None
+    assert parcel_at(None, "deep", None, atlases) is None
+    assert parcel_at((-20, -2, 6), None, None, atlases) is None
+
+
+def test_deep_white_matter_that_the_atlas_calls_internal_capsule_is_that(anatomy, atlases):
+    to_mni = AFFINE @ np.diag([2, 2, 2, 1]) @ np.linalg.inv(anatomy.structures.affine)
+    known = Anatomy(anatomy.structures, anatomy.brain, anatomy.midline, to_mni, 1.0)
+    capsule = capsule_of(known, atlases.nuclei)
+    white = np.isin(anatomy.structures.data, [2, 41])
+    voxels = np.argwhere(white)
+    mni = voxels * 2 + AFFINE[:3, 3]
+    for side in (1, -1):
+        away = np.linalg.norm(mni - np.array([-20 * side, -2, 6]), axis=1)
+        inside = capsule[tuple(voxels.T)]
+        assert inside[away < 6.5].all()
+    assert not (capsule & ~white).any()
+    before, after = region_map(known).data % RIGHT, region_map(known, None, capsule).data % RIGHT
+    changed = before != after
+    assert set(np.unique(after[changed])) <= {label_of("internal capsule")}
+    deep = {label_of(name) for name in ("deep white matter", "external capsule")}
+    assert set(np.unique(before[changed])) <= deep
+    assert (
+        capsule_of(
+            Anatomy(*[anatomy.structures, anatomy.brain, anatomy.midline, None, None]),
+            atlases.nuclei,
+        )
+        is None
+    )
 
 
 def test_the_seeds_are_parcels_of_their_lobes():

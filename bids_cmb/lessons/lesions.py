@@ -10,21 +10,34 @@ from bids_cmb.preprocessing import Grid
 
 
 def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  # noqa: ARG001
-    if sources.label_maps:
-        raise ValueError(
-            f"{sources.label_maps[0]}: lesions are learnt from BIDS datasets; found no "
-            "dataset_description.json."
-        )
-    grid = Grid.from_card(recipe.grid)
-    read = [cases.read_case(one, grid) for one in sources.scans]
-    given = {key: tuple(v) if isinstance(v, list) else v for key, v in recipe.drawing.items()}
-    drawing = cases.Drawing(**given)
+    read, drawing = read_sources(recipe, sources), drawing_of(recipe)
 
     def teach(rng: np.random.Generator) -> Batch:
         return cases.batch(read, drawing, rng, size=recipe.batch)
 
     lesions = sum(len(one.centres["lesion"]) for one in read)
     return teach, f"{len(read)} scans with {lesions} lesions"
+
+
+def read_sources(recipe: Recipe, sources: Sources) -> list[cases.Case]:
+    """The scans on the recipe's grid.
+
+    Raises:
+        ValueError: If there are label maps among the sources.
+    """
+    if sources.label_maps:
+        raise ValueError(
+            f"{sources.label_maps[0]}: lesions are learnt from BIDS datasets; found no "
+            "dataset_description.json."
+        )
+    grid = Grid.from_card(recipe.grid)
+    return [cases.read_case(one, grid) for one in sources.scans]
+
+
+def drawing_of(recipe: Recipe) -> cases.Drawing:
+    """How the recipe draws patches."""
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in recipe.drawing.items()}
+    return cases.Drawing(**given)
 
 
 def _shown(images: np.ndarray, truths: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -1,0 +1,140 @@
+"""What the parts of the cascade are worth: anchors, and the 3D network after the boxes.
+
+    python benchmarks/cascade.py anchors RESULT.json DATA [DATA ...]
+    python benchmarks/cascade.py points RESULT.json DATA [DATA ...] [--models DIR] [--scans N]
+
+``anchors`` clusters the true boxes of simulated scans, and tells how well these anchors and the
+published ones (Pascal VOC, YOLO v2, slices of 448 pixels that show 224 mm) fit them.
+
+``points`` judges every suspect twice: by the 3D network, and by the confidence of its surest box as
+if there were no 3D network. Both are painted and cut at many thresholds, like the app does it, and
+counted by the VALDO rule. It also counts what the first stage alone suspects and misses. The card's
+threshold is set on validation scans, never on benchmark or real scans.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from operating_points import counted, cuts, summed, with_truth
+
+from bids_cmb import cases
+from bids_cmb.boxes import SURE, cluster_sizes, overlap_of_sizes, true_boxes
+from bids_cmb.cards import card
+from bids_cmb.cascade import Judged, judge, painted
+from bids_cmb.marks import POSITION, Marks
+from bids_cmb.models.yolo import VOC
+from bids_cmb.networks import Models, set_threads
+from bids_cmb.preprocessing import Grid, preprocess
+from bids_cmb.training import read_recipe
+
+CELL_MM = 32 * 224 / 448  # of the published detector
+FAR_MM = 5.0  # from a lesion's centre: a suspect further away is not that lesion
+WITH, WITHOUT = "with the 3D network", "without"
+
+
+def main() -> None:
+    """Measure, print and write."""
+    asked = arguments()
+    set_threads(asked.threads)
+    report = {"anchors": anchors, "points": points}[asked.what](asked)
+    asked.result.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=1))
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("what", choices=("anchors", "points"))
+    parser.add_argument("result", type=Path, help="where to")
+    parser.add_argument("data", type=Path, nargs="+", help="simulated datasets")
+    parser.add_argument("--models", type=Path, help="folder of cards and weights")
+    parser.add_argument("--scans", type=int, help="the first so many of each dataset only")
+    parser.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
+    return parser.parse_args()
+
+
+def anchors(asked: argparse.Namespace) -> dict:
+    """Anchors for the boxes of simulated scans, and how well they and the published ones fit."""
+    recipe = read_recipe("cascade-boxes")
+    grid = Grid.from_card(recipe.grid)
+    rows = []
+    for data in asked.data:
+        for paths in cases.find_cases(data)[: asked.scans]:
+            case = cases.case_of(paths, preprocess(*cases.read_scan(paths), grid))
+            for voxels in case.centres["lesion"]:
+                sure = case.truth[tuple(voxels[0])] == cases.LESION
+                rows.append(true_boxes(voxels.astype(int), grid.spacing[0], sure=sure))
+    boxes = np.concatenate(rows)
+    sizes = boxes[boxes[:, 5] == SURE][:, 3:5] * grid.spacing[0]  # mm
+    clusters = {count: cluster_sizes(sizes, count) for count in (1, 2, 3, 4, 5)}
+    used = np.array(recipe.arguments["anchors"])
+    return {
+        "boxes": len(sizes),
+        "sides_mm": dict(zip(("5 %", "50 %", "95 %"), quantiles(sizes), strict=True)),
+        "mean_iou": {
+            "published (VOC)": fit(sizes, CELL_MM * np.array(VOC)),
+            "of the recipe": fit(sizes, used),
+            **{f"k-means, {count}": fit(sizes, found) for count, found in clusters.items()},
+        },
+        "anchors_mm": {
+            str(count): np.round(found, 2).tolist() for count, found in clusters.items()
+        },
+    }
+
+
+def quantiles(sizes: np.ndarray) -> list[float]:
+    """Of the sides, mm."""
+    return np.quantile(sizes, [0.05, 0.5, 0.95]).round(2).tolist()
+
+
+def fit(sizes: np.ndarray, found: np.ndarray) -> float:
+    """Mean over the boxes of the best IoU with an anchor, both about one middle."""
+    return round(float(overlap_of_sizes(sizes, found).max(axis=1).mean()), 3)
+
+
+def points(asked: argparse.Namespace) -> dict:
+    """What each threshold gives, with and without the 3D network."""
+    said = card("cascade", asked.models)
+    pairs = [pair for data in asked.data for pair in with_truth(data)[: asked.scans]]
+    rows, first = [], []
+    for at, (paths, truth) in enumerate(pairs, start=1):
+        print(f"\r{at} of {len(pairs)}", end="", file=sys.stderr, flush=True)
+        image, brain = cases.read_scan(paths)
+        fed, found = judge(image, brain, said, Models(asked.models))
+        first.append(suspected(found, truth))
+        alone = [replace(one, chance=one.suspect.confidence) for one in found]
+        for name, judged in ((WITH, found), (WITHOUT, alone)):
+            chance = painted(image, fed.image.affine, judged)
+            inside = np.where(brain.data, chance.data, 0)
+            for threshold, cut in cuts(inside, image, said["min_volume_mm3"]):
+                row = {"members": name, "threshold": threshold, **counted(*cut, truth)}
+                rows.append(row)
+    print(file=sys.stderr)
+    lesions = sum(one["lesions"] for one in first)
+    return {
+        "scans": len(pairs),
+        "lesions": lesions,
+        "suspects_per_scan": round(sum(one["suspects"] for one in first) / len(pairs), 1),
+        "suspected": round(sum(one["suspected"] for one in first) / max(lesions, 1), 3),
+        "points": {name: summed(rows, name, len(pairs)) for name in (WITH, WITHOUT)},
+    }
+
+
+def suspected(found: Sequence[Judged], truth: Marks) -> dict[str, int]:
+    """How many suspects there are, and how many sure lesions have one near."""
+    sure = truth.lesions[~truth.lesions["unsure"].to_numpy(bool)]
+    true = sure[POSITION].to_numpy(float).reshape(-1, 1, 3)
+    places = np.array([one.centre for one in found]).reshape(1, -1, 3)
+    near = np.linalg.norm(true - places, axis=-1) <= FAR_MM
+    return {
+        "lesions": len(sure), "suspects": len(found), "suspected": int(near.any(axis=1).sum()),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

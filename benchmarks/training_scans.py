@@ -1,0 +1,35 @@
+"""What the scans that the bundled networks were trained on are like, for the quality section.
+
+    python benchmarks/training_scans.py DATA [DATA ...]
+
+Each DATA is a simulated dataset with its truth, A, B and C of docs/training.md. Writes
+bids_cmb/data/training_scans.json. The brain is that of the simulation, so the measures of a real
+scan, whose brain was found, may differ by what lies at its edge.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from bids_cmb.cases import find_cases
+from bids_cmb.familiarity import histogram, measures, summarised
+from bids_cmb.volume import Volume, load, load_labels
+
+PLACE = Path(__file__).parent.parent / "bids_cmb" / "data" / "training_scans.json"
+
+
+def main() -> None:
+    """Measure and write."""
+    made = []
+    for folder in sys.argv[1:]:
+        for paths in find_cases(Path(folder)):
+            image, _ = load(paths.image)
+            brain = Volume(load_labels(paths.brain).data > 0, image.affine)
+            made.append((measures(image, brain), histogram(image, brain)))
+            print(paths.name, made[-1][0], flush=True)
+    about = "Simulated scans that the networks of `ensemble` were trained on; docs/training.md."
+    PLACE.write_text(json.dumps({"about": about, **summarised(made)}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"use strict";
+// The reader's verdicts: kept in this browser, saved as a table, read back.
+const about = JSON.parse(document.querySelector("#about").textContent);
+const store = "bids_cmb review " + location.pathname;
+const columns = about.columns, verdicts = ["accept", "reject", "unsure"];
+const scans = new Map(about.scans.map(scan => [scan.filename, scan]));
+let review = {reader: "", lesions: {}, missed: {}, complete: {}};
+const find = (query, within = document) => within.querySelector(query);
+const all = (query, within = document) => [...within.querySelectorAll(query)];
+const say = text => { find("#said").textContent = text; };
+const now = () => new Date().toISOString().slice(0, 19) + "Z";
+const near = (a, b) => a.every((x, i) => Math.abs(x - b[i]) < 0.05);
+const keyOf = (scan, lesion) => `${scan.filename}#${lesion.index}@${lesion.at.join()}`;
+
+function keep() {
+  try { localStorage.setItem(store, JSON.stringify(review)); }
+  catch { say("This browser keeps nothing for pages opened from files: save the table before you leave."); }
+  show();
+}
+
+function recall() {
+  try { review = {...review, ...JSON.parse(localStorage.getItem(store) || "{}")}; }
+  catch { /* what cannot be read is as if it were not there */ }
+}
+
+function show() {
+  let judged = 0, listed = 0;
+  find("#reader").value = review.reader;
+  for (const scan of scans.values()) {
+    const home = find(`[data-scan="${CSS.escape(scan.filename)}"]`);
+    for (const lesion of scan.lesions) {
+      const said = review.lesions[keyOf(scan, lesion)] || {};
+      const row = find(`[data-index="${lesion.index}"]`, home);
+      row.dataset.verdict = said.verdict || "";
+      for (const radio of all("input[type=radio]", row)) radio.checked = radio.value === said.verdict;
+      const comment = find(".comment", row);
+      if (comment !== document.activeElement) comment.value = said.comment || "";
+      judged += Boolean(said.verdict); listed += 1;
+    }
+    find(".complete", home).checked = Boolean(review.complete[scan.filename]);
+    showMissed(home, scan);
+  }
+  find("#progress").textContent = `${judged} of ${listed} lesions judged`;
+}
+
+function showMissed(home, scan) {
+  const list = find(".missed", home), points = review.missed[scan.filename] || [];
+  list.replaceChildren(...points.map((point, at) => {
+    const item = document.createElement("li"), place = document.createElement("button");
+    const comment = document.createElement("input"), remove = document.createElement("button");
+    place.type = remove.type = "button";
+    place.textContent = point.at.map(x => x.toFixed(1)).join(", ") + " mm";
+    place.addEventListener("click", () => go(scan, point.at));
+    comment.value = point.comment || "";
+    comment.placeholder = "comment";
+    comment.setAttribute("aria-label", "Comment on this place");
+    comment.addEventListener("change", () => { point.comment = comment.value; point.date = now(); keep(); });
+    remove.textContent = "remove";
+    remove.addEventListener("click", () => { points.splice(at, 1); keep(); });
+    item.append(place, " ", comment, " ", remove);
+    return item;
+  }));
+}
+
+function judge(scan, lesion, change) {
+  const key = keyOf(scan, lesion);
+  review.lesions[key] = {...review.lesions[key], ...change, date: now()};
+  keep();
+}
+
+function miss(scan, at) {
+  const points = review.missed[scan.filename] ||= [];
+  points.push({at: at.map(x => Math.round(x * 100) / 100), date: now()});
+  keep();
+  say(`Missed microbleed noted at ${at.map(x => x.toFixed(1)).join(", ")} mm.`);
+}
+
+// The table: tab-separated, quotes as spreadsheets have them.
+const cell = value => {
+  const text = String(value ?? "").replace(/[\t\r\n]+/g, " ").trim() || "n/a";
+  return text.includes('"') ? `"${text.replaceAll('"', '""')}"` : text;
+};
+
+function table() {
+  const lines = [columns.join("\t")];
+  for (const scan of scans.values()) {
+    const fixed = {participant_id: scan.participant_id, session_id: scan.session_id, filename: scan.filename,
+                   reader: review.reader, software_version: about.version};
+    const add = (row, at) => {
+      const [x_mm, y_mm, z_mm] = at || [];
+      const whole = {...fixed, x_mm, y_mm, z_mm, ...row};
+      lines.push(columns.map(name => cell(whole[name])).join("\t"));
+    };
+    for (const lesion of scan.lesions) {
+      const {verdict, comment, date} = review.lesions[keyOf(scan, lesion)] || {};
+      add({index: lesion.index, verdict, comment, date}, lesion.at);
+    }
+    for (const {at, comment, date} of review.missed[scan.filename] || []) add({verdict: "missed", comment, date}, at);
+    if (review.complete[scan.filename]) add({verdict: "complete", date: review.complete[scan.filename]});
+  }
+  return lines.join("\n") + "\n";
+}
+
+function save() {
+  if (!review.reader.trim()) { say("Give your name first."); find("#reader").focus(); return; }
+  const link = document.createElement("a");
+  const label = review.reader.normalize("NFKD").replace(/[^A-Za-z0-9]+/g, "") || "anonymous";
+  link.href = URL.createObjectURL(new Blob([table()], {type: "text/tab-separated-values"}));
+  link.download = `${about.subject}_reader-${label}_review.tsv`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  say(`Saved as ${link.download}.`);
+}
+
+function cells(line) {
+  const found = [];
+  for (const [, quoted, plain] of line.matchAll(/(?:^|\t)(?:"((?:[^"]|"")*)"|([^\t]*))/g))
+    found.push(quoted === undefined ? plain : quoted.replaceAll('""', '"'));
+  return found.map(text => text === "n/a" ? "" : text);
+}
+
+function load(name, text) {
+  const [head, ...lines] = text.replace(/^\uFEFF/, "").split(/\r?\n/).filter(Boolean);
+  const titles = cells(head || "");
+  if (!["filename", "index", "verdict", "reader"].every(title => titles.includes(title))) {
+    say(`${name} is no review: it lacks the columns filename, index, verdict, reader.`);
+    return;
+  }
+  let taken = 0, foreign = 0, stale = 0;
+  const rows = lines.map(line => Object.fromEntries(cells(line).map((text, at) => [titles[at], text])));
+  const here = rows.filter(row => scans.has(row.filename));
+  for (const filename of new Set(here.map(row => row.filename))) {
+    delete review.complete[filename];
+    review.missed[filename] = [];
+  }
+  for (const row of rows) {
+    const scan = scans.get(row.filename), at = [row.x_mm, row.y_mm, row.z_mm].map(Number);
+    if (!scan) { foreign += 1; continue; }
+    if (row.reader) review.reader = row.reader;
+    const said = {comment: row.comment || "", date: row.date};
+    if (row.verdict === "complete") review.complete[row.filename] = said.date || now();
+    else if (row.verdict === "missed" && at.every(Number.isFinite)) review.missed[row.filename].push({at, ...said});
+    else {
+      const lesion = scan.lesions.find(one => String(one.index) === row.index && near(one.at, at));
+      if (!lesion) { stale += 1; continue; }
+      review.lesions[keyOf(scan, lesion)] = {...said, verdict: verdicts.includes(row.verdict) ? row.verdict : ""};
+    }
+    taken += 1;
+  }
+  keep();
+  say(`${name}: ${taken} lines taken${foreign ? `, ${foreign} of other scans` : ""}${stale ? `, ${stale} of lesions that are not on this page` : ""}.`);
+}
+
+// Where a page has a view: the viewer and the scan are loaded when they are first asked for.
+let loaded = null, current = null;
+const script = source => new Promise((done, failed) => {
+  const tag = document.createElement("script");
+  tag.src = source;
+  tag.addEventListener("load", done);
+  tag.addEventListener("error", () => failed(new Error(`${source} is not there`)));
+  document.head.append(tag);
+});
+
+function open(scan) {
+  if (!scan.view) return Promise.resolve(null);
+  if (!current || current.scan !== scan) {
+    shut();
+    const home = find(`[data-scan="${CSS.escape(scan.filename)}"]`);
+    current = {scan, box: find(".viewer", home), at: [0, 0, 0], lined: true};
+    current.ready = fill(current).catch(error => {
+      say(`The view cannot be shown: ${error.message || error}.`);
+      shut();
+      loaded = null;
+      return null;
+    });
+  }
+  return current.ready;
+}
+
+function shut() {
+  if (!current) return;
+  current.box.hidden = true;
+  current.viewer?.gl?.getExtension("WEBGL_lose_context")?.loseContext();
+  current = null;
+}
+
+async function fill(view) {
+  loaded ||= script(about.viewer);
+  await loaded;
+  await script(view.scan.view);
+  const {scan, lesions} = window.bids_cmb_view;
+  window.bids_cmb_view = undefined;
+  const canvas = document.createElement("canvas");
+  canvas.tabIndex = 0;
+  canvas.setAttribute("aria-label", "The scan in three planes. Arrow keys, Page Up and Page Down move through it; m notes a missed microbleed.");
+  view.box.hidden = false;
+  find(".stage", view.box).replaceChildren(canvas);
+  const viewer = view.viewer = new niivue.Niivue({
+    show3Dcrosshair: false, backColor: [0, 0, 0, 1], isRadiologicalConvention: true, crosshairWidth: 1, crosshairGap: 12,
+    crosshairColor: [0.34, 0.71, 0.91, 0.9], isResizeCanvas: true, dragAndDropEnabled: false, loadingText: "",
+    logLevel: "silent",
+  });
+  viewer.onLocationChange = () => {
+    view.at = Array.from(viewer.frac2mm(viewer.scene.crosshairPos, 0, true).slice(0, 3));
+    find(".place", view.box).textContent = view.at.map(x => x.toFixed(1)).join(", ") + " mm";
+  };
+  canvas.addEventListener("keydown", event => {
+    const step = {ArrowLeft: [1, 0, 0], ArrowRight: [-1, 0, 0], ArrowUp: [0, 1, 0], ArrowDown: [0, -1, 0], PageUp: [0, 0, 1], PageDown: [0, 0, -1]}[event.key];
+    if (step) viewer.moveCrosshairInVox(...step); // the participant's right is on the left
+    else if (event.key === "m") miss(view.scan, view.at);
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }, {capture: true});
+  await viewer.attachToCanvas(canvas);
+  viewer.setSliceType(viewer.sliceTypeMultiplanar);
+  viewer.addVolume(await niivue.NVImage.loadFromBase64({base64: scan, name: "scan.nii.gz", colormap: "gray", cal_min: 0, cal_max: 255}));
+  viewer.addVolume(await niivue.NVImage.loadFromBase64({base64: lesions, name: "lesions.nii.gz", colormap: "warm", cal_min: 0.5, cal_max: 1, opacity: 0.4}));
+  return view;
+}
+
+async function go(scan, at) {
+  const view = await open(scan);
+  if (!view || view !== current) return;
+  view.viewer.scene.crosshairPos = view.viewer.mm2frac(at, 0, true);
+  view.viewer.drawScene();
+  view.viewer.createOnLocationChange();
+}
+
+for (const scan of scans.values()) {
+  const home = find(`[data-scan="${CSS.escape(scan.filename)}"]`);
+  const rows = all(".lesion", home);
+  for (const lesion of scan.lesions) {
+    const row = find(`[data-index="${lesion.index}"]`, home);
+    for (const radio of all("input[type=radio]", row))
+      radio.addEventListener("change", () => judge(scan, lesion, {verdict: radio.value}));
+    const comment = find(".comment", row);
+    comment.addEventListener("change", () => judge(scan, lesion, {comment: comment.value}));
+    if (scan.view) {
+      find(".views", row).addEventListener("click", () => go(scan, lesion.at));
+      find(".go", row).addEventListener("click", () => go(scan, lesion.at));
+    }
+    row.addEventListener("keydown", event => {
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.target === comment) { if (event.key === "Escape" || event.key === "Enter") row.focus(); return; }
+      const said = {a: "accept", r: "reject", u: "unsure"}[event.key];
+      const step = {j: 1, n: 1, k: -1, p: -1}[event.key];
+      if (said) judge(scan, lesion, {verdict: said});
+      else if (event.key === "x") judge(scan, lesion, {verdict: ""});
+      else if (step) {
+        const next = rows[rows.indexOf(row) + step];
+        if (next) { const fold = next.closest("details"); if (fold) fold.open = true; next.focus(); next.scrollIntoView({block: "nearest"}); }
+      }
+      else if (event.key === "c") comment.focus();
+      else if (event.key === "v" && scan.view) go(scan, lesion.at);
+      else return;
+      event.preventDefault();
+    });
+  }
+  find(".complete", home).addEventListener("change", event => {
+    if (event.target.checked) review.complete[scan.filename] = now(); else delete review.complete[scan.filename];
+    keep();
+  });
+  find(".add", home).addEventListener("submit", event => {
+    event.preventDefault();
+    miss(scan, all("input", event.target).map(field => Number(field.value)));
+    event.target.reset();
+  });
+  if (scan.view) {
+    find(".open", home).addEventListener("click", () => open(scan));
+    find(".here", home).addEventListener("click", () => miss(scan, current.at));
+    find(".lines", home).addEventListener("click", () => {
+      current.lined = !current.lined;
+      current.viewer?.setOpacity(1, current.lined ? 0.4 : 0);
+    });
+    find(".close", home).addEventListener("click", shut);
+  }
+}
+find("#reader").addEventListener("change", event => { review.reader = event.target.value.trim(); keep(); });
+find("#save").addEventListener("click", save);
+find("#load").addEventListener("change", async event => {
+  const [file] = event.target.files;
+  if (file) load(file.name, await file.text());
+  event.target.value = "";
+});
+find("#clear").addEventListener("click", () => {
+  if (!confirm("Forget all verdicts, comments and places of this page?")) return;
+  review = {reader: review.reader, lesions: {}, missed: {}, complete: {}};
+  keep();
+  say("Forgotten.");
+});
+recall();
+show();

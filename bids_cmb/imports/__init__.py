@@ -1,0 +1,1 @@
+"""Readers of other groups' labels, one module each: a folder of theirs → `labelled.Source`."""

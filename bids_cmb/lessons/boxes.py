@@ -1,0 +1,109 @@
+"""Every microbleed of a slice is to be boxed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bids_cmb import cases
+from bids_cmb.boxes import true_boxes
+from bids_cmb.cascade import cell, in_pixels, planes
+from bids_cmb.lesions import LARGEST_MM
+from bids_cmb.lessons.task import Batch, Recipe, Sources, Task, Teach
+from bids_cmb.models.losses import BoxLoss
+from bids_cmb.preprocessing import Grid
+
+SHIFT = 3  # the place that a patch is drawn around lies within a third of a side of its middle
+
+
+@dataclass(frozen=True, eq=False)
+class Boxed:
+    """A scan and the true boxes of its slices, (N, 6) as `boxes.true_boxes`."""
+
+    case: cases.Case
+    boxes: np.ndarray
+
+
+def boxed(case: cases.Case, spacing: float) -> Boxed:
+    """A scan with the boxes of its lesions."""
+    rows = [
+        true_boxes(voxels.astype(int), spacing, sure=case.truth[tuple(voxels[0])] == cases.LESION)
+        for voxels in case.centres["lesion"]
+    ]
+    return Boxed(case, np.concatenate([np.zeros((0, 6), np.float32), *rows]))
+
+
+def draw(
+    known: Mapping[int, Boxed], drawing: cases.Drawing, rng: np.random.Generator, *,
+    inputs: int, most: int,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """A part of a slice and its boxes, varied: (X, Y, inputs) and (most, 5), see `BoxLoss`."""
+    case, centre = cases.drawn([one.case for one in known.values()], drawing.shares, rng)
+    side = drawing.shape[0]
+    shift = rng.integers(-(side // SHIFT), side // SHIFT + 1, 2)
+    start = centre[:2] - side // 2 + shift
+    block = cases.cut(case.image, np.array([*start, centre[2] - 1]), (side, side, 3))
+    block = np.maximum(block, 0).astype(np.float32)
+    if centre[2] == 0 or centre[2] == case.image.shape[2] - 1:  # as `planes` has it
+        block[:, :, 0 if centre[2] == 0 else 2] = block[:, :, 1]
+    block = cases.varied(block, drawing, rng)
+    boxes = known[id(case)].boxes
+    boxes = boxes[boxes[:, 0] == centre[2]][:, 1:]
+    boxes = boxes - np.array([*start, 0, 0, 0], np.float32)
+    boxes = boxes[((boxes[:, :2] >= 0) & (boxes[:, :2] < side)).all(axis=1)][:most]
+    image, boxes = _turned(planes(block, 1, inputs), boxes, rng, swaps=drawing.swaps)
+    truth = np.zeros((most, 5), np.float32)
+    truth[: len(boxes)] = boxes
+    return image, truth
+
+
+def _turned(
+    image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator, *, swaps: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """A square and its boxes turned around along any axis, at times with its axes swapped."""
+    boxes = boxes.copy()
+    for axis in range(2):
+        if rng.random() < 0.5:
+            image = np.flip(image, axis)
+            # A middle on the last edge would leave the square on the first: no cell is there.
+            boxes[:, axis] = np.minimum(
+                image.shape[axis] - boxes[:, axis], image.shape[axis] - 0.01
+            )
+    if swaps and rng.random() < 0.5:
+        image, boxes = np.swapaxes(image, 0, 1), boxes[:, [1, 0, 3, 2, 4]]
+    return np.ascontiguousarray(image), boxes
+
+
+def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  # noqa: ARG001
+    if sources.label_maps:
+        raise ValueError(
+            f"{sources.label_maps[0]}: boxes are learnt from BIDS datasets; found no "
+            "dataset_description.json."
+        )
+    grid = Grid.from_card(recipe.grid)
+    read = [boxed(cases.read_case(one, grid), grid.spacing[0]) for one in sources.scans]
+    known = {id(one.case): one for one in read}
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in recipe.drawing.items()}
+    most = given.pop("most")
+    drawing = cases.Drawing(**given)
+
+    def teach(rng: np.random.Generator) -> Batch:
+        drawn = [
+            draw(known, drawing, rng, inputs=recipe.arguments["inputs"], most=most)
+            for _ in range(recipe.batch)
+        ]
+        images, truths = zip(*drawn, strict=True)
+        return np.stack(images), np.stack(truths)
+
+    boxes = sum(len(one.boxes) for one in read)
+    return teach, f"{len(read)} scans with {boxes} boxes in slices"
+
+
+def _loss(recipe: Recipe) -> BoxLoss:
+    anchors = in_pixels({"arguments": recipe.arguments, "grid": recipe.grid})
+    widest = LARGEST_MM / recipe.grid["spacing"][0]
+    given = {"anchors": anchors.tolist(), "stride": cell(recipe.arguments), "widest": widest}
+    return BoxLoss(**given, **(recipe.loss or {}))
+
+
+TASK = Task(_teach, _loss)

@@ -1,0 +1,96 @@
+"""A residual network that says whether a tile of a slice holds a microbleed.
+
+ResNet (He et al. 2016) with what small things ask for: the stem keeps every pixel (at a stride of
+32 a microbleed of 6 pixels is gone before it is seen), and every place of the tile gets an answer
+of its own; the tile's is their log-sum-exp, a soft maximum. An average would drown one place in all
+others.
+"""
+
+from collections.abc import Sequence
+
+import keras
+from keras import layers, ops
+
+WIDER = 4  # times a bottleneck's width that it gives on
+DROPPED = 0.3  # of the units before the answer, in training
+
+
+def resnet_gate(
+    *, widths: Sequence[int] = (12, 24, 48, 96), blocks: Sequence[int] = (1, 1, 1, 1),
+    bottleneck: bool = False, stem: int = 3, dense: Sequence[int] = (64,),
+    inputs: int = 3, start: float = 0.0, folded: bool = False,
+) -> keras.Model:  # fmt: skip
+    """Build the network.
+
+    The published size, ResNet50 with its head, is ``widths=(64, 128, 256, 512)``, ``blocks=(3, 4,
+    6, 3)``, ``bottleneck=True``, ``stem=7`` and ``dense=(1024, 512)``; its two answers with a
+    softmax are one with a sigmoid here.
+
+    Args:
+        widths: Channels of the blocks of each level; each level but the first halves the pixels.
+        blocks: How many blocks each level has.
+        bottleneck: Whether a block is narrowed by 1 x 1, convolved by 3 x 3 and widened fourfold by
+            1 x 1, as in ResNet50; else it is two convolutions of 3 x 3, as in ResNet18.
+        stem: Side of the first convolution in pixels; its stride is 1.
+        dense: Units of each layer between a place's features and its answer; in training it loses
+            some.
+        inputs: Channels of the tile: its slices.
+        start: Bias of a place's answer before training.
+        folded: As in `unet`.
+
+    Returns:
+        From (B, X, Y, inputs) to logits, float32, (B, 1).
+    """
+    tile = keras.Input((None, None, inputs), name="tile")  # (B, X, Y, inputs)
+    x = _convolved(tile, widths[0], stem, 1, "stem", folded=folded)
+    x = layers.Activation("relu", name="stem_relu")(x)
+    block = _narrowed if bottleneck else _plain
+    for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+        for number in range(count):
+            stride = 2 if level and not number else 1
+            x = block(x, width, stride, f"level{level}_block{number}", folded=folded)
+    for at, units in enumerate(dense):
+        x = layers.Conv2D(units, 1, activation="relu", name=f"dense{at}")(x)
+        x = layers.Dropout(DROPPED, name=f"dense{at}_dropout")(x)
+    bias = keras.initializers.Constant(start)
+    places = layers.Conv2D(1, 1, dtype="float32", bias_initializer=bias, name="answer")(x)
+    return keras.Model(tile, ops.logsumexp(places, axis=(1, 2)))  # (B, 1)
+
+
+def _plain(x, width: int, stride: int, name: str, *, folded: bool):
+    """Two convolutions of 3 x 3 beside a way past them."""
+    past = _past(x, width, stride, name, folded=folded)
+    x = _convolved(x, width, 3, stride, f"{name}_first", folded=folded)
+    x = layers.Activation("relu", name=f"{name}_first_relu")(x)
+    x = _convolved(x, width, 3, 1, f"{name}_second", folded=folded)
+    return _joined(x, past, name)
+
+
+def _narrowed(x, width: int, stride: int, name: str, *, folded: bool):
+    """Narrowed, convolved and widened beside a way past it, as in Keras' ResNet50."""
+    past = _past(x, WIDER * width, stride, name, folded=folded)
+    x = _convolved(x, width, 1, stride, f"{name}_first", folded=folded)
+    x = layers.Activation("relu", name=f"{name}_first_relu")(x)
+    x = _convolved(x, width, 3, 1, f"{name}_second", folded=folded)
+    x = layers.Activation("relu", name=f"{name}_second_relu")(x)
+    x = _convolved(x, WIDER * width, 1, 1, f"{name}_third", folded=folded)
+    return _joined(x, past, name)
+
+
+def _past(x, width: int, stride: int, name: str, *, folded: bool):
+    if stride == 1 and x.shape[-1] == width:
+        return x
+    return _convolved(x, width, 1, stride, f"{name}_past", folded=folded)
+
+
+def _joined(x, past, name: str):
+    x = layers.Add(name=f"{name}_sum")([x, past])
+    return layers.Activation("relu", name=f"{name}_relu")(x)
+
+
+def _convolved(x, width: int, side: int, stride: int, name: str, *, folded: bool):
+    x = layers.Conv2D(
+        width, side, strides=stride, padding="same", use_bias=folded,
+        kernel_initializer="he_normal", name=name,
+    )(x)  # fmt: skip
+    return x if folded else layers.BatchNormalization(momentum=0.98, name=f"{name}_norm")(x)

@@ -1,0 +1,204 @@
+"""A scan's pictures: the overview, each lesion from near, and the brain mask.
+
+They are PNG files in ``figures``; what is written over them is SVG and text of the page, so that it
+stays sharp, can be read aloud and follows light and dark. Slices are shown as radiologists do: the
+participant's right is on the left.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bids_cmb.derivatives import Output, figures_of, stem_of, write_json
+from bids_cmb.familiarity import histogram, measures
+from bids_cmb.files import replacing
+from bids_cmb.preprocessing import Grid, bounds, preprocess
+from bids_cmb.view import write_view, write_viewer
+from bids_cmb.volume import Volume
+
+SLAB_MM = 10.0  # of the overview's minimum-intensity pictures
+MARGIN_MM = 6.0  # that is kept around the brain
+OVERVIEW_PX, PX_PER_MM = 300, 7
+REACH_MM = 13.0  # to either side of a lesion in its pictures
+BRIGHT = 99.5  # percentile of the brain that is white
+RING_MM = 7.0  # about a lesion in its slab
+WHITE, INK = 254, 255  # values of a picture; INK is drawn in a colour
+COLOUR = (230, 159, 0)  # orange of a palette that the colour-blind tell apart
+PALETTE = [value for grey in range(INK) for value in (grey, grey, grey)] + [*COLOUR]
+MOST_PICTURED = 100  # lesions; the table has all
+CLOSE_PX = round(2 * REACH_MM * PX_PER_MM)  # of each picture of a lesion
+
+
+def draw(
+    output: Output,
+    image: Volume,
+    brain: Volume,
+    labels: Volume,
+    lesions: list[dict],
+    *,
+    interactive: bool = False,
+) -> None:
+    """Draw a scan's pictures into the ``figures`` of its participant, and what lies where in them.
+
+    Args:
+        output: Of the scan.
+        image: The scan.
+        brain: Its brain mask, on the scan's grid.
+        labels: Each lesion's index in its voxels, on the scan's grid.
+        lesions: Rows of the lesion table.
+        interactive: Whether the page shall carry the scan, and the dataset the viewer.
+    """
+    seen = preprocess(image, brain, Grid(axes="slices", margin=REACH_MM + MARGIN_MM))
+    marks = _moved(labels, seen.image)
+    top = float(np.percentile(seen.image.data[seen.brain.data], BRIGHT)) or 1.0
+    grey = np.clip(seen.image.data / top * WHITE, 0, WHITE).astype(np.uint8)
+    grey, marks, inside = (part[::-1] for part in (grey, marks, seen.brain.data))  # right is left
+    places = {}
+    for row in lesions:
+        at = seen.image.index(np.array([float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")]))
+        places[int(row["index"])] = np.array([grey.shape[0] - 1 - at[0], at[1], at[2]])
+    folder, stem = figures_of(output.folder, output.scan.subject), stem_of(output.mask())
+    for old in folder.glob(f"{stem}_*"):
+        old.unlink()
+    slabs = _overview(folder, stem, grey, inside, seen.image.spacing, places)
+    for index in list(places)[:MOST_PICTURED]:
+        picture = _close(grey, marks, index, seen.image.spacing, places[index])
+        _save(folder / f"{stem}_lesion-{index:03d}.png", picture)
+    _quality(folder / f"{stem}_quality.png", grey, inside, seen.image.spacing)
+    about = {
+        "slabs": slabs,
+        "measures": measures(seen.image, seen.brain),
+        "histogram": histogram(seen.image, seen.brain),
+    }
+    write_json(folder / f"{stem}_overview.json", about)
+    if interactive:
+        write_viewer(output.folder)
+        write_view(folder / f"{stem}_view.js", image, brain, labels, lesions)
+
+
+def _moved(labels: Volume, like: Volume) -> np.ndarray:
+    """Labels on a grid with the same voxels in another order or number, (X, Y, Z)."""
+    voxels = np.argwhere(labels.data > 0)
+    at = np.rint(like.index(labels.world(voxels))).astype(int)
+    inside = ((at >= 0) & (at < like.shape)).all(axis=1)
+    marks = np.zeros(like.shape, np.int32)
+    marks[tuple(at[inside].T)] = np.rint(labels.data[tuple(voxels[inside].T)])
+    return marks
+
+
+def _overview(
+    folder: Path, stem: str, grey: np.ndarray, inside: np.ndarray, spacing: np.ndarray, places: dict
+) -> list[dict]:
+    """Minimum-intensity slabs from top to bottom, and where the lesions lie in them, in percent."""
+    first, end = bounds(inside)
+    margin = np.ceil(MARGIN_MM / spacing[:2]).astype(int)
+    low = np.maximum(first[:2] - margin, 0)
+    high = np.minimum(end[:2] + margin, grey.shape[:2])
+    thick = max(1, round(SLAB_MM / spacing[2]))
+    found = []
+    for start in range(int(first[2]), int(end[2]), thick):
+        stop = min(start + thick, grey.shape[2])
+        part = grey[low[0] : high[0], low[1] : high[1], start:stop].min(axis=2)
+        name = f"{stem}_slab-{len(found) + 1:02d}.png"
+        size = part.shape * spacing[:2]
+        _save(folder / name, _sized(part, size * OVERVIEW_PX / size.max()))
+        here = {
+            index: [round(float(x), 1) for x in (at[:2] - low + 0.5) / part.shape * 100]
+            for index, at in places.items()
+            if start <= round(float(at[2])) < stop
+        }
+        marks = [{"index": i, "x": x, "y": round(100 - y, 1)} for i, (x, y) in here.items()]
+        found.append({"file": name, "marks": marks})
+    return found[::-1]
+
+
+def _close(
+    grey: np.ndarray, marks: np.ndarray, index: int, spacing: np.ndarray, at: np.ndarray
+) -> np.ndarray:
+    """A lesion from near, in one picture.
+
+    Above: its slice, both planes across the slices, and the minimum over ``SLAB_MM``. Below: the
+    three planes with its contour, and the slab once more with a ring.
+    """
+    centre = np.clip(np.rint(at).astype(int), 0, np.array(grey.shape) - 1)
+    reach = np.ceil(REACH_MM / spacing).astype(int)
+    box = tuple(
+        np.clip(np.arange(c - r, c + r + 1), 0, n - 1)
+        for c, r, n in zip(centre, reach, grey.shape, strict=True)
+    )
+    near, own = grey[np.ix_(*box)], marks[np.ix_(*box)] == index
+    size = (2 * reach + 1) * spacing * PX_PER_MM
+    i, j, k = reach
+    half = round(SLAB_MM / 2 / spacing[2])
+    planes = [
+        (near[:, :, k], own[:, :, k], size[:2]),
+        (near[:, j, :], own[:, j, :], size[[0, 2]]),
+        (near[i, :, :], own[i, :, :], size[1:]),
+        (near[:, :, max(0, k - half) : k + half + 1].min(axis=2), None, size[:2]),
+    ]
+    above, below = [], []
+    for plane, mask, across in planes:
+        picture = _sized(plane, across)
+        above.append(_middle(picture))
+        outlined = _ringed(picture) if mask is None else _contoured(picture, mask, across)
+        below.append(_middle(outlined))
+    return np.concatenate([np.concatenate(row, axis=1) for row in (above, below)])
+
+
+def _middle(picture: np.ndarray) -> np.ndarray:
+    """The middle ``CLOSE_PX`` of a picture, which is at least as large."""
+    y, x = ((side - CLOSE_PX) // 2 for side in picture.shape[:2])
+    return picture[y : y + CLOSE_PX, x : x + CLOSE_PX]
+
+
+def _ringed(picture: np.ndarray) -> np.ndarray:
+    """A picture with a ring about its middle."""
+    made = picture.copy()
+    y, x = np.indices(picture.shape)
+    away = np.hypot(y - picture.shape[0] / 2, x - picture.shape[1] / 2) / PX_PER_MM
+    made[abs(away - RING_MM) < 1 / PX_PER_MM] = INK
+    return made
+
+
+def _quality(path: Path, grey: np.ndarray, inside: np.ndarray, spacing: np.ndarray) -> None:
+    """Six slices with the outline of the brain mask."""
+    heights = np.flatnonzero(inside.any(axis=(0, 1)))
+    tiles = []
+    for share in (0.1, 0.27, 0.44, 0.6, 0.77, 0.92):
+        k = int(heights[int(share * (len(heights) - 1))])
+        size = np.array(grey.shape[:2]) * spacing[:2]
+        size = size * 220 / size.max()
+        tiles.append(_contoured(_sized(grey[:, :, k], size), inside[:, :, k], size))
+    _save(path, np.concatenate(tiles, axis=1))
+
+
+def _sized(plane: np.ndarray, size: Iterable[float], *, smooth: bool = True) -> np.ndarray:
+    """A plane (across, up) as a picture of so many pixels (across, up), its top row first."""
+    across, up = (max(1, round(float(side))) for side in size)
+    how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    flat = Image.fromarray(np.ascontiguousarray(plane.T[::-1]))
+    return np.minimum(np.asarray(flat.resize((across, up), how)), WHITE)
+
+
+def _contoured(picture: np.ndarray, mask: np.ndarray, size: Iterable[float]) -> np.ndarray:
+    """A picture with the outline of a plane of a mask that is made as large."""
+    made = picture.copy()
+    made[_edge(_sized(mask.astype(np.uint8), size, smooth=False))] = INK
+    return made
+
+
+def _edge(mask: np.ndarray) -> np.ndarray:
+    """The outermost pixels of a mask."""
+    own = np.pad(mask > 0, 1)
+    inner = own[1:-1, 1:-1] & own[:-2, 1:-1] & own[2:, 1:-1] & own[1:-1, :-2] & own[1:-1, 2:]
+    return own[1:-1, 1:-1] & ~inner
+
+
+def _save(path: Path, picture: np.ndarray) -> None:
+    """Write a picture of greys and `INK`."""
+    made = Image.fromarray(picture).convert("L")
+    made.putpalette(PALETTE)
+    with replacing(path) as beside:
+        made.save(beside, format="PNG", compress_level=4)

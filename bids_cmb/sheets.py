@@ -1,0 +1,145 @@
+"""Tables that people keep: Excel, comma-, semicolon- or tab-separated; read as plain cells.
+
+Nothing in a workbook is run or reckoned: of a formula the value is read that Excel last stored.
+"""
+
+import csv
+import io
+import math
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree.ElementTree import ParseError
+
+Cell = str | float | None
+TEXT = (".csv", ".tsv", ".txt")
+WORKBOOKS = (".xlsx", ".xlsm")
+SHEETS = (*WORKBOOKS, *TEXT)
+LARGEST_MB = 50  # 37 000 points take 2 MB; what unpacks to more is no list of lesions
+EMPTY = {"", "n/a", "na", "nan", "none", "-"}
+
+
+def read_sheet(path: Path) -> list[list[Cell]]:
+    """The rows of a table, without those that are empty; numbers as numbers.
+
+    Args:
+        path: ``.xlsx``, ``.xlsm``, ``.csv``, ``.tsv`` or ``.txt``.
+
+    Returns:
+        A list of cells for each row: text without blanks at its ends, a number, or None.
+
+    Raises:
+        ValueError: If the file cannot be read as a table, is empty, is too large, or is a workbook
+            in which several sheets are filled.
+        OSError: If it cannot be read at all.
+    """
+    kind = path.suffix.lower()
+    if kind not in SHEETS:
+        hint = " Save it as .xlsx or .csv." if kind in (".xls", ".ods", ".numbers") else ""
+        raise ValueError(
+            f"{path}: a table is expected ({', '.join(SHEETS)}); found {kind or 'no ending'}.{hint}"
+        )
+    rows = _workbook(path) if kind in WORKBOOKS else _text(path)
+    rows = [[_cell(value) for value in row] for row in rows]
+    rows = [row for row in rows if any(cell is not None for cell in row)]
+    if not rows:
+        raise ValueError(f"{path}: a table with at least one row is expected; found none.")
+    return rows
+
+
+def header_and_rows(path: Path, needed: Sequence[str]) -> list[dict[str, Cell]]:
+    """The rows of a table whose first row names its columns, by name in small letters.
+
+    Raises:
+        ValueError: If a column is lacking or named twice, or as `read_sheet`.
+        OSError: If it cannot be read.
+    """
+    first, *rows = read_sheet(path)
+    names = [str(cell).lower() if cell is not None else "" for cell in first]
+    lacking = [name for name in needed if name not in names]
+    if lacking:
+        raise ValueError(
+            f"{path}: the columns {', '.join(needed)} are needed; {', '.join(lacking)} not among "
+            f"{', '.join(name for name in names if name)[:200] or 'none'}."
+        )
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path}: every column needs a name of its own; found {twice[0]} twice.")
+    return [
+        {
+            name: cell
+            for name, cell in zip(names, [*row, *[None] * len(names)], strict=False)
+            if name
+        }
+        for row in rows
+    ]
+
+
+def _workbook(path: Path) -> list[Sequence[object]]:
+    # Here, because a look at --help needs no Excel.
+    from openpyxl import load_workbook  # noqa: PLC0415
+    from openpyxl.utils.exceptions import InvalidFileException  # noqa: PLC0415
+
+    try:
+        _refuse_large(path, sum(part.file_size for part in zipfile.ZipFile(path).infolist()))
+        book = load_workbook(path, read_only=True, data_only=True, keep_links=False)
+        try:
+            sheets = {sheet.title: list(sheet.iter_rows(values_only=True)) for sheet in book}
+        finally:
+            book.close()
+    except PermissionError:
+        raise
+    except (InvalidFileException, zipfile.BadZipFile, ParseError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: an Excel workbook is expected; it cannot be read ({_brief(error)})."
+        ) from error
+    filled = {
+        title: rows
+        for title, rows in sheets.items()
+        if any(_cell(value) is not None for row in rows for value in row)
+    }
+    if len(filled) > 1:
+        raise ValueError(
+            f"{path}: one filled sheet is expected; found {len(filled)}: {', '.join(filled)[:200]}."
+        )
+    return next(iter(filled.values()), [])
+
+
+def _text(path: Path) -> list[Sequence[object]]:
+    _refuse_large(path, path.stat().st_size)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: text in UTF-8 is expected; {_brief(error)}.") from error
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    comma = max("\t;,", key=first.count)
+    return list(csv.reader(io.StringIO(text), delimiter=comma))
+
+
+def _refuse_large(path: Path, size: int) -> None:
+    if size > LARGEST_MB * 2**20:
+        raise ValueError(
+            f"{path}: a table of at most {LARGEST_MB} MB is expected; found {size / 2**20:.0f} MB."
+        )
+
+
+def _cell(value: object) -> Cell:
+    """A number, else its text without blanks at the ends; None for what says nothing."""
+    if isinstance(value, int | float):
+        return float(value) if math.isfinite(value) else None
+    text = "" if value is None else str(value).strip()
+    if text.lower() in EMPTY:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    # 007 is a name, not the number 7; and so is what only Python takes for a number.
+    plain = text.lstrip("+-")
+    named = (plain.startswith("0") and plain[1:2].isdigit()) or "_" in plain
+    return text if named or not math.isfinite(number) else number
+
+
+def _brief(error: Exception) -> str:
+    said = str(error).strip().split("\n")[0].rstrip(".")
+    return said[:120] or type(error).__name__

@@ -1,0 +1,170 @@
+"""Chromium without a window, spoken to through its own protocol over two pipes."""
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from base64 import b64decode
+from contextlib import contextmanager
+
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+WHY_NOT = "Chromium is not on this machine"
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+    "--window-size=1300,1000",
+    "--remote-debugging-pipe",
+)
+
+
+class Page:
+    """A tab: what it said in its console and what it asked for is written down."""
+
+    def __init__(self, to, back):
+        self.to, self.back, self.rest, self.last = to, back, b"", 0
+        self.session = None
+        self.complaints, self.asked, self.events = [], [], []
+
+    def tell(self, method, *, seconds=60, **given):
+        """Send a command; its answer."""
+        self.last += 1
+        message = {"id": self.last, "method": method, "params": given}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.to, json.dumps(message).encode() + b"\0")
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            said = self._next(until)
+            if said.get("id") == self.last:
+                assert "error" not in said, said
+                return said["result"]
+        raise TimeoutError(method)
+
+    def _next(self, until):
+        while b"\0" not in self.rest:
+            ready, _, _ = select.select([self.back], [], [], max(0, until - time.monotonic()))
+            if not ready:
+                return {}
+            self.rest += os.read(self.back, 1 << 20)
+        line, _, self.rest = self.rest.partition(b"\0")
+        said = json.loads(line)
+        self._note(said)
+        return said
+
+    def _note(self, said):
+        method, given = said.get("method"), said.get("params", {})
+        if method == "Network.requestWillBeSent":
+            self.asked.append(given["request"]["url"])
+        elif method == "Runtime.exceptionThrown":
+            self.complaints.append(given["exceptionDetails"])
+        elif method == "Log.entryAdded" and given["entry"]["level"] == "error":
+            self.complaints.append(given["entry"])
+        elif method == "Runtime.consoleAPICalled" and given["type"] in ("error", "assert"):
+            self.complaints.append(given["args"])
+        elif method:
+            self.events.append(method)
+
+    def go(self, url):
+        """Open a page and wait until it has loaded."""
+        self.events.clear()
+        self.tell("Page.navigate", url=url)
+        self.wait("document.readyState === 'complete'")
+
+    def run(self, words):
+        """The value of an expression, awaited if it is a promise."""
+        given = {"returnByValue": True, "awaitPromise": True, "userGesture": True}
+        answer = self.tell("Runtime.evaluate", expression=words, **given)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def wait(self, words, seconds=60):
+        """Until an expression is true."""
+        until = time.monotonic() + seconds
+        while not self.run(words):
+            assert time.monotonic() < until, words
+            time.sleep(0.05)
+
+    def press(self, key):
+        """Press a key where the focus is."""
+        text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
+        for kind in ("keyDown", "keyUp"):
+            self.tell(
+                "Input.dispatchKeyEvent", type=kind, key=key, text=text if kind == "keyDown" else ""
+            )
+
+    def write(self, text):
+        """Type a text where the focus is."""
+        self.tell("Input.insertText", text=text)
+
+    def click(self, query):
+        """Click into the middle of what a selector finds."""
+        box = self.run(
+            f"(() => {{ const e = document.querySelector({json.dumps(query)});"
+            "e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect();"
+            "return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.tell(
+                "Input.dispatchMouseEvent",
+                type=kind,
+                x=box[0],
+                y=box[1],
+                button="left",
+                clickCount=1,
+            )
+
+    def downloads(self, folder):
+        """Let downloads go to a folder."""
+        self.tell("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
+    def emulate(self, **features):
+        """Pretend that the reader prefers something, or prints."""
+        media = features.pop("media", "")
+        wanted = [
+            {"name": name.replace("_", "-"), "value": value} for name, value in features.items()
+        ]
+        self.tell("Emulation.setEmulatedMedia", media=media, features=wanted)
+
+    def picture(self, path, *, whole=False):
+        """A PNG of what is seen, or of the whole page."""
+        data = self.tell("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
+        path.write_bytes(b64decode(data))
+
+
+@contextmanager
+def browsing(profile):
+    """Lend a tab of a Chromium of its own."""
+    ours, theirs = os.pipe(), os.pipe()
+
+    pipes = f"3<&{ours[0]} 4>&{theirs[1]}"  # where Chromium looks for them
+    ran = subprocess.Popen(
+        ["bash", "-c", f'exec "$0" "$@" {pipes}', CHROMIUM, *FLAGS, f"--user-data-dir={profile}"],
+        pass_fds=(ours[0], theirs[1]),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(ours[0])
+    os.close(theirs[1])
+    page = Page(ours[1], theirs[0])
+    try:
+        target = page.tell("Target.createTarget", url="about:blank")["targetId"]
+        page.session = page.tell("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            page.tell(f"{domain}.enable")
+        yield page
+    finally:
+        ran.terminate()
+        ran.wait(20)
+        os.close(ours[1])
+        os.close(theirs[0])

@@ -1,0 +1,63 @@
+"""A scan against those that the networks were trained on."""
+
+import numpy as np
+import pytest
+
+from bids_cmb.familiarity import (
+    BINS,
+    MEASURES,
+    compared,
+    histogram,
+    measures,
+    summarised,
+    trained_on,
+)
+from bids_cmb.volume import Volume
+
+
+@pytest.fixture
+def scan(blank, rng):
+    """Noise of 5 about 100 in an oblique grid of 0.5 x 0.5 x 2 mm; a tenth 40, a fifth 200."""
+    data = np.zeros(blank.shape)
+    data[8:40, 8:48, 6:26] = rng.normal(100, 5, (32, 40, 20))
+    data[8:40, 8:48, 6:8], data[8:40, 8:48, 8:12] = 40, 200
+    return Volume(data.astype(np.float32), blank.affine), Volume(data > 0, blank.affine)
+
+
+def test_measures_are_those_of_the_phantom(scan):
+    image, brain = scan
+    found = measures(image, brain)
+    assert found.keys() == MEASURES.keys()
+    assert found["in_plane_mm"] == pytest.approx(0.5)
+    assert found["slice_mm"] == pytest.approx(2)
+    assert found["brain_ml"] == pytest.approx(32 * 40 * 20 * 0.5 / 1000)
+    assert found["dark_percent"] == pytest.approx(10, abs=0.01)
+    assert found["bright_percent"] == pytest.approx(20, abs=0.01)
+
+
+def test_measures_and_histogram_do_not_depend_on_the_scale_of_intensity(scan):
+    image, brain = scan
+    louder = Volume(image.data * 7, image.affine)
+    assert measures(louder, brain) == pytest.approx(measures(image, brain), rel=1e-3)
+    assert histogram(louder, brain) == pytest.approx(histogram(image, brain), abs=0.1)
+    assert sum(histogram(image, brain)) == pytest.approx(100, abs=0.1)
+    assert len(histogram(image, brain)) == len(BINS) - 1
+
+
+def test_a_scan_in_their_midst_is_no_stranger_and_one_beyond_them_is(scan):
+    image, brain = scan
+    known = trained_on()["measures"]
+    middle = {name: values[5] for name, values in known.items()}
+    assert all(row["percentile"] == 50 or row["low"] == row["high"] or not row["outside"]
+               for row in compared(middle))  # fmt: skip
+    odd = {row["name"]: row["outside"] for row in compared({**middle, "slice_mm": 12.0})}
+    assert [name for name, outside in odd.items() if outside] == ["slice, mm"]
+    assert any(row["outside"] for row in compared(measures(image, brain)))  # a brain of 13 ml
+
+
+def test_what_is_kept_of_many_scans_are_their_percentiles():
+    drawn = [({name: float(value) for name in MEASURES}, [value] * 40) for value in range(101)]
+    kept = summarised(drawn)
+    assert kept["scans"] == 101
+    assert kept["measures"]["slice_mm"] == [0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100]
+    assert kept["histogram"]["95"] == [95] * 40

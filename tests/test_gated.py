@@ -1,0 +1,397 @@
+"""A gate lets suspicious tiles through, a U-Net on slices says where in them a microbleed lies."""
+
+import json
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+from phantoms import phantom
+from scipy.special import logit
+
+from bids_cmb import gated as design
+from bids_cmb.brain import find_brain
+from bids_cmb.cards import card
+from bids_cmb.cases import LESION, UNSURE
+from bids_cmb.detectors import detect
+from bids_cmb.gated import TILE, ask_tiles, combined, gate_map, segmented
+from bids_cmb.lessons.gate import RIM, holds
+from bids_cmb.lessons.lesions import drawing_of
+from bids_cmb.models.gate import resnet_gate
+from bids_cmb.models.losses import FocalTverskyLoss, TileLoss
+from bids_cmb.models.resunet import resunet
+from bids_cmb.networks import Models, load_patcher
+from bids_cmb.preprocessing import Grid, preprocess
+from bids_cmb.training import Material, build, read_recipe, train
+from bids_cmb.weights import write_weights
+
+PUBLISHED_GATE = {
+    "widths": [64, 128, 256, 512], "blocks": [3, 4, 6, 3], "bottleneck": True, "stem": 7,
+    "dense": [1024, 512],
+}  # fmt: skip
+SMALL_GATE = {"widths": [2, 4], "blocks": [1, 2], "dense": [4]}
+SMALL_UNET = {"widths": [2, 4, 6]}
+
+
+def shaken(model, rng):
+    """The model with normalisations and biases as after a training."""
+    for one in model.weights:
+        if one.path.endswith(("gamma", "moving_variance")):
+            one.assign(rng.uniform(0.5, 2, one.shape))
+        elif one.path.endswith(("beta", "moving_mean", "bias")):
+            one.assign(rng.normal(0, 0.3, one.shape))
+    return model
+
+
+def written(model, path, builder, arguments, **more):
+    """Its weights in a file, and what a card says of it."""
+    arrays = {one.path: keras.ops.convert_to_numpy(one.value) for one in model.weights}
+    digest = write_weights(path, arrays, dtype=np.float32)
+    return {
+        "builder": builder, "arguments": arguments, "weights": path.name, "sha256": digest, **more,
+    }  # fmt: skip
+
+
+@pytest.fixture(params=["gate", "bottleneck gate", "resunet"])
+def network(request, rng):
+    """Each kind of network: its builder, its arguments, a model."""
+    builder, arguments = {
+        "gate": (resnet_gate, SMALL_GATE),
+        "bottleneck gate": (resnet_gate, {**SMALL_GATE, "bottleneck": True}),
+        "resunet": (resunet, SMALL_UNET),
+    }[request.param]
+    return builder.__name__, arguments, shaken(builder(**arguments), rng)
+
+
+@pytest.fixture
+def head():
+    """A phantom with six microbleeds and its brain; oblique and LAS."""
+    image, _, bleeds = phantom(np.random.default_rng(4), bleeds=6, spacing=(1.0, 1.0, 3.0))
+    return image, find_brain(image), bleeds
+
+
+@pytest.fixture
+def chained(tmp_path):
+    """A maker of gated detectors whose weights are by chance, in a folder of the user's."""
+
+    def make(**parameters):
+        grid = {"spacing": [2, 2, 4], "axes": "slices", "multiple": [4, 4, 1], "margin": 8,
+                "intensity": "brain-median"}  # fmt: skip
+        own = np.random.default_rng(11)
+        keras.utils.set_random_seed(11)
+        members = [
+            written(shaken(builder(**arguments), own), tmp_path / f"{name}.npz",
+                    builder.__name__, arguments, name=name, grid=grid)
+            for name, builder, arguments in (
+                ("gate", resnet_gate, SMALL_GATE), ("segmenter", resunet, SMALL_UNET),
+            )
+        ]  # fmt: skip
+        said = card("gated") | {"name": "mine", "members": members}
+        said["parameters"] = {"gate": "hard", "gate_threshold": 0.5} | parameters
+        (tmp_path / "mine.json").write_text(json.dumps(said))
+        return Models(tmp_path)
+
+    return make
+
+
+# --- Networks -------------------------------------------------------------------------------------
+
+
+def test_the_published_gate_is_resnet50_with_its_head():
+    stem = 7 * 7 * 3 * 64 + 4 * 64
+    levels = [(64, 64, 3), (256, 128, 4), (512, 256, 6), (1024, 512, 3)]  # in, width, blocks
+    first = sum(c * w + 9 * w * w + 4 * w * w + 4 * c * w + 4 * 10 * w for c, w, _ in levels)
+    rest = sum((n - 1) * (4 * w * w + 9 * w * w + 4 * w * w + 4 * 6 * w) for _, w, n in levels)
+    head = 2048 * 1024 + 1024 + 1024 * 512 + 512 + 512 + 1
+    assert resnet_gate(**PUBLISHED_GATE).count_params() == stem + first + rest + head == 26_184_641
+    theirs = keras.applications.ResNet50(weights=None, include_top=False)
+    idle = sum(one.shape[0] for one in theirs.weights if one.path.endswith("conv/bias"))
+    assert stem + first + rest == theirs.count_params() - idle
+
+
+def test_the_published_resunet_has_the_published_parameters():
+    def block(before, width):  # 1 x 1, 3 x 3 and 1 x 1 past them, each normalised
+        return before * width + 9 * width * width + before * width + 3 * 4 * width
+
+    stage = 9 * 3 * 16 + 16 + 4 * 16 + 9 * 16 * 16 + 16 + 4 * 16
+    down = block(16, 32) + block(32, 64) + block(64, 128) + block(128, 256)
+    up = block(256 + 128, 128) + block(128 + 64, 64) + block(64 + 32, 32) + block(32 + 16, 16)
+    idle = 3 * (32 + 64 + 128 + 256 + 128 + 64 + 32 + 16)  # biases that a normalisation takes away
+    assert stage + down + up + 16 + 1 == 1_210_513 - idle == 1_208_353
+    assert resunet().count_params() == 1_208_353
+
+
+def test_those_that_ship_have_this_many_parameters():
+    assert build(read_recipe("gated-gate")).count_params() == 180_693
+    assert build(read_recipe("gated-segmenter")).count_params() == 681_433
+
+
+def test_tiles_get_one_answer_and_slices_one_for_each_pixel():
+    assert resnet_gate(**SMALL_GATE).predict(np.zeros((2, 40, 24, 3)), verbose=0).shape == (2, 1)
+    found = resunet(**SMALL_UNET).predict(np.zeros((2, 40, 24, 3)), verbose=0)
+    assert found.shape == (2, 40, 24, 1)
+
+
+def test_one_dark_pixel_reaches_the_gate_wherever_it_lies(rng):
+    gate = shaken(resnet_gate(**{**SMALL_GATE, "widths": [8, 16]}), rng)
+    tiles = np.ones((3, 64, 64, 3), np.float32)
+    tiles[1, 29, 30, 1] = tiles[2, 29 + 4, 30 + 2, 1] = -5
+    plain, here, there = gate.predict(tiles, verbose=0)[:, 0]
+    assert here == pytest.approx(there, abs=1e-5)
+    assert here != pytest.approx(plain, abs=1e-5)
+
+
+def test_a_saved_network_needs_keras_and_nothing_of_ours(network, rng, tmp_path):
+    _, _, model = network
+    assert {type(layer).__module__.split(".")[0] for layer in model.layers} == {"keras"}
+    model.save(tmp_path / "saved.keras")
+    loaded = keras.models.load_model(tmp_path / "saved.keras", custom_objects={}, safe_mode=True)
+    image = rng.random((2, 16, 24, 3), np.float32)
+    np.testing.assert_allclose(
+        loaded.predict(image, verbose=0), model.predict(image, verbose=0), atol=1e-6
+    )
+
+
+def test_taking_normalisations_into_convolutions_changes_nothing(network, rng, tmp_path):
+    builder, arguments, model = network
+    member = written(model, tmp_path / "w.npz", builder, arguments)
+    ask = load_patcher(member, tmp_path / "w.npz")
+    image = rng.random((3, 16, 24, 3), np.float32)
+    np.testing.assert_allclose(ask(image), model.predict(image, verbose=0), atol=1e-4)
+
+
+def test_one_step_moves_every_weight(network, rng):
+    _, _, model = network
+    tile = len(model.output_shape) == 2
+    model.compile("sgd", loss=TileLoss() if tile else FocalTverskyLoss())
+    before = [keras.ops.convert_to_numpy(one.value) for one in model.trainable_variables]
+    image = rng.random((8, 16, 16, 3), np.float32)
+    truth = image[:, 0, 0, :2] if tile else image[..., :2]
+    model.train_on_batch(image, np.stack([truth[..., 0] > 0.5, truth[..., 1] > 0.1], -1) * 1.0)
+    for one, was in zip(model.trainable_variables, before, strict=True):
+        assert (keras.ops.convert_to_numpy(one.value) != was).any(), one.path
+
+
+# --- Losses ---------------------------------------------------------------------------------------
+
+
+def told(truth, weight=None):
+    weight = np.ones_like(truth) if weight is None else weight
+    return np.stack([truth, weight], axis=-1).astype(np.float32)
+
+
+def test_focal_tversky_is_what_one_gets_by_hand():
+    truth = np.array([[[1, 1], [0, 0]]])
+    chance = np.array([[[0.9, 0.4], [0.2, 0.1]]], np.float32)
+    loss = FocalTverskyLoss(smooth=1e-6, entropy_weight=0)
+    hits, missed, false = 0.9 + 0.4, 0.1 + 0.6, 0.2 + 0.1
+    index = hits / (hits + 0.7 * missed + 0.3 * false)
+    assert float(loss(told(truth), logit(chance)[..., None])) == pytest.approx(
+        (1 - index) ** 0.75, rel=1e-4
+    )
+    plain = FocalTverskyLoss(smooth=1e-6, entropy_weight=1, lesion_weight=5)
+    entropy = -(5 * np.log(0.9) + 5 * np.log(0.4) + np.log(0.8) + np.log(0.9)) / (4 + 1)
+    assert float(plain(told(truth), logit(chance)[..., None])) == pytest.approx(
+        (1 - index) ** 0.75 + entropy, rel=1e-4
+    )
+
+
+def test_images_are_judged_one_by_one():
+    truth = np.array([[[1, 0]], [[1, 1]]])
+    chance = np.array([[[0.5, 0.5]], [[0.8, 0.8]]], np.float32)
+    one, other = 0.5 / (0.5 + 0.35 + 0.15), 1.6 / (1.6 + 0.7 * 0.4)
+    loss = FocalTverskyLoss(smooth=1e-6, entropy_weight=0)
+    assert float(loss(told(truth), logit(chance)[..., None])) == pytest.approx(
+        ((1 - one) ** 0.75 + (1 - other) ** 0.75) / 2, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("smooth", [1e-6, 1.0])
+def test_nothing_where_nothing_is_costs_nothing_and_teaches_nothing(smooth):
+    import tensorflow as tf  # noqa: PLC0415 Keras has no gradients of its own
+
+    loss = FocalTverskyLoss(smooth=smooth)
+    logits = tf.Variable(tf.fill((1, 4, 4, 1), -80.0))
+    with tf.GradientTape() as tape:
+        cost = loss(told(np.zeros((1, 4, 4))), logits)
+    assert float(cost) < 1e-5
+    assert np.abs(tape.gradient(cost, logits).numpy()).max() < 1e-5  # and is a number
+
+
+def test_pixels_without_weight_do_not_count(rng):
+    weight = rng.integers(0, 2, (2, 6, 6))
+    truth = told(rng.integers(0, 2, (2, 6, 6)) * weight, weight)
+    logits = rng.normal(size=(2, 6, 6, 1)).astype(np.float32)
+    other = np.where(weight[..., None] > 0, logits, 7)
+    loss = FocalTverskyLoss()
+    assert float(loss(truth, logits)) == pytest.approx(float(loss(truth, other)), rel=1e-5)
+
+
+def test_tiles_nobody_knows_about_do_not_count():
+    truth, logits = np.array([[1, 1], [0, 1], [0, 0]]), np.array([[1.0], [-2.0], [9.0]])
+    wanted = (np.log1p(np.exp(-1)) + np.log1p(np.exp(-2))) / 2
+    assert float(TileLoss()(truth.astype(np.float32), logits)) == pytest.approx(wanted, rel=1e-5)
+
+
+# --- What is taught -------------------------------------------------------------------------------
+
+
+def tile_with(code, at, z=1):
+    codes = np.zeros((TILE, TILE, 3), np.uint8)
+    codes[at, at, z] = code
+    return codes
+
+
+def test_a_tile_is_asked_about_where_the_answer_is_sure():
+    assert holds(tile_with(LESION, 16)) == 1
+    assert holds(np.zeros((TILE, TILE, 3), np.uint8)) == 0
+    assert holds(tile_with(UNSURE, 16)) is None
+    assert holds(tile_with(LESION, RIM - 1)) is None  # half of it may lie outside
+    assert holds(tile_with(LESION, 16, z=2)) is None  # on the next slice only
+
+
+def test_the_gate_is_taught_on_tiles_of_the_size_it_is_asked_about():
+    drawing = drawing_of(read_recipe("gated-gate"))
+    assert drawing.shape == (TILE, TILE, 3)
+    assert max(drawing.reach) <= TILE // 2 - RIM  # what is drawn is not on the rim
+    assert read_recipe("gated-gate").grid == read_recipe("gated-segmenter").grid
+
+
+def test_gate_then_segmenter_are_taught_and_work(lessons, tmp_path):
+    data = lessons(2)
+    gate = read_recipe("gated-gate")
+    gate = replace(gate, arguments=SMALL_GATE, batch=6, steps=2, epochs=1)
+    entry = train(gate, Material((data,)), tmp_path / "gate")
+    assert "2 scans with 4 lesions" in entry["training"]["data"]
+    unet = read_recipe("gated-segmenter")
+    unet = replace(unet, arguments={**SMALL_UNET, "start": -4}, batch=4, steps=2, epochs=1)
+    given = (("gate", tmp_path / "gate" / "gated-gate.json"),)
+    entry = train(unet, Material((data,), (data,), given=given), tmp_path / "unet")
+    assert "false alarms of a gate" in entry["training"]["data"]
+    assert (tmp_path / "unet/report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_half_of_the_gates_batches_are_lesions(lessons):
+    from bids_cmb.cases import find_cases  # noqa: PLC0415
+    from bids_cmb.lessons import gate  # noqa: PLC0415
+    from bids_cmb.lessons.task import Sources  # noqa: PLC0415
+
+    recipe = replace(read_recipe("gated-gate"), batch=16)
+    teach, _ = gate.TASK.teach(recipe, Sources(find_cases(lessons(1))), 0)
+    images, truths = teach(np.random.default_rng(0))
+    assert images.shape == (16, TILE, TILE, 3)
+    known = truths[truths[:, 1] > 0]
+    assert len(known) >= 14
+    assert 0.4 <= known[:, 0].mean() <= 0.6
+    again, _ = teach(np.random.default_rng(0))
+    np.testing.assert_array_equal(images, again)
+
+
+# --- In use ---------------------------------------------------------------------------------------
+
+
+def bright(tiles):
+    """A gate, (B, 1), that opens for tiles with something bright on the middle slice."""
+    return (tiles[..., 1].max(axis=(1, 2)) > 0.5)[:, None].astype(np.float32)
+
+
+@pytest.mark.parametrize("at", [(0, 0, 0), (70, 99, 3), (31, 32, 2), (63, 64, 1)])
+def test_tiles_leave_out_nothing_and_open_about_a_spot_only(at):
+    image = np.zeros((71, 100, 4), np.float32)
+    image[at] = 1
+    opened = gate_map(bright, image, np.ones(image.shape, bool))
+    assert opened[at] == 1
+    away = np.abs(np.moveaxis(np.indices(image.shape), 0, -1) - at)
+    assert not opened[(away[..., :2] >= TILE).any(axis=-1) | (away[..., 2] > 0)].any()
+
+
+def test_tiles_are_not_asked_about_where_nothing_is_wanted():
+    starts, chances = ask_tiles(bright, np.ones((40, 40, 3), np.float32), np.zeros((40, 40, 3)))
+    assert starts.shape == (0, 3)
+    assert len(chances) == 0
+    where = np.zeros((40, 40, 3), bool)
+    where[10, 10, 2] = True
+    starts, _ = ask_tiles(bright, np.ones((40, 40, 3), np.float32), where)
+    assert {tuple(start) for start in starts} == {(0, 0, 2)}
+
+
+def test_a_slice_is_seen_with_its_neighbours_and_nothing_beyond_the_ends(rng):
+    image = rng.random((4, 8, 5), np.float32)
+    found = segmented(lambda slices: slices[..., 1:2], image, np.array([0, 3]))
+    np.testing.assert_array_equal(found[..., [0, 3]], image[..., [0, 3]])
+    assert not found[..., [1, 2, 4]].any()
+    above = segmented(lambda slices: slices[..., 2:], image, np.arange(5))
+    np.testing.assert_array_equal(above[..., :4], image[..., 1:])
+    assert not above[..., 4].any()
+
+
+def test_a_gate_takes_away_and_never_adds(rng):
+    opened, found = rng.random((2, 6, 6, 6))
+    off, hard, soft = (combined(opened, found, how, 0.4) for how in ("off", "hard", "soft"))
+    np.testing.assert_array_equal(off, found)
+    assert (hard[opened >= 0.4] == found[opened >= 0.4]).all()
+    assert not hard[opened < 0.4].any()
+    assert (soft <= hard).all()
+    np.testing.assert_allclose(soft[opened >= 0.4], (opened * found)[opened >= 0.4])
+
+
+def test_without_a_gate_the_segmenter_is_asked_everywhere(head, chained, monkeypatch):
+    image, brain, _ = head
+    off = detect("mine", image, brain, chained(gate="off")).mean.data
+    monkeypatch.setattr(design, "gate_map", lambda _, image, __: np.ones(image.shape, np.float32))
+    wide = detect("mine", image, brain, chained(gate="hard")).mean.data
+    np.testing.assert_array_equal(off, wide)
+    assert (off[brain.data] > 0).mean() > 0.99
+
+
+def median_of_the_gate(image, brain, models):
+    gate = card("mine", models.folder)["members"][0]
+    fed = preprocess(image, brain, Grid.from_card(gate["grid"]))
+    opened = gate_map(design.asker("mine", gate, models), fed.image.data, fed.brain.data)
+    return float(np.median(opened[fed.brain.data]))
+
+
+def test_a_hard_gate_never_adds_a_voxel_and_a_soft_one_never_a_chance(head, chained):
+    image, brain, _ = head
+    middling, found = median_of_the_gate(image, brain, chained()), {}
+    for how in ("off", "hard", "soft"):
+        models = chained(gate=how, gate_threshold=middling)
+        found[how] = detect("mine", image, brain, models).mean.data
+    assert (found["hard"] <= found["off"]).all()
+    assert (found["soft"] <= found["hard"]).all()
+    assert 0 < (found["hard"] > 0).sum() < (found["off"] > 0).sum()
+
+
+def test_the_same_scan_gives_the_same_chances_twice_and_0_outside_the_brain(head, chained):
+    image, brain, _ = head
+    one, other = (detect("mine", image, brain, chained(gate="soft")).mean for _ in range(2))
+    np.testing.assert_array_equal(one.data, other.data)
+    assert one.data.dtype == np.float32
+    assert not one.data[~brain.data].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"parameters": {"gate": "ajar"}}, "must be one of off, hard, soft; found 'ajar'"),
+        ({"members": []}, "needs the members gate and segmenter; found none"),
+    ],
+)
+def test_a_card_that_is_none_of_a_gated_detector_is_refused(head, chained, change, sentence):
+    image, brain, _ = head
+    models = chained()
+    path = models.folder / "mine.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=f"mine: .*{sentence}"):
+        detect("mine", image, brain, models)
+
+
+def test_the_packages_detector_finds_the_microbleeds_of_a_phantom(head):
+    image, brain, bleeds = head
+    said = card("gated")
+    chance = detect("gated", image, brain).mean.data
+    near = [
+        np.linalg.norm(image.world(np.argwhere(chance >= said["threshold"])) - one.centre, axis=1)
+        for one in bleeds
+    ]
+    assert sum(away.min() < one.diameter / 2 for away, one in zip(near, bleeds, strict=True)) >= 4

@@ -1,0 +1,281 @@
+"""Pages in a browser: what a reader clicks, types and saves, and what the cohort makes of it.
+
+Every page is opened from its file, must say nothing in the console, and may ask for nothing that
+does not lie beside it.
+"""
+
+import shutil
+import time
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, WHY_NOT, browsing
+
+from bids_cmb.cli import main
+from bids_cmb.derivatives import columns, read_table, write_table
+from bids_cmb.report import Cohort, write_group_page, write_page
+
+QUICK = ["--detector", "radial", "--anatomy", "none", "-q", "--validate", "off"]
+ODD = "<script>document.title = 1</script> & \"Grüße\" 'ø'"
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=WHY_NOT)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, heads):
+    """Derivatives with interactive pages: six microbleeds in one scan and none in the other."""
+    root = tmp_path_factory.mktemp("pages")
+    for subject, head in (("01", "six"), ("02", "none")):
+        path = root / f"raw/sub-{subject}/anat/sub-{subject}_T2starw.nii.gz"
+        path.parent.mkdir(parents=True)
+        shutil.copyfile(heads[0] / f"{head}.nii.gz", path)
+    (root / "raw/dataset_description.json").write_text('{"Name": "Two", "BIDSVersion": "1.11.1"}')
+    words = [str(root / "raw"), str(root / "out"), "participant", "group"]
+    assert main([*words, *QUICK, "--threshold", "0.3", "--report", "interactive"]) == 0
+    return words, root / "out"
+
+
+@pytest.fixture
+def page(tmp_path):
+    with browsing(tmp_path / "profile") as tab:
+        tab.downloads(tmp_path)
+        yield tab
+        assert not tab.complaints
+        assert all(address.startswith(("file:", "data:", "blob:")) for address in tab.asked)
+
+
+def lesions(out, subject="01"):
+    return read_table(next((out / f"sub-{subject}/anat").glob("*seg-CMB*dseg.tsv")))
+
+
+def place(row):
+    return [float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")]
+
+
+def focus(page, index):
+    page.run(f"document.querySelector('[data-index=\"{index}\"]').focus()")
+
+
+def test_a_review_goes_from_keys_to_the_cohorts_table(made, page, tmp_path):
+    """Keys judge, the table is saved, and group counts what the reader left."""
+    words, out = made
+    rows = lesions(out)
+    assert len(rows) >= 3
+    page.go((out / "sub-01.html").as_uri())
+    page.click("#save")
+    assert "name" in page.run("document.querySelector('#said').textContent")
+    page.run("document.querySelector('#reader').value = 'Ann Ähre';"
+             "document.querySelector('#reader').dispatchEvent(new Event('change'))")  # fmt: skip
+    focus(page, 1)
+    page.press("a")
+    page.press("j")
+    page.press("r")
+    page.press("c")
+    page.write('not one, "really"')
+    page.press("Enter")
+    page.press("j")
+    page.press("u")
+    assert f"3 of {len(rows)}" in page.run("document.querySelector('#progress').textContent")
+    page.run("miss(about.scans[0], [1.5, -2.25, 3])")
+    page.click("#save")
+    page.wait("document.querySelector('#said').textContent.startsWith('Saved')")
+    saved = wait_for(tmp_path, "sub-01_reader-AnnAhre_review.tsv")
+    table = read_table(saved)
+    assert list(table[0]) == list(columns("review"))
+    assert [row["verdict"] for row in table[:3]] == ["accept", "reject", "unsure"]
+    assert table[1]["comment"] == 'not one, "really"'
+    assert table[-1]["verdict"] == "missed"
+    assert place(table[-1]) == [1.5, -2.25, 3]
+    folder = tmp_path / "reviews"
+    folder.mkdir()
+    shutil.copy(saved, folder)
+    assert main([words[0], str(out), "group", *QUICK, "--reviews", str(folder)]) == 0
+    row = read_table(out / "group_microbleeds.tsv")[0]
+    counted = [one["counted"] == "yes" for one in rows]
+    assert row["reviewed_by"] == "Ann Ähre"
+    assert int(row["n_cmb"]) == sum(counted)
+    assert int(row["n_cmb_reviewed"]) == 1 + sum(counted[3:]) + 1
+    page.go((out / "group_microbleeds.html").as_uri())
+    shown = page.run("document.querySelector('#scans tbody tr').textContent")
+    assert f"{row['n_cmb']} → {row['n_cmb_reviewed']}" in shown
+
+
+def wait_for(folder, name):
+    until = time.monotonic() + 20
+    while not (folder / name).is_file():
+        assert time.monotonic() < until, f"{name} was not saved"
+        time.sleep(0.05)
+    return folder / name
+
+
+def test_verdicts_stay_when_the_page_is_opened_again_and_can_be_read_back(made, page):
+    _, out = made
+    page.go((out / "sub-01.html").as_uri())
+    focus(page, 2)
+    page.press("r")
+    page.go((out / "sub-02.html").as_uri())
+    assert "0 of" in page.run("document.querySelector('#progress').textContent")
+    page.go((out / "sub-01.html").as_uri())
+    assert page.run("document.querySelector('[data-index=\"2\"]').dataset.verdict") == "reject"
+    text = page.run("review.reader = 'B'; miss(about.scans[0], [1, 2, 3]); table()")
+    page.run("review = {reader: '', lesions: {}, missed: {}, complete: {}}; keep()")
+    assert "0 of" in page.run("document.querySelector('#progress').textContent")
+    page.run(f"load('b.tsv', {text!r})")
+    assert page.run("table()").split("\t") == text.split("\t")
+    page.run("load('c.tsv', 'a\\tb\\n1\\t2\\n')")
+    assert "is no review" in page.run("document.querySelector('#said').textContent")
+
+
+def test_a_row_leads_to_its_place_in_the_scan_and_a_click_there_notes_a_missed_one(made, page):
+    """The dark spot itself is the outside truth: the crosshair stands on it."""
+    _, out = made
+    page.go((out / "sub-01.html").as_uri())
+    row = lesions(out)[0]
+    page.click('[data-index="1"] .views img')
+    page.wait("current && current.at.some(x => x) && current.viewer.volumes.length == 2")
+    page.wait(f"current.at.every((x, i) => Math.abs(x - {place(row)}[i]) < 0.05)")
+    grey = page.run(
+        "(() => { const v = current.viewer, [scan, marks] = v.volumes;"
+        "const at = scan.mm2vox(current.at);"
+        "return [scan.getValue(...at), marks.getValue(...at)]; })()"
+    )
+    assert grey[0] < 100  # of 255; the tissue around has some 150
+    assert grey[1] == 1
+    page.click(".viewer canvas")
+    page.click(".here")
+    noted = page.run("review.missed[about.scans[0].filename][0].at")
+    assert noted == pytest.approx(page.run("current.at"), abs=0.01)
+    assert noted != pytest.approx(place(row), abs=0.5)
+
+
+def test_a_hasty_reader_and_a_view_that_is_not_there_break_nothing(made, page, tmp_path):
+    _, out = made
+    page.go((out / "sub-01.html").as_uri())
+    first, second = (place(row) for row in lesions(out)[:2])
+    both = f"go(about.scans[0], {first}), go(about.scans[0], {second})"
+    page.run(f"Promise.all([{both}]).then(() => 1)")
+    assert page.run("current.at") == pytest.approx(second, abs=0.05)
+    assert page.run("current.viewer.volumes.length") == 2
+    page.run("document.querySelector('.viewer canvas').focus()")
+    for key in ("PageUp", "m"):
+        page.press(key)
+    moved = page.run("review.missed[about.scans[0].filename].at(-1).at")
+    assert 2 < np.linalg.norm(np.subtract(moved, second)) < 6  # one slice of 4 mm
+    assert moved[2] > second[2]
+    page.click(".viewer .close")
+    assert page.run("document.querySelector('.viewer').hidden")
+    page.run(f"go(about.scans[0], {first}).then(() => 1)")
+    assert page.run("current.at") == pytest.approx(first, abs=0.05)
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy, ignore=shutil.ignore_patterns("code"))
+    page.go((copy / "sub-01.html").as_uri())
+    page.run(f"go(about.scans[0], {first}).then(() => 1)")
+    assert "cannot be shown" in page.run("document.querySelector('#said').textContent")
+    page.complaints.clear()  # that the file is not there
+
+
+def test_the_view_is_small_and_its_viewer_lies_once_beside_its_licence(made):
+    _, out = made
+    assert (out / "code/niivue/niivue.umd.js").is_file()
+    assert "BSD 2-Clause" in (out / "code/niivue/LICENSE").read_text()
+    assert all(path.stat().st_size < 8e6 for path in out.glob("sub-*/figures/*_view.js"))
+    assert all(path.stat().st_size < 1.5e6 for path in out.glob("*.html"))
+
+
+def test_the_cohorts_page_sorts_searches_and_stays_quick_with_5000_scans(made, page, tmp_path):
+    _, out = made
+    group = read_table(out / "group_microbleeds.tsv")
+    many = [
+        {**group[0], "source": f"sub-{n:04d}/x.nii.gz", "n_cmb": str(n % 7)} for n in range(5000)
+    ]
+    write_group_page(tmp_path, Cohort(many), "none.png")
+    page.go((tmp_path / "group_microbleeds.html").as_uri())
+    took = page.run(
+        "(() => { const began = performance.now(), heads = document.querySelectorAll('#scans th');"
+        "heads[2].click(); heads[2].click(); const field = document.querySelector('#search');"
+        "field.value = 'sub-0013'; field.dispatchEvent(new Event('input'));"
+        "document.body.offsetHeight; return performance.now() - began; })()"
+    )
+    assert took < 3000
+    assert page.run("document.querySelector('#shown').textContent") == "1 of 5000"
+    assert page.run("document.querySelector('#scans tbody tr').textContent").startswith("sub-0013")
+
+
+def test_a_page_of_eighty_lesions_is_whole_and_quick(made, page, tmp_path):
+    _, out = made
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    table = next((copy / "sub-01/anat").glob("*seg-CMB*dseg.tsv"))
+    row = read_table(table)[0]
+    write_table(table, list(row), [{**row, "index": str(at)} for at in range(1, 81)])
+    page.go(write_page(copy, "01").as_uri())
+    focus(page, 79)
+    for key in "ajrk":
+        page.press(key)
+    assert page.run("document.querySelector('#progress').textContent").startswith("2 of 80")
+    assert page.run("document.activeElement.dataset.index") == "79"
+    took = page.run(
+        "(() => { const began = performance.now();"
+        "for (const one of about.scans[0].lesions) judge(about.scans[0], one, {verdict: 'unsure'});"
+        "return performance.now() - began; })()"
+    )
+    assert took < 5000
+    assert page.run("table()").count("unsure") == 80
+
+
+def test_nothing_that_comes_from_data_runs(made, page, tmp_path):
+    """Comments, names, flags and table cells that would be scripts stay words."""
+    _, out = made
+    copy = tmp_path / "a <b> & ü"
+    shutil.copytree(out, copy)
+    table = next((copy / "sub-01/anat").glob("*seg-CMB*dseg.tsv"))
+    rows = read_table(table)
+    rows[0]["flags"] = ODD
+    write_table(table, list(rows[0]), rows)
+    page.go(write_page(copy, "01").as_uri())
+    assert ODD in page.run("document.querySelector('[data-index=\"1\"]').textContent")
+    page.run(f"judge(about.scans[0], about.scans[0].lesions[0], {{comment: {ODD!r}}})")
+    page.run(f"load({ODD!r}, 'x')")
+    page.go((copy / "sub-01.html").as_uri())
+    assert page.run("document.querySelector('.comment').value") == ODD
+    assert page.run("document.title") == "sub-01: cerebral microbleeds"
+    group = read_table(copy / "group_microbleeds.tsv")
+    group[0] |= {"source": ODD, "reason": ODD, "quality_flags": ODD, "status": "failed"}
+    site = {"site": {str(row["participant_id"]): ODD for row in group}}
+    agreement = [dict.fromkeys(columns("agreement")) | {"reader_1": ODD, "reader_2": ODD}]
+    write_group_page(copy, Cohort(group, groups=site, agreement=agreement), "none.png")
+    page.go((copy / "group_microbleeds.html").as_uri())
+    assert page.run("document.title") == "Cerebral microbleeds of the cohort"
+    for part in ("#scans", "#readers + div", "#protocol + div", "#failed + ul"):
+        assert ODD in page.run(f"document.querySelector({part!r}).textContent")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_can_be_told_from_their_ground(made, page, scheme):
+    """WCAG 2's contrast of text, in both schemes: at least 4.5."""
+    _, out = made
+    page.emulate(prefers_color_scheme=scheme)
+    for name in ("sub-01.html", "group_microbleeds.html"):
+        page.go((out / name).as_uri())
+        assert page.run(CONTRAST) >= 4.5
+
+
+CONTRAST = """(() => {
+  const light = colour => { const [r, g, b] = colour.match(/[\\d.]+/g).map(Number)
+    .map(x => x / 255).map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const ground = e => { while (e) { const c = getComputedStyle(e).backgroundColor;
+    if (!/, 0\\)$/.test(c)) return c; e = e.parentElement; } return "rgb(255, 255, 255)"; };
+  const words = "h1, h2, h3, p, td, th, dt, dd, figcaption, label, summary, button";
+  return Math.min(...[...document.querySelectorAll(words)]
+    .filter(e => e.offsetParent && e.textContent.trim()).map(e => {
+      const [a, b] = [light(getComputedStyle(e).color), light(ground(e))].sort((x, y) => y - x);
+      return (a + 0.05) / (b + 0.05); }));
+})()"""
+
+
+def test_paper_has_no_buttons(made, page):
+    _, out = made
+    page.go((out / "sub-01.html").as_uri())
+    page.emulate(media="print")
+    assert not page.run("document.querySelector('#save').offsetParent")
+    assert page.run("Boolean(document.querySelector('.verdict').offsetParent)")

@@ -1,0 +1,217 @@
+"""What readers said, from their tables to counts, agreement and a truth; cases by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bids_cmb.__main__ import main
+from bids_cmb.cases import LESION, UNSURE, find_cases, read_case
+from bids_cmb.derivatives import columns, read_table, write_json, write_table
+from bids_cmb.evaluation import REVIEWS
+from bids_cmb.group import write_group
+from bids_cmb.preprocessing import Grid
+from bids_cmb.reviews import agreement_rows, judge, read_reviews
+from bids_cmb.volume import Volume, load_labels, save
+
+MASK = "sub-{0}/anat/sub-{0}_space-orig_label-CMB_desc-T2starw_mask.nii.gz"
+SPOTS = {1: (20, 30, 10), 2: (40, 30, 10), 3: (30, 45, 20)}  # voxels; (12, 12, 24) is missed
+MISSED = (12, 12, 24)
+
+
+@pytest.fixture
+def read(tmp_path, blank, rng):
+    """Two scans with three found lesions and a missed one each, on an oblique grid."""
+    raw, found = tmp_path / "raw", tmp_path / "found"
+    write_json(raw / "dataset_description.json", {"Name": "N", "BIDSVersion": "1.11.1"})
+    for label in ("01", "02"):
+        data = rng.normal(100, 1, blank.shape).astype(np.float32)
+        marks, rows = np.zeros(blank.shape, np.uint16), []
+        for index, (x, y, z) in {**SPOTS, 4: MISSED}.items():
+            spot = (slice(x - 2, x + 3), slice(y - 2, y + 3), slice(z, z + 1))
+            data[spot] = 20
+            if index < 4:
+                marks[spot] = index
+                place = dict(zip(("x_mm", "y_mm", "z_mm"), at((x, y, z), blank), strict=True))
+                row = {"diameter_mm": 3, "prob_max": 0.9, "certainty": "possible"}
+                counted = "no" if index == 3 else "yes"
+                rows.append({"index": index, **place, **row, "counted": counted})
+        save(Volume(data, blank.affine), raw / f"sub-{label}/anat/sub-{label}_T2starw.nii.gz")
+        mask = found / MASK.format(label)
+        dseg = mask.with_name(f"sub-{label}_space-orig_seg-CMB_desc-T2starw_dseg.nii.gz")
+        save(Volume(marks, blank.affine), dseg, dtype=np.uint16)
+        save(Volume(marks > 0, blank.affine), mask, dtype=np.uint8)
+        table = [dict.fromkeys(columns("lesion")) | row for row in rows]
+        write_table(dseg.with_name(f"{dseg.name[:-7]}.tsv"), columns("lesion"), table)
+        brain = np.ones(blank.shape, np.uint8)
+        save(Volume(brain, blank.affine), mask.with_name(mask.name.replace("CMB", "brain")))
+        about = {"Sources": [f"bids:raw:sub-{label}/anat/sub-{label}_T2starw.nii.gz"]}
+        counts = {"n_cmb": 2, "burden": "2-4"}
+        write_json(mask.with_name(f"{mask.name[:-7]}.json"), {**about, "Microbleeds": counts})
+    return raw, found, tmp_path / "reviews"
+
+
+def at(voxel, grid):
+    return [round(float(x), 2) for x in grid.world(np.array(voxel, float))]
+
+
+def review(folder, grid, reader, said, *, label="01", missed=(), date="2026-01-01T10:00:00Z"):
+    """A table as the page saves it; ``said``: index → verdict, 0 → complete."""
+    folder.mkdir(exist_ok=True)
+    rows = []
+    for index, verdict in said.items():
+        place = at(SPOTS[index], grid) if index else (None,) * 3
+        rows.append((index or None, *place, verdict))
+    rows += [(None, *at(voxel, grid), "missed") for voxel in missed]
+    names = ("index", "x_mm", "y_mm", "z_mm", "verdict")
+    fixed = {"participant_id": f"sub-{label}", "filename": MASK.format(label),
+             "reader": reader, "date": date}  # fmt: skip
+    table = [{**dict.fromkeys(columns("review")), **fixed, **dict(zip(names, row, strict=True))}
+             for row in rows]  # fmt: skip
+    write_table(folder / f"sub-{label}_reader-{reader}_{date[:4]}.tsv", columns("review"), table)
+
+
+def test_counts_before_and_after_review_stand_in_the_group_table(read, blank):
+    """By hand: 1 accepted, 2 rejected, 3 (not counted) accepted, one missed: 2 before, 3 after."""
+    _, found, reviews = read
+    review(reviews, blank, "A", {1: "accept", 2: "reject", 3: "accept"}, missed=[MISSED])
+    write_group(found, reviews=reviews)
+    rows = read_table(found / "group_microbleeds.tsv")
+    assert (rows[0]["n_cmb"], rows[0]["n_cmb_reviewed"]) == ("2", "3")
+    assert [rows[0][f"n_{name}"] for name in ("accepted", "rejected", "added")] == ["2", "1", "1"]
+    assert rows[1]["n_cmb_reviewed"] is None
+    described = json.loads((found / "group_microbleeds.json").read_text())
+    assert list(described) == list(rows[0])
+    assert "<strong>3</strong> after" in (found / "group_microbleeds.html").read_text()
+
+
+def test_what_nobody_judged_stays_as_it_was_found(read, blank):
+    _, found, reviews = read
+    review(reviews, blank, "A", {2: "reject"})
+    write_group(found, reviews=reviews)
+    row = read_table(found / "group_microbleeds.tsv")[0]
+    assert (row["n_cmb_reviewed"], row["n_unjudged"]) == ("1", "2")
+
+
+def test_the_majority_decides_and_two_minds_are_unsure(read, blank):
+    _, found, reviews = read
+    review(reviews, blank, "A", {1: "accept", 2: "accept", 3: "reject"}, missed=[MISSED])
+    review(reviews, blank, "B", {1: "accept", 2: "reject", 3: "unsure"}, missed=[(13, 12, 24)])
+    review(reviews, blank, "C", {1: "reject", 3: "unsure"}, missed=[(50, 50, 5)])
+    judged = judge([1, 2, 3], read_reviews(reviews, found)[MASK.format("01")])
+    assert judged.verdicts == {1: "accept", 2: "unsure", 3: "unsure"}
+    middle = blank.world(np.array([12.5, 12, 24]))
+    assert judged.added == pytest.approx(np.array([middle]), abs=0.01)
+    assert judged.doubtful == pytest.approx(np.array([at((50, 50, 5), blank)]), abs=0.01)
+
+
+def test_two_readers_agree_as_counted_by_hand(read, blank):
+    """Of 5 common verdicts 4 alike; by chance 3/5 · 4/5 + 2/5 · 1/5 = 0.56: kappa 0.24 / 0.44.
+
+    Counts 2 and 3 against 2 and 2: between scans 0.25, between readers 0.25, rest 0.25, each with
+    one degree of freedom: ICC (0.25 - 0.25) / … = 0.
+    """
+    _, found, reviews = read
+    review(reviews, blank, "A", {1: "accept", 2: "reject", 3: "unsure"}, missed=[MISSED])
+    review(reviews, blank, "B", {1: "accept", 2: "accept", 3: "reject"})
+    review(
+        reviews, blank, "A", {1: "accept", 2: "accept", 3: "reject"}, label="02", missed=[MISSED]
+    )
+    review(reviews, blank, "B", {1: "accept", 2: "accept", 3: "reject"}, label="02")
+    (row,) = agreement_rows(found, read_reviews(reviews, found))
+    assert (row["n_scans"], row["n_lesions"], row["n_same"]) == (2, 5, 4)
+    assert row["kappa"] == pytest.approx((0.8 - 0.56) / 0.44, abs=1e-4)
+    assert (row["n_scans_whole"], row["icc"]) == (2, 0)
+
+
+def test_the_latest_table_of_a_reader_counts(read, blank):
+    _, found, reviews = read
+    review(reviews, blank, "A", {1: "reject"}, date="2027-01-01T00:00:00Z")
+    review(reviews, blank, "A", {1: "accept"}, missed=[MISSED])
+    (one,) = read_reviews(reviews, found)[MASK.format("01")]
+    assert one.verdicts == {1: "reject"}
+    assert not len(one.missed)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"verdict": "maybe"}, "line 2: a verdict must be one of accept, reject, unsure, missed"),
+        ({"x_mm": "left"}, "line 2: x_mm, y_mm and z_mm must be numbers"),
+        ({"x_mm": "nan"}, "line 2: x_mm, y_mm and z_mm must be numbers"),
+        ({"index": "-1"}, "line 2: the index of a lesion must be a whole number; found '-1'"),
+        ({"index": "9"}, "lesion 9 of .* is not there. Was the scan read again"),
+        ({"x_mm": "0"}, "lesion 1 of .* was reviewed at .* and lies at"),
+        ({"filename": "../../etc/passwd"}, "must be of a scan of .*; it has no"),
+        ({"reader": None}, "line 2 must name its reader and its scan"),
+    ],
+)
+def test_a_review_of_something_else_is_refused_in_a_sentence(read, blank, change, said):
+    _, found, reviews = read
+    review(reviews, blank, "A", {1: "accept"})
+    (path,) = reviews.glob("*.tsv")
+    rows = read_table(path)
+    write_table(path, rows[0], [{**rows[0], **change}])
+    with pytest.raises(ValueError, match=said):
+        write_group(found, reviews=reviews)
+
+
+def test_what_is_no_review_is_refused_in_a_sentence(read):
+    _, found, reviews = read
+    reviews.mkdir()
+    with pytest.raises(ValueError, match=r"reviews are tables .* found none"):
+        read_reviews(reviews, found)
+    (reviews / "a.tsv").write_text("a\tb\n1\t2\n")
+    with pytest.raises(ValueError, match=r"a review needs the columns .* found a, b"):
+        read_reviews(reviews, found)
+    (reviews / "a.tsv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="a review must be UTF-8 text"):
+        read_reviews(reviews, found)
+
+
+def test_reviews_become_a_truth_that_networks_can_learn_from(read, blank, tmp_path, capsys):
+    """Accepted and missed lesions are taught, unsure ones passed over, rejected ones mimics."""
+    raw, found, reviews = read
+    review(reviews, blank, "A", {1: "accept", 2: "reject", 3: "unsure", 0: "complete"},
+           missed=[MISSED])  # fmt: skip
+    review(reviews, blank, "A", {1: "accept"}, label="02")
+    truth = tmp_path / "truth"
+    assert main(["reviewed", str(found), str(reviews), str(raw), str(truth)]) == 0
+    assert "sub-02" in capsys.readouterr().err
+    (paths,) = find_cases(raw, truth)
+    labels = load_labels(paths.lesions).data
+    assert set(np.unique(labels)) == {0, 1, 2, 3}
+    grown = np.argwhere(labels == 3)
+    assert len(grown) == 25  # the dark square of 5 x 5 voxels, no more
+    assert grown.mean(axis=0) == pytest.approx(MISSED)
+    case = read_case(paths, Grid(axes="slices"))
+    assert (case.truth == LESION).sum() == 50
+    assert (case.truth == UNSURE).sum() == 25
+    assert [len(places) for places in case.centres["mimic"]] == [25]
+    rows = read_table(next((truth / "sub-01/anat").glob("*seg-CMB*.tsv")))
+    assert [row["certainty"] for row in rows] == ["definite", "possible", "definite"]
+
+
+def test_training_with_reviews_needs_the_results_they_speak_of(read, tmp_path, capsys):
+    raw, _, reviews = read
+    words = ["train", "ensemble-a", str(raw), str(tmp_path / "run"), "--reviews", str(reviews)]
+    assert main(words) == 1
+    assert "--reviews needs one dataset, no --validation" in capsys.readouterr().err
+
+
+def test_an_evaluation_tells_the_figures_before_and_after_review(read, blank, tmp_path):
+    """Truth: lesion 1 and the missed one. Found 1 and 2: one hit, one false alarm, one miss."""
+    _, found, reviews = read
+    review(reviews, blank, "A", {1: "accept", 2: "reject"}, missed=[MISSED])
+    truth = [dict(zip(("participant_id", "x_mm", "y_mm", "z_mm"), ("sub-01", *at(voxel, blank)),
+                      strict=True)) for voxel in (SPOTS[1], MISSED)]  # fmt: skip
+    write_table(tmp_path / "truth.tsv", truth[0], truth)
+    out = tmp_path / "result"
+    words = ["evaluate", str(found), str(tmp_path / "truth.tsv"), str(out), "--bootstrap", "0"]
+    assert main([*words, "--reviews", str(reviews)]) == 0
+    told = json.loads((out / "metrics.json").read_text())
+    assert told["figures"]["f1"]["value"] == 0.5
+    assert told["reviewed"]["figures"]["f1"] == 1
+    (row,) = read_table(out / REVIEWS)
+    assert (row["true"], row["found"], row["after"], row["n_added"]) == ("2", "2", "2", "1")
+    assert "After review" in (out / "evaluation.html").read_text()

@@ -1,0 +1,68 @@
+"""The scan that an interactive page carries: the same places, small enough, no lesion lost."""
+
+import base64
+import hashlib
+import json
+import re
+from importlib import resources
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_cmb import view
+from bids_cmb.view import write_view, write_viewer
+from bids_cmb.volume import Volume
+
+
+@pytest.fixture
+def scan(blank, rng):
+    """An oblique, flipped, anisotropic scan with one dark voxel that is a lesion."""
+    data = rng.normal(100, 1, blank.shape).astype(np.float32)
+    brain, labels = np.zeros(blank.shape, bool), np.zeros(blank.shape, np.uint16)
+    brain[8:-8, 8:-8, 4:-4] = True
+    data[21, 33, 15], labels[21, 33, 15] = 5, 1
+    place = blank.world(np.array([21, 33, 15]))
+    row = {"index": "1", **dict(zip(("x_mm", "y_mm", "z_mm"), map(str, place), strict=True))}
+    return *(Volume(part, blank.affine) for part in (data, brain, labels)), [row], place
+
+
+def unpacked(path, tmp_path):
+    """What the page gets, as nibabel reads it."""
+    text = path.read_text()
+    parts = json.loads(re.fullmatch(r"window\.bids_cmb_view=(.*);\n", text)[1])
+    found = {}
+    for name, coded in parts.items():
+        file = tmp_path / f"{name}.nii.gz"
+        file.write_bytes(base64.b64decode(coded))
+        found[name] = nib.load(file)
+    return found
+
+
+@pytest.mark.parametrize("most", [10**7, 2000])
+def test_a_dark_lesion_lies_where_it_lay_and_is_marked_on_finer_and_coarser_grids(
+    scan, tmp_path, monkeypatch, most
+):
+    monkeypatch.setattr(view, "MOST_VOXELS", most)
+    *volumes, rows, place = scan
+    write_view(tmp_path / "view.js", *volumes, rows)
+    image, marks = unpacked(tmp_path / "view.js", tmp_path).values()
+    assert image.get_data_dtype() == np.uint8
+    assert np.prod(image.shape) <= most
+    assert image.shape == marks.shape
+    at = np.rint(nib.affines.apply_affine(np.linalg.inv(image.affine), place)).astype(int)
+    grey = np.asarray(image.dataobj)
+    assert np.asarray(marks.dataobj)[tuple(at)] == 1
+    assert grey[tuple(at)] == grey.min() or most < 10**7
+    assert np.median(grey) > 200
+
+
+def test_the_viewer_is_the_one_that_was_named_and_its_licence_lies_beside_it(tmp_path):
+    write_viewer(tmp_path)
+    home = tmp_path / "code" / "niivue"
+    digest = hashlib.sha256((home / "niivue.umd.js").read_bytes()).hexdigest()
+    assert digest in resources.files("bids_cmb").joinpath("data/viewer/README.md").read_text()
+    assert "BSD 2-Clause License" in (home / "LICENSE").read_text()
+    written = (home / "niivue.umd.js").stat().st_mtime_ns
+    write_viewer(tmp_path)
+    assert (home / "niivue.umd.js").stat().st_mtime_ns == written

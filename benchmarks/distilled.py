@@ -1,14 +1,14 @@
 """What the parts of the detector `distilled` are worth: one truth, one set of spots, many judges.
 
     python benchmarks/distilled.py RESULT.json CANDIDATES.json DATA [DATA ...] \
-        --judge student=S.json teacher=T.json alone=A.json [--without-symmetry alone-plain=P.json]
+        --judge student=S.json teacher=T.json alone=A.json [--without-symmetry]
 
 CANDIDATES and the judges are entries that training has written, their weights beside. Each DATA is
-a simulated dataset with its truth. The candidate network sees a scan once (and once more with the
-symmetry channel set to 0, if judges are asked without it); every judge is asked about the same
-spots, and `candidates` takes the candidate network's own highest chance. `spots` says how many
-there are, and what part of the microbleeds has one. Figures at each threshold as in
-``operating_points.py``, by the VALDO rule. Never to be run on scans that anything was trained on.
+a simulated dataset with its truth. The candidate network sees a scan once; every judge is asked
+about the same spots, and `candidates` takes the candidate network's own highest chance. `spots`
+says how many there are per scan. Networks that learnt without the symmetry channel are measured
+without it. Figures at each threshold as in ``operating_points.py``, by the VALDO rule. Never to be
+run on scans that anything was trained on.
 """
 
 import argparse
@@ -34,20 +34,19 @@ def main() -> None:
     asked = arguments()
     set_threads(asked.threads)
     find, grid = network(asked.candidates)
-    judges = {False: asked_of(asked.judge), True: asked_of(asked.without_symmetry)}
+    judges = asked_of(asked.judge)
     pairs = [pair for data in asked.data for pair in with_truth(data)][: asked.first]
     rows = []
     for at, (paths, truth) in enumerate(pairs, start=1):
         print(f"\r{at} of {len(pairs)}", end="", file=sys.stderr, flush=True)
-        for plain in (False, True):
-            if judges[plain] or not plain:
-                rows += measured(paths, truth, asked, find, grid, judges[plain], plain=plain)
+        rows += measured(paths, truth, asked, find, grid, judges)
     print(file=sys.stderr)
     names = sorted({row["members"] for row in rows})
     report = {
         "scans": len(pairs),
         "data": [data.name for data in asked.data],
         "candidate_threshold": asked.threshold,
+        "symmetry": not asked.without_symmetry,
         "spots": {name: spots_of(rows, name, len(pairs)) for name in names},
         "judges": {name: summed(rows, name, len(pairs)) for name in names},
     }
@@ -65,9 +64,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("candidates", type=Path, help="entry of the candidate network")
     parser.add_argument("data", type=Path, nargs="+", help="simulated datasets")
     parser.add_argument("--judge", nargs="+", default=[], metavar="NAME=JSON")
-    parser.add_argument("--without-symmetry", nargs="+", default=[], metavar="NAME=JSON")
-    parser.add_argument("--threshold", type=float, default=0.2, help="of spots (default: 0.2)")
-    parser.add_argument("--most", type=int, default=400, help="spots (default: 400)")
+    parser.add_argument("--without-symmetry", action="store_true", help="that channel is 0")
+    parser.add_argument("--threshold", type=float, default=0.05, help="of spots (default: 0.05)")
+    parser.add_argument("--most", type=int, default=300, help="spots (default: 300)")
     parser.add_argument("--first", type=int, help="so many scans only")
     parser.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
     return parser.parse_args()
@@ -96,12 +95,12 @@ def kinds(said: np.ndarray) -> np.ndarray:
 
 def measured(
     paths: cases.Paths, truth: Marks, asked: argparse.Namespace, find: Callable, grid: Grid,
-    judges: dict[str, Callable], *, plain: bool,
+    judges: dict[str, Callable],
 ) -> Iterator[dict]:  # fmt: skip
     """Hits, misses and false alarms of each judge at each threshold, on one scan."""
     image, brain = cases.read_scan(paths)
     seen = look(preprocess(image, brain, grid))
-    if plain:
+    if asked.without_symmetry:
         seen = Seen(seen.channels * np.array([1, 0], np.float32), seen.brain)
     spots = find_spots(candidate_chance(find, seen), threshold=asked.threshold, most=asked.most)
     chances = {name: judged(ask, seen.channels, spots) for name, ask in judges.items()}
@@ -110,7 +109,7 @@ def measured(
         chance = np.where(brain.data, painted(spots, said, seen.brain, image).data, 0)
         for threshold, cut in cuts(chance, image, MIN_VOLUME_MM3):
             yield {
-                "members": f"{name} without symmetry" if plain else name,
+                "members": name,
                 "threshold": threshold,
                 "spots": len(spots),
                 **counted(*cut, truth),

@@ -24,7 +24,8 @@ SIDE = 24  # voxels of the student's patch, along each axis
 FLUID = 2.0  # brain medians: what is as bright or brighter has no darkness
 STRONGEST = 99.9  # percentile of the brain's symmetry that becomes 1
 MULTIPLE = (4, 4, 4)  # voxels that the sides of an image for the candidate network must divide by
-MOST_VOXELS = 2_500_000  # at once, for the candidate network: about 1 GB
+MOST_VOXELS = 1_250_000  # at once, for the candidate network: with the overlap about 1 GB
+OVERLAP = 16  # voxels of its slabs: what lies further off does not reach its answer
 SHARE = 0.25  # of a voxel of the scan that a spot must fill
 AT_ONCE = 64  # patches
 
@@ -138,7 +139,7 @@ def candidate_chance(ask: Ask, seen: Seen) -> np.ndarray:
 
     odd = -np.array(seen.brain.shape) % MULTIPLE
     padded = np.pad(seen.channels, [*((0, more) for more in odd), (0, 0)])
-    found = in_slabs(chance, MULTIPLE, padded, MOST_VOXELS)
+    found = in_slabs(chance, MULTIPLE, padded, MOST_VOXELS, OVERLAP)
     kept = found[tuple(map(slice, seen.brain.shape))]
     return np.where(seen.brain.data, kept, 0).astype(np.float32)
 

@@ -226,15 +226,17 @@ def set_threads(count: int) -> None:
 
 
 def in_slabs(
-    run: Callable, multiple: Sequence[int], image: np.ndarray, most: int | None = None
-) -> np.ndarray:
+    run: Callable, multiple: Sequence[int], image: np.ndarray, most: int | None = None,
+    overlap: int | None = None,
+) -> np.ndarray:  # fmt: skip
     """The answer, slab by slab along the longest axis where the whole is too large.
 
     Args:
         run: From (1, X, Y, Z, C) to an answer whose first three axes are X, Y and Z.
         multiple: What the sides of a slab must be multiples of.
         image: (X, Y, Z) or (X, Y, Z, C).
-        most: Voxels at once; `MOST_VOXELS` without.
+        most: Voxels at once, overlap aside; `MOST_VOXELS` without.
+        overlap: Voxels that a slab is shown beyond either end; `HALO` without.
     """
     image = image[..., None] if image.ndim == 3 else image
     axis = int(np.argmax(image.shape[:3]))
@@ -243,7 +245,7 @@ def in_slabs(
     if pieces == 1:
         return run(image[None])
     size = -(-length // (pieces * step)) * step
-    halo = -(-HALO // step) * step
+    halo = -(-(HALO if overlap is None else overlap) // step) * step
     parts = []
     for start in range(0, length, size):
         low, high = max(0, start - halo), min(length, start + size + halo)

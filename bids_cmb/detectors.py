@@ -17,6 +17,7 @@ from scipy.special import expit, logit
 from bids_cmb.candidates import Candidate, find_candidates
 from bids_cmb.cards import card, members_of, weights_file
 from bids_cmb.cascade import cascade
+from bids_cmb.distilled import distilled
 from bids_cmb.evidence import Evidence, together
 from bids_cmb.gated import gated
 from bids_cmb.networks import Models, Network, answer, give_back, load_network
@@ -224,5 +225,6 @@ def _chance(candidate: Candidate, gates: list[dict]) -> float:
 _FUNCTIONS = {"radial": radial}
 DESIGNS: dict[str, Callable[[Volume, Volume, dict, Models], tuple[Volume, Evidence]]] = {
     "cascade": cascade,
+    "distilled": distilled,
     "gated": gated,
 }

@@ -41,6 +41,9 @@ BUILDERS = {  # each a function of that name in the module
     "cnn3d": "bids_cmb.models.cnn3d",
     "resnet_gate": "bids_cmb.models.gate",
     "resunet": "bids_cmb.models.resunet",
+    "cdet": "bids_cmb.models.cdet",
+    "cdisc_teacher": "bids_cmb.models.cdisc",
+    "cdisc_student": "bids_cmb.models.cdisc",
 }
 LOADING = RLock()  # one at a time, whichever thread asks: libraries, networks
 STEPS = 255  # of a probability that is kept in 8 bits
@@ -222,20 +225,32 @@ def set_threads(count: int) -> None:
         threading.set_inter_op_parallelism_threads(1)
 
 
-def _in_slabs(run: Callable, multiple: Sequence[int], image: np.ndarray) -> np.ndarray:
-    """The answer, slab by slab along the longest axis where the whole is too large."""
-    axis = int(np.argmax(image.shape))
+def in_slabs(
+    run: Callable, multiple: Sequence[int], image: np.ndarray, most: int | None = None,
+    overlap: int | None = None,
+) -> np.ndarray:  # fmt: skip
+    """The answer, slab by slab along the longest axis where the whole is too large.
+
+    Args:
+        run: From (1, X, Y, Z, C) to an answer whose first three axes are X, Y and Z.
+        multiple: What the sides of a slab must be multiples of.
+        image: (X, Y, Z) or (X, Y, Z, C).
+        most: Voxels at once, overlap aside; `MOST_VOXELS` without.
+        overlap: Voxels that a slab is shown beyond either end; `HALO` without.
+    """
+    image = image[..., None] if image.ndim == 3 else image
+    axis = int(np.argmax(image.shape[:3]))
     step, length = multiple[axis], image.shape[axis]
-    pieces = -(-image.size // MOST_VOXELS)
+    pieces = -(-int(np.prod(image.shape[:3])) // (most or MOST_VOXELS))
     if pieces == 1:
-        return run(image[None, ..., None])
+        return run(image[None])
     size = -(-length // (pieces * step)) * step
-    halo = -(-HALO // step) * step
+    halo = -(-(HALO if overlap is None else overlap) // step) * step
     parts = []
     for start in range(0, length, size):
         low, high = max(0, start - halo), min(length, start + size + halo)
         slab = np.take(image, range(low, high), axis)
-        found = run(np.ascontiguousarray(slab)[None, ..., None])
+        found = run(np.ascontiguousarray(slab)[None])
         parts.append(np.take(found, range(start - low, min(start + size, length) - low), axis))
     return np.concatenate(parts, axis)
 
@@ -273,6 +288,8 @@ def _patcher(said: str, path: Path, precision: str) -> Callable:
         said = model(images, training=False)
         return tf.nest.map_structure(lambda one: tf.cast(one, tf.float32), said)
 
+    run.get_concrete_function()  # traced now: two threads that trace at once spoil each other
+
     def ask(images: np.ndarray):
         return tf.nest.map_structure(lambda one: one.numpy(), run(tf.constant(images, tf.float32)))
 
@@ -292,7 +309,7 @@ def _unet(member: Mapping, path: Path, precision: str):
     multiple = (shared, shared, shared // 2 ** arguments.get("flat", 0))
     _guard(model, multiple, path, precision)
     graph = _graph(model, member)
-    return lambda image, _: _in_slabs(graph, multiple, image), multiple
+    return lambda image, _: in_slabs(graph, multiple, image), multiple
 
 
 def _shiva(member: Mapping, path: Path, precision: str):
@@ -330,7 +347,7 @@ def folded(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             ``moving_variance``.
 
     Returns:
-        ``x/kernel`` and ``x/bias``; all else as it was.
+        ``x/kernel`` and ``x/bias``; all else as it was. A bias that was there counts.
     """
     made = {name: array for name, array in arrays.items() if "_norm/" not in name}
     for name in arrays:
@@ -343,7 +360,7 @@ def folded(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         )
         scale = gamma / np.sqrt(variance + NORM_EPSILON)
         made[f"{layer}/kernel"] = arrays[f"{layer}/kernel"] * scale
-        made[f"{layer}/bias"] = beta - mean * scale
+        made[f"{layer}/bias"] = beta + (arrays.get(f"{layer}/bias", 0) - mean) * scale
     return made
 
 

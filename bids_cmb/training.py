@@ -17,7 +17,16 @@ import numpy as np
 
 from bids_cmb import __version__, cases
 from bids_cmb.files import write_text
-from bids_cmb.lessons import anatomy, boxes, gate, lesions, patches, slices
+from bids_cmb.lessons import (
+    anatomy,
+    boxes,
+    candidates,
+    discrimination,
+    gate,
+    lesions,
+    patches,
+    slices,
+)
 from bids_cmb.lessons.task import Batch, Recipe, Sources, Teach
 from bids_cmb.networks import builder, device
 from bids_cmb.provenance import machine, software
@@ -31,6 +40,9 @@ TASKS = {
     "patches": patches.TASK,
     "gate": gate.TASK,
     "slices": slices.TASK,
+    "candidates": candidates.TASK,
+    "teacher": discrimination.TEACHER,
+    "student": discrimination.STUDENT,
 }
 VALIDATION_STEPS = 24
 EXAMPLES = 40  # patches of the validation, of which the report shows those with most to see
@@ -159,6 +171,8 @@ def train(recipe: Recipe, material: Material, out: Path, *, say: Say = lambda _:
     )
     if best.exists():
         network.load_weights(best)
+    lessons.epoch = recipe.epochs  # none that was trained on comes again
+    settle(network, lambda at: lessons[at][0], recipe.settle)
     curves = [[float(cell) for cell in line.split()] for line in _lines(out / "curves.tsv")]
     draw_report(out / "report.png", recipe.name, curves, _examples(network, judged, recipe))
     minutes = (time.monotonic() - began) / 60
@@ -208,6 +222,18 @@ def build(recipe: Recipe) -> keras.Model:
 
 def _arguments(recipe: Recipe) -> dict:
     return recipe.arguments | TASKS[recipe.task].arguments(recipe)
+
+
+def settle(network: keras.Model, images: Callable[[int], np.ndarray], batches: int) -> None:
+    """Measure what normalisations divide by anew, as the mean over so many batches of images."""
+    norms = [one for one in network.layers if isinstance(one, keras.layers.BatchNormalization)]
+    before = [norm.momentum for norm in norms]
+    for at in range(batches):
+        for norm in norms:
+            norm.momentum = at / (at + 1)
+        network(images(at), training=True)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
 
 
 def precision() -> str:

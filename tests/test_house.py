@@ -18,7 +18,7 @@ FLOORS = [  # from the ground up; a folder is one room
     | {"physics", "tissues", "protocols", "preprocessing", "networks", "given", "registration"}
     | {"growing", "reckoning"},
     {"boxes"},
-    {"cascade", "gated"},  # designs of detectors
+    {"cascade", "distilled", "gated"},  # designs of detectors
     {
         "detectors",
         "derivatives",

@@ -67,6 +67,19 @@ def test_one_step_moves_every_weight(recipe, rng):
         assert (keras.ops.convert_to_numpy(one.value) != was).any(), one.path
 
 
+def test_normalisations_are_measured_anew_as_the_mean_over_batches(recipe, rng):
+    network = build(recipe)
+    batches = rng.random((3, 2, 8, 8, 8, 1), np.float32)
+    first = network.get_layer("down0_first_norm")
+    seen = keras.Model(network.input, network.get_layer("down0_first").output)(
+        batches.reshape(6, 8, 8, 8, 1)
+    )
+    training.settle(network, lambda at: batches[at], 3)
+    mean = np.asarray(seen, np.float32).mean(axis=(0, 1, 2, 3))
+    np.testing.assert_allclose(np.asarray(first.moving_mean), mean, atol=1e-4)
+    assert first.momentum == 0.98
+
+
 def test_training_that_was_interrupted_ends_like_one_that_was_not(data, recipe, tmp_path):
     def fails(said):
         if said.startswith("epoch 1"):

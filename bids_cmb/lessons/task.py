@@ -31,6 +31,8 @@ class Recipe:
         decay: Of the weights.
         ema: Momentum of the averaged weights, which are those that are kept.
         patience: Epochs without a better validation after which training ends.
+        settle: Batches after training, over which the normalisations are measured anew, under
+            the weights that are kept.
         drawing: How patches are drawn; what it holds is the task's own affair.
         loss: Arguments of the loss.
         patch: For anatomy: voxels of a part of a head.
@@ -52,6 +54,7 @@ class Recipe:
     decay: float
     ema: float
     patience: int = 8
+    settle: int = 0
     drawing: dict | None = None
     loss: dict | None = None
     patch: tuple[int, ...] = ()

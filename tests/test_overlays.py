@@ -63,7 +63,7 @@ def test_a_box_encloses_the_dark_ball_in_all_three_planes(spotted, tmp_path):
     image, labels, centre = spotted
     output, lesion = output_in(tmp_path), row(centre + [1.1, -0.7, 0.4])
     evidence = evidence_rows(Evidence(boxes=(box(centre),)))
-    draw(output, image, brain(), labels, [lesion], evidence=evidence)
+    draw(output, image, brain(), labels, [lesion], look=("cascade", Grid()), evidence=evidence)
     figures, stem = figures_of(output.folder, "01"), stem_of(output.mask())
     told = read_json(figures / f"{stem}_overview.json")["boxes"]["1"]
     picture = np.asarray(Image.open(figures / f"{stem}_lesion-001.png").convert("L"), float)

@@ -207,8 +207,8 @@ def _add_finding(add: Callable) -> None:
         "--detector",
         nargs="+",
         metavar="NAME",
-        help="one, or several to average: ensemble (default), cascade, distilled, gated, radial, or "
-        "a card of --models",
+        help="one, or several to average: ensemble (default), cascade, distilled, gated, radial, "
+        "or a card of --models",
     )
     add("--folds", nargs="+", metavar="NAME", help="only these members of an ensemble")
     add("--models", type=Path, metavar="DIR", help="your model cards and weights, looked at first")

@@ -59,7 +59,7 @@ def _settled(mask: Path, reviews: Sequence[Review]) -> Settled:
     rows = read_table(lesion_table_of(mask))
     judged = judge([int(row["index"]) for row in rows], reviews)
     left = standing(rows, judged)
-    spots = [_listed(row) for row in left] + _added(mask, judged.added)
+    spots = [listed(row) for row in left] + _added(mask, judged.added)
     places = [tuple(float(row[axis]) for axis in MNI) for row in left if has_place(row)]
     counts = {"n_cmb": len(spots), **whereabouts(spots)}
     return Settled(counts, places + _in_mni(mask, judged.added))
@@ -70,7 +70,8 @@ def has_place(row: Mapping) -> bool:
     return None not in [row.get(axis) for axis in MNI]
 
 
-def _listed(row: Mapping) -> Spot:
+def listed(row: Mapping) -> Spot:
+    """Where a row of the lesion table lies."""
     leans = row.get("mars_side")
     left = None if leans is None else leans == "left"
     return Spot(row.get("side"), left, row.get("territory"), row.get("mars_region"))

@@ -7,9 +7,18 @@ import numpy as np
 import pytest
 
 from bids_cmb.cli import main
-from bids_cmb.derivatives import columns, counts, mars_columns, read_table
+from bids_cmb.derivatives import (
+    columns,
+    counts,
+    lesion_row,
+    mars_columns,
+    read_table,
+    whereabouts,
+    write_table,
+)
 from bids_cmb.lesions import Lesion
 from bids_cmb.mars import by_label, names
+from bids_cmb.settled import listed
 from bids_cmb.volume import Volume, save
 
 LESION = Lesion(
@@ -31,6 +40,20 @@ def test_every_column_of_a_region_is_described():
         name for name in described if name.endswith(("_left", "_right"))
     ]
     assert len(mars_columns()) == 26
+
+
+def test_the_lesion_table_alone_gives_the_same_counts_by_region(tmp_path, rng):
+    """Also on the midline, where the table's side is neither left nor right."""
+    lesions = [
+        replace(lesion(region, side), side=str(rng.choice([side, "midline"])))
+        for region, side in zip(
+            rng.choice(names(), 60), rng.choice(["left", "right"], 60), strict=True
+        )
+    ]
+    write_table(tmp_path / "a.tsv", columns("lesion"), [lesion_row(one) for one in lesions])
+    found = whereabouts([listed(row) for row in read_table(tmp_path / "a.tsv")])
+    assert found == {name: counts(lesions)[name] for name in found}
+    assert len(found) == 5 + len(mars_columns())
 
 
 def test_regions_add_up_to_territories_and_to_all(rng):

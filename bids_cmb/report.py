@@ -162,6 +162,31 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
     }
 
 
+def _gate(strip: Mapping) -> dict:
+    """A gate's strip as bars of SVG, 300 wide and 100 high: each slice's, and which lesions it has.
+
+    A lesion stands at the slice that is nearest to it.
+    """
+    places = [at for at, _ in strip["slices"]]
+    wide = (max(places) - min(places)) / max(1, len(places) - 1) or 1.0
+    unit = 300 / (max(places) - min(places) + wide)
+    bars = [
+        {
+            "x": round((at - min(places)) * unit, 2),
+            "width": round(0.9 * wide * unit, 2),
+            "height": round(100 * chance, 1),
+            "chance": chance,
+            "open": chance >= strip["threshold"],
+            "lesions": [],
+        }
+        for at, chance in strip["slices"]
+    ]
+    for index, place in strip["lesions"]:
+        nearest = min(range(len(places)), key=lambda at: abs(places[at] - place))
+        bars[nearest]["lesions"].append(index)
+    return {**strip, "bars": bars, "opened": sum(bar["open"] for bar in bars)}
+
+
 @dataclass(frozen=True)
 class Cohort:
     """What the cohort's page tells.
@@ -200,31 +225,6 @@ def _histogram(shares: list[float]) -> dict[str, str]:
         "own": " ".join(["0,100", *points(shares), "300,100"]),
         "band": " ".join([*points(band["95"]), *points(band["5"])[::-1]]),
     }
-
-
-def _gate(strip: Mapping) -> dict:
-    """A gate's strip as bars of SVG, 300 wide and 100 high: each slice's, and which lesions it has.
-
-    A lesion stands at the slice that is nearest to it.
-    """
-    places = [at for at, _ in strip["slices"]]
-    wide = (max(places) - min(places)) / max(1, len(places) - 1) or 1.0
-    unit = 300 / (max(places) - min(places) + wide)
-    bars = [
-        {
-            "x": round((at - min(places)) * unit, 2),
-            "width": round(0.9 * wide * unit, 2),
-            "height": round(100 * chance, 1),
-            "chance": chance,
-            "open": chance >= strip["threshold"],
-            "lesions": [],
-        }
-        for at, chance in strip["slices"]
-    ]
-    for index, place in strip["lesions"]:
-        nearest = min(range(len(places)), key=lambda at: abs(places[at] - place))
-        bars[nearest]["lesions"].append(index)
-    return {**strip, "bars": bars, "opened": sum(bar["open"] for bar in bars)}
 
 
 def write_group_page(folder: Path, cohort: Cohort, picture: str, after: str = "") -> None:

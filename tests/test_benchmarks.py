@@ -5,12 +5,14 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from bids_cmb.laws import law
 from bids_cmb.marks import POSITION, Marks
 from bids_cmb.protocols import presets
+from bids_cmb.volume import Volume
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -83,3 +85,22 @@ def test_an_ideal_reader_accepts_what_is_true_and_marks_what_is_missed(monkeypat
         "complete",
     ]
     assert [lines[3][axis] for axis in POSITION] == [60, 0, 0]
+
+
+def test_detectors_agree_where_lesions_touch_or_lie_near_and_nowhere_else(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    fusion = importlib.import_module("fusion")
+    grid = Volume(np.zeros((60, 20, 8), np.float32), np.diag([-1.0, 1, 2, 1]))
+    maps = np.zeros((3, 60, 20, 8), np.float32)
+    maps[0, 4:14, 5, 4], maps[1, 12:20, 5, 4] = 0.9, 0.5  # share voxels, centres 7 mm apart
+    maps[0, 30, 5, 4], maps[2, 30, 7, 4] = 0.8, 0.6  # 2 mm apart
+    maps[1, 45, 5, 4], maps[2, 45, 5, 6] = 0.7, 0.7  # 4 mm apart
+    maps[0, 55, 15, 4] = 0.2  # below the threshold
+    cuts = [fusion.lesions(chance, grid, 0.3, 1.0) for chance in maps]
+    size, centres, tops = fusion.agreed(cuts)
+    found = sorted(
+        zip(size.tolist(), (-centres[:, 0]).round(2).tolist(), tops.round(3).tolist(), strict=True)
+    )
+    assert found == [(1, 45.0, 0.7), (1, 45.0, 0.7), (2, 12.0, 0.7), (2, 30.0, 0.7)]
+    size, _, _ = fusion.agreed([fusion.lesions(maps[0] * 0, grid, 0.3, 1.0)] * 2)
+    assert len(size) == 0

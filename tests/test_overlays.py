@@ -155,7 +155,9 @@ def test_what_detectors_leave_behind_is_kept_drawn_and_drawn_again(head):
     page = output.folder / "sub-01.html"
     text = page.read_text()
     assert text.count("mm by boxer: confidence 0.75, chance 0.875") >= 3
-    assert text.count('<rect class="open"') == len(left.openings)
+    assert text.count('<rect class="open') == len(left.openings)
+    marked = text.count('<rect class="open holds"')
+    assert 1 <= marked <= len(read_table(output.labels(".tsv")))
     pictures = {path: path.read_bytes() for path in page.parent.rglob("figures/*")}
     page.unlink()
     report_again(output.scan, config)

@@ -36,6 +36,7 @@ FIGURES = {
     "fp_per_scan": "false per scan",
     "best_f1": "best F1",
 }
+COSTS = {"processor_seconds": "processor seconds", "gb": "GB"}
 
 
 def main() -> None:
@@ -104,7 +105,7 @@ def machine() -> str:
 
 def overall(detectors: list[str]) -> list[str]:
     """Rows of detectors by the two sets of scans, as Markdown."""
-    heads = ["detector", "parameters", *FIGURES.values(), "seconds", "GB"]
+    heads = ["detector", "parameters", *FIGURES.values(), *COSTS.values()]
     costs = (read_json(COST) or {"runs": []})["runs"]
     lines = []
     for name, words in SETS.items():
@@ -115,7 +116,7 @@ def overall(detectors: list[str]) -> list[str]:
                 continue
             said = [interval(found["rules"]["valdo"][figure]) for figure in FIGURES]
             runs = [run for run in costs if run["detector"] == detector]
-            spans = [span([run[key] for run in runs]) for key in ("seconds", "gb")]
+            spans = [span([run[key] for run in runs]) for key in COSTS]
             size = f"{parameters(detector):,}".replace(",", " ")
             lines.append(row([f"`{detector}`", size, *said, *spans]))
         lines.append("")

@@ -32,7 +32,18 @@ DETECTOR = "ensemble"
 BEFORE, TRUTH, REVIEWS = "as it came", "fine-tuned on the truth", "fine-tuned on reviews"
 LOWEST = 0.1  # of the runs that are counted: as far down as the FROC reaches
 READER, DATE = "Ideal", "2026-01-01T00:00:00Z"
-FIGURES = ("sensitivity", "fp_per_scan", "precision", "f1", "best_f1", "best_f1_fp_per_scan")
+FIGURES = (
+    *("sensitivity", "fp_per_scan", "precision", "f1", "best_f1", "best_f1_fp_per_scan"),
+    *(f"sensitivity_at_{rate}_fp" for rate in (2, 4, 8)),
+)
+SHOWN = (
+    "sensitivity",
+    "fp_per_scan",
+    "f1",
+    "sensitivity_at_2_fp",
+    "sensitivity_at_4_fp",
+    "best_f1",
+)
 
 
 def main() -> None:
@@ -184,7 +195,7 @@ def show(results: dict) -> None:
     for name, of in results.items():
         cells = [
             f"{of[key]['value']:.2f} ({of[key]['low']:.2f} to {of[key]['high']:.2f})"
-            for key in ("sensitivity", "fp_per_scan", "f1", "best_f1")
+            for key in SHOWN
         ]
         at = of["sensitivity_at_false_alarms_before"]
         print(f"| {name} | {' | '.join(cells)} | {at:.2f} |")

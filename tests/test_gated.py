@@ -60,6 +60,7 @@ def network(request, rng):
         "bottleneck gate": (resnet_gate, {**SMALL_GATE, "bottleneck": True}),
         "resunet": (resunet, SMALL_UNET),
     }[request.param]
+    keras.utils.set_random_seed(5)
     return builder.__name__, arguments, shaken(builder(**arguments), rng)
 
 

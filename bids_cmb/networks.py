@@ -410,6 +410,7 @@ def _graph(model, member: Mapping) -> Callable[[np.ndarray], np.ndarray]:
         side = tf.sigmoid(logits[..., -1:])
         return tf.concat([_in_steps(tf, chances), _in_steps(tf, side)], axis=-1)
 
+    run.get_concrete_function()  # traced now: two threads that trace at once spoil each other
     return lambda image: run(tf.constant(image, tf.float32)).numpy()
 
 

@@ -59,7 +59,7 @@ def main() -> None:
     }
     detectors = {BEFORE: bundled}
     for name, how in ways.items():
-        folder = work / name.split()[-1]
+        folder = work / f"on-{name.split()[-1]}"
         detectors[name] = tuned(asked, how, folder)
     results = {}
     for name, detector in detectors.items():

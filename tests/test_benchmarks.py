@@ -104,3 +104,14 @@ def test_detectors_agree_where_lesions_touch_or_lie_near_and_nowhere_else(monkey
     assert found == [(1, 45.0, 0.7), (1, 45.0, 0.7), (2, 12.0, 0.7), (2, 30.0, 0.7)]
     size, _, _ = fusion.agreed([fusion.lesions(maps[0] * 0, grid, 0.3, 1.0)] * 2)
     assert len(size) == 0
+
+
+def test_figures_of_two_runs_are_those_one_counts_by_hand(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    paired = importlib.import_module("paired")
+    one = paired.Seen(np.array([0.9, 0.6]), np.array([0.8, 0.3]), 3)
+    other = paired.Seen(np.array([0.7]), np.array([]), 1)
+    assert paired.sensitivity_at([one, other], 0.5) == 3 / 4  # 0.8 may pass, 0.3 may not
+    assert paired.sensitivity_at([one, other], 0) == 1 / 4  # above 0.8
+    assert paired.best_f1([one, other]) == pytest.approx(2 * 3 / (3 + 1 + 4))
+    assert paired.best_f1([paired.Seen(np.array([]), np.array([]), 0)]) == 0

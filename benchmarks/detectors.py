@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.cards import card, weights_file
-from bids_cmb.derivatives import read_json, write_json
-from bids_cmb.provenance import software
+from bids_cmb.files import read_json, write_json
+from bids_cmb.provenance import machine, software
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -96,11 +96,6 @@ def taken(bids_dir: Path, participant: str, detector: str) -> dict:
         "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
         "gb": round(used.ru_maxrss / 2**20, 2),
     }
-
-
-def machine() -> str:
-    """The processors this process may use."""
-    return f"{len(os.sched_getaffinity(0))} cores, no GPU"
 
 
 def overall(detectors: list[str]) -> list[str]:

@@ -21,8 +21,9 @@ from detection import cpu, plain
 from scipy.spatial.distance import cdist
 
 from bids_cmb.cards import card
-from bids_cmb.derivatives import columns, lesion_table_of, read_table, write_json, write_table
+from bids_cmb.derivatives import columns, lesion_table_of, read_table, write_table
 from bids_cmb.evaluation import Asked, Evaluation, measure
+from bids_cmb.files import write_json
 from bids_cmb.marks import POSITION, Marks, read_marks
 from bids_cmb.matching import match_sure_first, match_valdo
 from bids_cmb.provenance import software
@@ -59,7 +60,7 @@ def main() -> None:
     }
     detectors = {BEFORE: bundled}
     for name, how in ways.items():
-        folder = work / f"on-{name.split()[-1]}"
+        folder = trained(work, name)
         detectors[name] = tuned(asked, how, folder)
     results = {}
     for name, detector in detectors.items():
@@ -84,6 +85,11 @@ def main() -> None:
     }
     write_json(asked.result, report)
     show(report["results"])
+
+
+def trained(work: Path, name: str) -> Path:
+    """Where a training goes, apart from the reviews that it may learn from."""
+    return work / f"on-{name.rsplit(maxsplit=1)[-1]}"
 
 
 def arguments() -> argparse.Namespace:
@@ -172,7 +178,7 @@ def verdicts(rows: Sequence[dict], true: Marks) -> list[dict]:
 
 def learnt_from(work: Path, said: dict[str, int]) -> dict:
     """What the two trainings were told, and the verdicts."""
-    entries = {name: next((work / name.split()[-1]).glob(f"{DETECTOR}-?.json"))
+    entries = {name: next(trained(work, name).glob(f"{DETECTOR}-?.json"))
                for name in (TRUTH, REVIEWS)}  # fmt: skip
     told = {name: json.loads(path.read_text()) for name, path in entries.items()}
     return {"verdicts": said} | {name: one["training"]["data"] for name, one in told.items()}

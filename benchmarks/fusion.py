@@ -25,7 +25,6 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import from_matvec
 from operating_points import THRESHOLDS, counted, cuts, summed, with_truth
 from scipy import ndimage, sparse
 from scipy.sparse.csgraph import connected_components
@@ -36,7 +35,8 @@ from bids_cmb.detectors import detect
 from bids_cmb.lesions import TOUCHING
 from bids_cmb.marks import Marks
 from bids_cmb.networks import set_threads
-from bids_cmb.volume import Volume, load, load_labels
+from bids_cmb.preprocessing import bounds
+from bids_cmb.volume import Volume, boxed, load, load_labels
 
 NEAR_MM = 2.5
 LOW = 0.3
@@ -149,9 +149,9 @@ def measured(paths: Paths, truth: Marks, asked: argparse.Namespace) -> list[dict
 def cropped(maps: dict[str, np.ndarray], image: Volume) -> tuple[dict[str, np.ndarray], Volume]:
     """The part of a scan and of its maps where any of them says anything."""
     there = np.any([chance >= min(THRESHOLDS) for chance in maps.values()], axis=0)
-    box = (ndimage.find_objects(there.astype(np.uint8)) or [(slice(0, 1),) * 3])[0]
-    affine = image.affine @ from_matvec(np.eye(3), [side.start for side in box])
-    return {name: chance[box] for name, chance in maps.items()}, Volume(image.data[box], affine)
+    low, high = bounds(there) if there.any() else (np.zeros(3, int), np.ones(3, int))
+    box = tuple(map(slice, low, high))
+    return {name: chance[box] for name, chance in maps.items()}, boxed(image, low, high)
 
 
 def lesions(chance: np.ndarray, grid: Volume, threshold: float, least: float) -> Cut:

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bids_cmb.derivatives import write_json
 from bids_cmb.evaluation import Asked, measure
+from bids_cmb.files import write_json
 from bids_cmb.provenance import software
 
 RESULTS = Path(__file__).parent / "results"

@@ -7,7 +7,6 @@ likely it is a microbleed; and that chance is painted into the suspect's dark vo
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
@@ -344,8 +343,3 @@ def _spot(data: np.ndarray, away: np.ndarray, reach: np.ndarray) -> np.ndarray:
     level = data[darkest] + HALF * max(float(np.median(around)) - data[darkest], 0)
     pieces, _ = ndimage.label(inside & (data <= level), structure=TOUCHING)
     return pieces == pieces[darkest]
-
-
-def entry_patcher(entry: Mapping, path: Path) -> Ask:
-    """A network by its entry, whose weights lie beside it in ``path``'s folder."""
-    return load_patcher(entry, path.with_name(Path(entry["weights"]).name))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bids_cmb.discovery import Scan
 from bids_cmb.evidence import Evidence
-from bids_cmb.files import write_text
+from bids_cmb.files import read_json, write_json, write_text
 from bids_cmb.lesions import Lesion
 from bids_cmb.mars import names, pattern
 from bids_cmb.provenance import NAME, generated_by
@@ -336,20 +336,6 @@ def read_table(path: Path) -> list[dict[str, str | None]]:
         return [
             {key: None if value == "n/a" else value for key, value in row.items()} for row in rows
         ]
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write a sidecar, its keys in the order given."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> dict | None:
-    """A sidecar; None if it is not there, cannot be read or holds no object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def write_dataset(folder: Path, raw: Path) -> None:

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-from nibabel.affines import from_matvec
 from scipy import ndimage
 from scipy.special import expit, logit
 
@@ -21,8 +20,8 @@ from bids_cmb.distilled import distilled
 from bids_cmb.evidence import Evidence, together
 from bids_cmb.gated import gated
 from bids_cmb.networks import Models, Network, answer, give_back, load_network
-from bids_cmb.preprocessing import Grid, Preprocessed, back_to_scan, preprocess
-from bids_cmb.volume import Volume
+from bids_cmb.preprocessing import Grid, Preprocessed, back_to_scan, bounds, preprocess
+from bids_cmb.volume import Volume, boxed
 
 LEAST = 1e-6  # chance below which, and above 1 less which, log-odds say no more
 STEPS = 10_000  # of a probability: what other threads or processors change lies far below
@@ -135,9 +134,8 @@ def _told(
 
 def _averaged(said: dict, image: Volume, brain: Volume, models: Models) -> list[np.ndarray]:
     """What the members of an ensemble say, each on its own grid."""
-    box = tuple(ndimage.find_objects((np.asarray(brain.data) > 0).astype(np.uint8))[0])
-    first = [side.start for side in box]
-    window = Volume(image.data[box], image.affine @ from_matvec(np.eye(3), first))
+    low, high = bounds(np.asarray(brain.data) > 0)
+    box, window = tuple(map(slice, low, high)), boxed(image, low, high)
     found, fed = [], {}
     members = members_of(said, models.folds)
     with ThreadPoolExecutor(1) as aside:  # a member is asked while the next one is loaded

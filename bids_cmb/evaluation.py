@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
 
-from bids_cmb.derivatives import read_table, write_json, write_table
+from bids_cmb.derivatives import read_table, write_table
 from bids_cmb.fates import Scan, breakdown, fates, scan_row
-from bids_cmb.files import write_text
+from bids_cmb.files import write_json, write_text
 from bids_cmb.marks import POSITION, Marks, read_marks, read_mimics, shared_volume
 from bids_cmb.matching import REACH, RULES
 from bids_cmb.provenance import software

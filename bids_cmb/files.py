@@ -1,5 +1,6 @@
 """Files that are whole or not there: written beside their place, then renamed into it."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +37,20 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` as UTF-8 with Unix line ends, whole or not at all."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write an object as JSON, its keys in the order given."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict | None:
+    """A file's object; None if it is not there, cannot be read or holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _umask() -> int:

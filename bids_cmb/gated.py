@@ -7,15 +7,14 @@ of the most suspicious tile over it. Slices that no tile opens are not segmented
 from collections.abc import Callable
 
 import numpy as np
-from nibabel.affines import from_matvec
 from scipy import ndimage
 from scipy.special import expit
 
 from bids_cmb.cards import weights_file
 from bids_cmb.evidence import Evidence, Opening
 from bids_cmb.networks import Models, load_patcher
-from bids_cmb.preprocessing import Grid, back_to_scan, preprocess
-from bids_cmb.volume import Volume
+from bids_cmb.preprocessing import Grid, back_to_scan, bounds, preprocess
+from bids_cmb.volume import Volume, boxed
 
 GATES = ("off", "hard", "soft")
 TILE = 32  # voxels a side, as the gate's recipe has it
@@ -52,9 +51,8 @@ def gated(image: Volume, brain: Volume, said: dict, models: Models) -> tuple[Vol
     slices = np.flatnonzero((inside & (opened >= threshold)).any(axis=(0, 1)))
     found = segmented(asker(said["name"], segmenter, models), fed.image.data, slices)
     kept = Volume(combined(opened, found, how, threshold), fed.image.affine)
-    box = tuple(ndimage.find_objects((np.asarray(brain.data) > 0).astype(np.uint8))[0])
-    first = [part.start for part in box]
-    window = Volume(image.data[box], image.affine @ from_matvec(np.eye(3), first))
+    low, high = bounds(np.asarray(brain.data) > 0)
+    box, window = tuple(map(slice, low, high)), boxed(image, low, high)
     chance = np.zeros(image.shape, np.float32)
     chance[box] = back_to_scan(kept, window).data
     return Volume(chance, image.affine), Evidence(openings=openings)

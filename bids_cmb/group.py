@@ -18,9 +18,9 @@ from bids_cmb.derivatives import (
     lesion_table_of,
     mars_columns,
     read_table,
-    write_json,
     write_table,
 )
+from bids_cmb.files import write_json
 from bids_cmb.group_map import REVIEWED, STEM, write_map
 from bids_cmb.report import Cohort, write_group_page
 from bids_cmb.reviews import Review, agreement_rows, read_reviews, reviewed_rows

@@ -1,12 +1,11 @@
 """Where the lesions of a cohort lie in MNI space: a map of participants, and its picture."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.files import replacing, write_text
+from bids_cmb.files import replacing, write_json
 from bids_cmb.volume import Volume, save
 
 SHAPE = (97, 115, 97)  # MNI152NLin2009cAsym on voxels of 2 mm
@@ -50,7 +49,7 @@ def write_map(
     save(Volume(found, AFFINE), image, dtype=np.uint16)
     about = f"{ABOUT} {AFTER}" if stem == REVIEWED else ABOUT
     said = {"Description": about, "Participants": participants}
-    write_text(sidecar, json.dumps(said, indent=2) + "\n")
+    write_json(sidecar, said)
     with replacing(picture) as beside:
         draw(found, participants, beside)
 

@@ -13,14 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.derivatives import (
-    BIDS_VERSION,
-    columns,
-    read_json,
-    write_json,
-    write_table,
-)
-from bids_cmb.files import replacing, write_text
+from bids_cmb.derivatives import BIDS_VERSION, columns, write_table
+from bids_cmb.files import read_json, replacing, write_json, write_text
 from bids_cmb.growing import BALL_MM, WIDEST_MM, nearest_voxel
 from bids_cmb.imports import almasni, dou, momeni, plain, rating, valdo
 from bids_cmb.imports.labelled import Labelled, Open, Source

@@ -14,10 +14,11 @@ import pandas as pd
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from bids_cmb.derivatives import PLACE
 from bids_cmb.labelmaps import common_volume, label_map, meet
 from bids_cmb.volume import load_labels
 
-POSITION = ["x_mm", "y_mm", "z_mm"]
+POSITION = list(PLACE)
 PLACES = ("region", "group", "territory")  # columns that say where a lesion lies
 KINDS_OF_FILE = (  # what a folder is read by: the first pattern that any file fits
     "*_seg-CMB*dseg.tsv",

@@ -132,6 +132,14 @@ def load_patcher(
         return _patcher(json.dumps(dict(member), sort_keys=True), path, precision)
 
 
+def entry_patcher(
+    entry: Mapping, path: Path, *, precision: str = "auto"
+) -> Callable[[np.ndarray], np.ndarray | list[np.ndarray]]:
+    """As `load_patcher`, by the entry that training wrote to ``path``, its weights beside it."""
+    weights = path.with_name(Path(entry["weights"]).name)
+    return load_patcher(entry, weights, precision=precision)
+
+
 def answer(
     network: Network, image: np.ndarray, where: np.ndarray | None = None
 ) -> np.ndarray:  # fmt: skip

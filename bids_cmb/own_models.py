@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bids_cmb.cards import DETECTION, MEMBER, card, card_names, weights_file
-from bids_cmb.files import replacing, write_text
+from bids_cmb.files import replacing, write_json
 from bids_cmb.weights import check_file
 
 KEPT = ("design", "parameters", "citation", "licence", "definite_threshold", "min_volume_mm3")
@@ -68,7 +68,7 @@ def make_card(
     }
     said["definite_threshold"] = max(said["definite_threshold"], said["threshold"])
     place = models / f"{name}.json"
-    write_text(place, json.dumps(said, indent=2, ensure_ascii=False) + "\n")
+    write_json(place, said)
     return place
 
 

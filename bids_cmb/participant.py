@@ -29,15 +29,13 @@ from bids_cmb.derivatives import (
     counts,
     evidence_rows,
     lesion_row,
-    read_json,
     read_table,
     refresh_scans_table,
-    write_json,
     write_table,
 )
 from bids_cmb.detectors import Probability, detect
 from bids_cmb.discovery import Scan
-from bids_cmb.files import write_text
+from bids_cmb.files import read_json, write_json, write_text
 from bids_cmb.given import Segmentation, find_mask, find_segmentation
 from bids_cmb.lesions import Lesion, find_lesions
 from bids_cmb.mars import label_rows

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bids_cmb.derivatives import Output, figures_of, stem_of, write_json
+from bids_cmb.derivatives import Output, figures_of, stem_of
 from bids_cmb.familiarity import histogram, measures, tones
-from bids_cmb.files import replacing
+from bids_cmb.files import replacing, write_json
 from bids_cmb.overlays import overlays, place_in
 from bids_cmb.preprocessing import Grid, Preprocessed, bounds, preprocess
 from bids_cmb.view import write_view, write_viewer

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.cards import DETECTION, card
-from bids_cmb.files import write_text
+from bids_cmb.files import write_json
 from bids_cmb.foreign import read_unet_h5
 from bids_cmb.networks import folded, load_network
 from bids_cmb.preprocessing import SHIVA
@@ -114,8 +114,7 @@ def add(sources: Sequence[Path], models: Path, say: Say) -> list[str]:
             for member in members:
                 _replace(Path(held) / member["weights"], models / member["weights"])
         for said in cards:
-            text = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
-            write_text(models / f"{said['name']}.json", text)
+            write_json(models / f"{said['name']}.json", said)
     return [said["name"] for said in cards]
 
 

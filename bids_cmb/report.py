@@ -20,12 +20,11 @@ from bids_cmb.derivatives import (
     finished,
     homes,
     lesion_table_of,
-    read_json,
     read_table,
     stem_of,
 )
 from bids_cmb.familiarity import compared, trained_on
-from bids_cmb.files import write_text
+from bids_cmb.files import read_json, write_text
 from bids_cmb.provenance import software
 from bids_cmb.reviews import place_of
 from bids_cmb.tabulation import count_bars, odd_ones, shifts, size_bars, strata

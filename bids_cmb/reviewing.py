@@ -16,11 +16,10 @@ from bids_cmb.derivatives import (
     LESION,
     columns,
     lesion_table_of,
-    read_json,
     read_table,
-    write_json,
     write_table,
 )
+from bids_cmb.files import read_json, write_json
 from bids_cmb.growing import grow
 from bids_cmb.provenance import generated_by
 from bids_cmb.reviews import Judged, Review, judge, read_reviews, read_whole

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.agreement import intraclass_correlation, weighted_kappa
-from bids_cmb.derivatives import burden, finished, homes, lesion_table_of, read_table
+from bids_cmb.derivatives import PLACE, burden, finished, homes, lesion_table_of, read_table
 from bids_cmb.matching import REACH
 
 JUDGED = ("accept", "reject", "unsure")
 MISSED, COMPLETE = "missed", "complete"
-NEEDED = ("filename", "index", "x_mm", "y_mm", "z_mm", "verdict", "reader", "date")
+NEEDED = ("filename", "index", *PLACE, "verdict", "reader", "date")
 SAME_MM = 0.1  # to which the place of a lesion in a review and in the results must agree
 
 
@@ -150,7 +150,7 @@ def _one(file: Path, mask: str, reader: str, lines: list[tuple[int, dict]]) -> R
 
 def _place(file: Path, line: int, row: Mapping) -> tuple[float, ...]:
     try:
-        place = tuple(float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm"))
+        place = tuple(float(row[axis]) for axis in PLACE)
     except (TypeError, ValueError):
         place = (np.nan,)
     if not np.isfinite(place).all():
@@ -186,7 +186,7 @@ def _belongs(review: Review, known: Mapping[str, Path], found: Path) -> None:
 
 def place_of(row: Mapping) -> tuple[float, ...]:
     """World mm of a row of the lesion table."""
-    return tuple(float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm"))
+    return tuple(float(row[axis]) for axis in PLACE)
 
 
 def judge(indices: Iterable[int], reviews: Sequence[Review]) -> Judged:

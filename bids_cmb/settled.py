@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.derivatives import MNI, lesion_table_of, read_json, read_table, whereabouts
+from bids_cmb.derivatives import MNI, lesion_table_of, read_table, whereabouts
+from bids_cmb.files import read_json
 from bids_cmb.regions import spot_of
 from bids_cmb.registration import read_transform
 from bids_cmb.reviews import Review, judge, standing

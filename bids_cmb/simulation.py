@@ -15,8 +15,8 @@ import numpy as np
 
 from bids_cmb import execution
 from bids_cmb.bodies import truth_rows
-from bids_cmb.derivatives import BIDS_VERSION, write_json, write_table
-from bids_cmb.files import write_text
+from bids_cmb.derivatives import BIDS_VERSION, write_table
+from bids_cmb.files import write_json, write_text
 from bids_cmb.heads import Head, head_paths, load_head, look_up, vary
 from bids_cmb.laws import law
 from bids_cmb.made_head import procedural_head

@@ -13,9 +13,9 @@ from bids_cmb.derivatives import (
     homes,
     mars_columns,
     read_table,
-    write_json,
     write_table,
 )
+from bids_cmb.files import write_json
 from bids_cmb.mars import names, pattern
 from bids_cmb.provenance import software
 from bids_cmb.scoring import count_agreement

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from bids_cmb import __version__, cases
-from bids_cmb.files import write_text
+from bids_cmb.files import write_json, write_text
 from bids_cmb.lessons import (
     anatomy,
     boxes,
@@ -302,7 +302,7 @@ def _written(network: keras.Model, recipe: Recipe, out: Path, told: str) -> dict
             "machine": machine()["System"],
         },
     }
-    write_text(out / f"{recipe.name}.json", json.dumps(entry, indent=2) + "\n")
+    write_json(out / f"{recipe.name}.json", entry)
     return entry
 
 

@@ -14,7 +14,8 @@ from bids_cmb import volume
 from bids_cmb.anatomy import read_structures
 from bids_cmb.cards import card
 from bids_cmb.contrasts import atlas
-from bids_cmb.derivatives import write_json, write_table
+from bids_cmb.derivatives import write_table
+from bids_cmb.files import write_json
 from bids_cmb.heads import cut
 from bids_cmb.laws import law
 from bids_cmb.made_head import procedural_head

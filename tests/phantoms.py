@@ -204,3 +204,13 @@ def painted(codes: Volume, shades: dict, affine, shape, rng) -> Volume:
     bias = np.exp(0.3 * np.linspace(-1, 1, shape[1]))[:, None]
     noise = 0.03 * rng.standard_normal((2, *shape))
     return Volume(np.hypot(seen * bias + noise[0], noise[1]).astype(np.float32), affine)
+
+
+def shaken(model, rng):
+    """The model with normalisations and biases as after a training."""
+    for one in model.weights:
+        if one.path.endswith(("gamma", "moving_variance")):
+            one.assign(rng.uniform(0.5, 2, one.shape))
+        elif one.path.endswith(("beta", "moving_mean", "bias")):
+            one.assign(rng.normal(0, 0.3, one.shape))
+    return model

@@ -12,14 +12,13 @@ from bids_cmb.derivatives import (
     Output,
     burden,
     columns,
-    read_json,
     read_table,
     refresh_scans_table,
     write_dataset,
-    write_json,
     write_table,
 )
 from bids_cmb.discovery import Scan
+from bids_cmb.files import read_json, write_json
 from bids_cmb.given import find_mask
 
 

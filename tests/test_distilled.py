@@ -6,6 +6,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+from phantoms import shaken
 from scipy.special import log_softmax
 
 from bids_cmb import distilled
@@ -63,16 +64,6 @@ def images_for(name, rng, batch=2):
     return rng.random((batch, *SIDES[name], 2), np.float32)
 
 
-def learnt(model, rng):
-    """Weights and normalisations as after a training."""
-    for one in model.variables:
-        if one.path.endswith(("gamma", "moving_variance")):
-            one.assign(rng.uniform(0.5, 2, one.shape))
-        elif one.path.endswith(("beta", "moving_mean", "bias")):
-            one.assign(rng.normal(0, 0.3, one.shape))
-    return model
-
-
 # --- The networks ---------------------------------------------------------------------------------
 
 
@@ -103,14 +94,14 @@ def test_answers_have_the_shape_that_is_promised(name, shape, rng):
 
 
 def test_the_teacher_says_the_same_of_a_patch_at_each_of_its_voxels(rng):
-    found = np.asarray(learnt(cdisc_teacher(width=4), rng)(images_for("cdisc_teacher", rng)))
+    found = np.asarray(shaken(cdisc_teacher(width=4), rng)(images_for("cdisc_teacher", rng)))
     assert np.ptp(found[..., 2:], axis=(1, 2, 3)).max() == 0
     assert np.ptp(found[..., :2], axis=(1, 2, 3)).min() > 0
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_saved_network_loads_without_our_code(name, rng, tmp_path):
-    model, images = learnt(BUILDERS[name](width=4), rng), images_for(name, rng)
+    model, images = shaken(BUILDERS[name](width=4), rng), images_for(name, rng)
     model.save(tmp_path / "x.keras")
     again = keras.models.load_model(tmp_path / "x.keras", safe_mode=True)
     assert {type(layer).__module__.split(".")[0] for layer in again.layers} == {"keras"}
@@ -121,7 +112,7 @@ def test_a_saved_network_loads_without_our_code(name, rng, tmp_path):
 @pytest.mark.parametrize("biased", [False, True])
 def test_a_network_in_use_computes_what_was_trained(name, biased, rng, tmp_path):
     arguments = {"width": 4, "biased": biased}
-    model, images = learnt(BUILDERS[name](**arguments), rng), images_for(name, rng)
+    model, images = shaken(BUILDERS[name](**arguments), rng), images_for(name, rng)
     arrays = {one.path: np.asarray(one) for one in model.variables}
     digest = write_weights(tmp_path / "w.npz", arrays, dtype=np.float32)
     member = {"name": name, "builder": name, "arguments": arguments, "sha256": digest}
@@ -323,7 +314,7 @@ def test_a_chance_is_the_same_over_all_of_its_spot_on_another_grid(blank):
 
 
 def test_slabs_give_what_the_whole_gives(rng, monkeypatch):
-    model = learnt(cdet(width=4), rng)
+    model = shaken(cdet(width=4), rng)
     data, brain = rng.random((150, 21, 10, 2), np.float32), np.ones((150, 21, 10), bool)
     seen = Seen(data, Volume(brain, np.eye(4)))
 

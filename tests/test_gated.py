@@ -6,7 +6,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
-from phantoms import phantom
+from phantoms import phantom, shaken
 from scipy.special import logit
 
 from bids_cmb import gated as design
@@ -16,7 +16,7 @@ from bids_cmb.cases import LESION, UNSURE
 from bids_cmb.detectors import detect
 from bids_cmb.gated import TILE, ask_tiles, combined, gate_map, segmented
 from bids_cmb.lessons.gate import RIM, holds
-from bids_cmb.lessons.lesions import drawing_of
+from bids_cmb.lessons.task import drawing_of
 from bids_cmb.models.gate import resnet_gate
 from bids_cmb.models.losses import FocalTverskyLoss, TileLoss
 from bids_cmb.models.resunet import resunet
@@ -31,16 +31,6 @@ PUBLISHED_GATE = {
 }  # fmt: skip
 SMALL_GATE = {"widths": [2, 4], "blocks": [1, 2], "dense": [4]}
 SMALL_UNET = {"widths": [2, 4, 6]}
-
-
-def shaken(model, rng):
-    """The model with normalisations and biases as after a training."""
-    for one in model.weights:
-        if one.path.endswith(("gamma", "moving_variance")):
-            one.assign(rng.uniform(0.5, 2, one.shape))
-        elif one.path.endswith(("beta", "moving_mean", "bias")):
-            one.assign(rng.normal(0, 0.3, one.shape))
-    return model
 
 
 def written(model, path, builder, arguments, **more):
@@ -252,7 +242,7 @@ def test_a_tile_is_asked_about_where_the_answer_is_sure():
 
 
 def test_the_gate_is_taught_on_tiles_of_the_size_it_is_asked_about():
-    drawing = drawing_of(read_recipe("gated-gate"))
+    drawing = drawing_of(read_recipe("gated-gate").drawing)
     assert drawing.shape == (TILE, TILE, 3)
     assert max(drawing.reach) <= TILE // 2 - RIM  # what is drawn is not on the rim
     assert read_recipe("gated-gate").grid == read_recipe("gated-segmenter").grid

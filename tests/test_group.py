@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from bids_cmb.derivatives import read_table, write_json
+from bids_cmb.derivatives import read_table
+from bids_cmb.files import write_json
 from bids_cmb.group import write_group
 
 

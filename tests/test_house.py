@@ -59,8 +59,7 @@ HOMES = {  # a library, and the only rooms that may name it
     "PIL": {"pictures"},
     "argparse": {"cli", "__main__", "descriptor"},
     "distributed": {"dask_cluster"},
-    "nibabel": {"volume", "preprocessing", "detectors", "gated", "physics", "scanner", "cases"}
-    | {"registration"},
+    "nibabel": {"volume", "preprocessing", "physics", "scanner", "cases"} | {"registration"},
 }
 
 

@@ -20,10 +20,11 @@ from scipy.spatial.distance import pdist
 
 from bids_cmb.__main__ import main
 from bids_cmb.cases import find_cases, read_case
-from bids_cmb.derivatives import read_json, read_table, write_json
+from bids_cmb.derivatives import read_table
 from bids_cmb.discovery import find_scans
 from bids_cmb.evaluation import Asked as Compared
 from bids_cmb.evaluation import evaluate
+from bids_cmb.files import read_json, write_json
 from bids_cmb.filters import Query
 from bids_cmb.importing import Asked, import_labels
 from bids_cmb.imports import dou

@@ -17,13 +17,13 @@ from bids_cmb.derivatives import (
     columns,
     evidence_rows,
     figures_of,
-    read_json,
     read_table,
     stem_of,
 )
 from bids_cmb.detectors import detect
 from bids_cmb.discovery import Scan
 from bids_cmb.evidence import Box, Evidence, Opening, together
+from bids_cmb.files import read_json
 from bids_cmb.overlays import overlays, place_in
 from bids_cmb.participant import process, report_again
 from bids_cmb.pictures import CLOSE_PX, REACH_MM, draw

@@ -9,8 +9,9 @@ import pytest
 from bids_cmb.__main__ import main
 from bids_cmb.anatomy import itk_affine
 from bids_cmb.cases import LESION, UNSURE, find_cases, read_case
-from bids_cmb.derivatives import MNI, columns, read_table, write_json, write_table
+from bids_cmb.derivatives import MNI, columns, read_table, write_table
 from bids_cmb.evaluation import REVIEWS
+from bids_cmb.files import write_json
 from bids_cmb.group import write_group
 from bids_cmb.group_map import REVIEWED, STEM
 from bids_cmb.mars import RIGHT, label_of

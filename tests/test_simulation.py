@@ -13,8 +13,9 @@ import pytest
 
 from bids_cmb import simulation
 from bids_cmb.__main__ import main
-from bids_cmb.derivatives import columns, read_json, read_table
+from bids_cmb.derivatives import columns, read_table
 from bids_cmb.discovery import Query, find_scans
+from bids_cmb.files import read_json
 from bids_cmb.laws import law
 from bids_cmb.made_head import procedural_head
 from bids_cmb.protocols import Protocol, find_protocols, presets, random_protocol

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from bids_cmb.imports.labelled import (
     ALL_FLIPS,
-    Labelled,
     Open,
     Point,
     Source,
     by_stem,
     find_images,
     need,
+    paired,
 )
 from bids_cmb.sheets import SHEETS, read_sheet
 
@@ -40,13 +40,7 @@ def read(folder: Path) -> Source:
     if not tables:
         raise ValueError(f"{label}: a table for each scan is needed; found none.")
     images = _susceptibility(find_images(data), data)
-    for name, path in tables.items():
-        if name not in images:
-            raise ValueError(f"{path}: the scan {name}.nii is missing below {data}.")
-    scans = tuple(
-        Labelled(name, name, images[name], _points(path)) for name, path in sorted(tables.items())
-    )
-    unmarked = sorted(images.keys() - tables.keys())
+    scans, notes = paired(tables, images, data, _points, "a table")
     return Source(
         title="Cerebral microbleeds on SWI (Al-masni et al. 2020)",
         licence="As agreed with the authors; their page no longer gives the data out.",
@@ -55,7 +49,7 @@ def read(folder: Path) -> Source:
         suffix="swi",
         open=Open(bases=(0, 1), flips=ALL_FLIPS, orders=("xyz", "yxz")),
         merged=True,
-        notes=(f"{len(unmarked)} scans without a table are left out.",) if unmarked else (),
+        notes=notes,
     )
 
 

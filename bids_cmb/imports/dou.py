@@ -9,12 +9,12 @@ import numpy as np
 
 from bids_cmb.imports.labelled import (
     ALL_FLIPS,
-    Labelled,
     Open,
     Point,
     Source,
     by_stem,
     find_images,
+    paired,
 )
 
 KEY = "cen"
@@ -32,13 +32,7 @@ def read(folder: Path) -> Source:
     marked = by_stem(sorted(folder.rglob("*.mat")), folder)
     if not marked:
         raise ValueError(f"{folder}: files ….mat with positions are needed; found none.")
-    for name, path in marked.items():
-        if name not in images:
-            raise ValueError(f"{path}: the scan {name}.nii is missing below {folder}.")
-    scans = tuple(
-        Labelled(name, name, images[name], _points(path)) for name, path in sorted(marked.items())
-    )
-    unmarked = sorted(images.keys() - marked.keys())
+    scans, notes = paired(marked, images, folder, _points, "a .mat file")
     return Source(
         title="Cerebral microbleeds on SWI (Dou et al. 2016)",
         licence="Given by the authors for research; see their page for terms.",
@@ -47,7 +41,7 @@ def read(folder: Path) -> Source:
         suffix="swi",
         known={"MagneticFieldStrength": 3, "EchoTime": 0.024, "RepetitionTime": 0.017},
         open=Open(bases=(0, 1), flips=ALL_FLIPS, orders=("xyz", "yxz")),
-        notes=(f"{len(unmarked)} scans without a .mat file are left out.",) if unmarked else (),
+        notes=notes,
     )
 
 

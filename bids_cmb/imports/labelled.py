@@ -1,6 +1,6 @@
 """What a reader finds in a folder of labels, before any image is opened."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -128,6 +128,33 @@ def by_stem(paths: Iterable[Path], folder: Path) -> dict[str, Path]:
                 f"{other.relative_to(folder)} and {path.relative_to(folder)}."
             )
     return named
+
+
+def paired(
+    marked: Mapping[str, Path], images: Mapping[str, Path], folder: Path,
+    points: Callable[[Path], tuple[Point, ...]], what: str,
+) -> tuple[tuple[Labelled, ...], tuple[str, ...]]:  # fmt: skip
+    """Scans with a file of positions each, by name, and a note on those without.
+
+    Args:
+        marked: The files of positions, by name.
+        images: The scans, by name.
+        folder: Where the scans lie.
+        points: Reads a file of positions.
+        what: Such a file, in words.
+
+    Raises:
+        ValueError: If a file lacks its scan, or cannot be understood.
+        OSError: If one cannot be read at all.
+    """
+    for name, path in marked.items():
+        if name not in images:
+            raise ValueError(f"{path}: the scan {name}.nii is missing below {folder}.")
+    scans = [
+        Labelled(name, name, images[name], points(path)) for name, path in sorted(marked.items())
+    ]
+    alone = len(images.keys() - marked.keys())
+    return tuple(scans), (f"{alone} scans without {what} are left out.",) if alone else ()
 
 
 def need(folder: Path, names: Iterable[str], what: str) -> Path:

@@ -9,7 +9,15 @@ from bids_cmb import cases
 from bids_cmb.boxes import true_boxes
 from bids_cmb.cascade import cell, in_pixels, planes
 from bids_cmb.lesions import LARGEST_MM
-from bids_cmb.lessons.task import Batch, Recipe, Sources, Task, Teach
+from bids_cmb.lessons.task import (
+    Batch,
+    Recipe,
+    Sources,
+    Task,
+    Teach,
+    drawing_of,
+    refuse_label_maps,
+)
 from bids_cmb.models.losses import BoxLoss
 from bids_cmb.preprocessing import Grid
 
@@ -75,17 +83,13 @@ def _turned(
 
 
 def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  # noqa: ARG001
-    if sources.label_maps:
-        raise ValueError(
-            f"{sources.label_maps[0]}: boxes are learnt from BIDS datasets; found no "
-            "dataset_description.json."
-        )
+    refuse_label_maps(sources, "boxes")
     grid = Grid.from_card(recipe.grid)
     read = [boxed(cases.read_case(one, grid), grid.spacing[0]) for one in sources.scans]
     known = {id(one.case): one for one in read}
-    given = {key: tuple(v) if isinstance(v, list) else v for key, v in recipe.drawing.items()}
+    given = dict(recipe.drawing)
     most = given.pop("most")
-    drawing = cases.Drawing(**given)
+    drawing = drawing_of(given)
 
     def teach(rng: np.random.Generator) -> Batch:
         drawn = [

@@ -1,6 +1,5 @@
 """Every voxel is to be told whether it may lie in a microbleed, from darkness and symmetry."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import keras
@@ -9,7 +8,15 @@ from scipy import ndimage
 
 from bids_cmb import cases
 from bids_cmb.distilled import channels, symmetry
-from bids_cmb.lessons.task import Batch, Recipe, Sources, Task, Teach
+from bids_cmb.lessons.task import (
+    Batch,
+    Recipe,
+    Sources,
+    Task,
+    Teach,
+    drawing_of,
+    refuse_label_maps,
+)
 from bids_cmb.models.distillation import CandidateLoss
 from bids_cmb.preprocessing import Grid, preprocess
 
@@ -23,12 +30,6 @@ class Lesson:
 
     case: cases.Case
     symmetric: np.ndarray
-
-
-def drawing_of(given: Mapping, **more: object) -> cases.Drawing:
-    """How patches are drawn and varied, from a recipe's ``drawing``."""
-    read = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
-    return cases.Drawing(**read, **more)
 
 
 def read_lesson(paths: cases.Paths, grid: Grid) -> Lesson:
@@ -66,21 +67,8 @@ def shown_patch(
     return channels(image, symmetric * stacked[..., 1], stacked[..., 2] > 0)
 
 
-def refuse_label_maps(sources: Sources) -> None:
-    """Say that lesions cannot be learnt from label maps alone.
-
-    Raises:
-        ValueError: If there are some.
-    """
-    if sources.label_maps:
-        raise ValueError(
-            f"{sources.label_maps[0]}: lesions are learnt from BIDS datasets; found no "
-            "dataset_description.json."
-        )
-
-
 def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  # noqa: ARG001
-    refuse_label_maps(sources)
+    refuse_label_maps(sources, "lesions")
     grid, given = Grid.from_card(recipe.grid), dict(recipe.drawing or {})
     symmetric = given.pop("symmetry", True)
     drawing = drawing_of(given)
@@ -110,9 +98,10 @@ def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  #
     return teach, f"{len(pool)} scans with {lesions} lesions"
 
 
-def _shown(images: np.ndarray, truths: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, ...]:
+def shown(images: np.ndarray, truths: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Brightness, truth and chance of each voxel, for the report."""
     chances = keras.ops.convert_to_numpy(keras.ops.sigmoid(logits[..., 1] - logits[..., 0]))
     return 1 - images[..., 0], truths[..., 0], chances
 
 
-TASK = Task(_teach, lambda recipe: CandidateLoss(), _shown)  # noqa: ARG005
+TASK = Task(_teach, lambda recipe: CandidateLoss(), shown)  # noqa: ARG005

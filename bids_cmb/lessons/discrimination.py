@@ -21,14 +21,21 @@ from bids_cmb.files import replacing
 from bids_cmb.lesions import TOUCHING
 from bids_cmb.lessons.candidates import (
     AROUND_MM,
-    drawing_of,
-    refuse_label_maps,
+    shown,
     shown_patch,
     weights,
 )
-from bids_cmb.lessons.task import Batch, Recipe, Sources, Task, Teach
+from bids_cmb.lessons.task import (
+    Batch,
+    Recipe,
+    Sources,
+    Task,
+    Teach,
+    drawing_of,
+    refuse_label_maps,
+)
 from bids_cmb.models.distillation import StudentLoss, TeacherLoss
-from bids_cmb.networks import load_patcher
+from bids_cmb.networks import entry_patcher
 from bids_cmb.preprocessing import Grid, Preprocessed, preprocess
 from bids_cmb.provenance import fingerprint, sha256
 
@@ -76,7 +83,7 @@ def given_network(recipe: Recipe, sources: Sources, role: str) -> tuple[dict, As
         )
     coarse = keras.config.dtype_policy().compute_dtype == "bfloat16"  # as everything in training
     precision = "mixed" if coarse else "full"
-    return entry, load_patcher(entry, path.with_name(entry["weights"]), precision=precision)
+    return entry, entry_patcher(entry, path, precision=precision)
 
 
 def read_patches(
@@ -152,7 +159,7 @@ def _prepared(paths: cases.Paths, grid: Grid) -> tuple[Preprocessed, cases.Case,
 
 def _drawn(recipe: Recipe, sources: Sources):
     """What draws images (B, 24, 24, 24, 2), truths with weights (same, 2) and kinds (B,)."""
-    refuse_label_maps(sources)
+    refuse_label_maps(sources, "lesions")
     entry, ask = given_network(recipe, sources, "candidates")
     kept = Path(sources.given["candidates"]).parent / "seen"
     read = [read_patches(one, entry, ask, recipe, kept) for one in sources.scans]
@@ -229,10 +236,5 @@ def _student(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]: 
     return teach, f"{told}, {'no' if alone else 'a'} teacher"
 
 
-def _shown(images: np.ndarray, truths: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, ...]:
-    chances = keras.ops.convert_to_numpy(keras.ops.sigmoid(logits[..., 1] - logits[..., 0]))
-    return 1 - images[..., 0], truths[..., 0], chances
-
-
-TEACHER = Task(_teacher, lambda recipe: TeacherLoss(**(recipe.loss or {})), _shown)
+TEACHER = Task(_teacher, lambda recipe: TeacherLoss(**(recipe.loss or {})), shown)
 STUDENT = Task(_student, lambda recipe: StudentLoss(**(recipe.loss or {})))

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 
 from bids_cmb import cases
-from bids_cmb.lessons.lesions import drawing_of, read_sources
-from bids_cmb.lessons.task import Batch, Recipe, Sources, Task, Teach
+from bids_cmb.lessons.lesions import read_sources
+from bids_cmb.lessons.task import Batch, Recipe, Sources, Task, Teach, drawing_of
 from bids_cmb.models.losses import TileLoss
 
 RIM = 4  # voxels at a tile's border where lesions are not asked for: the next tile has them whole
@@ -14,7 +14,7 @@ TRIES = 20  # to draw a tile of the kind that is wanted
 
 
 def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  # noqa: ARG001
-    read, drawing = read_sources(recipe, sources), drawing_of(recipe)
+    read, drawing = read_sources(recipe, sources), drawing_of(recipe.drawing)
     share = drawing.shares["lesion"]
     others = {kind: one for kind, one in drawing.shares.items() if kind != "lesion"}
     kinds = {1: replace(drawing, shares={"lesion": 1.0}), 0: replace(drawing, shares=others)}

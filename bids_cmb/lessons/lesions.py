@@ -4,13 +4,13 @@ import keras
 import numpy as np
 
 from bids_cmb import cases
-from bids_cmb.lessons.task import Batch, Recipe, Sources, Task, Teach
+from bids_cmb.lessons.task import Batch, Recipe, Sources, Task, Teach, drawing_of, refuse_label_maps
 from bids_cmb.models.losses import LesionLoss
 from bids_cmb.preprocessing import Grid
 
 
 def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  # noqa: ARG001
-    read, drawing = read_sources(recipe, sources), drawing_of(recipe)
+    read, drawing = read_sources(recipe, sources), drawing_of(recipe.drawing)
 
     def teach(rng: np.random.Generator) -> Batch:
         return cases.batch(read, drawing, rng, size=recipe.batch)
@@ -25,19 +25,9 @@ def read_sources(recipe: Recipe, sources: Sources) -> list[cases.Case]:
     Raises:
         ValueError: If there are label maps among the sources.
     """
-    if sources.label_maps:
-        raise ValueError(
-            f"{sources.label_maps[0]}: lesions are learnt from BIDS datasets; found no "
-            "dataset_description.json."
-        )
+    refuse_label_maps(sources, "lesions")
     grid = Grid.from_card(recipe.grid)
     return [cases.read_case(one, grid) for one in sources.scans]
-
-
-def drawing_of(recipe: Recipe) -> cases.Drawing:
-    """How the recipe draws patches."""
-    given = {key: tuple(v) if isinstance(v, list) else v for key, v in recipe.drawing.items()}
-    return cases.Drawing(**given)
 
 
 def _shown(images: np.ndarray, truths: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, ...]:

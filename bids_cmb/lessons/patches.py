@@ -9,8 +9,9 @@ import numpy as np
 
 from bids_cmb import cases
 from bids_cmb.boxes import Suspect
-from bids_cmb.cascade import Rules, entry_patcher, find_suspects, patch
-from bids_cmb.lessons.task import Batch, Recipe, Sources, Task, Teach
+from bids_cmb.cascade import Rules, find_suspects, patch
+from bids_cmb.lessons.task import Batch, Recipe, Sources, Task, Teach, drawing_of
+from bids_cmb.networks import entry_patcher
 from bids_cmb.preprocessing import Grid, preprocess
 
 
@@ -66,8 +67,7 @@ def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  #
     options = dict(recipe.drawing)
     rules, near = Rules(**options.pop("rules")), options.pop("near_mm")
     shift = np.array(options.pop("shift"))
-    given = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
-    drawing = cases.Drawing(shape=tuple(recipe.arguments["shape"]), **given)
+    drawing = drawing_of(options, shape=tuple(recipe.arguments["shape"]))
     ask, grid = entry_patcher(entry, path), Grid.from_card(recipe.grid)
     known = []
     for one in sources.scans:

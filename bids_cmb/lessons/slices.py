@@ -10,17 +10,17 @@ from scipy.special import expit
 
 from bids_cmb import cases
 from bids_cmb.gated import TILE, Ask, ask_tiles
-from bids_cmb.lessons.lesions import drawing_of, read_sources
-from bids_cmb.lessons.task import Batch, Recipe, Sources, Task, Teach
+from bids_cmb.lessons.lesions import read_sources
+from bids_cmb.lessons.task import Batch, Recipe, Sources, Task, Teach, drawing_of
 from bids_cmb.models.losses import FocalTverskyLoss
-from bids_cmb.networks import load_patcher
+from bids_cmb.networks import entry_patcher
 
 LOOKED_AT = 12  # slices of each scan where the gate's false alarms are looked for
 FALSE_ALARM = 0.5  # chance from which on a tile without a lesion is one
 
 
 def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  # noqa: ARG001
-    read, drawing = read_sources(recipe, sources), drawing_of(recipe)
+    read, drawing = read_sources(recipe, sources), drawing_of(recipe.drawing)
     if "gate" in sources.given:
         ask = _asker(sources.given["gate"])
         read = [_with_alarms(one, ask) for one in read]
@@ -57,7 +57,7 @@ def _lesions_about(truth: np.ndarray, start: np.ndarray) -> bool:
 def _asker(entry: Path) -> Ask:
     """The gate whose entry that is."""
     member = json.loads(entry.read_text(encoding="utf-8"))
-    ask = load_patcher(member, entry.with_name(member["weights"]), precision="mixed")
+    ask = entry_patcher(member, entry, precision="mixed")
     return lambda batch: expit(ask(batch))
 
 

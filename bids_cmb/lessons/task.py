@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from bids_cmb.cases import Paths
+from bids_cmb.cases import Drawing, Paths
 
 Batch = tuple[np.ndarray, np.ndarray]
 Teach = Callable[[np.random.Generator], Batch]
@@ -96,3 +96,22 @@ class Task:
     loss: Callable[[Recipe], keras.losses.Loss]
     shown: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, ...]] | None = None
     arguments: Callable[[Recipe], dict] = lambda _: {}
+
+
+def drawing_of(given: Mapping, **more: object) -> Drawing:
+    """How patches are drawn and varied, from a recipe's ``drawing``."""
+    read = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
+    return Drawing(**read, **more)
+
+
+def refuse_label_maps(sources: Sources, what: str) -> None:
+    """Say that ``what`` cannot be learnt from label maps alone.
+
+    Raises:
+        ValueError: If there are some.
+    """
+    if sources.label_maps:
+        raise ValueError(
+            f"{sources.label_maps[0]}: {what} are learnt from BIDS datasets; found no "
+            "dataset_description.json."
+        )

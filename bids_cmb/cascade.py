@@ -16,10 +16,12 @@ from bids_cmb.cards import weights_file
 from bids_cmb.evidence import Box, Evidence
 from bids_cmb.lesions import LARGEST_MM, TOUCHING
 from bids_cmb.networks import Models, load_patcher
+from bids_cmb.phase import NEUTRAL, on_grid
 from bids_cmb.preprocessing import Grid, Preprocessed, preprocess
 from bids_cmb.volume import Volume
 
 AT_ONCE = 8  # slices
+WITHOUT_PHASE = 2  # channels; one more is phase
 PATCHES_AT_ONCE = 32
 RIM = 1.0  # mm added to each side of a suspect's box in which its dark voxels are looked for
 SURROUND = 3.0  # mm around that, whose median is what a spot is darker than
@@ -64,7 +66,9 @@ class Judged:
     chance: float
 
 
-def cascade(image: Volume, brain: Volume, card: dict, models: Models) -> tuple[Volume, Evidence]:
+def cascade(
+    image: Volume, brain: Volume, card: dict, models: Models, phase: Volume | None = None
+) -> tuple[Volume, Evidence]:
     """The chance of microbleed at every voxel, and the box of every suspect.
 
     Args:
@@ -73,6 +77,7 @@ def cascade(image: Volume, brain: Volume, card: dict, models: Models) -> tuple[V
         card: With the members ``boxes`` and ``patches``; without ``patches`` the confidence of the
             surest box stands for the chance.
         models: Where weights are, and how to compute.
+        phase: As `phase.read_phase` gives it, for a network that `sees_phase`.
 
     Returns:
         0 to 1, float32, on the grid of ``image``; and the boxes, the surest first.
@@ -80,7 +85,7 @@ def cascade(image: Volume, brain: Volume, card: dict, models: Models) -> tuple[V
     Raises:
         ValueError: If a member is missing, or weights are not those of the card.
     """
-    fed, found = judge(image, brain, card, models)
+    fed, found = judge(image, brain, card, models, phase)
     boxes = [boxed(card["name"], fed.image, one) for one in found]
     return painted(image, fed.image.affine, found), Evidence(boxes=tuple(boxes))
 
@@ -105,8 +110,13 @@ def boxed(name: str, grid: Volume, one: Judged) -> Box:
     )
 
 
+def sees_phase(member: Mapping) -> bool:
+    """Whether a network for boxes, by its entry or its recipe's, takes phase."""
+    return member.get("arguments", {}).get("inputs", 0) > WITHOUT_PHASE
+
+
 def judge(
-    image: Volume, brain: Volume, card: dict, models: Models
+    image: Volume, brain: Volume, card: dict, models: Models, phase: Volume | None = None
 ) -> tuple[Preprocessed, list[Judged]]:
     """Every suspect and its chance; and the scan as the networks see it. As `cascade`."""
     parts = {member["name"]: member for member in card["members"]}
@@ -121,9 +131,10 @@ def judge(
         return load_patcher(member, path, precision=models.precision)
 
     member = parts["boxes"]
-    fed = preprocess(image, brain, Grid.from_card(member["grid"]))
-    rules = rules_of(card)
-    suspects = find_suspects(loaded(member), member, fed, rules)
+    grid, rules = Grid.from_card(member["grid"]), rules_of(card)
+    fed = preprocess(image, brain, grid)
+    seen = on_grid(phase, brain, grid) if phase is not None and sees_phase(member) else None
+    suspects = find_suspects(loaded(member), member, fed, rules, seen)
     chances = [suspect.confidence for suspect in suspects]
     if "patches" in parts:
         chances = judged(loaded(parts["patches"]), parts["patches"], fed.image.data, suspects)
@@ -168,7 +179,7 @@ def planes(
         at: Which slice.
         inputs: Channels: the mean of the slice and its neighbours; the slice itself; 1 - phase of
             the slice and its neighbours.
-        phase: 0 to 1, (X, Y, Z); without, the third channel is 0.
+        phase: 0 to 1, (X, Y, Z), as `phase.on_grid` has it; without, it is even.
 
     Returns:
         float32, (X, Y, inputs).
@@ -176,9 +187,9 @@ def planes(
     near = np.clip([at - 1, at, at + 1], 0, slices.shape[2] - 1)
     three = np.clip(slices[:, :, near].astype(np.float32), 0, BRIGHTEST)
     shown = [three.mean(axis=2), three[:, :, 1]]
-    if inputs > 2:
-        calm = np.zeros_like(shown[0])
-        shown.append(calm if phase is None else (1 - phase[:, :, near]).mean(axis=2))
+    if inputs > WITHOUT_PHASE:
+        even = np.full_like(shown[0], NEUTRAL)
+        shown.append(even if phase is None else (1 - phase[:, :, near]).mean(axis=2))
     return np.stack(shown[:inputs], axis=-1).astype(np.float32)
 
 

@@ -1,7 +1,7 @@
 """Scans with their truth, as a network in training is fed: read once, kept on its grid."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from bids_cmb.brain import find_brain
 from bids_cmb.discovery import find_scans
 from bids_cmb.filters import Query
 from bids_cmb.labelmaps import label_map
+from bids_cmb.phase import UndecidedError, find_phase, on_grid, read_phase
 from bids_cmb.preprocessing import Grid, Preprocessed, near, preprocess
 from bids_cmb.volume import Volume, load, load_labels, resample
 
@@ -30,6 +31,7 @@ class Paths:
     mimics: Path | None
     structures: Path | None
     brain: Path | None
+    phase: Path | None = None
 
     @property
     def subject(self) -> str:
@@ -48,6 +50,8 @@ class Case:
         heard: bool, where the network is told what is there: the brain and its surface, (X, Y, Z).
         centres: Voxels to draw patches around, for each kind a list of (N, 3): one for each
             lesion, one for each mimic; a single one for dark spots and one for any place.
+        phase: float16, 0 to 1 as `phase.on_grid` has it, (X, Y, Z); None where there is none, or
+            nobody asked for it.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Case:
     truth: np.ndarray
     heard: np.ndarray
     centres: dict[str, list[np.ndarray]]
+    phase: np.ndarray | None = None
 
 
 def find_cases(data: Path, truth: Path | None = None) -> list[Paths]:
@@ -67,6 +72,7 @@ def find_cases(data: Path, truth: Path | None = None) -> list[Paths]:
     Raises:
         ValueError: If no scan of the dataset has a truth.
     """
+    data = data.absolute()  # as the paths of scans are
     home = truth or data / "derivatives" / "truth"
     scans = find_scans(data, Query()).scans
     found = [_paths(scan.path, home / scan.path.parent.relative_to(data)) for scan in scans]
@@ -86,20 +92,39 @@ def _paths(image: Path, folder: Path) -> Paths:
         return next(iter(sorted(folder.glob(f"{stem}_*{pattern}*.nii.gz"))), None)
 
     lesions = one("seg-CMB") or one("label-CMB")
-    return Paths(stem, image, lesions, one("seg-mimics"), one("seg-structures"), one("label-brain"))
+    mimics, structures, brain = map(one, ("seg-mimics", "seg-structures", "label-brain"))
+    return Paths(stem, image, lesions, mimics, structures, brain, find_phase(image).path)
 
 
 # --- Lesions --------------------------------------------------------------------------------------
 
 
-def read_case(paths: Paths, grid: Grid) -> Case:
-    """A scan and its lesions on the grid of a network.
+def read_case(paths: Paths, grid: Grid, *, with_phase: bool = False) -> Case:
+    """A scan and its lesions on the grid of a network, and its phase if asked for.
 
     Raises:
         ValueError: If a file cannot be used.
         OSError: If it cannot be read.
     """
-    return case_of(paths, preprocess(*read_scan(paths), grid))
+    scan = read_scan(paths)
+    case = case_of(paths, preprocess(*scan, grid))
+    seen = phase_on(paths, *scan, grid) if with_phase else None
+    return case if seen is None else replace(case, phase=seen.astype(np.float16))
+
+
+def phase_on(paths: Paths, image: Volume, brain: Volume, grid: Grid) -> np.ndarray | None:
+    """The phase of a scan on the grid of a network; None without one, or if its sign is not told.
+
+    Raises:
+        ValueError: If the file cannot be used.
+        OSError: If it cannot be read.
+    """
+    if paths.phase is None:
+        return None
+    try:
+        return on_grid(read_phase(paths.phase, image, brain), brain, grid)
+    except UndecidedError:
+        return None
 
 
 def read_scan(paths: Paths) -> tuple[Volume, Volume]:
@@ -291,13 +316,15 @@ def drawn(
     return case, place[rng.integers(len(place))].astype(int)
 
 
-def cut(data: np.ndarray, start: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """A box of the first three axes of ``data``, 0 where it leaves it."""
+def cut(
+    data: np.ndarray, start: np.ndarray, shape: Sequence[int], *, beyond: float = 0
+) -> np.ndarray:
+    """A box of the first three axes of ``data``, ``beyond`` where it leaves it."""
     room = data.shape[:3]
     low, high = np.clip(start, 0, room), np.clip(start + shape, 0, room)
     part = data[tuple(map(slice, low, high))]
     sides = [*zip(low - start, start + shape - high, strict=True)]
-    return np.pad(part, sides + [(0, 0)] * (data.ndim - 3))
+    return np.pad(part, sides + [(0, 0)] * (data.ndim - 3), constant_values=beyond)
 
 
 def turned(stacked: np.ndarray, rng: np.random.Generator, *, swaps: bool) -> np.ndarray:

@@ -96,10 +96,11 @@ class Output:
         """The source's suffix, behind its own desc- label if it had one."""
         return self.scan.desc + self.scan.suffix
 
-    def sources(self) -> list[str]:
-        """The images of the scan, as BIDS URIs."""
+    def sources(self, phase: Path | None = None) -> list[str]:
+        """The images of the scan, and its phase image if that was used, as BIDS URIs."""
         home = Path(self.scan.relative_path).parent
-        names = [self.scan.path.name, *(path.name for path in self.scan.more_echoes)]
+        images = [self.scan.path, *self.scan.more_echoes, *([phase] if phase else [])]
+        names = [path.name for path in images]
         return [f"bids:raw:{(home / name).as_posix()}" for name in names]
 
     def mask(self, extension: str = ".nii.gz") -> Path:

@@ -5,7 +5,7 @@ whose card has members is an ensemble of networks, each on its own grid; any oth
 ``(image, brain) → probability`` of its name.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ from scipy.special import expit, logit
 
 from bids_cmb.candidates import Candidate, find_candidates
 from bids_cmb.cards import card, members_of, weights_file
-from bids_cmb.cascade import cascade
+from bids_cmb.cascade import cascade, sees_phase
 from bids_cmb.distilled import distilled
 from bids_cmb.evidence import Evidence, together
 from bids_cmb.gated import gated
@@ -46,8 +46,9 @@ class Probability:
 
 
 def detect(
-    names: str | Sequence[str], image: Volume, brain: Volume, models: Models | None = None
-) -> Probability:
+    names: str | Sequence[str], image: Volume, brain: Volume, models: Models | None = None,
+    phase: Volume | None = None,
+) -> Probability:  # fmt: skip
     """Ask one or several detectors for the chance of microbleed at every voxel.
 
     Args:
@@ -55,6 +56,7 @@ def detect(
         image: T2*-weighted magnitude or SWI, as it came.
         brain: True inside the brain, on the grid of ``image``.
         models: Which networks, and how; those of the package without.
+        phase: As `phase.read_phase` gives it, for those who take it.
 
     Returns:
         On the grid of ``image``; 0 outside the brain. The spread is that of the detectors, or of
@@ -68,7 +70,7 @@ def detect(
     if not asked or len(set(asked)) < len(asked):
         raise ValueError(f"Detectors must be named once each; found {list(asked)}.")
     models = models or Models()
-    told = {name: _told(name, image, brain, models) for name in asked}
+    told = {name: _told(name, image, brain, models, phase) for name in asked}
     found = {name: parts for name, (parts, _) in told.items()}
     evidence = together(left for _, left in told.values())
     curves = {name: card(name, models.folder).get("calibration") for name in asked}
@@ -101,7 +103,23 @@ def calibrated(chance: np.ndarray, curve: Mapping[str, float] | None) -> np.ndar
     return out
 
 
-def answers(name: str, image: Volume, brain: Volume, models: Models) -> list[np.ndarray]:
+def takes_phase(names: Iterable[str], models: Models) -> bool:
+    """Whether any of these detectors has a network that takes phase.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    cards = [card(name, models.folder) for name in names]
+    return any(_takes_phase(said) for said in cards)
+
+
+def _takes_phase(said: Mapping) -> bool:
+    return said.get("design") in WITH_PHASE and any(map(sees_phase, said["members"]))
+
+
+def answers(
+    name: str, image: Volume, brain: Volume, models: Models, phase: Volume | None = None
+) -> list[np.ndarray]:
     """What each member of a detector says before any calibration.
 
     Args:
@@ -109,6 +127,7 @@ def answers(name: str, image: Volume, brain: Volume, models: Models) -> list[np.
         image: T2*-weighted magnitude or SWI, as it came.
         brain: True inside the brain, on the grid of ``image``.
         models: Which networks, and how.
+        phase: As `detect`.
 
     Returns:
         Maps of 0 to 1, float32, on the grid of ``image``.
@@ -116,18 +135,18 @@ def answers(name: str, image: Volume, brain: Volume, models: Models) -> list[np.
     Raises:
         ValueError: As `detect`.
     """
-    return _told(name, image, brain, models)[0]
+    return _told(name, image, brain, models, phase)[0]
 
 
 def _told(
-    name: str, image: Volume, brain: Volume, models: Models
+    name: str, image: Volume, brain: Volume, models: Models, phase: Volume | None
 ) -> tuple[list[np.ndarray], Evidence]:
     """As `answers`, and the evidence."""
     said = card(name, models.folder)
     if "members" not in said:
         return [_FUNCTIONS[name](image, brain).data], Evidence()
     if "design" in said:
-        chance, evidence = _chained(said, image, brain, models)
+        chance, evidence = _chained(said, image, brain, models, phase)
         return [chance], evidence
     return _averaged(said, image, brain, models), Evidence()
 
@@ -161,7 +180,7 @@ def _averaged(said: dict, image: Volume, brain: Volume, models: Models) -> list[
 
 
 def _chained(
-    said: dict, image: Volume, brain: Volume, models: Models
+    said: dict, image: Volume, brain: Volume, models: Models, phase: Volume | None
 ) -> tuple[np.ndarray, Evidence]:
     """What a detector says whose networks work one after the other, by its design."""
     if said["design"] not in DESIGNS:
@@ -174,7 +193,8 @@ def _chained(
             f"--folds takes members of an ensemble; found {' '.join(models.folds)} for "
             f"{said['name']}, whose networks work one after the other."
         )
-    chance, evidence = DESIGNS[said["design"]](image, brain, said, models)
+    more = (phase,) if _takes_phase(said) else ()
+    chance, evidence = DESIGNS[said["design"]](image, brain, said, models, *more)
     give_back()
     return np.where(brain.data, chance.data, 0).astype(np.float32), evidence
 
@@ -221,8 +241,9 @@ def _chance(candidate: Candidate, gates: list[dict]) -> float:
 
 
 _FUNCTIONS = {"radial": radial}
-DESIGNS: dict[str, Callable[[Volume, Volume, dict, Models], tuple[Volume, Evidence]]] = {
+DESIGNS: dict[str, Callable[..., tuple[Volume, Evidence]]] = {
     "cascade": cascade,
     "distilled": distilled,
     "gated": gated,
 }
+WITH_PHASE = {"cascade"}  # those that may be given phase besides

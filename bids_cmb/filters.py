@@ -27,6 +27,8 @@ PRESENT = "*"
 GLOB = re.compile(r"[*?[]")
 LISTED_LABELS = 20  # a sentence that lists 5000 subjects is not read
 
+PHASE_LABELS = ("acq", "rec", "desc")
+PHASE = r"(swi|gre|t2star|filt|filtered)?pha(se)?"
 NEVER_TAKEN = tuple(
     (entities, re.compile(pattern, re.IGNORECASE), reason)
     for entities, pattern, reason in (
@@ -35,7 +37,7 @@ NEVER_TAKEN = tuple(
         (("part",), r"(?!mag$).*", "is not the magnitude"),
         (("suffix", "acq", "rec", "desc"), r".*mi?nip.*|mip.*|.*mip", "is an intensity projection"),
         (("suffix",), r"qsm|.*map", "is a map, not a magnitude image"),
-        (("acq", "rec", "desc"), r"(swi|gre|t2star|filt|filtered)?pha(se)?", "is a phase image"),
+        (PHASE_LABELS, PHASE, "is a phase image"),
         (("bp",), r"(?!(brain|head)$).*", "shows another part of the body than the brain"),
         (("coil",), r".*", "is the image of one coil element"),
         (("space", "label", "seg", "res", "from", "to"), r".*", "is a derivative"),

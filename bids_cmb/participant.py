@@ -1,5 +1,6 @@
 """The corridor: one scan, from its files to its derivatives."""
 
+import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,13 +34,14 @@ from bids_cmb.derivatives import (
     refresh_scans_table,
     write_table,
 )
-from bids_cmb.detectors import Probability, detect
+from bids_cmb.detectors import Probability, detect, takes_phase
 from bids_cmb.discovery import Scan
 from bids_cmb.files import read_json, write_json, write_text
 from bids_cmb.given import Segmentation, find_mask, find_segmentation
 from bids_cmb.lesions import Lesion, find_lesions
 from bids_cmb.mars import label_rows
 from bids_cmb.networks import Models, device, set_threads
+from bids_cmb.phase import Partner, find_phase, read_phase, units_of
 from bids_cmb.pictures import draw
 from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.provenance import fingerprint, machine, sha256, software
@@ -111,6 +113,21 @@ class Brain:
 
 
 @dataclass(frozen=True, eq=False)
+class Phase:
+    """The phase of a scan, for networks that take it.
+
+    Attributes:
+        map: As `phase.read_phase` gives it; None where there is none that can be used.
+        path: Where it came from; None likewise.
+        notes: For the log.
+    """
+
+    map: Volume | None = None
+    path: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Findings:
     """All that was made of one scan.
 
@@ -119,6 +136,7 @@ class Findings:
         intake: What was noticed while it was opened.
         brain: Its brain mask.
         inside: What lies where, and who said so.
+        phase: What was shown of it.
         probability: Of microbleed, on the scan's grid.
         regions: Of MARS, on the grid of the anatomy; None without one.
         labels: Each lesion's index in its voxels.
@@ -130,6 +148,7 @@ class Findings:
     intake: Intake
     brain: Brain
     inside: Inside
+    phase: Phase
     probability: Probability
     regions: Volume | None
     labels: Volume
@@ -174,8 +193,8 @@ def process(scan: Scan, config: Config) -> Summary:
     rows = [lesion_row(lesion) for lesion in found.lesions]
     write_table(output.labels(".tsv"), columns("lesion"), rows)
     row = scan_row(scan, found, config)
-    notes = (*scan.notes, *found.intake.notes, *found.brain.notes)
-    said = marker(output, found.brain.source, config, files)
+    notes = (*scan.notes, *found.intake.notes, *found.brain.notes, *found.phase.notes)
+    said = marker(output, found, config, files)
     if found.inside.carried is not None:
         said["Provenance"]["Registration"] = found.inside.carried.figures
     said["Provenance"]["Seconds"] = round(time.monotonic() - began, 1)
@@ -245,7 +264,8 @@ def examine(scan: Scan, config: Config) -> Findings:
     anatomy = inside.anatomy
     brain = outline(scan, image, config, inside)
     brain = replace(brain, notes=(*brain.notes, *inside.notes))
-    probability = detect(config.detector, image, brain.mask, models_of(config))
+    phase = look_at_phase(scan, image, brain.mask, config)
+    probability = detect(config.detector, image, brain.mask, models_of(config), phase.map)
     labels, lesions = find_lesions(
         probability.mean,
         image,
@@ -268,7 +288,9 @@ def examine(scan: Scan, config: Config) -> Findings:
         header_mended=bool(intake.notes),
         nonfinite_voxels=intake.nonfinite_voxels,
     )
-    return Findings(image, intake, brain, inside, probability, regions, labels, lesions, measured)
+    return Findings(
+        image, intake, brain, inside, phase, probability, regions, labels, lesions, measured
+    )
 
 
 def looked_through(
@@ -389,6 +411,32 @@ def _at(lesion: Lesion, place: Place, region: Region, uncounted: tuple[str, ...]
     )
 
 
+def look_at_phase(scan: Scan, image: Volume, brain: Volume, config: Config) -> Phase:
+    """The scan's phase, if a network asks for it; a note says what was used, or why nothing."""
+    partner = partner_of(scan, config)
+    if partner is None:
+        return Phase()
+    if partner.path is None:
+        why = partner.note or f"{scan.path.name}: no phase image lies beside it."
+        return Phase(notes=(f"{why} Networks that take phase did without.",))
+    try:
+        seen = read_phase(partner.path, image, brain)
+    except (ValueError, OSError) as error:
+        why = str(error).rstrip(".")
+        return Phase(notes=(f"{why}. Networks that take phase did without.",))
+    note = f"{scan.path.name}: networks that take phase were shown {partner.path.name}."
+    return Phase(seen, partner.path, (note,))
+
+
+def partner_of(scan: Scan, config: Config) -> Partner | None:
+    """The phase image of a scan; None where no network asks for one, and no folder is read."""
+    if not takes_phase(config.detector, models_of(config)):
+        return None
+    if scan.more_echoes:
+        return Partner(note=f"{scan.path.name}: combined echoes have no phase in common.")
+    return find_phase(scan.path)
+
+
 def read(scan: Scan) -> tuple[Volume, Intake]:
     """The scan's image; several echoes as the root of their mean square.
 
@@ -492,7 +540,7 @@ def write_images(output: Output, found: Findings, config: Config) -> list[Path]:
     Returns:
         The images, and the lesion table that goes with the labels.
     """
-    about = {"Sources": output.sources(), "SpatialReference": "orig"}
+    about = {"Sources": output.sources(found.phase.path), "SpatialReference": "orig"}
 
     def written(place, volume: Volume, dtype: type, said: dict) -> Path:
         save(volume, place(), dtype=dtype)
@@ -564,7 +612,7 @@ def scan_row(scan: Scan, found: Findings, config: Config) -> dict[str, object]:
     }
 
 
-def marker(output: Output, brain: str, config: Config, files: list[Path]) -> dict:
+def marker(output: Output, found: Findings, config: Config, files: list[Path]) -> dict:
     """The sidecar of the lesion mask, but for the counts: all that made them."""
     scan = output.scan
     inputs = [stamp(path) for path in inputs_of(scan, config)]
@@ -574,13 +622,14 @@ def marker(output: Output, brain: str, config: Config, files: list[Path]) -> dic
         f"{output.labels('.tsv').name}.",
         "Type": "Lesion",
         "Manual": False,
-        "Sources": output.sources(),
+        "Sources": output.sources(found.phase.path),
         "SpatialReference": "orig",
         **protocol,
         "Provenance": {
             "Fingerprint": fingerprint_of(scan, config, [one["SHA256"] for one in inputs]),
             "Input": inputs,
-            "BrainMask": brain,
+            "BrainMask": found.brain.source,
+            **({"Phase": found.phase.path.name} if found.phase.path else {}),
             "Settings": result_settings(config),
             "Detectors": [_named(name, config) for name in config.detector],
             "Anatomy": _named(ANATOMY, config) if config.anatomy == "network" else None,
@@ -612,14 +661,23 @@ def is_done(scan: Scan, config: Config) -> bool:
 
 
 def inputs_of(scan: Scan, config: Config) -> list[Path]:
-    """The files whose content decides the results: the echoes, and what the user gave."""
+    """The files whose content decides the results: echoes, phase, and what the user gave."""
     mask = find_mask(config.derivatives, scan, config.mask_desc)
     given = segmentation_for(scan, config)
+    phase = phase_file(scan, config)
     return [
         *(scan.path, *scan.more_echoes),
+        *([phase] if phase else []),
         *([mask] if mask else []),
         *(given.files if given else []),
     ]
+
+
+def phase_file(scan: Scan, config: Config) -> Path | None:
+    """The scan's phase image, if a network asks for it and it can be opened."""
+    partner = partner_of(scan, config)
+    path = partner.path if partner else None
+    return path if path and path.is_file() and os.access(path, os.R_OK) else None
 
 
 def stamp(path: Path) -> dict[str, object]:
@@ -636,6 +694,7 @@ def stamp(path: Path) -> dict[str, object]:
 def fingerprint_of(scan: Scan, config: Config, digests: list[str]) -> str:
     """One hash over the input, its metadata, the settings, the detectors and our version."""
     looked = config.anatomy == "network" or segmentation_for(scan, config) is not None
+    phase = phase_file(scan, config)
     return fingerprint(
         input=digests,
         metadata={key: str(value) for key, value in scan.metadata.items()},
@@ -644,6 +703,7 @@ def fingerprint_of(scan: Scan, config: Config, digests: list[str]) -> str:
         anatomy=card(ANATOMY, config.models) if looked else None,
         atlases=[_atlas_digest(path) for path in find_atlases().paths] if looked else None,
         version=software()["bids_cmb"],
+        **({"phase": str(units_of(phase))} if phase else {}),
     )
 
 

@@ -62,7 +62,8 @@ class Simulated:
         lesion_table: One row for each microbleed, in the app's columns and those of `TRUTH`.
         mimic_table: One row for each other thing, in the columns of `MIMICS`.
         protocol: How it was made.
-        facts: ``head``, ``age``, ``sex``, ``dress`` (whole, masked, stripped), ``snr``.
+        facts: ``head``, ``age``, ``sex``, ``dress`` (whole, masked, stripped), ``snr``, ``handed``
+            (1 if the phase turns forwards in a higher field, -1 if backwards).
     """
 
     image: Volume
@@ -123,6 +124,7 @@ def simulate_scan(
         "sex": "FM"[rng.integers(2)],
         "dress": dress or drawn,
         "snr": round(scene.snr, 1),
+        "handed": scene.handed,
     }
     structures = resample(scene.labels, grid.affine, grid.shape, order=0)
     brain = whole_brain(scene)

@@ -17,7 +17,7 @@ FLOORS = [  # from the ground up; a folder is one room
     {"brain", "lesions", "candidates", "matching", "agreement", "dask_cluster", "descriptor"}
     | {"physics", "tissues", "protocols", "preprocessing", "networks", "given", "registration"}
     | {"growing", "reckoning"},
-    {"boxes"},
+    {"boxes", "phase"},
     {"cascade", "distilled", "gated"},  # designs of detectors
     {
         "detectors",

@@ -7,7 +7,7 @@ import numpy as np
 
 from bids_cmb import cases
 from bids_cmb.boxes import true_boxes
-from bids_cmb.cascade import cell, in_pixels, planes
+from bids_cmb.cascade import cell, in_pixels, planes, sees_phase
 from bids_cmb.lesions import LARGEST_MM
 from bids_cmb.lessons.task import (
     Batch,
@@ -19,8 +19,10 @@ from bids_cmb.lessons.task import (
     refuse_label_maps,
 )
 from bids_cmb.models.losses import BoxLoss
+from bids_cmb.phase import NEUTRAL
 from bids_cmb.preprocessing import Grid
 
+BLIND = 0.3  # share of patches without their phase, so that the network can do without
 SHIFT = 3  # the place that a patch is drawn around lies within a third of a side of its middle
 
 
@@ -43,23 +45,30 @@ def boxed(case: cases.Case, spacing: float) -> Boxed:
 
 def draw(
     known: Mapping[int, Boxed], drawing: cases.Drawing, rng: np.random.Generator, *,
-    inputs: int, most: int,
+    inputs: int, most: int, blind: float = BLIND,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """A part of a slice and its boxes, varied: (X, Y, inputs) and (most, 5), see `BoxLoss`."""
+    """A part of a slice and its boxes, varied: (X, Y, inputs) and (most, 5), see `BoxLoss`.
+
+    A network that takes phase is shown none in a share ``blind`` of them.
+    """
     case, centre = cases.drawn([one.case for one in known.values()], drawing.shares, rng)
     side = drawing.shape[0]
     shift = rng.integers(-(side // SHIFT), side // SHIFT + 1, 2)
     start = centre[:2] - side // 2 + shift
-    block = cases.cut(case.image, np.array([*start, centre[2] - 1]), (side, side, 3))
-    block = np.maximum(block, 0).astype(np.float32)
+    three = (np.array([*start, centre[2] - 1]), (side, side, 3))
+    block = np.maximum(cases.cut(case.image, *three), 0).astype(np.float32)
+    phase = None
+    if case.phase is not None and rng.random() >= blind:
+        phase = cases.cut(case.phase, *three, beyond=NEUTRAL).astype(np.float32)
     if centre[2] == 0 or centre[2] == case.image.shape[2] - 1:  # as `planes` has it
-        block[:, :, 0 if centre[2] == 0 else 2] = block[:, :, 1]
+        for one in (block, phase) if phase is not None else (block,):
+            one[:, :, 0 if centre[2] == 0 else 2] = one[:, :, 1]
     block = cases.varied(block, drawing, rng)
     boxes = known[id(case)].boxes
     boxes = boxes[boxes[:, 0] == centre[2]][:, 1:]
     boxes = boxes - np.array([*start, 0, 0, 0], np.float32)
     boxes = boxes[((boxes[:, :2] >= 0) & (boxes[:, :2] < side)).all(axis=1)][:most]
-    image, boxes = _turned(planes(block, 1, inputs), boxes, rng, swaps=drawing.swaps)
+    image, boxes = _turned(planes(block, 1, inputs, phase), boxes, rng, swaps=drawing.swaps)
     truth = np.zeros((most, 5), np.float32)
     truth[: len(boxes)] = boxes
     return image, truth
@@ -84,23 +93,28 @@ def _turned(
 
 def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  # noqa: ARG001
     refuse_label_maps(sources, "boxes")
-    grid = Grid.from_card(recipe.grid)
-    read = [boxed(cases.read_case(one, grid), grid.spacing[0]) for one in sources.scans]
+    grid, asked = Grid.from_card(recipe.grid), sees_phase({"arguments": recipe.arguments})
+    read = [
+        boxed(cases.read_case(one, grid, with_phase=asked), grid.spacing[0])
+        for one in sources.scans
+    ]
     known = {id(one.case): one for one in read}
     given = dict(recipe.drawing)
-    most = given.pop("most")
+    most, blind = given.pop("most"), given.pop("blind", BLIND)
     drawing = drawing_of(given)
 
     def teach(rng: np.random.Generator) -> Batch:
         drawn = [
-            draw(known, drawing, rng, inputs=recipe.arguments["inputs"], most=most)
+            draw(known, drawing, rng, inputs=recipe.arguments["inputs"], most=most, blind=blind)
             for _ in range(recipe.batch)
         ]
         images, truths = zip(*drawn, strict=True)
         return np.stack(images), np.stack(truths)
 
     boxes = sum(len(one.boxes) for one in read)
-    return teach, f"{len(read)} scans with {boxes} boxes in slices"
+    phased = sum(one.case.phase is not None for one in read)
+    told = f"{len(read)} scans with {boxes} boxes in slices"
+    return teach, f"{told}, {phased} of them with phase" if asked else told
 
 
 def _loss(recipe: Recipe) -> BoxLoss:

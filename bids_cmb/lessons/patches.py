@@ -9,7 +9,7 @@ import numpy as np
 
 from bids_cmb import cases
 from bids_cmb.boxes import Suspect
-from bids_cmb.cascade import Rules, find_suspects, patch
+from bids_cmb.cascade import Rules, find_suspects, patch, sees_phase
 from bids_cmb.lessons.task import Batch, Recipe, Sources, Task, Teach, drawing_of
 from bids_cmb.networks import entry_patcher
 from bids_cmb.preprocessing import Grid, preprocess
@@ -71,8 +71,10 @@ def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  #
     ask, grid = entry_patcher(entry, path), Grid.from_card(recipe.grid)
     known = []
     for one in sources.scans:
-        fed = preprocess(*cases.read_scan(one), grid)
-        suspects = find_suspects(ask, entry, fed, rules)
+        scan = cases.read_scan(one)
+        fed = preprocess(*scan, grid)
+        phase = cases.phase_on(one, *scan, grid) if sees_phase(entry) else None
+        suspects = find_suspects(ask, entry, fed, rules, phase)
         known.append(line_up(cases.case_of(one, fed), suspects, fed.image.spacing, near))
     right = [(one, place) for one in known for place in one.right]
     wrong = [(one, place) for one in known for place in one.wrong]

@@ -2,6 +2,7 @@
 
     python benchmarks/cascade.py anchors RESULT.json DATA [DATA ...]
     python benchmarks/cascade.py points RESULT.json DATA [DATA ...] [--models DIR] [--scans N]
+    python benchmarks/cascade.py suspects RESULT.json DATA [DATA ...] --entries OUT/NAME.json ...
 
 ``anchors`` clusters the true boxes of simulated scans, and tells how well these anchors and the
 published ones (Pascal VOC, YOLO v2, slices of 448 pixels that show 224 mm) fit them.
@@ -10,12 +11,16 @@ published ones (Pascal VOC, YOLO v2, slices of 448 pixels that show 224 mm) fit 
 if there were no 3D network. Both are painted and cut at many thresholds, like the app does it, and
 counted by the VALDO rule. It also counts what the first stage alone suspects and misses. The card's
 threshold is set on validation scans, never on benchmark or real scans.
+
+``suspects`` compares networks for boxes by the entries that training wrote: how many microbleeds
+are among the surest suspects, at equal numbers of suspects per scan, and how many more than by the
+first network, with intervals over scans. One that takes phase is asked with it and without.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,23 +30,27 @@ from operating_points import counted, cuts, summed, with_truth
 from bids_cmb import cases
 from bids_cmb.boxes import SURE, cluster_sizes, overlap_of_sizes, true_boxes
 from bids_cmb.cards import card
-from bids_cmb.cascade import Judged, judge, painted
+from bids_cmb.cascade import Judged, Rules, find_suspects, judge, painted, sees_phase
 from bids_cmb.marks import POSITION, Marks
 from bids_cmb.models.yolo import VOC
-from bids_cmb.networks import Models, set_threads
+from bids_cmb.networks import Models, entry_patcher, set_threads
+from bids_cmb.phase import read_phase
 from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.training import read_recipe
 
 CELL_MM = 32 * 224 / 448  # of the published detector
 FAR_MM = 5.0  # from a lesion's centre: a suspect further away is not that lesion
 WITH, WITHOUT = "with the 3D network", "without"
+ASKED_ABOUT = (10, 20, 50, 100, 200)  # suspects per scan
+FAINT = Rules(confidence=0.005)
+DRAWS = 2000
 
 
 def main() -> None:
     """Measure, print and write."""
     asked = arguments()
     set_threads(asked.threads)
-    report = {"anchors": anchors, "points": points}[asked.what](asked)
+    report = {"anchors": anchors, "points": points, "suspects": suspects}[asked.what](asked)
     asked.result.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=1))
 
@@ -49,10 +58,11 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """What the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("what", choices=("anchors", "points"))
+    parser.add_argument("what", choices=("anchors", "points", "suspects"))
     parser.add_argument("result", type=Path, help="where to")
     parser.add_argument("data", type=Path, nargs="+", help="simulated datasets")
     parser.add_argument("--models", type=Path, help="folder of cards and weights")
+    parser.add_argument("--entries", type=Path, nargs="+", default=[], help="of networks for boxes")
     parser.add_argument("--scans", type=int, help="the first so many of each dataset only")
     parser.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
     return parser.parse_args()
@@ -105,7 +115,10 @@ def points(asked: argparse.Namespace) -> dict:
     for at, (paths, truth) in enumerate(pairs, start=1):
         print(f"\r{at} of {len(pairs)}", end="", file=sys.stderr, flush=True)
         image, brain = cases.read_scan(paths)
-        fed, found = judge(image, brain, said, Models(asked.models))
+        phase = None
+        if paths.phase and any(map(sees_phase, said["members"])):
+            phase = read_phase(paths.phase, image, brain)
+        fed, found = judge(image, brain, said, Models(asked.models), phase)
         first.append(suspected(found, truth))
         alone = [replace(one, chance=one.suspect.confidence) for one in found]
         for name, judged in ((WITH, found), (WITHOUT, alone)):
@@ -134,6 +147,80 @@ def suspected(found: Sequence[Judged], truth: Marks) -> dict[str, int]:
     return {
         "lesions": len(sure), "suspects": len(found), "suspected": int(near.any(axis=1).sum()),
     }  # fmt: skip
+
+
+def suspects(asked: argparse.Namespace) -> dict:
+    """How many microbleeds each network for boxes has among so many suspects."""
+    entries = {path: json.loads(path.read_text(encoding="utf-8")) for path in asked.entries}
+    asks = {path: entry_patcher(entry, path) for path, entry in entries.items()}
+    pairs = [pair for data in asked.data for pair in with_truth(data)[: asked.scans]]
+    found: dict[str, list] = {}
+    phased = set()
+    for at, (paths, truth) in enumerate(pairs, start=1):
+        print(f"\r{at} of {len(pairs)}", end="", file=sys.stderr, flush=True)
+        scan = cases.read_scan(paths)
+        for path, entry in entries.items():
+            grid, ways = Grid.from_card(entry["grid"]), {path.parent.name: None}
+            if sees_phase(entry):
+                ways = {name: cases.phase_on(paths, *scan, grid) for name in ways}
+                phased |= {at} if None not in ways.values() else set()
+                ways |= {f"{name}, phase left out": None for name in list(ways)}
+            fed = preprocess(*scan, grid)
+            for name, phase in ways.items():
+                said = find_suspects(asks[path], entry, fed, FAINT, phase)
+                places = fed.image.world(np.array([one.centre for one in said]).reshape(-1, 3))
+                sure = np.array([one.confidence for one in said])
+                found.setdefault(name, []).append((sure, best_near(places, sure, truth)))
+    print(file=sys.stderr)
+    first = next(iter(found.values()))
+    drawn = np.random.default_rng(1).integers(len(pairs), size=(DRAWS, len(pairs)))
+
+    def told(measure: Callable[[Sequence[int]], float]) -> list[float]:
+        """With the interval of 95 % over scans."""
+        low, high = np.quantile([measure(some) for some in drawn], [0.025, 0.975])
+        return [round(float(one), 3) for one in (measure(range(len(pairs))), low, high)]
+
+    def table(*, apart: bool) -> dict:
+        return {
+            name: {
+                str(count): told(
+                    lambda some, rows=rows, count=count: (
+                        recall([rows[i] for i in some], count)
+                        - (recall([first[i] for i in some], count) if apart else 0)
+                    )
+                )
+                for count in ASKED_ABOUT
+            }
+            for name, rows in found.items()
+            if not (apart and rows is first)
+        }
+
+    return {
+        "scans": len(pairs),
+        "with phase": len(phased),
+        "microbleeds": sum(len(best) for _, best in first),
+        "suspects": {
+            name: round(sum(len(sure) for sure, _ in rows) / len(pairs), 1)
+            for name, rows in found.items()
+        },
+        "sensitivity by suspects per scan": table(apart=False),
+        "more than the first": table(apart=True),
+    }
+
+
+def best_near(places: np.ndarray, sure: np.ndarray, truth: Marks) -> np.ndarray:
+    """For each sure lesion the highest confidence of a suspect near it, 0 if there is none."""
+    lesions = truth.lesions[~truth.lesions["unsure"].to_numpy(bool)]
+    true = lesions[POSITION].to_numpy(float).reshape(-1, 1, 3)
+    near = np.linalg.norm(true - places, axis=-1) <= FAR_MM
+    return np.where(near, sure, 0).max(axis=1, initial=0)
+
+
+def recall(rows: Sequence[tuple[np.ndarray, np.ndarray]], count: int) -> float:
+    """Share of lesions among the ``count`` surest suspects per scan of all scans together."""
+    sure = np.sort(np.concatenate([one for one, _ in rows]))[::-1]
+    threshold = sure[min(count * len(rows), len(sure)) - 1]
+    return float(np.mean(np.concatenate([best for _, best in rows]) >= threshold))
 
 
 if __name__ == "__main__":

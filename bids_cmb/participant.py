@@ -49,6 +49,7 @@ from bids_cmb.quality import Quality, quality
 from bids_cmb.regions import Region, locate, region_map
 from bids_cmb.report import write_page
 from bids_cmb.segmentations import Carried, carry, read_segmentation
+from bids_cmb.sidecars import unreadable
 from bids_cmb.templates import capsule_of, find_atlases, lobes_of, parcel_at
 from bids_cmb.volume import Intake, Volume, load, load_labels, resample_like, save
 
@@ -421,11 +422,14 @@ def look_at_phase(scan: Scan, image: Volume, brain: Volume, config: Config) -> P
         return Phase(notes=(f"{why} Networks that take phase did without.",))
     try:
         seen = read_phase(partner.path, image, brain)
-    except (ValueError, OSError) as error:
-        why = str(error).rstrip(".")
-        return Phase(notes=(f"{why}. Networks that take phase did without.",))
-    note = f"{scan.path.name}: networks that take phase were shown {partner.path.name}."
-    return Phase(seen, partner.path, (note,))
+    except OSError as error:
+        why = f"{partner.path} {unreadable(error)}."
+    except ValueError as error:
+        why = f"{str(error).rstrip('.')}."
+    else:
+        note = f"{scan.path.name}: networks that take phase were shown {partner.path.name}."
+        return Phase(seen, partner.path, (note,))
+    return Phase(notes=(f"{why} Networks that take phase did without.",))
 
 
 def partner_of(scan: Scan, config: Config) -> Partner | None:

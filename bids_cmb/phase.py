@@ -247,14 +247,18 @@ def calm(phase: Volume, scan: Volume, brain: Volume) -> Volume:
     Raises:
         UndecidedError: If that cannot be told.
     """
-    fast, steady = _filtered(phase.data, scan)
+    fast, steady = filtered(phase.data, scan)
     hand = handed(fast * steady, scan, brain)
     shown = NEUTRAL + (hand / SPAN) * fast * np.minimum(steady / IN_STEP, 1)
     return Volume(np.clip(shown, 0, 1).astype(np.float32), scan.affine)
 
 
-def _filtered(phase: np.ndarray, scan: Volume) -> tuple[np.ndarray, np.ndarray]:
+def filtered(phase: np.ndarray, scan: Volume) -> tuple[np.ndarray, np.ndarray]:
     """Phase without its slow part, -pi to pi, and the share of the signal that is in step.
+
+    Args:
+        phase: rad, (X, Y, Z).
+        scan: Magnitude or SWI on the same grid.
 
     Source:
         Homodyne filter of SWI: Reichenbach et al. 1997, doi:10.1148/radiology.204.1.9205259.

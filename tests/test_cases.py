@@ -1,5 +1,7 @@
 """What a network in training is shown: patches of scans, with lesions where the scan has them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,11 @@ def test_a_scan_is_found_with_its_truth(scan):
     assert paths.lesions.name.endswith("seg-CMB_desc-truth_dseg.nii.gz")
     assert paths.brain is not None
     assert paths.mimics is None
+
+
+def test_a_dataset_may_be_named_from_where_one_is(scan, monkeypatch):
+    monkeypatch.chdir(scan.parent)
+    assert find_cases(Path(scan.name)) == find_cases(scan)
 
 
 def test_data_without_a_truth_are_refused(scan, tmp_path):

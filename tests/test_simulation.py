@@ -18,8 +18,10 @@ from bids_cmb.discovery import Query, find_scans
 from bids_cmb.files import read_json
 from bids_cmb.laws import law
 from bids_cmb.made_head import procedural_head
+from bids_cmb.phase import filtered, find_phase, full_turn, handed, units_of
 from bids_cmb.protocols import Protocol, find_protocols, presets, random_protocol
 from bids_cmb.simulation import simulate_scan, stream
+from bids_cmb.volume import Volume, load
 
 VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
 WINDOW = (90.0, 100.0, 48.0)  # mm; a whole head takes ten times as long
@@ -89,6 +91,23 @@ def test_the_app_finds_each_scan_once_and_passes_its_phase_by(dataset):
     ]
     phase = nib.load(dataset / "sub-02/anat/sub-02_part-phase_T2starw.nii.gz").get_fdata()
     assert np.abs(phase).max() == pytest.approx(4096, abs=1)
+
+
+def test_each_scan_has_its_phase_beside_it_in_a_unit_that_is_understood(dataset):
+    for scan in find_scans(dataset, Query()).scans:
+        found = find_phase(scan.path)
+        assert found.path.name == f"sub-{scan.subject}_part-phase_T2starw.nii.gz"
+        assert units_of(found.path) == "arbitrary"
+        stored, everywhere = load(found.path)[0].data, np.ones(load(found.path)[0].shape, bool)
+        assert full_turn(stored, "arbitrary", everywhere) == 2 * simulation.PHASE_STEPS
+
+
+@pytest.mark.parametrize("flip", [1, -1])
+def test_which_way_simulated_phase_turns_is_found_out(weighted, flip):
+    phase = Volume(flip * weighted.phase.data, weighted.phase.affine)
+    fast, steady = filtered(phase.data, weighted.scan)
+    found = handed(fast * steady, weighted.scan, weighted.brain)
+    assert found == flip * weighted.facts["handed"]
 
 
 def test_sidecars_say_what_a_scanner_says(dataset):

@@ -34,7 +34,6 @@ from bids_cmb.cascade import Judged, Rules, find_suspects, judge, painted, sees_
 from bids_cmb.marks import POSITION, Marks
 from bids_cmb.models.yolo import VOC
 from bids_cmb.networks import Models, entry_patcher, set_threads
-from bids_cmb.phase import read_phase
 from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.training import read_recipe
 
@@ -115,9 +114,8 @@ def points(asked: argparse.Namespace) -> dict:
     for at, (paths, truth) in enumerate(pairs, start=1):
         print(f"\r{at} of {len(pairs)}", end="", file=sys.stderr, flush=True)
         image, brain = cases.read_scan(paths)
-        phase = None
-        if paths.phase and any(map(sees_phase, said["members"])):
-            phase = read_phase(paths.phase, image, brain)
+        asked_for = any(map(sees_phase, said["members"]))
+        phase = cases.phase_of(paths, image, brain) if asked_for else None
         fed, found = judge(image, brain, said, Models(asked.models), phase)
         first.append(suspected(found, truth))
         alone = [replace(one, chance=one.suspect.confidence) for one in found]
@@ -163,7 +161,7 @@ def suspects(asked: argparse.Namespace) -> dict:
             grid, ways = Grid.from_card(entry["grid"]), {path.parent.name: None}
             if sees_phase(entry):
                 ways = {name: cases.phase_on(paths, *scan, grid) for name in ways}
-                phased |= {at} if None not in ways.values() else set()
+                phased |= {at for phase in ways.values() if phase is not None}
                 ways |= {f"{name}, phase left out": None for name in list(ways)}
             fed = preprocess(*scan, grid)
             for name, phase in ways.items():

@@ -113,7 +113,13 @@ def read_case(paths: Paths, grid: Grid, *, with_phase: bool = False) -> Case:
 
 
 def phase_on(paths: Paths, image: Volume, brain: Volume, grid: Grid) -> np.ndarray | None:
-    """The phase of a scan on the grid of a network; None without one, or if its sign is not told.
+    """The phase of a scan on the grid of a network, as `phase_of`."""
+    seen = phase_of(paths, image, brain)
+    return None if seen is None else on_grid(seen, brain, grid)
+
+
+def phase_of(paths: Paths, image: Volume, brain: Volume) -> Volume | None:
+    """The calm map of a scan's phase; None without one, or if its sign cannot be told.
 
     Raises:
         ValueError: If the file cannot be used.
@@ -122,7 +128,7 @@ def phase_on(paths: Paths, image: Volume, brain: Volume, grid: Grid) -> np.ndarr
     if paths.phase is None:
         return None
     try:
-        return on_grid(read_phase(paths.phase, image, brain), brain, grid)
+        return read_phase(paths.phase, image, brain)
     except UndecidedError:
         return None
 

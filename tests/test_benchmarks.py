@@ -106,6 +106,22 @@ def test_detectors_agree_where_lesions_touch_or_lie_near_and_nowhere_else(monkey
     assert len(size) == 0
 
 
+def test_the_surest_suspects_hold_the_lesions_that_have_one_near(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    cascade = importlib.import_module("cascade")
+    true = [[0, 0, 0, False], [30, 0, 0, False], [60, 0, 0, True], [90, 0, 0, False]]
+    marks = Marks({"sub": "01"}, pd.DataFrame(true, columns=[*POSITION, "unsure"]))
+    places = np.array([[0, 4, 0], [0, 0, 2], [30, 0, 6], [90, 0, 1]], float)
+    best = cascade.best_near(places, np.array([0.3, 0.9, 0.8, 0.2]), marks)
+    np.testing.assert_array_equal(best, [0.9, 0, 0.2])  # 6 mm off is off; the unsure is not asked
+    rows = [(np.array([0.3, 0.9, 0.8, 0.2]), best), (np.array([0.7]), np.array([0.7]))]
+    assert cascade.recall(rows, 1) == 1 / 4  # two suspects: 0.9 and 0.8
+    assert cascade.recall(rows, 2) == 2 / 4
+    assert cascade.recall(rows, 50) == 3 / 4
+    nobody = cascade.best_near(np.zeros((0, 3)), np.zeros(0), marks)
+    np.testing.assert_array_equal(nobody, [0, 0, 0])
+
+
 def test_figures_of_two_runs_are_those_one_counts_by_hand(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     paired = importlib.import_module("paired")

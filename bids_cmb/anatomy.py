@@ -41,6 +41,7 @@ class Anatomy:
         to_mni: World mm of the scan to mm of MNI152NLin2009cAsym, (4, 4); None without enough
             structures.
         fit_mm: Root mean square distance of the centroids after the fit; None without.
+        chances: Of the classes in 255ths, uint8 (X, Y, Z, classes); None if no network said it.
     """
 
     structures: Volume
@@ -48,6 +49,7 @@ class Anatomy:
     midline: tuple[np.ndarray, float]
     to_mni: np.ndarray | None
     fit_mm: float | None
+    chances: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def find_anatomy(image: Volume, models: Models | None = None) -> Anatomy:
     """
     models = models or Models()
     said = card(ANATOMY, models.folder)
-    (member,) = members_of(said)
+    member = members_of(said)[0]
     grid = Grid.from_card(member["grid"])
     whole = Volume(np.ones(image.shape, bool), image.affine)
     fed = preprocess(image, whole, grid).image
@@ -112,7 +114,8 @@ def read_structures(
     codes = np.where(leftness(midline, affine, best.shape) > 0, left[best], right[best])
     structures = Volume(codes, affine)
     to_mni, fit = fit_to_mni(structures, centroids)
-    return Anatomy(structures, Volume(_closed(tissue, affine), affine), midline, to_mni, fit)
+    brain = Volume(_closed(tissue, affine), affine)
+    return Anatomy(structures, brain, midline, to_mni, fit, found[..., :-1])
 
 
 def brain_of(anatomy: Anatomy, image: Volume) -> Volume:

@@ -51,6 +51,7 @@ from bids_cmb.report import write_page
 from bids_cmb.segmentations import Carried, carry, read_segmentation
 from bids_cmb.sidecars import unreadable
 from bids_cmb.templates import capsule_of, find_atlases, lobes_of, parcel_at
+from bids_cmb.tissue import finer
 from bids_cmb.volume import Intake, Volume, load, load_labels, resample_like, save
 
 PROTOCOL = ("EchoTime", "MagneticFieldStrength", "Manufacturer", "ManufacturersModelName")
@@ -280,7 +281,7 @@ def examine(scan: Scan, config: Config) -> Findings:
         regions = region_map(
             anatomy, inside.lobes, inside.capsule, deep_white_mm=config.deep_white_mm
         )
-        lesions = placed(lesions, anatomy, regions, config)
+        lesions = placed(lesions, image, anatomy, regions, config)
     measured = quality(
         image,
         brain.mask,
@@ -382,11 +383,13 @@ def with_atlases(scan: Scan, inside: Inside) -> Inside:
 
 
 def placed(
-    lesions: list[Lesion], anatomy: Anatomy, regions: Volume, config: Config
+    lesions: list[Lesion], image: Volume, anatomy: Anatomy, regions: Volume, config: Config
 ) -> list[Lesion]:
     """The lesions, each with where it lies."""
     classes = card(ANATOMY, config.models)["classes"]
-    found = places(anatomy, [lesion.centre for lesion in lesions], classes)
+    centres = [lesion.centre for lesion in lesions]
+    found = places(anatomy, centres, classes)
+    found = finer(image, anatomy, centres, found, models_of(config))
     rows = []
     for lesion, place in zip(lesions, found, strict=True):
         region = locate(regions, lesion.centre, anatomy.midline)

@@ -146,7 +146,7 @@ def preprocess(image: Volume, brain: Volume, grid: Grid) -> Preprocessed:
         )
     start, shape = _box(inside, voxel_sizes(affine), grid)
     affine = affine @ from_matvec(np.eye(3), start)
-    inside = _cut(inside, start, shape)
+    inside = cut(inside, start, shape)
     data = _sample(scan.data, lattice, start, shape, order=grid.order)
     data = INTENSITIES[grid.intensity](data, inside)
     if grid.masked:
@@ -325,7 +325,7 @@ def _shares(axis: _Axis) -> np.ndarray:
     return overlap / np.maximum(overlap.sum(axis=1, keepdims=True), EXACT)
 
 
-def _cut(data: np.ndarray, start: np.ndarray, shape: np.ndarray) -> np.ndarray:
+def cut(data: np.ndarray, start: np.ndarray, shape: np.ndarray) -> np.ndarray:
     """A box of ``data``, 0 where it leaves it."""
     kept, padding = _overlap(start, shape, data.shape)
     return np.pad(data[kept], padding)

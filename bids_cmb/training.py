@@ -26,6 +26,7 @@ from bids_cmb.lessons import (
     lesions,
     patches,
     slices,
+    tissue,
 )
 from bids_cmb.lessons.task import Batch, Recipe, Sources, Teach
 from bids_cmb.networks import builder, device
@@ -36,6 +37,7 @@ from bids_cmb.weights import read_weights, write_weights
 TASKS = {
     "lesions": lesions.TASK,
     "anatomy": anatomy.TASK,
+    "tissue": tissue.TASK,
     "boxes": boxes.TASK,
     "patches": patches.TASK,
     "gate": gate.TASK,

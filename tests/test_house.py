@@ -31,7 +31,7 @@ FLOORS = [  # from the ground up; a folder is one room
         "group_map",
     }
     | {"heads", "terrain", "anatomy"},
-    {"regions"},
+    {"regions", "tissue"},
     {"templates"},
     {"reviews", "view", "tabulation", "familiarity", "overlays"},
     {"report", "pictures", "settled"},

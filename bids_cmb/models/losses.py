@@ -56,6 +56,24 @@ class StructuresLoss(keras.losses.Loss):
         return entropy + dice + self.side_weight * turned
 
 
+class TissueLoss(keras.losses.Loss):
+    """Cross-entropy of the kinds of tissue.
+
+    The truth has two channels, (B, X, Y, Z, 2): the kind, and the weight of the voxel.
+    """
+
+    def __init__(self, *, kinds: int):
+        """For a number of kinds."""
+        super().__init__(name="tissue_loss")
+        self.kinds = kinds
+
+    def call(self, y_true, y_pred):
+        """The loss of a batch of logits, (B, X, Y, Z, kinds)."""
+        truth = ops.one_hot(ops.cast(y_true[..., 0], "int32"), self.kinds)
+        entropy = -ops.sum(truth * ops.log_softmax(y_pred), axis=-1)
+        return ops.sum(entropy * y_true[..., 1]) / (ops.sum(y_true[..., 1]) + 1)
+
+
 class BoxLoss(keras.losses.Loss):
     """What boxes of a one-stage detector cost, after YOLO v2.
 

@@ -12,7 +12,6 @@ same rules give on the true structures, and how far off their MNI position is.
 
 import argparse
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +27,12 @@ from bids_cmb.networks import Models, set_threads
 from bids_cmb.regions import locate, region_map
 from bids_cmb.scanner import CLEFT_MM
 from bids_cmb.segmentations import read_segmentation
+from bids_cmb.tissue import finer
 from bids_cmb.volume import Volume, load, load_labels, resample
 
 SLICES_MM = (1, 3, 4, 5)
 THICK_MM = 2.5
+MNI_APART = "MNI, mm apart"
 DEFINITION = Path(__file__).with_name("simulated.json")
 
 
@@ -58,11 +59,12 @@ def main() -> None:
     }
     for paths in [one for data in asked.scans for one in find_cases(data)]:
         image, _ = load(paths.image)
-        thin = max(image.spacing) < THICK_MM
-        found.setdefault("scans of thin slices" if thin else "scans of thick slices", []).append(
-            scanned(paths, image, models)
-        )
-    means = {thickness: averaged(rows) for thickness, rows in found.items()}
+        slices = "thin slices" if max(image.spacing) < THICK_MM else "thick slices"
+        figures, rows = scanned(paths, image, models)
+        found.setdefault(f"scans of {slices}", []).append(figures)
+        for several in (f"lesions of {slices}", "lesions"):
+            found.setdefault(several, []).extend(rows)
+    means = {several: averaged(rows) for several, rows in found.items() if rows}
     asked.result.write_text(json.dumps(means, indent=2) + "\n", encoding="utf-8")
 
 
@@ -77,8 +79,10 @@ def measured(path: Path, thickness: float, seed: int, models: Models) -> dict[st
     return figures
 
 
-def scanned(paths: Paths, image: Volume, models: Models) -> dict[str, float]:
-    """The figures of one simulated scan, on its own grid."""
+def scanned(
+    paths: Paths, image: Volume, models: Models
+) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """The figures of one simulated scan, on its own grid, and of each of its lesions."""
     found = find_anatomy(image, models)
     stored = load_labels(paths.structures)
     truth = Volume(np.rint(stored.data).astype(np.uint16), stored.affine)
@@ -87,46 +91,44 @@ def scanned(paths: Paths, image: Volume, models: Models) -> dict[str, float]:
     figures["brain"] = dice(brain, brain_of(found, image).data)
     figures["brain by find_brain"] = dice(brain, find_brain(image).data)
     rows = read_table(paths.lesions.with_name(paths.lesions.name.replace(".nii.gz", ".tsv")))
-    if rows:
-        centres = [[float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")] for row in rows]
-        figures |= lesions(found, paths.structures, centres, models)
-    return figures
+    centres = [[float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")] for row in rows]
+    if not centres:
+        return figures, []
+    return figures, lesions(found, image, paths.structures, centres, models)
 
 
 def lesions(
-    found: Anatomy, structures_path: Path, centres: list, models: Models
-) -> dict[str, float]:
-    """Shares of lesions that lie where the rules put them if the structures are known; MNI, mm.
+    found: Anatomy, image: Volume, structures_path: Path, centres: list, models: Models
+) -> list[dict[str, float]]:
+    """Of each lesion whether it lies where the rules put it if the structures are known; MNI, mm.
 
-    The truth is the same rules on the scan's true structures, so it is the network that is judged.
+    The truth is the same rules on the scan's true structures, so it is the networks that are
+    judged. What does not apply to a lesion is left out.
     """
     said = card("anatomy", models.folder)
     truth, _ = read_segmentation(structures_path, said["classes"], said["mni_centroids"])
     true_map, map_found = region_map(truth), region_map(found)
-    there = [locate(true_map, centre, truth.midline) for centre in centres]
-    here = [locate(map_found, centre, found.midline) for centre in centres]
-    beside = [abs(truth.midline[0] @ np.array(centre) + truth.midline[1]) for centre in centres]
-    true_names = [one.structure for one in places(truth, centres, said["classes"])]
-    names = [one.structure for one in places(found, centres, said["classes"])]
-    figures = {
-        "territory": _share(a.territory == b.territory for a, b in zip(there, here, strict=True)),
-        "region": _share(a.name == b.name for a, b in zip(there, here, strict=True)),
-        "structure of a lesion": _share(a == b for a, b in zip(true_names, names, strict=True)),
-        "side beyond 3 mm": _share(
-            a.left == b.left for a, b, mm in zip(there, here, beside, strict=True) if mm > 3
-        ),
-    }
-    if truth.to_mni is not None and found.to_mni is not None:
-        apart = [
-            np.linalg.norm(((truth.to_mni - found.to_mni) @ [*centre, 1])[:3]) for centre in centres
-        ]
-        figures["MNI, mm apart"] = float(np.median(apart))
-    return figures
-
-
-def _share(right: Iterable[bool]) -> float:
-    known = list(right)
-    return float(np.mean(known)) if known else float("nan")
+    names = [one.structure for one in places(truth, centres, said["classes"])]
+    coarse = places(found, centres, said["classes"])
+    sharper = finer(image, found, centres, coarse, models)
+    rows = []
+    for centre, name, wide, narrow in zip(centres, names, coarse, sharper, strict=True):
+        there = locate(true_map, centre, truth.midline)
+        here = locate(map_found, centre, found.midline)
+        place = wide if here.territory == "deep" else narrow  # as `participant.placed` has it
+        row = {
+            "territory": there.territory == here.territory,
+            "region": there.name == here.name,
+            "structure of a lesion": name == place.structure,
+            "structure without the finer network": name == wide.structure,
+        }
+        if abs(truth.midline[0] @ np.array(centre) + truth.midline[1]) > 3:
+            row["side beyond 3 mm"] = there.left == here.left
+        if truth.to_mni is not None and found.to_mni is not None:
+            apart = ((truth.to_mni - found.to_mni) @ [*centre, 1])[:3]
+            row[MNI_APART] = float(np.linalg.norm(apart))
+        rows.append(row)
+    return rows
 
 
 def structures(found: Anatomy, truth: Volume, models: Models) -> dict[str, float]:
@@ -170,10 +172,13 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def averaged(rows: list[dict]) -> dict[str, float]:
-    """Mean of each figure over the heads that have it."""
+    """How many there are, and the mean of each figure over those that have it; of mm the median."""
     keys = sorted({key for row in rows for key in row})
-    means = {key: np.nanmean([row[key] for row in rows if key in row]) for key in keys}
-    return {key: round(float(mean), 3) for key, mean in means.items()}
+    means = {
+        key: (np.median if key == MNI_APART else np.mean)([row[key] for row in rows if key in row])
+        for key in keys
+    }
+    return {"of": len(rows)} | {key: round(float(mean), 3) for key, mean in means.items()}
 
 
 if __name__ == "__main__":

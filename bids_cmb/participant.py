@@ -389,10 +389,11 @@ def placed(
     classes = card(ANATOMY, config.models)["classes"]
     centres = [lesion.centre for lesion in lesions]
     found = places(anatomy, centres, classes)
-    found = finer(image, anatomy, centres, found, models_of(config))
+    sharper = finer(image, anatomy, centres, found, models_of(config))
     rows = []
-    for lesion, place in zip(lesions, found, strict=True):
+    for lesion, coarse, fine in zip(lesions, found, sharper, strict=True):
         region = locate(regions, lesion.centre, anatomy.midline)
+        place = coarse if region.territory == "deep" else fine  # there is no cortex in the depth
         parcel = parcel_at(place.mni, region.territory, region.name, find_atlases())
         rows.append(replace(_at(lesion, place, region, config.uncounted), parcel=parcel))
     return rows

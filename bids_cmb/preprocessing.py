@@ -337,7 +337,8 @@ def _overlap(
     """Which voxels of the room a box holds, and by how many it leaves the room at each end."""
     low, high = np.clip(start, 0, room), np.clip(start + shape, 0, room)
     kept = tuple(slice(first, end) for first, end in zip(low, high, strict=True))
-    return kept, list(zip(low - start, start + shape - high, strict=True))
+    before = np.clip(low - start, 0, shape)  # a box may lie beside the room
+    return kept, list(zip(before, shape - (high - low) - before, strict=True))
 
 
 # Rules of intensity

@@ -96,7 +96,8 @@ def finer(
         models: Where the network lies, and how exact it shall be.
 
     Returns:
-        As they were where the card has no such network, or the anatomy is the user's own.
+        As they were where the card has no such network, the anatomy is the user's own, or its brain
+        has no voxel on the network's grid or no brightness.
 
     Raises:
         ValueError: If the network cannot be loaded.
@@ -110,7 +111,11 @@ def finer(
         return list(places)
     path = weights_file(ANATOMY, member, models.folder)
     ask = load_patcher(member, path, precision=models.precision)
-    fed = preprocess(image, brain_of(anatomy, image), Grid.from_card(member["grid"])).image
+    grid = Grid.from_card(member["grid"])
+    try:
+        fed = preprocess(image, brain_of(anatomy, image), grid).image
+    except ValueError:  # no brain left on that grid, or none to scale by: no reason to lose a scan
+        return list(places)
     chances, found = summed(anatomy, kinds_of(said["classes"])), list(places)
     for first in range(0, len(asked), AT_ONCE):
         group = asked[first : first + AT_ONCE]

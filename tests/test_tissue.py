@@ -142,6 +142,14 @@ def test_a_place_at_the_edge_of_the_scan_is_looked_at_too(anatomy, models):
     assert found.structure in tissue.PAIRS[0]
 
 
+@pytest.mark.usefixtures("by_brightness")
+def test_a_scan_without_brightness_keeps_its_places(anatomy, models):
+    image = scan(anatomy, [])
+    dark = Volume(np.zeros_like(image.data), image.affine)
+    coarse = [Place("cerebral cortex", "left", None)]
+    assert finer(dark, anatomy, spots(anatomy, 3, 1), coarse, models) == coarse
+
+
 # --- Learning -------------------------------------------------------------------------------------
 
 

@@ -110,12 +110,11 @@ def lesions(
     true_map, map_found = region_map(truth), region_map(found)
     names = [one.structure for one in places(truth, centres, said["classes"])]
     coarse = places(found, centres, said["classes"])
-    sharper = finer(image, found, centres, coarse, models)
+    where = [locate(map_found, centre, found.midline) for centre in centres]
+    sharper = finer(image, found, centres, coarse, [one.territory for one in where], models)
     rows = []
-    for centre, name, wide, narrow in zip(centres, names, coarse, sharper, strict=True):
+    for centre, name, wide, place, here in zip(centres, names, coarse, sharper, where, strict=True):
         there = locate(true_map, centre, truth.midline)
-        here = locate(map_found, centre, found.midline)
-        place = wide if here.territory == "deep" else narrow  # as `participant.placed` has it
         row = {
             "territory": there.territory == here.territory,
             "region": there.name == here.name,

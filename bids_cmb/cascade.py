@@ -17,7 +17,7 @@ from bids_cmb.evidence import Box, Evidence
 from bids_cmb.lesions import LARGEST_MM, TOUCHING
 from bids_cmb.networks import Models, load_patcher
 from bids_cmb.phase import NEUTRAL, on_grid
-from bids_cmb.preprocessing import Grid, Preprocessed, preprocess
+from bids_cmb.preprocessing import Grid, Preprocessed, cut, preprocess
 from bids_cmb.volume import Volume
 
 AT_ONCE = 8  # slices
@@ -267,13 +267,7 @@ def patch(data: np.ndarray, centre: Sequence[float], shape: Sequence[int]) -> np
         shape: Voxels of the patch.
     """
     start = np.floor(np.asarray(centre) + 0.5).astype(int) - np.asarray(shape) // 2
-    end = start + shape
-    low, high = np.clip(start, 0, data.shape), np.clip(end, 0, data.shape)
-    part = data[tuple(map(slice, low, np.maximum(low, high)))]
-    short = np.asarray(shape) - part.shape
-    before = np.minimum(low - start, short)
-    padded = np.pad(part, np.stack([before, short - before], axis=1))
-    return np.clip(padded.astype(np.float32), 0, BRIGHTEST)[..., None]
+    return np.clip(cut(data, start, shape).astype(np.float32), 0, BRIGHTEST)[..., None]
 
 
 def judged(

@@ -1,6 +1,6 @@
 """Scans with their truth, as a network in training is fed: read once, kept on its grid."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from bids_cmb.discovery import find_scans
 from bids_cmb.filters import Query
 from bids_cmb.labelmaps import label_map
 from bids_cmb.phase import UndecidedError, find_phase, on_grid, read_phase
-from bids_cmb.preprocessing import Grid, Preprocessed, near, preprocess
+from bids_cmb.preprocessing import Grid, Preprocessed, cut, near, preprocess
 from bids_cmb.volume import Volume, load, load_labels, resample
 
 LESION, UNSURE = 1, 2  # values of `Case.truth`; 0 is neither
@@ -31,7 +31,11 @@ class Paths:
     mimics: Path | None
     structures: Path | None
     brain: Path | None
-    phase: Path | None = None
+
+    @property
+    def phase(self) -> Path | None:
+        """The phase image beside it, looked for when it is asked for."""
+        return find_phase(self.image).path
 
     @property
     def subject(self) -> str:
@@ -93,7 +97,7 @@ def _paths(image: Path, folder: Path) -> Paths:
 
     lesions = one("seg-CMB") or one("label-CMB")
     mimics, structures, brain = map(one, ("seg-mimics", "seg-structures", "label-brain"))
-    return Paths(stem, image, lesions, mimics, structures, brain, find_phase(image).path)
+    return Paths(stem, image, lesions, mimics, structures, brain)
 
 
 # --- Lesions --------------------------------------------------------------------------------------
@@ -125,10 +129,11 @@ def phase_of(paths: Paths, image: Volume, brain: Volume) -> Volume | None:
         ValueError: If the file cannot be used.
         OSError: If it cannot be read.
     """
-    if paths.phase is None:
+    path = paths.phase
+    if path is None:
         return None
     try:
-        return read_phase(paths.phase, image, brain)
+        return read_phase(path, image, brain)
     except UndecidedError:
         return None
 
@@ -143,6 +148,21 @@ def read_scan(paths: Paths) -> tuple[Volume, Volume]:
     image, _ = load(paths.image)
     stored = load_labels(paths.brain).data > 0 if paths.brain else find_brain(image).data
     return image, Volume(stored, image.affine)
+
+
+def structures_of(paths: Paths, what: str) -> Volume:
+    """The true structures of a scan, FreeSurfer's codes, which ``what`` is learnt from.
+
+    Raises:
+        ValueError: If it has none, or they cannot be used.
+        OSError: If they cannot be read.
+    """
+    if paths.structures is None:
+        raise ValueError(
+            f"{paths.image}: {what} is learnt from a truth of structures "
+            "(…seg-structures…dseg.nii.gz); found none."
+        )
+    return load_labels(paths.structures)
 
 
 def case_of(paths: Paths, fed: Preprocessed) -> Case:
@@ -280,7 +300,13 @@ def batch(
     cases: Sequence[Case], drawing: Drawing, rng: np.random.Generator, *, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """One batch; see `batches`."""
-    drawn = [draw(cases, drawing, rng) for _ in range(size)]
+    return together(draw(cases, drawing, rng) for _ in range(size))
+
+
+def together(
+    drawn: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Patches and their truths as one batch."""
     images, truths = zip(*drawn, strict=True)
     return np.stack(images), np.stack(truths)
 
@@ -320,17 +346,6 @@ def drawn(
     places = [one for one in case.centres[kind] if len(one)]
     place = places[rng.integers(len(places))]
     return case, place[rng.integers(len(place))].astype(int)
-
-
-def cut(
-    data: np.ndarray, start: np.ndarray, shape: Sequence[int], *, beyond: float = 0
-) -> np.ndarray:
-    """A box of the first three axes of ``data``, ``beyond`` where it leaves it."""
-    room = data.shape[:3]
-    low, high = np.clip(start, 0, room), np.clip(start + shape, 0, room)
-    part = data[tuple(map(slice, low, high))]
-    sides = [*zip(low - start, start + shape - high, strict=True)]
-    return np.pad(part, sides + [(0, 0)] * (data.ndim - 3), constant_values=beyond)
 
 
 def turned(stacked: np.ndarray, rng: np.random.Generator, *, swaps: bool) -> np.ndarray:

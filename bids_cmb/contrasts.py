@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.cases import Paths
+from bids_cmb.cases import Paths, structures_of, together
 from bids_cmb.heads import load_head, look_up, vary
 from bids_cmb.lattices import noise_lattice, stretch
-from bids_cmb.preprocessing import Grid, preprocess
+from bids_cmb.preprocessing import Grid, cut, preprocess
 from bids_cmb.tissues import SIDES, mirrored_codes
-from bids_cmb.volume import Volume, load, load_labels, resample_like
+from bids_cmb.volume import Volume, load, resample_like
 
 LEFT, RIGHT, NO_SIDE = 1.0, 0.0, 0.5
 BOX_MM = (192, 232, 216)  # of a head, about its brain's centre
@@ -88,15 +88,11 @@ def scanned_subject(paths: Paths, grid: Grid) -> Subject:
         ValueError: If the scan has no truth of structures, or a file cannot be used.
         OSError: If a file cannot be read.
     """
-    if paths.structures is None:
-        raise ValueError(
-            f"{paths.image}: anatomy is learnt from a truth of structures "
-            "(…seg-structures…dseg.nii.gz); found none."
-        )
+    stored = structures_of(paths, "anatomy")
     image, _ = load(paths.image)
     whole = Volume(np.ones(image.shape, bool), image.affine)
     fed = preprocess(image, whole, grid).image
-    codes = resample_like(load_labels(paths.structures), fed, order=0).data
+    codes = resample_like(stored, fed, order=0).data
     return Subject(np.rint(codes).astype(np.uint16), fed.data.astype(np.float16), fed.spacing[0])
 
 
@@ -105,9 +101,10 @@ def batch(
     size: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Images (B, X, Y, Z, 1), and classes and sides (B, X, Y, Z, 2)."""
-    drawn = [draw(subjects[rng.integers(len(subjects))], known, shape, rng) for _ in range(size)]
-    images, truths = zip(*drawn, strict=True)
-    return np.stack(images)[..., None], np.stack(truths)
+    images, truths = together(
+        draw(subjects[rng.integers(len(subjects))], known, shape, rng) for _ in range(size)
+    )
+    return images[..., None], truths
 
 
 def draw(
@@ -117,8 +114,8 @@ def draw(
     size, shape = np.array(subject.codes.shape), np.array(shape)
     low = np.minimum(0, size - shape)
     start = rng.integers(low, np.maximum(size - shape, 0) + 1)
-    codes = _part(subject.codes, start, shape)
-    image = None if subject.image is None else _part(subject.image, start, shape)
+    codes = cut(subject.codes, start, shape)
+    image = None if subject.image is None else cut(subject.image, start, shape)
     if rng.random() < 0.5:
         codes = mirrored_codes()[codes[::-1]]
         image = None if image is None else image[::-1]
@@ -127,12 +124,6 @@ def draw(
     image, codes = _ended(_varied(image.astype(np.float32), rng), codes, rng)
     truth = np.stack([known.classes[codes].astype(np.float32), known.sides[codes]], axis=-1)
     return _scaled(image, rng).astype(np.float32), truth
-
-
-def _part(data: np.ndarray, start: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    low, high = np.clip(start, 0, data.shape), np.clip(start + shape, 0, data.shape)
-    part = data[tuple(map(slice, low, high))]
-    return np.pad(part, np.stack([low - start, start + shape - high], axis=1))
 
 
 def paint(codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -389,11 +389,11 @@ def placed(
     classes = card(ANATOMY, config.models)["classes"]
     centres = [lesion.centre for lesion in lesions]
     found = places(anatomy, centres, classes)
-    sharper = finer(image, anatomy, centres, found, models_of(config))
+    where = [locate(regions, centre, anatomy.midline) for centre in centres]
+    territories = [region.territory for region in where]
+    found = finer(image, anatomy, centres, found, territories, models_of(config))
     rows = []
-    for lesion, coarse, fine in zip(lesions, found, sharper, strict=True):
-        region = locate(regions, lesion.centre, anatomy.midline)
-        place = coarse if region.territory == "deep" else fine  # there is no cortex in the depth
+    for lesion, place, region in zip(lesions, found, where, strict=True):
         parcel = parcel_at(place.mni, region.territory, region.name, find_atlases())
         rows.append(replace(_at(lesion, place, region, config.uncounted), parcel=parcel))
     return rows

@@ -1,7 +1,7 @@
 """From a scan to what a network asked for, and back to the scan."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -325,10 +325,12 @@ def _shares(axis: _Axis) -> np.ndarray:
     return overlap / np.maximum(overlap.sum(axis=1, keepdims=True), EXACT)
 
 
-def cut(data: np.ndarray, start: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """A box of ``data``, 0 where it leaves it."""
-    kept, padding = _overlap(start, shape, data.shape)
-    return np.pad(data[kept], padding)
+def cut(
+    data: np.ndarray, start: np.ndarray, shape: Sequence[int], *, beyond: float = 0
+) -> np.ndarray:
+    """A box of the first three axes of ``data``, ``beyond`` where it leaves it."""
+    kept, padding = _overlap(start, shape, data.shape[:3])
+    return np.pad(data[kept], padding + [(0, 0)] * (data.ndim - 3), constant_values=beyond)
 
 
 def _overlap(

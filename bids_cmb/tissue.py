@@ -84,7 +84,7 @@ def shown(image: np.ndarray, told: np.ndarray) -> np.ndarray:
 
 def finer(
     image: Volume, anatomy: Anatomy, centres: Sequence[Sequence[float]], places: Sequence[Place],
-    models: Models | None = None,
+    territories: Sequence[str | None], models: Models | None = None,
 ) -> list[Place]:  # fmt: skip
     """The places of lesions, grey and white matter told apart anew.
 
@@ -93,6 +93,8 @@ def finer(
         anatomy: Of the scan.
         centres: Of the lesions, world mm, (N, 3).
         places: As `anatomy.places` gives them, one for each centre.
+        territories: Of the lesions, as `regions.locate` gives them. Of deep ones nothing is asked:
+            there is no cortex in the depth.
         models: Where the network lies, and how exact it shall be.
 
     Returns:
@@ -106,7 +108,11 @@ def finer(
     said = card(ANATOMY, models.folder)
     member = next((one for one in said["members"] if one["name"] == MEMBER), None)
     partner = {name: pair for pair in PAIRS for name in pair}
-    asked = [at for at, place in enumerate(places) if place.structure in partner]
+    asked = [
+        at
+        for at, (place, territory) in enumerate(zip(places, territories, strict=True))
+        if place.structure in partner and territory != "deep"
+    ]
     if member is None or anatomy.chances is None or not asked:
         return list(places)
     path = weights_file(ANATOMY, member, models.folder)

@@ -19,6 +19,7 @@ from bids_cmb.tissue import KINDS, finer, kinds_of, opinion, shown, summed
 from bids_cmb.volume import Volume
 
 CLASSES = card("anatomy")["classes"]
+LOBAR = ["lobar"] * 20  # territories
 WHITE, GREY = KINDS.index("cerebral white matter"), KINDS.index("cerebral cortex")
 
 
@@ -97,7 +98,7 @@ def test_grey_and_white_follow_the_finer_network_at_the_very_place(anatomy, mode
     centres = [*whites, *greys]
     coarse = places(anatomy, centres, CLASSES)
     image = scan(anatomy, whites[:2])
-    found = finer(image, anatomy, centres, coarse, models)
+    found = finer(image, anatomy, centres, coarse, LOBAR[: len(coarse)], models)
     near_dark = [min(np.linalg.norm(centre - dark) for dark in whites[:2]) for centre in centres]
     for place, away in zip(found, near_dark, strict=True):
         if away > 9:  # beyond the reach of any dark ball
@@ -112,7 +113,7 @@ def test_grey_and_white_follow_the_finer_network_at_the_very_place(anatomy, mode
 def test_what_is_neither_grey_nor_white_stays(anatomy, models):
     centres = [*spots(anatomy, 10, 2), *spots(anatomy, 16, 2), *spots(anatomy, 7, 1)]
     coarse = places(anatomy, centres, CLASSES)
-    found = finer(scan(anatomy, centres), anatomy, centres, coarse, models)
+    found = finer(scan(anatomy, centres), anatomy, centres, coarse, LOBAR[: len(coarse)], models)
     assert [one.structure for one in found[:4]] == [one.structure for one in coarse[:4]]
     assert coarse[4].structure == "cerebellar white matter"
     assert found[4].structure == "cerebellar cortex"  # never of the cerebrum
@@ -125,12 +126,15 @@ def test_a_segmentation_of_the_user_and_a_card_without_that_network_have_the_las
     centre = spots(anatomy, 2, 1)
     coarse = [Place("cerebral white matter", "left", None)]
     image = scan(anatomy, centre)
-    assert finer(image, anatomy, centre, coarse, models) != coarse
-    assert finer(image, replace(anatomy, chances=None), centre, coarse, models) == coarse
+    assert finer(image, anatomy, centre, coarse, LOBAR[: len(coarse)], models) != coarse
+    assert (
+        finer(image, replace(anatomy, chances=None), centre, coarse, LOBAR[: len(coarse)], models)
+        == coarse
+    )
     said = card("anatomy")
     said["members"] = said["members"][:1]
     (tmp_path / "anatomy.json").write_text(json.dumps(said))
-    assert finer(image, anatomy, centre, coarse, Models(folder=tmp_path)) == coarse
+    assert finer(image, anatomy, centre, coarse, LOBAR[:1], Models(folder=tmp_path)) == coarse
 
 
 @pytest.mark.usefixtures("by_brightness")
@@ -138,8 +142,18 @@ def test_a_place_at_the_edge_of_the_scan_is_looked_at_too(anatomy, models):
     image = scan(anatomy, [])
     corner = image.world(np.zeros(3))
     coarse = [Place("cerebral cortex", "left", None)]
-    (found,) = finer(image, anatomy, [corner], coarse, models)
+    (found,) = finer(image, anatomy, [corner], coarse, LOBAR[: len(coarse)], models)
     assert found.structure in tissue.PAIRS[0]
+
+
+@pytest.mark.usefixtures("by_brightness")
+def test_there_is_no_cortex_in_the_depth(anatomy, models):
+    (centre,) = spots(anatomy, 2, 1)
+    coarse = [Place("cerebral white matter", "left", None)] * 2
+    image = scan(anatomy, [centre])
+    deep, lobar = finer(image, anatomy, [centre] * 2, coarse, ["deep", "lobar"], models)
+    assert deep.structure == "cerebral white matter"
+    assert lobar.structure == "cerebral cortex"
 
 
 @pytest.mark.usefixtures("by_brightness")
@@ -147,7 +161,9 @@ def test_a_scan_without_brightness_keeps_its_places(anatomy, models):
     image = scan(anatomy, [])
     dark = Volume(np.zeros_like(image.data), image.affine)
     coarse = [Place("cerebral cortex", "left", None)]
-    assert finer(dark, anatomy, spots(anatomy, 3, 1), coarse, models) == coarse
+    assert (
+        finer(dark, anatomy, spots(anatomy, 3, 1), coarse, LOBAR[: len(coarse)], models) == coarse
+    )
 
 
 # --- Learning -------------------------------------------------------------------------------------

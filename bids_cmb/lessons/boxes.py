@@ -104,12 +104,10 @@ def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  #
     drawing = drawing_of(given)
 
     def teach(rng: np.random.Generator) -> Batch:
-        drawn = [
+        return cases.together(
             draw(known, drawing, rng, inputs=recipe.arguments["inputs"], most=most, blind=blind)
             for _ in range(recipe.batch)
-        ]
-        images, truths = zip(*drawn, strict=True)
-        return np.stack(images), np.stack(truths)
+        )
 
     boxes = sum(len(one.boxes) for one in read)
     phased = sum(one.case.phase is not None for one in read)

@@ -14,7 +14,7 @@ from bids_cmb.lessons.task import Batch, Recipe, Sources, Task, Teach, drawing_o
 from bids_cmb.models.losses import TissueLoss
 from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.tissue import KINDS, kinds_of, opinion, shown, summed
-from bids_cmb.volume import load, load_labels, resample_like
+from bids_cmb.volume import load, resample_like
 
 SURE_MM = 2.0  # standard deviation of the weight about the place a patch was drawn around
 PULL = 40.0  # how much heavier that place is: it is what the network will be asked about
@@ -45,15 +45,11 @@ def read_seen(paths: cases.Paths, grid: Grid, classes: Sequence[dict]) -> Seen:
         ValueError: If the scan has no truth of structures, or a file cannot be used.
         OSError: If a file cannot be read.
     """
-    if paths.structures is None:
-        raise ValueError(
-            f"{paths.image}: tissue is learnt from a truth of structures "
-            "(…seg-structures…dseg.nii.gz); found none."
-        )
+    stored = cases.structures_of(paths, "tissue")
     image, _ = load(paths.image)
     anatomy, kinds = find_anatomy(image), kinds_of(classes)
     fed = preprocess(image, brain_of(anatomy, image), grid)
-    codes = resample_like(load_labels(paths.structures), fed.image, order=0).data
+    codes = resample_like(stored, fed.image, order=0).data
     there = kinds[atlas(classes).classes[np.rint(codes).astype(np.uint16)]]
     told = opinion(summed(anatomy, kinds), fed.image.affine, fed.image.shape)
     return Seen(cases.case_of(paths, fed), told, there, fed.image.spacing)
@@ -91,9 +87,7 @@ def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  #
     known, drawing = {id(one.case): one for one in read}, drawing_of(recipe.drawing)
 
     def teach(rng: np.random.Generator) -> Batch:
-        drawn = [draw(known, drawing, rng) for _ in range(recipe.batch)]
-        images, truths = zip(*drawn, strict=True)
-        return np.stack(images), np.stack(truths)
+        return cases.together(draw(known, drawing, rng) for _ in range(recipe.batch))
 
     lesions = sum(len(one.case.centres["lesion"]) for one in read)
     return teach, f"{len(read)} scans with {lesions} lesions"

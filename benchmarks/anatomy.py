@@ -106,21 +106,26 @@ def lesions(
     judged. What does not apply to a lesion is left out.
     """
     said = card("anatomy", models.folder)
-    truth, _ = read_segmentation(structures_path, said["classes"], said["mni_centroids"])
-    true_map, map_found = region_map(truth), region_map(found)
-    names = [one.structure for one in places(truth, centres, said["classes"])]
-    coarse = places(found, centres, said["classes"])
-    where = [locate(map_found, centre, found.midline) for centre in centres]
-    sharper = finer(image, found, centres, coarse, [one.territory for one in where], models)
+    classes = said["classes"]
+    truth, _ = read_segmentation(structures_path, classes, said["mni_centroids"])
+    true_map, sharper = region_map(truth), finer(image, found, models)
+    looks = (
+        (sharper, region_map(sharper), ""),
+        (found, region_map(found), " without the finer network"),
+    )
     rows = []
-    for centre, name, wide, place, here in zip(centres, names, coarse, sharper, where, strict=True):
+    for centre in centres:
         there = locate(true_map, centre, truth.midline)
-        row = {
-            "territory": there.territory == here.territory,
-            "region": there.name == here.name,
-            "structure of a lesion": name == place.structure,
-            "structure without the finer network": name == wide.structure,
-        }
+        (place,) = places(truth, [centre], classes)
+        row = {}
+        for anatomy, regions, how in looks:
+            here = locate(regions, centre, anatomy.midline)
+            (seen,) = places(anatomy, [centre], classes)
+            row |= {
+                f"territory{how}": there.territory == here.territory,
+                f"region{how}": there.name == here.name,
+                f"structure of a lesion{how}": place.structure == seen.structure,
+            }
         if abs(truth.midline[0] @ np.array(centre) + truth.midline[1]) > 3:
             row["side beyond 3 mm"] = there.left == here.left
         if truth.to_mni is not None and found.to_mni is not None:

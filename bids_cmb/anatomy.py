@@ -27,21 +27,24 @@ POOR_FIT_MM = 6.0  # beyond it, MNI positions are a guess
 DEEP = (10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 28, 60)
 WHITE, VENTRICLES = (2, 41), (4, 43)
 FLUID = (0, 24, 4, 43, 14, 15)
+SIDES = ("left", "right")
 
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """What lies where in a head, on the grid of the network.
+    """What lies where in a head, on the grid of the network but for what is said otherwise.
 
     Attributes:
         structures: FreeSurfer codes, left and right, uint16; 0 outside, 24 fluid around the brain.
+            On finer voxels than the rest where `tissue.finer` has looked.
         brain: Brain, ventricles and narrow sulci, bool.
         midline: Normal towards the left (3,) and offset: a position in world mm lies
             ``normal @ position + offset`` mm left of the midline.
         to_mni: World mm of the scan to mm of MNI152NLin2009cAsym, (4, 4); None without enough
             structures.
         fit_mm: Root mean square distance of the centroids after the fit; None without.
-        chances: Of the classes in 255ths, uint8 (X, Y, Z, classes); None if no network said it.
+        chances: Of the classes in 255ths, uint8 (X, Y, Z, classes); None if no network said it, or
+            a finer one has had its say since.
     """
 
     structures: Volume
@@ -109,10 +112,7 @@ def read_structures(
     tissue = _largest(~np.isin(best, outer))
     best[~tissue & ~np.isin(best, outer)] = outer[0]
     midline = _midline(tissue, found[..., -1], affine)
-    left = np.array([one["left"] for one in classes], np.uint16)
-    right = np.array([one["right"] for one in classes], np.uint16)
-    codes = np.where(leftness(midline, affine, best.shape) > 0, left[best], right[best])
-    structures = Volume(codes, affine)
+    structures = Volume(sided(best, affine, midline, classes), affine)
     to_mni, fit = fit_to_mni(structures, centroids)
     brain = Volume(_closed(tissue, affine), affine)
     return Anatomy(structures, brain, midline, to_mni, fit, found[..., :-1])
@@ -172,6 +172,14 @@ def leftness(
     start = normal @ affine[:3, 3] + offset
     x, y, z = (np.arange(n, dtype=np.float32) * step for n, step in zip(shape, along, strict=True))
     return np.float32(start) + x[:, None, None] + y[:, None] + z
+
+
+def sided(
+    best: np.ndarray, affine: np.ndarray, midline: tuple[np.ndarray, float], classes: Sequence[dict]
+) -> np.ndarray:
+    """FreeSurfer's codes, left and right, uint16 (X, Y, Z), of classes, uint8 likewise."""
+    left, right = (np.array([one[side] for one in classes], np.uint16) for side in SIDES)
+    return np.where(leftness(midline, affine, best.shape) > 0, left[best], right[best])
 
 
 # --- MNI ------------------------------------------------------------------------------------------
@@ -255,7 +263,7 @@ def places(
         centres: World mm, (N, 3).
         classes: The network's, for their names.
     """
-    names = {one[side]: one["name"] for one in classes for side in ("left", "right")}
+    names = {one[side]: one["name"] for one in classes for side in SIDES}
     return [_place(anatomy, np.array(centre), names) for centre in centres]
 
 

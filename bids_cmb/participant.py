@@ -263,9 +263,7 @@ def examine(scan: Scan, config: Config) -> Findings:
     """
     image, intake = read(scan)
     inside = look_inside(scan, image, config)
-    anatomy = inside.anatomy
     brain = outline(scan, image, config, inside)
-    brain = replace(brain, notes=(*brain.notes, *inside.notes))
     phase = look_at_phase(scan, image, brain.mask, config)
     probability = detect(config.detector, image, brain.mask, models_of(config), phase.map)
     labels, lesions = find_lesions(
@@ -277,11 +275,13 @@ def examine(scan: Scan, config: Config) -> Findings:
         spread=probability.spread,
     )
     regions = None
-    if anatomy is not None:
+    if inside.anatomy is not None:
+        inside = look_closer(scan, image, inside, config, lesions)
         regions = region_map(
-            anatomy, inside.lobes, inside.capsule, deep_white_mm=config.deep_white_mm
+            inside.anatomy, inside.lobes, inside.capsule, deep_white_mm=config.deep_white_mm
         )
-        lesions = placed(lesions, image, anatomy, regions, config)
+        lesions = placed(lesions, inside.anatomy, regions, config)
+    brain = replace(brain, notes=(*brain.notes, *inside.notes))
     measured = quality(
         image,
         brain.mask,
@@ -334,20 +334,19 @@ def look_inside(scan: Scan, image: Volume, config: Config) -> Inside:
     """
     given = segmentation_for(scan, config)
     if given is None:
-        return with_atlases(scan, by_network(scan, image, config))
+        return by_network(scan, image, config)
     said = card(ANATOMY, config.models)
     anatomy, lobes = read_segmentation(given.path, said["classes"], said["mni_centroids"])
     if not given.on_t1w:
-        return with_atlases(scan, Inside(anatomy, lobes, str(given.path)))
+        return Inside(anatomy, lobes, str(given.path))
     seen = by_network(scan, image, config)
     brain = outline(scan, image, config, seen).mask
     try:
         carried = carry(anatomy, lobes, image, brain, t1w=given.t1w, transform=given.transform)
     except ValueError as error:
         note = f"{scan.path.name}: the segmentation {given.path} was not used: {error}."
-        return with_atlases(scan, replace(seen, notes=(*seen.notes, note)))
-    found = Inside(carried.anatomy, lobes, str(given.path), carried=carried)
-    return with_atlases(scan, found)
+        return replace(seen, notes=(*seen.notes, note))
+    return Inside(carried.anatomy, lobes, str(given.path), carried=carried)
 
 
 def segmentation_for(scan: Scan, config: Config) -> Segmentation | None:
@@ -365,11 +364,18 @@ def by_network(scan: Scan, image: Volume, config: Config) -> Inside:
         return Inside(notes=(f"{scan.path.name}: no regions: {error}",))
 
 
+def look_closer(
+    scan: Scan, image: Volume, inside: Inside, config: Config, lesions: list[Lesion]
+) -> Inside:
+    """The same, its structures on finer voxels if anybody will ask for them, and with atlases."""
+    if lesions or config.output_level == "full":
+        inside = replace(inside, anatomy=finer(image, inside.anatomy, models_of(config)))
+    return with_atlases(scan, inside)
+
+
 def with_atlases(scan: Scan, inside: Inside) -> Inside:
     """The same with what atlases add, and a note on a poor fit to MNI."""
     anatomy = inside.anatomy
-    if anatomy is None:
-        return inside
     atlases = find_atlases()
     if inside.lobes is None and atlases.lobes:
         inside = replace(inside, lobes=lobes_of(anatomy, atlases.lobes))
@@ -383,15 +389,13 @@ def with_atlases(scan: Scan, inside: Inside) -> Inside:
 
 
 def placed(
-    lesions: list[Lesion], image: Volume, anatomy: Anatomy, regions: Volume, config: Config
+    lesions: list[Lesion], anatomy: Anatomy, regions: Volume, config: Config
 ) -> list[Lesion]:
     """The lesions, each with where it lies."""
     classes = card(ANATOMY, config.models)["classes"]
     centres = [lesion.centre for lesion in lesions]
     found = places(anatomy, centres, classes)
     where = [locate(regions, centre, anatomy.midline) for centre in centres]
-    territories = [region.territory for region in where]
-    found = finer(image, anatomy, centres, found, territories, models_of(config))
     rows = []
     for lesion, place, region in zip(lesions, found, where, strict=True):
         parcel = parcel_at(place.mni, region.territory, region.name, find_atlases())

@@ -23,6 +23,7 @@ from bids_cmb.anatomy import (
     leftness,
 )
 from bids_cmb.mars import LOBAR_LABEL, RIGHT, by_label, label_of, table
+from bids_cmb.preprocessing import bounds
 from bids_cmb.volume import Volume
 
 CALLOSUM_MM = 6.0  # white matter this close to the midline is corpus callosum (and fornix)
@@ -78,21 +79,49 @@ def region_map(
         Labels of ``data/regions.json``, `RIGHT` more on the right, `LOBAR_LABEL` in a lobe that is
         not known, uint8; 0 in fluid and outside.
     """
-    codes, spacing = anatomy.structures.data, anatomy.structures.spacing
+    codes = anatomy.structures.data
     beside = leftness(anatomy.midline, anatomy.structures.affine, codes.shape)
-
-    def far(wanted: Sequence[int]) -> np.ndarray:
-        """How far the nearest voxel of these structures is, mm."""
-        there = np.isin(codes, wanted)
-        return ndimage.distance_transform_edt(~there, spacing) if there.any() else _nowhere(codes)
-
-    white = np.isin(codes, WHITE)
-    ventricle, cortex = far(VENTRICLES), far(CORTEX)
-    deep = white & ((ventricle <= np.minimum(deep_white_mm, cortex)) | (far(DEEP) <= CAPSULE_MM))
     found = np.zeros(codes.shape, np.uint8)
     found[np.isin(codes, [*CORTEX, *WHITE])] = LOBAR_LABEL
     if lobes is not None:
         found = np.where((found == LOBAR_LABEL) & (lobes > 0), lobes, found).astype(np.uint8)
+    depth = _depth(anatomy.structures, deep_white_mm)
+    inner = None if capsule is None else capsule[depth]
+    part = Volume(codes[depth], anatomy.structures.affine)
+    _dig(found[depth], part, beside[depth], inner, deep_white_mm)
+    for name, members in table()["structures"].items():
+        found[np.isin(codes, members)] = label_of(name)
+    found[(found > 0) & (beside <= 0)] += RIGHT
+    return Volume(found, anatomy.structures.affine)
+
+
+def _depth(structures: Volume, deep_white_mm: float) -> tuple[slice, ...]:
+    """The box beyond which nothing is deep, nor of any account for what is."""
+    inmost = np.isin(structures.data, [*VENTRICLES, *DEEP])
+    if not inmost.any():
+        return (slice(0),) * 3
+    reach = np.ceil(2 * max(deep_white_mm, CAPSULE_MM) / structures.spacing).astype(int)
+    low, high = bounds(inmost)
+    return tuple(slice(max(a, 0), b) for a, b in zip(low - reach, high + reach, strict=True))
+
+
+def _dig(
+    found: np.ndarray, structures: Volume, beside: np.ndarray, capsule: np.ndarray | None,
+    deep_white_mm: float,
+) -> None:  # fmt: skip
+    """Write into a map of regions which white matter is deep, and of what kind."""
+    codes = structures.data
+
+    def far(wanted: Sequence[int]) -> np.ndarray:
+        """How far the nearest voxel of these structures is, mm."""
+        there = np.isin(codes, wanted)
+        if not there.any():
+            return np.full(codes.shape, np.inf, np.float32)
+        return ndimage.distance_transform_edt(~there, structures.spacing)
+
+    white = np.isin(codes, WHITE)
+    ventricle, cortex = far(VENTRICLES), far(CORTEX)
+    deep = white & ((ventricle <= np.minimum(deep_white_mm, cortex)) | (far(DEEP) <= CAPSULE_MM))
     found[deep] = label_of("deep white matter")
     found[deep & (far(PUTAMEN) <= CAPSULE_MM) & _lateral(codes, beside)] = label_of(
         "external capsule"
@@ -103,14 +132,6 @@ def region_map(
     found[white & (np.abs(beside) <= CALLOSUM_MM) & (ventricle <= deep_white_mm)] = label_of(
         "corpus callosum"
     )
-    for name, members in table()["structures"].items():
-        found[np.isin(codes, members)] = label_of(name)
-    found[(found > 0) & (beside <= 0)] += RIGHT
-    return Volume(found, anatomy.structures.affine)
-
-
-def _nowhere(codes: np.ndarray) -> np.ndarray:
-    return np.full(codes.shape, np.inf, np.float32)
 
 
 def _lateral(codes: np.ndarray, beside: np.ndarray) -> np.ndarray:

@@ -1,9 +1,10 @@
-"""Grey or white: what the tissue about a lesion is, seen on finer voxels than those of the anatomy.
+"""Grey, white or fluid: the anatomy on finer voxels than those of the network that sees all of it.
 
-The anatomy network's voxels are 2 mm wide, cortex hardly more. A second, small network looks at a
-patch about each lesion on voxels as fine as 1 mm in the slice, the first one's opinion beside the
-image. It decides between cortex and white matter, and between nothing else: where that is not the
-question, the first one's word stands.
+The anatomy network's voxels are 2 mm wide: cortex is hardly more, the horns of ventricles are less.
+A second, small network looks at the brain on voxels of 1 mm in the scan's own slices, the first
+one's opinion beside the image, and says of each what kind of tissue it is. What is one kind to it
+(the many structures that bleeds are rare in, and all that is no tissue) stays as the first one saw
+it.
 """
 
 from collections.abc import Sequence
@@ -11,95 +12,92 @@ from dataclasses import replace
 
 import numpy as np
 
-from bids_cmb.anatomy import FLUID, FLUID_OUTSIDE, OUTSIDE, Anatomy, Place, brain_of
+from bids_cmb.anatomy import FLUID_OUTSIDE, OUTSIDE, Anatomy, brain_of, sided
 from bids_cmb.cards import ANATOMY, card, weights_file
-from bids_cmb.networks import STEPS, Models, load_patcher
-from bids_cmb.preprocessing import Grid, cut, preprocess
+from bids_cmb.networks import STEPS, Models, in_slabs, load_patcher
+from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.volume import Volume, resample
 
 MEMBER = "tissue"  # of the anatomy's card
-SHAPE = (64, 64, 8)  # voxels of a patch
-AT_ONCE = 16  # patches
+AT_ONCE = 3_000_000  # voxels
+OVERLAP = 16  # voxels that parts are shown beyond either end
 BRIGHTEST = 3.0  # brain medians
-PAIRS = (
-    ("cerebral white matter", "cerebral cortex"),
-    ("cerebellar white matter", "cerebellar cortex"),
-)
-KINDS = ("no tissue", *PAIRS[0], *PAIRS[1], "other tissue")
+HEARD = 76  # 255ths of tissue or ventricle from which on the network is asked what a voxel is
+NO_TISSUE, OTHER = "no tissue", "other tissue"
+KINDS = (
+    NO_TISSUE, "cerebral white matter", "cerebral cortex", "cerebellar white matter",
+    "cerebellar cortex", "lateral ventricle", "thalamus", "caudate", "putamen", "pallidum", OTHER,
+)  # fmt: skip
+FLUIDS = (OUTSIDE, FLUID_OUTSIDE, "third ventricle", "fourth ventricle")  # classes: no tissue
 
 
 def kinds_of(classes: Sequence[dict]) -> np.ndarray:
     """Which of `KINDS` each class of the anatomy network is, uint8."""
-    return np.array([_kind(one) for one in classes], np.uint8)
+    return np.array([_kind(one["name"]) for one in classes], np.uint8)
 
 
-def _kind(one: dict) -> int:
-    if one["name"] in KINDS:
-        return KINDS.index(one["name"])
-    nothing = one["name"] in (OUTSIDE, FLUID_OUTSIDE) or one["left"] in FLUID
-    return 0 if nothing else KINDS.index("other tissue")
+def _kind(name: str) -> int:
+    return KINDS.index(name if name in KINDS else NO_TISSUE if name in FLUIDS else OTHER)
 
 
-def summed(anatomy: Anatomy, kinds: np.ndarray) -> list[Volume]:
-    """The anatomy network's chances of each of `KINDS` but the first, in 255ths, on its grid.
+def opinion(
+    anatomy: Anatomy, kinds: np.ndarray, affine: np.ndarray, shape: tuple[int, int, int]
+) -> np.ndarray:
+    """What the anatomy network thinks of the voxels of a finer grid, interpolated linearly.
 
     Args:
         anatomy: With its ``chances``.
         kinds: As `kinds_of` gives them.
-    """
-    sums = (
-        anatomy.chances[..., kinds == kind].sum(axis=-1, dtype=np.float32)
-        for kind in range(1, len(KINDS))
-    )
-    return [Volume(one, anatomy.structures.affine) for one in sums]
-
-
-def opinion(
-    chances: Sequence[Volume], affine: np.ndarray, shape: tuple[int, int, int]
-) -> np.ndarray:
-    """What the anatomy network thinks of the voxels of a finer grid.
-
-    Args:
-        chances: As `summed` gives them.
-        affine: Of the grid, (4, 4).
+        affine: Of the grid, (4, 4); its axes are those of the anatomy, in any order and direction.
         shape: Of the grid.
 
     Returns:
-        In 255ths, uint8 (X, Y, Z, 5); 0 where the network did not look.
+        Chances of each of `KINDS` but the first in 255ths, uint8 (X, Y, Z, kinds - 1); 0 where the
+        network did not look.
     """
-    moved = [resample(one, affine, shape).data for one in chances]
-    return np.clip(np.rint(np.stack(moved, axis=-1)), 0, STEPS).astype(np.uint8)
+    sums = [
+        anatomy.chances[..., kinds == kind].sum(axis=-1, dtype=np.float32)
+        for kind in range(1, len(KINDS))
+    ]
+    to_coarse = np.linalg.inv(anatomy.structures.affine) @ affine
+    order = np.abs(to_coarse[:3, :3]).argmax(axis=0)  # for each axis of the grid, the coarse one's
+    told = np.stack(sums, axis=-1).transpose(*order, 3)
+    for axis, coarse in enumerate(order):
+        at = to_coarse[coarse, axis] * np.arange(shape[axis]) + to_coarse[coarse, 3]
+        away = np.abs(at[:, None] - np.arange(told.shape[axis]))
+        shares = np.maximum(1 - away, 0).astype(np.float32)  # (fine, coarse)
+        told = np.moveaxis(np.tensordot(shares, told, axes=(1, axis)), 0, axis)
+    return np.clip(np.rint(told), 0, STEPS).astype(np.uint8)
 
 
 def shown(image: np.ndarray, told: np.ndarray) -> np.ndarray:
-    """What the network is fed: image and opinion, float32 (..., 6).
+    """What the network is fed: image and opinion, float32 (..., kinds).
 
     Args:
         image: In brain medians, (...).
-        told: As `opinion` gives it, (..., 5).
+        told: As `opinion` gives it, (..., kinds - 1).
     """
     bright = np.clip(image.astype(np.float32), 0, BRIGHTEST)[..., None]
     return np.concatenate([bright, told.astype(np.float32) / STEPS], axis=-1)
 
 
-def finer(
-    image: Volume, anatomy: Anatomy, centres: Sequence[Sequence[float]], places: Sequence[Place],
-    territories: Sequence[str | None], models: Models | None = None,
-) -> list[Place]:  # fmt: skip
-    """The places of lesions, grey and white matter told apart anew.
+def heard(told: np.ndarray) -> np.ndarray:
+    """Where the network is asked: wherever the anatomy network sees some tissue, bool (...)."""
+    return told.sum(axis=-1, dtype=np.int32) > HEARD
+
+
+def finer(image: Volume, anatomy: Anatomy, models: Models | None = None) -> Anatomy:
+    """The same head, its structures on finer voxels.
 
     Args:
         image: The scan, as it came.
-        anatomy: Of the scan.
-        centres: Of the lesions, world mm, (N, 3).
-        places: As `anatomy.places` gives them, one for each centre.
-        territories: Of the lesions, as `regions.locate` gives them. Of deep ones nothing is asked:
-            there is no cortex in the depth.
+        anatomy: Of the scan, as the anatomy network sees it.
         models: Where the network lies, and how exact it shall be.
 
     Returns:
-        As they were where the card has no such network, the anatomy is the user's own, or its brain
-        has no voxel on the network's grid or no brightness.
+        With other ``structures``, and without ``chances``. As it was where the card has no such
+        network, the anatomy is the user's own, or its brain has no voxel on the network's grid or
+        no brightness.
 
     Raises:
         ValueError: If the network cannot be loaded.
@@ -107,37 +105,39 @@ def finer(
     models = models or Models()
     said = card(ANATOMY, models.folder)
     member = next((one for one in said["members"] if one["name"] == MEMBER), None)
-    partner = {name: pair for pair in PAIRS for name in pair}
-    asked = [
-        at
-        for at, (place, territory) in enumerate(zip(places, territories, strict=True))
-        if place.structure in partner and territory != "deep"
-    ]
-    if member is None or anatomy.chances is None or not asked:
-        return list(places)
+    if member is None or anatomy.chances is None:
+        return anatomy
     path = weights_file(ANATOMY, member, models.folder)
     ask = load_patcher(member, path, precision=models.precision)
     grid = Grid.from_card(member["grid"])
     try:
         fed = preprocess(image, brain_of(anatomy, image), grid).image
     except ValueError:  # no brain left on that grid, or none to scale by: no reason to lose a scan
-        return list(places)
-    chances, found = summed(anatomy, kinds_of(said["classes"])), list(places)
-    for first in range(0, len(asked), AT_ONCE):
-        group = asked[first : first + AT_ONCE]
-        answers = ask(np.stack([_patch(fed, chances, centres[at]) for at in group]))
-        middle = answers[(slice(None), *(side // 2 for side in SHAPE))]  # (group, KINDS)
-        for at, logits in zip(group, middle, strict=True):
-            pair = partner[places[at].structure]
-            white, grey = (logits[KINDS.index(name)] for name in pair)
-            found[at] = replace(places[at], structure=pair[0] if white >= grey else pair[1])
-    return found
+        return anatomy
+    kinds = kinds_of(said["classes"])
+    told = opinion(anatomy, kinds, fed.affine, fed.shape)
+
+    def run(part: np.ndarray) -> np.ndarray:
+        return ask(part)[0].argmax(axis=-1).astype(np.uint8)
+
+    found = in_slabs(run, grid.multiple, shown(fed.data, told), AT_ONCE, OVERLAP)
+    found[~heard(told)] = KINDS.index(NO_TISSUE)
+    return replace(anatomy, structures=_coded(found, fed, anatomy, said["classes"]), chances=None)
 
 
-def _patch(fed: Volume, chances: Sequence[Volume], centre: Sequence[float]) -> np.ndarray:
-    """What the network is fed about a place, (*SHAPE, 6); the place is in the middle voxel."""
-    at = np.floor(fed.index(np.asarray(centre, float)) + 0.5).astype(int)
-    start = at - np.array(SHAPE) // 2
-    affine = fed.affine.copy()
-    affine[:3, 3] = fed.world(start)
-    return shown(cut(fed.data, start, np.array(SHAPE)), opinion(chances, affine, SHAPE))
+def _coded(found: np.ndarray, fed: Volume, anatomy: Anatomy, classes: Sequence[dict]) -> Volume:
+    """FreeSurfer's codes for kinds of tissue; of a kind's classes, the likeliest one there."""
+    kinds = kinds_of(classes)
+    best = np.zeros(found.shape, np.uint8)
+    for kind in range(len(KINDS)):
+        members = np.flatnonzero(kinds == kind)
+        here = found == kind
+        if len(members) == 1:
+            best[here] = members[0]
+            continue
+        likeliest = anatomy.chances[..., members].argmax(axis=-1).astype(np.uint8)
+        moved = resample(
+            Volume(likeliest, anatomy.structures.affine), fed.affine, fed.shape, order=0
+        )
+        best[here] = members[moved.data[here]]
+    return Volume(sided(best, fed.affine, anatomy.midline, classes), fed.affine)

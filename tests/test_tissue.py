@@ -1,33 +1,41 @@
-"""Grey or white at a lesion: what the finer network is shown, and what its word is good for."""
+"""Structures on finer voxels: what the second network is shown, and what its word is good for."""
 
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from scipy.special import log_softmax
 
 from bids_cmb import tissue
-from bids_cmb.anatomy import Place, places
+from bids_cmb.anatomy import places
 from bids_cmb.cards import card
 from bids_cmb.cases import Case, Drawing, Paths
 from bids_cmb.lessons.tissue import PULL, Seen, draw, read_seen
 from bids_cmb.models.losses import TissueLoss
 from bids_cmb.networks import Models
 from bids_cmb.preprocessing import Grid
-from bids_cmb.tissue import KINDS, finer, kinds_of, opinion, shown, summed
-from bids_cmb.volume import Volume
+from bids_cmb.tissue import KINDS, finer, heard, kinds_of, opinion, shown
+from bids_cmb.volume import Volume, resample
 
 CLASSES = card("anatomy")["classes"]
-LOBAR = ["lobar"] * 20  # territories
-WHITE, GREY = KINDS.index("cerebral white matter"), KINDS.index("cerebral cortex")
+PAIRS = (
+    ("cerebral white matter", "cerebral cortex"),
+    ("cerebellar white matter", "cerebellar cortex"),
+)
+WHITES = (2, 7, 41, 46)
+WHITE = KINDS.index("cerebral white matter")
 
 
 @pytest.fixture
 def models(tmp_path):
     """A folder with an anatomy card that has a network for tissue."""
     said = card("anatomy")
-    grid = {"spacing": [1, 1, None], "axes": "slices", "margin": 6, "intensity": "brain-median"}
+    grid = {
+        "spacing": [1, 1, None], "axes": "slices", "multiple": [4, 4, 2], "margin": 6,
+        "intensity": "brain-median",
+    }  # fmt: skip
     member = {
         "name": tissue.MEMBER, "builder": "unet", "arguments": {}, "grid": grid,
         "weights": "none.npz", "sha256": "",
@@ -39,12 +47,17 @@ def models(tmp_path):
 
 @pytest.fixture
 def by_brightness(monkeypatch):
-    """A network to which bright is white matter and dark is grey, of cerebrum and cerebellum."""
+    """A network of the first one's opinion, but that dark white matter is cortex to it."""
 
     def ask(batch):
-        assert batch.shape[1:] == (*tissue.SHAPE, len(KINDS))
-        bright = batch[..., :1] > 0.7
-        return np.where(bright, [0, 1, 0, 1, 0, 9], [0, 0, 1, 0, 1, 9]).astype(np.float32)
+        assert batch.shape[-1] == len(KINDS)
+        none = 0.5 - batch[..., 1:].sum(axis=-1, keepdims=True)
+        said, dark = np.concatenate([none, batch[..., 1:]], axis=-1), batch[..., 0] < 0.7
+        for white, grey in PAIRS:
+            one, other = KINDS.index(white), KINDS.index(grey)
+            said[dark, other] += said[dark, one]
+            said[dark, one] = 0
+        return said
 
     monkeypatch.setattr(tissue, "load_patcher", lambda *_, **__: ask)
 
@@ -69,101 +82,109 @@ def scan(anatomy, dark):
     return volume
 
 
+def structures_at(anatomy, centres):
+    return [one.structure for one in places(anatomy, centres, CLASSES)]
+
+
 def test_every_class_of_the_anatomy_is_of_one_kind():
     found = dict(zip((one["name"] for one in CLASSES), kinds_of(CLASSES), strict=True))
-    for name in ("outside", "fluid outside the brain", "lateral ventricle", "fourth ventricle"):
+    for name in ("outside", "fluid outside the brain", "third ventricle", "fourth ventricle"):
         assert KINDS[found[name]] == "no tissue"
-    for name in ("thalamus", "putamen", "brainstem", "hippocampus"):
+    for name in ("ventral diencephalon", "accumbens", "brainstem", "hippocampus"):
         assert KINDS[found[name]] == "other tissue"
-    for name in (name for pair in tissue.PAIRS for name in pair):
+    for name in ("cerebral cortex", "lateral ventricle", "thalamus", "pallidum"):
         assert KINDS[found[name]] == name
+    assert set(found.values()) == set(range(len(KINDS)))
 
 
-def test_an_opinion_on_finer_voxels_is_that_of_the_voxel_they_lie_in_or_between(anatomy):
+def test_an_opinion_is_a_linear_interpolation_whatever_way_the_finer_axes_run(anatomy):
     kinds = kinds_of(CLASSES)
-    affine = anatomy.structures.affine @ np.diag([0.5, 0.5, 0.5, 1])
-    shape = tuple(2 * side - 1 for side in anatomy.structures.shape)
-    told = opinion(summed(anatomy, kinds), affine, shape)
-    there = kinds[anatomy.chances.argmax(-1)]
+    coarse = anatomy.structures
+    turned = coarse.affine[:, [2, 0, 1, 3]] @ np.diag([1.2, -0.4, 0.5, 1])
+    turned[:3, 3] = coarse.world(np.array([coarse.shape[0] - 0.3, -2.2, 1.7]))
+    shape = (40, 190, 110)
+    told = opinion(anatomy, kinds, turned, shape)
+    assert told.any()
     for kind in range(1, len(KINDS)):
-        assert np.array_equal(told[::2, ::2, ::2, kind - 1], 255 * (there == kind))
-    halves = told[1::2, ::2, ::2, WHITE - 1]
-    pair = (there[:-1] == WHITE).astype(int) + (there[1:] == WHITE)
-    assert (np.abs(halves - 127.5 * pair) <= 0.5).all()
+        chance = 255 * np.isin(anatomy.chances.argmax(-1), np.flatnonzero(kinds == kind))
+        wanted = resample(Volume(chance.astype(np.float32), coarse.affine), turned, shape).data
+        assert np.abs(told[..., kind - 1] - wanted).max() < 0.51
 
 
 @pytest.mark.usefixtures("by_brightness")
-def test_grey_and_white_follow_the_finer_network_at_the_very_place(anatomy, models):
-    whites, greys = spots(anatomy, 2), spots(anatomy, 42)
-    centres = [*whites, *greys]
-    coarse = places(anatomy, centres, CLASSES)
+def test_structures_follow_the_finer_network_on_voxels_of_1_mm_in_the_slices_of_the_scan(
+    anatomy, models
+):
+    whites = spots(anatomy, 2)
     image = scan(anatomy, whites[:2])
-    found = finer(image, anatomy, centres, coarse, LOBAR[: len(coarse)], models)
-    near_dark = [min(np.linalg.norm(centre - dark) for dark in whites[:2]) for centre in centres]
-    for place, away in zip(found, near_dark, strict=True):
+    found = finer(image, anatomy, models)
+    assert found.structures.spacing == pytest.approx([1, 1, 3], abs=0.01)
+    for centre, name in zip(whites, structures_at(found, whites), strict=True):
+        away = min(np.linalg.norm(centre - dark) for dark in whites[:2])
         if away > 9:  # beyond the reach of any dark ball
-            assert place.structure == "cerebral white matter"
+            assert name == "cerebral white matter"
         if away < 1:
-            assert place.structure == "cerebral cortex"
-    assert [one.mni for one in found] == [one.mni for one in coarse]
-    assert [one.side for one in found] == [one.side for one in coarse]
+            assert name == "cerebral cortex"
+    assert found.brain is anatomy.brain
+    assert found.midline is anatomy.midline
+    assert found.to_mni is anatomy.to_mni
+    assert found.chances is None  # nobody shall ask the first network beside these structures
 
 
 @pytest.mark.usefixtures("by_brightness")
-def test_what_is_neither_grey_nor_white_stays(anatomy, models):
-    centres = [*spots(anatomy, 10, 2), *spots(anatomy, 16, 2), *spots(anatomy, 7, 1)]
-    coarse = places(anatomy, centres, CLASSES)
-    found = finer(scan(anatomy, centres), anatomy, centres, coarse, LOBAR[: len(coarse)], models)
-    assert [one.structure for one in found[:4]] == [one.structure for one in coarse[:4]]
-    assert coarse[4].structure == "cerebellar white matter"
-    assert found[4].structure == "cerebellar cortex"  # never of the cerebrum
+def test_what_the_finer_network_leaves_to_the_first_one_stays(anatomy, models):
+    found = finer(scan(anatomy, []), anatomy, models).structures
+    codes = anatomy.structures.data
+    alike = ndimage.minimum_filter(codes, 3) == ndimage.maximum_filter(codes, 3)
+    inner = Volume(np.where(alike, codes, 0), anatomy.structures.affine)
+    like = resample(inner, found.affine, found.shape, order=0).data
+    for code in (2, 42, 43, 10, 51, 16, 53, 60):
+        there = like == code
+        assert there.sum() > 3, code
+        assert (found.data[there] == code).all(), code
+
+
+@pytest.mark.usefixtures("by_brightness")
+def test_where_the_first_network_sees_no_tissue_the_finer_one_is_not_asked(
+    anatomy, models, monkeypatch
+):
+    def everywhere(batch):
+        said = np.zeros((*batch.shape[:-1], len(KINDS)), np.float32)
+        said[..., WHITE] = 1
+        return said
+
+    monkeypatch.setattr(tissue, "load_patcher", lambda *_, **__: everywhere)
+    found = finer(scan(anatomy, []), anatomy, models).structures
+    asked = heard(opinion(anatomy, kinds_of(CLASSES), found.affine, found.shape))
+    assert np.array_equal(np.isin(found.data, WHITES), asked)
+    assert not asked.all()
+
+
+@pytest.mark.usefixtures("by_brightness")
+def test_a_brain_that_is_looked_at_in_parts_is_told_as_one(anatomy, models, monkeypatch):
+    image = scan(anatomy, spots(anatomy, 41))
+    whole = finer(image, anatomy, models).structures.data
+    monkeypatch.setattr(tissue, "AT_ONCE", 20_000)
+    assert np.array_equal(finer(image, anatomy, models).structures.data, whole)
 
 
 @pytest.mark.usefixtures("by_brightness")
 def test_a_segmentation_of_the_user_and_a_card_without_that_network_have_the_last_word(
     anatomy, models, tmp_path
 ):
-    centre = spots(anatomy, 2, 1)
-    coarse = [Place("cerebral white matter", "left", None)]
-    image = scan(anatomy, centre)
-    assert finer(image, anatomy, centre, coarse, LOBAR[: len(coarse)], models) != coarse
-    assert (
-        finer(image, replace(anatomy, chances=None), centre, coarse, LOBAR[: len(coarse)], models)
-        == coarse
-    )
+    image = scan(anatomy, [])
+    mine = replace(anatomy, chances=None)
+    assert finer(image, mine, models) is mine
     said = card("anatomy")
     said["members"] = said["members"][:1]
     (tmp_path / "anatomy.json").write_text(json.dumps(said))
-    assert finer(image, anatomy, centre, coarse, LOBAR[:1], Models(folder=tmp_path)) == coarse
+    assert finer(image, anatomy, Models(folder=tmp_path)) is anatomy
 
 
 @pytest.mark.usefixtures("by_brightness")
-def test_a_place_at_the_edge_of_the_scan_is_looked_at_too(anatomy, models):
+def test_a_scan_without_brightness_keeps_its_structures(anatomy, models):
     image = scan(anatomy, [])
-    corner = image.world(np.zeros(3))
-    coarse = [Place("cerebral cortex", "left", None)]
-    (found,) = finer(image, anatomy, [corner], coarse, LOBAR[: len(coarse)], models)
-    assert found.structure in tissue.PAIRS[0]
-
-
-@pytest.mark.usefixtures("by_brightness")
-def test_there_is_no_cortex_in_the_depth(anatomy, models):
-    (centre,) = spots(anatomy, 2, 1)
-    coarse = [Place("cerebral white matter", "left", None)] * 2
-    image = scan(anatomy, [centre])
-    deep, lobar = finer(image, anatomy, [centre] * 2, coarse, ["deep", "lobar"], models)
-    assert deep.structure == "cerebral white matter"
-    assert lobar.structure == "cerebral cortex"
-
-
-@pytest.mark.usefixtures("by_brightness")
-def test_a_scan_without_brightness_keeps_its_places(anatomy, models):
-    image = scan(anatomy, [])
-    dark = Volume(np.zeros_like(image.data), image.affine)
-    coarse = [Place("cerebral cortex", "left", None)]
-    assert (
-        finer(dark, anatomy, spots(anatomy, 3, 1), coarse, LOBAR[: len(coarse)], models) == coarse
-    )
+    assert finer(Volume(np.zeros_like(image.data), image.affine), anatomy, models) is anatomy
 
 
 # --- Learning -------------------------------------------------------------------------------------
@@ -224,6 +245,6 @@ def test_the_loss_is_the_weighted_mean_of_what_a_log_softmax_says():
 
 
 def test_an_opinion_lies_beside_the_image_from_0_to_1():
-    fed = shown(np.array([0.5, 7.0]), np.array([[0, 51, 255, 0, 0], [255, 0, 0, 0, 0]], np.uint8))
-    assert fed[0] == pytest.approx([0.5, 0, 0.2, 1, 0, 0])
-    assert fed[1] == pytest.approx([3.0, 1, 0, 0, 0, 0])  # a bright vessel is no outlier
+    fed = shown(np.array([0.5, 7.0]), np.array([[0, 51, 255], [255, 0, 0]], np.uint8))
+    assert fed[0] == pytest.approx([0.5, 0, 0.2, 1])
+    assert fed[1] == pytest.approx([3.0, 1, 0, 0])  # a bright vessel is no outlier

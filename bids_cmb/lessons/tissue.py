@@ -13,12 +13,11 @@ from bids_cmb.contrasts import atlas
 from bids_cmb.lessons.task import Batch, Recipe, Sources, Task, Teach, drawing_of, refuse_label_maps
 from bids_cmb.models.losses import TissueLoss
 from bids_cmb.preprocessing import Grid, preprocess
-from bids_cmb.tissue import KINDS, kinds_of, opinion, shown, summed
+from bids_cmb.tissue import KINDS, heard, kinds_of, opinion, shown
 from bids_cmb.volume import load, resample_like
 
 SURE_MM = 2.0  # standard deviation of the weight about the place a patch was drawn around
 PULL = 40.0  # how much heavier that place is: it is what the network will be asked about
-THOUGHT = 76  # 255ths of tissue from which on a voxel without any is heard of
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +26,7 @@ class Seen:
 
     Attributes:
         case: The scan and its lesions.
-        told: As `tissue.opinion` gives it, (X, Y, Z, 5).
+        told: As `tissue.opinion` gives it.
         kinds: Of `KINDS`, uint8 (X, Y, Z).
         spacing: mm between voxels, (3,).
     """
@@ -51,14 +50,14 @@ def read_seen(paths: cases.Paths, grid: Grid, classes: Sequence[dict]) -> Seen:
     fed = preprocess(image, brain_of(anatomy, image), grid)
     codes = resample_like(stored, fed.image, order=0).data
     there = kinds[atlas(classes).classes[np.rint(codes).astype(np.uint16)]]
-    told = opinion(summed(anatomy, kinds), fed.image.affine, fed.image.shape)
+    told = opinion(anatomy, kinds, fed.image.affine, fed.image.shape)
     return Seen(cases.case_of(paths, fed), told, there, fed.image.spacing)
 
 
 def draw(
     known: dict[int, Seen], drawing: cases.Drawing, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One patch, (X, Y, Z, 6), and its kinds with weights, (X, Y, Z, 2), varied."""
+    """One patch, (X, Y, Z, kinds), and its kinds with weights, (X, Y, Z, 2), varied."""
     case, centre = cases.drawn([one.case for one in known.values()], drawing.shares, rng)
     one, shape, reach = known[id(case)], np.array(drawing.shape), np.array(drawing.reach)
     start = centre - shape // 2 + rng.integers(-reach, reach + 1)
@@ -70,8 +69,7 @@ def draw(
         for side, first, at, mm in zip(shape, start, centre, one.spacing, strict=True)
     ]
     away = sum(step**2 for step in np.ix_(*steps))
-    heard = (kinds > 0) | (told.sum(axis=-1, dtype=np.int32) > THOUGHT)
-    weight = heard * (1 + PULL * np.exp(-away / (2 * SURE_MM**2)))
+    weight = ((kinds > 0) | heard(told)) * (1 + PULL * np.exp(-away / (2 * SURE_MM**2)))
     varied = cases.varied(image[..., None].astype(np.float32), drawing, rng)
     stacked = np.concatenate(
         [shown(varied[..., 0], told), np.stack([kinds, weight], axis=-1)], axis=-1

@@ -132,6 +132,16 @@ def test_structures_follow_the_finer_network_on_voxels_of_1_mm_in_the_slices_of_
 
 
 @pytest.mark.usefixtures("by_brightness")
+def test_thin_slices_are_looked_at_a_millimetre_and_a_half_thick(anatomy, models):
+    thick = scan(anatomy, [])
+    affine = thick.affine @ np.diag([1, 1, 0.25, 1])
+    thin = resample(thick, affine, (*thick.shape[:2], 4 * thick.shape[2]))
+    found = finer(thin, anatomy, models)
+    assert found.structures.spacing == pytest.approx([1, 1, 1.5], abs=0.01)
+    assert structures_at(found, spots(anatomy, 10)) == ["thalamus"] * 5
+
+
+@pytest.mark.usefixtures("by_brightness")
 def test_what_the_finer_network_leaves_to_the_first_one_stays(anatomy, models):
     found = finer(scan(anatomy, []), anatomy, models).structures
     codes = anatomy.structures.data

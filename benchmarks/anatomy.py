@@ -84,42 +84,45 @@ def scanned(
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """The figures of one simulated scan, on its own grid, and of each of its lesions."""
     found = find_anatomy(image, models)
+    looks = {"": finer(image, found, models), " without the finer network": found}
     stored = load_labels(paths.structures)
     truth = Volume(np.rint(stored.data).astype(np.uint16), stored.affine)
     brain = load_labels(paths.brain).data > 0
-    figures = structures(found, truth, models)
+    figures = {
+        f"{name}{how}": figure
+        for how, anatomy in looks.items()
+        for name, figure in structures(anatomy, truth, models).items()
+    }
     figures["brain"] = dice(brain, brain_of(found, image).data)
     figures["brain by find_brain"] = dice(brain, find_brain(image).data)
     rows = read_table(paths.lesions.with_name(paths.lesions.name.replace(".nii.gz", ".tsv")))
     centres = [[float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")] for row in rows]
     if not centres:
         return figures, []
-    return figures, lesions(found, image, paths.structures, centres, models)
+    return figures, lesions(looks, paths.structures, centres, models)
 
 
 def lesions(
-    found: Anatomy, image: Volume, structures_path: Path, centres: list, models: Models
+    looks: dict[str, Anatomy], structures_path: Path, centres: list, models: Models
 ) -> list[dict[str, float]]:
     """Of each lesion whether it lies where the rules put it if the structures are known; MNI, mm.
 
-    The truth is the same rules on the scan's true structures, so it is the networks that are
-    judged. What does not apply to a lesion is left out.
+    By each of several looks at the head; that of the app has no name. The truth is the same rules
+    on the scan's true structures, so it is the networks that are judged. What does not apply to a
+    lesion is left out.
     """
     said = card("anatomy", models.folder)
     classes = said["classes"]
     truth, _ = read_segmentation(structures_path, classes, said["mni_centroids"])
-    true_map, sharper = region_map(truth), finer(image, found, models)
-    looks = (
-        (sharper, region_map(sharper), ""),
-        (found, region_map(found), " without the finer network"),
-    )
+    true_map, found = region_map(truth), looks[""]
+    maps = {how: region_map(anatomy) for how, anatomy in looks.items()}
     rows = []
     for centre in centres:
         there = locate(true_map, centre, truth.midline)
         (place,) = places(truth, [centre], classes)
         row = {}
-        for anatomy, regions, how in looks:
-            here = locate(regions, centre, anatomy.midline)
+        for how, anatomy in looks.items():
+            here = locate(maps[how], centre, anatomy.midline)
             (seen,) = places(anatomy, [centre], classes)
             row |= {
                 f"territory{how}": there.territory == here.territory,

@@ -1,13 +1,14 @@
 """How well the anatomy network sees heads that it never learnt from, at any contrast.
 
-    python benchmarks/anatomy.py ANATOMY RESULT.json [--scans DATA ...] [--models DIR]
+    python benchmarks/anatomy.py ANATOMY RESULT.json [--scans DATA ...] [--places N] [--models DIR]
 
 Heads of ANATOMY that the simulated benchmark names are painted with random contrasts and looked at
 in slices of 1, 3, 4 and 5 mm; DATA are simulated T2* and SWI datasets with their truth, thin (below
 2.5 mm) and thick slices apart. Dice of each structure (left and right apart) and of the brain mask
 (for DATA also that of `find_brain`, which needs no network), the share of brain voxels on their
 right side, and that of true lesions whose territory, region, structure and side are those that the
-same rules give on the true structures, and how far off their MNI position is.
+same rules give on the true structures, and how far off their MNI position is; the same of N random
+places of each scan's cerebral cortex and white matter: there are more of them than of lesions.
 """
 
 import argparse
@@ -17,14 +18,14 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.anatomy import Anatomy, brain_of, find_anatomy, places
+from bids_cmb.anatomy import WHITE, Anatomy, brain_of, find_anatomy, places
 from bids_cmb.brain import find_brain
 from bids_cmb.cards import card
 from bids_cmb.cases import Paths, find_cases
 from bids_cmb.contrasts import atlas, degrade, paint, painted_subject
 from bids_cmb.derivatives import read_table
 from bids_cmb.networks import Models, set_threads
-from bids_cmb.regions import locate, region_map
+from bids_cmb.regions import CORTEX, locate, region_map
 from bids_cmb.scanner import CLEFT_MM
 from bids_cmb.segmentations import read_segmentation
 from bids_cmb.tissue import finer
@@ -32,6 +33,7 @@ from bids_cmb.volume import Volume, load, load_labels, resample
 
 SLICES_MM = (1, 3, 4, 5)
 THICK_MM = 2.5
+SEED = 5
 MNI_APART = "MNI, mm apart"
 DEFINITION = Path(__file__).with_name("simulated.json")
 
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("--scans", type=Path, nargs="*", default=[], help="simulated datasets")
     parser.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
     parser.add_argument("--models", type=Path, help="folder of cards and weights")
+    parser.add_argument("--places", type=int, default=0, help="of each scan (default: 0)")
     parser.add_argument("--contrasts", type=int, default=2, help="for each head (default: 2)")
     asked = parser.parse_args()
     set_threads(asked.threads)
@@ -60,10 +63,11 @@ def main() -> None:
     for paths in [one for data in asked.scans for one in find_cases(data)]:
         image, _ = load(paths.image)
         slices = "thin slices" if max(image.spacing) < THICK_MM else "thick slices"
-        figures, rows = scanned(paths, image, models)
+        figures, of_lesions, of_places = scanned(paths, image, models, asked.places)
         found.setdefault(f"scans of {slices}", []).append(figures)
-        for several in (f"lesions of {slices}", "lesions"):
-            found.setdefault(several, []).extend(rows)
+        for several in ("", f" of {slices}"):
+            found.setdefault(f"lesions{several}", []).extend(of_lesions)
+            found.setdefault(f"places{several}", []).extend(of_places)
     means = {several: averaged(rows) for several, rows in found.items() if rows}
     asked.result.write_text(json.dumps(means, indent=2) + "\n", encoding="utf-8")
 
@@ -80,9 +84,9 @@ def measured(path: Path, thickness: float, seed: int, models: Models) -> dict[st
 
 
 def scanned(
-    paths: Paths, image: Volume, models: Models
-) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """The figures of one simulated scan, on its own grid, and of each of its lesions."""
+    paths: Paths, image: Volume, models: Models, count: int
+) -> tuple[dict[str, float], list[dict[str, float]], list[dict[str, float]]]:
+    """The figures of one simulated scan, on its own grid, of its lesions and of so many places."""
     found = find_anatomy(image, models)
     looks = {"": finer(image, found, models), " without the finer network": found}
     stored = load_labels(paths.structures)
@@ -97,19 +101,22 @@ def scanned(
     figures["brain by find_brain"] = dice(brain, find_brain(image).data)
     rows = read_table(paths.lesions.with_name(paths.lesions.name.replace(".nii.gz", ".tsv")))
     centres = [[float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")] for row in rows]
-    if not centres:
-        return figures, []
-    return figures, lesions(looks, paths.structures, centres, models)
+    rng = np.random.default_rng(SEED)
+    tissue = np.argwhere(np.isin(truth.data, [*CORTEX, *WHITE]))
+    chosen = tissue[rng.integers(len(tissue), size=count)] + rng.uniform(-0.5, 0.5, (count, 3))
+    every = [*centres, *truth.world(chosen)]
+    judged = located(looks, paths.structures, every, models) if every else []
+    return figures, judged[: len(centres)], judged[len(centres) :]
 
 
-def lesions(
+def located(
     looks: dict[str, Anatomy], structures_path: Path, centres: list, models: Models
 ) -> list[dict[str, float]]:
-    """Of each lesion whether it lies where the rules put it if the structures are known; MNI, mm.
+    """Of each place whether it lies where the rules put it if the structures are known; MNI, mm.
 
     By each of several looks at the head; that of the app has no name. The truth is the same rules
     on the scan's true structures, so it is the networks that are judged. What does not apply to a
-    lesion is left out.
+    place is left out.
     """
     said = card("anatomy", models.folder)
     classes = said["classes"]
@@ -127,7 +134,7 @@ def lesions(
             row |= {
                 f"territory{how}": there.territory == here.territory,
                 f"region{how}": there.name == here.name,
-                f"structure of a lesion{how}": place.structure == seen.structure,
+                f"structure{how}": place.structure == seen.structure,
             }
         if abs(truth.midline[0] @ np.array(centre) + truth.midline[1]) > 3:
             row["side beyond 3 mm"] = there.left == here.left

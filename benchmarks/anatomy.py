@@ -88,7 +88,7 @@ def scanned(
 ) -> tuple[dict[str, float], list[dict[str, float]], list[dict[str, float]]]:
     """The figures of one simulated scan, on its own grid, of its lesions and of so many places."""
     found = find_anatomy(image, models)
-    looks = {"": finer(image, found, models), " without the finer network": found}
+    looks = {"": finer(image, found, models)[0], " without the finer network": found}
     stored = load_labels(paths.structures)
     truth = Volume(np.rint(stored.data).astype(np.uint16), stored.affine)
     brain = load_labels(paths.brain).data > 0

@@ -369,7 +369,9 @@ def look_closer(
 ) -> Inside:
     """The same, its structures on finer voxels if anybody will ask for them, and with atlases."""
     if lesions or config.output_level == "full":
-        inside = replace(inside, anatomy=finer(image, inside.anatomy, models_of(config)))
+        anatomy, why = finer(image, inside.anatomy, models_of(config))
+        notes = () if why is None else (f"{scan.path.name}: structures on 2 mm voxels: {why}.",)
+        inside = replace(inside, anatomy=anatomy, notes=(*inside.notes, *notes))
     return with_atlases(scan, inside)
 
 

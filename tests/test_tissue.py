@@ -24,8 +24,7 @@ PAIRS = (
     ("cerebral white matter", "cerebral cortex"),
     ("cerebellar white matter", "cerebellar cortex"),
 )
-WHITES = (2, 7, 41, 46)
-WHITE = KINDS.index("cerebral white matter")
+WHITE, PUTAMEN = KINDS.index("cerebral white matter"), KINDS.index("putamen")
 
 
 @pytest.fixture
@@ -117,7 +116,8 @@ def test_structures_follow_the_finer_network_on_voxels_of_1_mm_in_the_slices_of_
 ):
     whites = spots(anatomy, 2)
     image = scan(anatomy, whites[:2])
-    found = finer(image, anatomy, models)
+    found, why = finer(image, anatomy, models)
+    assert why is None
     assert found.structures.spacing == pytest.approx([1, 1, 3], abs=0.01)
     for centre, name in zip(whites, structures_at(found, whites), strict=True):
         away = min(np.linalg.norm(centre - dark) for dark in whites[:2])
@@ -136,14 +136,14 @@ def test_thin_slices_are_looked_at_a_millimetre_and_a_half_thick(anatomy, models
     thick = scan(anatomy, [])
     affine = thick.affine @ np.diag([1, 1, 0.25, 1])
     thin = resample(thick, affine, (*thick.shape[:2], 4 * thick.shape[2]))
-    found = finer(thin, anatomy, models)
+    found, _ = finer(thin, anatomy, models)
     assert found.structures.spacing == pytest.approx([1, 1, 1.5], abs=0.01)
     assert structures_at(found, spots(anatomy, 10)) == ["thalamus"] * 5
 
 
 @pytest.mark.usefixtures("by_brightness")
 def test_what_the_finer_network_leaves_to_the_first_one_stays(anatomy, models):
-    found = finer(scan(anatomy, []), anatomy, models).structures
+    found = finer(scan(anatomy, []), anatomy, models)[0].structures
     codes = anatomy.structures.data
     alike = ndimage.minimum_filter(codes, 3) == ndimage.maximum_filter(codes, 3)
     inner = Volume(np.where(alike, codes, 0), anatomy.structures.affine)
@@ -158,24 +158,27 @@ def test_what_the_finer_network_leaves_to_the_first_one_stays(anatomy, models):
 def test_where_the_first_network_sees_no_tissue_the_finer_one_is_not_asked(
     anatomy, models, monkeypatch
 ):
+    ask = tissue.load_patcher()
+
     def everywhere(batch):
-        said = np.zeros((*batch.shape[:-1], len(KINDS)), np.float32)
-        said[..., WHITE] = 1
+        said = ask(batch)
+        said[..., 0] = -1
+        said[..., WHITE] += 0.01
         return said
 
     monkeypatch.setattr(tissue, "load_patcher", lambda *_, **__: everywhere)
-    found = finer(scan(anatomy, []), anatomy, models).structures
+    found = finer(scan(anatomy, []), anatomy, models)[0].structures
     asked = heard(opinion(anatomy, kinds_of(CLASSES), found.affine, found.shape))
-    assert np.array_equal(np.isin(found.data, WHITES), asked)
+    assert np.array_equal(np.isin(found.data, (0, 14, 15, 24)), ~asked)
     assert not asked.all()
 
 
 @pytest.mark.usefixtures("by_brightness")
 def test_a_brain_that_is_looked_at_in_parts_is_told_as_one(anatomy, models, monkeypatch):
     image = scan(anatomy, spots(anatomy, 41))
-    whole = finer(image, anatomy, models).structures.data
+    whole = finer(image, anatomy, models)[0].structures.data
     monkeypatch.setattr(tissue, "AT_ONCE", 20_000)
-    assert np.array_equal(finer(image, anatomy, models).structures.data, whole)
+    assert np.array_equal(finer(image, anatomy, models)[0].structures.data, whole)
 
 
 @pytest.mark.usefixtures("by_brightness")
@@ -184,17 +187,38 @@ def test_a_segmentation_of_the_user_and_a_card_without_that_network_have_the_las
 ):
     image = scan(anatomy, [])
     mine = replace(anatomy, chances=None)
-    assert finer(image, mine, models) is mine
+    assert finer(image, mine, models) == (mine, None)
     said = card("anatomy")
     said["members"] = said["members"][:1]
     (tmp_path / "anatomy.json").write_text(json.dumps(said))
-    assert finer(image, anatomy, Models(folder=tmp_path)) is anatomy
+    assert finer(image, anatomy, Models(folder=tmp_path)) == (anatomy, None)
 
 
 @pytest.mark.usefixtures("by_brightness")
 def test_a_scan_without_brightness_keeps_its_structures(anatomy, models):
     image = scan(anatomy, [])
-    assert finer(Volume(np.zeros_like(image.data), image.affine), anatomy, models) is anatomy
+    found, why = finer(Volume(np.zeros_like(image.data), image.affine), anatomy, models)
+    assert found is anatomy
+    assert "median" in why
+
+
+@pytest.mark.parametrize(("share", "believed"), [(0.4, True), (0.25, False)])
+@pytest.mark.usefixtures("by_brightness")
+def test_a_network_that_hardly_sees_what_the_first_one_is_sure_of_is_not_believed(
+    anatomy, models, monkeypatch, share, believed
+):
+    rng, ask = np.random.default_rng(0), tissue.load_patcher()
+
+    def blind(batch):
+        said = ask(batch)
+        said[..., PUTAMEN] *= rng.random(said.shape[:-1]) < share
+        said[..., WHITE] += 0.01
+        return said
+
+    monkeypatch.setattr(tissue, "load_patcher", lambda *_, **__: blind)
+    found, why = finer(scan(anatomy, []), anatomy, models)
+    assert (found is not anatomy) == believed
+    assert believed or "sees no putamen" in why
 
 
 # --- Learning -------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def finer(
         anatomy: With other ``structures``, and without ``chances``. As it was where the card has
             no such network, the anatomy is the user's own, the network is not believed, or the
             brain has no voxel on its grid or no brightness.
-        why: It is as it was though it should not be; None else.
+        why: It is as it was though it should not be, in words without a full stop; None else.
 
     Raises:
         ValueError: If the network cannot be loaded.
@@ -132,7 +132,7 @@ def finer(
     try:
         fed = preprocess(image, brain_of(anatomy, image), grid).image
     except ValueError as error:  # no reason to lose a scan
-        return anatomy, str(error)
+        return anatomy, str(error).rstrip(".")
     kinds = kinds_of(said["classes"])
     told = opinion(anatomy, kinds, fed.affine, fed.shape)
 

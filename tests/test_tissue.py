@@ -200,6 +200,7 @@ def test_a_scan_without_brightness_keeps_its_structures(anatomy, models):
     found, why = finer(Volume(np.zeros_like(image.data), image.affine), anatomy, models)
     assert found is anatomy
     assert "median" in why
+    assert not why.endswith(".")  # the log puts it into a sentence
 
 
 @pytest.mark.parametrize(("share", "believed"), [(0.4, True), (0.25, False)])

@@ -25,7 +25,7 @@ from bids_cmb.cases import Paths, find_cases
 from bids_cmb.contrasts import atlas, degrade, paint, painted_subject
 from bids_cmb.derivatives import read_table
 from bids_cmb.networks import Models, set_threads
-from bids_cmb.regions import CORTEX, locate, region_map
+from bids_cmb.regions import CORTEX, Region, locate, region_map
 from bids_cmb.scanner import CLEFT_MM
 from bids_cmb.segmentations import read_segmentation
 from bids_cmb.tissue import finer
@@ -121,28 +121,33 @@ def located(
     said = card("anatomy", models.folder)
     classes = said["classes"]
     truth, _ = read_segmentation(structures_path, classes, said["mni_centroids"])
-    true_map, found = region_map(truth), looks[""]
-    maps = {how: region_map(anatomy) for how, anatomy in looks.items()}
+    found, (regions, names) = looks[""], seen(truth, centres, classes)
+    views = {how: seen(anatomy, centres, classes) for how, anatomy in looks.items()}
     rows = []
-    for centre in centres:
-        there = locate(true_map, centre, truth.midline)
-        (place,) = places(truth, [centre], classes)
+    for at, (centre, there, name) in enumerate(zip(centres, regions, names, strict=True)):
         row = {}
-        for how, anatomy in looks.items():
-            here = locate(maps[how], centre, anatomy.midline)
-            (seen,) = places(anatomy, [centre], classes)
+        for how, (whereabouts, structure) in views.items():
             row |= {
-                f"territory{how}": there.territory == here.territory,
-                f"region{how}": there.name == here.name,
-                f"structure{how}": place.structure == seen.structure,
+                f"territory{how}": there.territory == whereabouts[at].territory,
+                f"region{how}": there.name == whereabouts[at].name,
+                f"structure{how}": name == structure[at],
             }
         if abs(truth.midline[0] @ np.array(centre) + truth.midline[1]) > 3:
-            row["side beyond 3 mm"] = there.left == here.left
+            row["side beyond 3 mm"] = there.left == views[""][0][at].left
         if truth.to_mni is not None and found.to_mni is not None:
             apart = ((truth.to_mni - found.to_mni) @ [*centre, 1])[:3]
             row[MNI_APART] = float(np.linalg.norm(apart))
         rows.append(row)
     return rows
+
+
+def seen(anatomy: Anatomy, centres: list, classes: list) -> tuple[list[Region], list[str | None]]:
+    """The region and the structure of each place, in a head."""
+    regions = region_map(anatomy)
+    return (
+        [locate(regions, centre, anatomy.midline) for centre in centres],
+        [one.structure for one in places(anatomy, centres, classes)],
+    )
 
 
 def structures(found: Anatomy, truth: Volume, models: Models) -> dict[str, float]:

@@ -195,7 +195,8 @@ def process(scan: Scan, config: Config) -> Summary:
     rows = [lesion_row(lesion) for lesion in found.lesions]
     write_table(output.labels(".tsv"), columns("lesion"), rows)
     row = scan_row(scan, found, config)
-    notes = (*scan.notes, *found.intake.notes, *found.brain.notes, *found.phase.notes)
+    told = (found.intake, found.brain, found.inside, found.phase)
+    notes = (*scan.notes, *(note for one in told for note in one.notes))
     said = marker(output, found, config, files)
     if found.inside.carried is not None:
         said["Provenance"]["Registration"] = found.inside.carried.figures
@@ -281,7 +282,6 @@ def examine(scan: Scan, config: Config) -> Findings:
             inside.anatomy, inside.lobes, inside.capsule, deep_white_mm=config.deep_white_mm
         )
         lesions = placed(lesions, inside.anatomy, regions, config)
-    brain = replace(brain, notes=(*brain.notes, *inside.notes))
     measured = quality(
         image,
         brain.mask,

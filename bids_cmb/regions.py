@@ -87,8 +87,9 @@ def region_map(
         found = np.where((found == LOBAR_LABEL) & (lobes > 0), lobes, found).astype(np.uint8)
     depth = _depth(anatomy.structures, deep_white_mm)
     inner = None if capsule is None else capsule[depth]
-    part = Volume(codes[depth], anatomy.structures.affine)
-    _dig(found[depth], part, beside[depth], inner, deep_white_mm)
+    _dig(
+        found[depth], codes[depth], anatomy.structures.spacing, beside[depth], inner, deep_white_mm
+    )
     for name, members in table()["structures"].items():
         found[np.isin(codes, members)] = label_of(name)
     found[(found > 0) & (beside <= 0)] += RIGHT
@@ -106,18 +107,17 @@ def _depth(structures: Volume, deep_white_mm: float) -> tuple[slice, ...]:
 
 
 def _dig(
-    found: np.ndarray, structures: Volume, beside: np.ndarray, capsule: np.ndarray | None,
-    deep_white_mm: float,
+    found: np.ndarray, codes: np.ndarray, spacing: np.ndarray, beside: np.ndarray,
+    capsule: np.ndarray | None, deep_white_mm: float,
 ) -> None:  # fmt: skip
     """Write into a map of regions which white matter is deep, and of what kind."""
-    codes = structures.data
 
     def far(wanted: Sequence[int]) -> np.ndarray:
         """How far the nearest voxel of these structures is, mm."""
         there = np.isin(codes, wanted)
         if not there.any():
             return np.full(codes.shape, np.inf, np.float32)
-        return ndimage.distance_transform_edt(~there, structures.spacing)
+        return ndimage.distance_transform_edt(~there, spacing)
 
     white = np.isin(codes, WHITE)
     ventricle, cortex = far(VENTRICLES), far(CORTEX)

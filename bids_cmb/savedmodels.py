@@ -92,7 +92,8 @@ def check_operations(folder: Path) -> None:
     if len(read.meta_graphs) != 1 or "serving_default" not in read.meta_graphs[0].signature_def:
         raise ValueError(f"{folder}: a SavedModel must hold one graph with serving_default.")
     graph = read.meta_graphs[0]
-    held = {one.signature.name: one.node_def for one in graph.graph_def.library.function}
+    library = graph.graph_def.library
+    held = {one.signature.name: one.node_def for one in library.function}
     for function, nodes in {"": graph.graph_def.node, **held}.items():
         known = ARITHMETIC | set(held) | (STORING if _stores(function) else set())
         for node in nodes:

@@ -144,7 +144,7 @@ def finer(
     lost = _lost(found, told, fed.voxel_volume)
     if lost is not None:
         return anatomy, f"the contrast is strange to the finer network, which sees no {lost}"
-    structures = _coded(found, fed, anatomy, said["classes"])
+    structures = _coded(found, fed, anatomy, said["classes"], kinds)
     return replace(anatomy, structures=structures, chances=None), None
 
 
@@ -165,9 +165,10 @@ def _lost(found: np.ndarray, told: np.ndarray, voxel_mm3: float) -> str | None:
     return None if least is None or shares[least] >= BELIEVED else least
 
 
-def _coded(found: np.ndarray, fed: Volume, anatomy: Anatomy, classes: Sequence[dict]) -> Volume:
+def _coded(
+    found: np.ndarray, fed: Volume, anatomy: Anatomy, classes: Sequence[dict], kinds: np.ndarray
+) -> Volume:
     """FreeSurfer's codes for kinds of tissue; of a kind's classes, the likeliest one there."""
-    kinds = kinds_of(classes)
     best = np.zeros(found.shape, np.uint8)
     for kind in range(len(KINDS)):
         members = np.flatnonzero(kinds == kind)

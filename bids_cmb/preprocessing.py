@@ -30,6 +30,7 @@ class Grid:
             so does a scan that differs by less than 1 %.
         axes: ``ras``: nearest to left–right, posterior–anterior, inferior–superior.
             ``slices``: in-plane axes first, the axis along which slices are stacked last.
+        finest: Where ``spacing`` leaves an axis as it is: mm that smaller voxels are widened to.
         conform: Voxels of a fixed field of view laid about the middle voxel of the scan before
             anything else, as FreeSurfer and SHIVA do; what lies outside is lost. None: the scan's.
         shape: Voxels of the input, cut out about the brain's centre of mass.
@@ -45,6 +46,7 @@ class Grid:
 
     spacing: tuple[float | None, float | None, float | None] = (None, None, None)
     axes: str = "ras"
+    finest: float | None = None
     conform: tuple[int, int, int] | None = None
     shape: tuple[int, int, int] | None = None
     multiple: tuple[int, int, int] = (1, 1, 1)
@@ -209,7 +211,8 @@ def _lattice(scan: Volume, grid: Grid) -> tuple[np.ndarray, list[_Axis]]:
     """Affine (4, 4) and axes of all voxels that the grid could have in this scan."""
     same, reach = (EXACT, EXACT) if grid.conform else (SAME_SPACING, HALF_A_VOXEL)
     wanted = [
-        old if new is None else new for old, new in zip(scan.spacing, grid.spacing, strict=True)
+        max(old, grid.finest or 0) if new is None else new
+        for old, new in zip(scan.spacing, grid.spacing, strict=True)
     ]
     steps = wanted / scan.spacing
     steps[abs(steps - 1) < same] = 1  # a scan that fits is not touched
@@ -409,6 +412,7 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
         lambda v: _three(v, lambda mm: mm is None or (_number(mm) and mm > 0)),
         "three sizes in mm above 0, each of them a number or null",
     ),
+    "finest": (lambda v: v is None or (_number(v) and v > 0), "a size in mm above 0, or null"),
     "axes": (lambda v: v in ("ras", "slices"), "`ras` or `slices`"),
     "conform": (lambda v: v is None or _three(v, _count), "three numbers of voxels, or null"),
     "shape": (lambda v: v is None or _three(v, _count), "three numbers of voxels, or null"),

@@ -21,7 +21,6 @@ from bids_cmb.volume import Volume, resample
 MEMBER = "tissue"  # of the anatomy's card
 AT_ONCE = 3_000_000  # voxels
 OVERLAP = 16  # voxels that parts are shown beyond either end
-THINNEST_MM = 1.5  # of slices
 BRIGHTEST = 3.0  # brain medians
 HEARD = 76  # 255ths of tissue or ventricle from which on the network is asked what a voxel is
 # Of being believed: on 29 T2* and SWI scans it saw the kind it saw least of in 0.58 or more of the
@@ -85,15 +84,6 @@ def shown(image: np.ndarray, told: np.ndarray) -> np.ndarray:
     return np.concatenate([bright, told.astype(np.float32) / STEPS], axis=-1)
 
 
-def looked_at(image: Volume, grid: Grid) -> Grid:
-    """The grid that a scan is looked at on: slices thinner than `THINNEST_MM` are made as thick.
-
-    That saves time and costs nothing (docs/training.md).
-    """
-    thin = image.spacing[image.slice_axis] < THINNEST_MM
-    return replace(grid, spacing=(*grid.spacing[:2], THINNEST_MM)) if thin else grid
-
-
 def heard(told: np.ndarray) -> np.ndarray:
     """Where the network is asked: wherever the anatomy network sees some tissue, bool (...)."""
     return told.sum(axis=-1, dtype=np.int32) > HEARD
@@ -128,7 +118,7 @@ def finer(
         return anatomy, None
     path = weights_file(ANATOMY, member, models.folder)
     ask = load_patcher(member, path, precision=models.precision)
-    grid = looked_at(image, Grid.from_card(member["grid"]))
+    grid = Grid.from_card(member["grid"])
     try:
         fed = preprocess(image, brain_of(anatomy, image), grid).image
     except ValueError as error:  # no reason to lose a scan

@@ -372,6 +372,15 @@ def test_the_box_holds_the_brain_its_margin_and_a_multiple():
     assert (got.image.data == 1).all()  # the field of view had room for the multiple
 
 
+def test_only_axes_left_as_they_are_and_finer_than_the_finest_are_widened():
+    shape, affine = (30, 28, 40), turned((0.5, 0.5, 0.8))
+    scan, brain = Volume(np.ones(shape), affine), ball(shape, affine)
+    grid = Grid(spacing=(1.0, 1.0, None), axes="slices", finest=1.5)
+    assert preprocess(scan, brain, grid).image.spacing == pytest.approx([1, 1, 1.5])
+    thick = replace(grid, finest=0.7)
+    assert preprocess(scan, brain, thick).image.spacing == pytest.approx([1, 1, 0.8])
+
+
 @pytest.mark.parametrize(("margin", "voxels"), [(0.0, (9, 10, 5)), (1.5, (13, 14, 7))])
 def test_a_margin_is_in_mm_and_on_both_sides(margin, voxels):
     shape, affine = (40, 40, 20), turned((1.0, 1.0, 3.0), flips=(1, 1, 1))
@@ -548,6 +557,7 @@ def test_one_number_stands_for_three_and_null_for_the_scan():
         ({"spacing": 0}, r"`spacing` .* above 0, .* Received: \(0, 0, 0\)\."),
         ({"spacing": [1, 1]}, r"`spacing` .* three sizes in mm .* Received: \(1, 1\)\."),
         ({"spacing": "1 mm"}, "`spacing` .* three sizes in mm"),
+        ({"finest": 0}, r"`finest` .* a size in mm above 0, or null\. Received: 0\."),
         ({"axes": "LPS"}, r"`axes` .* `ras` or `slices`\. Received: 'LPS'\."),
         ({"conform": [256, 256]}, "`conform` .* three numbers of voxels, or null"),
         ({"shape": [160, 214, 17.6]}, "`shape` .* three numbers of voxels, or null"),

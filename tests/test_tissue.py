@@ -32,8 +32,8 @@ def models(tmp_path):
     """A folder with an anatomy card that has a network for tissue."""
     said = card("anatomy")
     grid = {
-        "spacing": [1, 1, None], "axes": "slices", "multiple": [4, 4, 2], "margin": 6,
-        "intensity": "brain-median",
+        "spacing": [1, 1, None], "finest": 1.5, "axes": "slices", "multiple": [4, 4, 2],
+        "margin": 6, "intensity": "brain-median",
     }  # fmt: skip
     member = {
         "name": tissue.MEMBER, "builder": "unet", "arguments": {}, "grid": grid,

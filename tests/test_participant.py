@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ from bids_cmb.config import Config
 from bids_cmb.derivatives import Output
 from bids_cmb.discovery import Scan
 from bids_cmb.participant import (
+    Inside,
     cut_for,
     fingerprint_of,
     given_brain,
     inputs_of,
+    look_closer,
     look_inside,
     outline,
     read,
@@ -196,3 +199,19 @@ def test_a_segmentation_that_cannot_be_brought_is_left_with_a_sentence(on_t1w):
     (note,) = inside.notes
     assert "desc-aseg_dseg.nii.gz was not used: " in note
     assert "Dice of 0.7" in note
+
+
+@pytest.mark.parametrize(
+    ("lesions", "level", "asked"),
+    [(["one"], "standard", True), ([], "standard", False), ([], "full", True)],
+)
+def test_the_finer_network_is_asked_only_if_anybody_wants_to_know(
+    config, echoes, blank, monkeypatch, lesions, level, asked
+):
+    before, after = SimpleNamespace(fit_mm=None), SimpleNamespace(fit_mm=None)
+    monkeypatch.setattr(participant, "finer", lambda *_: (after, "it is dark"))
+    monkeypatch.setattr(participant, "find_atlases", Atlases)
+    config = replace(config, output_level=level)
+    found = look_closer(echoes[1], blank, Inside(anatomy=before), config, lesions)
+    assert found.anatomy is (after if asked else before)
+    assert any("on 2 mm voxels: it is dark." in note for note in found.notes) == asked

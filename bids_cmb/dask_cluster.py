@@ -34,8 +34,9 @@ def run(
     """Run ``work(job)`` for every job on a cluster, and tell how each one ended.
 
     Like `execution.run`, but a job whose worker dies is tried again on another one, as often as
-    the scheduler allows (three times by default). Where any worker announces a ``GPU``, only such
-    workers are asked. Closing the generator cancels what has not begun.
+    the scheduler allows (three times by default), and one that was done, but whose outcome died
+    with its worker before it was fetched, is done again. Where any worker announces a ``GPU``,
+    only such workers are asked. Closing the generator cancels what has not begun.
 
     Args:
         work: A function at the top level of a module.
@@ -61,8 +62,14 @@ def run(
             for at, job in enumerate(jobs)
         }
         try:
-            for future in _library().as_completed(list(waiting)):
-                yield Outcome(waiting.pop(future), **_said(future))
+            ended = _library().as_completed(list(waiting))
+            for future in ended:
+                if future.status == "lost":
+                    ended.add(future)  # the scheduler has it done again, without being asked
+                    continue
+                outcome = Outcome(waiting.pop(future), **_said(future))
+                future.release()  # whoever dies now, this one need not be done again
+                yield outcome
         finally:
             client.cancel(list(waiting))
 
@@ -134,12 +141,12 @@ def _one(work: Callable, job: object, environment: dict[str, str]) -> dict:
 
 def _said(future) -> dict:
     """The fields of an ``Outcome`` from a job that came to an end, one way or another."""
-    if future.status == "finished":
+    if future.cancelled():
+        return {"error": "the Dask scheduler gave the job up."}
+    try:
         return future.result()
-    if future.status == "error":
-        error = future.exception()
-        if isinstance(error, _library().KilledWorker):
-            said = "its worker died, and so did those that tried again (memory, most likely)."
-            return {"error": said}
+    except _library().KilledWorker:
+        said = "its worker died, and so did those that tried again (memory, most likely)."
+        return {"error": said}
+    except Exception as error:
         return {"error": f"the Dask worker failed: {' '.join(str(error).split())}"}
-    return {"error": f"the Dask scheduler gave the job up ({future.status})."}

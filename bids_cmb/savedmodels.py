@@ -6,6 +6,7 @@ first, and one that holds anything but arithmetic is refused.
 """
 
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -92,8 +93,8 @@ def check_operations(folder: Path) -> None:
     if len(read.meta_graphs) != 1 or "serving_default" not in read.meta_graphs[0].signature_def:
         raise ValueError(f"{folder}: a SavedModel must hold one graph with serving_default.")
     graph = read.meta_graphs[0]
-    library = graph.graph_def.library
-    held = {one.signature.name: one.node_def for one in library.function}
+    functions = attrgetter("library.function")(graph.graph_def)
+    held = {one.signature.name: one.node_def for one in functions}
     for function, nodes in {"": graph.graph_def.node, **held}.items():
         known = ARITHMETIC | set(held) | (STORING if _stores(function) else set())
         for node in nodes:

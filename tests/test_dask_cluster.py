@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import pytest
 from distributed import Client, LocalCluster
@@ -38,6 +39,13 @@ def on(address, jobs, fault=well, told=None):
     say = (told if told is not None else []).append
     settings = {"address": address, "workers": 2, "environment": {"MARK": "set"}}
     return list(run(square, jobs, **settings, fault=fault, say=say))
+
+
+def until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +95,20 @@ def test_workers_with_a_gpu_are_asked_if_there_are_any(cluster, tmp_path):
     (one,) = on(cluster, [(4, tmp_path / "diary")], told=told)
     assert one.result == 16
     assert told == ["Dask workers: 1, with a GPU of their own: 1."]
+
+
+def test_what_a_worker_had_done_is_done_again_if_it_dies_before_it_is_fetched(cluster, tmp_path):
+    diary = tmp_path / "diary"
+    settings = {"address": cluster, "workers": 1, "environment": {"MARK": "set"}}
+    told = run(square, [(at, diary) for at in (0, 1, 2)], **settings, fault=well, say=print)
+    first = next(told)
+    with Client(cluster) as client:
+        until(lambda: diary.read_text().count("\n") == 3)
+        (before,) = client.scheduler_info()["workers"]
+        os.kill(int(diary.read_text().split()[1]), signal.SIGKILL)
+        until(lambda: before not in client.scheduler_info()["workers"])
+    assert {one.at: one.result for one in (first, *told)} == {0: 0, 1: 1, 2: 4}
+    assert diary.read_text().count("\n") == 5  # the first one was fetched before
 
 
 def test_a_worker_that_is_not_fit_ends_the_run(cluster):

@@ -141,12 +141,13 @@ def _one(work: Callable, job: object, environment: dict[str, str]) -> dict:
 
 def _said(future) -> dict:
     """The fields of an ``Outcome`` from a job that came to an end, one way or another."""
-    if future.cancelled():
-        return {"error": "the Dask scheduler gave the job up."}
+    library = _library()
     try:
         return future.result()
-    except _library().KilledWorker:
+    except library.CancelledError:
+        said = "the Dask scheduler gave the job up."
+    except library.KilledWorker:
         said = "its worker died, and so did those that tried again (memory, most likely)."
-        return {"error": said}
     except Exception as error:
-        return {"error": f"the Dask worker failed: {' '.join(str(error).split())}"}
+        said = f"the Dask worker failed: {' '.join(str(error).split())}"
+    return {"error": said}

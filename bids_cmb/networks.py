@@ -313,8 +313,10 @@ def _unet(member: Mapping, path: Path, precision: str):
     _fill(model, arrays, path)
     arguments = member["arguments"]
     halvings = len(arguments.get("widths", (16, 32, 64, 96))) - 1
-    shared = 2 ** (halvings + bool(arguments.get("packed")))
-    multiple = (shared, shared, shared // 2 ** arguments.get("flat", 0))
+    pack = arguments.get("packed") or (1, 1, 1)
+    shared = 2**halvings * np.array((2, 2, 2) if pack is True else pack)
+    shared[2] //= 2 ** arguments.get("flat", 0)
+    multiple = tuple(shared.tolist())
     _guard(model, multiple, path, precision)
     graph = _graph(model, member)
     return lambda image, _: in_slabs(graph, multiple, image), multiple

@@ -12,7 +12,8 @@ from keras import layers
 
 def unet(
     *, widths: Sequence[int] = (16, 32, 64, 96), inputs: int = 1, outputs: int = 1,
-    packed: bool = False, flat: int = 0, start: float = 0.0, folded: bool = False,
+    packed: bool | Sequence[int] = False, flat: int = 0, start: float = 0.0,
+    folded: bool = False,
 ) -> keras.Model:  # fmt: skip
     """Build the network.
 
@@ -21,7 +22,8 @@ def unet(
         inputs: Channels of the image.
         outputs: Channels of the answer.
         packed: Whether the finest level has voxels twice as large as the image: eight times
-            less work, and the answer is as fine as the image all the same.
+            less work, and the answer is as fine as the image all the same. Three numbers give
+            the factor of each axis: ``(2, 2, 1)`` for slices that are thicker than pixels.
         flat: How many levels, from the finest, look at 3 x 3 x 1 voxels and halve the first two
             axes only: for slices that are thicker than pixels.
         start: Bias of the answer before training.
@@ -36,7 +38,8 @@ def unet(
     kernels = [(3, 3, 1) if level < flat else (3, 3, 3) for level in range(len(widths))]
     steps = [(2, 2, 1) if level < flat else (2, 2, 2) for level in range(len(widths) - 1)]
 
-    x = layers.Conv3D(widths[0], 2, strides=2, name="pack")(image) if packed else image
+    pack = (2, 2, 2) if packed is True else tuple(packed or ())
+    x = layers.Conv3D(widths[0], pack, strides=pack, name="pack")(image) if pack else image
     skips = []
     for level, (width, kernel) in enumerate(zip(widths, kernels, strict=True)):
         x = _twice(x, width, kernel, f"down{level}", folded=folded)
@@ -50,8 +53,8 @@ def unet(
         x = _twice(x, widths[level], kernels[level], f"up{level}", folded=folded)
     bias = keras.initializers.Constant(start)
     last = {"dtype": "float32", "bias_initializer": bias, "name": "answer"}
-    if packed:
-        return keras.Model(image, layers.Conv3DTranspose(outputs, 2, strides=2, **last)(x))
+    if pack:
+        return keras.Model(image, layers.Conv3DTranspose(outputs, pack, strides=pack, **last)(x))
     return keras.Model(image, layers.Conv3D(outputs, 1, **last)(x))
 
 

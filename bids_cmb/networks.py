@@ -41,6 +41,7 @@ BUILDERS = {  # each a function of that name in the module
     "cnn3d": "bids_cmb.models.cnn3d",
     "resnet_gate": "bids_cmb.models.gate",
     "resunet": "bids_cmb.models.resunet",
+    "classifier": "bids_cmb.models.classifier",
     "cdet": "bids_cmb.models.cdet",
     "cdisc_teacher": "bids_cmb.models.cdisc",
     "cdisc_student": "bids_cmb.models.cdisc",
@@ -113,7 +114,7 @@ def builder(name: str) -> Callable:
 
 def load_patcher(
     member: Mapping, path: Path, *, precision: str = "auto"
-) -> Callable[[np.ndarray], np.ndarray | list[np.ndarray]]:
+) -> Callable[..., np.ndarray | list[np.ndarray]]:
     """A network that is asked about patches or slices; the second time it is there already.
 
     Args:
@@ -122,8 +123,9 @@ def load_patcher(
         precision: As `load_network`.
 
     Returns:
-        From a batch, float32 (B, ..., channels), to what the network answers, or all that it does:
-        raw numbers, as `models` documents them.
+        From a batch, float32 (B, ..., channels), or a batch of each input where the network has
+        several, to what the network answers, or all that it does: raw numbers, as `models`
+        documents them.
 
     Raises:
         ValueError: As `load_network`.
@@ -134,7 +136,7 @@ def load_patcher(
 
 def entry_patcher(
     entry: Mapping, path: Path, *, precision: str = "auto"
-) -> Callable[[np.ndarray], np.ndarray | list[np.ndarray]]:
+) -> Callable[..., np.ndarray | list[np.ndarray]]:
     """As `load_patcher`, by the entry that training wrote to ``path``, its weights beside it."""
     weights = path.with_name(Path(entry["weights"]).name)
     return load_patcher(entry, weights, precision=precision)
@@ -287,19 +289,18 @@ def _patcher(said: str, path: Path, precision: str) -> Callable:
     with _silence():
         model = _built(member, path, precision)
     _fill(model, arrays, path)
-    shape = (None, *model.input_shape[1:])
+    signature = [tf.TensorSpec((None, *one.shape[1:]), tf.float32) for one in model.inputs]
 
-    @tf.function(
-        input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False, jit_compile=False
-    )
-    def run(images):
-        said = model(images, training=False)
+    @tf.function(input_signature=signature, autograph=False, jit_compile=False)
+    def run(*inputs):
+        said = model(inputs[0] if len(inputs) == 1 else list(inputs), training=False)
         return tf.nest.map_structure(lambda one: tf.cast(one, tf.float32), said)
 
     run.get_concrete_function()  # traced now: two threads that trace at once spoil each other
 
-    def ask(images: np.ndarray):
-        return tf.nest.map_structure(lambda one: one.numpy(), run(tf.constant(images, tf.float32)))
+    def ask(*inputs: np.ndarray):
+        given = [tf.constant(one, tf.float32) for one in inputs]
+        return tf.nest.map_structure(lambda one: one.numpy(), run(*given))
 
     give_back()
     return ask

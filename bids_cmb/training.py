@@ -21,6 +21,7 @@ from bids_cmb.lessons import (
     anatomy,
     boxes,
     candidates,
+    classification,
     discrimination,
     gate,
     lesions,
@@ -43,6 +44,7 @@ TASKS = {
     "gate": gate.TASK,
     "slices": slices.TASK,
     "candidates": candidates.TASK,
+    "classification": classification.TASK,
     "teacher": discrimination.TEACHER,
     "student": discrimination.STUDENT,
 }
@@ -362,7 +364,8 @@ def _examination(recipe: Recipe, material: Material) -> Batch | None:
     teach, _ = _teacher(recipe, data, material, VALIDATION_SEED, learn=False)
     exam = Lessons(teach, VALIDATION_STEPS, VALIDATION_SEED)
     images, truths = zip(*[exam[step] for step in range(len(exam))], strict=True)
-    return np.concatenate(images), np.concatenate(truths)
+    together = keras.tree.map_structure(lambda *parts: np.concatenate(parts), *images)
+    return together, np.concatenate(truths)
 
 
 def _teacher(

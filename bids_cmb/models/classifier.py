@@ -1,0 +1,64 @@
+"""A network that says how likely the dark spot in the middle of a patch is a microbleed."""
+
+from collections.abc import Sequence
+
+import keras
+from keras import layers
+
+
+def classifier(  # noqa: PLR0913
+    *, shape: tuple[int, int, int] = (40, 40, 9), inputs: int = 3, places: int = 32,
+    widths: Sequence[int] = (24, 48, 96), place: Sequence[int] = (32, 32), dense: int = 64,
+    dropout: float = 0.3, start: float = 0.0, folded: bool = False,
+) -> keras.Model:  # fmt: skip
+    """Build the network.
+
+    Args:
+        shape: Voxels of a patch, slices last.
+        inputs: Channels of a patch.
+        places: Numbers that tell where the patch lies.
+        widths: Channels of each level. The first has pixels twice as large as the patch, each
+            further one twice as large again; slices are joined from the third level on.
+        place: Numbers of the layers that see only the place.
+        dense: Numbers of the layer that sees all.
+        dropout: Share of what it sees that is left out in training.
+        start: Bias of the answer before training.
+        folded: Whether the normalisations are left out, their numbers having been taken into the
+            convolutions before them: for use, not for training.
+
+    Returns:
+        From [patches (B, X, Y, Z, inputs), places (B, places)] to logits, float32, (B, 1).
+    """
+    patch = keras.Input((*shape, inputs), name="patch")
+    where = keras.Input((places,), name="place")
+    x = _convolved(patch, widths[0], (2, 2, 1), "pack", folded=folded, strides=(2, 2, 1))
+    for level, width in enumerate(widths):
+        x = _convolved(x, width, (3, 3, 3), f"level{level}_first", folded=folded)
+        x = _convolved(x, width, (3, 3, 3), f"level{level}_second", folded=folded)
+        if level < len(widths) - 1:
+            step = (2, 2, 1) if level == 0 else (2, 2, 2)
+            x = layers.MaxPooling3D(step, padding="same", name=f"level{level}_pool")(x)
+    sides = [(side // 2, side - side // 2 - 1) for side in x.shape[1:4]]
+    middle = layers.Flatten(name="middle")(layers.Cropping3D(sides, name="crop")(x))
+    seen = [
+        middle,
+        layers.GlobalAveragePooling3D(name="mean")(x),
+        layers.GlobalMaxPooling3D(name="highest")(x),
+    ]
+    located = where
+    for turn, width in enumerate(place):
+        located = layers.Dense(width, activation="relu", name=f"place{turn}")(located)
+    x = layers.Concatenate(name="all")([*seen, located])
+    if not folded:
+        x = layers.Dropout(dropout, name="dropout")(x)
+    x = layers.Dense(dense, activation="relu", name="dense")(x)
+    bias = keras.initializers.Constant(start)
+    last = layers.Dense(1, dtype="float32", bias_initializer=bias, name="answer")
+    return keras.Model([patch, where], last(x))
+
+
+def _convolved(x, width: int, kernel: Sequence[int], name: str, *, folded: bool, strides=1):
+    x = layers.Conv3D(width, kernel, strides=strides, padding="same", use_bias=folded, name=name)(x)
+    if not folded:
+        x = layers.BatchNormalization(momentum=0.98, name=f"{name}_norm")(x)
+    return layers.Activation("relu", name=f"{name}_relu")(x)

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.special import expit, logit
 
+from bids_cmb.anatomy import Anatomy
 from bids_cmb.candidates import Candidate, find_candidates
 from bids_cmb.cards import card, members_of, weights_file
 from bids_cmb.cascade import cascade, sees_phase
@@ -21,6 +22,7 @@ from bids_cmb.evidence import Evidence, together
 from bids_cmb.gated import gated
 from bids_cmb.networks import Models, Network, answer, give_back, load_network
 from bids_cmb.preprocessing import Grid, Preprocessed, back_to_scan, bounds, preprocess
+from bids_cmb.two_stage import two_stage
 from bids_cmb.volume import Volume, boxed
 
 LEAST = 1e-6  # chance below which, and above 1 less which, log-odds say no more
@@ -47,7 +49,7 @@ class Probability:
 
 def detect(
     names: str | Sequence[str], image: Volume, brain: Volume, models: Models | None = None,
-    phase: Volume | None = None,
+    phase: Volume | None = None, anatomy: Anatomy | None = None,
 ) -> Probability:  # fmt: skip
     """Ask one or several detectors for the chance of microbleed at every voxel.
 
@@ -57,6 +59,7 @@ def detect(
         brain: True inside the brain, on the grid of ``image``.
         models: Which networks, and how; those of the package without.
         phase: As `phase.read_phase` gives it, for those who take it.
+        anatomy: What lies where in the head, for those who take it.
 
     Returns:
         On the grid of ``image``; 0 outside the brain. The spread is that of the detectors, or of
@@ -70,7 +73,7 @@ def detect(
     if not asked or len(set(asked)) < len(asked):
         raise ValueError(f"Detectors must be named once each; found {list(asked)}.")
     models = models or Models()
-    told = {name: _told(name, image, brain, models, phase) for name in asked}
+    told = {name: _told(name, image, brain, models, phase, anatomy) for name in asked}
     found = {name: parts for name, (parts, _) in told.items()}
     evidence = together(left for _, left in told.values())
     curves = {name: card(name, models.folder).get("calibration") for name in asked}
@@ -118,8 +121,9 @@ def _takes_phase(said: Mapping) -> bool:
 
 
 def answers(
-    name: str, image: Volume, brain: Volume, models: Models, phase: Volume | None = None
-) -> list[np.ndarray]:
+    name: str, image: Volume, brain: Volume, models: Models, phase: Volume | None = None,
+    anatomy: Anatomy | None = None,
+) -> list[np.ndarray]:  # fmt: skip
     """What each member of a detector says before any calibration.
 
     Args:
@@ -128,6 +132,7 @@ def answers(
         brain: True inside the brain, on the grid of ``image``.
         models: Which networks, and how.
         phase: As `detect`.
+        anatomy: As `detect`.
 
     Returns:
         Maps of 0 to 1, float32, on the grid of ``image``.
@@ -135,18 +140,19 @@ def answers(
     Raises:
         ValueError: As `detect`.
     """
-    return _told(name, image, brain, models, phase)[0]
+    return _told(name, image, brain, models, phase, anatomy)[0]
 
 
 def _told(
-    name: str, image: Volume, brain: Volume, models: Models, phase: Volume | None
-) -> tuple[list[np.ndarray], Evidence]:
+    name: str, image: Volume, brain: Volume, models: Models, phase: Volume | None,
+    anatomy: Anatomy | None,
+) -> tuple[list[np.ndarray], Evidence]:  # fmt: skip
     """As `answers`, and the evidence."""
     said = card(name, models.folder)
     if "members" not in said:
         return [_FUNCTIONS[name](image, brain).data], Evidence()
     if "design" in said:
-        chance, evidence = _chained(said, image, brain, models, phase)
+        chance, evidence = _chained(said, image, brain, models, phase, anatomy)
         return [chance], evidence
     return _averaged(said, image, brain, models), Evidence()
 
@@ -180,8 +186,9 @@ def _averaged(said: dict, image: Volume, brain: Volume, models: Models) -> list[
 
 
 def _chained(
-    said: dict, image: Volume, brain: Volume, models: Models, phase: Volume | None
-) -> tuple[np.ndarray, Evidence]:
+    said: dict, image: Volume, brain: Volume, models: Models, phase: Volume | None,
+    anatomy: Anatomy | None,
+) -> tuple[np.ndarray, Evidence]:  # fmt: skip
     """What a detector says whose networks work one after the other, by its design."""
     if said["design"] not in DESIGNS:
         raise ValueError(
@@ -194,6 +201,7 @@ def _chained(
             f"{said['name']}, whose networks work one after the other."
         )
     more = (phase,) if _takes_phase(said) else ()
+    more = (anatomy,) if said["design"] in WITH_ANATOMY else more
     chance, evidence = DESIGNS[said["design"]](image, brain, said, models, *more)
     give_back()
     return np.where(brain.data, chance.data, 0).astype(np.float32), evidence
@@ -245,5 +253,7 @@ DESIGNS: dict[str, Callable[..., tuple[Volume, Evidence]]] = {
     "cascade": cascade,
     "distilled": distilled,
     "gated": gated,
+    "two-stage": two_stage,
 }
+WITH_ANATOMY = {"two-stage"}  # those that are told what lies where
 WITH_PHASE = {"cascade"}  # those that may be given phase besides

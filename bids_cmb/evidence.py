@@ -1,7 +1,9 @@
 """What a detector leaves behind besides its chances, so that a reader sees why it said so."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from bids_cmb.volume import Volume
 
 Place = tuple[float, float, float]
 
@@ -46,16 +48,26 @@ class Opening:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What detectors leave behind of one scan: empty for most of them."""
+    """What detectors leave behind of one scan: empty for most of them.
+
+    Attributes:
+        boxes: Around candidates.
+        openings: Of a gate.
+        instances: Which candidate each voxel belongs to, from 1, on the scan's grid, 0 elsewhere;
+            None of detectors that tell nothing but chances.
+    """
 
     boxes: tuple[Box, ...] = ()
     openings: tuple[Opening, ...] = ()
+    instances: Volume | None = field(default=None, compare=False)
 
 
 def together(parts: Iterable[Evidence]) -> Evidence:
-    """The evidence of several detectors as one, in their order."""
+    """The evidence of several detectors as one, in their order; instances are the first one's."""
     parts = tuple(parts)
+    instances = (part.instances for part in parts if part.instances is not None)
     return Evidence(
         tuple(box for part in parts for box in part.boxes),
         tuple(opening for part in parts for opening in part.openings),
+        next(instances, None),
     )

@@ -78,7 +78,7 @@ class Lesion:
     parcel: str | None = None
 
 
-def find_lesions(
+def find_lesions(  # noqa: PLR0913
     probability: Volume,
     image: Volume,
     brain: Volume,
@@ -88,6 +88,7 @@ def find_lesions(
     min_volume: float = 0.0,
     uncounted: tuple[str, ...] = ("large",),
     spread: Volume | None = None,
+    instances: Volume | None = None,
 ) -> tuple[Volume, list[Lesion]]:
     """Cut a probability map into lesions and measure each one.
 
@@ -100,6 +101,8 @@ def find_lesions(
         min_volume: mm³; what is smaller is no lesion.
         uncounted: Flags that keep a lesion out of the counts. It stays in map and table.
         spread: Standard deviation over the members, on the same grid, where there are several.
+        instances: Which candidate a voxel belongs to, from 1, 0 elsewhere, on the same grid, where
+            the detector tells: those of one candidate are one lesion, whatever it touches.
 
     Returns:
         labels: uint16, on the grid of the scan; 0 is background, ``lesion.index`` the rest.
@@ -114,7 +117,7 @@ def find_lesions(
         raise ValueError(
             f"`probability` must lie between 0 and 1; found {data.min():.3g} to {data.max():.3g}."
         )
-    pieces, count = ndimage.label(data >= threshold, structure=TOUCHING)
+    pieces, count = _pieces(data >= threshold, instances)
     volumes = np.bincount(pieces.ravel(), minlength=count + 1) * probability.voxel_volume
     kept = [piece for piece in range(1, count + 1) if volumes[piece] >= min_volume]
     if len(kept) > np.iinfo(np.uint16).max:
@@ -153,6 +156,17 @@ def find_lesions(
     numbers[[lesion.index for lesion in order]] = np.arange(1, len(order) + 1)
     lesions = [replace(lesion, index=index) for index, lesion in enumerate(order, start=1)]
     return Volume(numbers[pieces], probability.affine), lesions
+
+
+def _pieces(inside: np.ndarray, instances: Volume | None) -> tuple[np.ndarray, int]:
+    """Number the candidates, then what hangs together without being one."""
+    if instances is None:
+        return ndimage.label(inside, structure=TOUCHING)
+    numbers, places = np.unique(np.where(inside, instances.data, 0), return_inverse=True)
+    candidates = places.reshape(inside.shape) + (0 if numbers[0] == 0 else 1)
+    count = int(np.count_nonzero(numbers))
+    others, further = ndimage.label(inside & (candidates == 0), structure=TOUCHING)
+    return np.where(others > 0, others + count, candidates), count + further
 
 
 def _surest_then_highest(lesion: Lesion) -> tuple[float, ...]:

@@ -266,7 +266,9 @@ def examine(scan: Scan, config: Config) -> Findings:
     inside = look_inside(scan, image, config)
     brain = outline(scan, image, config, inside)
     phase = look_at_phase(scan, image, brain.mask, config)
-    probability = detect(config.detector, image, brain.mask, models_of(config), phase.map)
+    probability = detect(
+        config.detector, image, brain.mask, models_of(config), phase.map, inside.anatomy
+    )
     labels, lesions = find_lesions(
         probability.mean,
         image,
@@ -274,6 +276,7 @@ def examine(scan: Scan, config: Config) -> Findings:
         **asdict(cut_for(config)),
         uncounted=config.uncounted,
         spread=probability.spread,
+        instances=probability.evidence.instances,
     )
     regions = None
     if inside.anatomy is not None:

@@ -10,15 +10,17 @@ import bids_cmb
 HOUSE = Path(bids_cmb.__file__).parent
 
 FLOORS = [  # from the ground up; a folder is one room
-    {"files", "exits", "sidecars", "filters", "lattices", "cards", "models", "mars", "evidence"}
+    {"files", "exits", "sidecars", "filters", "lattices", "cards", "models", "mars"}
     | {"provenance", "staged", "foreign", "savedmodels", "sheets"},
     {"imports"},
     {"volume", "config", "discovery", "execution", "validation", "weights"},
     {"brain", "lesions", "candidates", "matching", "agreement", "dask_cluster", "descriptor"}
     | {"physics", "tissues", "protocols", "preprocessing", "networks", "given", "registration"}
     | {"growing", "reckoning"},
-    {"boxes", "phase"},
+    {"boxes", "phase", "anatomy", "evidence"},
     {"cascade", "distilled", "gated"},  # designs of detectors
+    {"proposals"},
+    {"two_stage"},
     {
         "detectors",
         "derivatives",
@@ -30,7 +32,7 @@ FLOORS = [  # from the ground up; a folder is one room
         "own_models",
         "group_map",
     }
-    | {"heads", "terrain", "anatomy"},
+    | {"heads", "terrain"},
     {"regions", "tissue"},
     {"templates"},
     {"reviews", "view", "tabulation", "familiarity", "overlays"},

@@ -1,0 +1,388 @@
+"""Two stages: U-Nets propose, a classifier decides, and neighbouring lesions stay apart."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import OBLIQUE
+from phantoms import shaken
+
+from bids_cmb import two_stage
+from bids_cmb.brain import find_brain
+from bids_cmb.cases import Case, find_cases
+from bids_cmb.lesions import find_lesions
+from bids_cmb.lessons import classification
+from bids_cmb.lessons.task import Sources
+from bids_cmb.models.classifier import classifier
+from bids_cmb.models.unet import unet
+from bids_cmb.networks import Models, load_network, load_patcher
+from bids_cmb.proposals import (
+    ANATOMY_FROM,
+    PLACE_FEATURES,
+    Proposal,
+    Rules,
+    cut_patch,
+    describe_places,
+    find_proposals,
+)
+from bids_cmb.training import TASKS, Material, build, read_recipe, train
+from bids_cmb.volume import Volume, load
+from bids_cmb.weights import read_weights, write_weights
+
+SHAPE = (80, 72, 20)  # of OBLIQUE: 0.5 x 0.5 x 2 mm, LAS, turned
+
+
+def bumps(*places, width=0.7, affine=OBLIQUE, shape=SHAPE):
+    """A probability map with a Gaussian of that width in mm at each (voxel, height)."""
+    grid = Volume(np.zeros(shape, np.float32), affine)
+    index = np.stack(np.indices(shape), axis=-1)
+    for voxel, height in places:
+        away = (index - voxel) * grid.spacing
+        grid.data[:] = np.maximum(
+            grid.data, height * np.exp(-(away**2).sum(axis=-1) / 2 / width**2)
+        )
+    return grid
+
+
+def everywhere(shape=SHAPE):
+    return np.ones(shape, bool)
+
+
+# --- Proposals ------------------------------------------------------------------------------------
+
+
+def test_two_lesions_three_millimetres_apart_are_two_proposals_the_likelier_first():
+    found = find_proposals(bumps(((40, 36, 9), 0.6), ((46, 36, 9), 0.9)), everywhere(), Rules())
+    assert [one.voxel for one in found] == [(46, 36, 9), (40, 36, 9)]
+    assert [one.probability for one in found] == pytest.approx([0.9, 0.6], abs=1e-3)
+
+
+def test_two_peaks_within_a_millimetre_are_one_proposal():
+    found = find_proposals(
+        bumps(((40, 36, 9), 0.6), ((42, 36, 9), 0.9), width=0.4), everywhere(), Rules()
+    )
+    assert [one.voxel for one in found] == [(42, 36, 9)]
+
+
+def test_a_lesion_that_shows_in_two_thick_slices_is_one_proposal():
+    found = find_proposals(bumps(((40, 36, 9), 0.9), ((40, 37, 10), 0.8)), everywhere(), Rules())
+    assert [one.voxel for one in found] == [(40, 36, 9)]
+
+
+def test_a_plateau_has_one_peak_and_rules_say_how_many_and_how_likely():
+    flat = bumps()
+    flat.data[30:36, 30:36, 9] = 1
+    assert len(find_proposals(flat, everywhere(), Rules())) == 1
+    three = bumps(((20, 20, 4), 0.9), ((40, 40, 9), 0.5), ((60, 60, 15), 0.1))
+    assert len(find_proposals(three, everywhere(), Rules(floor=0.2))) == 2
+    assert len(find_proposals(three, everywhere(), Rules(most=1))) == 1
+    inside = everywhere()
+    inside[50:] = False
+    assert len(find_proposals(three, inside, Rules())) == 2
+
+
+def test_proposals_are_in_the_same_places_however_the_axes_are_stored():
+    one = bumps(((20, 20, 4), 0.9), ((40, 40, 9), 0.5), ((60, 60, 15), 0.7))
+    flip = np.diag([-1.0, -1, 1, 1])
+    flip[:2, 3] = SHAPE[0] - 1, SHAPE[1] - 1
+    other = Volume(one.data[::-1, ::-1].copy(), one.affine @ flip)
+    places = [
+        part.world(np.array([found.voxel for found in find_proposals(part, everywhere(), Rules())]))
+        for part in (one, other)
+    ]
+    np.testing.assert_allclose(places[0], places[1], atol=1e-6)
+
+
+def test_unknown_rules_are_refused():
+    with pytest.raises(ValueError, match=r"may be floor, apart_mm, most; found florr"):
+        Rules.from_card({"florr": 1})
+
+
+def test_a_patch_holds_its_voxel_in_the_middle_also_at_the_border():
+    channels = np.zeros((*SHAPE, 3), np.float16)
+    for voxel in ((0, 0, 0), (79, 71, 19), (40, 36, 9)):
+        channels[voxel] = 5
+        assert (cut_patch(channels, voxel, (40, 40, 9))[20, 20, 4] == 5).all()
+
+
+# --- Place ----------------------------------------------------------------------------------------
+
+
+def column(name):
+    return PLACE_FEATURES.index(name)
+
+
+def test_place_features_are_distances_in_the_head(anatomy):
+    """Against distances counted voxel by voxel on the anatomy's own grid."""
+    grid = Volume(np.zeros(SHAPE, np.float32), OBLIQUE)
+    labels = anatomy.structures
+    white = labels.world(np.argwhere(labels.data == 2)[::500])
+    voxels = np.clip(np.rint(grid.index(white)).astype(int), 0, np.array(SHAPE) - 1)
+    brain = Volume(everywhere(), OBLIQUE)
+    found = describe_places(voxels, grid, brain, anatomy)
+    positions = grid.world(voxels)
+    ventricle = labels.world(np.argwhere(np.isin(labels.data, (4, 43, 5, 44, 14, 15))))
+    nearest = np.linalg.norm(positions[:, None] - ventricle[None], axis=-1).min(axis=1)
+    known = np.minimum(nearest, 20) / 10
+    np.testing.assert_allclose(found[:, column("distance to ventricle")], known, atol=0.11)
+    normal, offset = anatomy.midline
+    midline = np.minimum(np.abs(positions @ normal + offset), 20) / 10
+    np.testing.assert_allclose(found[:, column("distance to midline")], midline, atol=1e-5)
+    assert (found[:, column("anatomy known")] == 1).all()
+
+
+def test_without_an_anatomy_the_place_is_unknown_and_the_shape_is_not():
+    grid = bumps(((40, 36, 9), 0.9))
+    found = describe_places([(40, 36, 9)], grid, Volume(everywhere(), OBLIQUE), None)
+    assert (found[:, ANATOMY_FROM:] == 0).all()
+    # Half of a Gaussian of 0.7 mm is 1.65 mm wide: one slice of 2 mm.
+    assert found[0, column("diameter")] * 5 == pytest.approx(1.65, abs=0.25)
+    assert found[0, column("slices")] * 5 == pytest.approx(1)
+    assert found[0, column("spacing")] * 5 == pytest.approx(2)
+    assert found.shape == (1, len(PLACE_FEATURES))
+    assert describe_places([], grid, Volume(everywhere(), OBLIQUE), None).shape[0] == 0
+
+
+# --- Lesions one by one ---------------------------------------------------------------------------
+
+
+def test_two_touching_lesions_are_painted_measured_and_counted_one_by_one():
+    probability = bumps(((40, 36, 9), 0.9), ((45, 36, 9), 0.8), width=1.2)
+    assert probability.data[40:46, 36, 9].min() > 0.5  # one component at one half
+    image = Volume(1 - probability.data, OBLIQUE)
+    proposals = find_proposals(probability, everywhere(), Rules())
+    chance, evidence = two_stage.paint(image, probability, proposals, np.array([0.7, 0.6]))
+    brain = Volume(everywhere(), OBLIQUE)
+    labels, lesions = find_lesions(
+        chance, image, brain, threshold=0.5, definite=0.65, instances=evidence.instances
+    )
+    assert len(lesions) == 2
+    for lesion, voxel in zip(lesions, ((40, 36, 9), (45, 36, 9)), strict=True):
+        assert np.linalg.norm(lesion.centre - image.world(np.array(voxel))) < 1
+    assert (labels.data > 0).sum() == (chance.data >= 0.5).sum()
+    merged = find_lesions(chance, image, brain, threshold=0.5, definite=0.65)[1]
+    assert len(merged) == 1
+
+
+def test_a_refused_proposal_is_no_lesion_and_what_is_no_proposal_still_is_one():
+    probability = bumps(((40, 36, 9), 0.9), ((60, 60, 15), 0.8))
+    image = Volume(1 - probability.data, OBLIQUE)
+    proposals = find_proposals(probability, everywhere(), Rules())
+    chance, evidence = two_stage.paint(image, probability, proposals, np.array([0.7, 0.1]))
+    chance.data[10:12, 10:12, 3] = 0.9  # of another detector
+    lesions = find_lesions(
+        chance, image, Volume(everywhere(), OBLIQUE), threshold=0.5, definite=0.8,
+        instances=evidence.instances,
+    )[1]  # fmt: skip
+    places = [tuple(np.rint(one.voxel).astype(int)) for one in lesions]
+    assert (40, 36, 9) in places
+    assert len(lesions) == 2
+
+
+def test_an_extent_reaches_down_to_half_of_its_peak_on_another_grid():
+    probability = bumps(((40, 36, 9), 0.8), width=1.5)
+    coarse = Volume(np.ones((40, 36, 20), np.float32), OBLIQUE @ np.diag([2.0, 2, 1, 1]))
+    proposals = find_proposals(probability, everywhere(), Rules())
+    chance, _ = two_stage.paint(coarse, probability, proposals, np.array([0.6]))
+    assert set(np.unique(chance.data)) == {0, np.float32(0.6)}
+    # Half of a Gaussian of 1.5 mm reaches 1.77 mm: a ball of 23 mm3.
+    assert (chance.data > 0).sum() * coarse.voxel_volume == pytest.approx(23, rel=0.4)
+
+
+def test_a_proposal_smaller_than_a_voxel_keeps_the_nearest_one():
+    probability = bumps(((41, 37, 9), 0.8), width=0.2)
+    coarse = Volume(np.ones((20, 18, 20), np.float32), OBLIQUE @ np.diag([4.0, 4, 1, 1]))
+    found = [Proposal((41, 37, 9), 0.8)]
+    chance, _ = two_stage.paint(coarse, probability, found, np.array([0.6]))
+    assert (chance.data > 0).sum() >= 1
+
+
+# --- The networks ---------------------------------------------------------------------------------
+
+SMALL = {"widths": [4, 6, 8], "place": [4], "dense": 6, "shape": [12, 12, 5]}
+
+
+def test_a_classifier_in_use_computes_what_was_trained(rng, tmp_path):
+    model = shaken(classifier(**SMALL), rng)
+    arrays = {one.path: np.asarray(one) for one in model.weights}
+    digest = write_weights(tmp_path / "w.npz", arrays, dtype=np.float32)
+    member = {"name": "x", "builder": "classifier", "arguments": SMALL, "sha256": digest}
+    ask = load_patcher(member, tmp_path / "w.npz")
+    patches = rng.random((3, 12, 12, 5, 3), np.float32)
+    places = rng.random((3, len(PLACE_FEATURES)), np.float32)
+    np.testing.assert_allclose(
+        ask(patches, places), np.asarray(model([patches, places])), atol=2e-4
+    )
+
+
+@pytest.mark.parametrize("packed", [True, [2, 2, 1]])
+@pytest.mark.parametrize("flat", [0, 1])
+def test_a_packed_network_asks_for_the_sides_that_it_needs(packed, flat, rng, tmp_path):
+    arguments = {"widths": [4, 6, 8], "packed": packed, "flat": flat}
+    model = shaken(unet(**arguments), rng)
+    arrays = {one.path: np.asarray(one) for one in model.weights}
+    digest = write_weights(tmp_path / "w.npz", arrays, dtype=np.float32)
+    member = {"name": "x", "builder": "unet", "arguments": arguments, "sha256": digest}
+    network = load_network(member, tmp_path / "w.npz")
+    slices = (2 if packed is True else 1) * 2 ** (2 - flat)
+    assert network.multiple == (8, 8, slices)
+    image = rng.random((16, 8, 2 * slices), np.float32)
+    logits = np.asarray(model(image[None, ..., None]))[0, ..., 0]
+    np.testing.assert_allclose(network.run(image, None), 1 / (1 + np.exp(-logits)), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["proposal-1", "classifier-1"])
+def test_the_recipes_build_their_networks(name):
+    assert build(read_recipe(name)).count_params() > 100_000
+
+
+def test_first_and_second_stage_share_grid_and_features():
+    first, second = read_recipe("proposal-1"), read_recipe("classifier-1")
+    assert first.grid == second.grid
+    assert second.arguments["places"] == len(PLACE_FEATURES)
+
+
+def test_faultless_stages_find_every_microbleed_and_nothing_else(heads, monkeypatch):
+    """Networks by hand: what is dark is proposed, and only the symmetric ones are bleeds."""
+    folder, truth = heads
+    image, _ = load(folder / "six.nii.gz")
+    brain = find_brain(image)
+
+    class Dark:
+        pass
+
+    def see_dark(_, image, inside):
+        return (1.0 * (image < 0.75) * inside).astype(np.float32)
+
+    def load_round(*_, **__):
+        def ask(patches, places):
+            assert places.shape[1] == len(PLACE_FEATURES)
+            return 20 * (patches[:, 17:23, 17:23, 4:5, 2].max(axis=(1, 2, 3)) - 0.5)[:, None]
+
+        return ask
+
+    monkeypatch.setattr(two_stage, "load_network", lambda *_, **__: Dark())
+    monkeypatch.setattr(two_stage, "answer", see_dark)
+    monkeypatch.setattr(two_stage, "load_patcher", load_round)
+    grid = read_recipe("proposal-1").grid
+    members = [
+        {"name": name, "builder": name, "grid": grid, "weights": "w.npz",
+         "arguments": {"shape": [40, 40, 9]}}
+        for name in ("unet", "classifier")
+    ]  # fmt: skip
+    card = {"name": "pair", "members": members, "parameters": {"most": 4000}}
+    chance, evidence = two_stage.two_stage(image, brain, card, Models())
+    for bleed in truth["six"]:
+        index = np.rint(image.index(np.array([bleed.centre])))[0].astype(int)
+        around = tuple(slice(at - 2, at + 3) for at in index)
+        assert (chance.data[around] > 0.5).any(), bleed
+    assert (evidence.instances.data[chance.data > 0] > 0).all()
+    assert (chance.data > 0).sum() > 1.2 * (chance.data > 0.5).sum()  # refused ones stay
+    again, _ = two_stage.two_stage(image, brain, card, Models())
+    np.testing.assert_array_equal(chance.data, again.data)
+
+
+def test_members_on_different_grids_are_refused(heads):
+    image, _ = load(heads[0] / "six.nii.gz")
+    grid = read_recipe("proposal-1").grid
+    members = [
+        {"name": "a", "builder": "unet", "grid": grid},
+        {"name": "b", "builder": "classifier", "grid": {**grid, "order": 1}},
+    ]
+    brain = Volume(np.ones(image.shape, bool), image.affine)
+    with pytest.raises(ValueError, match="must see one grid; found 2"):
+        two_stage.propose(image, brain, {"name": "pair", "members": members}, Models())
+    with pytest.raises(ValueError, match="needs a U-Net; found none"):
+        two_stage.propose(image, brain, {"name": "pair", "members": members[1:]}, Models())
+
+
+# --- Training -------------------------------------------------------------------------------------
+
+
+def test_proposals_near_a_lesion_are_it_those_far_off_are_none_those_between_neither(rng):
+    truth = np.zeros((40, 40, 10), np.uint8)
+    sure, unsure = np.array([[10, 10, 5], [11, 10, 5]]), np.array([[30, 30, 5]])
+    truth[tuple(sure.T)], truth[tuple(unsure.T)] = 1, 2
+    case = Case(
+        "x", np.ones(truth.shape, np.float16), truth, np.ones(truth.shape, bool),
+        {"lesion": [sure, unsure], "mimic": [], "dark": [np.zeros((0, 3), int)], "any": []},
+    )  # fmt: skip
+    spacing = np.array([0.5, 0.5, 4.0])
+    proposals = np.array(
+        [(12, 10, 5), (10, 10, 6), (15, 10, 5), (10, 20, 5), (30, 31, 5), (30, 37, 5)]
+    )
+    rows = classification._label(case, proposals, spacing, rng)
+    lesion = [tuple(voxel) for voxel, kind, _ in rows if kind == classification.LESION]
+    hard = [tuple(voxel) for voxel, kind, _ in rows if kind == classification.HARD]
+    assert lesion[:2] == [(12, 10, 5), (10, 10, 6)]  # 0.5 mm off; in the neighbouring slice
+    assert lesion[2] in ((10, 10, 5), (11, 10, 5))  # its middle
+    assert hard == [(10, 20, 5), (30, 37, 5)]  # not the one 2 mm off, nor the unsure one
+
+
+def written(folder, rng):
+    """A first stage that somebody trained before, its weights by chance."""
+    arguments = {"widths": [2, 3], "packed": [2, 2, 1], "flat": 1}
+    folder.mkdir(parents=True)
+    arrays = {one.path: np.asarray(one) for one in shaken(unet(**arguments), rng).variables}
+    entry = {
+        "name": "proposal-1", "builder": "unet", "arguments": arguments, "weights": "w.npz",
+        "grid": read_recipe("proposal-1").grid, "sha256": write_weights(folder / "w.npz", arrays),
+    }  # fmt: skip
+    (folder / "proposal-1.json").write_text(json.dumps(entry))
+    return "proposal-1", folder / "proposal-1.json"
+
+
+@pytest.fixture
+def recipe():
+    given = read_recipe("classifier-1")
+    return replace(
+        given, name="x", arguments={**SMALL, "places": len(PLACE_FEATURES)}, batch=4, steps=2,
+        epochs=1, settle=1, drawing={**given.drawing, "rules": {"floor": 0.0, "most": 20}},
+    )  # fmt: skip
+
+
+def test_a_classifier_is_trained_by_one_command_and_goes_into_a_card(
+    recipe, lessons, tmp_path, rng, monkeypatch
+):
+    monkeypatch.setattr(classification, "find_anatomy", unseen)
+    given = (written(tmp_path / "first", rng),)
+    data = lessons(1)
+    entry = train(recipe, Material((data,), validation=(data,), given=given), tmp_path / "out")
+    assert entry["builder"] == "classifier"
+    assert all(np.isfinite(one).all() for one in read_weights(tmp_path / "out/x.npz").values())
+    kept = list((tmp_path / "first" / "proposed").iterdir())
+    assert len(kept) == len(find_cases(data))
+    read = np.load(kept[0])
+    assert read["patches"].shape[1:] == (16, 16, 5, 3)
+    assert set(read["kinds"]) >= {classification.LESION, classification.HARD}
+
+
+def unseen(_):
+    raise ValueError("No brain was found.")
+
+
+def test_the_same_seed_draws_the_same_batch(recipe, lessons, tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(classification, "find_anatomy", unseen)
+    name, path = written(tmp_path / "first", rng)
+    sources = Sources(find_cases(lessons(1)), given={name: path})
+    teach, told = TASKS["classification"].teach(recipe, sources, 1)
+    (patches, places), truths = teach(np.random.default_rng(3))
+    (again, _), _ = teach(np.random.default_rng(3))
+    np.testing.assert_array_equal(patches, again)
+    assert patches.shape == (4, 12, 12, 5, 3)
+    assert places.shape == (4, len(PLACE_FEATURES))
+    assert truths.shape == (4, 1)
+    assert "lesions" in told
+
+
+def test_a_classifier_without_a_first_stage_is_refused(recipe, lessons):
+    with pytest.raises(ValueError, match="learns after a network that proposes"):
+        TASKS["classification"].teach(recipe, Sources(find_cases(lessons(1))), 1)
+
+
+def test_a_first_stage_of_another_grid_is_refused(recipe, lessons, tmp_path, rng):
+    name, path = written(tmp_path / "first", rng)
+    other = replace(recipe, grid={**recipe.grid, "order": 1})
+    with pytest.raises(ValueError, match="must see the same grid"):
+        TASKS["classification"].teach(other, Sources(find_cases(lessons(1)), given={name: path}), 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bids_cmb.config import THREADS
 
+RATES = ("0.5", "1", "2", "4")  # false alarms per scan, of which the line tells
 SAID = ("sensitivity", "precision", "f1", "fp_per_scan")
 
 
@@ -277,11 +278,27 @@ def _evaluate(given: argparse.Namespace) -> int:
         sys.stderr.write(f"bids_cmb: {error}\n")
         return 1
     for name in result.missing:
-        sys.stderr.write(f"bids_cmb: {name}: no prediction; it is in no figure.\n")
+        sys.stderr.write(
+            f"bids_cmb: {name}: no prediction; it is in no figure but those of all scans.\n"
+        )
     for name in result.without_truth:
         sys.stderr.write(f"bids_cmb: {name}: no truth; it is in no figure.\n")
-    said = (f"{name} {result.figures[name].value:.3f}" for name in SAID)
+    value = {name: figure.value for name, figure in result.figures.items()}
+    said = (f"{name} {value[name]:.3f}" for name in SAID)
     sys.stdout.write(f"{given.folder}: {len(result.scans)} scans, {', '.join(said)}.\n")
+    curve = ", ".join(f"{value[f'sensitivity_at_{rate}_fp']:.3f}" for rate in RATES)
+    sys.stdout.write(
+        f"Sensitivity {curve} at {', '.join(RATES)} false alarms per scan; best F1 "
+        f"{value['best_f1']:.3f} at threshold {value['best_f1_threshold']:.3g}; median F1 of "
+        f"subjects {value['subject_f1_median']:.3f}; median rank of true lesions "
+        f"{value['rank_median']:g}, rank AUC {value['rank_auc']:.3f}.\n"
+    )
+    if result.missing:
+        sys.stdout.write(
+            f"With the {len(result.missing)} scans that have no prediction, as if nothing had been "
+            f"found in them: sensitivity {value['sensitivity_all_scans']:.3f}, f1 "
+            f"{value['f1_all_scans']:.3f}.\n"
+        )
     return 0
 
 

@@ -112,15 +112,24 @@ def evaluate(
         ValueError: If ``folder`` is not empty, or as `measure`.
         OSError: If a file cannot be read or written.
     """
-    if folder.exists() and not overwrite and any(folder.iterdir()):
-        raise ValueError(
-            f"{folder}: an evaluation needs an empty folder or --overwrite; found files in it."
-        )
+    check_folder(folder, overwrite=overwrite)
     result = measure(predictions, truth, asked)
     judged = measure_reviewed(predictions, truth, reviews, asked) if reviews else None
     names = (predictions.resolve().name, truth.resolve().name)
     write(result, folder, names=names, reviewed=judged)
     return result
+
+
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Refuse to write over what is there unless that is wanted.
+
+    Raises:
+        ValueError: If the folder holds anything.
+    """
+    if folder.exists() and not overwrite and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder}: an evaluation needs an empty folder or --overwrite; found files in it."
+        )
 
 
 def measure(predictions: Path, truth: Path, asked: Asked) -> Evaluation:
@@ -131,7 +140,7 @@ def measure(predictions: Path, truth: Path, asked: Asked) -> Evaluation:
             several predictions, or predictions and truth have no scan in common.
         OSError: If a file cannot be read.
     """
-    _possible(asked)
+    check_settings(asked)
     return compare(read_marks(predictions), read_marks(truth), asked, places=(predictions, truth))
 
 
@@ -318,7 +327,12 @@ def read_protocols(truth: Path) -> dict[str, str]:
     return {}
 
 
-def _possible(asked: Asked) -> None:
+def check_settings(asked: Asked) -> None:
+    """Refuse what is not possible.
+
+    Raises:
+        ValueError: Likewise.
+    """
     for name, value, allowed in (
         ("match", asked.match, tuple(RULES)),
         ("unsure", asked.unsure, UNSURE),
@@ -407,10 +421,10 @@ def write(
     """
     metrics, lesions, curve, summary, report = (folder / name for name in FILES)
     table = metrics_table(result)
-    write_table(metrics, table.columns, _cells(table))
-    write_table(lesions, result.lesions.columns, _cells(result.lesions))
+    write_table(metrics, table.columns, plain_rows(table))
+    write_table(lesions, result.lesions.columns, plain_rows(result.lesions))
     falling = froc_table(result.curve)
-    write_table(curve, falling.columns, _cells(falling))
+    write_table(curve, falling.columns, plain_rows(falling))
     settings = {"predictions": names[0], "truth": names[1], **asdict(result.asked)}
     content = {
         **settings,
@@ -419,17 +433,17 @@ def write(
         "missing": list(result.missing),
         "without_truth": list(result.without_truth),
         "figures": {
-            name: {key: _plain(value) for key, value in vars(figure).items()}
+            name: {key: plain_value(value) for key, value in vars(figure).items()}
             for name, figure in result.figures.items()
         },
         "definitions": DEFINITIONS,
-        "breakdown": _cells(result.breakdown),
-        "scans": _cells(result.scans),
+        "breakdown": plain_rows(result.breakdown),
+        "scans": plain_rows(result.scans),
     }
     if reviewed:
         after = reviewed.result.figures
         content["reviewed"] = {
-            "figures": {name: _plain(figure.value) for name, figure in after.items()},
+            "figures": {name: plain_value(figure.value) for name, figure in after.items()},
             "agreement": reviewed.agreement,
         }
         write_table(folder / REVIEWS, reviewed.counts[0], reviewed.counts)
@@ -466,12 +480,15 @@ def froc_table(curve: Froc) -> pd.DataFrame:
     return pd.DataFrame({"threshold": curve.threshold, **columns}).iloc[1:]
 
 
-def _cells(table: pd.DataFrame) -> list[dict[str, object]]:
-    """Rows of plain values: numbers to four digits, None for what is not defined."""
-    return [{key: _plain(value) for key, value in row.items()} for row in table.to_dict("records")]
+def plain_rows(table: pd.DataFrame) -> list[dict[str, object]]:
+    """Give rows of plain values: numbers to four digits, None for what is not defined."""
+    return [
+        {key: plain_value(value) for key, value in row.items()} for row in table.to_dict("records")
+    ]
 
 
-def _plain(value: object) -> object:
+def plain_value(value: object) -> object:
+    """Give a value that JSON knows, None for what is not defined."""
     if value is None or isinstance(value, str):
         return value
     if not math.isfinite(value):

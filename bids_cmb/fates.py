@@ -81,8 +81,9 @@ def fates(scan: Scan, rule: Rule, *, threshold: float) -> pd.DataFrame:
         A row each with ``COLUMNS``. ``fate`` of a true lesion: ``found``, ``missed``, ``unsure``;
         of a found one: ``hit``, ``false alarm``, ``aside``, ``below threshold``. ``partner`` is
         the index on the other side. ``rank`` and ``false_above`` are those of a true lesion among
-        all that was found in its scan, whatever the threshold, as `Ranks` has them. ``mimic`` is the kind of labelled mimic within 3 mm of a
-        false alarm, ``none`` if there is none, n/a where mimics are not labelled.
+        all that was found in its scan, whatever the threshold, as `Ranks` has them. ``mimic`` is
+        the kind of labelled mimic within 3 mm of a false alarm, ``none`` if there is none, n/a
+        where mimics are not labelled.
     """
     kept = np.flatnonzero(scan.case.probability >= threshold)
     match = scan.case.match(rule, threshold)

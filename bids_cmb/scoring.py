@@ -488,7 +488,7 @@ def summary(counted: np.ndarray, owner: np.ndarray, curve: Froc) -> dict[str, fl
 
 
 def count_agreement(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Measure how near the numbers of lesions of every scan come to the true ones, (scans,) both."""
+    """Measure how near the numbers of lesions of scans come to the true ones, (scans,) both."""
     classes = [[BURDENS.index(burden(int(n))) for n in counts] for counts in (found, truth)]
     return {
         "count_icc": intraclass_correlation(np.stack([found, truth], axis=1)),

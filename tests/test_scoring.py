@@ -338,7 +338,7 @@ def test_two_detectors_differ_by_what_one_counts_by_hand():
         lists("sub-1", [0, 20, 60], [0, 20], [0.9, 0.8, 0.1]),
         lists("sub-2", [0, 60], [0], [0.9, 0.2]),
     ]
-    of = compare_figures(first, second, match_valdo, thresholds=(0.6, 0.6), seed=0, draws=300)
+    of = compare_figures(first, second, match_valdo, thresholds=(0.6, 0.6), seed=0, draws=60)
     # At 0.6: 1 hit, 2 false, 2 missed against 3 hits.
     assert of["f1"][:2] == (pytest.approx(2 / 6), 1)
     assert of["f1"][2].value == pytest.approx(4 / 6)

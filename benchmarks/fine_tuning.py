@@ -25,7 +25,7 @@ from bids_cmb.derivatives import columns, lesion_table_of, read_table, write_tab
 from bids_cmb.evaluation import Asked, Evaluation, measure
 from bids_cmb.files import write_json
 from bids_cmb.marks import POSITION, Marks, read_marks
-from bids_cmb.matching import match_sure_first, match_valdo
+from bids_cmb.matching import match_valdo
 from bids_cmb.provenance import software
 
 ROOT = Path(__file__).parent.parent
@@ -160,7 +160,7 @@ def verdicts(rows: Sequence[dict], true: Marks) -> list[dict]:
     """What somebody says of a scan who knows the truth."""
     places = np.array([[float(row[axis]) for axis in POSITION] for row in rows]).reshape(-1, 3)
     unsure = (true.lesions["unsure"] | ~true.lesions["counted"]).to_numpy(bool)  # unseen ones too
-    match = match_sure_first(match_valdo, cdist(places, true.positions), unsure)
+    match = match_valdo(cdist(places, true.positions), unsure)
     words = np.select([match.aside, match.partner >= 0], ["unsure", "accept"], "reject")
     judged = [
         {**{key: row[key] for key in ("index", *POSITION)}, "verdict": str(word)}

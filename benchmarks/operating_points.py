@@ -25,7 +25,7 @@ from bids_cmb.cases import Paths, find_cases
 from bids_cmb.detectors import answers
 from bids_cmb.lesions import TOUCHING
 from bids_cmb.marks import POSITION, Marks, read_marks
-from bids_cmb.matching import match_sure_first, match_valdo
+from bids_cmb.matching import match_valdo
 from bids_cmb.networks import Models, set_threads
 from bids_cmb.volume import Volume, load, load_labels
 
@@ -119,7 +119,7 @@ def counted(centres: np.ndarray, tops: np.ndarray, truth: Marks) -> dict:
     true = truth.lesions[POSITION].to_numpy(float).reshape(-1, 3)
     apart = np.linalg.norm(centres[:, None] - true[None], axis=-1)
     unsure = (truth.lesions["unsure"] | ~truth.lesions["counted"]).to_numpy(bool)
-    match = match_sure_first(match_valdo, apart, unsure)
+    match = match_valdo(apart, unsure)
     large = truth.lesions["diameter_mm"].to_numpy(float) >= LARGE_MM
     wrong = (match.partner < 0) & ~match.aside
     return {

@@ -1,4 +1,7 @@
-"""The makers' door: python -m bids_cmb simulate | train | evaluate | reviewed | models | import."""
+"""The makers' door: python -m bids_cmb COMMAND.
+
+COMMAND: simulate, train, evaluate, compare, reviewed, models, import.
+"""
 
 import argparse
 import os
@@ -9,6 +12,11 @@ from pathlib import Path
 
 from bids_cmb.config import THREADS
 
+COMPARED = (  # figures that `compare` prints
+    *("f1", "best_f1", "sensitivity_at_0.5_fp", "sensitivity_at_1_fp", "sensitivity_at_2_fp"),
+    *("sensitivity_at_4_fp", "sensitivity_large_at_0.5_fp", "rank_mean", "rank_auc"),
+)
+RATES = ("0.5", "1", "2", "4")  # false alarms per scan, of which the line tells
 SAID = ("sensitivity", "precision", "f1", "fp_per_scan")
 
 
@@ -19,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_simulate(makers)
     _add_train(makers)
     _add_evaluate(makers)
+    _add_compare(makers)
     _add_reviewed(makers)
     _add_models(makers)
     _add_import(makers)
@@ -31,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "simulate": _simulate,
         "train": _train,
         "evaluate": _evaluate,
+        "compare": _compare,
         "reviewed": _reviewed,
         "models": _models,
         "import": _import,
@@ -219,12 +229,7 @@ def _add_evaluate(makers: argparse._SubParsersAction) -> None:
     )
     maker.add_argument("truth", type=Path, help="the same, or one table of coordinates")
     maker.add_argument("folder", type=Path, help="where to; must be empty")
-    maker.add_argument(
-        "--match",
-        choices=("valdo", "overlap", "one-to-one"),
-        help="when found and true are the same lesion: VALDO's rule (nearest, less than 5 mm), any "
-        "overlap of label maps, or pairs within 5 mm (default: valdo)",
-    )
+    _add_matching(maker)
     maker.add_argument(
         "--threshold",
         type=float,
@@ -232,17 +237,27 @@ def _add_evaluate(makers: argparse._SubParsersAction) -> None:
         help="lowest probability that counts; the FROC takes all (default: 0)",
     )
     maker.add_argument(
-        "--unsure",
-        choices=("aside", "count"),
-        help="true lesions marked possible, not visible or not counted: neither missed nor found, "
-        "or like all others (default: aside)",
-    )
-    maker.add_argument(
         "--reviews",
         type=Path,
         default=None,
         metavar="DIR",
         help="reviews of the predictions: figures after them too, and how far readers agree",
+    )
+
+
+def _add_matching(maker: argparse.ArgumentParser) -> None:
+    """Add what every comparison with the truth may be asked."""
+    maker.add_argument(
+        "--match",
+        choices=("valdo", "overlap", "one-to-one"),
+        help="when found and true are the same lesion: VALDO's rule (nearest, less than 5 mm), any "
+        "overlap of label maps, or pairs within 5 mm (default: valdo)",
+    )
+    maker.add_argument(
+        "--unsure",
+        choices=("aside", "count"),
+        help="true lesions marked possible, not visible or not counted: neither missed nor found, "
+        "or like all others (default: aside)",
     )
     maker.add_argument("--seed", type=int, help="of the bootstrap (default: 0)")
     maker.add_argument(
@@ -254,6 +269,73 @@ def _add_evaluate(makers: argparse._SubParsersAction) -> None:
         default=False,
         help="replace what an earlier evaluation wrote",
     )
+
+
+def _add_compare(makers: argparse._SubParsersAction) -> None:
+    maker = makers.add_parser(
+        "compare",
+        help="two detectors on the same scans: differences with intervals",
+        argument_default=argparse.SUPPRESS,  # the defaults stand in `Asked`
+    )
+    maker.add_argument(
+        "first", type=Path, help="output folder of the app, or masks or tables, or one file"
+    )
+    maker.add_argument("second", type=Path, help="the same of another detector")
+    maker.add_argument("truth", type=Path, help="the same, or one table of coordinates")
+    maker.add_argument("folder", type=Path, help="where to; must be empty")
+    maker.add_argument(
+        "--threshold",
+        type=float,
+        nargs="+",
+        default=[0.0],
+        metavar="P",
+        help="lowest probability that counts, for both or for each of them; FROC and ranks take "
+        "all (default: 0)",
+    )
+    _add_matching(maker)
+
+
+def _compare(given: argparse.Namespace) -> int:
+    """Compare two detectors, write, and print the main differences. Returns the exit code."""
+    from bids_cmb.comparison import compare_detectors
+    from bids_cmb.evaluation import Asked
+
+    settings = {key: value for key, value in vars(given).items() if hasattr(Asked, key)}
+    thresholds = settings.pop("threshold")
+    if len(thresholds) > 2:
+        sys.stderr.write(
+            "bids_cmb: --threshold takes one probability for both detectors or one for each; "
+            f"found {len(thresholds)}.\n"
+        )
+        return 1
+    try:
+        result = compare_detectors(
+            given.first,
+            given.second,
+            given.truth,
+            given.folder,
+            asked=Asked(**settings),
+            thresholds=(thresholds[0], thresholds[-1]),
+            overwrite=given.overwrite,
+        )
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {error}\n")
+        return 1
+    for name in result.missing:
+        sys.stderr.write(f"bids_cmb: {name}: not predicted by both; it is in no figure.\n")
+    differing = result.scans["scan"][result.scans["differ"] == "yes"].tolist()
+    sys.stdout.write(
+        f"{given.folder}: {len(result.scans)} scans, {len(differing)} of which differ"
+        f"{': ' * bool(differing)}{', '.join(differing)}.\n"
+    )
+    sys.stdout.write(f"{'':28}{'first':>9}{'second':>9}{'difference':>12}  95 % interval\n")
+    for name in COMPARED:
+        one, other, more = result.figures[name]
+        sys.stdout.write(
+            f"{name:28}{one:9.3f}{other:9.3f}{more.value:+12.3f}  "
+            f"[{more.low:+.3f}, {more.high:+.3f}]\n"
+        )
+    return 0
 
 
 def _evaluate(given: argparse.Namespace) -> int:
@@ -277,11 +359,27 @@ def _evaluate(given: argparse.Namespace) -> int:
         sys.stderr.write(f"bids_cmb: {error}\n")
         return 1
     for name in result.missing:
-        sys.stderr.write(f"bids_cmb: {name}: no prediction; it is in no figure.\n")
+        sys.stderr.write(
+            f"bids_cmb: {name}: no prediction; it is in no figure but those of all scans.\n"
+        )
     for name in result.without_truth:
         sys.stderr.write(f"bids_cmb: {name}: no truth; it is in no figure.\n")
-    said = (f"{name} {result.figures[name].value:.3f}" for name in SAID)
+    value = {name: figure.value for name, figure in result.figures.items()}
+    said = (f"{name} {value[name]:.3f}" for name in SAID)
     sys.stdout.write(f"{given.folder}: {len(result.scans)} scans, {', '.join(said)}.\n")
+    curve = ", ".join(f"{value[f'sensitivity_at_{rate}_fp']:.3f}" for rate in RATES)
+    sys.stdout.write(
+        f"Sensitivity {curve} at {', '.join(RATES)} false alarms per scan; best F1 "
+        f"{value['best_f1']:.3f} at threshold {value['best_f1_threshold']:.3g}; median F1 of "
+        f"subjects {value['subject_f1_median']:.3f}; median rank of true lesions "
+        f"{value['rank_median']:g}, rank AUC {value['rank_auc']:.3f}.\n"
+    )
+    if result.missing:
+        sys.stdout.write(
+            f"With the {len(result.missing)} scans that have no prediction, as if nothing had been "
+            f"found in them: sensitivity {value['sensitivity_all_scans']:.3f}, f1 "
+            f"{value['f1_all_scans']:.3f}.\n"
+        )
     return 0
 
 

@@ -1,6 +1,7 @@
 """Evaluation: found against true lesions, from two folders to tables and one page of figures."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from bids_cmb.marks import POSITION, Marks, read_marks, read_mimics, shared_volu
 from bids_cmb.matching import REACH, RULES
 from bids_cmb.provenance import software
 from bids_cmb.reviews import Review, agreement_rows, judge, read_reviews, reviewed_rows
-from bids_cmb.scorecard import page
+from bids_cmb.scorecard import DEFINITIONS, page
 from bids_cmb.scoring import UNKNOWN, Case, Figure, Froc, figures, froc
 
 DRAWS = 2000
@@ -52,13 +53,14 @@ class Evaluation:
 
     Attributes:
         asked: How it was made.
-        figures: By name, over all scans.
+        figures: By name, over all scans that have a prediction; ``…_all_scans`` over the missing
+            ones too, as if nothing had been found there.
         curve: The FROC.
         breakdown: A row for each figure of each class: ``by``, ``class``, ``figure``, ``value``,
             ``low``, ``high``.
         lesions: Every true and found lesion and its fate.
         scans: Their counts, a row each.
-        missing: Scans of the truth without a prediction; they are in no figure.
+        missing: Scans of the truth without a prediction; they are in no other figure.
         without_truth: Scans with a prediction that the truth does not know; likewise.
     """
 
@@ -110,15 +112,24 @@ def evaluate(
         ValueError: If ``folder`` is not empty, or as `measure`.
         OSError: If a file cannot be read or written.
     """
-    if folder.exists() and not overwrite and any(folder.iterdir()):
-        raise ValueError(
-            f"{folder}: an evaluation needs an empty folder or --overwrite; found files in it."
-        )
+    check_folder(folder, overwrite=overwrite)
     result = measure(predictions, truth, asked)
     judged = measure_reviewed(predictions, truth, reviews, asked) if reviews else None
     names = (predictions.resolve().name, truth.resolve().name)
     write(result, folder, names=names, reviewed=judged)
     return result
+
+
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Refuse to write over what is there unless that is wanted.
+
+    Raises:
+        ValueError: If the folder holds anything.
+    """
+    if folder.exists() and not overwrite and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder}: an evaluation needs an empty folder or --overwrite; found files in it."
+        )
 
 
 def measure(predictions: Path, truth: Path, asked: Asked) -> Evaluation:
@@ -129,7 +140,7 @@ def measure(predictions: Path, truth: Path, asked: Asked) -> Evaluation:
             several predictions, or predictions and truth have no scan in common.
         OSError: If a file cannot be read.
     """
-    _possible(asked)
+    check_settings(asked)
     return compare(read_marks(predictions), read_marks(truth), asked, places=(predictions, truth))
 
 
@@ -201,6 +212,55 @@ def compare(
         asked: How to compare.
         places: Where predictions and truth lie.
     """
+    scans, missing, rest = pair_scans(found, true, asked, places=places)
+    rule, cases = RULES[asked.match], [scan.case for scan in scans]
+    tables = [fates(scan, rule, threshold=asked.threshold) for scan in scans]
+    lesions = pd.concat(tables, ignore_index=True)
+    counts = pd.DataFrame([scan_row(scan, of) for scan, of in zip(scans, tables, strict=True)])
+    chance = {"seed": asked.seed, "draws": asked.draws}
+    known = figures(cases, rule, threshold=asked.threshold, **chance)
+    absent = [_absent_case(marks, asked) for marks in missing]
+    every = known
+    if absent:
+        every = figures([*cases, *absent], rule, threshold=asked.threshold, **chance)
+    lost = float(sum((~case.unsure).sum() for case in absent))
+    return Evaluation(
+        asked,
+        {
+            **known,
+            "missing_scans": Figure(float(len(missing)), np.nan, np.nan),
+            "missing_lesions": Figure(lost, np.nan, np.nan),
+            "sensitivity_all_scans": every["sensitivity"],
+            "f1_all_scans": every["f1"],
+        },
+        froc(cases, rule),
+        breakdown(lesions, counts, scans, **chance),
+        lesions,
+        counts,
+        tuple(marks.name for marks in missing),
+        tuple(marks.name for marks in rest),
+    )
+
+
+def pair_scans(
+    found: Sequence[Marks], true: Sequence[Marks], asked: Asked, *, places: tuple[Path, Path]
+) -> tuple[list[Scan], list[Marks], list[Marks]]:
+    """Hold what was found against what is there, in every scan of both.
+
+    Args:
+        found: Of every scan.
+        true: Likewise.
+        asked: How to compare.
+        places: Where predictions and truth lie.
+
+    Returns:
+        scans: By name.
+        missing: Truth without a prediction.
+        rest: Predictions without truth.
+
+    Raises:
+        ValueError: As `pair`, or if predictions and truth have no scan in common.
+    """
     predictions, truth = places
     pairs, missing, rest = pair(found, true)
     if not pairs:
@@ -209,22 +269,7 @@ def compare(
             f"{_few(found)} here and {_few(true)} in {truth}."
         )
     protocols = read_protocols(truth)
-    scans = [_scan(one, other, asked, protocols) for one, other in pairs]
-    rule, cases = RULES[asked.match], [scan.case for scan in scans]
-    tables = [fates(scan, rule, threshold=asked.threshold) for scan in scans]
-    lesions = pd.concat(tables, ignore_index=True)
-    counts = pd.DataFrame([scan_row(scan, of) for scan, of in zip(scans, tables, strict=True)])
-    chance = {"seed": asked.seed, "draws": asked.draws}
-    return Evaluation(
-        asked,
-        figures(cases, rule, threshold=asked.threshold, **chance),
-        froc(cases, rule),
-        breakdown(lesions, counts, scans, **chance),
-        lesions,
-        counts,
-        tuple(marks.name for marks in missing),
-        tuple(marks.name for marks in rest),
-    )
+    return [_scan(*both, asked, protocols) for both in pairs], missing, rest
 
 
 def pair(
@@ -242,20 +287,31 @@ def pair(
     Raises:
         ValueError: If a scan has several predictions, or a prediction fits several scans.
     """
-    pairs, missing = [], []
+    by_participant = defaultdict(list)
+    for number, marks in enumerate(found):
+        by_participant[marks.entities.get("sub")].append(number)
+    nameless = by_participant[None]
+    pairs, missing, taking = [], [], defaultdict(list)
     for true in sorted(truth, key=lambda marks: marks.name):
-        fitting = [marks for marks in found if marks.agrees(true)]
-        fitting = [marks for marks in fitting if marks.entities == true.entities] or fitting
-        _only(fitting, f"{true.name}: a scan of the truth needs one prediction")
+        participant = true.entities.get("sub")
+        numbers = range(len(found)) if participant is None else by_participant[participant]
+        if participant is not None and nameless:
+            numbers = sorted([*numbers, *nameless])
+        fitting = [number for number in numbers if found[number].agrees(true)]
+        same = [number for number in fitting if found[number].entities == true.entities]
+        fitting = same or fitting
+        _only(
+            [found[number] for number in fitting],
+            f"{true.name}: a scan of the truth needs one prediction",
+        )
         if fitting:
-            pairs.append((fitting[0], true))
+            pairs.append((found[fitting[0]], true))
+            taking[fitting[0]].append(true)
         else:
             missing.append(true)
-    for one in found:
-        taking = [true for marks, true in pairs if marks is one]
-        _only(taking, f"{one.name}: a prediction needs one scan of the truth")
-    rest = [marks for marks in found if not any(marks is one for one, _ in pairs)]
-    return pairs, missing, rest
+    for number, taken in taking.items():
+        _only(taken, f"{found[number].name}: a prediction needs one scan of the truth")
+    return pairs, missing, [marks for number, marks in enumerate(found) if number not in taking]
 
 
 def read_protocols(truth: Path) -> dict[str, str]:
@@ -271,7 +327,12 @@ def read_protocols(truth: Path) -> dict[str, str]:
     return {}
 
 
-def _possible(asked: Asked) -> None:
+def check_settings(asked: Asked) -> None:
+    """Refuse what is not possible.
+
+    Raises:
+        ValueError: Likewise.
+    """
     for name, value, allowed in (
         ("match", asked.match, tuple(RULES)),
         ("unsure", asked.unsure, UNSURE),
@@ -308,16 +369,36 @@ def _scan(found: Marks, truth: Marks, asked: Asked, protocols: dict[str, str]) -
         )
     if asked.match == "overlap":
         between = shared_volume(found, truth)
-    unsure = truth.lesions["unsure"] | ~truth.lesions["counted"]
     subject = truth.entities.get("sub") or found.entities.get("sub") or ""
     case = Case(
         f"sub-{subject}" if subject else truth.name,
         found.lesions["probability"].to_numpy(float),
         between,
-        unsure.to_numpy(bool) & (asked.unsure == "aside"),
+        _unsure(truth, asked),
+        truth.lesions["diameter_mm"].to_numpy(float),
+        truth.name,
     )
     protocol = protocols.get(f"sub-{subject}") or _protocol(found.about) or UNKNOWN
     return Scan(truth.name, protocol, found, truth, case, read_mimics(truth))
+
+
+def _unsure(truth: Marks, asked: Asked) -> np.ndarray:
+    """Which true lesions are set aside, shape (T,)."""
+    unsure = truth.lesions["unsure"] | ~truth.lesions["counted"]
+    return unsure.to_numpy(bool) & (asked.unsure == "aside")
+
+
+def _absent_case(truth: Marks, asked: Asked) -> Case:
+    """A scan without a prediction, as if nothing had been found in it."""
+    subject = truth.entities.get("sub")
+    return Case(
+        f"sub-{subject}" if subject else truth.name,
+        np.zeros(0),
+        np.zeros((0, len(truth.lesions))),
+        _unsure(truth, asked),
+        truth.lesions["diameter_mm"].to_numpy(float),
+        truth.name,
+    )
 
 
 def _protocol(about: dict) -> str:
@@ -340,10 +421,10 @@ def write(
     """
     metrics, lesions, curve, summary, report = (folder / name for name in FILES)
     table = metrics_table(result)
-    write_table(metrics, table.columns, _cells(table))
-    write_table(lesions, result.lesions.columns, _cells(result.lesions))
+    write_table(metrics, table.columns, plain_rows(table))
+    write_table(lesions, result.lesions.columns, plain_rows(result.lesions))
     falling = froc_table(result.curve)
-    write_table(curve, falling.columns, _cells(falling))
+    write_table(curve, falling.columns, plain_rows(falling))
     settings = {"predictions": names[0], "truth": names[1], **asdict(result.asked)}
     content = {
         **settings,
@@ -352,16 +433,17 @@ def write(
         "missing": list(result.missing),
         "without_truth": list(result.without_truth),
         "figures": {
-            name: {key: _plain(value) for key, value in vars(figure).items()}
+            name: {key: plain_value(value) for key, value in vars(figure).items()}
             for name, figure in result.figures.items()
         },
-        "breakdown": _cells(result.breakdown),
-        "scans": _cells(result.scans),
+        "definitions": DEFINITIONS,
+        "breakdown": plain_rows(result.breakdown),
+        "scans": plain_rows(result.scans),
     }
     if reviewed:
         after = reviewed.result.figures
         content["reviewed"] = {
-            "figures": {name: _plain(figure.value) for name, figure in after.items()},
+            "figures": {name: plain_value(figure.value) for name, figure in after.items()},
             "agreement": reviewed.agreement,
         }
         write_table(folder / REVIEWS, reviewed.counts[0], reviewed.counts)
@@ -387,8 +469,7 @@ def metrics_table(result: Evaluation) -> pd.DataFrame:
         {"by": "all", "class": "all", "figure": name, **vars(figure)}
         for name, figure in result.figures.items()
     ]
-    missing = {"by": "all", "class": "all", "figure": "missing_scans", "value": len(result.missing)}
-    return pd.concat([pd.DataFrame([*pooled, missing]), result.breakdown], ignore_index=True)
+    return pd.concat([pd.DataFrame(pooled), result.breakdown], ignore_index=True)
 
 
 def froc_table(curve: Froc) -> pd.DataFrame:
@@ -399,12 +480,15 @@ def froc_table(curve: Froc) -> pd.DataFrame:
     return pd.DataFrame({"threshold": curve.threshold, **columns}).iloc[1:]
 
 
-def _cells(table: pd.DataFrame) -> list[dict[str, object]]:
-    """Rows of plain values: numbers to four digits, None for what is not defined."""
-    return [{key: _plain(value) for key, value in row.items()} for row in table.to_dict("records")]
+def plain_rows(table: pd.DataFrame) -> list[dict[str, object]]:
+    """Give rows of plain values: numbers to four digits, None for what is not defined."""
+    return [
+        {key: plain_value(value) for key, value in row.items()} for row in table.to_dict("records")
+    ]
 
 
-def _plain(value: object) -> object:
+def plain_value(value: object) -> object:
+    """Give a value that JSON knows, None for what is not defined."""
     if value is None or isinstance(value, str):
         return value
     if not math.isfinite(value):

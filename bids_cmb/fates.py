@@ -10,7 +10,16 @@ from scipy.spatial.distance import cdist
 
 from bids_cmb.marks import PLACES, POSITION, Marks, Mimics
 from bids_cmb.matching import Match, Rule
-from bids_cmb.scoring import UNKNOWN, Case, Figure, rate
+from bids_cmb.scoring import (
+    UNKNOWN,
+    Case,
+    Figure,
+    count_interval,
+    f1_interval,
+    proportion_interval,
+    rank_lesions,
+    rate,
+)
 
 MIMIC_MM = 3.0  # a false alarm this near to a labelled mimic is blamed on it
 SIZES = (  # by diameter, the upper bound in mm left out
@@ -32,8 +41,16 @@ COLUMNS = (
         *PLACES,
         "protocol",
     ),
-    *("probability", "fate", "partner", "distance_mm", "mimic", "mimic_mm"),
+    *("probability", "fate", "partner", "distance_mm", "rank", "false_above"),
+    *("mimic", "mimic_mm"),
 )
+BARE = {  # the exact interval of each ratio of counts
+    "sensitivity": proportion_interval,
+    "precision": proportion_interval,
+    "share": proportion_interval,
+    "f1": lambda part, whole: f1_interval(part / 2, whole - part),
+    "fp_per_scan": count_interval,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +80,10 @@ def fates(scan: Scan, rule: Rule, *, threshold: float) -> pd.DataFrame:
     Returns:
         A row each with ``COLUMNS``. ``fate`` of a true lesion: ``found``, ``missed``, ``unsure``;
         of a found one: ``hit``, ``false alarm``, ``aside``, ``below threshold``. ``partner`` is
-        the index on the other side. ``mimic`` is the kind of labelled mimic within 3 mm of a
-        false alarm, ``none`` if there is none, n/a where mimics are not labelled.
+        the index on the other side. ``rank`` and ``false_above`` are those of a true lesion among
+        all that was found in its scan, whatever the threshold, as `Ranks` has them. ``mimic`` is
+        the kind of labelled mimic within 3 mm of a false alarm, ``none`` if there is none, n/a
+        where mimics are not labelled.
     """
     kept = np.flatnonzero(scan.case.probability >= threshold)
     match = scan.case.match(rule, threshold)
@@ -74,6 +93,11 @@ def fates(scan: Scan, rule: Rule, *, threshold: float) -> pd.DataFrame:
     whose = {"scan": scan.name, "participant_id": scan.case.subject, "protocol": scan.protocol}
     sides = [of(scan, match, kept, partner, away) for of in (_of_truth, _of_found)]
     both = pd.concat([side.astype(object) for side in sides], ignore_index=True)
+    ranks = rank_lesions(scan.case, rule)
+    both["rank"] = both["false_above"] = np.nan
+    both.loc[ranks.lesions, ["rank", "false_above"]] = np.stack(
+        [ranks.rank, ranks.false_above], axis=1
+    )  # the true lesions come first
     both["size"] = [size_class(diameter) for diameter in both["diameter_mm"]]
     return both.assign(**whose).reindex(columns=COLUMNS).astype(object)
 
@@ -232,7 +256,7 @@ def _rows(table: _Table, *, seed: int, draws: int) -> list[dict]:
         for name, each in table.known.items()
     }
     ratios = {
-        name: rate(part, whole, seed=seed, draws=draws)
+        name: rate(part, whole, seed=seed, draws=draws, bare=BARE[name])
         for name, (part, whole) in table.ratios.items()
     }
     return [

@@ -3,34 +3,75 @@
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from importlib import resources
-from math import isfinite, sqrt
+from math import isfinite, log2, sqrt
 from string import Template
 
 import pandas as pd
 
-from bids_cmb.scoring import FALSE_ALARM_RATES, UNKNOWN, Figure
+from bids_cmb.scoring import FALSE_ALARM_RATES, LARGE_MM, LARGE_RATE, UNKNOWN, Figure
 
 WIDE, HIGH = 420, 300  # of a plot, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 44  # its margins
 BAR, NAMES, NUMBERS = 22, 195, 190  # of a bar chart: height of a bar, room for names and numbers
 Place = Callable[[float, float], tuple[float, float]]  # values of a plot to its pixels
 COUNT_TICKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
-MAIN = (  # what the page says first: name, words, what is better
+MAIN = (  # what the page shows first: name, title, what it is
     ("sensitivity", "Sensitivity", "part of the true lesions that was found"),
     ("precision", "Precision", "part of what was found that is true"),
-    ("f1", "F1", "2 hits / (2 hits + false alarms + misses)"),
+    ("f1", "F1, pooled", "2 hits / (2 hits + false alarms + misses), scans added up"),
+    ("subject_f1", "F1 per subject", "median over subjects with lesions; the figure of VALDO"),
     ("fp_per_scan", "False alarms per scan", "FPavg; lower is better"),
     ("fp_per_lesion", "False alarms per true lesion", "FPcmb; lower is better"),
-    ("best_f1", "Best F1 over all thresholds", "chosen on these data, so too good"),
-    ("subject_sensitivity", "Sensitivity of a subject", "median over subjects with lesions"),
-    ("subject_precision", "Precision of a subject", "median over subjects with findings"),
-    ("subject_f1", "F1 of a subject", "median over subjects with lesions"),
-    ("subject_fp_per_scan", "False alarms per scan of a subject", "median over subjects"),
+    ("best_f1", "Best F1 of all thresholds", "pooled; chosen on these data, so too good"),
+    ("best_f1_threshold", "Threshold of the best F1", "lowest probability that counts there"),
+    ("best_f1_fp_per_scan", "False alarms per scan at the best F1", "lower is better"),
+    *(
+        (
+            f"sensitivity_at_{rate:g}_fp",
+            f"Sensitivity at {rate:g} false per scan",
+            "the best that any threshold gives for at most so many false alarms",
+        )
+        for rate in FALSE_ALARM_RATES
+    ),
+    (
+        f"sensitivity_large_at_{LARGE_RATE:g}_fp",
+        f"Sensitivity at {LARGE_RATE:g} false per scan, {LARGE_MM:g} mm and more",
+        "at the same threshold, of true lesions of that diameter or more",
+    ),
+    (
+        "rank_median",
+        "Rank of a true lesion, median",
+        "when all that was found in its scan is read, the likeliest first: how many until it is "
+        "found; one more than all if never; lower is better",
+    ),
+    ("rank_mean", "Rank of a true lesion, mean", "likewise; lower is better"),
+    (
+        "false_above_median",
+        "False alarms ranked above a true lesion, median",
+        "of its scan, all if it is never found; lower is better",
+    ),
+    (
+        "rank_auc",
+        "Rank AUC",
+        "chance that what hits a true lesion has a higher probability than a false alarm of the "
+        "same scan; equals count half, a lesion never found 0; mean over true lesions",
+    ),
+    ("subject_sensitivity", "Sensitivity per subject", "median over subjects with lesions"),
+    ("subject_precision", "Precision per subject", "median over subjects with findings"),
+    ("subject_fp_per_scan", "False alarms per scan per subject", "median over subjects"),
     ("count_icc", "Count: ICC(2,1)", "absolute agreement of found and true counts"),
     ("count_mae", "Count: mean absolute error", "lesions per scan; lower is better"),
     ("count_bias", "Count: mean error", "lesions per scan; above 0 finds too many"),
     ("burden_kappa", "Burden: weighted kappa", "classes 0, 1, 2–4, 5–10, > 10; quadratic weights"),
 )
+MISSING = (  # what it shows too if scans have no prediction
+    ("missing_scans", "Scans without a prediction", "in none of the figures above"),
+    ("missing_lesions", "True lesions in them", "likewise"),
+    ("sensitivity_all_scans", "Sensitivity, all scans", "as if nothing had been found in those"),
+    ("f1_all_scans", "F1, pooled, all scans", "likewise"),
+)
+DEFINITIONS = {name: f"{title}: {meaning}." for name, title, meaning in (*MAIN, *MISSING)}
+REVIEWED = ("sensitivity", "precision", "f1", "fp_per_scan")  # what it shows of them
 TITLES = {
     "size": "By diameter",
     "region": "By region",
@@ -47,8 +88,8 @@ RULES = {
     "one-to-one": "One-to-one: as many pairs within 5 mm as can be, each lesion in one at most.",
 }
 ASIDE = {
-    "aside": "True lesions marked possible, not visible or not counted are no misses, and what is "
-    "found there is no false alarm.",
+    "aside": "All true lesions are matched alike; then those marked possible, not visible or not "
+    "counted are set aside with what was matched to them: no misses, no hits, no false alarms.",
     "count": "True lesions marked possible or not visible count like all others.",
 }
 
@@ -100,14 +141,17 @@ def _summary(figures: dict[str, Figure], settings: dict) -> str:
         f"{plain['found']:.0f} found at probability {settings['threshold']:g} or more: "
         f"{plain['hits']:.0f} hits, {plain['false_alarms']:.0f} false alarms, "
         f"{plain['misses']:.0f} misses. Intervals are 95 % over subjects "
-        f"({settings['draws']} draws, seed {settings['seed']})."
+        f"({settings['draws']} draws, seed {settings['seed']}), and never narrower than the exact "
+        "ones of the bare counts."
     )
 
 
 def _after(reviewed: dict[str, Figure], agreement: Sequence[dict]) -> str:
     """The figures that readers left, and how far the readers agree."""
     said = "<h3>After review, over the reviewed scans</h3><table>"
-    for name, title, _ in MAIN[:4]:
+    for name, title, _ in MAIN:
+        if name not in REVIEWED:
+            continue
         value = reviewed[name].value
         text = f"{value:.3f}" if isfinite(value) else "–"
         said += f'<tr><td>{title}</td><td class="n">{text}</td></tr>'
@@ -127,7 +171,7 @@ def _absent(missing: Sequence[str], without_truth: Sequence[str]) -> str:
     if missing:
         said += (
             f'<p class="absent"><b>{len(missing)} scans of the truth have no prediction</b> and '
-            f"are in no figure: {escape(', '.join(missing))}.</p>"
+            f"are in no figure but those of all scans: {escape(', '.join(missing))}.</p>"
         )
     if without_truth:
         said += (
@@ -139,7 +183,7 @@ def _absent(missing: Sequence[str], without_truth: Sequence[str]) -> str:
 
 def _main(figures: dict[str, Figure]) -> str:
     rows = []
-    for name, words, meaning in MAIN:
+    for name, words, meaning in (*MAIN, *(MISSING if _any_missing(figures) else ())):
         if name in figures:
             value, span = figures[name].value, _span(figures[name].low, figures[name].high)
         else:
@@ -147,6 +191,10 @@ def _main(figures: dict[str, Figure]) -> str:
             span = f"IQR {_span(*quartiles)}"
         rows.append((words, _number(value), span, meaning))
     return _table(("Figure", "Value", "95 % interval", "What it is"), rows, numbers=(1, 2))
+
+
+def _any_missing(figures: dict[str, Figure]) -> bool:
+    return "missing_scans" in figures and figures["missing_scans"].value > 0
 
 
 def _scans(scans: pd.DataFrame) -> str:
@@ -232,29 +280,33 @@ def _blamed(kind: str, own: dict[str, Figure]) -> str:
 
 
 def _froc(curve: pd.DataFrame, figures: dict[str, Figure]) -> str:
-    """Sensitivity over false alarms per scan, with intervals where it is usually read."""
-    most = FALSE_ALARM_RATES[-1]
+    """Sensitivity over false alarms per scan, all of it, with intervals where it is usually read.
+
+    The axis of the false alarms is linear below a quarter and logarithmic far above it.
+    """
+    most = max([FALSE_ALARM_RATES[-1], *curve["fp_per_scan"].dropna()])
 
     def at(fp: float, sensitivity: float) -> tuple[float, float]:
+        across = log2(1 + 4 * fp) / log2(1 + 4 * most)
         return (
-            LEFT + fp / most * (WIDE - LEFT - RIGHT),
+            LEFT + across * (WIDE - LEFT - RIGHT),
             HIGH - BOTTOM - sensitivity * (HIGH - TOP - BOTTOM),
         )
 
-    known = curve[(curve["fp_per_scan"] <= most) & curve["sensitivity"].notna()]
+    known = curve[curve["sensitivity"].notna()]
     way, height = [at(0, 0)], 0.0
     for fp, sensitivity in zip(known["fp_per_scan"], known["sensitivity"], strict=True):
         way += [at(fp, height), at(fp, sensitivity)]
         height = sensitivity
-    way.append(at(most, height) if len(known) < len(curve) else way[-1])
-    marks = [_frame(at, FALSE_ALARM_RATES, (0, 0.25, 0.5, 0.75, 1))]
+    ticks = [tick for tick in (0, *(2.0**power for power in range(-1, 20))) if tick <= most]
+    marks = [_frame(at, ticks, (0, 0.25, 0.5, 0.75, 1))]
     marks.append(_line(way, "curve"))
     for rate in FALSE_ALARM_RATES:
         figure = figures[f"sensitivity_at_{rate:g}_fp"]
         if isfinite(figure.low):
             marks.append(_line([at(rate, figure.low), at(rate, figure.high)], "span"))
     here = figures["fp_per_scan"].value, figures["sensitivity"].value
-    if isfinite(here[1]) and here[0] <= most:
+    if isfinite(here[1]):
         marks.append(_dot(at(*here), "here", "at the threshold"))
     return _svg(WIDE, HIGH, [*marks, *_axis_names("False alarms per scan", "Sensitivity")])
 

@@ -120,14 +120,3 @@ def test_the_surest_suspects_hold_the_lesions_that_have_one_near(monkeypatch):
     assert cascade.recall(rows, 50) == 3 / 4
     nobody = cascade.best_near(np.zeros((0, 3)), np.zeros(0), marks)
     np.testing.assert_array_equal(nobody, [0, 0, 0])
-
-
-def test_figures_of_two_runs_are_those_one_counts_by_hand(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    paired = importlib.import_module("paired")
-    one = paired.Seen(np.array([0.9, 0.6]), np.array([0.8, 0.3]), 3)
-    other = paired.Seen(np.array([0.7]), np.array([]), 1)
-    assert paired.sensitivity_at([one, other], 0.5) == 3 / 4  # 0.8 may pass, 0.3 may not
-    assert paired.sensitivity_at([one, other], 0) == 1 / 4  # above 0.8
-    assert paired.best_f1([one, other]) == pytest.approx(2 * 3 / (3 + 1 + 4))
-    assert paired.best_f1([paired.Seen(np.array([]), np.array([]), 0)]) == 0

@@ -8,10 +8,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import ndimage
 
 from bids_cmb.__main__ import main
-from bids_cmb.evaluation import FILES, Asked, evaluate, measure
+from bids_cmb.evaluation import FILES, Asked, evaluate, measure, pair
 from bids_cmb.fates import COLUMNS, size_class
+from bids_cmb.marks import POSITION, Marks
 from bids_cmb.matching import RULES
 from bids_cmb.volume import Volume, save
 
@@ -183,6 +185,57 @@ def test_the_figures_agree_with_an_independent_count(tmp_path, blank, rule, rng)
     assert said["count_mae"] == pytest.approx(np.mean(np.abs(apart)))
 
 
+def as_valdo_counts(found, truth, spacing):
+    """True and false positives, and true lesions nobody picked, of two masks, by VALDO's steps.
+
+    1. 26-connected components; 2. their centres of mass, index times voxel size; 3. of every
+    found one the distances below 5 mm are eligible, the nearest true one is picked, none is a
+    false positive; 4. of those that picked the same, the nearest are true positives, others false.
+    """
+    touching = np.ones((3, 3, 3))
+    centres = []
+    for mask in (found, truth):
+        pieces, count = ndimage.label(mask, touching)
+        middles = [np.argwhere(pieces == piece).mean(axis=0) for piece in range(1, count + 1)]
+        centres.append([np.round(middle * spacing, 9) for middle in middles])
+    picks = {}
+    for at, place in enumerate(centres[0]):
+        away = [round(float(np.sqrt(((place - true) ** 2).sum())), 6) for true in centres[1]]
+        eligible = [mm for mm in away if mm < 5]
+        if eligible:
+            picks.setdefault(away.index(min(eligible)), []).append((min(eligible), at))
+    hits = {at for rivals in picks.values() for mm, at in rivals if mm == min(rivals)[0]}
+    return len(hits), len(centres[0]) - len(hits), len(centres[1]) - len(picks)
+
+
+def test_masks_are_counted_as_the_organisers_of_valdo_do_it(tmp_path, blank, rng):
+    """Made clusters on a coarse lattice, so that many distances are equal, on an oblique grid."""
+    spacing = np.linalg.norm(blank.affine[:3, :3], axis=0)
+    counted, names = [], []
+    for number in range(10):
+        corner = rng.integers(8, 40, 3) // [1, 1, 2]
+        masks = np.zeros((2, *blank.shape), bool)
+        for mask, count in zip(masks, rng.integers(1, 6, 2), strict=True):
+            for step in rng.integers(0, 4, (count, 2)):
+                place = corner + [2 * step[0], 2 * step[1], 0]
+                mask[place[0], place[1], place[2]] = True
+        for side, mask in zip(("found", "truth"), masks, strict=True):
+            name = f"sub-{number:02}_label-CMB_mask.nii.gz"
+            (tmp_path / side).mkdir(exist_ok=True)
+            save(Volume(mask, blank.affine), tmp_path / side / name, dtype=np.uint8)
+        counted.append(as_valdo_counts(*masks, spacing))
+        names.append(f"sub-{number:02}")
+    result = measure(tmp_path / "found", tmp_path / "truth", Asked(draws=0))
+    fates = result.lesions.groupby("scan")["fate"].value_counts().unstack(fill_value=0)
+    ours = fates.loc[names, ["hit", "false alarm", "missed"]].to_numpy().tolist()
+    assert ours == [list(each) for each in counted]
+    hits, lesions = np.array(counted)[:, 0], result.scans["lesions"].to_numpy()
+    misses = np.array(counted)[:, 2]
+    assert (hits > lesions - misses).any()  # there are ties that hit twice,
+    assert (np.array(counted)[:, 1] > 0).any()  # false ones and missed ones
+    assert (misses > 0).any()
+
+
 def test_masks_tables_and_coordinates_give_the_same_figures(five, tmp_path, blank):
     found, truth = five
     by_table = measure(found, truth, Asked(draws=0)).figures
@@ -210,13 +263,21 @@ def test_a_scan_that_failed_is_listed_as_missing_and_one_without_truth_too(five,
     assert main(["evaluate", str(found), str(truth), str(out), "--bootstrap", "0"]) == 0
     said = capsys.readouterr()
     assert "3 scans, sensitivity 0.400" in said.out
-    assert "sub-touching: no prediction; it is in no figure." in said.err
+    assert "sub-touching: no prediction; it is in no figure but those of all scans." in said.err
+    # As if nothing had been found: 2 of 4 lesions hit by hand and 1 false without, two more missed
+    assert "With the 1 scans that have no prediction" in said.out
     assert "sub-notruth: no truth; it is in no figure." in said.err
     report = json.loads((out / "metrics.json").read_text())
     assert (report["missing"], report["without_truth"]) == (["sub-touching"], ["sub-notruth"])
     assert "sub-touching" in (out / "evaluation.html").read_text()
     metrics = pd.read_csv(out / "metrics.tsv", sep="\t")
-    assert metrics.loc[metrics["figure"] == "missing_scans", "value"].tolist() == [1]
+    of = metrics[metrics["by"] == "all"].set_index("figure")["value"]
+    assert of[["missing_scans", "missing_lesions"]].tolist() == [1, 2]
+    # Without it 2 hits, 1 false alarm, 3 misses; with it 2 more misses
+    assert of[["sensitivity", "f1"]].tolist() == pytest.approx([2 / 5, 4 / 8])
+    assert of[["sensitivity_all_scans", "f1_all_scans"]].tolist() == pytest.approx(
+        [2 / 7, 4 / 10], abs=1e-4
+    )
 
 
 def test_every_lesion_stands_in_the_table_with_its_fate(five):
@@ -243,6 +304,81 @@ def test_a_threshold_sets_found_lesions_aside_but_not_from_the_froc(tmp_path, bl
     assert result.figures["f1"].value == 1
     assert result.curve.threshold.tolist() == [np.inf, 0.9, 0.4]
     assert result.lesions["fate"].tolist() == ["found", "hit", "below threshold"]
+
+
+def test_the_whole_froc_and_the_ranks_show_what_a_low_threshold_listed(tmp_path, blank):
+    columns = {"a": {"prob_max": [0.9, 0.4, 0.05]}, "b": {"prob_max": [0.6, 0.3]}}
+    found = write_side(
+        tmp_path / "f", "swi",
+        {"a": [(0, 4), (30, 34), (50, 54)], "b": [(0, 4), (40, 44)]}, blank, columns=columns,
+    )  # fmt: skip
+    truth = write_side(
+        tmp_path / "t", "truth", {"a": [(0, 4), (50, 54)], "b": [(20, 24), (40, 44)]}, blank,
+        columns={label: {"diameter_mm": [2.4, 3.0]} for label in "ab"},
+    )  # fmt: skip
+    result = evaluate(found, truth, tmp_path / "out", asked=Asked(threshold=0.7, draws=10))
+    of = {name: figure.value for name, figure in result.figures.items()}
+    assert result.curve.threshold.tolist() == [np.inf, 0.9, 0.6, 0.4, 0.3, 0.05]
+    assert (of["best_f1"], of["best_f1_threshold"]) == (pytest.approx(6 / 9), 0.05)
+    assert of["sensitivity_at_0.5_fp"] == 1 / 4
+    assert of["sensitivity_large_at_0.5_fp"] == 0
+    assert of["sensitivity_at_1_fp"] == 3 / 4
+    lesions = result.lesions[result.lesions["set"] == "true"]
+    assert lesions["rank"].tolist() == [1, 3, 3, 2]  # of 3 and of 2, the last but one never found
+    assert lesions["false_above"].tolist() == [0, 1, 1, 1]
+    assert (of["rank_median"], of["rank_auc"]) == (2.5, 1 / 4)
+    report = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert report["figures"].keys() >= {"rank_median", "rank_auc", "best_f1_threshold"}
+    assert "when all that was found in its scan is read" in report["definitions"]["rank_median"]
+    assert set(report["definitions"]) & set(report["figures"]) > {"rank_auc", "f1", "best_f1"}
+    text = (tmp_path / "out" / "evaluation.html").read_text()
+    assert "Rank of a true lesion, median" in text
+    assert "Sensitivity at 0.5 false per scan, 2.5 mm and more" in text
+
+
+def test_a_froc_of_many_false_alarms_is_drawn_to_its_end(tmp_path, blank):
+    many = [(at, at + 1) for at in range(0, 60, 2)]
+    found = write_side(tmp_path / "f", "swi", {"a": many}, blank)
+    truth = write_side(tmp_path / "t", "truth", {"a": []}, blank)
+    write_side(tmp_path / "t", "truth", {"a": [(0, 1)]}, blank)
+    evaluate(found, truth, tmp_path / "out", asked=Asked(draws=0))
+    text = (tmp_path / "out" / "evaluation.html").read_text()
+    points = re.search(r'class="curve" points="([^"]+)"', text).group(1).split()
+    assert float(points[-1].split(",")[0]) == pytest.approx(420 - 14)  # 29 false: the right edge
+    assert ">16</text>" in text
+
+
+NOTHING = pd.DataFrame(columns=[*POSITION, "index"])
+
+
+def scan_marks(**entities):
+    """A scan in which nothing is marked."""
+    return Marks(entities, NOTHING)
+
+
+def test_pairing_scans_looks_at_each_of_them_few_times(monkeypatch):
+    """2000 participants of two sessions: not every prediction against every truth."""
+    looks = []
+    real = Marks.agrees
+    monkeypatch.setattr(Marks, "agrees", lambda one, other: looks.append(1) or real(one, other))
+    names = [{"sub": f"{n:04}", "ses": ses} for n in range(2000) for ses in "12"]
+    found = [scan_marks(**name) for name in names]
+    truth = [scan_marks(**name) for name in reversed(names)][:-1]
+    pairs, missing, rest = pair(found, truth)
+    assert len(looks) <= 2 * len(names)
+    assert all(one.entities == other.entities for one, other in pairs)
+    assert (len(pairs), missing, rest) == (3999, [], [found[0]])
+
+
+def test_what_does_not_say_whose_it_is_fits_any_scan():
+    pairs, _, _ = pair([scan_marks()], [scan_marks(sub="a")])
+    assert len(pairs) == 1
+    pairs, _, _ = pair([scan_marks(sub="a")], [scan_marks()])
+    assert len(pairs) == 1
+    with pytest.raises(
+        ValueError, match="sub-a_acq-x: a scan of the truth needs one prediction; found 2"
+    ):
+        pair([scan_marks(run="1"), scan_marks(sub="a")], [scan_marks(sub="a", acq="x")])
 
 
 @pytest.mark.parametrize("word", [{"visible": ["yes", "no"]}, {"certainty": ["definite", "unseen"],

@@ -42,7 +42,7 @@ FLOORS = [  # from the ground up; a folder is one room
     {"truth", "sources", "segmentations", "tallies", "lessons"},
     {"marked"},
     {"participant", "group", "simulation", "evaluation", "training", "importing", "reviewing"},
-    {"cohort"},
+    {"cohort", "comparison"},
     {"app"},
     {"selftest"},
     {"cli", "__main__"},

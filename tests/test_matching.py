@@ -10,7 +10,6 @@ from bids_cmb.matching import (
     RULES,
     match_one_to_one,
     match_overlap,
-    match_sure_first,
     match_valdo,
 )
 
@@ -117,30 +116,61 @@ def test_both_rules_agree_with_a_search_of_all_possibilities(rng):
 def test_every_lesion_has_one_fate(rng):
     for rule in RULES.values():
         between = rng.uniform(0, 9, (7, 5))
-        match = match_sure_first(rule, between, np.arange(5) < 2)
+        match = rule(between, np.arange(5) < 2)
         assert not (match.aside & (match.partner < 0)).any()
         assert set(match.partner[match.aside]) <= {0, 1}
         assert set(match.partner[~match.aside]) <= {-1, 2, 3, 4}
         assert not match.missed[:2].any()
 
 
+@pytest.mark.parametrize("name", ["valdo", "one-to-one"])
+def test_which_lesions_are_sure_changes_no_partner(name, rng):
+    for _ in range(50):
+        found, truth = (rng.uniform(0, 12, (n, 3)) for n in rng.integers(1, 7, 2))
+        distance, unsure = cdist(found, truth), rng.uniform(size=len(truth)) < 0.5
+        alike, apart_ = RULES[name](distance), RULES[name](distance, unsure)
+        assert apart_.partner.tolist() == alike.partner.tolist()
+        assert apart_.aside.tolist() == [t >= 0 and bool(unsure[t]) for t in alike.partner]
+        assert apart_.missed.tolist() == (alike.missed & ~unsure).tolist()
+
+
 def test_an_unsure_lesion_is_no_miss_and_what_is_found_there_no_false_alarm():
     unsure = np.array([False, True])
-    match = match_sure_first(match_valdo, apart([0.5, 20, 60], [0, 21]), unsure)
+    match = match_valdo(apart([0.5, 20, 60], [0, 21]), unsure)
     assert match.partner.tolist() == [0, 1, -1]
     assert match.aside.tolist() == [False, True, False]
     assert (match.missed.tolist(), match.hits) == ([False, False], 1)
-    alone = match_sure_first(match_valdo, apart([], [0, 21]), unsure)
+    alone = match_valdo(apart([], [0, 21]), unsure)
     assert alone.missed.tolist() == [True, False]
 
 
-def test_a_sure_lesion_is_served_before_an_unsure_one_that_lies_nearer():
-    match = match_sure_first(match_valdo, apart([2], [0, 2.5]), np.array([False, True]))
-    assert (match.hits, match.aside.tolist()) == (1, [False])
+@pytest.mark.parametrize("rule", [match_valdo, match_one_to_one])
+def test_what_lies_on_a_possible_lesion_is_no_hit_on_a_definite_one_beside_it(rule):
+    match = rule(apart([2.5], [0, 2.5]), np.array([False, True]))
+    assert (match.hits, match.aside.tolist()) == (0, [True])
+    assert match.missed.tolist() == [True, False]
+
+
+def test_what_touches_a_definite_and_a_possible_lesion_is_a_hit():
+    shared, unsure = np.array([[1.0, 9.0], [0.0, 3.0]]), np.array([False, True])
+    match = match_overlap(shared, unsure)
+    assert (match.hits, match.aside.tolist()) == (1, [False, True])
+    assert match.partner.tolist() == [0, 1]
+    assert not match.missed.any()
 
 
 def test_a_second_found_lesion_at_an_unsure_one_follows_the_rule():
     unsure = np.array([True])
-    assert match_sure_first(match_valdo, apart([1, 2], [0]), unsure).aside.tolist() == [True, False]
-    touching = match_sure_first(match_overlap, np.array([[1.0], [2.0]]), unsure)
+    assert match_valdo(apart([1, 2], [0]), unsure).aside.tolist() == [True, False]
+    touching = match_overlap(np.array([[1.0], [2.0]]), unsure)
     assert touching.aside.tolist() == [True, True]
+
+
+def test_a_tie_stays_one_on_an_oblique_grid(rng):
+    """Two found lesions one voxel to either side of a true one, wherever the scanner's axes lie."""
+    for _ in range(50):
+        turn = np.linalg.qr(rng.normal(size=(3, 3)))[0] * [0.45, 0.45, 4]
+        middle = np.array([311, 207, 13])
+        places = (middle + [[0, 0, 0], [-1, 0, 0], [1, 0, 0]]) @ turn.T + rng.uniform(-99, 99, 3)
+        match = match_valdo(cdist(places[1:], places[:1]))
+        assert (match.hits, match.partner.tolist()) == (2, [0, 0])

@@ -5,7 +5,20 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from bids_cmb.matching import RULES, match_one_to_one, match_overlap, match_valdo
-from bids_cmb.scoring import Case, count_agreement, figures, froc, rate, score
+from bids_cmb.scoring import (
+    Case,
+    case_of_points,
+    compare_figures,
+    count_agreement,
+    count_interval,
+    f1_interval,
+    figures,
+    froc,
+    proportion_interval,
+    rank_lesions,
+    rate,
+    score,
+)
 
 
 def on_a_line(*x):
@@ -152,9 +165,12 @@ def test_intervals_are_as_wide_as_a_binomial_says():
 
 
 def test_scans_of_one_subject_are_drawn_together():
-    alike = [case(name, [0] if hit else [], [0]) for name in "ab" for hit in (True, False)]
-    of = figures(alike, match_valdo, threshold=0, seed=0, draws=50)["sensitivity"]
-    assert (of.value, of.low, of.high) == (0.5, 0.5, 0.5)
+    """Two subjects, alike, of 200 scans each: drawn apart, single scans would tell of a spread."""
+    alike = [case(name, [0] if n % 2 else [], [0]) for name in "ab" for n in range(200)]
+    of = figures(alike, match_valdo, threshold=0, seed=0, draws=50)
+    assert (of["count_bias"].value, of["count_bias"].low, of["count_bias"].high) == (-0.5,) * 3
+    exact = proportion_interval(200, 400)
+    assert (of["sensitivity"].low, of["sensitivity"].high) == pytest.approx(exact)
 
 
 def test_one_subject_gives_no_interval():
@@ -169,4 +185,189 @@ def test_a_figure_that_is_never_defined_has_no_interval():
     cases = [case("a", [], []), case("b", [], [])]
     spans = figures(cases, match_one_to_one, threshold=0, seed=0, draws=20)
     assert np.isnan([spans["f1"].low, spans["f1"].high]).all()
-    assert (spans["fp_per_scan"].low, spans["fp_per_scan"].high) == (0, 0)
+    assert spans["fp_per_scan"].low == 0
+    assert spans["fp_per_scan"].high == pytest.approx(-np.log(0.025) / 2)  # none in two scans
+
+
+def test_exact_intervals_are_those_of_the_textbooks():
+    # None and all of n: 1 - 0.025^(1/n) and its mirror; Clopper & Pearson's 4 of 10, Garwood's 3.
+    assert proportion_interval(0, 5) == pytest.approx((0, 1 - 0.025 ** (1 / 5)))
+    assert proportion_interval(5, 5) == pytest.approx((0.025 ** (1 / 5), 1))
+    assert proportion_interval(4, 10) == pytest.approx((0.1216, 0.7376), abs=1e-4)
+    assert count_interval(3, 1) == pytest.approx((0.6187, 8.7673), abs=1e-4)
+    assert count_interval(0, 5) == pytest.approx((0, -np.log(0.025) / 5))
+    low = 0.025 ** (1 / 5)
+    assert f1_interval(5, 0) == pytest.approx((2 * low / (1 + low), 1))
+    assert np.isnan([*proportion_interval(0, 0), *count_interval(1, 0), *f1_interval(0, 0)]).all()
+
+
+def test_five_subjects_who_agree_still_leave_an_interval():
+    """Precision 1.00 [1.00, 1.00] and no false alarm for sure, of five scans, is too good."""
+    of = figures(
+        [case(f"sub-{n}", [0], [0]) for n in range(5)], match_valdo, threshold=0, seed=0, draws=100
+    )
+    for name in ("sensitivity", "precision", "sensitivity_at_1_fp"):
+        assert (of[name].low, of[name].high) == pytest.approx((0.025 ** (1 / 5), 1)), name
+    assert 0.6 < of["f1"].low < of["f1"].high == 1
+    assert 0.6 < of["best_f1"].low < 1
+    assert (of["fp_per_scan"].low, of["fp_per_scan"].high) == pytest.approx((0, 0.738), abs=1e-3)
+    one, none = np.ones((5, 1)), np.zeros((5, 1))
+    (alarms,) = rate(none, one, seed=0, draws=100, bare=count_interval)
+    assert alarms.high == of["fp_per_scan"].high
+
+
+def ranks_of(found, truth, probability, unsure=(), rule=match_valdo):
+    return rank_lesions(case("sub-1", found, truth, probability, unsure), rule)
+
+
+@pytest.mark.parametrize("rule", [match_valdo, match_one_to_one])
+def test_true_lesions_rank_among_what_was_found_in_their_scan(rule):
+    # Read 0.9 (false), 0.8 (hit on 20), 0.6 (false), 0.3 (hit on 0); nothing near 90.
+    ranks = ranks_of([50, 20, 70, 0], [0, 20, 90], [0.9, 0.8, 0.6, 0.3], rule=rule)
+    assert (ranks.candidates, ranks.false_alarms) == (4, 2)
+    assert ranks.rank.tolist() == [4, 2, 5]
+    assert ranks.false_above.tolist() == [2, 1, 2]
+    assert ranks.auc().tolist() == [0, 0.5, 0]
+    of = figures(
+        [case("sub-1", [50, 20, 70, 0], [0, 20, 90], [0.9, 0.8, 0.6, 0.3])],
+        rule, threshold=0, seed=0, draws=0,
+    )  # fmt: skip
+    assert (of["rank_median"].value, of["rank_mean"].value) == (4, pytest.approx(11 / 3))
+    assert of["false_above_median"].value == 2
+    assert of["rank_auc"].value == pytest.approx(1 / 6)
+
+
+def test_equal_probabilities_share_their_rank_and_half_an_auc():
+    ranks = ranks_of([0, 30, 60, 90], [0], [0.5, 0.5, 0.5, 0.1])
+    assert ranks.rank.tolist() == [2]  # first, second or third
+    assert ranks.false_above.tolist() == [1]
+    assert ranks.auc().tolist() == pytest.approx([2 / 3])
+
+
+def test_a_lesion_ranks_by_the_likeliest_that_hits_it_and_doubles_are_false():
+    """A clear find at 2 mm and a faint one at 1 mm: with all listed, the faint one is the hit."""
+    ranks = ranks_of([2, 1, 50], [0], [0.9, 0.2, 0.5])
+    assert (ranks.rank.tolist(), ranks.false_above.tolist()) == ([1], [0])
+    assert (ranks.candidates, ranks.false_alarms) == (3, 2)
+    assert ranks.auc().tolist() == [1]
+
+
+def test_what_is_set_aside_is_not_read():
+    ranks = ranks_of([20, 0, 50], [0, 20], [0.9, 0.8, 0.7], unsure=[1])
+    assert (ranks.lesions.tolist(), ranks.rank.tolist(), ranks.candidates) == ([0], [1], 2)
+
+
+def test_without_false_alarms_what_is_found_ranks_above_all_and_what_is_not_below():
+    assert ranks_of([0], [0, 50], [0.9]).auc().tolist() == [1, 0]
+    nothing = ranks_of([], [0], [])
+    assert (nothing.rank.tolist(), nothing.auc().tolist()) == ([1], [0])
+    assert len(ranks_of([0], [], [0.9]).rank) == 0
+
+
+def test_the_auc_is_that_of_all_pairs_of_a_hit_and_a_false_alarm(rng):
+    for _ in range(20):
+        probability = rng.uniform(size=12).round(1)
+        found = [*range(0, 120, 20), *range(1000, 1060, 10)]  # six hits, six false
+        true = [*range(0, 120, 20), 500]  # and one that nothing is near
+        ranks = ranks_of(found, true, probability)
+        hits, false = probability[:6], probability[6:]
+        pairs = [np.mean((hit > false) + (hit == false) / 2) for hit in hits]
+        assert ranks.auc().tolist() == pytest.approx([*pairs, 0])
+
+
+def test_sensitivity_for_large_lesions_is_read_at_the_same_threshold():
+    """2.5 mm and more is large; what a reader is not sure of, or has no diameter, is not."""
+    scan = case("sub-1", [0, 20, 40, 70, 90], [0, 20, 40, 60], [0.9, 0.7, 0.2, 0.5, 0.4], [3])
+    diameter = np.array([2.5, 2.4, 6.0, 6.0])
+    scan = Case("sub-1", scan.probability, scan.between, scan.unsure, diameter)
+    of = figures([scan, case("sub-2", [], [7])], match_valdo, threshold=0, seed=0, draws=0)
+    assert (of["lesions_large"].value, of["misses_large"].value) == (2, 0)
+    assert of["sensitivity_at_0.5_fp"].value == 2 / 4  # at 0.5: one false alarm in two scans
+    assert of["sensitivity_large_at_0.5_fp"].value == 1 / 2
+    assert of["sensitivity_large"].value == 1
+    assert of["best_f1_threshold"].value == 0.7
+
+
+def test_the_best_f1_of_nothing_has_no_threshold():
+    of = figures([case("sub-1", [], [0])], match_valdo, threshold=0, seed=0, draws=0)
+    assert (of["best_f1"].value, np.isnan(of["best_f1_threshold"].value)) == (0, True)
+
+
+def lists(name, found, truth, scores, unsure=()):
+    """A case of plain lists, as whoever has candidates in hand would give them."""
+    candidates = [((x, 1.0, -2.0), score_) for x, score_ in zip(found, scores, strict=True)]
+    lesions = [((x, 1.0, -2.0), 3.0, at not in unsure) for at, x in enumerate(truth)]
+    return case_of_points(candidates, lesions, name=name)
+
+
+def test_plain_lists_of_candidates_give_the_same_figures():
+    by_lists = [
+        lists("sub-1", [0, 20, 99], [0, 20, 50], [0.9, 0.6, 0.3]),
+        lists("sub-2", [0, 20], [], [0.8, 0.2]),
+        lists("sub-3", [], [5], []),
+    ]
+    read, of = (figures(cases, match_valdo, threshold=0.5, seed=0, draws=20)
+                for cases in (CASES, by_lists))  # fmt: skip
+    same = [name for name in read if "large" not in name]
+    assert repr([read[name] for name in same]) == repr([of[name] for name in same])
+    with pytest.raises(ValueError, match="sub-1: lesions need positions of three finite numbers"):
+        case_of_points([], [((1, 2), 3.0, True)], name="sub-1")
+    with pytest.raises(ValueError, match="sub-1: every candidate needs a score; found NaN"):
+        case_of_points([((1, 2, 3), np.nan)], [], name="sub-1")
+
+
+def test_scores_need_not_be_probabilities():
+    scores = np.array([0.9, 0.6, 0.3])
+    odds = np.log(scores / (1 - scores))
+    one, other = (
+        figures([lists("sub-1", [0, 20, 99], [0, 20, 50], by)], match_valdo,
+                threshold=-np.inf, seed=0, draws=0)
+        for by in (scores, odds)
+    )  # fmt: skip
+    assert other.pop("best_f1_threshold").value == pytest.approx(np.log(0.6 / 0.4))
+    one.pop("best_f1_threshold")
+    assert repr(one) == repr(other)
+
+
+def test_two_detectors_differ_by_what_one_counts_by_hand():
+    first = [
+        lists("sub-1", [0, 60, 80], [0, 20], [0.5, 0.9, 0.8]),
+        lists("sub-2", [0, 60], [0], [0.9, 0.2]),
+    ]
+    second = [
+        lists("sub-1", [0, 20, 60], [0, 20], [0.9, 0.8, 0.1]),
+        lists("sub-2", [0, 60], [0], [0.9, 0.2]),
+    ]
+    of = compare_figures(first, second, match_valdo, thresholds=(0.6, 0.6), seed=0, draws=60)
+    # At 0.6: 1 hit, 2 false, 2 missed against 3 hits.
+    assert of["f1"][:2] == (pytest.approx(2 / 6), 1)
+    assert of["f1"][2].value == pytest.approx(4 / 6)
+    assert of["sensitivity_at_0.5_fp"][:2] == (1 / 3, 1)
+    # Never found is 4th of 3 in both; false alarms above: 2, then both, 0; held against 2, 1.
+    assert of["rank_mean"][:2] == (pytest.approx((3 + 4 + 1) / 3), pytest.approx((1 + 2 + 1) / 3))
+    assert of["rank_auc"][:2] == (pytest.approx((0 + 0 + 1) / 3), 1)
+    assert of["rank_auc"][2].low == 0 < of["rank_auc"][2].value < of["rank_auc"][2].high == 1
+    assert of["f1"][2].low == 0  # sub-2 drawn twice: no difference
+
+
+def test_a_longer_list_of_false_alarms_at_the_end_is_no_better_ranking():
+    short = [lists(f"sub-{n}", [0, 50], [0, 20], [0.5, 0.9]) for n in range(4)]
+    long = [lists(f"sub-{n}", [0, 50, 70, 90, 110], [0, 20], [0.5, 0.9, 0.1, 0.1, 0.1])
+            for n in range(4)]  # fmt: skip
+    of = compare_figures(short, long, match_valdo, thresholds=(0, 0), seed=0, draws=20)
+    for name in ("rank_mean", "rank_median", "rank_auc", "false_above_median"):
+        assert of[name][2].value == 0, name
+
+
+def test_a_detector_equals_itself():
+    of = compare_figures(CASES, CASES, match_valdo, thresholds=(0, 0), seed=1, draws=100)
+    defined = [each[2] for each in of.values() if not np.isnan(each[0])]
+    assert defined
+    for each in defined:
+        assert (each.value, each.low, each.high) == (0, 0, 0)
+
+
+def test_scans_that_are_not_the_same_are_not_compared():
+    one, other = case("sub-1", [0], [0]), case("sub-1", [0], [0, 9])
+    with pytest.raises(ValueError, match="on the same scans and true lesions; found sub-1 beside"):
+        compare_figures([one], [other], match_valdo, thresholds=(0, 0), seed=0, draws=0)

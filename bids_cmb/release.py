@@ -66,7 +66,9 @@ def read_plan(name: str) -> dict:
     """
     known = sorted(entry.name.removesuffix(".json") for entry in PLANS.iterdir())
     if name not in known and not name.endswith(".json"):
-        raise ValueError(f"A plan must be a JSON file or one of {', '.join(known)}; found {name!r}.")
+        raise ValueError(
+            f"A plan must be a JSON file or one of {', '.join(known)}; found {name!r}."
+        )
     source = Path(name) if name.endswith(".json") else PLANS / f"{name}.json"
     try:
         plan = json.loads(source.read_text(encoding="utf-8"))
@@ -153,7 +155,9 @@ def train_network(given: Mapping, plan: Mapping, means: Means, say: Say) -> tupl
     out = means.work / "runs" / recipe.name
     path = out / f"{recipe.name}.json"
     if not path.is_file():
-        roles = [(role, means.work / "runs" / role / f"{role}.json") for role in given.get("given", ())]
+        roles = [
+            (role, means.work / "runs" / role / f"{role}.json") for role in given.get("given", ())
+        ]
         material = Material(
             tuple(sets / name for name in given["data"]),
             validation=tuple(sets / name for name in given["validation"]),

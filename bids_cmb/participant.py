@@ -51,6 +51,7 @@ from bids_cmb.report import write_page
 from bids_cmb.segmentations import Carried, carry, read_segmentation
 from bids_cmb.sidecars import unreadable
 from bids_cmb.templates import capsule_of, find_atlases, lobes_of, parcel_at
+from bids_cmb.tissue import MEMBER as TISSUE
 from bids_cmb.tissue import finer
 from bids_cmb.volume import Intake, Volume, load, load_labels, resample_like, save
 
@@ -58,7 +59,8 @@ PROTOCOL = ("EchoTime", "MagneticFieldStrength", "Manufacturer", "ManufacturersM
 LABELS = "Lesions, each voxel with the index that its lesion has in the table of the same name."
 PROBABILITY = "Probability of cerebral microbleed, the mean of the detectors."
 BRAIN = "Brain, within which lesions were sought."
-STRUCTURES = "Structures of the brain, FreeSurfer's codes, by the anatomy network."
+STRUCTURES = "Structures of the brain, FreeSurfer's codes, by {}."
+NETWORK = "the anatomy network"
 REGIONS = (
     "Regions of MARS, left, and 20 more on the right; 14 and 34 are lobar, of a lobe not known."
 )
@@ -95,6 +97,8 @@ class Inside:
         notes: For the log.
         capsule: The internal capsule by an atlas, bool on that grid; None without.
         carried: How the user's segmentation came from a T1w image; None if it did not.
+        given: The user's segmentation where that was used; None where a network was asked.
+        refined: Whether the finer network drew the structures.
     """
 
     anatomy: Anatomy | None = None
@@ -103,6 +107,8 @@ class Inside:
     notes: tuple[str, ...] = ()
     capsule: np.ndarray | None = None
     carried: Carried | None = None
+    given: Path | None = None
+    refined: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -338,7 +344,7 @@ def look_inside(scan: Scan, image: Volume, config: Config) -> Inside:
     said = card(ANATOMY, config.models)
     anatomy, lobes = read_segmentation(given.path, said["classes"], said["mni_centroids"])
     if not given.on_t1w:
-        return Inside(anatomy, lobes, str(given.path))
+        return Inside(anatomy, lobes, str(given.path), given=given.path)
     seen = by_network(scan, image, config)
     brain = outline(scan, image, config, seen).mask
     try:
@@ -346,7 +352,7 @@ def look_inside(scan: Scan, image: Volume, config: Config) -> Inside:
     except ValueError as error:
         note = f"{scan.path.name}: the segmentation {given.path} was not used: {error}."
         return replace(seen, notes=(*seen.notes, note))
-    return Inside(carried.anatomy, lobes, str(given.path), carried=carried)
+    return Inside(carried.anatomy, lobes, str(given.path), carried=carried, given=given.path)
 
 
 def segmentation_for(scan: Scan, config: Config) -> Segmentation | None:
@@ -359,7 +365,7 @@ def by_network(scan: Scan, image: Volume, config: Config) -> Inside:
     if config.anatomy != "network":
         return Inside()
     try:
-        return Inside(find_anatomy(image, models_of(config)), None, "the anatomy network")
+        return Inside(find_anatomy(image, models_of(config)), None, NETWORK)
     except ValueError as error:
         return Inside(notes=(f"{scan.path.name}: no regions: {error}",))
 
@@ -367,11 +373,15 @@ def by_network(scan: Scan, image: Volume, config: Config) -> Inside:
 def look_closer(
     scan: Scan, image: Volume, inside: Inside, config: Config, lesions: list[Lesion]
 ) -> Inside:
-    """The same, its structures on finer voxels if anybody will ask for them, and with atlases."""
-    if lesions or config.output_level == "full":
+    """The same, its structures on finer voxels if anybody will ask for them, and with atlases.
+
+    Structures that the user gave stay as they are.
+    """
+    if inside.given is None and (lesions or config.output_level == "full"):
         anatomy, why = finer(image, inside.anatomy, models_of(config))
         notes = () if why is None else (f"{scan.path.name}: structures on 2 mm voxels: {why}.",)
-        inside = replace(inside, anatomy=anatomy, notes=(*inside.notes, *notes))
+        refined = anatomy is not inside.anatomy
+        inside = replace(inside, anatomy=anatomy, notes=(*inside.notes, *notes), refined=refined)
     return with_atlases(scan, inside)
 
 
@@ -578,7 +588,7 @@ def write_images(output: Output, found: Findings, config: Config) -> list[Path]:
             files.append(output.evidence(kind))
     if config.output_level == "full" and found.anatomy is not None:
         codes = resample_like(found.anatomy.structures, found.image, order=0)
-        said = {"Description": STRUCTURES, "Manual": False}
+        said = {"Description": STRUCTURES.format(found.inside.source), "Manual": False}
         files.append(written(output.structures, codes, np.uint16, said))
     if config.output_level == "full" and found.regions is not None:
         labels = resample_like(found.regions, found.image, order=0)
@@ -646,7 +656,7 @@ def marker(output: Output, found: Findings, config: Config, files: list[Path]) -
             **({"Phase": found.phase.path.name} if found.phase.path else {}),
             "Settings": result_settings(config),
             "Detectors": [_named(name, config) for name in config.detector],
-            "Anatomy": _named(ANATOMY, config) if config.anatomy == "network" else None,
+            "Anatomy": _anatomy_named(found.inside, config),
             "Software": software(),
             "Machine": {
                 **machine(),
@@ -731,6 +741,19 @@ def _named(name: str, config: Config) -> dict[str, object]:
         "CardSHA256": fingerprint(card=said),
         **({"WeightsSHA256": weights} if weights else {}),
     }
+
+
+def _anatomy_named(inside: Inside, config: Config) -> dict[str, object] | None:
+    """What said where things lie, as the sidecar names it: the networks asked, or the file."""
+    if inside.anatomy is None:
+        return None
+    if inside.given is not None:
+        return {"Source": str(inside.given)}
+    named = _named(ANATOMY, config)
+    weights = named["WeightsSHA256"]
+    if not inside.refined:
+        weights = {name: digest for name, digest in weights.items() if name != TISSUE}
+    return {"Source": inside.source, **named, "WeightsSHA256": weights}
 
 
 @lru_cache(maxsize=4)

@@ -23,6 +23,7 @@ from bids_cmb.exits import (
     NOTHING_SELECTED,
     OK,
     SOME_FAILED,
+    STARTS_ANEW,
     UNAVAILABLE,
     USAGE,
     ExitError,
@@ -116,8 +117,12 @@ def _participant_level(config: Config) -> int:
         "Scans: %d read, %d done before, %d failed, %d not come to. Results: %s",
         *(tally.done, tally.skipped, len(tally.failed), tally.unfinished, config.output_dir),
     )
+    if tally.drawn:
+        log.info("Pictures and pages made for scans done before: %d.", tally.drawn)
     for source, reason in tally.failed:
         log.warning("Failed: %s (%s)", source, reason.rstrip("."))
+    if tally.removed:
+        raise ExitError(IO_ERROR, f"{config.output_dir} was removed during the run. {STARTS_ANEW}")
     if tally.hopeless:
         raise ExitError(IO_ERROR, f"{config.output_dir} takes no more files. {GOES_ON}")
     return SOME_FAILED if tally.failed or tally.unfinished else OK
@@ -291,14 +296,15 @@ def _group_level(config: Config) -> int:
         ExitError: If there is nothing to put together, or the table cannot be written.
     """
     try:
-        tally = write_group(config.output_dir, config.bids_dir / "participants.tsv", config.reviews)
+        participants = config.bids_dir / "participants.tsv"
+        tally = write_group(config.output_dir, participants, config.reviews, raw=config.bids_dir)
     except ValueError as error:
         raise ExitError(NO_INPUT, str(error)) from error
     except OSError as error:
         raise _unwritable(config, error) from error
     log.info(
-        "Group table: %d read, %d failed, %d missing: %s",
-        *(tally["ok"], tally["failed"], tally["missing"]),
+        "Group table: %d read, %d failed, %d missing, %d outdated, %d gone: %s",
+        *(tally[status] for status in ("ok", "failed", "missing", "outdated", "gone")),
         config.output_dir / "group_microbleeds.tsv",
     )
     return OK

@@ -37,7 +37,18 @@ class Segmentation:
     @property
     def files(self) -> list[Path]:
         """Those whose content decides where things lie."""
-        return [path for path in (self.path, self.t1w, self.transform) if path]
+        return [path for _, path in self.roles]
+
+    @property
+    def roles(self) -> list[tuple[str, Path]]:
+        """The same, each with what it is taken for."""
+        space = "a T1w image" if self.on_t1w else "the scan"
+        roles = [
+            (f"segmentation on {space}", self.path),
+            ("T1w image", self.t1w),
+            ("transform to the scan", self.transform),
+        ]
+        return [(role, path) for role, path in roles if path]
 
 
 def find_mask(folders: Iterable[Path], scan: Scan, desc: str) -> Path | None:

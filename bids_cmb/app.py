@@ -1,7 +1,6 @@
 """One run of the app: what a Config asks for, level by level."""
 
 import logging
-import signal
 import sys
 import uuid
 from datetime import UTC, datetime
@@ -46,12 +45,10 @@ def run(config: Config) -> int:
     Raises:
         ExitError: If the run cannot begin or cannot go on.
     """
-    before = signal.signal(signal.SIGTERM, _terminated)
     _talk(config.verbosity)
     try:
         return _levels(config)
     finally:
-        signal.signal(signal.SIGTERM, before)
         _fall_silent()
 
 
@@ -64,11 +61,6 @@ def _levels(config: Config) -> int:
     if "group" in config.analysis_level and not config.dry_run:
         code = max(code, _group_level(config))
     return code
-
-
-def _terminated(*_: object) -> None:
-    sys.stderr.write(f"bids_cmb: asked to end. {GOES_ON}\n")
-    sys.exit(128 + signal.SIGTERM)
 
 
 def _talk(verbosity: int) -> None:

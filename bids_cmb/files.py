@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 import uuid
@@ -12,7 +13,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
-PART = ".part"
+PART, HELD = ".part", ".held"
 ELSEWHERE_S = 86_400  # age from which a part of another machine may go, if nobody holds it
 
 
@@ -83,6 +84,62 @@ def _remove_unless_held(path: Path) -> None:
         path.unlink(missing_ok=True)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def temporary_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
+    """Lend a folder for temporary files that is removed at the end, and those of the dead with it.
+
+    Args:
+        prefix: Of its name, the same for all processes of one kind.
+        parent: Where it shall be; the system's place by default.
+
+    Yields:
+        The folder.
+
+    Raises:
+        OSError: If none can be made.
+    """
+    parent = Path(tempfile.gettempdir()) if parent is None else parent
+    for old in parent.glob(f"{prefix}*"):
+        _remove_folder_unless_held(old)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        (folder / HELD).touch()
+        handle = hold_folder(folder)
+        if handle is None or os.fstat(handle).st_nlink:
+            break
+        os.close(handle)  # it was cleared away before it was locked
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def hold_folder(folder: Path) -> int | None:
+    """Keep a `temporary_folder` from being cleared away while this process lives.
+
+    Returns:
+        The handle of the lock; None if it is no such folder, or there are no locks here.
+    """
+    try:
+        handle = os.open(folder / HELD, os.O_RDWR)
+        fcntl.flock(handle, fcntl.LOCK_SH)
+    except OSError:
+        return None
+    return handle
+
+
+def _remove_folder_unless_held(folder: Path) -> None:
+    with suppress(OSError):
+        handle = os.open(folder / HELD, os.O_RDWR)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(handle)
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,8 @@ It opens no image but the map of regions of a scan in which a reader found a les
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from bids_cmb.attempts import FAILED, open_attempts
@@ -70,6 +71,8 @@ def write_group(
             f"{folder}: the group level needs what the participant level wrote; found no result "
             "of any scan."
         )
+    for said in mixed_settings(folder, rows):
+        log.warning("%s", said)
     described = {**columns("group"), **columns("scan")}
     agreement: list[dict] = []
     settled: dict[str, Settled] = {}
@@ -302,6 +305,55 @@ def unsettled(
         elif not stands:
             states[source] = ("missing", "no run came to it")
     return states
+
+
+def mixed_settings(folder: Path, rows: Sequence[dict]) -> list[str]:
+    """Say in a sentence if the results in a folder were made in different ways.
+
+    Args:
+        folder: What participant runs wrote to.
+        rows: Of the group table; only scans that are ``ok`` count.
+    """
+    masks = {str(row["filename"]) for row in rows if row["status"] == "ok"}
+    ways: dict[str, Counter] = {}
+    for home in homes(folder):
+        for sidecar, counts in finished(home):
+            if (home / counts["filename"]).relative_to(folder).as_posix() in masks:
+                for key, value in _way(sidecar).items():
+                    ways.setdefault(key, Counter())[value] += 1
+    parts = [
+        f"{key} ({', '.join(f'{value}: {count}' for value, count in sorted(values.items()))})"
+        for key, values in ways.items()
+        if len(values) > 1
+    ]
+    if not parts:
+        return []
+    return [
+        f"{folder} holds results that were made in different ways, scans of each in brackets: "
+        f"{'; '.join(parts)}. Counts, prevalence and map of the group mix them."
+    ]
+
+
+def _way(sidecar: dict) -> dict[str, str]:
+    """What made a result, as far as it may differ within a folder."""
+    made = sidecar.get("Provenance", {})
+    settings = {
+        key: json.dumps(value, sort_keys=True) for key, value in made.get("Settings", {}).items()
+    }
+    cards = made.get("Detectors")
+    digests = (
+        [str(one.get("CardSHA256"))[:8] for one in cards or () if isinstance(one, dict)]
+        if isinstance(cards, list)
+        else []
+    )
+    software = made.get("Software")
+    version = software.get("bids_cmb") if isinstance(software, dict) else None
+    return {
+        **settings,
+        "model cards": " ".join(digests),
+        "version": str(version),
+        "code": str(made.get("CodeSHA256"))[:8],
+    }
 
 
 def last_events(folder: Path) -> dict[str, dict]:

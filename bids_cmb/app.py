@@ -1,7 +1,6 @@
 """One run of the app: what a Config asks for, level by level."""
 
 import logging
-import signal
 import sys
 import uuid
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from bids_cmb.exits import (
     NOTHING_SELECTED,
     OK,
     SOME_FAILED,
+    STARTS_ANEW,
     UNAVAILABLE,
     USAGE,
     ExitError,
@@ -45,12 +45,10 @@ def run(config: Config) -> int:
     Raises:
         ExitError: If the run cannot begin or cannot go on.
     """
-    before = signal.signal(signal.SIGTERM, _terminated)
     _talk(config.verbosity)
     try:
         return _levels(config)
     finally:
-        signal.signal(signal.SIGTERM, before)
         _fall_silent()
 
 
@@ -63,11 +61,6 @@ def _levels(config: Config) -> int:
     if "group" in config.analysis_level and not config.dry_run:
         code = max(code, _group_level(config))
     return code
-
-
-def _terminated(*_: object) -> None:
-    sys.stderr.write(f"bids_cmb: asked to end. {GOES_ON}\n")
-    sys.exit(128 + signal.SIGTERM)
 
 
 def _talk(verbosity: int) -> None:
@@ -116,8 +109,12 @@ def _participant_level(config: Config) -> int:
         "Scans: %d read, %d done before, %d failed, %d not come to. Results: %s",
         *(tally.done, tally.skipped, len(tally.failed), tally.unfinished, config.output_dir),
     )
+    if tally.drawn:
+        log.info("Pictures and pages made for scans done before: %d.", tally.drawn)
     for source, reason in tally.failed:
         log.warning("Failed: %s (%s)", source, reason.rstrip("."))
+    if tally.removed:
+        raise ExitError(IO_ERROR, f"{config.output_dir} was removed during the run. {STARTS_ANEW}")
     if tally.hopeless:
         raise ExitError(IO_ERROR, f"{config.output_dir} takes no more files. {GOES_ON}")
     return SOME_FAILED if tally.failed or tally.unfinished else OK
@@ -291,14 +288,15 @@ def _group_level(config: Config) -> int:
         ExitError: If there is nothing to put together, or the table cannot be written.
     """
     try:
-        tally = write_group(config.output_dir, config.bids_dir / "participants.tsv", config.reviews)
+        participants = config.bids_dir / "participants.tsv"
+        tally = write_group(config.output_dir, participants, config.reviews, raw=config.bids_dir)
     except ValueError as error:
         raise ExitError(NO_INPUT, str(error)) from error
     except OSError as error:
         raise _unwritable(config, error) from error
     log.info(
-        "Group table: %d read, %d failed, %d missing: %s",
-        *(tally["ok"], tally["failed"], tally["missing"]),
+        "Group table: %d read, %d failed, %d missing, %d outdated, %d gone: %s",
+        *(tally[status] for status in ("ok", "failed", "missing", "outdated", "gone")),
         config.output_dir / "group_microbleeds.tsv",
     )
     return OK

@@ -7,12 +7,11 @@ import argparse
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bids_cmb import __version__
@@ -28,6 +27,7 @@ from bids_cmb.exits import (
     USAGE,
     ExitError,
 )
+from bids_cmb.files import temporary_folder
 
 ALIASES = {
     "--session-id": "--session-label",
@@ -473,17 +473,39 @@ def _shard(said: str) -> tuple[int, int]:
 
 
 @contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """End in order, temporary files removed, on SIGTERM and, unless under nohup, on SIGHUP."""
+    asked = [signal.SIGTERM, signal.SIGHUP]
+    asked = [one for one in asked if signal.getsignal(one) == signal.SIG_DFL]
+    for one in asked:
+        signal.signal(one, _ended)
+    try:
+        yield
+    finally:
+        for one in asked:
+            signal.signal(one, signal.SIG_DFL)
+
+
+def _ended(number: int, _: object) -> None:
+    sys.stderr.write(f"bids_cmb: asked to end. {GOES_ON}\n")
+    sys.exit(128 + number)
+
+
+@contextmanager
 def _environment(config: Config) -> Iterator[None]:
     """Threads and a folder for the temporary files of all libraries, removed at the end.
 
     Libraries look at these variables when they are imported. A home folder may be missing or
     read-only; only a temporary folder is needed.
     """
+    held = ExitStack()
+    held.enter_context(_ending_on_signals())
     try:
         if config.work_dir:
             config.work_dir.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="bids_cmb-", dir=config.work_dir))
+        folder = held.enter_context(temporary_folder("bids_cmb-", config.work_dir))
     except OSError as error:
+        held.close()
         said = f"a folder for temporary files must be writable ({error}). See --work-dir."
         raise ExitError(NO_OUTPUT, said) from error
     threads = str(config.omp_nthreads or 1)
@@ -500,7 +522,7 @@ def _environment(config: Config) -> Iterator[None]:
     try:
         yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        held.close()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
         tempfile.tempdir = None

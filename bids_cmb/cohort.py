@@ -5,25 +5,32 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bids_cmb import dask_cluster, execution
+from bids_cmb.attempts import FAILED, SELECTED, note_attempt
+from bids_cmb.attempts import FOLDER as ATTEMPTS
 from bids_cmb.boilerplate import methods_text
 from bids_cmb.cards import ANATOMY, card
 from bids_cmb.config import TENSORFLOW, THREADS, Config, result_settings
-from bids_cmb.derivatives import Output, refresh_scans_table, write_dataset, write_table
-from bids_cmb.discovery import Scan, Selection
-from bids_cmb.files import write_text
+from bids_cmb.derivatives import Output, write_dataset, write_table
+from bids_cmb.discovery import Considered, Scan, Selection
+from bids_cmb.files import remove_leftovers, write_text
 from bids_cmb.networks import unfit
 from bids_cmb.participant import (
+    NOTHING,
+    REPORT,
+    RESULT,
     asks_networks,
+    complete,
     cut_for,
-    is_done,
-    process,
+    lacking,
     report_again,
+    settle,
+    show_state,
 )
 from bids_cmb.provenance import machine, software
 from bids_cmb.report import write_status
@@ -44,17 +51,21 @@ class Tally:
     Attributes:
         done: Scans that were read.
         skipped: Scans whose results stood already.
+        drawn: Of these, scans whose pictures and page were made.
         failed: (scan, sentence) of those that could not be used.
         unfinished: Scans that the run did not come to.
         hopeless: Whether the output folder took no more files.
+        removed: Whether the output folder was removed during the run.
         last: Sentences of the scans that were read last.
     """
 
     done: int = 0
     skipped: int = 0
+    drawn: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     unfinished: int = 0
     hopeless: bool = False
+    removed: bool = False
     last: list[str] = field(default_factory=list)
 
 
@@ -82,21 +93,41 @@ def process_all(selection: Selection, config: Config, logs: Path) -> Tally:
     write_dataset(config.output_dir, config.bids_dir)
     write_methods(config, logs)
     status = Status(logs / "status.jsonl")
+    status.path.touch()
+    for folder in (config.output_dir, config.output_dir / "logs" / ATTEMPTS):
+        remove_leftovers(folder)
     for one in selection.considered:
         if one.wanted:
-            tally.failed.append((one.relative_path, one.reason))
-            status.add(one.relative_path, "failed", reason=one.reason)
-            log.error("%s %s.", one.relative_path, one.reason)
-
-    waiting = [scan for scan in selection.scans if config.overwrite or not _stands(scan, config)]
+            _note_unusable(one, config, status, tally)
+    waiting = _choose(selection.scans, config, status)
     tally.skipped = len(selection.scans) - len(waiting)
     if tally.skipped:
         log.info("Done already: %d of %d scans.", tally.skipped, len(selection.scans))
-    for scan in waiting:
-        status.add(scan.relative_path, "selected")
     if waiting:
         _process_waiting(waiting, config, status, tally)
+    tally.removed = tally.removed or not status.path.is_file()
     return tally
+
+
+def _choose(scans: Sequence[Scan], config: Config, status: "Status") -> list[Scan]:
+    """Choose the scans that lack anything of what this run would write, and note them down."""
+    missing = [RESULT if config.overwrite else _lacking(scan, config) for scan in scans]
+    if REPORT in missing:
+        log.info("Only pictures and page are missing: %d scans.", missing.count(REPORT))
+    chosen = [(scan, what) for scan, what in zip(scans, missing, strict=True) if what != NOTHING]
+    for scan, what in chosen:
+        status.add(scan.relative_path, "selected")
+        if what == RESULT and Output(config.output_dir, scan).mask(".json").is_file():
+            note_attempt(config.output_dir, scan.relative_path, SELECTED)  # not current till done
+    return [scan for scan, _ in chosen]
+
+
+def _note_unusable(image: Considered, config: Config, status: "Status", tally: Tally) -> None:
+    """Say, note down and count that a scan which was asked for cannot be opened."""
+    tally.failed.append((image.relative_path, image.reason))
+    status.add(image.relative_path, "failed", reason=image.reason)
+    note_attempt(config.output_dir, image.relative_path, FAILED, image.reason)
+    log.error("%s %s.", image.relative_path, image.reason)
 
 
 def _draw_again(scans: list[Scan], config: Config, tally: Tally) -> None:
@@ -110,17 +141,15 @@ def _draw_again(scans: list[Scan], config: Config, tally: Tally) -> None:
             tally.done += 1
 
 
-def _stands(scan: Scan, config: Config) -> bool:
-    """Whether the results of a scan stand, its row in the session's table included."""
+def _lacking(scan: Scan, config: Config) -> str:
+    """What a scan lacks; where that is nothing but its row in a table, that is mended."""
     try:
-        if not is_done(scan, config):
-            return False
-        home = Output(config.output_dir, scan).home
-        if not any(home.glob("*_scans.tsv")):
-            refresh_scans_table(home)
+        what = lacking(scan, config)
+        if what == NOTHING:
+            settle(scan, config)
     except OSError:
-        return False  # the attempt to process it will say what is wrong
-    return True
+        return RESULT  # the attempt to process it will say what is wrong
+    return what
 
 
 def _process_waiting(scans: list[Scan], config: Config, status: "Status", tally: Tally) -> None:
@@ -132,17 +161,18 @@ def _process_waiting(scans: list[Scan], config: Config, status: "Status", tally:
     log.info("How far it is: %s", page.path)
     cores = config.n_cpus or execution.cores()
     given = replace(config, omp_nthreads=config.omp_nthreads or max(1, cores // workers))
-    outcomes = _outcomes(functools.partial(process, config=given), scans, given, workers)
+    outcomes = _outcomes(functools.partial(complete, config=given), scans, given, workers)
     try:
         for outcome in outcomes:
             ended += 1
+            tally.removed = not status.path.is_file()
             left = (time.monotonic() - began) / ended * (len(scans) - ended)
             _take_in(scans[outcome.at], outcome, config, status, tally)
             words = _duration(left) if left else ""
             log.info("%d of %d scans%s.", ended, len(scans), f"; {words} left" if left else "")
             page.write(ended, words)
             tally.hopeless = tally.hopeless or outcome.errno in HOPELESS
-            if tally.hopeless or (outcome.error and config.stop_on_first_crash):
+            if tally.removed or tally.hopeless or (outcome.error and config.stop_on_first_crash):
                 break
     finally:
         outcomes.close()
@@ -177,11 +207,19 @@ def _take_in(
     if outcome.error:
         _failed(scan, outcome, tally)
         status.add(scan.relative_path, "failed", outcome.seconds, reason=outcome.error)
-        if outcome.errno not in HOPELESS:
+        _note_failure(scan, outcome, config, tally)
+        if is_defect(scan, outcome, config):
             status.crash(scan, outcome, config)
+        else:
+            log.debug("%s", outcome.details)
+        return
+    summary = outcome.result
+    if summary.lacked != RESULT:
+        tally.skipped += 1
+        tally.drawn += summary.lacked == REPORT
+        status.add(scan.relative_path, "ok", outcome.seconds)
         return
     tally.done += 1
-    summary = outcome.result
     flags = f"; {', '.join(summary.quality_flags)}" if summary.quality_flags else ""
     said = f"{scan.name}: microbleeds {summary.n_cmb}, definite {summary.n_definite}; "
     said += f"{outcome.seconds:.1f} s{flags}."
@@ -190,6 +228,31 @@ def _take_in(
     for note in summary.notes:
         log.info("%s", note)
     status.add(scan.relative_path, "ok", outcome.seconds)
+
+
+def _note_failure(scan: Scan, outcome: execution.Outcome, config: Config, tally: Tally) -> None:
+    """Note that a scan failed, so that an earlier result of it counts as such in no table."""
+    if tally.removed or outcome.errno in HOPELESS:
+        return
+    note_attempt(config.output_dir, scan.relative_path, FAILED, outcome.error)
+    output = Output(config.output_dir, scan)
+    try:
+        if output.mask(".json").is_file():
+            show_state(output)
+    except (OSError, ValueError) as error:
+        log.debug("The tables of %s could not be brought up to date: %s", scan.name, error)
+
+
+def is_defect(scan: Scan, outcome: execution.Outcome, config: Config) -> bool:
+    """Whether a failure is a matter for a developer, not of a file that cannot be used.
+
+    The sentence on an unusable file names it; an error of the operating system has a number.
+    """
+    if outcome.errno is not None:
+        return False
+    inputs = [scan.path, *scan.more_echoes, *config.derivatives]
+    unexpected = outcome.error.startswith("unexpected ")
+    return unexpected or not any(str(path) in outcome.error for path in inputs)
 
 
 def _failed(scan: Scan, outcome: execution.Outcome, tally: Tally) -> None:
@@ -276,6 +339,8 @@ class StatusPage:
             ended: Scans that were read or failed.
             left: How long it will take, in words; empty if nobody knows yet, None at the end.
         """
+        if not self.path.parent.is_dir():  # the output folder was removed: it is not made anew
+            return
         try:
             write_status(
                 self.path,

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from bids_cmb.attempts import open_attempt
 from bids_cmb.discovery import Scan
 from bids_cmb.evidence import Evidence
 from bids_cmb.files import read_json, write_json, write_text
 from bids_cmb.lesions import Lesion
+from bids_cmb.markers import read_marker
 from bids_cmb.mars import names, pattern
 from bids_cmb.provenance import NAME, generated_by
 
@@ -142,6 +144,11 @@ class Output:
         parts = [f"{key}-{value}" for key, value in self.scan.entities]
         parts += ["from-T1w", "to-orig", "mode-image", f"desc-{self.desc}", "xfm.txt"]
         return self.home / "anat" / "_".join(parts)
+
+    @property
+    def figures(self) -> Path:
+        """The folder of the participant's pictures."""
+        return figures_of(self.folder, self.scan.subject)
 
     def preprocessed(self, extension: str = ".nii.gz") -> Path:
         """Where the scan as the networks see it goes."""
@@ -373,32 +380,80 @@ def write_dataset(folder: Path, raw: Path) -> None:
 def refresh_scans_table(home: Path) -> None:
     """Write the ``_scans.tsv`` of a participant's (and session's) folder from its sidecars.
 
-    Several processes may finish scans of one session at the same time. Each looks again after it
-    has written, and writes again if a result has come meanwhile: so the last table is complete.
+    Results that are not current (`attempts`) are not in it; without any there is no table. Several
+    processes may finish scans of one session at the same time. Each looks again after it has
+    written, and writes again if a result has come meanwhile: so the last table is complete.
     """
-    label = "_".join(part for part in home.parts if part.startswith(("sub-", "ses-")))
-    written = None
-    while written != (rows := [row for _, row in finished(home)]):
-        write_table(home / f"{label}_scans.tsv", columns("scan"), rows)
+    table, written = scans_table(home), None
+    while written != (rows := _current_rows(home)):
+        if rows:
+            write_table(table, columns("scan"), rows)
+        else:
+            table.unlink(missing_ok=True)
         written = rows
+
+
+def scans_table(home: Path) -> Path:
+    """The ``_scans.tsv`` of a participant's (and session's) folder."""
+    label = f"{home.parent.name}_{home.name}" if home.name.startswith("ses-") else home.name
+    return home / f"{label}_scans.tsv"
+
+
+def _current_rows(home: Path) -> list[dict]:
+    folder = home.parent.parent if home.name.startswith("ses-") else home.parent
+    return [row for sidecar, row in finished(home) if not open_attempt(folder, source_of(sidecar))]
+
+
+def has_row(output: Output) -> bool:
+    """Whether the table of a scan's session has its row, as its marker has it."""
+    mask = output.mask()
+    wanted = next(
+        (row for _, row in _results(output.home, mask.name.removesuffix(".nii.gz"))), None
+    )
+    try:
+        rows = read_table(scans_table(output.home))
+    except (OSError, ValueError, csv.Error):
+        return False
+    return wanted is not None and any(
+        all(
+            row.get(key) == (None if value is None else str(value)) for key, value in wanted.items()
+        )
+        for row in rows
+        if row.get("filename") == wanted["filename"]
+    )
 
 
 def finished(home: Path) -> Iterator[tuple[dict, dict]]:
     """The results in a participant's (and session's) folder, by name: (sidecar, scan row)."""
-    for sidecar in sorted((home / "anat").glob("*_label-CMB_*_mask.json")):
-        content = read_json(sidecar)
-        if content and isinstance(content.get("Microbleeds"), dict):
+    yield from _results(home, "*_label-CMB_*_mask")
+
+
+def _results(home: Path, mask: str) -> Iterator[tuple[dict, dict]]:
+    for sidecar in sorted((home / "anat").glob(f"{mask}.json")):
+        content = read_marker(sidecar)
+        if content:
             name = f"anat/{sidecar.name.removesuffix('.json')}.nii.gz"
             known = {key: content["Microbleeds"].get(key) for key in columns("scan")}
             yield content, {**known, "filename": name}
 
 
+def source_of(sidecar: dict) -> str:
+    """The scan that a result was made from, relative to the raw dataset."""
+    sources = sidecar.get("Sources") or [""]
+    return str(sources[0]).removeprefix("bids:raw:")
+
+
 def homes(folder: Path) -> Iterator[Path]:
     """Every participant's (and session's) folder of a derivative dataset, by name."""
     for subject in sorted(folder.glob("sub-*")):
-        if subject.is_dir():
-            yield subject
-            yield from sorted(path for path in subject.glob("ses-*") if path.is_dir())
+        yield from homes_of(subject)
+
+
+def homes_of(subject: Path) -> Iterator[Path]:
+    """A participant's folder, and those of the sessions in it, by name; none if there is none."""
+    if subject.is_dir():
+        yield subject
+        yield from sorted(path for path in subject.glob("ses-*") if path.is_dir())
 
 
 def _rounded(value: float, digits: int) -> float | None:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
+
+from bids_cmb.files import hold_folder
 
 # A fresh interpreter per worker: nothing of the parent's threads or open files comes along.
 SPAWN = multiprocessing.get_context("spawn")
@@ -93,6 +96,7 @@ class _Worker:
     def __init__(self, process, line):
         self.process, self.line = process, line
         self.at, self.since = -1, 0.0
+        self.refused: dict | None = None
 
     @classmethod
     def hired(cls, work: Callable) -> "_Worker":
@@ -104,8 +108,13 @@ class _Worker:
 
     def start(self, at: int, job: object) -> None:
         self.at, self.since = at, time.monotonic()
-        with suppress(OSError):  # it died: `outcome` will find the line ended
+        try:
             self.line.send(job)
+        except OSError:
+            pass  # it died: `outcome` will find the line ended
+        except Exception as error:  # the job cannot be sent: one failure, and another process
+            self.refused = failure(error)
+            self.process.terminate()
 
     def outcome(self) -> Outcome:
         """What the process sent, or that it died."""
@@ -113,7 +122,7 @@ class _Worker:
             said = self.line.recv()
         except (EOFError, OSError):
             self.process.join(SECONDS_TO_LEAVE)
-            said = {"error": f"the process {_end(self.process.exitcode)}."}
+            said = self.refused or {"error": f"the process {_end(self.process.exitcode)}."}
         return Outcome(self.at, seconds=time.monotonic() - self.since, **said)
 
     def dismiss(self, *, at_once: bool = False) -> None:
@@ -139,8 +148,10 @@ def _serve(work: Callable, line: connection.Connection) -> None:
 
     Then it leaves at once: libraries that tidy up their memory one by one take seconds for it.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
+    for one in (signal.SIGINT, signal.SIGHUP):  # they reach the parent, which decides
+        signal.signal(one, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    hold_folder(Path(tempfile.gettempdir()))
     while True:
         try:
             job = line.recv()
@@ -149,7 +160,8 @@ def _serve(work: Callable, line: connection.Connection) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
-        line.send(attempt(work, job))
+        with suppress(OSError):  # the parent is gone: the next turn ends
+            line.send(attempt(work, job))
 
 
 def attempt(work: Callable, job: object) -> dict:
@@ -157,11 +169,16 @@ def attempt(work: Callable, job: object) -> dict:
     try:
         return {"result": work(job)}
     except Exception as error:  # one failure is one failure, whatever it is
-        return {
-            "error": sentence(error),
-            "details": traceback.format_exc(),
-            "errno": getattr(error, "errno", None),
-        }
+        return failure(error)
+
+
+def failure(error: Exception) -> dict:
+    """Describe an error as the fields of an ``Outcome``."""
+    return {
+        "error": sentence(error),
+        "details": "".join(traceback.format_exception(error)),
+        "errno": getattr(error, "errno", None),
+    }
 
 
 def sentence(error: BaseException) -> str:

@@ -19,6 +19,7 @@ MEANINGS = {
 }
 
 GOES_ON = "What is done is kept; the same command goes on where this one stopped."
+STARTS_ANEW = "The same command makes again what is not there."
 
 
 class ExitError(Exception):

@@ -4,8 +4,9 @@ All are found by their names. A file without ``space-`` lies in the space of the
 stands beside it under the same name (so do fMRIPrep's and sMRIPrep's), else in that of the scan.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from bids_cmb.discovery import Scan
@@ -37,7 +38,18 @@ class Segmentation:
     @property
     def files(self) -> list[Path]:
         """Those whose content decides where things lie."""
-        return [path for path in (self.path, self.t1w, self.transform) if path]
+        return [path for _, path in self.roles]
+
+    @property
+    def roles(self) -> list[tuple[str, Path]]:
+        """The same, each with what it is taken for."""
+        space = "a T1w image" if self.on_t1w else "the scan"
+        roles = [
+            (f"segmentation on {space}", self.path),
+            ("T1w image", self.t1w),
+            ("transform to the scan", self.transform),
+        ]
+        return [(role, path) for role, path in roles if path]
 
 
 def find_mask(folders: Iterable[Path], scan: Scan, desc: str) -> Path | None:
@@ -144,8 +156,7 @@ def _on_t1w(folder: Path, scan: Scan) -> Iterator[tuple[Path, Path | None]]:
         yield from ((path, t1w) for _, path, t1w in sorted(ranked, key=lambda one: one[:2]))
     subject = f"sub-{scan.subject}"
     names = [f"{subject}_ses-{scan.session}"] if scan.session else []
-    others = sorted(path.name for path in folder.glob(f"{subject}_ses-*"))
-    for name in [*names, subject, *others]:
+    for name in [*names, subject, *_freesurfer_sessions(folder, subject)]:
         home = folder / name / "mri"
         segmented, images = (
             [home / one for one in kind if (home / one).is_file()]
@@ -153,6 +164,25 @@ def _on_t1w(folder: Path, scan: Scan) -> Iterator[tuple[Path, Path | None]]:
         )
         if segmented:
             yield segmented[0], next(iter(images), None)
+
+
+def _freesurfer_sessions(folder: Path, subject: str) -> Sequence[str]:
+    """The subject's folders of FreeSurfer that are named by session, by name."""
+    try:
+        return _by_subject(folder, folder.stat().st_mtime_ns).get(subject, ())
+    except OSError:
+        return ()
+
+
+@lru_cache(maxsize=16)
+def _by_subject(folder: Path, changed: int) -> Mapping[str, list[str]]:  # noqa: ARG001 a key
+    """Subject → its folders, of a folder listed once for all scans until it changes."""
+    names: dict[str, list[str]] = {}
+    for name in sorted(path.name for path in folder.iterdir()):
+        subject, with_session, _ = name.partition("_ses-")
+        if with_session:
+            names.setdefault(subject, []).append(name)
+    return names
 
 
 def _raw_t1w(segmentation: Path, scan: Scan, raw: Path) -> Path | None:

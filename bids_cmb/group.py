@@ -5,9 +5,12 @@ It opens no image but the map of regions of a scan in which a reader found a les
 
 import json
 import logging
-from collections.abc import Iterator
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from bids_cmb.attempts import FAILED, open_attempts
 from bids_cmb.derivatives import (
     MNI,
     TERRITORIES,
@@ -17,6 +20,7 @@ from bids_cmb.derivatives import (
     lesion_table_of,
     mars_columns,
     read_table,
+    source_of,
     write_table,
 )
 from bids_cmb.files import write_json
@@ -27,11 +31,16 @@ from bids_cmb.settled import Settled, has_place, settle
 
 WHERE = (*(f"n_{name}" for name in TERRITORIES), "lobar_class", "pattern")  # after review too
 GROUPING = ("site", "center", "centre", "scanner", "manufacturer", "field_strength")
+STANDS = "what an earlier run found in it stands in the folder"
 log = logging.getLogger(__name__)
 
 
 def write_group(
-    folder: Path, participants: Path | None = None, reviews: Path | None = None
+    folder: Path,
+    participants: Path | None = None,
+    reviews: Path | None = None,
+    *,
+    raw: Path | None = None,
 ) -> dict[str, int]:
     """Write the group's tables and its map from the results in a folder.
 
@@ -47,20 +56,23 @@ def write_group(
         folder: What participant runs wrote to; the raw dataset is not needed.
         participants: ``participants.tsv`` of the raw dataset, if there is one.
         reviews: Folder of reviews that readers saved from the pages.
+        raw: The raw dataset, to tell which scans are gone from it; None if it is not there.
 
     Returns:
-        Scans by status: ``ok``, ``failed`` and ``missing``.
+        Scans by status: ``ok``, ``failed``, ``missing``, ``outdated`` and ``gone``.
 
     Raises:
         ValueError: If the folder holds no results and no status of any scan, or a review cannot
             be used.
     """
-    rows = group_rows(folder)
+    rows = group_rows(folder, raw if raw is not None and any(raw.glob("sub-*")) else None)
     if not rows:
         raise ValueError(
             f"{folder}: the group level needs what the participant level wrote; found no result "
             "of any scan."
         )
+    for said in mixed_settings(folder, rows):
+        log.warning("%s", said)
     described = {**columns("group"), **columns("scan")}
     agreement: list[dict] = []
     settled: dict[str, Settled] = {}
@@ -240,31 +252,108 @@ def positions(lesions: dict[str, list[dict]]) -> dict[str, list[tuple[float, ...
     }
 
 
-def group_rows(folder: Path) -> list[dict[str, object]]:
-    """One row for each scan that any run read, failed on or left, by name of its source."""
-    rows = {}
-    finish_times = {}
+def group_rows(folder: Path, raw: Path | None = None) -> list[dict[str, object]]:
+    """Make a row for each result, and for each scan without a current one; by source.
+
+    A scan may have several results, such as of one echo and of all echoes combined.
+
+    Args:
+        folder: What participant runs wrote to.
+        raw: The dataset that they read, to tell which scans are gone; None if it is not there.
+    """
+    results: dict[str, list[dict[str, object]]] = {}
     for home in homes(folder):
         for sidecar, counts in finished(home):
-            source = _source(sidecar)
+            source = source_of(sidecar)
             name = (home / counts["filename"]).relative_to(folder).as_posix()
-            finish_times[source] = str(sidecar.get("Provenance", {}).get("Finished", ""))
-            rows[source] = {
-                **_who(source),
-                "status": "ok",
-                "reason": None,
-                **counts,
-                "filename": name,
-            }
-    for source, event in last_events(folder).items():
-        stands = source in rows and event["time"] <= finish_times[source]
-        if event["status"] == "ok" or stands:
-            continue
-        if event["status"] == "failed":
-            rows[source] = _without_counts(source, "failed", event["reason"])
-        elif source not in rows:
-            rows[source] = _without_counts(source, "missing", "no run came to it")
-    return [rows[source] for source in sorted(rows)]
+            row = {**_who(source), "status": "ok", "reason": None, **counts, "filename": name}
+            results.setdefault(source, []).append(row)
+    for source, (status, reason) in unsettled(folder, set(results), raw).items():
+        results[source] = [_without_counts(source, status, reason)]
+    return [row for source in sorted(results) for row in results[source]]
+
+
+def unsettled(
+    folder: Path, with_result: Collection[str], raw: Path | None = None
+) -> dict[str, tuple[str, str]]:
+    """Find the scans whose counts are not current, without a look at any clock.
+
+    Args:
+        folder: What participant runs wrote to.
+        with_result: Scans that have a result, relative to the raw dataset.
+        raw: That dataset; None if it is not there.
+
+    Returns:
+        Scan → its status and the reason in words.
+    """
+    attempts, logged = open_attempts(folder), last_events(folder)
+    states: dict[str, tuple[str, str]] = {}
+    for source in {*with_result, *attempts, *logged}:
+        stands = source in with_result
+        status, reason = attempts.get(source, ("", ""))
+        if raw is not None and not os.path.lexists(raw / source):
+            if stands:
+                states[source] = ("gone", f"the dataset no longer has the scan; {STANDS}")
+        elif stands and status == FAILED:
+            states[source] = ("outdated", f"the last attempt failed ({reason}); {STANDS}")
+        elif stands and status:
+            states[source] = ("outdated", f"a later run did not come to it; {STANDS}")
+        elif status == FAILED:
+            states[source] = ("failed", reason)
+        elif not stands and logged.get(source, {}).get("status") == "failed" and not status:
+            states[source] = ("failed", logged[source]["reason"])
+        elif not stands:
+            states[source] = ("missing", "no run came to it")
+    return states
+
+
+def mixed_settings(folder: Path, rows: Sequence[dict]) -> list[str]:
+    """Say in a sentence if the results in a folder were made in different ways.
+
+    Args:
+        folder: What participant runs wrote to.
+        rows: Of the group table; only scans that are ``ok`` count.
+    """
+    masks = {str(row["filename"]) for row in rows if row["status"] == "ok"}
+    ways: dict[str, Counter] = {}
+    for home in homes(folder):
+        for sidecar, counts in finished(home):
+            if (home / counts["filename"]).relative_to(folder).as_posix() in masks:
+                for key, value in _way(sidecar).items():
+                    ways.setdefault(key, Counter())[value] += 1
+    parts = [
+        f"{key} ({', '.join(f'{value}: {count}' for value, count in sorted(values.items()))})"
+        for key, values in ways.items()
+        if len(values) > 1
+    ]
+    if not parts:
+        return []
+    return [
+        f"{folder} holds results that were made in different ways, scans of each in brackets: "
+        f"{'; '.join(parts)}. Counts, prevalence and map of the group mix them."
+    ]
+
+
+def _way(sidecar: dict) -> dict[str, str]:
+    """What made a result, as far as it may differ within a folder."""
+    made = sidecar.get("Provenance", {})
+    settings = {
+        key: json.dumps(value, sort_keys=True) for key, value in made.get("Settings", {}).items()
+    }
+    cards = made.get("Detectors")
+    digests = (
+        [str(one.get("CardSHA256"))[:8] for one in cards or () if isinstance(one, dict)]
+        if isinstance(cards, list)
+        else []
+    )
+    software = made.get("Software")
+    version = software.get("bids_cmb") if isinstance(software, dict) else None
+    return {
+        **settings,
+        "model cards": " ".join(digests),
+        "version": str(version),
+        "code": str(made.get("CodeSHA256"))[:8],
+    }
 
 
 def last_events(folder: Path) -> dict[str, dict]:
@@ -298,9 +387,3 @@ def _who(source: str) -> dict[str, object]:
         "session_id": found.get("ses"),
         "source": source,
     }
-
-
-def _source(sidecar: dict) -> str:
-    """The scan that a result was made from, relative to the raw dataset."""
-    sources = sidecar.get("Sources") or [""]
-    return str(sources[0]).removeprefix("bids:raw:")

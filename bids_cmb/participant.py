@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bids_cmb import __version__
 from bids_cmb.anatomy import (
     POOR_FIT_MM,
     Anatomy,
@@ -20,6 +21,7 @@ from bids_cmb.anatomy import (
     itk_affine,
     places,
 )
+from bids_cmb.attempts import forget_attempt
 from bids_cmb.brain import PLAUSIBLE_ML, find_brain, stripped_brain, volume_ml
 from bids_cmb.cards import ANATOMY, card, card_names, members_of
 from bids_cmb.config import Config, result_settings
@@ -29,6 +31,7 @@ from bids_cmb.derivatives import (
     columns,
     counts,
     evidence_rows,
+    has_row,
     lesion_row,
     read_table,
     refresh_scans_table,
@@ -36,21 +39,30 @@ from bids_cmb.derivatives import (
 )
 from bids_cmb.detectors import Probability, detect, takes_phase
 from bids_cmb.discovery import Scan
-from bids_cmb.files import read_json, write_json, write_text
+from bids_cmb.files import read_json, remove_leftovers, write_json, write_text
 from bids_cmb.given import Segmentation, find_mask, find_segmentation
 from bids_cmb.lesions import Lesion, find_lesions
+from bids_cmb.markers import (
+    digest,
+    is_whole,
+    names_in,
+    read_marker,
+    stamp_input,
+    stamp_outputs,
+)
 from bids_cmb.mars import label_rows
 from bids_cmb.networks import Models, device, set_threads
 from bids_cmb.phase import Partner, find_phase, read_phase, units_of
-from bids_cmb.pictures import draw
+from bids_cmb.pictures import are_drawn, draw, remove_pictures
 from bids_cmb.preprocessing import Grid, preprocess
-from bids_cmb.provenance import fingerprint, machine, sha256, software
+from bids_cmb.provenance import engines, fingerprint, machine, package_digest, sha256, software
 from bids_cmb.quality import Quality, quality
 from bids_cmb.regions import Region, locate, region_map
-from bids_cmb.report import write_page
+from bids_cmb.report import page_of, refresh_page, shows_result, write_page
 from bids_cmb.segmentations import Carried, carry, read_segmentation
 from bids_cmb.sidecars import unreadable
 from bids_cmb.templates import capsule_of, find_atlases, lobes_of, parcel_at
+from bids_cmb.tissue import MEMBER as TISSUE
 from bids_cmb.tissue import finer
 from bids_cmb.volume import Intake, Volume, load, load_labels, resample_like, save
 
@@ -58,7 +70,8 @@ PROTOCOL = ("EchoTime", "MagneticFieldStrength", "Manufacturer", "ManufacturersM
 LABELS = "Lesions, each voxel with the index that its lesion has in the table of the same name."
 PROBABILITY = "Probability of cerebral microbleed, the mean of the detectors."
 BRAIN = "Brain, within which lesions were sought."
-STRUCTURES = "Structures of the brain, FreeSurfer's codes, by the anatomy network."
+STRUCTURES = "Structures of the brain, FreeSurfer's codes, by {}."
+NETWORK = "the anatomy network"
 REGIONS = (
     "Regions of MARS, left, and 20 more on the right; 14 and 34 are lobar, of a lobe not known."
 )
@@ -66,6 +79,7 @@ BEHIND = {
     "boxes": "Boxes of a detector's candidates, kept or not; the page draws those of the lesions.",
     "gate": "How far a detector's gate opens in each slice; the page draws it.",
 }
+RESULT, REPORT, NOTHING = "result", "report", ""  # what a scan may lack
 PREPROCESSED = "The scan, divided by its median in the brain."
 
 
@@ -95,6 +109,8 @@ class Inside:
         notes: For the log.
         capsule: The internal capsule by an atlas, bool on that grid; None without.
         carried: How the user's segmentation came from a T1w image; None if it did not.
+        given: The user's segmentation where that was used; None where a network was asked.
+        refined: Whether the finer network drew the structures.
     """
 
     anatomy: Anatomy | None = None
@@ -103,6 +119,8 @@ class Inside:
     notes: tuple[str, ...] = ()
     capsule: np.ndarray | None = None
     carried: Carried | None = None
+    given: Path | None = None
+    refined: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,16 +183,61 @@ class Findings:
 
 @dataclass(frozen=True)
 class Summary:
-    """What the log says of a scan: its counts, its quality flags, and notes on it."""
+    """What the log says of a scan.
+
+    Attributes:
+        n_cmb: Microbleeds counted.
+        n_definite: Of them definite.
+        quality_flags: What may make the counts doubtful.
+        notes: Sentences on it.
+        lacked: What was made: `RESULT`, only `REPORT`, or nothing.
+    """
 
     n_cmb: int
     n_definite: int
     quality_flags: tuple[str, ...]
     notes: tuple[str, ...]
+    lacked: str = RESULT
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files that decide a result, as they were before any was read.
+
+    Attributes:
+        files: Each with its role.
+        stamps: Of each: role, name, size, times and SHA-256.
+        fingerprint: Of them, the settings and the software.
+    """
+
+    files: tuple[tuple[str, Path], ...]
+    stamps: tuple[dict[str, object], ...]
+    fingerprint: str
+
+
+def complete(scan: Scan, config: Config) -> Summary:
+    """Make what a scan lacks: everything, or only its pictures and its participant's page.
+
+    Raises:
+        ValueError: If the scan cannot be used; the sentence names the file.
+        OSError: If a file cannot be read or written.
+    """
+    missing = RESULT if config.overwrite else lacking(scan, config)
+    if missing == RESULT:
+        return process(scan, config)
+    if missing == REPORT:
+        report_again(scan, config)
+    settle(scan, config)
+    row = (read_marker(Output(config.output_dir, scan).mask(".json")) or {}).get("Microbleeds", {})
+    return Summary(row.get("n_cmb") or 0, row.get("n_definite") or 0, (), (), missing)
 
 
 def process(scan: Scan, config: Config) -> Summary:
     """Find the microbleeds of one scan and write down what was found.
+
+    The marker that the result is complete is written after every image, table and picture. The
+    scan's row in the table of its session and its participant's page are made from markers; a later
+    run makes what lacks of them.
 
     Args:
         scan: Where its files lie, and its BIDS entities.
@@ -188,24 +251,16 @@ def process(scan: Scan, config: Config) -> Summary:
     with ThreadPoolExecutor(1) as aside:  # TensorFlow takes seconds; meanwhile the scan is read
         if asks_networks(config):
             aside.submit(set_threads, config.omp_nthreads or 1)
+        inputs = take_inputs(scan, config)
         found = examine(scan, config)
+    check_unchanged(scan, config, inputs)
     output = Output(config.output_dir, scan)
+    sweep(output)
     retract(output)
     files = write_images(output, found, config)
     rows = [lesion_row(lesion) for lesion in found.lesions]
     write_table(output.labels(".tsv"), columns("lesion"), rows)
-    row = scan_row(scan, found, config)
-    told = (found.intake, found.brain, found.inside, found.phase)
-    notes = (*scan.notes, *(note for one in told for note in one.notes))
-    said = marker(output, found, config, files)
-    if found.inside.carried is not None:
-        said["Provenance"]["Registration"] = found.inside.carried.figures
-    said["Provenance"]["Seconds"] = round(time.monotonic() - began, 1)
-    # Written last: where it stands, the scan is done.
-    write_json(output.mask(".json"), {**said, "Microbleeds": row, "Notes": list(notes)})
-    refresh_scans_table(output.home)
     if config.report != "none":
-        look = looked_through(config.detector, config.folds, config.models)
         draw(
             output,
             found.image,
@@ -213,10 +268,21 @@ def process(scan: Scan, config: Config) -> Summary:
             found.labels,
             rows,
             evidence=evidence_rows(found.probability.evidence),
-            look=look,
+            look=looked_through(config.detector, config.folds, config.models),
             interactive=config.report == "interactive",
         )
+    row = scan_row(scan, found, config)
+    told = (found.intake, found.brain, found.inside, found.phase)
+    notes = (*scan.notes, *(note for one in told for note in one.notes))
+    said = marker(output, found, config, files, inputs)
+    said["Provenance"]["Seconds"] = round(time.monotonic() - began, 1)
+    write_json(output.mask(".json"), {**said, "Microbleeds": row, "Notes": list(notes)})
+    forget_attempt(config.output_dir, scan.relative_path)
+    refresh_scans_table(output.home)
+    if config.report != "none":
         write_page(config.output_dir, scan.subject)
+    elif page_of(config.output_dir, scan.subject).is_file():
+        refresh_page(config.output_dir, scan.subject)
     return Summary(row["n_cmb"], row["n_definite"], found.quality.flags, notes)
 
 
@@ -228,14 +294,16 @@ def report_again(scan: Scan, config: Config) -> None:
         OSError: If a file cannot be read or written.
     """
     output = Output(config.output_dir, scan)
-    if not (output.mask(".json").is_file() and output.brain().is_file()):
+    made = read_marker(output.mask(".json"))
+    if made is None or not output.brain().is_file():
         raise ValueError(
             f"{scan.path}: --reports-only needs its result with the brain mask (--output-level "
             "standard); found none."
         )
     image, _ = read(scan)
     brain = given_brain(output.brain(), image)
-    settings = read_json(output.mask(".json")).get("Provenance", {}).get("Settings", {})
+    settings = made.get("Provenance", {}).get("Settings", {})
+    sweep(output)
     draw(
         output,
         image,
@@ -341,7 +409,7 @@ def look_inside(scan: Scan, image: Volume, config: Config) -> Inside:
     said = card(ANATOMY, config.models)
     anatomy, lobes = read_segmentation(given.path, said["classes"], said["mni_centroids"])
     if not given.on_t1w:
-        return Inside(anatomy, lobes, str(given.path))
+        return Inside(anatomy, lobes, str(given.path), given=given.path)
     seen = by_network(scan, image, config)
     brain = outline(scan, image, config, seen).mask
     try:
@@ -349,7 +417,7 @@ def look_inside(scan: Scan, image: Volume, config: Config) -> Inside:
     except ValueError as error:
         note = f"{scan.path.name}: the segmentation {given.path} was not used: {error}."
         return replace(seen, notes=(*seen.notes, note))
-    return Inside(carried.anatomy, lobes, str(given.path), carried=carried)
+    return Inside(carried.anatomy, lobes, str(given.path), carried=carried, given=given.path)
 
 
 def segmentation_for(scan: Scan, config: Config) -> Segmentation | None:
@@ -362,7 +430,7 @@ def by_network(scan: Scan, image: Volume, config: Config) -> Inside:
     if config.anatomy != "network":
         return Inside()
     try:
-        return Inside(find_anatomy(image, models_of(config)), None, "the anatomy network")
+        return Inside(find_anatomy(image, models_of(config)), None, NETWORK)
     except ValueError as error:
         return Inside(notes=(f"{scan.path.name}: no regions: {error}",))
 
@@ -370,11 +438,15 @@ def by_network(scan: Scan, image: Volume, config: Config) -> Inside:
 def look_closer(
     scan: Scan, image: Volume, inside: Inside, config: Config, lesions: list[Lesion]
 ) -> Inside:
-    """The same, its structures on finer voxels if anybody will ask for them, and with atlases."""
-    if lesions or config.output_level == "full":
+    """The same, its structures on finer voxels if anybody will ask for them, and with atlases.
+
+    Structures that the user gave stay as they are.
+    """
+    if inside.given is None and (lesions or config.output_level == "full"):
         anatomy, why = finer(image, inside.anatomy, models_of(config))
         notes = () if why is None else (f"{scan.path.name}: structures on 2 mm voxels: {why}.",)
-        inside = replace(inside, anatomy=anatomy, notes=(*inside.notes, *notes))
+        refined = anatomy is not inside.anatomy
+        inside = replace(inside, anatomy=anatomy, notes=(*inside.notes, *notes), refined=refined)
     return with_atlases(scan, inside)
 
 
@@ -540,28 +612,48 @@ def cut_for(config: Config) -> Cut:
     return Cut(threshold, max(mean("definite_threshold"), threshold), volume)
 
 
+def sweep(output: Output) -> None:
+    """Remove what processes that died left half-written where a scan's files go."""
+    for folder in (output.home, output.mask().parent, output.figures):
+        remove_leftovers(folder)
+
+
 def retract(output: Output) -> None:
-    """Take back the results of an earlier run, the sign that they are complete first."""
+    """Take back the result of an earlier run: the marker first, then its files and its pictures.
+
+    The table of the session and the page no longer show it then.
+    """
     sign = output.mask(".json")
-    earlier = read_json(sign) or {}
+    earlier = read_json(sign)
     sign.unlink(missing_ok=True)
-    for name in earlier.get("Provenance", {}).get("Files", ()):
-        if Path(name).name == name:  # never follow a path out of the folder
-            for part in (name, f"{name.partition('.')[0]}.json"):
-                (sign.parent / part).unlink(missing_ok=True)
+    for name in names_in(earlier):  # never a path out of the folder
+        for part in (name, f"{name.partition('.')[0]}.json"):
+            (sign.parent / part).unlink(missing_ok=True)
+    remove_pictures(output)
+    if earlier is not None:
+        show_state(output)
+
+
+def show_state(output: Output) -> None:
+    """Bring the table of a scan's session and its participant's page, if any, up to date."""
+    refresh_scans_table(output.home)
+    if page_of(output.folder, output.scan.subject).is_file():
+        refresh_page(output.folder, output.scan.subject)
 
 
 def write_images(output: Output, found: Findings, config: Config) -> list[Path]:
     """Write the images that the output level asks for, each but the lesion mask with a sidecar.
 
     Returns:
-        The images, and the lesion table that goes with the labels.
+        All these files, and the lesion table that goes with the labels.
     """
+    sidecars: list[Path] = []
     about = {"Sources": output.sources(found.phase.path), "SpatialReference": "orig"}
 
     def written(place, volume: Volume, dtype: type, said: dict) -> Path:
         save(volume, place(), dtype=dtype)
         write_json(place(".json"), {**said, **about})
+        sidecars.append(place(".json"))
         return place()
 
     labels, grid = found.labels.data, found.image.affine
@@ -578,10 +670,10 @@ def write_images(output: Output, found: Findings, config: Config) -> list[Path]:
             write_table(output.evidence(kind), columns(kind), rows)
             said = {"Description": BEHIND[kind], **columns(kind)}
             write_json(output.evidence(kind, ".json"), {**said, **about})
-            files.append(output.evidence(kind))
+            files += [output.evidence(kind), output.evidence(kind, ".json")]
     if config.output_level == "full" and found.anatomy is not None:
         codes = resample_like(found.anatomy.structures, found.image, order=0)
-        said = {"Description": STRUCTURES, "Manual": False}
+        said = {"Description": STRUCTURES.format(found.inside.source), "Manual": False}
         files.append(written(output.structures, codes, np.uint16, said))
     if config.output_level == "full" and found.regions is not None:
         labels = resample_like(found.regions, found.image, order=0)
@@ -601,7 +693,7 @@ def write_images(output: Output, found: Findings, config: Config) -> list[Path]:
         files.append(
             written(output.preprocessed, resample_like(seen, found.image), np.float32, said)
         )
-    return [*files, output.labels(".tsv")]
+    return [*files, *sidecars, output.labels(".tsv")]
 
 
 def scan_row(scan: Scan, found: Findings, config: Config) -> dict[str, object]:
@@ -629,10 +721,11 @@ def scan_row(scan: Scan, found: Findings, config: Config) -> dict[str, object]:
     }
 
 
-def marker(output: Output, found: Findings, config: Config, files: list[Path]) -> dict:
+def marker(
+    output: Output, found: Findings, config: Config, files: list[Path], inputs: Inputs
+) -> dict:
     """The sidecar of the lesion mask, but for the counts: all that made them."""
-    scan = output.scan
-    inputs = [stamp(path) for path in inputs_of(scan, config)]
+    scan, carried = output.scan, found.inside.carried
     protocol = {key: scan.metadata[key] for key in PROTOCOL if key in scan.metadata}
     return {
         "Description": "Counted cerebral microbleeds, 1; the lesions one by one stand in "
@@ -643,51 +736,120 @@ def marker(output: Output, found: Findings, config: Config, files: list[Path]) -
         "SpatialReference": "orig",
         **protocol,
         "Provenance": {
-            "Fingerprint": fingerprint_of(scan, config, [one["SHA256"] for one in inputs]),
-            "Input": inputs,
+            "Fingerprint": inputs.fingerprint,
+            "Input": list(inputs.stamps),
             "BrainMask": found.brain.source,
             **({"Phase": found.phase.path.name} if found.phase.path else {}),
             "Settings": result_settings(config),
             "Detectors": [_named(name, config) for name in config.detector],
-            "Anatomy": _named(ANATOMY, config) if config.anatomy == "network" else None,
+            "Anatomy": _anatomy_named(found.inside, config),
             "Software": software(),
+            "CodeSHA256": package_digest(),
             "Machine": {
                 **machine(),
                 "Device": device() if asks_networks(config) else "CPU",
             },
             "Finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "Files": sorted(path.name for path in files),
+            **({} if carried is None else {"Registration": carried.figures}),
+            "Files": stamp_outputs(files),
         },
     }
 
 
-# Resume: a scan is done when its marker names the same input, settings and software.
+# Resume: a scan is done when its marker names the same input, settings and software, and the files
+# that it names are whole.
+
+
+def lacking(scan: Scan, config: Config) -> str:
+    """Say what a scan lacks of what this run would write: `RESULT`, `REPORT` or `NOTHING`."""
+    if not is_done(scan, config):
+        return RESULT
+    output = Output(config.output_dir, scan)
+    if config.report == "none" or (
+        are_drawn(output, interactive=config.report == "interactive") and shows_result(output)
+    ):
+        return NOTHING
+    return REPORT if output.brain().is_file() else RESULT  # without the mask none can be drawn
+
+
+def settle(scan: Scan, config: Config) -> None:
+    """Note that the result of a scan is current, and see to its row in the session's table."""
+    output = Output(config.output_dir, scan)
+    forget_attempt(config.output_dir, scan.relative_path)
+    if not has_row(output):
+        sweep(output)
+        refresh_scans_table(output.home)
 
 
 def is_done(scan: Scan, config: Config) -> bool:
-    """Whether the results on disk are those that this run would write."""
-    output = Output(config.output_dir, scan)
-    made = (read_json(output.mask(".json")) or {}).get("Provenance")
-    if not isinstance(made, dict) or not isinstance(made.get("Files"), list):
+    """Whether the results on disk are those that this run would write, each file whole."""
+    sign = Output(config.output_dir, scan).mask(".json")
+    made = read_marker(sign)
+    if made is None or not is_whole(sign.parent, made):
         return False
-    if not all((output.mask().parent / str(name)).is_file() for name in made["Files"]):
-        return False
-    known = {one.get("Path"): one for one in made.get("Input", ()) if isinstance(one, dict)}
-    digests = [_digest(path, known.get(path.name, {})) for path in inputs_of(scan, config)]
+    made = made["Provenance"]
+    inputs = made.get("Input")
+    inputs = inputs if isinstance(inputs, list) else []
+    known = {(one.get("Role"), one.get("Path")): one for one in inputs if isinstance(one, dict)}
+    digests = [
+        [role, digest(path, known.get((role, path.name), {}))]
+        for role, path in roles_of(scan, config)
+    ]
     return made.get("Fingerprint") == fingerprint_of(scan, config, digests)
 
 
-def inputs_of(scan: Scan, config: Config) -> list[Path]:
-    """The files whose content decides the results: echoes, phase, and what the user gave."""
+def roles_of(scan: Scan, config: Config) -> list[tuple[str, Path]]:
+    """List the files whose content decides the results, each with what it is taken for."""
     mask = find_mask(config.derivatives, scan, config.mask_desc)
     given = segmentation_for(scan, config)
     phase = phase_file(scan, config)
     return [
-        *(scan.path, *scan.more_echoes),
-        *([phase] if phase else []),
-        *([mask] if mask else []),
-        *(given.files if given else []),
+        ("scan", scan.path),
+        *(("echo", path) for path in scan.more_echoes),
+        *([("phase", phase)] if phase else []),
+        *([("brain mask", mask)] if mask else []),
+        *(given.roles if given else []),
     ]
+
+
+def inputs_of(scan: Scan, config: Config) -> list[Path]:
+    """The files whose content decides the results: echoes, phase, and what the user gave."""
+    return [path for _, path in roles_of(scan, config)]
+
+
+def take_inputs(scan: Scan, config: Config) -> Inputs:
+    """Note what the files of a scan are, before any is read.
+
+    Raises:
+        OSError: If one cannot be read.
+    """
+    files = tuple(roles_of(scan, config))
+    stamps = tuple(stamp_input(path, Role=role) for role, path in files)
+    digests = [[one["Role"], one["SHA256"]] for one in stamps]
+    return Inputs(files, stamps, fingerprint_of(scan, config, digests))
+
+
+def check_unchanged(scan: Scan, config: Config, inputs: Inputs) -> None:
+    """Refuse a scan of which a file was replaced while it was read.
+
+    Raises:
+        ValueError: If one was; the sentence names it.
+    """
+    for (_, path), before in zip(inputs.files, inputs.stamps, strict=True):
+        try:
+            same = digest(path, before) == before["SHA256"]
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise ValueError(
+                f"{path}: must not change while it is read; it was replaced or removed meanwhile. "
+                "The next run reads it again."
+            )
+    if tuple(roles_of(scan, config)) != inputs.files:
+        raise ValueError(
+            f"{scan.path}: the files given for it must not change while it is read; some came or "
+            "went meanwhile. The next run reads it again."
+        )
 
 
 def phase_file(scan: Scan, config: Config) -> Path | None:
@@ -697,19 +859,14 @@ def phase_file(scan: Scan, config: Config) -> Path | None:
     return path if path and path.is_file() and os.access(path, os.R_OK) else None
 
 
-def stamp(path: Path) -> dict[str, object]:
-    """What tells a file from another: its name, size, time of change and SHA-256."""
-    found = path.stat()
-    return {
-        "Path": path.name,
-        "Size": found.st_size,
-        "Modified": found.st_mtime_ns,
-        "SHA256": sha256(path),
-    }
+def fingerprint_of(scan: Scan, config: Config, digests: list) -> str:
+    """One hash over the input, its metadata, the settings, the detectors and the software.
 
-
-def fingerprint_of(scan: Scan, config: Config, digests: list[str]) -> str:
-    """One hash over the input, its metadata, the settings, the detectors and our version."""
+    Args:
+        scan: Whose result it is.
+        config: What the run was asked to do.
+        digests: Role and SHA-256 of each input.
+    """
     looked = config.anatomy == "network" or segmentation_for(scan, config) is not None
     phase = phase_file(scan, config)
     return fingerprint(
@@ -719,7 +876,9 @@ def fingerprint_of(scan: Scan, config: Config, digests: list[str]) -> str:
         detectors=[card(name, config.models) for name in config.detector],
         anatomy=card(ANATOMY, config.models) if looked else None,
         atlases=[_atlas_digest(path) for path in find_atlases().paths] if looked else None,
-        version=software()["bids_cmb"],
+        version=__version__,
+        code=package_digest(),
+        engines=engines(),
         **({"phase": str(units_of(phase))} if phase else {}),
     )
 
@@ -736,14 +895,19 @@ def _named(name: str, config: Config) -> dict[str, object]:
     }
 
 
+def _anatomy_named(inside: Inside, config: Config) -> dict[str, object] | None:
+    """What said where things lie, as the sidecar names it: the networks asked, or the file."""
+    if inside.anatomy is None:
+        return None
+    if inside.given is not None:
+        return {"Source": str(inside.given)}
+    named = _named(ANATOMY, config)
+    weights = named["WeightsSHA256"]
+    if not inside.refined:
+        weights = {name: digest for name, digest in weights.items() if name != TISSUE}
+    return {"Source": inside.source, **named, "WeightsSHA256": weights}
+
+
 @lru_cache(maxsize=4)
 def _atlas_digest(atlas: Path) -> str:
     return sha256(atlas)
-
-
-def _digest(path: Path, known: dict) -> str:
-    """SHA-256 of a file, taken from the marker where size and time of change are the same."""
-    found = path.stat()
-    if (known.get("Size"), known.get("Modified")) == (found.st_size, found.st_mtime_ns):
-        return str(known.get("SHA256"))
-    return sha256(path)

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bids_cmb.derivatives import Output, figures_of, stem_of
+from bids_cmb.derivatives import Output, stem_of
 from bids_cmb.familiarity import histogram, measures, tones
-from bids_cmb.files import replacing, write_json
+from bids_cmb.files import read_json, replacing, write_json
 from bids_cmb.overlays import overlays, place_in
 from bids_cmb.preprocessing import Grid, Preprocessed, bounds, preprocess
-from bids_cmb.view import write_view, write_viewer
+from bids_cmb.view import has_viewer, write_view, write_viewer
 from bids_cmb.volume import Volume, boxed, labels_like
 
 LOOK_PX = 300  # of each picture of what a network sees
@@ -62,9 +62,8 @@ def draw(
     grey = np.clip(grey, 0, WHITE, out=grey).astype(np.uint8)
     grey, marks, inside = (part[::-1] for part in (grey, marks, seen.brain.data))  # right is left
     places = {int(row["index"]): place_in(seen.image, row) for row in lesions}
-    folder, stem = figures_of(output.folder, output.scan.subject), stem_of(output.mask())
-    for old in folder.glob(f"{stem}_*"):
-        old.unlink()
+    remove_pictures(output)
+    folder, stem = output.figures, stem_of(output.mask())
     slabs = _overview(folder, stem, grey, inside, seen.image.spacing, places)
     for index in list(places)[:MOST_PICTURED]:
         picture = _close(grey, marks, index, seen.image.spacing, places[index])
@@ -77,10 +76,33 @@ def draw(
         "histogram": histogram(heard),
         **overlays(seen.image, places, evidence or {}, reach=REACH_MM),
     }
-    write_json(folder / f"{stem}_overview.json", about)
     if interactive:
         write_viewer(output.folder)
         write_view(folder / f"{stem}_view.js", seen.image, seen.brain, labels)
+    about["files"] = sorted(path.name for path in folder.glob(f"{stem}_*"))
+    write_json(folder / f"{stem}_overview.json", about)  # last: it says that all are there
+
+
+def are_drawn(output: Output, *, interactive: bool) -> bool:
+    """Whether all pictures of a scan are there, and with ``interactive`` what its page carries."""
+    folder, stem = output.figures, stem_of(output.mask())
+    names = (read_json(folder / f"{stem}_overview.json") or {}).get("files")
+    if not isinstance(names, list):
+        return False
+    if interactive and not (f"{stem}_view.js" in names and has_viewer(output.folder)):
+        return False
+    try:
+        return {str(name) for name in names} <= {path.name for path in folder.iterdir()}
+    except OSError:
+        return False
+
+
+def remove_pictures(output: Output) -> None:
+    """Remove a scan's pictures, the word that all are there first."""
+    folder, stem = output.figures, stem_of(output.mask())
+    (folder / f"{stem}_overview.json").unlink(missing_ok=True)
+    for old in folder.glob(f"{stem}_*"):
+        old.unlink(missing_ok=True)  # another process may clear away too
 
 
 def _overview(

@@ -5,24 +5,54 @@ import json
 import os
 import platform
 import sys
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 
 from bids_cmb import __version__
 
 NAME = "bids_cmb"
-LIBRARIES = ("numpy", "scipy", "nibabel", "pybids", "pandas", "keras", "simpleitk")
+ENGINES = ("numpy", "scipy", "nibabel", "keras", "tensorflow", "simpleitk")  # they compute
+LIBRARIES = (*ENGINES, "pybids", "pandas")
+BUILDS = {"tensorflow": ("tensorflow", "tensorflow-cpu")}  # distributions of one library
+# Cards name their weights by SHA-256, and pages show what was found.
+NO_CODE = ("__pycache__", "weights", "pages", "viewer")
+PACKAGE = Path(__file__).parent
 
 
 def software() -> dict[str, str]:
     """Versions of everything a result rests on."""
-    versions = {NAME: __version__, "python": platform.python_version()}
-    for library in LIBRARIES:
+    return {
+        NAME: __version__,
+        "python": platform.python_version(),
+        **{library: _version(library) for library in LIBRARIES},
+    }
+
+
+def engines() -> dict[str, str]:
+    """Versions of the libraries that compute a result."""
+    return {library: _version(library) for library in ENGINES}
+
+
+@cache
+def _version(library: str) -> str:
+    for name in BUILDS.get(library, (library,)):
         try:
-            versions[library] = metadata.version(library)
+            return metadata.version(name)
         except metadata.PackageNotFoundError:
-            versions[library] = "absent"
-    return versions
+            continue
+    return "absent"
+
+
+@lru_cache(maxsize=1)
+def package_digest() -> str:
+    """SHA-256 over the names and contents of this package's code and data, once per process."""
+    total = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*")):
+        inside = path.relative_to(PACKAGE)
+        if path.is_file() and not set(inside.parts) & set(NO_CODE):
+            total.update(f"{inside.as_posix()}\0{sha256(path)}\n".encode())
+    return total.hexdigest()
 
 
 def machine() -> dict[str, object]:

@@ -4,6 +4,7 @@ Pages are made from the derivatives and the pictures that lie there. They need n
 server, and whatever comes from data is escaped.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,23 +15,28 @@ from urllib.parse import quote
 import jinja2
 
 from bids_cmb import __version__
+from bids_cmb.attempts import open_attempt
 from bids_cmb.derivatives import (
+    Output,
     columns,
     figures_of,
     finished,
-    homes,
+    homes_of,
     lesion_table_of,
     read_table,
+    source_of,
     stem_of,
 )
 from bids_cmb.familiarity import compared, trained_on
 from bids_cmb.files import read_json, write_text
-from bids_cmb.provenance import software
+from bids_cmb.markers import read_marker
+from bids_cmb.provenance import fingerprint, software
 from bids_cmb.reviews import place_of
 from bids_cmb.tabulation import count_bars, odd_ones, shifts, size_bars, strata
 from bids_cmb.view import VIEWER
 
 MOST_SESSIONS = 3  # on one page
+MOST_HEAD = 2**16  # characters of a page that its beginning may take
 
 
 @lru_cache(maxsize=1)
@@ -55,7 +61,7 @@ def write_page(folder: Path, subject: str) -> Path:
         folder: The derivative dataset.
         subject: Label, without ``sub-``.
     """
-    path = folder / f"sub-{subject}.html"
+    path = page_of(folder, subject)
     written = None
     # Several processes may finish scans of one participant at the same time: see the scan tables.
     while written != (scans := _scans(folder, subject)):
@@ -68,21 +74,91 @@ def write_page(folder: Path, subject: str) -> Path:
                 name = f"sub-{subject}_{session}" if session else f"sub-{subject}_other"
                 write_text(folder / f"{name}.html", _page(folder, name, own))
                 links.append({"name": name, "scans": own})
-        write_text(path, _page(folder, f"sub-{subject}", scans if not links else [], links))
+        states = [scan["state"] for scan in scans]
+        text = _page(folder, f"sub-{subject}", scans if not links else [], links, states)
+        write_text(path, text)
         written = scans
     return path
+
+
+def page_of(folder: Path, subject: str) -> Path:
+    """The page of a participant in a derivative dataset."""
+    return folder / f"sub-{subject}.html"
+
+
+def refresh_page(folder: Path, subject: str) -> None:
+    """Write a participant's page anew, or remove it where no scan has pictures any more."""
+    if any(figures_of(folder, subject).glob("*_overview.json")):
+        write_page(folder, subject)
+        return
+    page_of(folder, subject).unlink(missing_ok=True)
+    homes = [home.name for home in homes_of(folder / f"sub-{subject}")]
+    for part in ("other", *(name for name in homes if name.startswith("ses-"))):
+        (folder / f"sub-{subject}_{part}.html").unlink(missing_ok=True)
+
+
+def shows_result(output: Output) -> bool:
+    """Whether the participant's page shows the result of a scan, with the pictures that lie there.
+
+    A page names at its beginning the states of what it shows.
+    """
+    folder, subject, mask = output.folder, output.scan.subject, output.mask()
+    state = _state(folder, subject, mask, read_marker(output.mask(".json")) or {})
+    if state not in _states(page_of(folder, subject)):
+        return False
+    own = folder / f"sub-{subject}_{_session(mask) or 'other'}.html"
+    sessions = {_session(path) for path in _masks(folder, subject)}
+    return len(sessions) <= MOST_SESSIONS or state in _states(own)
+
+
+def _masks(folder: Path, subject: str) -> list[Path]:
+    return [
+        home / str(row["filename"])
+        for home in homes_of(folder / f"sub-{subject}")
+        for _, row in finished(home)
+    ]
+
+
+def _states(page: Path) -> set[str]:
+    try:
+        with page.open(encoding="utf-8", errors="replace") as file:
+            start = file.read(MOST_HEAD)
+    except OSError:
+        return set()
+    found = re.search(r'<meta name="results" content="([^"]*)">', start)
+    return set(found[1].split()) if found else set()
+
+
+def _state(folder: Path, subject: str, mask: Path, sidecar: Mapping) -> str:
+    """A digest of what a page shows of a scan: its result, its pictures, and whether it counts."""
+    figures, stem = figures_of(folder, subject), stem_of(mask)
+    made = sidecar.get("Provenance", {})
+    return fingerprint(
+        result=[made.get("Fingerprint"), made.get("Finished")],
+        pictures=read_json(figures / f"{stem}_overview.json"),
+        outdated=open_attempt(folder, source_of(sidecar)),
+    )[:16]
+
+
+def _session(mask: Path) -> str | None:
+    return next((part for part in mask.name.split("_") if part.startswith("ses-")), None)
 
 
 def _scans(folder: Path, subject: str) -> list[dict]:
     return [
         _scan(folder, subject, home / str(row["filename"]), sidecar, row)
-        for home in homes(folder)
-        if f"sub-{subject}" in home.parts
+        for home in homes_of(folder / f"sub-{subject}")
         for sidecar, row in finished(home)
     ]
 
 
-def _page(folder: Path, title: str, scans: list[dict], links: Sequence[dict] = ()) -> str:
+def _page(
+    folder: Path,
+    title: str,
+    scans: list[dict],
+    links: Sequence[dict] = (),
+    states: Sequence[str] | None = None,
+) -> str:
     methods = folder / "logs" / "CITATION.md"
     return (
         _pages()
@@ -91,6 +167,7 @@ def _page(folder: Path, title: str, scans: list[dict], links: Sequence[dict] = (
             subject=title,
             scans=scans,
             links=links,
+            states=[scan["state"] for scan in scans] if states is None else states,
             about=_about(title, scans),
             viewer=any(scan["view"] for scan in scans),
             methods=methods.read_text("utf-8") if methods.is_file() else "",
@@ -123,6 +200,7 @@ def _about(title: str, scans: list[dict]) -> dict:
 
 
 def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping) -> dict:
+    state = _state(folder, subject, mask, sidecar)
     stem, figures, table = stem_of(mask), figures_of(folder, subject), lesion_table_of(mask)
     lesions = read_table(table) if table.is_file() else []
     for lesion in lesions:
@@ -139,12 +217,13 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
     look = drawn.get("look")
     if look:
         look["path"] = (figures / look["file"]).relative_to(folder).as_posix()
-    session = next((part for part in mask.name.split("_") if part.startswith("ses-")), None)
     return {
         "name": stem.replace("_space-orig", "").replace("_desc-", "_"),
         "filename": mask.relative_to(folder).as_posix(),
         "participant": f"sub-{subject}",
-        "session": session,
+        "session": _session(mask),
+        "state": state,
+        "outdated": open_attempt(folder, source_of(sidecar)),
         "view": quote(view.relative_to(folder).as_posix()) if view.is_file() else None,
         "row": row,
         "counted": [one for one in lesions if one["counted"] == "yes"],

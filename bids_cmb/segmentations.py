@@ -6,14 +6,14 @@ image, and believed only where its brain is that of the scan. One with parcels o
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.anatomy import FLUID, Anatomy, brain_of, read_structures
-from bids_cmb.contrasts import atlas
+from bids_cmb.anatomy import FLUID, SIDES, Anatomy, brain_of, read_structures, sided
+from bids_cmb.contrasts import LEFT, RIGHT, Atlas, atlas
 from bids_cmb.mars import label_of, table
 from bids_cmb.regions import CORTEX, WHITE
 from bids_cmb.registration import read_transform, register, turn_degrees
@@ -48,7 +48,7 @@ class Carried:
 def read_segmentation(
     path: Path, classes: Sequence[dict], centroids: Mapping
 ) -> tuple[Anatomy, np.ndarray | None]:
-    """What lies where in a head, by the user's word.
+    """Read what lies where in a head by the user's own label map, which is used as it is.
 
     Args:
         path: A label map in FreeSurfer's codes.
@@ -56,8 +56,9 @@ def read_segmentation(
         centroids: Code of a structure → its centroid in MNI space, mm.
 
     Returns:
-        The anatomy, and the lobe of every voxel of cortex and white matter on its grid (labels of
-        ``data/regions.json``) if the cortex has parcels.
+        The anatomy, without ``chances`` since no network gave any, and the lobe of every voxel of
+        cortex and white matter on its grid (labels of ``data/regions.json``) if the cortex has
+        parcels.
 
     Raises:
         ValueError: If it is no such label map; the file is named.
@@ -79,6 +80,8 @@ def read_segmentation(
     chances = 255 * np.eye(len(classes) + 1, dtype=np.uint8)[lookup.classes[plain]]
     chances[..., -1] = np.rint(255 * lookup.sides[plain])
     anatomy = read_structures(chances, affine, classes, centroids)
+    structures = Volume(_as_coded(plain, lookup, anatomy.midline, affine, classes), affine)
+    anatomy = replace(anatomy, structures=structures, chances=None)
     return anatomy, _lobes(anatomy, parcels) if parcels.any() else None
 
 
@@ -155,6 +158,20 @@ def moved(anatomy: Anatomy, to_scan: np.ndarray) -> Anatomy:
         None if anatomy.to_mni is None else anatomy.to_mni @ back,
         anatomy.fit_mm,
     )
+
+
+def _as_coded(
+    plain: np.ndarray,
+    lookup: Atlas,
+    midline: tuple[np.ndarray, float],
+    affine: np.ndarray,
+    classes: Sequence[dict],
+) -> np.ndarray:
+    """The user's codes as those of the classes, uint16; the plane parts what has no side only."""
+    kinds, sides = lookup.classes[plain], lookup.sides[plain]
+    left, right = (np.array([one[side] for one in classes], np.uint16) for side in SIDES)
+    by_plane = sided(kinds, affine, midline, classes)
+    return np.select([sides == LEFT, sides == RIGHT], [left[kinds], right[kinds]], by_plane)
 
 
 def _plain(codes: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 
 from bids_cmb.derivatives import MNI, lesion_table_of, read_table, whereabouts
 from bids_cmb.files import read_json
+from bids_cmb.markers import names_in
 from bids_cmb.regions import spot_of
 from bids_cmb.registration import read_transform
 from bids_cmb.reviews import Review, judge, standing
@@ -101,9 +102,8 @@ def _in_mni(mask: Path, points: np.ndarray) -> list[tuple[float, ...]]:
 
 def _written(mask: Path, part: str, end: str) -> Path | None:
     """A file that was written with a lesion mask, if it lies there still."""
-    said = read_json(mask.with_name(f"{mask.name[:-7]}.json")) or {}
-    for name in said.get("Provenance", {}).get("Files", ()):
-        place = mask.with_name(Path(name).name)
+    for name in names_in(read_json(mask.with_name(f"{mask.name[:-7]}.json"))):
+        place = mask.with_name(name)
         if part in place.name and place.name.endswith(end) and place.is_file():
             return place
     return None

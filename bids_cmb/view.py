@@ -32,6 +32,11 @@ def write_viewer(folder: Path) -> None:
                 beside.write_bytes(content)
 
 
+def has_viewer(folder: Path) -> bool:
+    """Whether the viewer lies in a derivative dataset."""
+    return all((folder / VIEWER / name).is_file() for name in VIEWER_FILES)
+
+
 def write_view(path: Path, image: Volume, brain: Volume, labels: Volume) -> None:
     """Write the scan and its lesions as a script that gives them to the page.
 

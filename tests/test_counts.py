@@ -106,7 +106,8 @@ def test_what_is_not_counted_is_in_no_region():
     assert found["n_insula_left"] == found["n_cmb"] == 0
 
 
-def test_a_users_segmentation_gives_regions_without_any_network(dataset, known, tmp_path):
+@pytest.mark.parametrize("label", ["aseg", "aparcaseg"])
+def test_a_users_segmentation_gives_regions_without_any_network(dataset, known, tmp_path, label):
     """Codes of the made-up head, laid over the phantom: brain, regions and transform from them."""
     raw, given = dataset({"sub-01/anat/sub-01_T2starw": "six"}), tmp_path / "seg/sub-01/anat"
     given.mkdir(parents=True)
@@ -114,8 +115,11 @@ def test_a_users_segmentation_gives_regions_without_any_network(dataset, known, 
     middle = np.array(codes.shape) / 2
     affine = codes.affine.copy()
     affine[:3, 3] -= codes.world(middle)  # the phantom's brain lies about the origin
-    path = given / "sub-01_desc-aseg_dseg.nii.gz"
-    save(Volume(codes.data.astype(np.int32), affine), path, dtype=np.int32)
+    path = given / f"sub-01_desc-{label}_dseg.nii.gz"
+    stored = codes.data.astype(np.int32)
+    if label == "aparcaseg":  # all cortex superior frontal
+        stored = np.select([stored == 3, stored == 42], [1028, 2028], stored)
+    save(Volume(stored, affine), path, dtype=np.int32)
     words = [str(raw), str(tmp_path / "out"), "participant", "--derivatives", str(tmp_path / "seg")]
     quick = ["--detector", "radial", "--anatomy", "none", "-q", "--output-level", "full"]
     assert main([*words, *quick]) == 0
@@ -123,6 +127,12 @@ def test_a_users_segmentation_gives_regions_without_any_network(dataset, known, 
     made = json.loads((home / "sub-01_space-orig_label-CMB_desc-T2starw_mask.json").read_text())
     assert made["Provenance"]["BrainMask"] == f"found by {path}"
     assert path.name in [one["Path"] for one in made["Provenance"]["Input"]]
+    assert made["Provenance"]["Anatomy"] == {"Source": str(path)}
+    assert made["Provenance"]["Machine"]["Device"] == "CPU"
+    about = json.loads(
+        (home / "sub-01_space-orig_seg-structures_desc-T2starw_dseg.json").read_text()
+    )
+    assert path.name in about["Description"]
     assert (home / "sub-01_from-T2starw_to-MNI152NLin2009cAsym_mode-image_xfm.txt").is_file()
     table = read_table(home / "sub-01_space-orig_seg-regions_desc-T2starw_dseg.tsv")
     assert {"left thalamus", "right cerebellum"} <= {row["name"] for row in table}

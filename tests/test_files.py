@@ -1,11 +1,15 @@
 """A file is whole or not there."""
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 
 import pytest
 
-from bids_cmb.files import replacing, write_text
+from bids_cmb import files
+from bids_cmb.files import remove_leftovers, replacing, temporary_folder, write_text
 
 
 def names(folder):
@@ -80,3 +84,52 @@ def test_text_is_utf_8_with_unix_line_ends(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "5 mm³\nzwölf\n")
     assert path.read_bytes() == "5 mm³\nzwölf\n".encode()
+
+
+DIES = """
+import os, signal, sys
+from pathlib import Path
+from bids_cmb.files import replacing, temporary_folder
+place = Path(sys.argv[1])
+with temporary_folder("cmb-", place / "temp"), replacing(place / "a") as one:
+    one.write_text("half of the n")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    (tmp_path / "temp").mkdir()
+    killed = subprocess.run([sys.executable, "-c", DIES, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(names(tmp_path)) == 2
+    assert len(names(tmp_path / "temp")) == 1
+    with (
+        temporary_folder("cmb-", tmp_path / "temp") as mine,
+        temporary_folder("cmb-", tmp_path / "temp") as other,
+        replacing(tmp_path / "b") as beside,
+    ):
+        assert mine.is_dir()
+        assert names(tmp_path / "temp") == sorted([mine.name, other.name])
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == sorted([beside.name, "temp"])
+        beside.write_text("whole")
+    assert names(tmp_path) == ["b", "temp"]
+    assert names(tmp_path / "temp") == []
+
+
+def test_a_part_of_another_machine_is_left_for_a_day(tmp_path, monkeypatch):
+    """Its lock may not be seen from here."""
+    with replacing(tmp_path / "a") as part:
+        theirs = tmp_path / part.name
+    theirs.touch()
+    monkeypatch.setattr(files, "_kernel", lambda: "another0")
+    remove_leftovers(tmp_path)
+    assert theirs.exists()
+    before = theirs.stat().st_mtime - 2 * files.ELSEWHERE_S
+    os.utime(theirs, (before, before))
+    remove_leftovers(tmp_path)
+    assert not theirs.exists()
+
+
+def test_leftovers_of_a_folder_that_is_not_there_are_none(tmp_path):
+    remove_leftovers(tmp_path / "none")

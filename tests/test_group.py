@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from bids_cmb.attempts import FAILED, SELECTED, forget_attempt, note_attempt
 from bids_cmb.derivatives import read_table
 from bids_cmb.files import write_json
 from bids_cmb.group import write_group
@@ -48,7 +49,8 @@ def statuses(folder):
 
 
 def test_read_failed_and_forgotten_scans_have_a_row_each(cohort):
-    assert write_group(cohort) == {"ok": 1, "failed": 1, "missing": 1}
+    told = {"ok": 1, "failed": 1, "missing": 1, "outdated": 0, "gone": 0}
+    assert write_group(cohort) == told
     assert statuses(cohort) == [
         ("sub-01", "ok", "4"),
         ("sub-02", "failed", None),
@@ -65,11 +67,83 @@ def test_every_column_of_the_table_is_described_beside_it(cohort):
     assert list(described) == list(read_table(cohort / "group_microbleeds.tsv")[0])
 
 
-def test_the_last_word_counts(cohort):
-    say(cohort, "second", ("2026-01-02T10:00:00+00:00", ONE, "failed", "the input broke"))
-    assert statuses(cohort)[0] == ("sub-01", "failed", None)
-    finish(cohort, ONE, "2026-01-03T10:00:00+00:00", n_cmb=5)
-    assert statuses(cohort)[0] == ("sub-01", "ok", "5")
+def reason_of(folder, source):
+    rows = read_table(folder / "group_microbleeds.tsv")
+    return next(row["reason"] for row in rows if row["source"] == source)
+
+
+def test_what_failed_last_shows_no_old_count_and_says_that_a_result_stands(cohort):
+    note_attempt(cohort, ONE, FAILED, "the input broke")
+    assert statuses(cohort)[0] == ("sub-01", "outdated", None)
+    assert "the input broke" in reason_of(cohort, ONE)
+    assert "stands" in reason_of(cohort, ONE)
+    forget_attempt(cohort, ONE)
+    assert statuses(cohort)[0] == ("sub-01", "ok", "4")
+
+
+@pytest.mark.parametrize("year", ["1999", "2099"])
+def test_no_clock_decides_what_is_current(cohort, year):
+    """A failure that was mended, on a machine whose clock was years off."""
+    say(cohort, "second", (f"{year}-01-02T10:00:00+00:00", ONE, "failed", "the input broke"))
+    assert statuses(cohort)[0] == ("sub-01", "ok", "4")
+    finish(cohort, TWO, f"{year}-01-03T10:00:00+00:00", n_cmb=5)
+    assert statuses(cohort)[1] == ("sub-02", "ok", "5")
+
+
+def test_a_result_that_a_later_run_set_out_to_replace_is_not_current(cohort):
+    note_attempt(cohort, ONE, SELECTED)
+    assert statuses(cohort)[0] == ("sub-01", "outdated", None)
+    assert "did not come to it" in reason_of(cohort, ONE)
+
+
+def test_a_scan_that_left_the_dataset_is_gone_and_counted_nowhere(cohort, tmp_path):
+    raw = tmp_path / "raw"
+    (raw / TWO).parent.mkdir(parents=True)
+    (raw / TWO).symlink_to("../.git/annex/objects/not-fetched")
+    write_group(cohort, raw=raw)
+    rows = read_table(cohort / "group_microbleeds.tsv")
+    assert [(row["source"], row["status"], row["n_cmb"]) for row in rows] == [
+        (ONE, "gone", None),
+        (TWO, "failed", None),
+    ]
+    everywhere = read_table(cohort / "group_regions.tsv")[0]
+    assert everywhere["n_participants"] == "0"
+    (raw / TWO).parent.parent.parent.rename(tmp_path / "elsewhere")
+    write_group(cohort, raw=raw)  # an empty folder tells of no scan
+    assert statuses(cohort)[0] == ("sub-01", "ok", "4")
+
+
+@pytest.mark.parametrize(
+    "marker",
+    [
+        {"Microbleeds": {"n_cmb": 1}, "Provenance": [1]},
+        {"Microbleeds": {"n_cmb": "many"}},
+        {"Microbleeds": {"n_cmb": 1, "detector": ["radial"]}},
+        {"Microbleeds": {"n_cmb": 1}, "Sources": "sub-02"},
+        {"Microbleeds": [4]},
+    ],
+)
+def test_json_of_another_shape_is_no_result(cohort, marker):
+    place = cohort / "sub-02/anat/sub-02_label-CMB_desc-T2starw_mask.json"
+    write_json(place, marker)
+    assert statuses(cohort)[1] == ("sub-02", "failed", None)
+
+
+def test_results_of_mixed_settings_are_told(cohort, caplog):
+    for source, threshold in ((ONE, 0.7), (TWO, 0.7), (THREE, 0.2)):
+        finish(cohort, source, "2026-01-03T10:00:00+00:00", n_cmb=1)
+        path = cohort / source.replace("_T2starw.nii.gz", "_label-CMB_desc-T2starw_mask.json")
+        said = json.loads(path.read_text())
+        said["Provenance"]["Settings"] = {"threshold": threshold, "detector": ["radial"]}
+        write_json(path, said)
+    write_group(cohort)
+    [said] = [one.getMessage() for one in caplog.records if "different ways" in one.getMessage()]
+    assert "threshold (0.2: 1, 0.7: 2)" in said
+    assert "detector" not in said
+    caplog.clear()
+    note_attempt(cohort, THREE, SELECTED)
+    write_group(cohort)
+    assert "different ways" not in caplog.text
 
 
 def test_a_result_outlives_a_later_selection(cohort):

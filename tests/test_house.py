@@ -13,7 +13,8 @@ FLOORS = [  # from the ground up; a folder is one room
     {"files", "exits", "sidecars", "filters", "lattices", "cards", "models", "mars"}
     | {"provenance", "staged", "foreign", "savedmodels", "sheets"},
     {"imports"},
-    {"volume", "config", "discovery", "execution", "validation", "weights"},
+    {"markers", "attempts"}
+    | {"volume", "config", "discovery", "execution", "validation", "weights"},
     {"brain", "lesions", "candidates", "matching", "agreement", "dask_cluster", "descriptor"}
     | {"physics", "tissues", "protocols", "preprocessing", "networks", "given", "registration"}
     | {"growing", "reckoning"},

@@ -18,6 +18,7 @@ from bids_cmb.derivatives import Output
 from bids_cmb.discovery import Scan
 from bids_cmb.participant import (
     Inside,
+    asks_networks,
     cut_for,
     fingerprint_of,
     given_brain,
@@ -27,6 +28,7 @@ from bids_cmb.participant import (
     outline,
     read,
 )
+from bids_cmb.regions import region_map
 from bids_cmb.templates import Atlases
 from bids_cmb.tissues import is_brain
 from bids_cmb.volume import Volume
@@ -199,6 +201,67 @@ def test_a_segmentation_that_cannot_be_brought_is_left_with_a_sentence(on_t1w):
     (note,) = inside.notes
     assert "desc-aseg_dseg.nii.gz was not used: " in note
     assert "Dice of 0.7" in note
+
+
+def with_parcels(codes):
+    """Cortex and white matter as FreeSurfer's parcels: precuneus left, superior frontal right."""
+    table = {3: 1025, 42: 2028, 2: 3025, 41: 4028}
+    return np.select([codes == code for code in table], list(table.values()), codes)
+
+
+@pytest.fixture
+def own_space(tmp_path, config, known):
+    """A maker of scans with the user's segmentation on a grid of its own, slices tilted by 25°."""
+
+    def make(label, change=lambda codes: codes):
+        codes = known[0].data.astype(np.int32)
+        affine = from_matvec(euler2mat(np.radians(25), 0.1, -0.05), [3, -9, 6]) @ known[0].affine
+        home = tmp_path / "seg/sub-01/anat"
+        volume.save(
+            Volume(change(codes), affine),
+            home / f"sub-01_space-T2starw_desc-{label}_dseg.nii.gz",
+            dtype=np.int32,
+        )
+        grid = affine @ np.diag([-0.5, 0.6, 1.5, 1])
+        grid[:3, 3] = (affine @ [codes.shape[0] - 1, 0, 0, 1])[:3]
+        shape = tuple(np.ceil(codes.shape / np.array([0.5, 0.6, 1.5])).astype(int))
+        image = painted(Volume(codes, affine), T2STAR, grid, shape, np.random.default_rng(8))
+        scan = Scan(
+            tmp_path / "sub-01/anat/sub-01_T2starw.nii.gz",
+            "sub-01/anat/sub-01_T2starw.nii.gz",
+            "anat",
+            "T2starw",
+            (("sub", "01"),),
+        )
+        return codes, image, scan, replace(config, derivatives=(tmp_path / "seg",))
+
+    return make
+
+
+@pytest.mark.parametrize("anatomy", ["none", "network"])
+@pytest.mark.parametrize(
+    ("label", "change"),
+    [
+        ("aseg", lambda codes: codes),
+        ("aparcaseg", with_parcels),
+        ("synthseg", with_parcels),
+    ],
+)
+def test_a_segmentation_in_the_scans_space_is_used_as_it_is(own_space, label, change, anatomy):
+    """No network redraws a voxel of it, wherever lesions are and however its grid lies."""
+    codes, image, scan, config = own_space(label, change)
+    config = replace(config, anatomy=anatomy)
+    inside = look_closer(scan, image, look_inside(scan, image, config), config, ["a lesion"])
+    classes = card("anatomy")["classes"]
+    codes_of_classes = {one[side] for one in classes for side in ("left", "right")}
+    same = np.isin(codes, list(codes_of_classes - {0, 24}))
+    assert same.sum() > 100_000
+    np.testing.assert_array_equal(inside.anatomy.structures.data[same], codes[same])
+    assert inside.source.endswith(f"desc-{label}_dseg.nii.gz")
+    assert not inside.notes
+    regions = region_map(inside.anatomy, inside.lobes, inside.capsule, deep_white_mm=10.0)
+    assert (regions.data > 0).any()
+    assert not asks_networks(replace(config, anatomy="none"))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from bids_cmb.derivatives import (
     columns,
     figures_of,
     finished,
-    homes,
+    homes_of,
     lesion_table_of,
     read_table,
     stem_of,
@@ -76,8 +76,7 @@ def write_page(folder: Path, subject: str) -> Path:
 def _scans(folder: Path, subject: str) -> list[dict]:
     return [
         _scan(folder, subject, home / str(row["filename"]), sidecar, row)
-        for home in homes(folder)
-        if f"sub-{subject}" in home.parts
+        for home in homes_of(folder / f"sub-{subject}")
         for sidecar, row in finished(home)
     ]
 

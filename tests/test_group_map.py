@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bids_cmb.group import grouping, region_rows, wilson
-from bids_cmb.group_map import AFFINE, REACH_MM, SHAPE, STEM, frequency, write_map
+from bids_cmb.group_map import AFFINE, REACH_MM, STEM, frequency, write_map
 
 
 def test_a_lesion_is_a_ball_about_its_place():
@@ -30,7 +30,11 @@ def test_places_beyond_the_template_are_no_error():
 def test_the_map_lies_in_mni_and_goes_when_there_is_nothing_to_show(tmp_path):
     write_map(tmp_path, {"sub-01": [(-20.0, 30, 40)]}, 4)
     image = nib.load(tmp_path / f"{STEM}.nii.gz")
-    assert image.shape == SHAPE
+    # tpl-MNI152NLin2009cAsym_res-02_T1w.nii.gz of TemplateFlow
+    assert image.shape == (97, 115, 97)
+    np.testing.assert_array_equal(
+        image.affine, [[2, 0, 0, -96.5], [0, 2, 0, -132.5], [0, 0, 2, -78.5], [0, 0, 0, 1]]
+    )
     i, j, k = np.rint(np.linalg.solve(image.affine, [-20, 30, 40, 1])[:3]).astype(int)
     assert image.dataobj[i, j, k] == 1
     assert (tmp_path / f"{STEM}.png").stat().st_size > 1000

@@ -116,8 +116,8 @@ def _participant_level(config: Config) -> int:
         "Scans: %d read, %d done before, %d failed, %d not come to. Results: %s",
         *(tally.done, tally.skipped, len(tally.failed), tally.unfinished, config.output_dir),
     )
-    for source, reason in tally.failed:
-        log.warning("Failed: %s (%s)", source, reason.rstrip("."))
+    if tally.failed and not config.reports_only:
+        log.warning("The reasons of failures: %s", logs / "status.jsonl")
     if tally.hopeless:
         raise ExitError(IO_ERROR, f"{config.output_dir} takes no more files. {GOES_ON}")
     return SOME_FAILED if tally.failed or tally.unfinished else OK

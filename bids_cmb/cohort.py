@@ -176,7 +176,7 @@ def _take_in(
     """Say, note down and count how one scan ended."""
     if outcome.error:
         _failed(scan, outcome, tally)
-        status.add(scan.relative_path, "failed", outcome.seconds, reason=outcome.error)
+        status.add(scan.relative_path, "failed", outcome.seconds, reason=_reason(scan, outcome))
         if outcome.errno not in HOPELESS:
             status.crash(scan, outcome, config)
         return
@@ -194,8 +194,14 @@ def _take_in(
 
 def _failed(scan: Scan, outcome: execution.Outcome, tally: Tally) -> None:
     """Say and count that a scan failed."""
-    tally.failed.append((scan.relative_path, outcome.error))
-    log.error("%s failed: %s", scan.name, outcome.error)
+    reason = _reason(scan, outcome)
+    tally.failed.append((scan.relative_path, reason))
+    log.error("%s failed: %s", scan.relative_path, reason)
+
+
+def _reason(scan: Scan, outcome: execution.Outcome) -> str:
+    """Give the sentence on a failed scan without its path, for places that name the scan."""
+    return outcome.error.removeprefix(f"{scan.path}: ")
 
 
 def workers_for(config: Config, scans: int) -> int:

@@ -286,7 +286,7 @@ def group_rows(folder: Path) -> list[dict[str, object]]:
         if event["status"] == "failed":
             results[source] = [_without_counts(source, "failed", event["reason"])]
         elif source not in results:
-            results[source] = [_without_counts(source, "missing", "no run came to it")]
+            results[source] = [_without_counts(source, "missing", "no run reached it")]
     return [row for source in sorted(results) for row in results[source]]
 
 

@@ -246,7 +246,7 @@ def _empty_handed(subjects: list[str], scans: list[Scan]) -> list[str]:
     if not without:
         return []
     count = f"{len(without)} of {len(subjects)} participants"
-    return [f"No scan was selected of {count}: {listed(without)}."]
+    return [f"No scan was selected for {count}: {listed(without)}."]
 
 
 # Finding files

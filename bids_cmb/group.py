@@ -75,7 +75,7 @@ def write_group(
     write_table(folder / "group_microbleeds.tsv", described, rows)
     write_json(folder / "group_microbleeds.json", described)
     read = [row for row in rows if row["status"] == "ok"]
-    groups = grouping(participants, {str(row["participant_id"]) for row in rows})
+    groups = grouping(participants, {str(row["participant_id"]) for row in read})
     table = region_rows(read, groups)
     write_table(folder / "group_regions.tsv", columns("regions"), table)
     write_json(folder / "group_regions.json", columns("regions"))

@@ -123,22 +123,32 @@ def load(path: Path) -> tuple[Volume, Intake]:
     affine, affine_source, notes = _affine(path, header, shape)
     data = _read(path, image).reshape(shape)
 
-    header_mended, nonfinite = bool(notes), 0
+    header_mended, nonfinite, lost = bool(notes), 0, ""
     low, high = data.min(), data.max()
     if not (low >= -LARGEST_VALUE and high <= LARGEST_VALUE):  # also NaN
-        wrong = ~(np.abs(data) <= LARGEST_VALUE)
-        nonfinite = int(wrong.sum())
-        notes.append(f"{path.name}: {_replace(data, wrong, voxel_sizes(affine))}.")
+        nonfinite, kind, became = _mend(data, voxel_sizes(affine))
+        notes.append(f"{path.name}: {nonfinite} voxels are {kind}; {became}.")
+        lost = f" ({nonfinite} were {kind})"
         low, high = data.min(), data.max()
     if low == high:
-        lost = f" ({nonfinite} were NaN or infinite)" if nonfinite else ""
         raise ValueError(
             f"{path}: an image needs voxels that differ; found {low:g} in every one of them{lost}."
         )
     return Volume(data, affine), Intake(affine_source, nonfinite, tuple(notes), header_mended)
 
 
-def _replace(data: np.ndarray, wrong: np.ndarray, spacing: np.ndarray) -> str:
+def _mend(data: np.ndarray, spacing: np.ndarray) -> tuple[int, str, str]:
+    """Replace voxels without a number in place: how many, of which kind, and by what."""
+    wrong = ~(np.abs(data) <= LARGEST_VALUE)
+    count, huge = int(wrong.sum()), np.isfinite(data[wrong]).any()
+    kind = f"NaN, infinite or beyond {LARGEST_VALUE:g}" if huge else "NaN or infinite"
+    filled = _replace(data, wrong, spacing)
+    parts = [f"{count - filled} became 0"] if count > filled else []
+    parts += [f"{filled} took the value of the nearest other voxel"] if filled else []
+    return count, kind, ", ".join(parts)
+
+
+def _replace(data: np.ndarray, wrong: np.ndarray, spacing: np.ndarray) -> int:
     """Replace voxels in place: by the nearest other where others surround them, else by 0.
 
     Args:
@@ -147,13 +157,13 @@ def _replace(data: np.ndarray, wrong: np.ndarray, spacing: np.ndarray) -> str:
         spacing: Voxel size in mm along each axis.
 
     Returns:
-        What became of how many, in words.
+        How many have the value of another.
     """
     pieces, _ = ndimage.label(wrong, np.ones((3, 3, 3)))
     faces = [np.moveaxis(pieces, axis, 0)[end] for axis in range(3) for end in (0, -1)]
     outside = np.setdiff1d(np.concatenate([face.ravel() for face in faces]), [0])
     data[np.isin(pieces, outside)] = 0
-    inner = 0
+    filled = 0
     for piece, box in enumerate(ndimage.find_objects(pieces), start=1):
         if piece in outside:
             continue
@@ -163,12 +173,8 @@ def _replace(data: np.ndarray, wrong: np.ndarray, spacing: np.ndarray) -> str:
         )
         hole = pieces[around] == piece
         data[around][hole] = data[around][tuple(nearest)][hole]
-        inner += int(hole.sum())
-    outer = int(wrong.sum()) - inner
-    parts = [f"{outer} NaN or infinite voxels became 0"] if outer else []
-    if inner:
-        parts.append(f"{inner} NaN or infinite voxels took the value of the nearest other voxel")
-    return ", ".join(parts)
+        filled += int(hole.sum())
+    return filled
 
 
 def load_labels(path: Path) -> Volume:

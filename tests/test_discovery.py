@@ -558,7 +558,7 @@ def test_an_extension_in_capitals_is_listed_with_its_reason(dataset):
 
 def test_subjects_without_a_scan_are_said(dataset):
     found = find(dataset(anat("swi.nii.gz"), anat("T1w.nii.gz", "02")))
-    assert found.notes == ("No scan was selected of 1 of 2 participants: 02.",)
+    assert found.notes == ("No scan was selected for 1 of 2 participants: 02.",)
 
 
 def test_a_folder_without_subjects_gives_nothing_and_says_so(tmp_path):

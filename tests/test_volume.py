@@ -110,7 +110,7 @@ def test_nan_and_infinite_voxels_at_the_border_become_0_and_are_counted(tmp_path
     data[1, 1, 1] = -np.inf
     volume, intake = load(stored(tmp_path / "a.nii.gz", data))
     assert intake.nonfinite_voxels == 4
-    assert intake.notes == ("a.nii.gz: 4 NaN or infinite voxels became 0.",)
+    assert intake.notes == ("a.nii.gz: 4 voxels are NaN or infinite; 4 became 0.",)
     assert not intake.header_mended
     expected = np.where(np.isfinite(data), data, 0)
     np.testing.assert_array_equal(volume.data, expected)
@@ -123,8 +123,8 @@ def test_holes_within_the_image_are_filled_from_beside_them(tmp_path, data):
     volume, intake = load(stored(tmp_path / "a.nii.gz", data))
     assert intake.nonfinite_voxels == 12 * 6 + 3 * 3 * 2
     assert intake.notes == (
-        "a.nii.gz: 72 NaN or infinite voxels became 0, 18 NaN or infinite voxels took the value of "
-        "the nearest other voxel.",
+        "a.nii.gz: 90 voxels are NaN or infinite; 72 became 0, 18 took the value of the nearest "
+        "other voxel.",
     )
     assert not volume.data[0].any()
     assert (volume.data[5, 5, 2], volume.data[7, 5, 3]) == (data[4, 5, 2], data[8, 5, 3])

@@ -111,8 +111,8 @@ def _participant_level(config: Config) -> int:
     )
     if tally.drawn:
         log.info("Pictures and pages made for scans done before: %d.", tally.drawn)
-    for source, reason in tally.failed:
-        log.warning("Failed: %s (%s)", source, reason.rstrip("."))
+    if tally.failed and not config.reports_only:
+        log.warning("The reasons of failures: %s", logs / "status.jsonl")
     if tally.removed:
         raise ExitError(IO_ERROR, f"{config.output_dir} was removed during the run. {STARTS_ANEW}")
     if tally.hopeless:

@@ -206,7 +206,7 @@ def _take_in(
     """Say, note down and count how one scan ended."""
     if outcome.error:
         _failed(scan, outcome, tally)
-        status.add(scan.relative_path, "failed", outcome.seconds, reason=outcome.error)
+        status.add(scan.relative_path, "failed", outcome.seconds, reason=_reason(scan, outcome))
         _note_failure(scan, outcome, config, tally)
         if is_defect(scan, outcome, config):
             status.crash(scan, outcome, config)
@@ -257,8 +257,14 @@ def is_defect(scan: Scan, outcome: execution.Outcome, config: Config) -> bool:
 
 def _failed(scan: Scan, outcome: execution.Outcome, tally: Tally) -> None:
     """Say and count that a scan failed."""
-    tally.failed.append((scan.relative_path, outcome.error))
-    log.error("%s failed: %s", scan.name, outcome.error)
+    reason = _reason(scan, outcome)
+    tally.failed.append((scan.relative_path, reason))
+    log.error("%s failed: %s", scan.relative_path, reason)
+
+
+def _reason(scan: Scan, outcome: execution.Outcome) -> str:
+    """Give the sentence on a failed scan without its path, for places that name the scan."""
+    return outcome.error.removeprefix(f"{scan.path}: ")
 
 
 def workers_for(config: Config, scans: int) -> int:

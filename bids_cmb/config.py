@@ -131,7 +131,7 @@ def _typed(path: Path, field, value: object) -> object:
         if not isinstance(item, kinds[word]) or truth_for_number:
             raise ValueError(f"{path}: {field.name} must be {said}; found {value!r}.")
     if word == "Path":
-        items = [Path(item) for item in items]
+        items = [Path(item).absolute() for item in items]  # as the flags' are
     if "tuple" in said:
         return tuple(items)
     if isinstance(value, list):

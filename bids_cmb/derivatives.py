@@ -5,9 +5,12 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
+from itertools import zip_longest
 from pathlib import Path
 
 from bids_cmb.attempts import open_attempt
@@ -18,6 +21,7 @@ from bids_cmb.lesions import Lesion
 from bids_cmb.markers import read_marker
 from bids_cmb.mars import names, pattern
 from bids_cmb.provenance import NAME, generated_by
+from bids_cmb.sheets import tab_separated
 
 BIDS_VERSION = "1.11.1"
 ENTITY_ORDER = (  # of BIDS 1.11, as far as scans and our results use it
@@ -57,6 +61,11 @@ def columns(table: str) -> dict[str, dict]:
 
     They stand in ``data/<table>_columns.json``, which becomes the sidecar of the table.
     """
+    return dict(_described(table))
+
+
+@cache
+def _described(table: str) -> dict[str, dict]:
     text = resources.files("bids_cmb").joinpath(f"data/{table}_columns.json").read_text("utf-8")
     return json.loads(text)
 
@@ -136,8 +145,9 @@ class Output:
     def to_mni(self) -> Path:
         """Where the transform to MNI space goes."""
         parts = [f"{key}-{value}" for key, value in self.scan.entities]
-        parts += [f"from-{self.scan.suffix}", f"to-{MNI_SPACE}", "mode-image", "xfm.txt"]
-        return self.home / "anat" / "_".join(parts)
+        parts += [f"from-{self.scan.suffix}", f"to-{MNI_SPACE}", "mode-image"]
+        parts += [f"desc-{self.scan.desc}"] if self.scan.desc else []
+        return self.home / "anat" / "_".join([*parts, "xfm.txt"])
 
     def from_t1w(self) -> Path:
         """Where the transform from the T1w image goes that a segmentation came with."""
@@ -257,7 +267,7 @@ def counts(lesions: Iterable[Lesion]) -> dict[str, object]:
         "n_uncounted": len(lesions) - len(counted),
         "cmb_volume_mm3": _rounded(sum(lesion.volume for lesion in counted), 3),
         "n_under_5mm": small,
-        "n_5mm_to_10mm": len(counted) - small,
+        "n_5mm_or_more": len(counted) - small,
         "burden": burden(len(counted)),
         **whereabouts(counted),
     }
@@ -324,26 +334,47 @@ def burden(count: int) -> str:
 
 
 def write_table(path: Path, names: Iterable[str], rows: Iterable[dict]) -> None:
-    """Write a BIDS table: tab-separated, ``n/a`` for None, the columns ``names`` in their order."""
+    """Write a BIDS table: tab-separated, ``n/a`` for None, the columns ``names`` in their order.
+
+    A row is a line: line ends within a cell become blanks.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(names), delimiter="\t", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: "n/a" if value is None else value for key, value in row.items()})
+        writer.writerow({key: _cell(value) for key, value in row.items()})
     write_text(path, text.getvalue())
 
 
+def _cell(value: object) -> object:
+    if isinstance(value, str):
+        return re.sub(r"[\r\n]+", " ", value)
+    return "n/a" if value is None else value
+
+
 def read_table(path: Path) -> list[dict[str, str | None]]:
-    """The rows of a BIDS table, ``n/a`` as None.
+    """Read the rows of a BIDS table, ours or another's; ``n/a`` and cells that lack are None.
 
     Raises:
+        ValueError: If it is not text in UTF-8; the sentence names the file.
         OSError: If it cannot be read.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t")
-        return [
-            {key: None if value == "n/a" else value for key, value in row.items()} for row in rows
-        ]
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ValueError(
+            f"{path}: a table must be text in UTF-8; found the byte 0x{byte:02x} at position "
+            f"{error.start}."
+        ) from error
+    names, *rows = tab_separated(text) or [[]]
+    return [
+        {
+            name: None if cell == "n/a" else cell
+            for name, cell in zip_longest(names, row[: len(names)])
+        }
+        for row in rows
+    ]
 
 
 def write_dataset(folder: Path, raw: Path) -> None:

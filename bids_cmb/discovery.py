@@ -33,6 +33,7 @@ from bids_cmb.sidecars import (
     common,
     echo_time_s,
     field_strength_t,
+    of_spine,
     sidecar_reader,
     unreadable,
     weighting,
@@ -244,7 +245,8 @@ def _empty_handed(subjects: list[str], scans: list[Scan]) -> list[str]:
     without = [subject for subject in subjects if subject not in served]
     if not without:
         return []
-    return [f"{len(without)} of {len(subjects)} subjects have no scan taken: {listed(without)}."]
+    count = f"{len(without)} of {len(subjects)} participants"
+    return [f"No scan was selected for {count}: {listed(without)}."]
 
 
 # Finding files
@@ -390,9 +392,20 @@ def _walked(
                 files += [Path(entry.path)] if place["file"] else []
             elif place and place["file"]:
                 odd.append(_left(relative, "is a folder, not an image"))
+            elif (extension := _in_capitals(relative)) and territory.fullmatch(
+                f"/{relative.removesuffix(extension)}{extension.lower()}"
+            ):
+                why = f"has the extension {extension}; BIDS knows only {extension.lower()}"
+                odd.append(_left(relative, why))
             elif place:
                 folders.append(Path(entry.path))
     return files, odd
+
+
+def _in_capitals(relative: str) -> str:
+    """The extension of an image if it has capital letters, else empty."""
+    found = re.search(r"\.nii(?:\.gz)?\Z", relative, re.IGNORECASE)
+    return found[0] if found and found[0] != found[0].lower() else ""
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -421,6 +434,8 @@ def _settle(
 ) -> tuple[list[Scan], list[Considered]]:
     """Choose between files that would be written under one name, and between echoes."""
     images, considered = _without_maps(images)
+    images, of_others = _without_spines(images, read)
+    considered += of_others
     kept = []
     for alike in _grouped(images, _identity).values():
         first, *others = sorted(alike, key=_preference)
@@ -455,6 +470,16 @@ def _without_maps(images: list[Image]) -> tuple[list[Image], list[Considered]]:
     }
     why = "is probably a map, since there is a T2starw of the same name"
     return [i for i in images if i not in maps], [_left(i.relative_path, why) for i in maps]
+
+
+def _without_spines(
+    images: list[Image], read: Callable[[Path], Sidecars]
+) -> tuple[list[Image], list[Considered]]:
+    """Leave images of the spinal cord, as their sidecars say."""
+    parts = {image: part for image in images if (part := of_spine(read(image.path).metadata))}
+    why = "shows another part of the body than the brain (BodyPartExamined {})"
+    left = [_left(image.relative_path, why.format(part)) for image, part in parts.items()]
+    return [image for image in images if image not in parts], left
 
 
 def _grouped(items: Iterable, key: Callable[[Any], Hashable]) -> dict[Hashable, list]:

@@ -37,7 +37,7 @@ NEVER_TAKEN = tuple(
         (("part",), r"(?!mag$).*", "is not the magnitude"),
         (("suffix", "acq", "rec", "desc"), r".*mi?nip.*|mip.*|.*mip", "is an intensity projection"),
         (("suffix",), r"qsm|.*map", "is a map, not a magnitude image"),
-        (PHASE_LABELS, PHASE, "is a phase image"),
+        (("suffix", *PHASE_LABELS), PHASE, "is a phase image"),
         (("bp",), r"(?!(brain|head)$).*", "shows another part of the body than the brain"),
         (("coil",), r".*", "is the image of one coil element"),
         (("space", "label", "seg", "res", "from", "to"), r".*", "is a derivative"),

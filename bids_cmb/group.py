@@ -8,6 +8,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from bids_cmb.attempts import FAILED, open_attempts
@@ -24,10 +25,12 @@ from bids_cmb.derivatives import (
     write_table,
 )
 from bids_cmb.files import write_json
+from bids_cmb.filters import listed
 from bids_cmb.group_map import REVIEWED, STEM, write_map
 from bids_cmb.report import Cohort, write_group_page
 from bids_cmb.reviews import Review, agreement_rows, read_reviews, reviewed_rows
 from bids_cmb.settled import Settled, has_place, settle
+from bids_cmb.sidecars import unreadable
 
 WHERE = (*(f"n_{name}" for name in TERRITORIES), "lobar_class", "pattern")  # after review too
 GROUPING = ("site", "center", "centre", "scanner", "manufacturer", "field_strength")
@@ -84,7 +87,7 @@ def write_group(
     write_table(folder / "group_microbleeds.tsv", described, rows)
     write_json(folder / "group_microbleeds.json", described)
     read = [row for row in rows if row["status"] == "ok"]
-    groups = grouping(participants)
+    groups = grouping(participants, {str(row["participant_id"]) for row in read})
     table = region_rows(read, groups)
     write_table(folder / "group_regions.tsv", columns("regions"), table)
     write_json(folder / "group_regions.json", columns("regions"))
@@ -100,20 +103,38 @@ def write_group(
     return tally
 
 
-def grouping(participants: Path | None) -> dict[str, dict[str, str]]:
-    """Site and scanner of each participant: column → participant → value."""
+def grouping(
+    participants: Path | None, expected: Collection[str] = ()
+) -> dict[str, dict[str, str]]:
+    """Read site and scanner of each participant: column → participant → value.
+
+    Args:
+        participants: ``participants.tsv`` of the raw dataset, if there is one.
+        expected: Participants with results; a warning names those that the table does not list.
+    """
     if participants is None or not participants.is_file():
         return {}
     try:
         rows = read_table(participants)
-    except (OSError, UnicodeDecodeError) as error:
-        log.warning("%s cannot be read and is passed over: %s", participants, error)
+    except OSError as error:
+        log.warning("%s %s and is ignored.", participants, unreadable(error))
         return {}
-    return {
+    except ValueError as error:
+        log.warning("%s The file is ignored.", error)
+        return {}
+    groups = {
         column: {str(row.get("participant_id")): row[column] for row in rows if row.get(column)}
         for column in GROUPING
         if any(row.get(column) for row in rows)
     }
+    absent = sorted(set(expected) - {str(row.get("participant_id")) for row in rows})
+    if absent and (groups or len(absent) == len(expected)):
+        log.warning(
+            "%s does not list %d of %d participants with results: %s. They belong to no site or "
+            "scanner.",
+            *(participants, len(absent), len(expected), listed(absent)),
+        )
+    return groups
 
 
 def region_rows(read: list[dict], groups: dict[str, dict[str, str]]) -> list[dict[str, object]]:
@@ -156,12 +177,15 @@ def region_rows(read: list[dict], groups: dict[str, dict[str, str]]) -> list[dic
 def _strata(read: list[dict], groups: dict) -> Iterator[tuple[str, str, list[dict]]]:
     yield "all", "all", read
     for column, values in groups.items():
-        for value in sorted(set(values.values())):
-            chosen = [row for row in read if values.get(str(row["participant_id"])) == value]
-            if chosen:
-                yield column, value, chosen
+        by_value: dict[str, list[dict]] = {}
+        for row in read:
+            if value := values.get(str(row["participant_id"])):
+                by_value.setdefault(value, []).append(row)
+        for value, chosen in sorted(by_value.items()):
+            yield column, value, chosen
 
 
+@lru_cache(maxsize=4096)  # half a millisecond each, and many sites have as many participants
 def wilson(successes: int, trials: int) -> tuple[float, float] | tuple[None, None]:
     """The 95 % interval of a share (Wilson 1927); None, None without trials."""
     if not trials:
@@ -297,13 +321,13 @@ def unsettled(
         elif stands and status == FAILED:
             states[source] = ("outdated", f"the last attempt failed ({reason}); {STANDS}")
         elif stands and status:
-            states[source] = ("outdated", f"a later run did not come to it; {STANDS}")
+            states[source] = ("outdated", f"a later run did not reach it; {STANDS}")
         elif status == FAILED:
             states[source] = ("failed", reason)
         elif not stands and logged.get(source, {}).get("status") == "failed" and not status:
             states[source] = ("failed", logged[source]["reason"])
         elif not stands:
-            states[source] = ("missing", "no run came to it")
+            states[source] = ("missing", "no run reached it")
     return states
 
 
@@ -360,17 +384,32 @@ def last_events(folder: Path) -> dict[str, dict]:
     """What the runs' status logs said last of each scan."""
     events = []
     for path in sorted(folder.glob("logs/*/status.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                event = json.loads(line)
-                events.append(
-                    {key: str(event[key]) for key in ("time", "source", "status", "reason")}
-                )
-            except (ValueError, KeyError, TypeError):
-                log.warning("%s: a line is no status of a scan and was passed over.", path)
+        events += _events_in(path)
     order = {"selected": 0}  # of the same second, the selection came first
     events.sort(key=lambda event: (event["time"], order.get(event["status"], 1)))
     return {event["source"]: event for event in events}
+
+
+def _events_in(path: Path) -> list[dict[str, str]]:
+    """Read a status log; a warning tells of lines that are damaged, or of all if it is."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        log.warning("%s %s and is ignored.", path, unreadable(error))
+        return []
+    events = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+            events.append({key: str(event[key]) for key in ("time", "source", "status", "reason")})
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+    if len(events) < len(lines):
+        log.warning(
+            "%s: %d of %d lines are damaged and were ignored.",
+            *(path, len(lines) - len(events), len(lines)),
+        )
+    return events
 
 
 def _without_counts(source: str, status: str, reason: str) -> dict[str, object]:

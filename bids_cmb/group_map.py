@@ -8,9 +8,10 @@ import numpy as np
 from bids_cmb.files import replacing, write_json
 from bids_cmb.volume import Volume, save
 
-SHAPE = (97, 115, 97)  # MNI152NLin2009cAsym on voxels of 2 mm
+# The grid of TemplateFlow's tpl-MNI152NLin2009cAsym_res-02, so of what fMRIPrep calls res-2.
+SHAPE = (97, 115, 97)
 VOXEL_MM = 2.0
-AFFINE = np.array([[2.0, 0, 0, -96], [0, 2, 0, -132], [0, 0, 2, -78], [0, 0, 0, 1]])
+AFFINE = np.array([[2.0, 0, 0, -96.5], [0, 2, 0, -132.5], [0, 0, 2, -78.5], [0, 0, 0, 1]])
 BRAIN_MM = ((-71, 71), (-107, 73), (-68, 82))  # about as far as the template's brain reaches
 REACH_MM = 5.0  # a lesion is believed to lie within this distance of its MNI position
 STEM = "group_space-MNI152NLin2009cAsym_res-2_desc-frequency_CMB"

@@ -417,7 +417,7 @@ def _readme(kind: str, read: Source, rows: list[dict], counting: dict, left_out:
         said.append(f"Source: {', '.join(read.links)}")
     said.append(
         "Scans are the source's files under BIDS names (packed if they were not; NaN and infinite "
-        "voxels became 0). `participants.tsv` and the sidecars have the names in the source; "
+        "voxels were replaced). `participants.tsv` and the sidecars have the names in the source; "
         "`derivatives/truth` has what readers marked."
     )
     if any(scan.points for scan in read.scans):

@@ -358,7 +358,7 @@ def examine(scan: Scan, config: Config) -> Findings:
         brain.mask,
         field_strength_t=scan.field_strength_t,
         echo_time_s=scan.echo_time_s,
-        header_mended=bool(intake.notes),
+        header_mended=intake.header_mended,
         nonfinite_voxels=intake.nonfinite_voxels,
     )
     return Findings(
@@ -548,6 +548,7 @@ def read(scan: Scan) -> tuple[Volume, Intake]:
             intake,
             nonfinite_voxels=intake.nonfinite_voxels + more.nonfinite_voxels,
             notes=intake.notes + more.notes,
+            header_mended=intake.header_mended or more.header_mended,
         )
     mean = squares / (1 + len(scan.more_echoes))
     return Volume(np.sqrt(mean), image.affine), intake
@@ -559,19 +560,35 @@ def outline(scan: Scan, image: Volume, config: Config, inside: Inside | None = N
     What was seen inside is taken if it could be a whole brain; else the one by intensity and shape.
 
     Raises:
-        ValueError: If no brain is found, or the user's mask holds none; the file is named.
+        ValueError: If no brain is found, the user's mask holds none, or what it holds is not
+            brighter than 0, as a magnitude is; the file is named.
     """
     given = find_mask(config.derivatives, scan, config.mask_desc)
+    notes: tuple[str, ...] = ()
     try:
         if config.skip_brain_extraction:
-            return Brain(stripped_brain(image), "the scan's own non-zero voxels")
-        if given:
-            return Brain(given_brain(given, image), str(given))
-        brain = seen_brain(image, inside)
+            brain = Brain(stripped_brain(image), "the scan's own non-zero voxels")
+        elif given:
+            brain = Brain(given_brain(given, image), str(given))
+        else:
+            brain = seen_brain(image, inside)
+            if config.derivatives:
+                why = "--derivatives holds no brain mask for it; one was found"
+                notes = (f"{scan.path.name}: {why}.",)
+        refuse_dark(image, brain.mask)
     except ValueError as error:
         raise ValueError(f"{scan.path}: {error}") from error
-    notes = (f"{scan.path.name}: --derivatives holds no brain mask for it; one was found.",)
-    return replace(brain, notes=notes) if config.derivatives else brain
+    return replace(brain, notes=notes)
+
+
+def refuse_dark(image: Volume, brain: Volume) -> None:
+    """Refuse an image whose median in the brain is not above 0, by which it would be divided."""
+    median = float(np.median(image.data[np.asarray(brain.data, bool)]))
+    if not median > 0:
+        raise ValueError(
+            "a magnitude image must be brighter than 0 in the brain; found a median of "
+            f"{median:g} there."
+        )
 
 
 def seen_brain(image: Volume, inside: Inside | None) -> Brain:

@@ -105,10 +105,7 @@ def read_reviews(folder: Path, found: Path) -> dict[str, list[Review]]:
 
 
 def _read(file: Path) -> list[Review]:
-    try:
-        rows = read_table(file)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: a review must be UTF-8 text; {error.reason}.") from error
+    rows = read_table(file)
     lacking = [name for name in NEEDED if rows and name not in rows[0]]
     if lacking or not rows:
         has = ", ".join(map(str, rows[0])) if rows else "no line"

@@ -6,6 +6,7 @@ Nothing in a workbook is run or reckoned: of a formula the value is read that Ex
 import csv
 import io
 import math
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ WORKBOOKS = (".xlsx", ".xlsm")
 SHEETS = (*WORKBOOKS, *TEXT)
 LARGEST_MB = 50  # 37 000 points take 2 MB; what unpacks to more is no list of lesions
 EMPTY = {"", "n/a", "na", "nan", "none", "-"}
+_LINE_END = re.compile(r"\r\n?|\n")
+_CELL = re.compile(r'"((?:[^"]|"")*)"(?=\t|$)|([^\t]*)')
 
 
 def read_sheet(path: Path) -> list[list[Cell]]:
@@ -75,6 +78,32 @@ def header_and_rows(path: Path, needed: Sequence[str]) -> list[dict[str, Cell]]:
     ]
 
 
+def tab_separated(text: str) -> list[list[str]]:
+    """Split tab-separated text into cells, without its empty lines.
+
+    BIDS tables know no quoting but of cells that hold tabs, so a line is a row: a quotation mark
+    that is not closed at the end of a cell of its line is a character like any other. Spreadsheets
+    put other cells in quotation marks too; these are taken off.
+    """
+    lines = [line for line in _LINE_END.split(text) if line]
+    width = len(_cells(lines[0])) if lines else 0
+    return [_cells(line, width) for line in lines]
+
+
+def _cells(line: str, width: int = 0) -> list[str]:
+    """Split a line; if only a plain split at its tabs gives the width of the table, that one."""
+    plain = line.split("\t")
+    if '"' not in line:
+        return plain
+    cells, at = [], 0
+    while at <= len(line):
+        match = _CELL.match(line, at)
+        quoted, bare = match.groups()
+        cells.append(bare if quoted is None else quoted.replace('""', '"'))
+        at = match.end() + 1
+    return plain if len(plain) == width != len(cells) else cells
+
+
 def _workbook(path: Path) -> list[Sequence[object]]:
     # Here, because a look at --help needs no Excel.
     from openpyxl import load_workbook  # noqa: PLC0415
@@ -113,7 +142,12 @@ def _text(path: Path) -> list[Sequence[object]]:
         raise ValueError(f"{path}: text in UTF-8 is expected; {_brief(error)}.") from error
     first = next((line for line in text.splitlines() if line.strip()), "")
     comma = max("\t;,", key=first.count)
-    return list(csv.reader(io.StringIO(text), delimiter=comma))
+    if comma == "\t":
+        return tab_separated(text)
+    try:
+        return list(csv.reader(io.StringIO(text), delimiter=comma))
+    except csv.Error as error:  # a cell of more than 128 kB: a quotation mark was not closed
+        raise ValueError(f"{path}: a table is expected; it cannot be read ({error}).") from error
 
 
 def _refuse_large(path: Path, size: int) -> None:

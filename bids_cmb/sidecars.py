@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -9,6 +11,12 @@ from pathlib import Path
 from typing import Any
 
 ASSUMED_FIELD = 3.0  # T, where no sidecar says
+DEEPEST = 20  # levels of objects and lists within a value; worker processes cannot pass on 500
+SPINE = re.compile(  # in BodyPartExamined, spelled as people do; ß, ä, ö, ü written out
+    r"spin(e|al)|neck|hals|nacken|cervical|thoracic|lumbar|rueckenmark|ruckenmark|myelon|moelle|"
+    r"wirbels|rachis|medul[ae]|columna|\b[hbl]ws\b"
+)
+HEAD = re.compile(r"head|brain|skull|kopf|schaedel|schadel|hirn|cereb|crani|encephal|tete")
 
 
 @dataclass(frozen=True)
@@ -16,7 +24,8 @@ class Sidecars:
     """What the sidecars of one image say.
 
     Attributes:
-        metadata: As written, but EchoTime in s where it was in ms.
+        metadata: As written, but EchoTime in s where it was in ms, and without values that no
+            JSON file can hold, such as NaN.
         notes: A sentence for each file or value that cannot be believed.
     """
 
@@ -47,6 +56,10 @@ def sidecar_reader(bids_dir: Path) -> Callable[[Path], Sidecars]:
                 metadata |= content
                 if complaint:
                     notes.append(f"{path.relative_to(bids_dir).as_posix()} {complaint}.")
+        faults = {key: fault for key, value in metadata.items() if (fault := _fault(key, value))}
+        for key, fault in faults.items():
+            notes.append(f"{image_path.name}: {ascii(key)[1:-1]:.40} {fault} and was ignored.")
+        metadata = {key: value for key, value in metadata.items() if key not in faults}
         notes += _oddities(image_path.name, metadata)
         return Sidecars(_in_seconds(metadata), tuple(notes))
 
@@ -72,6 +85,17 @@ def weighting(metadata: dict) -> tuple[float | None, str]:
     value = 1000 * time * (strength or ASSUMED_FIELD)
     assumed = "" if strength else f", field strength unknown, {ASSUMED_FIELD:g} T assumed"
     return value, f"{value:.0f} T·ms{assumed}"
+
+
+def of_spine(metadata: dict[str, Any]) -> str:
+    """BodyPartExamined if it names the spine or the neck and no part of the head, else empty."""
+    value = metadata.get("BodyPartExamined")
+    if not isinstance(value, str):
+        return ""
+    words = re.sub(r"[\W_]+", " ", value.casefold())
+    for letter, written in (("ä", "ae"), ("ö", "oe"), ("ü", "ue")):
+        words = words.replace(letter, written)
+    return value if SPINE.search(words) and not HEAD.search(words) else ""
 
 
 def common(metadata: list[dict]) -> dict:
@@ -107,6 +131,8 @@ def _jsons_in(folder: Path) -> list[tuple[Path, frozenset[str], str]]:
 def _read_object(path: Path) -> tuple[dict[str, Any], str]:
     """A JSON object, or an empty one and what is wrong, as the end of a sentence."""
     try:
+        if stat.S_ISFIFO(path.stat().st_mode):  # to open it would wait for ever
+            return {}, "is not a regular file and is passed over"
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return {}, "is not fetched (broken git-annex or DataLad link) and is passed over"
@@ -146,5 +172,28 @@ def _oddities(name: str, metadata: dict[str, Any]) -> Iterator[str]:
         )
     for key, highest, unit in (("EchoTime", 1000, "s"), ("MagneticFieldStrength", 25, "T")):
         if key in metadata and _within(metadata[key], highest=highest) is None:
-            found = repr(metadata[key])[:40]
-            yield f"{name}: {key} must be a number in {unit} that can be; found {found}, not used."
+            most = 1 if unit == "s" else highest
+            yield (
+                f"{name}: {key} must be a number in {unit}, above 0 and up to {most}; found "
+                f"{metadata[key]!r:.40}, which was ignored."
+            )
+
+
+def _fault(key: str, value: Any) -> str:
+    """Why a value cannot be written to a sidecar of ours; empty if it can."""
+    if not _is_shallow(value, DEEPEST):
+        return f"is nested more than {DEEPEST} levels deep"
+    try:
+        json.dumps({key: value}, allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "holds half a character (a lone surrogate)"
+    except ValueError:
+        return "holds a number that is not finite"
+    return ""
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    parts = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(parts, list):
+        return True
+    return levels > 0 and all(_is_shallow(part, levels - 1) for part in parts)

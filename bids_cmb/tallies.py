@@ -97,31 +97,72 @@ def compare_counts(results: Path, table: Path, folder: Path, *, overwrite: bool)
         overwrite: Whether an earlier comparison there may be replaced.
 
     Raises:
-        ValueError: If ``folder`` is not empty, or no scan is in both.
+        ValueError: If ``folder`` is not empty, no scan is in both, or several results may be of one
+            rated scan.
         OSError: If a file cannot be read or written.
     """
     if folder.exists() and not overwrite and any(folder.iterdir()):
         raise ValueError(
             f"{folder}: an evaluation needs an empty folder or --overwrite; found files in it."
         )
-    found = {
-        _entities(row["filename"]): row for home in homes(results) for _, row in finished(home)
-    }
+    found: dict[tuple, list[tuple[str, dict]]] = {}
+    for home in homes(results):
+        for sidecar, row in finished(home):
+            found.setdefault(_entities(row["filename"]), []).append((_source(sidecar, row), row))
     pairs, missing = [], []
     for rated in read_table(table):
         name = str(rated["scan"])
-        if (own := found.get(_entities(name))) is None:
+        try:
+            own = _result_of(name, found.get(_entities(name), []))
+        except ValueError as error:
+            raise ValueError(f"{table}: {error}") from None
+        if own is None:
             missing.append(name)
         else:
             pairs.append((name, own, rated))
     if not pairs:
         raise ValueError(
             f"{results}: the app's results and {table} need a scan in common; found "
-            f"{len(found)} results and {len(missing)} rated scans."
+            f"{sum(map(len, found.values()))} results and {len(missing)} rated scans."
         )
     rows = [_agreement(place, pairs) for place in _places()]
     _write(folder, pairs, rows, missing)
     return Agreement(rows, tuple(missing))
+
+
+def _result_of(scan: str, results: Sequence[tuple[str, dict]]) -> dict | None:
+    """Choose the result of a rated scan: of its very name, else of its suffix; None without.
+
+    Args:
+        scan: Path or name of the rated scan; it may lack a suffix.
+        results: With the same entities: the name of the source, and the row of the scan table.
+
+    Raises:
+        ValueError: If several fit.
+    """
+    stem, suffix = _stem(scan), _suffix(scan)
+    fitting = [(source, row) for source, row in results if not suffix or _suffix(source) == suffix]
+    fitting = [(source, row) for source, row in fitting if source == stem] or fitting
+    if len(fitting) > 1:
+        names = " and ".join(Path(row["filename"]).name for _, row in fitting[:3])
+        raise ValueError(f"{scan} needs one result of the app; found {len(fitting)}: {names}.")
+    return fitting[0][1] if fitting else None
+
+
+def _source(sidecar: dict, row: dict) -> str:
+    """Name the scan that a result was made from, by its ``Sources``, else by its ``desc``."""
+    sources = sidecar.get("Sources") or [_stem(row["filename"]).replace("_mask", "")]
+    return _stem(sources[0])
+
+
+def _stem(path: object) -> str:
+    return Path(str(path)).name.partition(".")[0]
+
+
+def _suffix(path: object) -> str:
+    """Give the last word of a name in small letters; empty if it is an entity, as ``sub-01``."""
+    key, _, value = _stem(path).rpartition("_")[2].rpartition("-")
+    return "" if key in ENTITIES else value.casefold()
 
 
 def _places() -> list[str]:
@@ -146,9 +187,7 @@ def _number(value: object) -> int | None:
 
 def _entities(path: object) -> tuple[tuple[str, str], ...]:
     """The entities of a file that belong to the scan."""
-    parts = dict(
-        part.partition("-")[::2] for part in Path(str(path)).name.partition(".")[0].split("_")
-    )
+    parts = dict(part.partition("-")[::2] for part in _stem(path).split("_"))
     return tuple((key, parts[key]) for key in ENTITIES if parts.get(key))
 
 

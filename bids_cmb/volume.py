@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ FEWEST_SLICES = 3
 SHEAR_LIMIT = 0.05  # cosine between two voxel axes, 2.9 degrees: beyond it a header is not believed
 SIZE_LIMIT = 0.01  # share by which the voxel sizes of an affine and of the header may differ
 DISAGREEMENT_LIMIT = 0.5  # voxels, at the corner where sform and qform lie furthest apart
+UNITS_MM = {"meter": 1000.0, "micron": 0.001}  # of lengths in a header; all others are mm
+VOXEL_MM = (0.01, 50.0)  # sizes that a voxel of a head can have
+MOST_VOXELS = 2**30  # 4 GB as float32; a head in voxels of 0.2 mm has 0.7 of it
+LARGEST_VALUE = 1e15  # what is beyond is no measurement, and its square no float32
+DEFLATE_RATIO = 1032  # no gzipped file unpacks to more than this times its size
 UNREADABLE = (  # what nibabel raises over broken files
     ImageFileError,
     HeaderDataError,
@@ -82,13 +88,15 @@ class Intake:
 
     Attributes:
         affine_source: ``sform`` or ``qform``.
-        nonfinite_voxels: NaN and infinite voxels, which became 0.
+        nonfinite_voxels: NaN, infinite and absurdly large voxels, which were replaced.
         notes: A sentence for each thing that was mended or preferred; empty when all was well.
+        header_mended: Whether one of them is about the header.
     """
 
     affine_source: str
     nonfinite_voxels: int = 0
     notes: tuple[str, ...] = ()
+    header_mended: bool = False
 
 
 def load(path: Path) -> tuple[Volume, Intake]:
@@ -98,13 +106,16 @@ def load(path: Path) -> tuple[Volume, Intake]:
         path: A ``.nii`` or ``.nii.gz`` file with one volume.
 
     Returns:
-        volume: float32, scaled as the header says, every voxel finite, on the grid of the file.
+        volume: float32, scaled as the header says, every voxel finite, on the grid of the file, mm
+            whatever unit the header has. Voxels without a number that others surround take the
+            value of the nearest other voxel, lest they look like lesions; the rest of them are 0.
         intake: What had to be mended or preferred.
 
     Raises:
         ValueError: If the file is no NIfTI image, ends early, has several volumes, fewer than
-            three slices, complex or coloured voxels, one value only, or an affine that is absent,
-            singular or sheared. The sentence names the file, the rule and what was found.
+            three slices, more than `MOST_VOXELS`, complex or coloured voxels, one value only,
+            sizes that no voxel of a head has, or an affine that is absent, singular or sheared.
+            The sentence names the file, the rule and what was found.
         OSError: If the file cannot be read at all.
     """
     image, header = _open(path)
@@ -112,18 +123,58 @@ def load(path: Path) -> tuple[Volume, Intake]:
     affine, affine_source, notes = _affine(path, header, shape)
     data = _read(path, image).reshape(shape)
 
-    wrong = ~np.isfinite(data)
-    nonfinite = int(wrong.sum())
-    if nonfinite:
-        data[wrong] = 0
-        notes.append(f"{path.name}: {nonfinite} NaN or infinite voxels became 0.")
+    header_mended, nonfinite, lost = bool(notes), 0, ""
     low, high = data.min(), data.max()
+    if not (low >= -LARGEST_VALUE and high <= LARGEST_VALUE):  # also NaN
+        nonfinite, kind, became = _mend(data, voxel_sizes(affine))
+        notes.append(f"{path.name}: {nonfinite} voxels are {kind}; {became}.")
+        lost = f" ({nonfinite} were {kind})"
+        low, high = data.min(), data.max()
     if low == high:
-        lost = f" ({nonfinite} were NaN or infinite)" if nonfinite else ""
         raise ValueError(
             f"{path}: an image needs voxels that differ; found {low:g} in every one of them{lost}."
         )
-    return Volume(data, affine), Intake(affine_source, nonfinite, tuple(notes))
+    return Volume(data, affine), Intake(affine_source, nonfinite, tuple(notes), header_mended)
+
+
+def _mend(data: np.ndarray, spacing: np.ndarray) -> tuple[int, str, str]:
+    """Replace voxels without a number in place: how many, of which kind, and by what."""
+    wrong = ~(np.abs(data) <= LARGEST_VALUE)
+    count, huge = int(wrong.sum()), np.isfinite(data[wrong]).any()
+    kind = f"NaN, infinite or beyond {LARGEST_VALUE:g}" if huge else "NaN or infinite"
+    filled = _replace(data, wrong, spacing)
+    parts = [f"{count - filled} became 0"] if count > filled else []
+    parts += [f"{filled} took the value of the nearest other voxel"] if filled else []
+    return count, kind, ", ".join(parts)
+
+
+def _replace(data: np.ndarray, wrong: np.ndarray, spacing: np.ndarray) -> int:
+    """Replace voxels in place: by the nearest other where others surround them, else by 0.
+
+    Args:
+        data: The image, (X, Y, Z).
+        wrong: Which voxels to replace, likewise.
+        spacing: Voxel size in mm along each axis.
+
+    Returns:
+        How many have the value of another.
+    """
+    pieces, _ = ndimage.label(wrong, np.ones((3, 3, 3)))
+    faces = [np.moveaxis(pieces, axis, 0)[end] for axis in range(3) for end in (0, -1)]
+    outside = np.setdiff1d(np.concatenate([face.ravel() for face in faces]), [0])
+    data[np.isin(pieces, outside)] = 0
+    filled = 0
+    for piece, box in enumerate(ndimage.find_objects(pieces), start=1):
+        if piece in outside:
+            continue
+        around = tuple(slice(side.start - 1, side.stop + 1) for side in box)
+        nearest = ndimage.distance_transform_edt(
+            wrong[around], sampling=spacing, return_distances=False, return_indices=True
+        )
+        hole = pieces[around] == piece
+        data[around][hole] = data[around][tuple(nearest)][hole]
+        filled += int(hole.sum())
+    return filled
 
 
 def load_labels(path: Path) -> Volume:
@@ -208,9 +259,12 @@ def _three_dimensional(path: Path, stored: tuple[int, ...]) -> tuple[int, int, i
 def _affine(
     path: Path, header: nib.Nifti1Header, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, str, list[str]]:
-    """The sform if it is coded and sound, else the qform; with what is odd about them."""
+    """The sform if it is coded and sound, else the qform, in mm; with what is odd about them."""
     sizes = _voxel_sizes(path, header)
-    coded = _coded(path, header)
+    scale, odd = _millimetres(header, sizes)
+    sizes = scale * sizes
+    to_mm = np.diag([scale, scale, scale, 1.0])
+    coded = {source: to_mm @ form for source, form in _coded(path, header).items()}
     faults = {source: fault for source, form in coded.items() if (fault := _fault(form))}
     sound = [source for source in coded if source not in faults]
     if not sound:
@@ -221,12 +275,34 @@ def _affine(
     source = sound[0]
     notes = [f"the {other} {fault}" for other, fault in faults.items()]
     own = voxel_sizes(coded[source])
+    if not _plausible(own):
+        raise ValueError(
+            f"{path}: voxels must measure {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm; found "
+            f"{_times(own)} mm in the {source}."
+        )
     if not np.allclose(own, sizes, rtol=SIZE_LIMIT):
         notes.append(f"voxels are {_times(own)} mm in the {source}, {_times(sizes)} mm in pixdim")
     if len(sound) == 2 and (apart := _apart(coded, shape)) > DISAGREEMENT_LIMIT * own.min():
         notes.append(f"sform and qform lie up to {apart:.1f} mm apart")
-    notes = [f"{path.name}: {note}; the {source} was used." for note in notes]
-    return coded[source], source, notes
+    notes = [f"{note}; the {source} was used" for note in notes]
+    return coded[source], source, [f"{path.name}: {note}." for note in odd + notes]
+
+
+def _millimetres(header: nib.Nifti1Header, sizes: np.ndarray) -> tuple[float, list[str]]:
+    """How many mm the unit of length of a header has; and what is odd about it."""
+    try:
+        unit = header.get_xyzt_units()[0]
+    except KeyError:  # a code that NIfTI does not know
+        return 1.0, []
+    scale = UNITS_MM.get(unit, 1.0)
+    if scale == 1 or _plausible(scale * sizes) or not _plausible(sizes):
+        return scale, []
+    return 1.0, [f"voxels of {_times(sizes)} {unit}s are not plausible; read as mm"]
+
+
+def _plausible(sizes: np.ndarray) -> bool:
+    """Whether a voxel of a head can have these sizes, mm."""
+    return bool((sizes >= VOXEL_MM[0]).all() and (sizes <= VOXEL_MM[1]).all())
 
 
 def _voxel_sizes(path: Path, header: nib.Nifti1Header) -> np.ndarray:
@@ -248,7 +324,7 @@ def _coded(path: Path, header: nib.Nifti1Header) -> dict[str, np.ndarray]:
     if not coded:
         raise ValueError(
             f"{path}: sform or qform must be coded, else left and right cannot be told apart; "
-            "found both codes 0."
+            f"found sform_code {header['sform_code']} and qform_code {header['qform_code']}."
         )
     return coded
 
@@ -289,8 +365,15 @@ def _read(path: Path, image: nib.Nifti1Image) -> np.ndarray:
     if kind.fields or kind.kind not in "iuf":
         found = "colours" if kind.fields else kind
         raise ValueError(f"{path}: real voxel values are expected; found {found}.")
+    size = _times(image.shape)
+    if (voxels := math.prod(image.shape)) > MOST_VOXELS:
+        raise ValueError(
+            f"{path}: an image of at most {MOST_VOXELS:,} voxels is expected; the header announces "
+            f"{voxels:,} ({size})."
+        )
+    start = int(image.dataobj.offset)
     try:
-        _check_sum(path)
+        _check_length(path, f"{size} voxels", start, start + voxels * kind.itemsize)
         with np.errstate(over="ignore"):  # beyond float32 is infinite, and counted as such
             return image.get_fdata(dtype=np.float32, caching="unchanged")
     except PermissionError:
@@ -302,12 +385,34 @@ def _read(path: Path, image: nib.Nifti1Image) -> np.ndarray:
         ) from error
 
 
-def _check_sum(path: Path) -> None:
-    """Read a gzipped file to its end, where its check sum stands; nibabel stops before it."""
-    if path.suffix == ".gz":
+def _check_length(path: Path, what: str, start: int, end: int) -> None:
+    """Refuse a file that cannot hold what its header announces, before memory is taken for it.
+
+    A gzipped file is read to its end, where its check sum stands; nibabel stops before it.
+    """
+    held, at_most = path.stat().st_size, ""
+    if path.suffix in (".gz", ".mgz"):
+        if end > DEFLATE_RATIO * held:
+            held, at_most = DEFLATE_RATIO * held, "at most "
+        else:
+            held = _unpacked_size(path)
+    if held < end:
+        raise ValueError(
+            f"{what} need the bytes {start:,} to {end:,}, the file has {at_most}{held:,}"
+        )
+
+
+def _unpacked_size(path: Path) -> int:
+    size = 0
+    try:
         with gzip.open(path) as packed:
-            while packed.read(2**20):
-                pass
+            while part := packed.read(2**20):
+                size += len(part)
+    except gzip.BadGzipFile as error:
+        if "Not a gzipped file" in str(error):  # the image itself is: its header was read
+            raise ValueError("other bytes follow the compressed image") from error
+        raise
+    return size
 
 
 def _times(sizes: Iterable[float]) -> str:

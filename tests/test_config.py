@@ -45,3 +45,12 @@ def test_a_single_label_may_stand_without_brackets(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text("participant_label = '01'\nthreshold = 1\n")
     assert read_config_file(path) == {"participant_label": ("01",), "threshold": 1}
+
+
+def test_paths_are_relative_to_the_working_directory_as_those_of_flags_are(tmp_path, monkeypatch):
+    (tmp_path / "config.toml").write_text("bids_dir = 'raw'\nderivatives = ['fs', '/seg']\n")
+    monkeypatch.chdir(tmp_path)
+    assert read_config_file(Path("config.toml")) == {
+        "bids_dir": tmp_path / "raw",
+        "derivatives": (tmp_path / "fs", Path("/seg")),
+    }

@@ -101,6 +101,11 @@ def test_lobar_classes(lobar, said):
     assert counts([lesion("insula", "left")] * lobar)["lobar_class"] == said
 
 
+def test_sizes_are_two_classes_that_hold_all():
+    found = counts([lesion("insula", "left", largest_diameter=mm) for mm in (3, 4.9, 5, 14)])
+    assert (found["n_under_5mm"], found["n_5mm_or_more"]) == (2, 2)
+
+
 def test_what_is_not_counted_is_in_no_region():
     found = counts([lesion("insula", "left", counted=False)])
     assert found["n_insula_left"] == found["n_cmb"] == 0

@@ -55,6 +55,10 @@ def test_what_a_source_was_described_as_stays_in_the_name():
     assert one.mask().name == "sub-01_space-orig_label-CMB_desc-T2starw_mask.nii.gz"
     assert other.mask().name == "sub-01_space-orig_label-CMB_desc-denoisedT2starw_mask.nii.gz"
     assert one.preprocessed() != other.preprocessed()
+    assert other.to_mni().name == (
+        "sub-01_from-T2starw_to-MNI152NLin2009cAsym_mode-image_desc-denoised_xfm.txt"
+    )
+    assert one.to_mni().name == "sub-01_from-T2starw_to-MNI152NLin2009cAsym_mode-image_xfm.txt"
 
 
 def test_all_combined_echoes_are_sources():
@@ -70,6 +74,32 @@ def test_a_table_comes_back_as_it_was_written(tmp_path):
     write_table(path, ("a", "b"), [{"a": 1.5, "b": None}, {"a": "ü", "b": "x,y"}])
     assert path.read_bytes() == "a\tb\n1.5\tn/a\nü\tx,y\n".encode()
     assert read_table(path) == [{"a": "1.5", "b": None}, {"a": "ü", "b": "x,y"}]
+
+
+@pytest.mark.parametrize(
+    "cell", ['"', '"quoted"', 'a "b" c', "a\tb", "a,b", "x" * 200_000], ids=lambda cell: cell[:9]
+)
+def test_any_cell_comes_back(cell, tmp_path):
+    write_table(tmp_path / "a.tsv", ("a", "b"), [{"a": cell, "b": 1}, {"a": None, "b": 2}])
+    assert read_table(tmp_path / "a.tsv") == [{"a": cell, "b": "1"}, {"a": None, "b": "2"}]
+    assert len((tmp_path / "a.tsv").read_text().splitlines()) == 3
+
+
+def test_a_row_is_one_line(tmp_path):
+    write_table(tmp_path / "a.tsv", ("a", "b"), [{"a": "x\r\ny", "b": 1}])
+    assert (tmp_path / "a.tsv").read_text() == "a\tb\nx y\t1\n"
+
+
+def test_a_table_of_another_may_be_of_any_system(tmp_path):
+    """With a byte-order mark, other line ends, rows too short or too long."""
+    (tmp_path / "a.tsv").write_bytes(b"\xef\xbb\xbfa\tb\r\n1\r\n\r\n2\tn/a\t3\r\n")
+    assert read_table(tmp_path / "a.tsv") == [{"a": "1", "b": None}, {"a": "2", "b": None}]
+
+
+def test_a_table_in_another_encoding_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / "a.tsv").write_bytes("a\nZürich\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a\.tsv: a table must be text in UTF-8; .* 0xfc at"):
+        read_table(tmp_path / "a.tsv")
 
 
 def test_a_sidecar_that_cannot_be_read_is_none(tmp_path):
@@ -112,6 +142,13 @@ def test_the_scan_table_is_that_of_the_sidecars(tmp_path):
         ("anat/sub-01_ses-1_run-1_label-CMB_desc-T2starw_mask.nii.gz", "0", None),
         ("anat/sub-01_ses-1_run-2_label-CMB_desc-T2starw_mask.nii.gz", "3", None),
     ]
+
+
+def test_a_scan_table_is_named_by_its_participant_wherever_the_output_lies(tmp_path):
+    home = tmp_path / "sub-07" / "ses-x" / "out" / "sub-01"
+    result(home, "sub-01", n_cmb=3)
+    refresh_scans_table(home)
+    assert [path.name for path in home.glob("*.tsv")] == ["sub-01_scans.tsv"]
 
 
 def test_a_result_that_comes_while_the_scan_table_is_written_is_in_it(tmp_path, monkeypatch):

@@ -532,9 +532,33 @@ def test_many_subjects_are_found_in_pieces(dataset, monkeypatch):
     assert subjects(find(root)) == ["0", "1", "2", "3", "4"]
 
 
+def test_images_of_the_spinal_cord_are_left_as_their_sidecars_say(dataset):
+    root = dataset(
+        *(anat("T2starw.nii.gz", label) for label in ("01", "02", "03")),
+        **{
+            "T2starw.json": {"BodyPartExamined": "RUECKENMARK"},
+            anat("T2starw.json", "02"): {"BodyPartExamined": "HEAD"},
+            anat("T2starw.json", "03"): {"BodyPartExamined": "CSPINE"},
+        },
+    )
+    found = find(root)
+    assert subjects(found) == ["02"]
+    why = "shows another part of the body than the brain (BodyPartExamined {})"
+    assert reason(found, anat("T2starw.nii.gz")) == why.format("RUECKENMARK")
+    assert reason(found, anat("T2starw.nii.gz", "03")) == why.format("CSPINE")
+
+
+def test_an_extension_in_capitals_is_listed_with_its_reason(dataset):
+    root = dataset(anat("T2starw.NII.GZ"), anat("swi.Nii"), anat("T1w.NII.GZ"))
+    found = find(root)
+    assert found.scans == ()
+    assert reason(found, "NII.GZ") == "has the extension .NII.GZ; BIDS knows only .nii.gz"
+    assert reason(found, "Nii") == "has the extension .Nii; BIDS knows only .nii"
+
+
 def test_subjects_without_a_scan_are_said(dataset):
     found = find(dataset(anat("swi.nii.gz"), anat("T1w.nii.gz", "02")))
-    assert found.notes == ("1 of 2 subjects have no scan taken: 02.",)
+    assert found.notes == ("No scan was selected for 1 of 2 participants: 02.",)
 
 
 def test_a_folder_without_subjects_gives_nothing_and_says_so(tmp_path):

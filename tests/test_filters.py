@@ -53,6 +53,8 @@ def test_other_suffixes_are_taken_only_when_asked_for(suffix):
         ("acq-swimIP_swi", "is an intensity projection (acq-swimIP)"),
         ("mIP", "is an intensity projection (mIP)"),
         ("acq-phase_swi", "is a phase image (acq-phase)"),
+        ("SWIphase", "is a phase image (SWIphase)"),
+        ("phase", "is a phase image (phase)"),
         ("bp-leg_swi", "shows another part of the body than the brain (bp-leg)"),
         ("coil-1_swi", "is the image of one coil element (coil-1)"),
         ("mag_T2starw", "has a name that is not made of key-value pairs and a suffix (mag)"),
@@ -61,7 +63,7 @@ def test_other_suffixes_are_taken_only_when_asked_for(suffix):
     ],
 )
 def test_what_is_no_magnitude_image_of_the_head_is_left_whatever_was_asked(name, why):
-    assert objection(image(name), Query(suffixes=(*KNOWN_SUFFIXES, "mIP"))) == why
+    assert objection(image(name), Query(suffixes=(*KNOWN_SUFFIXES, "mIP", "SWIphase"))) == why
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_no_clock_decides_what_is_current(cohort, year):
 def test_a_result_that_a_later_run_set_out_to_replace_is_not_current(cohort):
     note_attempt(cohort, ONE, SELECTED)
     assert statuses(cohort)[0] == ("sub-01", "outdated", None)
-    assert "did not come to it" in reason_of(cohort, ONE)
+    assert "did not reach it" in reason_of(cohort, ONE)
 
 
 def test_a_scan_that_left_the_dataset_is_gone_and_counted_nowhere(cohort, tmp_path):
@@ -149,6 +149,32 @@ def test_results_of_mixed_settings_are_told(cohort, caplog):
 def test_a_result_outlives_a_later_selection(cohort):
     say(cohort, "second", ("2026-01-02T10:00:00+00:00", ONE, "selected", ""))
     assert statuses(cohort)[0] == ("sub-01", "ok", "4")
+
+
+def test_several_results_of_a_scan_have_a_row_each(cohort):
+    """Of one echo and of all combined."""
+    name = ONE.replace("_T2starw.nii.gz", "_echo-1_label-CMB_desc-T2starw_mask.json")
+    about = {
+        "Sources": [f"bids:raw:{ONE}"],
+        "Provenance": {"Finished": "2026-01-02T10:00:00+00:00"},
+    }
+    write_json(cohort / name, {**about, "Microbleeds": {"n_cmb": 9}})
+    assert statuses(cohort)[:2] == [("sub-01", "ok", "9"), ("sub-01", "ok", "4")]
+    rows = read_table(cohort / "group_microbleeds.tsv")
+    assert rows[0]["source"] == rows[1]["source"] == ONE
+    assert rows[0]["filename"] != rows[1]["filename"]
+
+
+def test_a_damaged_status_log_is_named_and_stops_nothing(cohort, caplog):
+    """A byte that is no UTF-8, a folder in the place of a log, and what is no status."""
+    before = statuses(cohort)
+    log = cohort / "logs/first/status.jsonl"
+    log.write_bytes(log.read_bytes() + b'{"reason": "\xff"}\n' + b"[" * 100_000 + b"\n[1]\n")
+    (cohort / "logs/second/status.jsonl").mkdir(parents=True)
+    with caplog.at_level("WARNING", "bids_cmb"):
+        assert statuses(cohort) == before
+    assert f"{log}: 4 of 9 lines are damaged and were ignored." in caplog.messages
+    assert any("second/status.jsonl cannot be read" in said for said in caplog.messages)
 
 
 def test_an_empty_folder_is_refused(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bids_cmb.group import grouping, region_rows, wilson
-from bids_cmb.group_map import AFFINE, REACH_MM, SHAPE, STEM, frequency, write_map
+from bids_cmb.group_map import AFFINE, REACH_MM, STEM, frequency, write_map
 
 
 def test_a_lesion_is_a_ball_about_its_place():
@@ -30,7 +30,11 @@ def test_places_beyond_the_template_are_no_error():
 def test_the_map_lies_in_mni_and_goes_when_there_is_nothing_to_show(tmp_path):
     write_map(tmp_path, {"sub-01": [(-20.0, 30, 40)]}, 4)
     image = nib.load(tmp_path / f"{STEM}.nii.gz")
-    assert image.shape == SHAPE
+    # tpl-MNI152NLin2009cAsym_res-02_T1w.nii.gz of TemplateFlow
+    assert image.shape == (97, 115, 97)
+    np.testing.assert_array_equal(
+        image.affine, [[2, 0, 0, -96.5], [0, 2, 0, -132.5], [0, 0, 2, -78.5], [0, 0, 0, 1]]
+    )
     i, j, k = np.rint(np.linalg.solve(image.affine, [-20, 30, 40, 1])[:3]).astype(int)
     assert image.dataobj[i, j, k] == 1
     assert (tmp_path / f"{STEM}.png").stat().st_size > 1000
@@ -73,6 +77,62 @@ def test_prevalence_by_region_and_by_site(tmp_path):
     assert said["site", "A", "cmb"]["prevalence"] == 0.5
     assert said["site", "B", "cmb"]["prevalence"] == 1.0
     assert ("age", "70", "cmb") not in said
+
+
+PEOPLE = ["sub-01", "sub-02", "sub-03"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffparticipant_id\tsite\nsub-01\tA\nsub-02\tA\nsub-03\tB\n",
+        'participant_id\tcomment\tsite\nsub-01\t"so\tA\nsub-02\tn/a\tA\nsub-03\tn/a\tB\n',
+        f"participant_id\tsite\tmore\nsub-01\tA\t{'x' * 200_000}\nsub-02\tA\nsub-03\tB\n",
+    ],
+    ids=["byte-order mark", "quotation mark", "long cell"],
+)
+def test_sites_are_read_from_tables_as_spreadsheets_write_them(tmp_path, text, caplog):
+    (tmp_path / "participants.tsv").write_text(text)
+    groups = grouping(tmp_path / "participants.tsv", PEOPLE)
+    assert groups["site"] == {"sub-01": "A", "sub-02": "A", "sub-03": "B"}
+    assert caplog.messages == []
+
+
+def test_a_table_in_another_encoding_is_ignored_aloud(tmp_path, caplog):
+    text = "participant_id\tsite\nsub-01\tZürich"
+    (tmp_path / "participants.tsv").write_bytes(text.encode("cp1252"))
+    assert grouping(tmp_path / "participants.tsv") == {}
+    assert "participants.tsv: a table must be text in UTF-8" in caplog.text
+
+
+def test_participants_that_the_table_lacks_are_named(tmp_path, caplog):
+    table = tmp_path / "participants.tsv"
+    table.write_text("participant_id\tsite\n01\tA\n02\tA\n03\tB\n")
+    grouping(table, PEOPLE)
+    assert f"{table} does not list 3 of 3 participants with results: sub-01" in caplog.text
+    caplog.clear()
+    table.write_text("participant_id\tsite\nsub-01\tA\nsub-03\tB\n")
+    grouping(table, PEOPLE)
+    assert "does not list 1 of 3 participants with results: sub-02." in caplog.text
+
+
+def test_many_sites_are_counted_in_one_pass():
+    """The rows are gone through once for a column, not once for each of its values."""
+    looked = []
+
+    class Counted(dict):
+        def __getitem__(self, key):
+            looked.append(key)
+            return super().__getitem__(key)
+
+    read = [Counted(row(f"sub-{n}")) for n in range(60)]
+    groups = {"scanner": {f"sub-{n}": f"scanner {n % 20}" for n in range(60)}}
+    rows = region_rows(read, groups)
+    assert len({one["value"] for one in rows if one["group"] == "scanner"}) == 20
+    few = len(looked)
+    looked.clear()
+    region_rows(read, {"scanner": {f"sub-{n}": f"scanner {n % 2}" for n in range(60)}})
+    assert few == len(looked)
 
 
 def test_without_participants_there_is_no_grouping(tmp_path):

@@ -20,7 +20,7 @@ from scipy.spatial.distance import pdist
 
 from bids_cmb.__main__ import main
 from bids_cmb.cases import find_cases, read_case
-from bids_cmb.derivatives import read_table
+from bids_cmb.derivatives import read_table, write_table
 from bids_cmb.discovery import find_scans
 from bids_cmb.evaluation import Asked as Compared
 from bids_cmb.evaluation import evaluate
@@ -450,6 +450,57 @@ def long_sheet(root, scans):
         lines.append(f"{name},Thalamus,right,{int(name == 'a')},possible")
     (root / "ratings.csv").write_text("\n".join(lines) + "\n")
     return "mars"
+
+
+def results(app, *sources):
+    """Results of the app: (source, number of microbleeds) each."""
+    for source, count in sources:
+        stem, _, suffix = source.rpartition("_")
+        write_json(
+            app / f"sub-01/anat/{stem}_space-orig_label-CMB_desc-{suffix}_mask.json",
+            {"Sources": [f"bids:raw:sub-01/anat/{source}.nii.gz"], "Microbleeds": {"n_cmb": count}},
+        )
+    return app
+
+
+@pytest.mark.parametrize(
+    ("sources", "rated", "count"),
+    [  # the swi comes last by name
+        ([("sub-01_T2starw", 2), ("sub-01_swi", 9)], "sub-01_T2starw.nii.gz", "2"),
+        ([("sub-01_T2starw", 2), ("sub-01_swi", 9)], "sub-01/anat/sub-01_SWI.nii", "9"),
+        ([("sub-01_T2starw", 2), ("sub-01_acq-hr_T2starw", 9)], "sub-01_T2starw.nii.gz", "2"),
+        ([("sub-01_T2starw", 2), ("sub-01_rec-x_T2starw", 9)], "sub-01", "2"),
+    ],
+)
+def test_a_rating_is_compared_with_the_result_of_the_very_scan(tmp_path, sources, rated, count):
+    app, table = results(tmp_path / "app", *sources), tmp_path / "mars.tsv"
+    write_table(table, ("scan", "n_cmb"), [{"scan": rated, "n_cmb": 2}])
+    compare_counts(app, table, tmp_path / "result", overwrite=False)
+    (row,) = read_table(tmp_path / "result/counts.tsv")
+    assert row["n_cmb_found"] == count
+
+
+@pytest.mark.parametrize(
+    ("sources", "rated"),
+    [
+        (["sub-01_T2starw", "sub-01_swi"], "sub-01"),
+        (["sub-01_desc-a_T2starw", "sub-01_desc-b_T2starw"], "sub-01_T2starw.nii.gz"),
+    ],
+)
+def test_a_rating_that_may_be_of_two_results_is_refused(tmp_path, sources, rated):
+    app = results(tmp_path / "app", *((source, 1) for source in sources))
+    table = tmp_path / "mars.tsv"
+    write_table(table, ("scan", "n_cmb"), [{"scan": rated, "n_cmb": 2}])
+    with pytest.raises(ValueError, match=rf"mars.tsv: {rated} needs one result .* found 2: sub-01"):
+        compare_counts(app, table, tmp_path / "result", overwrite=False)
+    assert not (tmp_path / "result").exists()
+
+
+def test_a_rating_of_another_contrast_is_missing(tmp_path):
+    app, table = results(tmp_path / "app", ("sub-01_swi", 9)), tmp_path / "mars.tsv"
+    write_table(table, ("scan", "n_cmb"), [{"scan": "sub-01_T2starw.nii.gz", "n_cmb": 2}])
+    with pytest.raises(ValueError, match="found 1 results and 1 rated scans"):
+        compare_counts(app, table, tmp_path / "result", overwrite=False)
 
 
 def test_counts_of_the_app_are_held_against_the_rating(tmp_path, scans, capsys):

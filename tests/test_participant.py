@@ -20,6 +20,7 @@ from bids_cmb.participant import (
     Inside,
     asks_networks,
     cut_for,
+    examine,
     fingerprint_of,
     given_brain,
     inputs_of,
@@ -278,3 +279,25 @@ def test_the_finer_network_is_asked_only_if_anybody_wants_to_know(
     found = look_closer(echoes[1], blank, Inside(anatomy=before), config, lesions)
     assert found.anatomy is (after if asked else before)
     assert any("on 2 mm voxels: it is dark." in note for note in found.notes) == asked
+
+
+def test_a_hole_in_a_scan_is_no_lesion_and_no_fault_of_the_header(config, heads, tmp_path):
+    """A hole of NaN in white matter, which is found as a microbleed if its voxels are 0."""
+    image, _ = volume.load(heads[0] / "none.nii.gz")
+    middle = np.rint(image.index(np.array([25.0, 10.0, 30.0]))).astype(int)
+    i, j, k = middle
+    image.data[i - 1 : i + 2, j - 1 : j + 2, k] = np.nan
+    path = tmp_path / "sub-01_T2starw.nii.gz"
+    volume.save(image, path)
+    found = examine(Scan(path, path.name, "anat", "T2starw", (("sub", "01"),)), config)
+    places = [np.subtract(lesion.centre, image.world(middle)) for lesion in found.lesions]
+    assert all(np.linalg.norm(place) > 5 for place in places)
+    assert "nonfinite" in found.quality.flags
+    assert "header" not in found.quality.flags
+
+
+def test_a_scan_that_is_not_brighter_than_0_in_the_brain_is_refused_by_name(config, echoes):
+    image = Volume(np.zeros((80, 90, 40), np.float32), np.diag([-2.0, 2, 4, 1]))
+    image.data[10:70, 10:80, 5:35] = -100
+    with pytest.raises(ValueError, match=r"MEGRE.nii.gz: a magnitude image must be brighter than"):
+        outline(echoes[1], image, replace(config, skip_brain_extraction=True))

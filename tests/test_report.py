@@ -48,6 +48,15 @@ def test_every_lesion_has_a_row_and_a_picture(made):
     assert all(path.relative_to(out).as_posix() in page for path in pictures)
 
 
+def test_a_page_has_its_own_scans_alone_wherever_the_output_lies(made, tmp_path):
+    """Also below a folder that is called like a participant, as scratch space may be."""
+    copy = tmp_path / "sub-01" / "out"
+    shutil.copytree(made[1], copy)
+    page = write_page(copy, "01").read_text()
+    assert "sub-01_space-orig_label-CMB" in page
+    assert "sub-02_space-orig_label-CMB" not in page
+
+
 def test_a_scan_without_lesions_says_so(made):
     _, out = made
     if not lesions(out, "02"):

@@ -279,7 +279,7 @@ def test_what_is_no_review_is_refused_in_a_sentence(read):
     with pytest.raises(ValueError, match=r"a review needs the columns .* found a, b"):
         read_reviews(reviews, found)
     (reviews / "a.tsv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="a review must be UTF-8 text"):
+    with pytest.raises(ValueError, match="must be text in UTF-8; found the byte 0xff"):
         read_reviews(reviews, found)
 
 

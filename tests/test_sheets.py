@@ -6,7 +6,7 @@ import pytest
 from openpyxl import Workbook
 
 from bids_cmb import sheets
-from bids_cmb.sheets import header_and_rows, read_sheet
+from bids_cmb.sheets import header_and_rows, read_sheet, tab_separated
 
 
 @pytest.mark.parametrize("comma", [",", ";", "\t"])
@@ -61,3 +61,26 @@ def test_what_unpacks_to_too_much_is_refused(name, tmp_path, monkeypatch):
             packed.writestr("x", "0" * 20000)
     with pytest.raises(ValueError, match=r"a table of at most 0\.01 MB is expected; found 0 MB"):
         read_sheet(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("line", "cells"),
+    [
+        ('"open\tb', ['"open', "b"]),
+        ('3" coil\t5" coil', ['3" coil', '5" coil']),
+        ('"a ""b"", c"\td', ['a "b", c', "d"]),  # as spreadsheets write it
+        ('"a\tb"\tc', ["a\tb", "c"]),  # as BIDS has cells with tabs written
+        ('"5\t6"', ['"5', '6"']),  # two cells, or the table would lack one
+        ("\t", ["", ""]),
+    ],
+)
+def test_a_quotation_mark_never_reaches_beyond_its_line(line, cells):
+    assert tab_separated(f"one\ttwo\r\n{line}\r\n\nlast\trow\n") == [
+        ["one", "two"], cells, ["last", "row"],
+    ]  # fmt: skip
+
+
+def test_a_quotation_mark_that_is_not_closed_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / "a.csv").write_text('file,x\n"a,' + "0" * 200_000)
+    with pytest.raises(ValueError, match=r"a\.csv: a table is expected; it cannot be read \(field"):
+        read_sheet(tmp_path / "a.csv")

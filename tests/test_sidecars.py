@@ -1,10 +1,18 @@
 """What sidecars say is inherited as BIDS has it, and believed only if it can be."""
 
 import json
+import os
 
 import pytest
 
-from bids_cmb.sidecars import common, echo_time_s, field_strength_t, sidecar_reader, weighting
+from bids_cmb.sidecars import (
+    common,
+    echo_time_s,
+    field_strength_t,
+    of_spine,
+    sidecar_reader,
+    weighting,
+)
 
 SWI = "sub-01/anat/sub-01_swi"
 
@@ -92,7 +100,7 @@ def test_a_sidecar_that_is_not_fetched_is_passed_over_aloud(told, tmp_path):
         (-0.02, None, "must be a number in s"),
         (0, None, "must be a number in s"),
         (20000, None, "must be a number in s"),
-        (float("nan"), None, "must be a number in s"),
+        (float("nan"), None, "EchoTime holds a number that is not finite"),
         (10**400, None, "must be a number in s"),
     ],
 )
@@ -111,6 +119,48 @@ def test_field_strengths_are_tesla(told, value, tesla):
     found = told({f"{SWI}.json": {"MagneticFieldStrength": value}})
     assert field_strength_t(found.metadata) == tesla
     assert ["must be a number in T" in n for n in found.notes] == ([] if tesla else [True])
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ('"Sie\\ud800mens"', "holds half a character (a lone surrogate)"),
+        ('["\\udc00"]', "holds half a character (a lone surrogate)"),
+        ("NaN", "holds a number that is not finite"),
+        ("1e400", "holds a number that is not finite"),
+        ('{"a": [-Infinity]}', "holds a number that is not finite"),
+        ("[" * 600 + "]" * 600, "is nested more than 20 levels deep"),
+    ],
+    ids=lambda text: text[:12],
+)
+def test_what_no_json_file_can_hold_is_ignored_aloud(told, value, fault):
+    """It would be copied to the results, or not reach the process that makes them."""
+    found = told({f"{SWI}.json": f'{{"Manufacturer": {value}, "EchoTime": 0.02}}'})
+    assert found.metadata == {"EchoTime": 0.02}
+    assert found.notes == (f"sub-01_swi.nii.gz: Manufacturer {fault} and was ignored.",)
+
+
+def test_a_sidecar_that_is_a_pipe_is_not_waited_for(told, tmp_path):
+    (tmp_path / "sub-01/anat").mkdir(parents=True)
+    os.mkfifo(tmp_path / f"{SWI}.json")
+    assert "is not a regular file" in told({"swi.json": {}}).notes[0]
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["CSPINE", "TSPINE", "SPINE", "NECK", "RUECKENMARK", "Rückenmark", "C_SPINE", "HWS",
+     "Halswirbelsaeule", "SPINAL CORD", "CERVICAL"],
+)  # fmt: skip
+def test_the_spine_is_known_by_the_words_of_scanners(part):
+    assert of_spine({"BodyPartExamined": part}) == part
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["BRAIN", "HEAD", "HEADNECK", "Head & Neck", "SCHAEDEL", "", None, ["NECK"], "WHOLEBODY"],
+)
+def test_the_head_is_no_spine(part):
+    assert of_spine({"BodyPartExamined": part}) == ""
 
 
 def test_without_sidecars_nothing_is_known(told):

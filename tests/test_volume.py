@@ -104,22 +104,42 @@ def test_one_volume_in_four_dimensions_is_one_volume(tmp_path, data):
     np.testing.assert_array_equal(volume.data, data)
 
 
-def test_nan_and_infinite_voxels_become_0_and_are_counted(tmp_path, data):
+def test_nan_and_infinite_voxels_at_the_border_become_0_and_are_counted(tmp_path, data):
+    """As in the background of scans that other programs masked."""
     data[0, :3, 0] = np.nan
     data[1, 1, 1] = -np.inf
     volume, intake = load(stored(tmp_path / "a.nii.gz", data))
     assert intake.nonfinite_voxels == 4
-    assert intake.notes == ("a.nii.gz: 4 NaN or infinite voxels became 0.",)
+    assert intake.notes == ("a.nii.gz: 4 voxels are NaN or infinite; 4 became 0.",)
+    assert not intake.header_mended
     expected = np.where(np.isfinite(data), data, 0)
     np.testing.assert_array_equal(volume.data, expected)
 
 
-def test_a_number_too_large_for_float32_counts_as_infinite(tmp_path, data):
+def test_holes_within_the_image_are_filled_from_beside_them(tmp_path, data):
+    """In mm, not in voxels: slices are five times as far apart as columns."""
+    hole = (slice(5, 8), slice(4, 7), slice(2, 4))
+    data[0], data[hole] = np.nan, np.nan
+    volume, intake = load(stored(tmp_path / "a.nii.gz", data))
+    assert intake.nonfinite_voxels == 12 * 6 + 3 * 3 * 2
+    assert intake.notes == (
+        "a.nii.gz: 90 voxels are NaN or infinite; 72 became 0, 18 took the value of the nearest "
+        "other voxel.",
+    )
+    assert not volume.data[0].any()
+    assert (volume.data[5, 5, 2], volume.data[7, 5, 3]) == (data[4, 5, 2], data[8, 5, 3])
+    assert np.isin(volume.data[hole], data[4:9, 3:8, 2:4][np.isfinite(data[4:9, 3:8, 2:4])]).all()
+
+
+@pytest.mark.parametrize("value", [1e300, 1e30, -1e30])
+def test_a_number_that_is_no_measurement_counts_as_infinite(tmp_path, data, value):
+    """Nor has its square a place among float32."""
     data = data.astype(float)
-    data[2, 2, 2] = 1e300
+    data[2, 2, 2] = value
     volume, intake = load(stored(tmp_path / "a.nii.gz", data))
     assert intake.nonfinite_voxels == 1
-    assert volume.data[2, 2, 2] == 0
+    assert np.abs(volume.data).max() <= 300
+    assert np.isfinite(np.square(volume.data).sum())
 
 
 # Affines
@@ -257,8 +277,41 @@ def test_two_broken_affines_are_both_named(tmp_path, data):
 
 
 def test_no_coded_affine_is_refused(tmp_path, data):
-    path = stored(tmp_path / "a.nii.gz", data, sform_code=0, qform_code=0)
-    refused(path, "sform or qform must be coded, .*left and right.*; found both codes 0")
+    path = stored(tmp_path / "a.nii.gz", data, sform_code=-1, qform_code=0)
+    refused(path, "must be coded, .*left and right.*; found sform_code -1 and qform_code 0")
+
+
+MM, METRES, MICRONS = 2, 1, 3  # codes of NIfTI; 8 is seconds
+
+
+@pytest.mark.parametrize(("unit", "mm"), [(METRES, 1000), (METRES + 8, 1000), (MICRONS, 0.001)])
+@pytest.mark.parametrize("form", ["sform", "qform"])
+def test_metres_and_microns_are_turned_into_mm(tmp_path, data, unit, mm, form):
+    affine = np.diag([1 / mm, 1 / mm, 1 / mm, 1]) @ AFFINE
+    other = {"sform": "qform", "qform": "sform"}[form]
+    stored_forms = {form: affine, other: None}
+    sizes = np.array([0.5, 0.6, 3.0]) / mm
+    pixdim = [-1, *sizes, 1, 1, 1, 1]
+    path = stored(tmp_path / "a.nii.gz", data, xyzt_units=unit, pixdim=pixdim, **stored_forms)
+    volume, intake = load(path)
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-4)
+    assert intake == Intake(form)
+
+
+def test_a_unit_that_cannot_be_is_read_as_mm_aloud(tmp_path, data):
+    volume, intake = load(stored(tmp_path / "a.nii.gz", data, xyzt_units=METRES))
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
+    assert intake.notes == (
+        "a.nii.gz: voxels of 0.5 × 0.6 × 3 meters are not plausible; read as mm.",
+    )
+    assert intake.header_mended
+
+
+@pytest.mark.parametrize("mm", [1000, 0.001])
+def test_sizes_that_no_voxel_of_a_head_has_are_refused(tmp_path, data, mm):
+    affine = np.diag([mm, mm, mm, 1]) @ AFFINE
+    path = stored(tmp_path / "a.nii.gz", data, sform=affine, qform=affine, xyzt_units=MM)
+    refused(path, r"voxels must measure 0.01 to 50 mm; found .* × .* × .* mm in the sform\.$")
 
 
 @pytest.mark.parametrize(
@@ -365,6 +418,38 @@ def test_a_truncated_file_is_refused(tmp_path, data, name, share):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     refused(path, "must hold all voxels .* truncated or damaged|its header cannot be read")
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ((4000, 4000, 4000), "at most 1,073,741,824 voxels .* 64,000,000,000 .4000 × 4000 × 4000"),
+        ((32767,) * 3, "at most 1,073,741,824 voxels is expected; .*32767 × 32767 × 32767"),
+        ((900, 900, 900), "900 × 900 × 900 voxels need the bytes 352 to 2,916,000,352, the file"),
+    ],
+)
+def test_a_header_that_announces_too_much_is_refused_in_its_own_words(
+    tmp_path, data, name, shape, sentence
+):
+    """Before memory is taken for it, which would run out."""
+    path = stored(tmp_path / name, data, dim=[3, *shape, 1, 1, 1, 1])
+    refused(path, sentence)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_voxels_that_begin_beyond_the_end_are_refused(tmp_path, data, name):
+    path = stored(tmp_path / name, data, vox_offset=1e6)
+    refused(path, r"\(14 × 12 × 6 voxels need the bytes 1,000,000 to 1,004,032, the file has 4,384")
+
+
+def test_what_follows_a_compressed_image_is_named(tmp_path, data):
+    path = stored(tmp_path / "a.nii.gz", data)
+    path.write_bytes(path.read_bytes() + b"garbage")
+    refused(path, r"damaged \(other bytes follow the compressed image\)")
+    stored(path, data)
+    path.write_bytes(path.read_bytes() + bytes(512))  # as tapes and some archives pad files
+    np.testing.assert_array_equal(load(path)[0].data, data)
 
 
 def test_a_header_of_an_unknown_type_is_refused(tmp_path, data):

@@ -16,7 +16,7 @@ from bids_cmb.given import OURS
 from bids_cmb.labelmaps import label_map
 from bids_cmb.phase import UndecidedError, find_phase, on_grid, read_phase
 from bids_cmb.preprocessing import Grid, Preprocessed, cut, near, preprocess
-from bids_cmb.volume import Volume, load, load_labels, resample
+from bids_cmb.volume import Volume, load, load_labels, resample, resample_like
 
 LESION, UNSURE = 1, 2  # values of `Case.truth`; 0 is neither
 SHARE = 0.4  # of a voxel of the network's grid that a lesion must fill
@@ -220,8 +220,37 @@ def read_scan(paths: Paths) -> tuple[Volume, Volume]:
         OSError: If it cannot be read.
     """
     image, _ = load(paths.image)
-    stored = load_labels(paths.brain).data > 0 if paths.brain else find_brain(image).data
-    return image, Volume(stored, image.affine)
+    if paths.lesions is not None:
+        _must_lie_on(paths.lesions, load_labels(paths.lesions), paths.image, image)
+    if paths.brain is None:
+        return image, find_brain(image)
+    brain = load_labels(paths.brain)
+    _must_lie_on(paths.brain, brain, paths.image, image)
+    return image, Volume(resample_like(brain, image, order=0).data > 0, image.affine)
+
+
+def _must_lie_on(path: Path, truth: Volume, where: Path, image: Volume) -> None:
+    """Refuse a truth that is not where its scan is.
+
+    Raises:
+        ValueError: If nothing that is marked lies within the scan, or the truth has the voxels of
+            the scan but its affine puts them somewhere else.
+    """
+    if truth.shape == image.shape:
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape])).reshape(3, -1).T
+        away = np.linalg.norm(truth.world(corners) - image.world(corners), axis=1).max()
+        if away > image.spacing.max():
+            raise ValueError(
+                f"{path}: a truth with as many voxels as its scan must lie where the scan lies; "
+                f"found them up to {away:.1f} mm apart ({where.name})."
+            )
+    marked = np.argwhere(truth.data > 0)
+    at = image.index(truth.world(marked))
+    inside = ((at > -0.5) & (at < np.array(image.shape) - 0.5)).all(axis=1)
+    if len(marked) and not inside.any():
+        raise ValueError(
+            f"{path}: a truth must lie within its scan; found nothing of it in {where.name}."
+        )
 
 
 def structures_of(paths: Paths, what: str) -> Volume:

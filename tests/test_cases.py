@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import OBLIQUE
+from nibabel.affines import from_matvec
 
 from bids_cmb import volume
 from bids_cmb.cases import (
@@ -17,6 +18,7 @@ from bids_cmb.cases import (
     draw,
     find_cases,
     read_case,
+    read_scan,
 )
 from bids_cmb.files import write_json
 from bids_cmb.preprocessing import Grid
@@ -192,6 +194,34 @@ def test_without_a_brain_truth_the_brain_is_found(scan):
     bare = Paths(paths.name, paths.image, paths.lesions, None, None, None)
     with pytest.raises(ValueError, match="No brain was found"):  # 40 ml are no brain
         read_case(bare, GRID)
+
+
+def test_a_brain_of_another_grid_is_looked_up_in_the_world(scan):
+    (paths,) = find_cases(scan)
+    image, before = read_scan(paths)
+    whole = volume.load_labels(paths.brain)
+    affine = whole.affine @ from_matvec(np.diag([-2.0, 2, 1]), [95, 0, 0])
+    coarse = volume.resample(whole, affine, (48, 56, 36), order=0)
+    volume.save(coarse, paths.brain, dtype=np.uint16)
+    image, brain = read_scan(paths)
+    assert brain.shape == image.shape
+    assert (brain.data == before.data).mean() > 0.97
+
+
+@pytest.mark.parametrize("kind", ["lesions", "brain"])
+def test_a_truth_that_lost_its_place_is_refused(scan, kind):
+    (paths,) = find_cases(scan)
+    path = getattr(paths, kind)
+    labels = volume.load_labels(path)
+    astray = from_matvec(np.diag([0.5, 0.5, 2.0]), [0, 0, 0])
+    volume.save(Volume(labels.data, astray), path, dtype=np.uint16)
+    with pytest.raises(ValueError, match=rf"{path.name}: a truth with as many voxels as its scan"):
+        read_case(paths, GRID)
+    volume.save(
+        Volume(labels.data[:-1], from_matvec(np.eye(3), [900, 0, 0])), path, dtype=np.uint16
+    )
+    with pytest.raises(ValueError, match=rf"{path.name}: a truth must lie within its scan; found"):
+        read_case(paths, GRID)
 
 
 def test_the_same_seed_draws_the_same_batch(scan):

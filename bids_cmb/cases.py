@@ -9,12 +9,14 @@ from nibabel.affines import from_matvec
 from scipy import ndimage
 
 from bids_cmb.brain import find_brain
-from bids_cmb.discovery import find_scans
+from bids_cmb.derivatives import DESCRIBED
+from bids_cmb.discovery import Scan, find_scans
 from bids_cmb.filters import Query
+from bids_cmb.given import OURS
 from bids_cmb.labelmaps import label_map
 from bids_cmb.phase import UndecidedError, find_phase, on_grid, read_phase
 from bids_cmb.preprocessing import Grid, Preprocessed, cut, near, preprocess
-from bids_cmb.volume import Volume, load, load_labels, resample
+from bids_cmb.volume import Volume, load, load_labels, resample, resample_like
 
 LESION, UNSURE = 1, 2  # values of `Case.truth`; 0 is neither
 SHARE = 0.4  # of a voxel of the network's grid that a lesion must fill
@@ -67,20 +69,41 @@ class Case:
 
 
 def find_cases(data: Path, truth: Path | None = None) -> list[Paths]:
-    """Every scan of a BIDS dataset that has a truth.
+    """Find every scan of a BIDS dataset that has a truth.
+
+    A truth is of a scan if their entities are equal. Of several it is the one whose ``desc`` is
+    the scan's suffix (behind the scan's own ``desc``, if it has one), as the app names its results.
 
     Args:
         data: The dataset.
         truth: The derivative dataset with the truth; ``data/derivatives/truth`` without.
 
     Raises:
-        ValueError: If no scan of the dataset has a truth.
+        ValueError: If no scan of the dataset has a truth, a scan has several, one file fits
+            several scans, or a file lies in the folder of another participant.
     """
     data = data.absolute()  # as the paths of scans are
     home = truth or data / "derivatives" / "truth"
     scans = find_scans(data, Query()).scans
-    found = [_paths(scan.path, home / scan.path.parent.relative_to(data)) for scan in scans]
-    kept = [one for one in found if one.lesions]
+    alike: dict[tuple, list[Scan]] = {}
+    for scan in scans:
+        alike.setdefault(scan.entities, []).append(scan)
+    taken: dict[Path, Scan] = {}
+    kept = []
+    for scan in scans:
+        folder = home / scan.path.parent.relative_to(data)
+        paths = _paths(scan, _Shelf(folder, scan, alike[scan.entities]))
+        if paths.lesions is None:
+            continue
+        for path in (paths.lesions, paths.mimics, paths.structures, paths.brain):
+            if path is not None and taken.setdefault(path, scan) is not scan:
+                other = taken[path]
+                raise ValueError(
+                    f"{path}: a file of the truth must be of one scan; found that it fits "
+                    f"{other.name} and {scan.name} (desc-{other.desc}{other.suffix} or "
+                    f"desc-{scan.desc}{scan.suffix} in its name would tell)."
+                )
+        kept.append(paths)
     if not kept:
         raise ValueError(
             f"{home}: a truth needs label maps of microbleeds (…seg-CMB…dseg or mask); found none "
@@ -89,15 +112,66 @@ def find_cases(data: Path, truth: Path | None = None) -> list[Paths]:
     return kept
 
 
-def _paths(image: Path, folder: Path) -> Paths:
-    stem = image.name.split(".")[0].rsplit("_", 1)[0]
+class _Shelf:
+    """The images of the truth that are of one scan by their names."""
 
-    def one(pattern: str) -> Path | None:
-        return next(iter(sorted(folder.glob(f"{stem}_*{pattern}*.nii.gz"))), None)
+    def __init__(self, folder: Path, scan: Scan, alike: Sequence[Scan]):
+        """``alike`` are the scans of the same entities, of which some differ in their suffix."""
+        self.scan, self.own = scan, scan.desc + scan.suffix
+        others = {one.desc + one.suffix for one in alike} | DESCRIBED.keys()
+        # Beside scans of a folder swi/, which is not in the standard, our derivatives have anat/.
+        folders = dict.fromkeys((folder, folder.with_name("anat")))
+        self.images = []
+        for path in [path for one in folders for path in sorted(one.glob("sub-*.nii*"))]:
+            *pairs, suffix = path.name.partition(".")[0].split("_")
+            named = dict(pair.partition("-")[::2] for pair in pairs)
+            if named.get("sub") != scan.subject:
+                raise ValueError(
+                    f"{path}: a truth must lie in the folder of its participant; found sub-"
+                    f"{named.get('sub', '')} in its name and sub-{scan.subject} in that of the "
+                    "folder."
+                )
+            ours = {key: named.pop(key) for key in OURS if key in named}
+            at_home = ours.get("space", "orig").lower() in ("orig", scan.suffix.lower())
+            mine = ours.get("desc") == self.own or ours.get("desc") not in others
+            if at_home and mine and named == dict(scan.entities):
+                self.images.append((path, ours, suffix))
 
-    lesions = one("seg-CMB") or one("label-CMB")
-    mimics, structures, brain = map(one, ("seg-mimics", "seg-structures", "label-brain"))
-    return Paths(stem, image, lesions, mimics, structures, brain)
+    def only(self, key: str, label: str, suffixes: Sequence[str]) -> Path | None:
+        """Find the image whose entity ``key`` begins with ``label``, by the first suffix any has.
+
+        Raises:
+            ValueError: If there are several, none of which says that it is of this scan alone.
+        """
+        for suffix in suffixes:
+            fitting = [
+                (path, ours)
+                for path, ours, of in self.images
+                if of == suffix and ours.get(key, "").startswith(label)
+            ]
+            sure = [(path, ours) for path, ours in fitting if ours.get("desc") == self.own]
+            found = [path for path, _ in sure or fitting]
+            if len(found) > 1:
+                raise ValueError(
+                    f"{self.scan.name}: a scan needs one truth of {key}-{label}; found "
+                    f"{len(found)}: {' and '.join(path.name for path in found[:3])}."
+                )
+            if found:
+                return found[0]
+        return None
+
+
+def _paths(scan: Scan, shelf: _Shelf) -> Paths:
+    stem = scan.path.name.split(".")[0].rsplit("_", 1)[0]
+    maps = ("dseg", "mask")
+    return Paths(
+        stem,
+        scan.path,
+        shelf.only("seg", "CMB", maps) or shelf.only("label", "CMB", maps[::-1]),
+        shelf.only("seg", "mimics", maps),
+        shelf.only("seg", "structures", maps),
+        shelf.only("label", "brain", maps[::-1]),
+    )
 
 
 # --- Lesions --------------------------------------------------------------------------------------
@@ -146,8 +220,37 @@ def read_scan(paths: Paths) -> tuple[Volume, Volume]:
         OSError: If it cannot be read.
     """
     image, _ = load(paths.image)
-    stored = load_labels(paths.brain).data > 0 if paths.brain else find_brain(image).data
-    return image, Volume(stored, image.affine)
+    if paths.lesions is not None:
+        _must_lie_on(paths.lesions, load_labels(paths.lesions), paths.image, image)
+    if paths.brain is None:
+        return image, find_brain(image)
+    brain = load_labels(paths.brain)
+    _must_lie_on(paths.brain, brain, paths.image, image)
+    return image, Volume(resample_like(brain, image, order=0).data > 0, image.affine)
+
+
+def _must_lie_on(path: Path, truth: Volume, where: Path, image: Volume) -> None:
+    """Refuse a truth that is not where its scan is.
+
+    Raises:
+        ValueError: If nothing that is marked lies within the scan, or the truth has the voxels of
+            the scan but its affine puts them somewhere else.
+    """
+    if truth.shape == image.shape:
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape])).reshape(3, -1).T
+        away = np.linalg.norm(truth.world(corners) - image.world(corners), axis=1).max()
+        if away > image.spacing.max():
+            raise ValueError(
+                f"{path}: a truth with as many voxels as its scan must lie where the scan lies; "
+                f"found them up to {away:.1f} mm apart ({where.name})."
+            )
+    marked = np.argwhere(truth.data > 0)
+    at = image.index(truth.world(marked))
+    inside = ((at > -0.5) & (at < np.array(image.shape) - 0.5)).all(axis=1)
+    if len(marked) and not inside.any():
+        raise ValueError(
+            f"{path}: a truth must lie within its scan; found nothing of it in {where.name}."
+        )
 
 
 def structures_of(paths: Paths, what: str) -> Volume:
@@ -217,7 +320,7 @@ def _moved(affine: np.ndarray, start: Sequence[int]) -> np.ndarray:
 
 def _unsure(lesions: Path) -> set[int]:
     """Indices of the lesions that their table does not call definite."""
-    table = lesions.with_name(lesions.name.replace(".nii.gz", ".tsv"))
+    table = lesions.with_name(lesions.name.partition(".")[0] + ".tsv")
     if not table.is_file():
         return set()
     lines = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]

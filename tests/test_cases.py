@@ -4,7 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import OBLIQUE
+from nibabel.affines import from_matvec
 
+from bids_cmb import volume
 from bids_cmb.cases import (
     LESION,
     UNSURE,
@@ -15,8 +18,11 @@ from bids_cmb.cases import (
     draw,
     find_cases,
     read_case,
+    read_scan,
 )
+from bids_cmb.files import write_json
 from bids_cmb.preprocessing import Grid
+from bids_cmb.volume import Volume
 
 GRID = Grid(spacing=(1, 1, 1), margin=4, intensity="brain-median")
 
@@ -42,6 +48,102 @@ def test_a_dataset_may_be_named_from_where_one_is(scan, monkeypatch):
 def test_data_without_a_truth_are_refused(scan, tmp_path):
     with pytest.raises(ValueError, match="a truth needs label maps of microbleeds"):
         find_cases(scan, tmp_path / "nowhere")
+
+
+CMB = "seg-CMB_desc-{}_dseg"
+
+
+@pytest.fixture
+def several(tmp_path, blank):
+    """A maker of one participant with scans and files of the truth: the voxels tell their names."""
+
+    def make(scans, truths, home="sub-01/anat"):
+        write_json(tmp_path / "dataset_description.json", {"Name": "N", "BIDSVersion": "1.9.0"})
+        image = Volume(np.arange(blank.data.size, dtype=np.float32).reshape(blank.shape), OBLIQUE)
+        for name in scans:
+            volume.save(image, tmp_path / home / f"{name}.nii.gz")
+        for name in truths:
+            labels = Volume(np.zeros(blank.shape, np.uint16), OBLIQUE)
+            place = tmp_path / "derivatives/truth/sub-01/anat" / f"{name}.nii.gz"
+            volume.save(labels, place, dtype=np.uint16)
+        return tmp_path
+
+    return make
+
+
+def of(folder, kind="lesions"):
+    """The name of each scan and that of its truth of a kind."""
+    found = {one.image.name.split(".")[0]: getattr(one, kind) for one in find_cases(folder)}
+    return {name: path and path.name.split(".")[0] for name, path in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [
+        ("lesions", "seg-CMB_desc-truth_dseg"),
+        ("mimics", "seg-mimics_desc-truth_dseg"),
+        ("structures", "seg-structures_desc-truth_dseg"),
+        ("brain", "label-brain_desc-truth_mask"),
+    ],
+)
+def test_a_scan_is_taught_the_truth_of_the_same_entities(several, kind, file):
+    scans = ("sub-01", "sub-01_acq-hr", "sub-01_acq-hr_run-2")
+    every = [f"{name}_seg-CMB_desc-truth_dseg" for name in scans]
+    root = several([f"{name}_T2starw" for name in scans], {*every, *[f"{n}_{file}" for n in scans]})
+    assert of(root, kind) == {f"{name}_T2starw": f"{name}_{file}" for name in scans}
+
+
+@pytest.mark.parametrize("kind", ["seg-CMB", "seg-mimics", "seg-structures", "label-brain"])
+def test_of_two_contrasts_each_is_taught_what_names_it(several, kind):
+    """As reviews of the app's results are named, for a participant with both."""
+    suffix = "mask" if kind == "label-brain" else "dseg"
+    scans = ("T2starw", "swi")
+    names = [f"sub-01_space-orig_{one}_desc-{scan}_{end}" for scan in scans
+             for one, end in {("seg-CMB", "dseg"), (kind, suffix)}]  # fmt: skip
+    root = several([f"sub-01_{scan}" for scan in scans], names)
+    field = {"seg-CMB": "lesions", "label-brain": "brain"}.get(kind, kind.removeprefix("seg-"))
+    assert of(root, field) == {
+        f"sub-01_{scan}": f"sub-01_space-orig_{kind}_desc-{scan}_{suffix}" for scan in scans
+    }
+
+
+def test_a_truth_of_the_other_contrast_is_none(several):
+    root = several(["sub-01_T2starw", "sub-01_swi"], [f"sub-01_{CMB.format('swi')}"])
+    assert of(root) == {"sub-01_swi": f"sub-01_{CMB.format('swi')}"}
+
+
+def test_a_lone_scan_takes_a_truth_of_any_description(several):
+    root = several(["sub-01_run-1_swi"], [f"sub-01_run-1_{CMB.format('rater')}"])
+    assert list(of(root).values()) == [f"sub-01_run-1_{CMB.format('rater')}"]
+
+
+def test_a_truth_in_the_space_of_another_image_is_none(several):
+    names = [f"sub-01_{CMB.format('a')}", f"sub-01_space-T1w_{CMB.format('b')}"]
+    assert list(of(several(["sub-01_swi"], names)).values()) == [names[0]]
+
+
+def test_scans_of_the_folder_swi_have_their_truth_in_anat_as_the_app_writes_it(several):
+    root = several(["sub-01_swi"], [f"sub-01_space-orig_{CMB.format('swi')}"], "sub-01/swi")
+    assert len(of(root)) == 1
+
+
+@pytest.mark.parametrize(
+    ("scans", "truths", "sentence"),
+    [
+        (["swi"], ["a", "b"], r"sub-01_swi: a scan needs one truth of seg-CMB; found 2: .*-a_.*-b"),
+        (["swi", "T2starw"], ["a"], r"must be of one scan; found that it fits .*T2starw and .*swi"),
+    ],
+)
+def test_a_truth_that_is_ambiguous_is_refused(several, scans, truths, sentence):
+    names = [f"sub-01_{CMB.format(desc)}" for desc in truths]
+    with pytest.raises(ValueError, match=sentence):
+        find_cases(several([f"sub-01_{scan}" for scan in scans], names))
+
+
+def test_a_truth_of_another_participant_is_refused(several):
+    root = several(["sub-01_swi"], [f"sub-02_{CMB.format('truth')}"])
+    with pytest.raises(ValueError, match=r"folder of its participant; found sub-02 .*sub-01"):
+        find_cases(root)
 
 
 def test_lesions_lie_where_the_scan_is_dark(scan):
@@ -92,6 +194,34 @@ def test_without_a_brain_truth_the_brain_is_found(scan):
     bare = Paths(paths.name, paths.image, paths.lesions, None, None, None)
     with pytest.raises(ValueError, match="No brain was found"):  # 40 ml are no brain
         read_case(bare, GRID)
+
+
+def test_a_brain_of_another_grid_is_looked_up_in_the_world(scan):
+    (paths,) = find_cases(scan)
+    image, before = read_scan(paths)
+    whole = volume.load_labels(paths.brain)
+    affine = whole.affine @ from_matvec(np.diag([-2.0, 2, 1]), [95, 0, 0])
+    coarse = volume.resample(whole, affine, (48, 56, 36), order=0)
+    volume.save(coarse, paths.brain, dtype=np.uint16)
+    image, brain = read_scan(paths)
+    assert brain.shape == image.shape
+    assert (brain.data == before.data).mean() > 0.97
+
+
+@pytest.mark.parametrize("kind", ["lesions", "brain"])
+def test_a_truth_that_lost_its_place_is_refused(scan, kind):
+    (paths,) = find_cases(scan)
+    path = getattr(paths, kind)
+    labels = volume.load_labels(path)
+    astray = from_matvec(np.diag([0.5, 0.5, 2.0]), [0, 0, 0])
+    volume.save(Volume(labels.data, astray), path, dtype=np.uint16)
+    with pytest.raises(ValueError, match=rf"{path.name}: a truth with as many voxels as its scan"):
+        read_case(paths, GRID)
+    volume.save(
+        Volume(labels.data[:-1], from_matvec(np.eye(3), [900, 0, 0])), path, dtype=np.uint16
+    )
+    with pytest.raises(ValueError, match=rf"{path.name}: a truth must lie within its scan; found"):
+        read_case(paths, GRID)
 
 
 def test_the_same_seed_draws_the_same_batch(scan):

@@ -24,7 +24,7 @@ from bids_cmb.distilled import (
     painted,
     symmetry,
 )
-from bids_cmb.lessons import discrimination
+from bids_cmb.lessons import candidates, discrimination
 from bids_cmb.lessons.discrimination import ROOM, read_patches
 from bids_cmb.lessons.task import Sources
 from bids_cmb.models.cdet import cdet
@@ -37,7 +37,7 @@ from bids_cmb.models.distillation import (
     kinds_loss,
 )
 from bids_cmb.networks import Models, folded, load_patcher
-from bids_cmb.preprocessing import Preprocessed
+from bids_cmb.preprocessing import Grid, Preprocessed
 from bids_cmb.training import TASKS, Material, build, read_recipe, train
 from bids_cmb.volume import Volume, load
 from bids_cmb.weights import read_weights, write_weights
@@ -417,6 +417,22 @@ def test_candidates_and_a_teacher_are_trained_by_one_command(part, lessons, tmp_
     entry = train(small(part), Material((lessons(1),), given=given), tmp_path / "out")
     assert entry["builder"] == small(part).builder
     assert all(np.isfinite(one).all() for one in read_weights(tmp_path / "out/x.npz").values())
+
+
+def test_scans_of_two_datasets_keep_their_symmetry_though_they_have_one_name(lessons, monkeypatch):
+    """A and B of docs/training.md both begin with sub-001."""
+    (paths,) = find_cases(lessons(1))
+    bright = candidates.read_lesson(paths, Grid.from_card(small("candidates").grid))
+    bright = replace(bright, symmetric=np.full_like(bright.symmetric, 0.25))
+    black = replace(bright.case, image=np.zeros_like(bright.case.image))
+    read = iter([bright, candidates.Lesson(black, np.ones_like(bright.symmetric))])
+    monkeypatch.setattr(candidates, "read_lesson", lambda *_: next(read))
+    recipe = replace(small("candidates"), batch=24)
+    teach, _ = TASKS["candidates"].teach(recipe, Sources([paths, paths]), 1)
+    images, _ = teach(np.random.default_rng(1))
+    dark = images[..., 0].min(axis=(1, 2, 3), where=images[..., 1] > 0, initial=1) == 1
+    assert 0 < dark.sum() < 24
+    np.testing.assert_array_equal(images[..., 1].max(axis=(1, 2, 3)), np.where(dark, 1, 0.25))
 
 
 def test_a_student_learns_after_a_teacher_from_what_was_found_once(lessons, tmp_path, monkeypatch):

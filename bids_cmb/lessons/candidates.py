@@ -73,14 +73,14 @@ def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  #
     symmetric = given.pop("symmetry", True)
     drawing = drawing_of(given)
     read = [read_lesson(one, grid) for one in sources.scans]
-    of = {one.case.name: one for one in read}
+    of = {id(one.case): one for one in read}  # names come again in other datasets
     pool, around = [one.case for one in read], AROUND_MM / np.array(grid.spacing, float)
 
     def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         case, centre = cases.drawn(pool, drawing.shares, rng)
         shape = np.array(drawing.shape)
         start = centre - shape // 2 + rng.integers(-(shape // 3), shape // 3 + 1)
-        parts = (case.image, of[case.name].symmetric, case.heard, case.truth)
+        parts = (case.image, of[id(case)].symmetric, case.heard, case.truth)
         stacked = np.stack(
             [cases.cut(one, start, shape).astype(np.float32) for one in parts], axis=-1
         )

@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     makers = top.add_subparsers(dest="maker", required=True)
     _add_simulate(makers)
     _add_train(makers)
+    _add_release(makers)
     _add_evaluate(makers)
     _add_compare(makers)
     _add_reviewed(makers)
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     doors = {
         "simulate": _simulate,
         "train": _train,
+        "release": _release,
         "evaluate": _evaluate,
         "compare": _compare,
         "reviewed": _reviewed,
@@ -216,6 +218,54 @@ def _role(said: str) -> tuple[str, Path]:
 
 def _tell(said: str) -> None:
     sys.stderr.write(f"bids_cmb: {said}\n")
+
+
+def _add_release(makers: argparse._SubParsersAction) -> None:
+    maker = makers.add_parser(
+        "release", help="simulate, train and set operating points: from nothing to a detector"
+    )
+    maker.add_argument("plan", help="name of a plan of data/plans, or a JSON file like it")
+    maker.add_argument(
+        "anatomy", type=Path, help="folder of FreeSurfer-coded label maps of whole heads"
+    )
+    maker.add_argument("work", type=Path, help="where to; a run that was stopped there goes on")
+    maker.add_argument("--hours", type=float, metavar="H", help="budget of all trainings together")
+    maker.add_argument(
+        "--workers", type=int, default=1, help="processes that simulate (default: 1)"
+    )
+    maker.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
+    maker.add_argument(
+        "--small", type=int, nargs=2, metavar=("SCANS", "STEPS"),
+        help="for a trial: scans of a set and steps of an epoch, at most, and two epochs",
+    )  # fmt: skip
+
+
+def _release(given: argparse.Namespace) -> int:
+    """Make a detector by a plan, and say on the way how it goes. Returns the exit code."""
+    from bids_cmb.execution import sentence
+    from bids_cmb.networks import set_threads
+
+    set_threads(given.threads)
+    from bids_cmb.release import Means, read_plan, release
+
+    small = tuple(given.small) if given.small else None
+    means = Means(given.anatomy, given.work, given.hours, given.workers, small)
+    try:
+        card = release(
+            read_plan(given.plan), means, say=lambda text: sys.stderr.write(f"bids_cmb: {text}\n")
+        )
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
+        return 1
+    for name, point in card["operating_points"].items():
+        sys.stdout.write(
+            f"{name}: threshold {point['threshold']:g}, sensitivity {point['sensitivity']:.2f} at "
+            f"{point['false_per_scan']:.2f} false per scan\n"
+        )
+    sys.stdout.write(
+        f"{given.work / 'release'}: use it with --models and --detector {card['name']}.\n"
+    )
+    return 0
 
 
 def _add_evaluate(makers: argparse._SubParsersAction) -> None:

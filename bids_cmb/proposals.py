@@ -23,7 +23,7 @@ HALF = 0.5  # of a peak's probability, down to which its extent is measured
 EXTENT_MM = 5.0  # from the peak within which its extent is measured
 FAR_MM = 20.0  # beyond it, a distance says no more
 TISSUE_MM = 2.0  # standard deviation of the weight by which the tissue around a peak counts
-CLIP = 1e-4  # of a probability, before its log-odds are taken
+CLIP = 1e-5  # of a probability, before its log-odds are taken
 MNI_SCALE = 100.0  # mm: positions in MNI space become numbers of about 1
 
 TISSUES = {
@@ -67,9 +67,9 @@ class Rules:
         most: Number of proposals of a scan, the likeliest.
     """
 
-    floor: float = 0.02
+    floor: float = 0.0005
     apart_mm: float = 1.5
-    most: int = 60
+    most: int = 80
 
     @classmethod
     def from_card(cls, parameters: dict) -> "Rules":

@@ -257,10 +257,10 @@ def _release(given: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
         return 1
-    for name, point in card["operating_points"].items():
+    for point in card["operating_points"]:
         sys.stdout.write(
-            f"{name}: threshold {point['threshold']:g}, sensitivity {point['sensitivity']:.2f} at "
-            f"{point['false_per_scan']:.2f} false per scan\n"
+            f"{point['name']}: threshold {point['threshold']:g}, sensitivity "
+            f"{point['sensitivity']:.2f} at {point['false_per_scan']:.2f} false per scan\n"
         )
     sys.stdout.write(
         f"{given.work / 'release'}: use it with --models and --detector {card['name']}.\n"

@@ -257,11 +257,11 @@ def set_operating_points(judged: Sequence[Judged], aims: Mapping[str, float]) ->
     curve = fit_calibration(judged)
     scored = [one.case(detectors.calibrated(one.chance, curve)) for one in judged]
     found = froc(scored, match_valdo)
-    points = {}
+    points, metrics = [], found.metrics
     for name, aim in aims.items():
         at = found.reading(aim)
-        metrics = found.metrics
-        points[name] = {
+        point = {
+            "name": name,
             "threshold": round(float(found.thresholds[at]), 4),
             "false_per_scan_aimed_at": aim,
             "false_per_scan": round(float(metrics.fp_per_scan[at]), 3),
@@ -269,7 +269,8 @@ def set_operating_points(judged: Sequence[Judged], aims: Mapping[str, float]) ->
             "sensitivity_large": round(float(metrics.sensitivity_large[at]), 3),
             "f1": round(float(metrics.f1[at]), 3),
         }
-    threshold = points["balanced"]["threshold"]
+        points.append(point)
+    threshold = next(one["threshold"] for one in points if one["name"] == "balanced")
     return {
         "calibration": curve,
         "operating_points": points,

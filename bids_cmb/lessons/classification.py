@@ -31,6 +31,8 @@ NEAR_MM = 1.5  # from a lesion's nearest voxel within which a proposal is that l
 CLEAR_MM = 3.0  # from every lesion beyond which a proposal is none
 MOST_OTHERS = 24  # mimics, and as many dark spots, of a scan that no first stage need propose
 DISTANCE_NOISE = 0.1  # of the numbers that tell the place: 1 mm, or a tenth of a share
+LEAST_WEIGHT = 0.1  # of a proposal of no probability among those of one
+FAINT = 0.2  # the same of a lesion that the first stage is sure of
 OWN = ("rules", "blind")  # of a drawing, besides `cases.Drawing`
 LESION, HARD, OTHER = 0, 1, 2
 SHARES = ("lesion", "hard", "other")  # of a batch
@@ -142,7 +144,7 @@ def _line_up(paths: cases.Paths, recipe: Recipe, ask: FirstStage) -> Lineup:
         describe_places(at, probability, fed.brain, anatomy),
         np.array([row[1] for row in rows], np.uint8),
         np.array([row[2] for row in rows], np.int16),
-        0.1 + probability.data[tuple(at.T)].astype(np.float32),
+        LEAST_WEIGHT + probability.data[tuple(at.T)].astype(np.float32),
     )
 
 
@@ -234,7 +236,8 @@ def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  #
 def _pool(read: Sequence[Lineup], kind: int) -> tuple[np.ndarray, np.ndarray]:
     """Scan and row of every patch of a kind, (N, 2), and how likely each is drawn, (N,).
 
-    Every lesion is as likely as any other, however many patches it has.
+    However many patches a lesion has, it is drawn as if it had one; the less the first stage thinks
+    of it, the more often, since real lesions are fainter than most simulated ones.
     """
     places, weights = [], []
     for at, one in enumerate(read):
@@ -242,7 +245,8 @@ def _pool(read: Sequence[Lineup], kind: int) -> tuple[np.ndarray, np.ndarray]:
         places.append(np.column_stack([np.full(len(rows), at), rows]))
         if kind == LESION:
             _, which, counts = np.unique(one.lesions[rows], return_inverse=True, return_counts=True)
-            weights.append(1 / counts[which] if len(rows) else np.zeros(0))
+            hard = 1 + FAINT - (one.weights[rows] - LEAST_WEIGHT)
+            weights.append(hard / counts[which] if len(rows) else np.zeros(0))
         else:
             weights.append(one.weights[rows])
     weight = np.concatenate(weights) if weights else np.zeros(0)

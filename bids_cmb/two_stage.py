@@ -141,7 +141,8 @@ def paint(
         nearest = np.linalg.norm(world[:, None] - others[None], axis=-1).min(axis=1)
         mine = ((away <= EXTENT_MM) & (away <= nearest + 1e-6)).reshape(soft[box].shape)
         here = tuple(middle - start)
-        mine &= soft[box] >= HALF * soft[box][here]
+        peak = max(soft[box][here], HALF * proposals[number - 1].probability)  # it lies in between
+        mine &= soft[box] >= HALF * peak
         mine[here] = True
         pieces, _ = ndimage.label(mine, structure=WIDE)
         mine = (pieces == pieces[here]) & (labels[box] == 0)

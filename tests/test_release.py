@@ -1,0 +1,158 @@
+"""From nothing to a detector: what is there stays, budgets are shared, operating points hold."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bids_cmb import release as module
+from bids_cmb.release import (
+    Judged,
+    Means,
+    fit_calibration,
+    read_plan,
+    release,
+    set_operating_points,
+    simulate_set,
+    train_network,
+)
+from bids_cmb.training import read_recipe
+
+
+def judged(rng, *, scans=40, slope=2.0, offset=-1.0):
+    """Scans with candidates whose chance, after that logistic curve, is the truth."""
+    made = []
+    for number in range(scans):
+        odds = rng.normal(0, 2, 30)
+        hit = rng.random(30) < 1 / (1 + np.exp(-(slope * odds + offset)))
+        positions = np.column_stack([20.0 * np.arange(30), np.zeros((30, 2))])
+        lesions = tuple((tuple(place), 3.0, True) for place in positions[hit].tolist())
+        chance = 1 / (1 + np.exp(-odds))
+        made.append(Judged(f"sub-{number:02d}", positions, chance, chance, lesions))
+    return made
+
+
+def test_calibration_finds_the_curve_that_the_truth_was_drawn_by(rng):
+    found = fit_calibration(judged(rng))
+    assert found["slope"] == pytest.approx(2.0, abs=0.3)
+    assert found["offset"] == pytest.approx(-1.0, abs=0.3)
+
+
+def test_candidates_of_unsure_lesions_say_nothing_about_the_calibration(rng):
+    made = judged(rng)
+    others = [
+        replace(
+            one,
+            positions=np.vstack([one.positions, [[900.0, 900, 900]]]),
+            proposed=np.append(one.proposed, 0.5),
+            chance=np.append(one.chance, 0.999),
+            lesions=(*one.lesions, ((900.0, 900.0, 901.0), 2.0, False)),
+        )
+        for one in made
+    ]
+    assert fit_calibration(others) == pytest.approx(fit_calibration(made), abs=2e-3)
+
+
+def test_operating_points_cost_no_more_than_they_may(rng):
+    card = set_operating_points(judged(rng), {"sensitive": 2.0, "balanced": 0.5, "specific": 0.2})
+    points = {one["name"]: one for one in card["operating_points"]}
+    for one in points.values():
+        assert one["false_per_scan"] <= one["false_per_scan_aimed_at"]
+    assert points["sensitive"]["threshold"] <= points["balanced"]["threshold"]
+    assert points["balanced"]["threshold"] <= points["specific"]["threshold"]
+    assert points["sensitive"]["sensitivity"] >= points["specific"]["sensitivity"] > 0
+    assert card["threshold"] == points["balanced"]["threshold"] <= card["definite_threshold"]
+
+
+def test_the_plan_of_the_package_names_recipes_sets_and_protocols_that_exist():
+    plan = read_plan("two-stage")
+    assert {given["of"] for given in plan["sets"].values()} <= set(plan["heads"])
+    for network in plan["networks"]:
+        read_recipe(network["recipe"])
+        assert {*network["data"], *network["validation"]} <= set(plan["sets"])
+    first, second = plan["networks"][0], plan["networks"][-1]
+    assert not set(first["data"]) & set(second["data"])  # false alarms of scans not learnt from
+    assert not set(plan["heads"]["training"]) & set(plan["heads"]["validation"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("{", "a plan must be JSON"), ("{}", "must hold name, heads"), ("[]", "must hold name")],
+)
+def test_a_plan_that_is_none_is_refused_in_a_sentence(text, said, tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_plan(str(path))
+    with pytest.raises(ValueError, match="JSON file or one of two-stage; found 'x'"):
+        read_plan("x")
+
+
+@pytest.mark.parametrize("hours", [0, -1, float("nan")])
+def test_a_budget_of_nothing_is_refused(hours, tmp_path):
+    with pytest.raises(ValueError, match="more than 0 hours"):
+        release(read_plan("two-stage"), Means(tmp_path, tmp_path / "work", hours))
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.fixture
+def heads_of(tmp_path):
+    """A folder with so many files that are called like label maps."""
+
+    def make(count):
+        folder = tmp_path / "heads"
+        folder.mkdir()
+        for number in range(1, count + 1):
+            (folder / f"head_{number:02d}.nii.gz").touch()
+        return folder
+
+    return make
+
+
+def test_a_set_is_simulated_once_from_the_heads_that_the_plan_names(
+    heads_of, tmp_path, monkeypatch
+):
+    calls = []
+
+    def pretend(folder, *, anatomy, scans, **more):
+        calls.append((sorted(path.name for path in anatomy.iterdir()), scans, more["variant"]))
+        folder.mkdir(parents=True)
+        (folder / "dataset_description.json").write_text("{}")
+        return []
+
+    monkeypatch.setattr(module, "simulate", pretend)
+    plan, means = read_plan("two-stage"), Means(heads_of(15), tmp_path / "work")
+    half_made = tmp_path / "work" / "sets" / "V.part"
+    half_made.mkdir(parents=True)
+    (half_made / "sub-01").mkdir()
+    for _ in range(2):
+        folder = simulate_set("V", plan["sets"]["V"], plan, means, print)
+    assert calls == [(["head_14.nii.gz", "head_15.nii.gz"], 24, "default")]
+    assert folder == tmp_path / "work" / "sets" / "V"
+    assert not half_made.exists()
+
+
+def test_too_few_heads_are_told(heads_of, tmp_path):
+    plan, means = read_plan("two-stage"), Means(heads_of(3), tmp_path / "work")
+    with pytest.raises(ValueError, match="needs 15 label maps of heads; found 3"):
+        simulate_set("V", plan["sets"]["V"], plan, means, print)
+
+
+def test_networks_share_the_hours_and_a_trained_one_stays(tmp_path, monkeypatch):
+    shares = {}
+
+    def pretend(recipe, material, out, *, hours, say):  # noqa: ARG001
+        shares[recipe.name] = hours
+        out.mkdir(parents=True)
+        (out / f"{recipe.name}.json").write_text(json.dumps({"name": recipe.name}))
+
+    monkeypatch.setattr(module, "train", pretend)
+    plan, means = read_plan("two-stage"), Means(tmp_path, tmp_path / "work", hours=2.0)
+    for network in plan["networks"]:
+        entry, path = train_network(network, plan, means, print)
+        assert entry["name"] == network["recipe"]
+        assert path.is_file()
+    assert sum(shares.values()) == pytest.approx(2.0)
+    monkeypatch.setattr(module, "train", None)
+    train_network(plan["networks"][0], plan, means, print)

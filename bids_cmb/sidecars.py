@@ -12,7 +12,7 @@ from typing import Any
 
 ASSUMED_FIELD = 3.0  # T, where no sidecar says
 DEEPEST = 20  # levels of objects and lists within a value; worker processes cannot pass on 500
-SPINE = re.compile(  # in BodyPartExamined, spelled as people do; ß, ä, ö, ü written out
+SPINE = re.compile(  # in BodyPartExamined, in the languages of consoles; ä, ö, ü written out
     r"spin(e|al)|neck|hals|nacken|cervical|thoracic|lumbar|rueckenmark|ruckenmark|myelon|moelle|"
     r"wirbels|rachis|medul[ae]|columna|\b[hbl]ws\b"
 )

@@ -110,7 +110,10 @@ def compare_counts(results: Path, table: Path, folder: Path, *, overwrite: bool)
         for sidecar, row in finished(home):
             found.setdefault(_entities(row["filename"]), []).append((_source(sidecar, row), row))
     pairs, missing = [], []
-    for rated in read_table(table):
+    rows = read_table(table)
+    if rows and "scan" not in rows[0]:
+        raise ValueError(f"{table}: the column scan is needed; found {', '.join(rows[0])[:200]}.")
+    for rated in rows:
         name = str(rated["scan"])
         try:
             own = _result_of(name, found.get(_entities(name), []))

@@ -161,8 +161,8 @@ def _replace(data: np.ndarray, wrong: np.ndarray, spacing: np.ndarray) -> int:
     """
     pieces, _ = ndimage.label(wrong, np.ones((3, 3, 3)))
     faces = [np.moveaxis(pieces, axis, 0)[end] for axis in range(3) for end in (0, -1)]
-    outside = np.setdiff1d(np.concatenate([face.ravel() for face in faces]), [0])
-    data[np.isin(pieces, outside)] = 0
+    outside = set(np.unique(np.concatenate([face.ravel() for face in faces]))) - {0}
+    data[np.isin(pieces, list(outside))] = 0
     filled = 0
     for piece, box in enumerate(ndimage.find_objects(pieces), start=1):
         if piece in outside:

@@ -496,6 +496,12 @@ def test_a_rating_that_may_be_of_two_results_is_refused(tmp_path, sources, rated
     assert not (tmp_path / "result").exists()
 
 
+def test_a_rating_without_scans_is_refused(tmp_path):
+    write_table(tmp_path / "mars.tsv", ("file", "n_cmb"), [{"file": "sub-01", "n_cmb": 2}])
+    with pytest.raises(ValueError, match=r"mars.tsv: the column scan is needed; found file, n_cmb"):
+        compare_counts(tmp_path, tmp_path / "mars.tsv", tmp_path / "result", overwrite=False)
+
+
 def test_a_rating_of_another_contrast_is_missing(tmp_path):
     app, table = results(tmp_path / "app", ("sub-01_swi", 9)), tmp_path / "mars.tsv"
     write_table(table, ("scan", "n_cmb"), [{"scan": "sub-01_T2starw.nii.gz", "n_cmb": 2}])

@@ -120,3 +120,29 @@ def test_the_surest_suspects_hold_the_lesions_that_have_one_near(monkeypatch):
     assert cascade.recall(rows, 50) == 3 / 4
     nobody = cascade.best_near(np.zeros((0, 3)), np.zeros(0), marks)
     np.testing.assert_array_equal(nobody, [0, 0, 0])
+
+
+def spot(**measures):
+    """A dark spot that is round and deep but for what is given."""
+    usual = {"contrast": 0.6, "elongation": 1.2, "overrun": 0.0, "depth": 9.0, "ring_high": 1.1}
+    return SimpleNamespace(**usual | measures)
+
+
+def test_only_round_dark_spots_are_counted_and_a_simulator_that_makes_too_many_fails(
+    monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    dark_spots = importlib.import_module("dark_spots")
+    spots = [
+        spot(), spot(contrast=0.4), spot(contrast=0.2), spot(elongation=2), spot(overrun=3),
+        spot(depth=2), spot(ring_high=1.7),
+    ]  # fmt: skip
+    counts = dark_spots.counted(spots)
+    assert list(counts.values()) == [4, 3, 2]
+    real = json.loads((BENCHMARKS / "results" / "dark-spots-real.json").read_text("utf-8"))
+    assert not any("sub" in str(value) for scan in real["counts"] for value in scan.values())
+    assert dark_spots.beside(real, real) == 0
+    many = {kind: count * 100 for kind, count in counts.items()}
+    report = {"spots per scan": dark_spots.summed([many])}
+    assert dark_spots.beside(report, real) == 1
+    assert "outside the range of real scans" in capsys.readouterr().out

@@ -1,0 +1,123 @@
+"""How many dark, round, isolated spots each scan of a dataset has, beside those of real scans.
+
+    python benchmarks/dark_spots.py DATA [DATA ...] --name NAME [--suffix T2starw]
+
+What a detector must tell apart is all that is dark and round, so the simulator must make as much of
+it as a patient has, and not more. Counted are the 1000 strongest peaks of radial symmetry in the
+brain of `find_brain` that are round and end within their slices (``ROUND``), by contrast; those
+``DEEP`` lie well below the brain's surface and beside no bright fluid. Only numbers are written, to
+``benchmarks/results/NAME.json``; ``dark-spots-real.json`` has those of five real T2* scans (VALDO
+challenge: one of 0.45 x 0.45 x 4 mm, four of 1 x 1 x 3 or 4 mm), no names. The exit status is 1
+if the median of a dataset lies outside the range of the real scans, so that a change of the
+simulator that breaks it shows. Compare like with like: T2* at such protocols.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from bids_cmb.brain import find_brain
+from bids_cmb.candidates import Candidate, find_candidates
+from bids_cmb.evaluation import read_protocols
+from bids_cmb.files import read_json, write_json
+from bids_cmb.provenance import software
+from bids_cmb.volume import load
+
+RESULTS = Path(__file__).parent / "results"
+REAL = RESULTS / "dark-spots-real.json"
+MOST = 1000  # peaks of symmetry that are measured
+ROUND = {"elongation": 1.6, "overrun": 2.0}  # less than: long by short axis, mm beyond a ball
+DEEP = {"depth": 5.0, "ring_high": 1.5}  # mm, more than; brain medians, less than
+KINDS = {  # least contrast, and whether deep
+    "contrast above 0.3": (0.3, False),
+    "contrast above 0.5": (0.5, False),
+    "deep, contrast above 0.3": (0.3, True),
+}
+
+
+def main() -> int:
+    """Count, print and write. Returns the exit status."""
+    asked = arguments()
+    scans = []
+    for folder in asked.data:
+        protocols = read_protocols(folder)
+        for path in sorted(folder.glob(f"sub-*/**/*_{asked.suffix}.nii.gz")):
+            image, _ = load(path)
+            spots = find_candidates(image, find_brain(image), most=MOST)
+            protocol = protocols.get(path.name.partition("_")[0])
+            scans.append({"protocol": protocol, **counted(spots)})
+            print(path.name, scans[-1], flush=True)
+    if not scans:
+        sys.exit(f"No *_{asked.suffix}.nii.gz in {', '.join(map(str, asked.data))}.")
+    report = {
+        "name": asked.name,
+        "suffix": asked.suffix,
+        "most": MOST,
+        "round": ROUND,
+        "deep": DEEP,
+        "software": software(),
+        "scans": len(scans),
+        "spots per scan": summed(scans),
+        "counts": scans,
+    }
+    write_json(RESULTS / f"{asked.name}.json", report)
+    real = read_json(REAL)
+    return beside(report, real) if real else 0
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("data", type=Path, nargs="+", help="BIDS datasets")
+    parser.add_argument("--name", required=True, help="of the file of results")
+    parser.add_argument("--suffix", default="T2starw", help="of the scans (default: T2starw)")
+    return parser.parse_args()
+
+
+def counted(spots: list[Candidate]) -> dict[str, int]:
+    """Count the dark round spots of a scan, of every kind."""
+    isolated = [
+        spot for spot in spots if all(getattr(spot, key) < most for key, most in ROUND.items())
+    ]
+    deep = [
+        spot
+        for spot in isolated
+        if spot.depth > DEEP["depth"] and spot.ring_high < DEEP["ring_high"]
+    ]
+    return {
+        kind: sum(spot.contrast > least for spot in (deep if below else isolated))
+        for kind, (least, below) in KINDS.items()
+    }
+
+
+def summed(scans: list[dict]) -> dict[str, dict[str, float]]:
+    """Give median, lowest and highest count over scans, of every kind."""
+    return {
+        kind: {
+            "median": float(np.median([scan[kind] for scan in scans])),
+            "lowest": min(scan[kind] for scan in scans),
+            "highest": max(scan[kind] for scan in scans),
+        }
+        for kind in KINDS
+    }
+
+
+def beside(report: dict, real: dict) -> int:
+    """Print the counts beside those of real scans; 1 if a median lies outside their range."""
+    outside = 0
+    for kind, of in report["spots per scan"].items():
+        there = real["spots per scan"][kind]
+        within = there["lowest"] <= of["median"] <= there["highest"]
+        outside |= not within
+        print(
+            f"{kind}: median {of['median']:g} ({of['lowest']} to {of['highest']}), real scans "
+            f"{there['median']:g} ({there['lowest']} to {there['highest']})"
+            f"{'' if within else '; outside the range of real scans'}"
+        )
+    return int(outside)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

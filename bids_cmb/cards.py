@@ -6,6 +6,7 @@ weights of its members lie in the folder ``weights`` of the package, or beside t
 
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def card_names(task: str | None = None, models: Path | None = None) -> list[str]
 
 
 def card(name: str, models: Path | None = None) -> dict:
-    """One card.
+    """Read a card; again only if its file has changed. Not to be changed in place.
 
     Args:
         name: Of the detector or network.
@@ -46,6 +47,12 @@ def card(name: str, models: Path | None = None) -> dict:
         raise ValueError(
             f"A detector must be one of {', '.join(card_names(DETECTION, models))}; found {name!r}."
         )
+    changed = path.stat()
+    return dict(_read(path, (changed.st_mtime_ns, changed.st_size, changed.st_ino)))
+
+
+@lru_cache(maxsize=32)
+def _read(path: Path, _: tuple[int, ...]) -> dict:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from bids_cmb import cards
 from bids_cmb.cards import ANATOMY, DETECTION, card, card_names, members_of, weights_file
 
 MEMBER = {
@@ -15,8 +16,8 @@ CARD = {
 }  # fmt: skip
 
 
-def shelf(tmp_path, **cards):
-    for name, said in cards.items():
+def shelf(tmp_path, **contents):
+    for name, said in contents.items():
         (tmp_path / f"{name}.json").write_text(said if isinstance(said, str) else json.dumps(said))
     return tmp_path
 
@@ -42,6 +43,17 @@ def test_a_folder_of_the_user_comes_first(tmp_path):
     assert "mine" not in card_names(ANATOMY, models)
     assert card("radial", models)["description"] == "Mine."
     assert weights_file("mine", MEMBER, models) == tmp_path / "w.npz"
+
+
+def test_a_card_is_parsed_once_and_again_when_it_has_changed(tmp_path, monkeypatch):
+    parsed, loads = [], json.loads
+    monkeypatch.setattr(cards.json, "loads", lambda text: parsed.append(text) or loads(text))
+    models = shelf(tmp_path, mine=CARD)
+    card("mine", models)["threshold"] = 0.1  # of one's copy
+    assert card("mine", models)["threshold"] == 0.5
+    assert len(parsed) == 1
+    shelf(tmp_path, mine={**CARD, "threshold": 0.25})
+    assert card("mine", models)["threshold"] == 0.25
 
 
 def test_weights_never_lie_outside_the_folder_of_their_card(tmp_path):

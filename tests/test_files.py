@@ -1,11 +1,12 @@
 """A file is whole or not there."""
 
+import json
 import os
 import stat
 
 import pytest
 
-from bids_cmb.files import replacing, write_text
+from bids_cmb.files import load_json, read_json, replacing, write_text
 
 
 def names(folder):
@@ -80,3 +81,38 @@ def test_text_is_utf_8_with_unix_line_ends(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "5 mm³\nzwölf\n")
     assert path.read_bytes() == "5 mm³\nzwölf\n".encode()
+
+
+def test_json_of_others_can_be_written_again(tmp_path):
+    """What is half a character or no number in it is not passed on."""
+    path = tmp_path / "x.json"
+    path.write_bytes(
+        b'\xef\xbb\xbf{"a": ["Sie\\ud800mens", 1e400, NaN, -Infinity, 0.5, "\\ud83d\\ude00"]}'
+    )
+    said = load_json(path)
+    assert said == {"a": ["Sie\ufffdmens", None, None, None, 0.5, "\U0001f600"]}
+    assert json.loads(json.dumps(said, allow_nan=False, ensure_ascii=False).encode()) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[" * 600 + "]" * 600, "found more than 64 levels"),
+        ("[" * 100_000, "found more than 64 levels"),
+        ('{"a": }', "Expecting value in line 1, column 7"),
+        (b"\xff", "found the byte 0xff, not UTF-8"),
+    ],
+)
+def test_what_is_no_json_is_refused(tmp_path, text, sentence):
+    path = tmp_path / "x.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=sentence):
+        load_json(path)
+    assert read_json(path) is None
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.json")
+    with pytest.raises(OSError, match="Not a regular file"):
+        load_json(tmp_path / "x.json")
+    assert read_json(tmp_path / "x.json") is None

@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bids_cmb import execution
-from bids_cmb.cards import ANATOMY, DETECTION, card, members_of
+from bids_cmb.cards import ANATOMY, card, members_of
 from bids_cmb.cohort import methods, process_all, write_selection
 from bids_cmb.config import Config, to_toml
 from bids_cmb.dask_cluster import LOCAL
+from bids_cmb.detectors import check_detector
 from bids_cmb.discovery import Selection, find_scans
 from bids_cmb.exits import (
     BAD_DATA,
@@ -123,10 +124,10 @@ def _participant_level(config: Config) -> int:
 def _check_detectors(config: Config) -> None:
     names = [*config.detector, *([ANATOMY] if config.anatomy == "network" else [])]
     try:
+        for name in config.detector:
+            check_detector(name, config.models)
         for name in names:
-            said = card(name, config.models)
-            if said["task"] == DETECTION or name == ANATOMY:
-                check_weights(name, said, config.models)
+            check_weights(name, card(name, config.models), config.models)
         folds = {fold for name in config.detector for fold in _folds(name, config)}
     except ValueError as error:
         raise ExitError(USAGE, str(error)) from error

@@ -31,13 +31,14 @@ def methods_text(
         anatomy: Card of the network that told structures and territories, if one did.
     """
     told = [*cards, *([anatomy] if anatomy else [])]
-    references = [*REFERENCES, *(_cited(one) for card in told for one in card["citation"])]
+    references = [*REFERENCES, *(_cited(one) for card in told for one in card.get("citation", ()))]
     sentences = [
         f"Cerebral microbleeds were sought with bids_cmb {__version__} on SWI or T2*-weighted "
         "scans.",
         brain,
         *(f"Detector `{card['name']}`: {card['description']}" for card in cards),
-        "The probabilities of the detectors were averaged on the scan's grid."
+        "The probabilities of the detectors were averaged on the scan's grid, each mapped "
+        "piecewise linearly to a scale on which the detector's own threshold is 0.5."
         if len(cards) > 1
         else "",
         f"Voxels with a probability of at least {cut['threshold']:g} that touch by face, edge or "

@@ -5,11 +5,15 @@ weights of its members lie in the folder ``weights`` of the package, or beside t
 """
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
+from bids_cmb.files import load_json
+
+Rule = tuple[Callable[[object], bool], str]  # whether a value holds, and what it must be
 DETECTION, ANATOMY = "cerebral microbleeds", "anatomy"
 _SHELF = Path(str(files("bids_cmb") / "data" / "cards"))
 _WEIGHTS = Path(str(files("bids_cmb") / "data" / "weights"))
@@ -17,6 +21,7 @@ NEEDED = {
     DETECTION: ("name", "description", "threshold", "definite_threshold", "min_volume_mm3"),
     ANATOMY: ("name", "description", "members", "classes"),
 }
+CURVE = ("slope", "offset")
 MEMBER = ("name", "builder", "arguments", "grid", "weights", "sha256")
 
 
@@ -29,7 +34,16 @@ def card_names(task: str | None = None, models: Path | None = None) -> list[str]
     """
     shelves = [_SHELF, *([models] if models else [])]
     names = sorted({path.stem for shelf in shelves for path in shelf.glob("*.json")})
-    return [name for name in names if task is None or card(name, models).get("task") == task]
+    names = [name for name in names if _path(name, models)]  # a pipe is no card
+    return [name for name in names if task is None or _task(name, models) == task]
+
+
+def _task(name: str, models: Path | None) -> str | None:
+    """What a card is for; None if it is none that can be used."""
+    try:
+        return card(name, models)["task"]
+    except ValueError:
+        return None
 
 
 def card(name: str, models: Path | None = None) -> dict:
@@ -54,11 +68,21 @@ def card(name: str, models: Path | None = None) -> dict:
 @lru_cache(maxsize=32)
 def _read(path: Path, _: tuple[int, ...]) -> dict:
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        said = load_json(path)
+    except ValueError as error:
         raise ValueError(f"{path}: a model card must be JSON; {error}.") from error
+    except OSError as error:
+        raise ValueError(f"{path}: a model card must be readable; {error.strerror}.") from error
     if lacking := list(_lacking(said)):
         raise ValueError(f"{path}: a model card must hold {', '.join(lacking)}; found none.")
+    for place, value, (holds, rule) in _values(said):
+        if not holds(value):
+            raise ValueError(
+                f"{path}: {place} of a model card must be {rule}; found {json.dumps(value):.60}."
+            )
+    names = [member["name"] for member in said.get("members", [])]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path}: members of a model card must have names of their own.")
     return said
 
 
@@ -92,11 +116,81 @@ def _path(name: str, models: Path | None) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _lacking(said: dict) -> Iterator[str]:
+def is_packaged(name: str, models: Path | None = None) -> bool:
+    """Whether a card of that name is one of the package, not the user's."""
+    path = _path(name, models)
+    return path is not None and path.parent == _SHELF
+
+
+def _lacking(said: object) -> Iterator[str]:
     """What a card should say and does not."""
-    if not isinstance(said, dict) or said.get("task") not in NEEDED:
+    if not isinstance(said, dict) or said.get("task") not in list(NEEDED):
         yield f"a task, {' or '.join(NEEDED)}"
         return
     yield from (key for key in NEEDED[said["task"]] if key not in said)
-    for member in said.get("members", []):
-        yield from (f"{key} of each member" for key in MEMBER if key not in member)
+    members = said.get("members", [])
+    for member in members if isinstance(members, list) else []:
+        if isinstance(member, dict):
+            yield from (f"{key} of each member" for key in MEMBER if key not in member)
+
+
+def _values(said: Mapping) -> Iterator[tuple[str, object, Rule]]:
+    """Everything of a card that has a rule: where it stands, what it is, the rule."""
+    yield from ((key, said[key], rule) for key, rule in RULES.items() if key in said)
+    members = said.get("members", [])
+    for member in members if isinstance(members, list) else []:
+        yield "each of the members", member, OBJECT
+        for key, rule in MEMBER_RULES.items():
+            if isinstance(member, dict) and key in member:
+                yield f"{key} of each member", member[key], rule
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _cites(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and {"text", "doi"} <= set(one) for one in value
+    )
+
+
+def _turns(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(axes, list) and all(axis in (0, 1, 2) for axis in axes) for axes in value
+    )
+
+
+TEXT: Rule = (lambda value: isinstance(value, str) and bool(value), "a text")
+OBJECT: Rule = (lambda value: isinstance(value, dict), "an object")
+NUMBER: Rule = (_is_number, "a number")
+CHANCE: Rule = (lambda value: _is_number(value) and 0 < value <= 1, "a number above 0 and up to 1")
+AMOUNT: Rule = (lambda value: _is_number(value) and value >= 0, "a number of at least 0")
+POSITIVE: Rule = (lambda value: _is_number(value) and value > 0, "a number above 0")
+RULES = {
+    "name": TEXT,
+    "description": TEXT,
+    "design": TEXT,
+    "threshold": CHANCE,
+    "definite_threshold": CHANCE,
+    "min_volume_mm3": AMOUNT,
+    "memory_mb": AMOUNT,
+    "parameters": OBJECT,
+    "calibration": (
+        lambda value: isinstance(value, dict) and all(map(_is_number, map(value.get, CURVE))),
+        "an object with the numbers slope and offset",
+    ),
+    "citation": (_cites, "a list of objects with text and doi"),
+    "members": (lambda value: isinstance(value, list) and bool(value), "a list of networks"),
+}
+MEMBER_RULES = {
+    "name": TEXT,
+    "builder": TEXT,
+    "arguments": OBJECT,
+    "grid": OBJECT,
+    "weights": TEXT,
+    "sha256": TEXT,
+    "temperature": POSITIVE,
+    "offset": NUMBER,
+    "flips": (_turns, "a list of lists of axes, 0 to 2"),
+}

@@ -8,6 +8,7 @@ whose card has members is an ensemble of networks, each on its own grid; any oth
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
@@ -15,7 +16,7 @@ from scipy.special import expit, logit
 
 from bids_cmb.anatomy import Anatomy
 from bids_cmb.candidates import Candidate, find_candidates
-from bids_cmb.cards import card, members_of, weights_file
+from bids_cmb.cards import DETECTION, card, card_names, members_of, weights_file
 from bids_cmb.cascade import cascade, sees_phase
 from bids_cmb.distilled import distilled
 from bids_cmb.evidence import Evidence, together
@@ -26,6 +27,7 @@ from bids_cmb.two_stage import two_stage
 from bids_cmb.volume import Volume, boxed
 
 LEAST = 1e-6  # chance below which, and above 1 less which, log-odds say no more
+COMMON_THRESHOLD = 0.5  # of the mean of several detectors, on the scale that they share
 STEPS = 10_000  # of a probability: what other threads or processors change lies far below
 
 
@@ -34,7 +36,8 @@ class Probability:
     """What the detectors say about a scan.
 
     Attributes:
-        mean: Chance that a voxel is microbleed, 0 to 1, float32, on the scan's grid.
+        mean: Chance that a voxel is microbleed, 0 to 1, float32, on the scan's grid; of several
+            detectors the mean on their common scale.
         members: The detectors that were asked.
         spread: Standard deviation over the detectors, or over the members of the only one, float32;
             None if there was one answer only.
@@ -63,7 +66,8 @@ def detect(
 
     Returns:
         On the grid of ``image``; 0 outside the brain. The spread is that of the detectors, or of
-        the members if there is one detector.
+        the members if there is one detector. Several detectors are averaged `on_common_scale`,
+        where a voxel is lesion from `COMMON_THRESHOLD` on.
 
     Raises:
         ValueError: If a name is unknown, comes twice or none is given, or weights are not those of
@@ -78,6 +82,9 @@ def detect(
     evidence = together(left for _, left in told.values())
     curves = {name: card(name, models.folder).get("calibration") for name in asked}
     chances = [calibrated(_mean(parts), curves[name]) for name, parts in found.items()]
+    if len(asked) > 1:
+        thresholds = [card(name, models.folder)["threshold"] for name in asked]
+        chances = list(map(on_common_scale, chances, thresholds))
     mean = Volume(np.round(_mean(chances) * STEPS) / np.float32(STEPS), image.affine)
     if len(asked) == 1:
         chances = [calibrated(part, curves[asked[0]]) for part in found[asked[0]]]
@@ -88,6 +95,113 @@ def detect(
 
 def _mean(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.mean(parts, axis=0, dtype=np.float32)
+
+
+def on_common_scale(
+    chance: np.ndarray | float, threshold: float
+) -> np.ndarray | float:  # fmt: skip
+    """Map a detector's chances to a scale that it shares with others.
+
+    Detectors differ in what their numbers mean: the threshold of one may be the noise of another.
+    A line from (0, 0) over (threshold, 1/2) to (1, 1) makes them comparable at the only value whose
+    meaning is known of each, so that the mean of several says how far they are, on balance, above
+    or below the value from which each alone would call a voxel a lesion.
+
+    Args:
+        chance: 0 to 1.
+        threshold: Of the detector's card, above 0 and up to 1.
+
+    Returns:
+        0 to 1, of the same dtype; the order of the chances is kept.
+    """
+    knots = [0, threshold, 1] if threshold < 1 else [0, 1]
+    mapped = np.interp(chance, knots, [0, COMMON_THRESHOLD, 1][: len(knots)])
+    return mapped.astype(chance.dtype) if isinstance(chance, np.ndarray) else float(mapped)
+
+
+def thresholds_of(cards: Sequence[Mapping]) -> tuple[float, float]:
+    """Find the probabilities from which a voxel is lesion, and a lesion definite.
+
+    Args:
+        cards: Of the detectors that are averaged.
+
+    Returns:
+        Those of the card if there is one; of several `COMMON_THRESHOLD`, and the mean of their
+        thresholds for definite lesions on the common scale.
+    """
+    if len(cards) == 1:
+        return cards[0]["threshold"], cards[0]["definite_threshold"]
+    definite = [on_common_scale(one["definite_threshold"], one["threshold"]) for one in cards]
+    return COMMON_THRESHOLD, float(np.mean(definite))
+
+
+def check_detector(name: str, models: Path | None = None) -> None:  # noqa: C901
+    """Make sure that a card can be used as a detector, before any scan is read.
+
+    Args:
+        name: Of the card.
+        models: The user's folder of cards.
+
+    Raises:
+        ValueError: If there is no such card, or it is of something else; if it has neither
+            networks nor the name of a function, an unknown design, a grid that cannot be, or
+            other parts and parameters than the package's card of that design.
+    """
+    said = card(name, models)
+    if said["task"] != DETECTION:
+        names = ", ".join(card_names(DETECTION, models))
+        raise ValueError(f"A detector must be one of {names}; found {name!r}, for {said['task']}.")
+    if "members" not in said and name not in _FUNCTIONS:
+        raise ValueError(
+            f"{name}: the card of a detector must have members, or the name "
+            f"{' or '.join(_FUNCTIONS)}; found none."
+        )
+    if said.get("design", next(iter(DESIGNS))) not in DESIGNS:
+        raise ValueError(
+            f"{name}: the design of a detector must be one of {', '.join(DESIGNS)}; "
+            f"found {said['design']!r}."
+        )
+    for member in said.get("members", ()):
+        try:
+            Grid.from_card(member["grid"])
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{name}, member {member['name']}: {error}") from error
+    if "members" in said and "design" not in said:
+        return
+    model = card(said.get("design", name))
+    parts = [{one["name"] for one in each.get("members", ())} for each in (model, said)]
+    if not parts[0] <= parts[1]:
+        raise ValueError(
+            f"{name}: a detector of the design {said['design']} must have the members "
+            f"{', '.join(sorted(parts[0]))}; found {', '.join(sorted(parts[1]))}."
+        )
+    if "parameters" in said or model.get("design") not in WITH_DEFAULTS:
+        _check_alike(f"{name}: parameters", said.get("parameters", {}), model["parameters"])
+    for gate in said.get("parameters", {}).get("gates", ()):
+        if gate["measure"] not in Candidate.__dataclass_fields__ or gate["width"] <= 0:
+            raise ValueError(
+                f"{name}: a gate must have a measure of a candidate and a width above 0; "
+                f"found {gate['measure']!r} and {gate['width']}."
+            )
+
+
+def _check_alike(place: str, value: object, model: object) -> None:
+    """Refuse parameters that lack a part of the model's, or where it is of another kind."""
+    number = isinstance(model, int | float) and not isinstance(model, bool)
+    kind = (int, float) if number else type(model)
+    if not isinstance(value, kind) or (number and isinstance(value, bool)):
+        raise ValueError(
+            f"{place} must be {KINDS.get(type(model), 'a number')}; found {value!r:.60}."
+        )
+    if isinstance(model, dict):
+        for key, part in model.items():
+            if key not in value and not key.endswith("reason"):  # which is for people
+                raise ValueError(f"{place} must hold {key}; found none.")
+            if key in value:
+                _check_alike(f"{place}.{key}", value[key], part)
+    if isinstance(model, list) and model:
+        for part in value:
+            _check_alike(f"each of {place}", part, model[0])
 
 
 def calibrated(chance: np.ndarray, curve: Mapping[str, float] | None) -> np.ndarray:
@@ -150,7 +264,7 @@ def _told(
     """As `answers`, and the evidence."""
     said = card(name, models.folder)
     if "members" not in said:
-        return [_FUNCTIONS[name](image, brain).data], Evidence()
+        return [_FUNCTIONS[name](image, brain, said["parameters"]).data], Evidence()
     if "design" in said:
         chance, evidence = _chained(said, image, brain, models, phase, anatomy)
         return [chance], evidence
@@ -215,12 +329,13 @@ def _asked(network: Network, window: Volume, fed: Preprocessed) -> Volume:
     return back_to_scan(found, window)
 
 
-def radial(image: Volume, brain: Volume) -> Volume:
+def radial(image: Volume, brain: Volume, parameters: Mapping | None = None) -> Volume:
     """Paint every dark round spot with the chance that its measures give it.
 
     Args:
         image: T2*-weighted magnitude or SWI, any positive scale.
         brain: True inside the brain, on the grid of ``image``.
+        parameters: Of the card: ``gates``. Those of the package's card without.
 
     Returns:
         Probability, 0 to 1, float32, on the grid of ``image``; 0 outside the brain.
@@ -229,7 +344,7 @@ def radial(image: Volume, brain: Volume) -> Volume:
         ValueError: If ``brain`` is empty or not on the grid of ``image``, or if the median of the
             image inside it is not above 0.
     """
-    gates = card("radial")["parameters"]["gates"]
+    gates = (parameters or card("radial")["parameters"])["gates"]
     data = np.zeros(image.shape, np.float32)
     for candidate in find_candidates(image, brain):
         spot = tuple(candidate.voxels.T)
@@ -248,6 +363,7 @@ def _chance(candidate: Candidate, gates: list[dict]) -> float:
     return float(chance)
 
 
+KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
 _FUNCTIONS = {"radial": radial}
 DESIGNS: dict[str, Callable[..., tuple[Volume, Evidence]]] = {
     "cascade": cascade,
@@ -256,4 +372,5 @@ DESIGNS: dict[str, Callable[..., tuple[Volume, Evidence]]] = {
     "two-stage": two_stage,
 }
 WITH_ANATOMY = {"two-stage"}  # those that are told what lies where
+WITH_DEFAULTS = {"cascade"}  # whose parameters need not be on the card
 WITH_PHASE = {"cascade"}  # those that may be given phase besides

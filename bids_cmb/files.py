@@ -1,10 +1,13 @@
 """Files that are whole or not there: written beside their place, then renamed into it."""
 
+import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
+import stat
 import tempfile
 import time
 import uuid
@@ -15,6 +18,7 @@ from pathlib import Path
 
 PART, HELD = ".part", ".held"
 ELSEWHERE_S = 86_400  # age from which a part of another machine may go, if nobody holds it
+DEEPEST = 64  # levels of JSON; those of BIDS and of model cards have a tenth of them
 
 
 @contextmanager
@@ -166,10 +170,69 @@ def write_json(path: Path, content: dict) -> None:
 def read_json(path: Path) -> dict | None:
     """A file's object; None if it is not there, cannot be read or holds none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = load_json(path)
+    except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def load_json(path: Path) -> object:
+    """Read a JSON file that anybody may have written.
+
+    What comes back can be pickled and written as JSON again: it is at most `DEEPEST` levels deep,
+    every number in it is finite (others are None), and every text is Unicode (half characters
+    become U+FFFD).
+
+    Args:
+        path: In UTF-8, with or without a byte-order mark.
+
+    Raises:
+        ValueError: If it is not JSON, or nested too deeply. The sentence is the end of one.
+        OSError: If it cannot be read, or is a pipe or a device, which might never end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return parse_json(path.read_bytes())
+
+
+def parse_json(text: str | bytes) -> object:
+    """Parse JSON as `load_json` does.
+
+    Raises:
+        ValueError: If it is not JSON, or nested too deeply.
+    """
+    too_deep = f"found more than {DEEPEST} levels of lists and objects"
+    try:
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        content = json.loads(text, parse_float=_finite, parse_constant=lambda _: None)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"found the byte 0x{text[error.start]:02x}, not UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} in line {error.lineno}, column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError(too_deep) from error
+    try:
+        return _mended(content, DEEPEST)
+    except RecursionError as error:
+        raise ValueError(too_deep) from error
+
+
+def _finite(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None
+
+
+def _mended(content: object, levels: int) -> object:
+    """The same with whole characters only; RecursionError below so many levels."""
+    if isinstance(content, str):
+        return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if not isinstance(content, dict | list):
+        return content
+    if levels == 0:
+        raise RecursionError
+    if isinstance(content, list):
+        return [_mended(one, levels - 1) for one in content]
+    return {_mended(key, 1): _mended(one, levels - 1) for key, one in content.items()}
 
 
 def _umask() -> int:

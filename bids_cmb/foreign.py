@@ -5,7 +5,6 @@ Lambda layers hold Python bytecode, and the weights of each layer. Only numbers,
 wiring are taken.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +12,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from bids_cmb.files import parse_json
+
+MOST_BYTES = 2**28  # of a layer; the largest of the published networks has a tenth of it
 NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 PASSING = {  # layers without weights that a U-Net may have between those with
     "InputLayer", "Activation", "MaxPooling3D", "UpSampling3D", "Concatenate", "Dropout",
@@ -56,8 +58,14 @@ def _layer(path: Path, stored: h5py.Group, name: str) -> dict[str, np.ndarray]:
     try:
         group = stored[name]
         wanted = [_text(one) for one in group.attrs.get("weight_names", ())]
+        size = sum(group[one].nbytes for one in wanted)  # of what it unpacks to, not of the file
+        if size > MOST_BYTES:
+            raise ValueError(
+                f"{path}: the weights of layer {name} must take at most {MOST_BYTES // 2**20} MB; "
+                f"found {size / 2**20:.0f} MB."
+            )
         return {one.split("/")[-1].partition(":")[0]: group[one][()] for one in wanted}
-    except (KeyError, OSError, TypeError) as error:
+    except (KeyError, OSError, TypeError, AttributeError) as error:
         said = f"{path}: the weights of layer {name} must be in the file; {_short(error)}."
         raise ValueError(said) from error
 
@@ -115,7 +123,8 @@ def _wiring(path: Path, said: object, weighted: list[str]) -> set[str]:
     if said is None:
         return set()  # weights alone: their order and their shapes are all there is
     try:
-        layers = {one["config"]["name"]: one for one in json.loads(_text(said))["config"]["layers"]}
+        described = parse_json(_text(said))["config"]["layers"]
+        layers = {one["config"]["name"]: one for one in described}
         before = {name: list(_before(one, layers)) for name, one in layers.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(

@@ -1,12 +1,11 @@
 """Networks that the user trained become a detector: a card, and their weights beside it."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bids_cmb.cards import DETECTION, MEMBER, card, card_names, weights_file
-from bids_cmb.files import replacing, write_json
+from bids_cmb.files import load_json, replacing, write_json
 from bids_cmb.weights import check_file
 
 KEPT = ("design", "parameters", "citation", "licence", "definite_threshold", "min_volume_mm3")
@@ -66,6 +65,8 @@ def make_card(
         "threshold": base["threshold"] if threshold is None else threshold,
         "members": members,
     }
+    if not 0 < said["threshold"] <= 1:
+        raise ValueError(f"--threshold must lie above 0 and up to 1; found {threshold:g}.")
     said["definite_threshold"] = max(said["definite_threshold"], said["threshold"])
     place = models / f"{name}.json"
     write_json(place, said)
@@ -74,7 +75,7 @@ def make_card(
 
 def _entry(path: Path) -> dict:
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = load_json(path)
     except ValueError as error:
         raise ValueError(f"{path}: an entry that training wrote must be JSON; {error}.") from error
     lacking = [key for key in MEMBER if not isinstance(said, dict) or key not in said]

@@ -37,7 +37,7 @@ from bids_cmb.derivatives import (
     refresh_scans_table,
     write_table,
 )
-from bids_cmb.detectors import Probability, detect, takes_phase
+from bids_cmb.detectors import Probability, detect, takes_phase, thresholds_of
 from bids_cmb.discovery import Scan
 from bids_cmb.files import read_json, remove_leftovers, write_json, write_text
 from bids_cmb.given import Segmentation, find_mask, find_segmentation
@@ -618,15 +618,17 @@ def given_brain(path: Path, image: Volume) -> Volume:
 
 
 def cut_for(config: Config) -> Cut:
-    """The thresholds of a run: the user's, else those on the detectors' cards, averaged."""
+    """The thresholds of a run: the user's, else those on the detectors' cards.
+
+    Several detectors share a scale, on which `detectors.thresholds_of` finds them, and on which
+    the user's threshold is meant; their smallest volumes are averaged.
+    """
     cards = [card(name, config.models) for name in config.detector]
-
-    def mean(key: str) -> float:
-        return float(np.mean([one[key] for one in cards]))
-
-    threshold = mean("threshold") if config.threshold is None else config.threshold
-    volume = mean("min_volume_mm3") if config.min_volume is None else config.min_volume
-    return Cut(threshold, max(mean("definite_threshold"), threshold), volume)
+    threshold, definite = thresholds_of(cards)
+    volume = float(np.mean([one["min_volume_mm3"] for one in cards]))
+    threshold = threshold if config.threshold is None else config.threshold
+    volume = volume if config.min_volume is None else config.min_volume
+    return Cut(threshold, max(definite, threshold), volume)
 
 
 def sweep(output: Output) -> None:

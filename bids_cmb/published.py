@@ -7,7 +7,6 @@ script is refused.
 """
 
 import hashlib
-import json
 import re
 import shutil
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.cards import DETECTION, card
-from bids_cmb.files import write_json
+from bids_cmb.files import load_json, write_json
 from bids_cmb.foreign import read_unet_h5
 from bids_cmb.networks import folded, load_network
 from bids_cmb.preprocessing import SHIVA
@@ -273,10 +272,10 @@ def _described(path: Path) -> Release:
         ValueError: If it is no such descriptor, names a script, or a kind that we cannot build.
     """
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = load_json(path)
         folds = {str(one["name"]): str(one["md5"]).lower() for one in said["files"]}
         version, architecture = str(said["version"]), str(said.get("architecture", ""))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: a descriptor must be JSON with version and files (name, md5); {error!r}."
         ) from error

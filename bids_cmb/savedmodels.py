@@ -5,8 +5,7 @@ asked, and among its operations are some that read and write files. So the progr
 first, and one that holds anything but arithmetic is refused.
 """
 
-from collections.abc import Callable, Iterator
-from operator import attrgetter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +23,20 @@ _ARITHMETIC = """
     StatefulPartitionedCall StopGradient StridedSlice Sub Sum Tanh Tile Transpose Unpack
     VarHandleOp VarIsInitializedOp VariableShape Where ZerosLike
 """
-# How variables get into and out of the folder; not part of any answer.
+# How variables get into and out of the folder. TensorFlow writes functions of these for whoever
+# trains on; its loader reads variables by itself and calls none of them.
 _STORING = """
     AssignVariableOp MergeV2Checkpoints RestoreV2 SaveV2 ShardedFilename StaticRegexFullMatch
     StringJoin
 """
 ARITHMETIC, STORING = frozenset(_ARITHMETIC.split()), frozenset(_STORING.split())
+INITIAL_VALUES = {"AssignVariableOp"}  # beside each variable in the outer graph; never run
+# Of an object graph: what is data, or a function. Resources run functions when they are loaded.
+OBJECTS = {
+    "user_object", "function", "bare_concrete_function", "variable", "constant", "captured_tensor",
+}  # fmt: skip
+INIT_OPS = ("saved_model_main_op", "legacy_init_op", "saved_model_init_op", "table_initializer")
+INIT_SIGNATURE = "__saved_model_init_op"
 
 
 def signature_of(
@@ -52,10 +59,12 @@ def signature_of(
     check_operations(folder)
     try:
         loaded = tf.saved_model.load(str(folder))
-    except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
+    except Exception as error:  # whatever a damaged or hostile program makes the loader stumble on
         said = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder}: a SavedModel must be whole; {said}.") from error
-    ask = loaded.signatures["serving_default"]
+    ask = getattr(loaded, "signatures", {}).get("serving_default")
+    if ask is None:
+        raise ValueError(f"{folder}: the objects of a SavedModel must name serving_default.")
     inputs, outputs = ask.structured_input_signature[1], ask.structured_outputs
     if len(inputs) != 1 or len(outputs) != 1:
         raise ValueError(
@@ -86,65 +95,113 @@ def _shape(found) -> tuple:
 def check_operations(folder: Path) -> None:
     """Refuse a SavedModel that does anything but arithmetic; nothing of it is run.
 
+    Operations that read and write variables may stand in the functions that ``saver_def`` names
+    for it, and only if nothing else comes to these functions: no signature, no object, no
+    operation that initialises. What is not reached at all may hold arithmetic only, too.
+
     Raises:
-        ValueError: If it is no SavedModel, or holds another operation; the operation is named.
+        ValueError: If it is no SavedModel, is of TensorFlow 1, initialises anything when it is
+            loaded, or holds another operation; the operation is named.
     """
-    read = _read(folder)
-    if len(read.meta_graphs) != 1 or "serving_default" not in read.meta_graphs[0].signature_def:
-        raise ValueError(f"{folder}: a SavedModel must hold one graph with serving_default.")
-    graph = read.meta_graphs[0]
-    functions = attrgetter("library.function")(graph.graph_def)
-    held = {one.signature.name: one.node_def for one in functions}
-    for function, nodes in {"": graph.graph_def.node, **held}.items():
-        known = ARITHMETIC | set(held) | (STORING if _stores(function) else set())
-        for node in nodes:
-            if node.op not in known:
-                raise _refused(folder, node.op)
-    for called in _reached(graph, held):
-        for node in held[called]:
-            if node.op in STORING:
+    graph = _read(folder)
+    library = graph.graph_def.library
+    functions = {one.signature.name: one for one in library.function}
+    nodes = {node.name: node for node in graph.graph_def.node}
+    if len(functions) < len(library.function) or len(nodes) < len(graph.graph_def.node):
+        raise ValueError(f"{folder}: names in a SavedModel must be unique; found one twice.")
+    _check_objects(folder, graph.object_graph_def)
+    _check_init_ops(folder, graph, nodes)
+
+    outputs = [one.name for two in graph.signature_def.values() for one in two.outputs.values()]
+    roots = {*graph.object_graph_def.concrete_functions}
+    roots |= {one.gradient_func for one in library.gradient}
+    outer, run = _reached(outputs, roots, nodes, functions)
+    saver = [graph.saver_def.save_tensor_name, graph.saver_def.restore_op_name]
+    saving = _reached(saver, (), nodes, functions)[1] - run
+
+    for node in nodes.values():
+        stores = INITIAL_VALUES if node.name not in outer else set()
+        if node.op not in ARITHMETIC | set(functions) | stores:
+            raise _refused(folder, node.op)
+    for name, function in functions.items():
+        # `api_implements` lets TensorFlow exchange a function for another one when it is called.
+        stores = STORING if name in saving and "api_implements" not in function.attr else set()
+        for node in function.node_def:
+            if node.op not in ARITHMETIC | set(functions) | stores:
                 raise _refused(folder, node.op)
 
 
 def _read(folder: Path):
-    """The program as data."""
+    """The only graph of the program, as data."""
     from google.protobuf.message import DecodeError  # noqa: PLC0415 TensorFlow's own libraries,
     from tensorflow.core.protobuf import saved_model_pb2  # noqa: PLC0415 and as slow to come
 
     try:
-        return saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+        read = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     except (OSError, DecodeError) as error:
         raise ValueError(f"{folder}: a SavedModel must hold a readable saved_model.pb.") from error
+    if (folder / "saved_model.cpb").exists():  # some loaders prefer it
+        raise ValueError(f"{folder}: a SavedModel must be in saved_model.pb alone; found a .cpb.")
+    if len(read.meta_graphs) != 1 or "serving_default" not in read.meta_graphs[0].signature_def:
+        raise ValueError(f"{folder}: a SavedModel must hold one graph with serving_default.")
+    (graph,) = read.meta_graphs
+    if not graph.object_graph_def.nodes:
+        raise ValueError(
+            f"{folder}: a SavedModel must be of TensorFlow 2; found a graph without objects, "
+            "parts of which would be run while it is loaded."
+        )
+    return graph
 
 
-def _stores(function: str) -> bool:
-    """Whether TensorFlow gave a function the name of its own saving and restoring."""
-    return not function or "traced_save" in function or "traced_restore" in function
+def _check_objects(folder: Path, objects) -> None:
+    """Refuse objects that would run a function of the program while it is loaded."""
+    for node in objects.nodes:
+        kind = node.WhichOneof("kind")
+        if kind not in OBJECTS or node.saveable_objects:
+            found = f"{kind or 'unknown'} object{' with savers' if kind in OBJECTS else ''}"
+            raise ValueError(
+                f"{folder}: a SavedModel must hold variables and functions only; found a {found}."
+            )
 
 
-def _reached(graph, held: dict) -> set[str]:
-    """The functions that an answer can come to."""
-    answers = graph.signature_def["serving_default"].outputs.values()
-    wanted = {one.name.split(":")[0] for one in answers}
-    nodes = {node.name: node for node in graph.graph_def.node}
-    reached, waiting = set(), [nodes[name] for name in wanted if name in nodes]
-    seen = set()
+def _check_init_ops(folder: Path, graph, nodes: Mapping) -> None:
+    """Refuse operations that are meant to be run at loading, but for the one that does nothing."""
+    named = [name for key in INIT_OPS for name in graph.collection_def[key].node_list.value]
+    signature = graph.signature_def.get(INIT_SIGNATURE)
+    named += [one.name for one in signature.outputs.values()] if signature else []
+    for node in (nodes.get(_node_of(name)) for name in named):
+        if node is None or node.op != "NoOp" or node.input:
+            what = "one that is missing" if node is None else node.op
+            raise ValueError(
+                f"{folder}: a SavedModel must initialise nothing but its variables; its init op "
+                f"is {what if what != 'NoOp' else f'NoOp after {node.input[0]}'}."
+            )
+
+
+def _reached(
+    names: Iterable[str], called: Iterable[str], nodes: Mapping, functions: Mapping
+) -> tuple[set[str], set[str]]:
+    """The outer nodes and the functions that are run for some nodes and functions to be run."""
+    outer, waiting, pending = set(), [_node_of(name) for name in names], list(called)
     while waiting:
-        node = waiting.pop()
-        if id(node) in seen:
+        node = nodes.get(waiting.pop())
+        if node is None or node.name in outer:
             continue
-        seen.add(id(node))
-        waiting += [nodes[name] for name in _inputs(node) if name in nodes]
-        for name in _called(node):
-            if name in held and name not in reached:
-                reached.add(name)
-                waiting += list(held[name])
-    return reached
+        outer.add(node.name)
+        waiting += map(_node_of, node.input)
+        pending += _called(node)
+    run = set()
+    while pending:
+        name = pending.pop()
+        if name in functions and name not in run:
+            run.add(name)
+            pending += [one for node in functions[name].node_def for one in _called(node)]
+    return outer, run
 
 
-def _inputs(node) -> Iterator[str]:
-    for name in node.input:
-        yield name.lstrip("^").split(":")[0]
+def _node_of(name: str) -> str:
+    """A node by the name of one of its outputs, or of a control input."""
+    return name.lstrip("^").split(":")[0]
 
 
 def _called(node) -> Iterator[str]:

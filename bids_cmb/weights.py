@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.cards import card, card_names, members_of, weights_file
+from bids_cmb.cards import card, card_names, is_packaged, members_of, weights_file
 from bids_cmb.files import replacing
 from bids_cmb.provenance import fingerprint, sha256
 
@@ -85,9 +85,12 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         odd = [name for name, array in arrays.items() if array.dtype not in KINDS]
         if odd:
             raise ValueError(f"{odd[0]} of {arrays[odd[0]].dtype}")
+        odd = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+        if odd:
+            raise ValueError(f"a number in {odd[0]} that is not finite")
     except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise ValueError(
-            f"{path}: weights must be a zip of float16 or float32 arrays, at most "
+            f"{path}: weights must be a zip of float16 or float32 arrays, all finite, at most "
             f"{MOST_BYTES // 2**20} MB unpacked; found {error}."
         ) from error
     return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
@@ -105,13 +108,18 @@ def check_weights(name: str, said: Mapping, models: Path | None = None) -> list[
         For each member its name, its file's name and its SHA-256.
 
     Raises:
-        ValueError: If a file is missing or is another one.
+        ValueError: If a file is missing or is another one, or one of the user's holds something
+            else than numbers.
     """
     members = members_of(said)
     with ThreadPoolExecutor(max_workers=2) as pool:  # a checksum is computed outside Python's lock
         files = [weights_file(name, member, models) for member in members]
         for _ in pool.map(check_file, files, [member["sha256"] for member in members]):
             pass
+    if not is_packaged(name, models):  # what they hold is seen now, not once more with each scan
+        for file in files:
+            if file.suffix == ".npz":
+                read_weights(file)
     return [{key: member[key] for key in ("name", "weights", "sha256")} for member in members]
 
 

@@ -1,6 +1,7 @@
 """Model cards are data: what a model is, where its weights lie, which are its members."""
 
 import json
+import os
 
 import pytest
 
@@ -46,8 +47,8 @@ def test_a_folder_of_the_user_comes_first(tmp_path):
 
 
 def test_a_card_is_parsed_once_and_again_when_it_has_changed(tmp_path, monkeypatch):
-    parsed, loads = [], json.loads
-    monkeypatch.setattr(cards.json, "loads", lambda text: parsed.append(text) or loads(text))
+    parsed, load = [], cards.load_json
+    monkeypatch.setattr(cards, "load_json", lambda path: parsed.append(path) or load(path))
     models = shelf(tmp_path, mine=CARD)
     card("mine", models)["threshold"] = 0.1  # of one's copy
     assert card("mine", models)["threshold"] == 0.5
@@ -86,3 +87,49 @@ def test_an_unknown_name_is_refused(name):
 def test_a_card_that_says_too_little_is_refused(tmp_path, said, sentence):
     with pytest.raises(ValueError, match=sentence):
         card("mine", shelf(tmp_path, mine=said))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"members": None}, "members of a model card must be a list of networks; found null"),
+        ({"members": []}, "members of a model card must be a list of networks"),
+        ({"members": [1, 2]}, "each of the members of a model card must be an object; found 1"),
+        ({"members": [MEMBER, MEMBER]}, "must have names of their own"),
+        ({"members": [{**MEMBER, "grid": 5}]}, "grid of each member .* must be an object"),
+        ({"members": [{**MEMBER, "sha256": None}]}, "sha256 of each member .* must be a text"),
+        ({"members": [{**MEMBER, "temperature": 0}]}, "temperature .* must be a number above 0"),
+        ({"members": [{**MEMBER, "flips": [7]}]}, "flips .* must be a list of lists of axes"),
+        ({"threshold": "high"}, 'threshold .* above 0 and up to 1; found "high"'),
+        (
+            {"threshold": 7},
+            "threshold of a model card must be a number above 0 .* found 7",
+        ),
+        ({"threshold": True}, "threshold .* found true"),
+        ({"threshold": float("nan")}, "threshold .* found null"),
+        ({"min_volume_mm3": -1}, "min_volume_mm3 .* must be a number of at least 0"),
+        ({"citation": "ours"}, "citation .* must be a list of objects with text and doi"),
+        ({"calibration": {"slope": 1}}, "calibration .* the numbers slope and offset"),
+        ({"name": None}, "name of a model card must be a text; found null"),
+        ({"task": ["anatomy"]}, "must hold a task"),
+    ],
+)
+def test_a_card_with_a_value_that_cannot_be_is_refused(tmp_path, changes, sentence):
+    with pytest.raises(ValueError, match=rf"mine\.json: .*{sentence}"):
+        card("mine", shelf(tmp_path, mine={**CARD, **changes}))
+
+
+@pytest.mark.parametrize("text", ['{"x":' + "[" * 100_000, '{"x":' + "[" * 600 + "]" * 600 + "}"])
+def test_a_card_of_nested_brackets_is_refused(tmp_path, text):
+    with pytest.raises(ValueError, match="must be JSON; found more than 64 levels"):
+        card("mine", shelf(tmp_path, mine=text))
+
+
+def test_a_broken_card_does_not_hide_the_others(tmp_path):
+    models = shelf(tmp_path, mine=CARD, broken="{")
+    os.mkfifo(tmp_path / "pipe.json")
+    assert "mine" in card_names(DETECTION, models)
+    with pytest.raises(ValueError, match=r"must be one of .*mine.*; found 'other'"):
+        card("other", models)
+    with pytest.raises(ValueError, match="found 'pipe'"):
+        card("pipe", models)

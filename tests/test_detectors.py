@@ -8,7 +8,8 @@ from nibabel.affines import from_matvec
 
 import bids_cmb.detectors
 from bids_cmb.cards import DETECTION, card, card_names
-from bids_cmb.detectors import calibrated, detect, radial
+from bids_cmb.detectors import calibrated, check_detector, detect, radial, thresholds_of
+from bids_cmb.networks import Models
 from bids_cmb.volume import Volume
 
 SPACING = np.array([0.6, 0.5, 3.0])  # mm
@@ -146,20 +147,128 @@ def test_one_detector_has_no_spread():
     np.testing.assert_allclose(found.mean.data, alone, atol=0.6e-4)  # it is rounded
 
 
-def test_several_detectors_are_averaged(monkeypatch):
-    def cautious(image, _brain):
-        return Volume(np.full(image.shape, 0.2, np.float32), image.affine)
+@pytest.fixture
+def painters(monkeypatch):
+    """A maker of detectors that paint one value everywhere: ``painters(name=(value, threshold))``.
 
-    def bold(image, _brain):
-        return Volume(np.full(image.shape, 0.8, np.float32), image.affine)
+    Definite is what lies halfway between their threshold and 1.
+    """
 
-    monkeypatch.setattr(bids_cmb.detectors, "card", lambda name, _: {"name": name})
-    monkeypatch.setattr(bids_cmb.detectors, "_FUNCTIONS", {"cautious": cautious, "bold": bold})
-    found = detect(["cautious", "bold"], scan(), brain())
+    def make(**told):
+        def painter(value):
+            return lambda image, *_: Volume(np.full(image.shape, value, np.float32), image.affine)
+
+        cards = {
+            name: {
+                "name": name,
+                "task": DETECTION,
+                "parameters": {},
+                "threshold": threshold,
+                "definite_threshold": (1 + threshold) / 2,
+            }
+            for name, (_, threshold) in told.items()
+        }
+        functions = {name: painter(value) for name, (value, _) in told.items()}
+        monkeypatch.setattr(bids_cmb.detectors, "card", lambda name, *_: cards[name])
+        monkeypatch.setattr(bids_cmb.detectors, "_FUNCTIONS", functions)
+        return detect(list(told), scan(), brain()), thresholds_of(list(cards.values()))
+
+    return make
+
+
+def test_several_detectors_are_averaged(painters):
+    found, _ = painters(cautious=(0.2, 0.5), bold=(0.8, 0.5))
     assert found.members == ("cautious", "bold")
     np.testing.assert_allclose(found.mean.data, 0.5, rtol=1e-6)
     np.testing.assert_allclose(found.spread.data, 0.3, rtol=1e-6)
     assert found.mean.data.dtype == found.spread.data.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "lesion"),
+    [
+        # Each just at its own threshold: a lesion for both, so one for the two of them.
+        ((0.9, 0.9), (0.2, 0.2), True),
+        # Each well below its own: none, though 0.8 and 0.19 come to more than the other's 0.2.
+        ((0.8, 0.9), (0.19, 0.2), False),
+        # One as far above its threshold, on its own scale, as the other is below.
+        ((0.95, 0.9), (0.1, 0.2), True),
+        ((0.94, 0.9), (0.1, 0.2), False),
+        # Painted maps: what one does not see at all, the other must be certain of.
+        ((0.99, 0.9), (0.0, 0.2), False),
+        ((1.0, 0.9), (0.0, 0.2), True),
+        ((1.0, 1.0), (0.2, 0.2), True),
+    ],
+)
+def test_detectors_are_weighed_by_how_far_they_are_from_their_own_thresholds(
+    painters, first, second, lesion
+):
+    found, (threshold, _) = painters(a=first, b=second)
+    assert (found.mean.data.max() >= threshold) == lesion
+
+
+def test_what_is_definite_for_each_detector_is_definite_for_their_mean(painters):
+    found, (_, definite) = painters(a=(0.95, 0.9), b=(0.6, 0.2))
+    assert definite == pytest.approx(0.75)
+    assert found.mean.data.max() >= definite
+    found, _ = painters(a=(0.94, 0.9), b=(0.59, 0.2))
+    assert found.mean.data.max() < definite
+
+
+def own_card(models, name="radial", **changes):
+    said = {**json.loads(json.dumps(card("radial"))), "name": name, **changes}
+    (models / f"{name}.json").write_text(json.dumps(said))
+    return Models(models)
+
+
+def test_the_gates_of_ones_own_card_are_those_that_are_used(tmp_path):
+    """A gate that nothing passes leaves nothing."""
+    spot = scan((ball(3), 0.7))
+    assert detect("radial", spot, brain()).mean.data.max() > 0.5
+    parameters = json.loads(json.dumps(card("radial")["parameters"]))
+    parameters["gates"].append(
+        {"measure": "diameter", "keep": "above", "midpoint": 500.0, "width": 1.0}
+    )
+    models = own_card(tmp_path, parameters=parameters)
+    check_detector("radial", tmp_path)
+    assert detect("radial", spot, brain(), models).mean.data.max() == 0
+
+
+GATE = {"measure": "diameter", "keep": "above", "midpoint": 1.0, "width": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "sentence"),
+    [
+        ("mine", {}, "mine: the card of a detector must have members, or the name radial"),
+        ("radial", {"parameters": {}}, "parameters must hold gates"),
+        (
+            "radial",
+            {"parameters": {"gates": [{**GATE, "width": "wide"}]}},
+            "width must be a number",
+        ),
+        ("radial", {"parameters": {"gates": [{**GATE, "width": 0}]}}, "a width above 0"),
+        ("radial", {"parameters": {"gates": [{**GATE, "measure": "hue"}]}}, "found 'hue'"),
+        ("mine", {"design": "telepathy"}, "must have members"),
+        ("radial", {"design": "telepathy"}, "must be one of cascade, .*; found 'telepathy'"),
+    ],
+)
+def test_a_card_that_is_no_detector_is_refused_before_any_scan(tmp_path, name, changes, sentence):
+    own_card(tmp_path, name, **changes)
+    with pytest.raises(ValueError, match=sentence):
+        check_detector(name, tmp_path)
+
+
+def test_a_card_of_something_else_is_no_detector():
+    with pytest.raises(
+        ValueError, match=r"must be one of .*radial.*; found 'anatomy', for anatomy"
+    ):
+        check_detector("anatomy")
+
+
+@pytest.mark.parametrize("name", card_names(DETECTION))
+def test_the_cards_of_the_package_are_detectors(name):
+    check_detector(name)
 
 
 def test_every_card_says_what_a_reader_and_the_app_need():

@@ -1,5 +1,6 @@
 """A file is whole or not there."""
 
+import json
 import os
 import signal
 import stat
@@ -9,7 +10,14 @@ import sys
 import pytest
 
 from bids_cmb import files
-from bids_cmb.files import remove_leftovers, replacing, temporary_folder, write_text
+from bids_cmb.files import (
+    load_json,
+    read_json,
+    remove_leftovers,
+    replacing,
+    temporary_folder,
+    write_text,
+)
 
 
 def names(folder):
@@ -133,3 +141,38 @@ def test_a_part_of_another_machine_is_left_for_a_day(tmp_path, monkeypatch):
 
 def test_leftovers_of_a_folder_that_is_not_there_are_none(tmp_path):
     remove_leftovers(tmp_path / "none")
+
+
+def test_json_of_others_can_be_written_again(tmp_path):
+    """What is half a character or no number in it is not passed on."""
+    path = tmp_path / "x.json"
+    path.write_bytes(
+        b'\xef\xbb\xbf{"a": ["Sie\\ud800mens", 1e400, NaN, -Infinity, 0.5, "\\ud83d\\ude00"]}'
+    )
+    said = load_json(path)
+    assert said == {"a": ["Sie\ufffdmens", None, None, None, 0.5, "\U0001f600"]}
+    assert json.loads(json.dumps(said, allow_nan=False, ensure_ascii=False).encode()) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[" * 600 + "]" * 600, "found more than 64 levels"),
+        ("[" * 100_000, "found more than 64 levels"),
+        ('{"a": }', "Expecting value in line 1, column 7"),
+        (b"\xff", "found the byte 0xff, not UTF-8"),
+    ],
+)
+def test_what_is_no_json_is_refused(tmp_path, text, sentence):
+    path = tmp_path / "x.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=sentence):
+        load_json(path)
+    assert read_json(path) is None
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.json")
+    with pytest.raises(OSError, match="Not a regular file"):
+        load_json(tmp_path / "x.json")
+    assert read_json(tmp_path / "x.json") is None

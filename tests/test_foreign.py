@@ -172,3 +172,27 @@ def test_a_broken_description_is_refused(altered):
 
     with pytest.raises(ValueError, match="model_config must describe a network"):
         read_unet_h5(altered(change), KERNELS)
+
+
+def test_an_array_that_unpacks_to_160_gb_is_refused_and_not_unpacked(altered):
+    """HDF5 stores nothing of an array that was never written, however large it says it is."""
+
+    def grow(file):
+        stored = file["model_weights"]
+        name = next(one for one in stored if list(stored[one].attrs.get("weight_names", ())))
+        weight = stored[name].attrs["weight_names"][0]
+        del stored[name][weight]
+        stored[name].create_dataset(weight, (200, 200, 1_000_000), "f4", chunks=(100, 100, 100))
+
+    with pytest.raises(ValueError, match=r"must take at most 256 MB; found 1525\d\d MB"):
+        read_unet_h5(altered(grow), KERNELS)
+
+
+def test_a_description_of_nested_brackets_is_refused(altered):
+    def nest(file):
+        file.attrs["model_config"] = '{"config": ' + "[" * 30_000
+
+    with pytest.raises(
+        ValueError, match="model_config must describe a network; found more than 64"
+    ):
+        read_unet_h5(altered(nest), KERNELS)

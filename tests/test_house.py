@@ -10,7 +10,8 @@ import bids_cmb
 HOUSE = Path(bids_cmb.__file__).parent
 
 FLOORS = [  # from the ground up; a folder is one room
-    {"files", "exits", "sidecars", "filters", "lattices", "cards", "models", "mars"}
+    {"files"},
+    {"exits", "sidecars", "filters", "lattices", "cards", "models", "mars"}
     | {"provenance", "staged", "foreign", "savedmodels", "sheets"},
     {"imports"},
     {"markers", "attempts"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from phantoms import phantom
-from test_savedmodels import module, residual
+from test_savedmodels import module, residual, version_one
 
 from bids_cmb import published
 from bids_cmb.__main__ import main
@@ -19,6 +19,7 @@ from bids_cmb.cards import card
 from bids_cmb.detectors import detect
 from bids_cmb.networks import Models, load_network
 from bids_cmb.published import RELEASES, Release, add, md5, verify, widths_of
+from bids_cmb.weights import digest_of
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FOLDS = sorted(FIXTURES.glob("*.h5"))
@@ -248,6 +249,43 @@ def test_a_savedmodel_of_another_shape_or_with_a_link_is_refused(second, tmp_pat
     refused(linked, tmp_path / "m", "must hold files, no links; extra")
 
 
+def describe_new(folder, name, *, version="v1-graph"):
+    said = {
+        "version": version, "architecture": "ResUnet3D",
+        "files": [{"name": name, "md5": md5(folder / name)}],
+    }  # fmt: skip
+    (folder / "model_info.json").write_text(json.dumps(said))
+
+
+def test_a_version_1_graph_with_a_descriptor_of_its_own_is_not_added_and_writes_nothing(tmp_path):
+    """Its author chooses the checksum; at loading it would write two files."""
+    source = tmp_path / "source"
+    source.mkdir()
+    version_one(source / "fold_0.tf_inference", tmp_path / "written", where="main_op")
+    describe_new(source, "fold_0.tf_inference")
+    refused(source, tmp_path / "m", "a SavedModel must be of TensorFlow 2")
+    assert not list(tmp_path.glob("written*"))
+
+
+def test_a_card_of_a_version_1_graph_writes_nothing_when_a_scan_is_read(tmp_path):
+    """Whoever writes the card by hand gets a sentence for it too."""
+    version_one(tmp_path / "fold-0", tmp_path / "written", where="main_op")
+    member = {
+        "name": "fold-0", "builder": "savedmodel", "arguments": {}, "grid": {"shape": [24, 20, 16]},
+        "weights": "fold-0", "sha256": digest_of(tmp_path / "fold-0"),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="a SavedModel must be of TensorFlow 2"):
+        load_network(member, tmp_path / "fold-0")
+    assert not list(tmp_path.glob("written*"))
+
+
+def test_a_descriptor_of_nested_brackets_is_refused(tmp_path):
+    source = tmp_path / "source"
+    module(lambda tf, image: tf.sigmoid(image), source / "fold_0.tf_inference")
+    (source / "model_info.json").write_text('{"files": ' + "[" * 100_000)
+    refused(source, tmp_path / "m", "a descriptor must be JSON .*found more than 64 levels")
+
+
 @pytest.mark.slow
 def test_replicas_of_both_releases_read_a_scan_and_are_averaged_on_its_grid(
     added, second, tmp_path
@@ -263,7 +301,7 @@ def test_replicas_of_both_releases_read_a_scan_and_are_averaged_on_its_grid(
         for name in ("shiva-v1-replica", "shiva-v2-replica")
     ]
     both = detect(["shiva-v1-replica", "shiva-v2-replica"], image, brain, Models(models))
-    np.testing.assert_allclose(both.mean.data, np.mean(each, axis=0), atol=2e-4)
+    np.testing.assert_allclose(both.mean.data, np.mean(each, axis=0), atol=2e-4)  # both cut at 0.5
     np.testing.assert_allclose(both.spread.data, np.std(each, axis=0), atol=2e-4)
     inside = brain.data > 0
     assert not both.mean.data[~inside].any()

@@ -1,5 +1,7 @@
 """A SavedModel is a program: arithmetic is loaded and asked, anything else is refused unseen."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -122,6 +124,114 @@ def test_a_network_that_calls_python_is_refused(tmp_path):
     folder = module(ask, tmp_path / "m")
     with pytest.raises(ValueError, match="found the operation EagerPyFunc"):
         check_operations(folder)
+
+
+def saves(tf, path):
+    """An operation that writes two files, ``path.index`` and ``path.data-00000-of-00001``."""
+    return tf.raw_ops.SaveV2(
+        prefix=str(path), tensor_names=["a"], shape_and_slices=[""], tensors=[tf.constant([1.0])]
+    )
+
+
+def version_one(folder, written, *, where):
+    """A SavedModel of TensorFlow 1 that saves at loading, or before it answers."""
+    tf = networks._tensorflow()
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        image = v1.placeholder(tf.float32, (None, *SHAPE, 1), "image")
+        saver = saves(tf, written)
+        with tf.control_dependencies([saver] if where == "control" else []):
+            answer = tf.identity(image * 0.5)
+        signature = v1.saved_model.signature_def_utils.predict_signature_def(
+            {"image": image}, {"answer": answer}
+        )
+        builder = v1.saved_model.Builder(str(folder))
+        builder.add_meta_graph_and_variables(
+            session,
+            ["serve"],
+            {"serving_default": signature},
+            main_op=saver if where == "main_op" else None,
+        )
+        builder.save()
+    return folder
+
+
+@pytest.mark.parametrize("where", ["main_op", "control"])
+def test_a_version_1_graph_writes_no_file_at_loading_nor_when_asked(tmp_path, where):
+    folder = version_one(tmp_path / "m", tmp_path / "written", where=where)
+    with pytest.raises(ValueError, match="m: a SavedModel must be of TensorFlow 2"):
+        signature_of(networks._tensorflow(), folder, SHAPE)
+    assert not list(tmp_path.glob("written*"))
+
+
+def altered(saved, folder, alter):
+    """The network's SavedModel after ``alter(graph)`` of its protocol buffer."""
+    from tensorflow.core.protobuf import saved_model_pb2  # noqa: PLC0415
+
+    shutil.copytree(saved[1], folder)
+    read = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    alter(read.meta_graphs[0])
+    (folder / "saved_model.pb").write_bytes(read.SerializeToString())
+    return folder
+
+
+def add_saver(graph):
+    node = graph.graph_def.node.add(name="saver", op="SaveV2")
+    node.input.extend(["image", "image", "image", "image"])
+
+
+def init_by_collection(graph):
+    add_saver(graph)
+    graph.collection_def["legacy_init_op"].node_list.value[:] = ["saver"]
+
+
+def init_by_signature(graph):
+    """TensorFlow's own NoOp, after an operation that saves."""
+    add_saver(graph)
+    (noop,) = [node for node in graph.graph_def.node if node.op == "NoOp"]
+    noop.input.append("^saver")
+
+
+def name_a_function(graph):
+    """A function of the author's, called as TensorFlow calls its own, and run by the answer."""
+    saver = next(one for one in graph.graph_def.library.function
+                 if "traced_save" in one.signature.name)  # fmt: skip
+    answers = [node for node in graph.graph_def.node if node.op == "StatefulPartitionedCall"]
+    answers[0].attr["f"].func.name = saver.signature.name
+
+
+def run_by_an_object(graph):
+    """The functions of objects are those that the loader hands out."""
+    name = next(one.signature.name for one in graph.graph_def.library.function
+                if "traced_save" in one.signature.name)  # fmt: skip
+    graph.object_graph_def.concrete_functions[name].SetInParent()
+
+
+def name_of_its_own_only(graph):
+    """A name is no reason to trust: this function is one that no saver knows."""
+    graph.saver_def.Clear()
+
+
+def resource(graph):
+    graph.object_graph_def.nodes.add().resource.SetInParent()
+
+
+@pytest.mark.parametrize(
+    ("alter", "sentence"),
+    [
+        (add_saver, "arithmetic only; found the operation SaveV2"),
+        (init_by_collection, "must initialise nothing but its variables; its init op is SaveV2"),
+        (init_by_signature, r"its init op is NoOp after \^saver"),
+        (name_a_function, "arithmetic only; found the operation"),
+        (run_by_an_object, "arithmetic only; found the operation"),
+        (name_of_its_own_only, "arithmetic only; found the operation"),
+        (resource, "variables and functions only; found a resource object"),
+    ],
+)
+def test_saving_is_no_part_of_what_is_run(saved, tmp_path, alter, sentence):
+    check_operations(saved[1])
+    with pytest.raises(ValueError, match=f"m: a SavedModel .*{sentence}"):
+        check_operations(altered(saved, tmp_path / "m", alter))
 
 
 def test_what_is_no_savedmodel_is_refused(tmp_path):

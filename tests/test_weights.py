@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import zipfile
 
 import numpy as np
@@ -98,3 +99,22 @@ def test_the_list_of_models_says_what_is_wrong(tmp_path):
     assert "the weights that a model card names must be there" in said
     assert "odd: " in said
     assert "checksum as on the card" in said  # of those in the package
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_weights_of_the_user_are_finite_numbers_before_any_scan_is_read(tmp_path, number):
+    """The checksum of a card says that they are the maker's, not that they are numbers."""
+    np.savez(tmp_path / "w.npz", a=np.array([1, number], np.float32))
+    member = {
+        "name": "a", "builder": "unet", "arguments": {}, "grid": {}, "weights": "w.npz",
+        "sha256": hashlib.sha256((tmp_path / "w.npz").read_bytes()).hexdigest(),
+    }  # fmt: skip
+    said = {
+        "name": "mine", "task": DETECTION, "description": "Mine.", "threshold": 0.5,
+        "definite_threshold": 0.9, "min_volume_mm3": 1, "members": [member],
+    }  # fmt: skip
+    (tmp_path / "mine.json").write_text(json.dumps(said))
+    with pytest.raises(
+        ValueError, match=r"w\.npz: weights must be .* found a number in a that is not"
+    ):
+        check_weights("mine", card("mine", tmp_path), tmp_path)

@@ -277,7 +277,7 @@ def process(scan: Scan, config: Config) -> Summary:
     said = marker(output, found, config, files, inputs)
     said["Provenance"]["Seconds"] = round(time.monotonic() - began, 1)
     write_json(output.mask(".json"), {**said, "Microbleeds": row, "Notes": list(notes)})
-    forget_attempt(config.output_dir, scan.relative_path)
+    forget_attempts(output)
     refresh_scans_table(output.home)
     if config.report != "none":
         write_page(config.output_dir, scan.subject)
@@ -772,10 +772,16 @@ def lacking(scan: Scan, config: Config) -> str:
 def settle(scan: Scan, config: Config) -> None:
     """Note that the result of a scan is current, and see to its row in the session's table."""
     output = Output(config.output_dir, scan)
-    forget_attempt(config.output_dir, scan.relative_path)
+    forget_attempts(output)
     if not has_row(output):
         sweep(output)
         refresh_scans_table(output.home)
+
+
+def forget_attempts(output: Output) -> None:
+    """Note that a scan has its result, under the name of each of its images."""
+    for source in {output.scan.relative_path, *output.sources()}:
+        forget_attempt(output.folder, source.removeprefix("bids:raw:"))
 
 
 def is_done(scan: Scan, config: Config) -> bool:

@@ -14,12 +14,6 @@ from bids_cmb.provenance import sha256
 
 # Of a file system that has no fsync
 NO_SYNC = {errno.EINVAL, errno.EBADF, errno.EROFS, errno.ENOTSUP, errno.ENOSYS}
-    errno.EINVAL,
-    errno.EBADF,
-    errno.EROFS,
-    errno.ENOTSUP,
-    errno.ENOSYS,
-}  # the file system has no fsync
 
 
 def read_marker(path: Path) -> dict | None:

@@ -238,8 +238,7 @@ def test_one_truncated_scan_is_one_failure(dataset, tmp_path, capsys):
     assert "sub-02/anat/sub-02_T2starw.nii.gz failed: the file must hold" in said
     assert "truncated or damaged" in said
     assert len(list(out.glob("sub-*/anat/*_dseg.tsv"))) == 2
-    [crash] = out.glob("logs/*/crash-sub-02_T2starw.txt")
-    assert "Traceback" in crash.read_text()
+    assert not list(out.glob("logs/*/crash-*"))  # the file is broken, not the app
     rows = read_table(out / "group_microbleeds.tsv")
     assert [row["status"] for row in rows] == ["ok", "failed", "ok"]
     assert rows[1]["reason"].startswith("the file must hold all voxels")

@@ -10,9 +10,9 @@ from pathlib import Path
 from bids_cmb import execution
 from bids_cmb.cards import ANATOMY, card, members_of
 from bids_cmb.cohort import methods, process_all, write_selection
-from bids_cmb.config import Config, to_toml
+from bids_cmb.config import BALANCED, Config, to_toml
 from bids_cmb.dask_cluster import LOCAL
-from bids_cmb.detectors import check_detector
+from bids_cmb.detectors import at_operating_point, check_detector
 from bids_cmb.discovery import Selection, find_scans
 from bids_cmb.exits import (
     BAD_DATA,
@@ -128,11 +128,18 @@ def _check_detectors(config: Config) -> None:
     try:
         for name in config.detector:
             check_detector(name, config.models)
+            at_operating_point(card(name, config.models), config.operating_point)
         for name in names:
             check_weights(name, card(name, config.models), config.models)
         folds = {fold for name in config.detector for fold in _folds(name, config)}
     except ValueError as error:
         raise ExitError(USAGE, str(error)) from error
+    if len(config.detector) > 1 and config.operating_point != BALANCED:
+        raise ExitError(
+            USAGE,
+            "--operating-point takes one detector, since several share a scale of their own; "
+            f"found {', '.join(config.detector)}. Use --threshold.",
+        )
     if config.folds:
         log.info("Members of ensembles asked for: %s.", ", ".join(sorted(folds)))
     unknown = set(config.uncounted) - set(FLAGS)

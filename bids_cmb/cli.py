@@ -15,7 +15,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bids_cmb import __version__
-from bids_cmb.config import LEVELS, TENSORFLOW, THREADS, Config, read_config_file
+from bids_cmb.config import (
+    LEVELS,
+    OPERATING_POINTS,
+    TENSORFLOW,
+    THREADS,
+    Config,
+    read_config_file,
+)
 from bids_cmb.exits import (
     BAD_DATA,
     GOES_ON,
@@ -219,6 +226,12 @@ def _add_finding(add: Callable) -> None:
     )
     add("--selftest", action="store_true", help="load every network, count one made-up scan; stop")
     add("--list-models", action="store_true", help="print what is known of each model; then stop")
+    add(
+        "--operating-point",
+        choices=OPERATING_POINTS,
+        help="sensitive finds more and raises more false alarms, specific fewer; the figures are "
+        f"on the model card (default: {Config.operating_point})",
+    )
     add("--threshold", type=float, metavar="P", help="probability of a lesion's voxels")
     add("--min-volume", type=float, metavar="MM3", help="smallest lesion, mm³")
     add(

@@ -8,6 +8,8 @@ from pathlib import Path
 LEVELS = ("participant", "group")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read at import of numpy
 TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}  # at its own
+BALANCED = "balanced"  # the operating point of a card's own threshold
+OPERATING_POINTS = ("sensitive", BALANCED, "specific")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Config:
     folds: tuple[str, ...] = ()
     precision: str = "auto"
     anatomy: str = "network"
+    operating_point: str = BALANCED
     threshold: float | None = None
     min_volume: float | None = None
     uncounted: tuple[str, ...] = ("large",)
@@ -74,6 +77,7 @@ RESULT_SETTINGS = (  # those that change what is found in a scan or which files 
     "folds",
     "precision",
     "anatomy",
+    "operating_point",
     "threshold",
     "min_volume",
     "uncounted",

@@ -18,6 +18,7 @@ from bids_cmb.anatomy import Anatomy
 from bids_cmb.candidates import Candidate, find_candidates
 from bids_cmb.cards import DETECTION, card, card_names, members_of, weights_file
 from bids_cmb.cascade import cascade, sees_phase
+from bids_cmb.config import BALANCED
 from bids_cmb.distilled import distilled
 from bids_cmb.evidence import Evidence, together
 from bids_cmb.gated import gated
@@ -133,6 +134,30 @@ def thresholds_of(cards: Sequence[Mapping]) -> tuple[float, float]:
         return cards[0]["threshold"], cards[0]["definite_threshold"]
     definite = [on_common_scale(one["definite_threshold"], one["threshold"]) for one in cards]
     return COMMON_THRESHOLD, float(np.mean(definite))
+
+
+def at_operating_point(said: dict, name: str) -> dict:
+    """Give the card with the threshold of one of its operating points.
+
+    Args:
+        said: Of the detector.
+        name: Of the operating point; `BALANCED` is that of the card's own threshold.
+
+    Raises:
+        ValueError: If the card has no such operating point.
+    """
+    if name == BALANCED:
+        return said
+    points = {one["name"]: one for one in said.get("operating_points", ()) if "name" in one}
+    if name not in points:
+        known = ", ".join(points) or "none"
+        raise ValueError(
+            f"{said['name']}: --operating-point must be one that its model card has; "
+            f"found {name}, and on the card {known}."
+        )
+    threshold = points[name]["threshold"]
+    definite = max(said["definite_threshold"], threshold)
+    return {**said, "threshold": threshold, "definite_threshold": definite}
 
 
 def check_detector(name: str, models: Path | None = None) -> None:  # noqa: C901

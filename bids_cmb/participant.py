@@ -37,7 +37,7 @@ from bids_cmb.derivatives import (
     refresh_scans_table,
     write_table,
 )
-from bids_cmb.detectors import Probability, detect, takes_phase, thresholds_of
+from bids_cmb.detectors import Probability, at_operating_point, detect, takes_phase, thresholds_of
 from bids_cmb.discovery import Scan
 from bids_cmb.files import read_json, remove_leftovers, write_json, write_text
 from bids_cmb.given import Segmentation, find_mask, find_segmentation
@@ -623,7 +623,10 @@ def cut_for(config: Config) -> Cut:
     Several detectors share a scale, on which `detectors.thresholds_of` finds them, and on which
     the user's threshold is meant; their smallest volumes are averaged.
     """
-    cards = [card(name, config.models) for name in config.detector]
+    cards = [
+        at_operating_point(card(name, config.models), config.operating_point)
+        for name in config.detector
+    ]
     threshold, definite = thresholds_of(cards)
     volume = float(np.mean([one["min_volume_mm3"] for one in cards]))
     threshold = threshold if config.threshold is None else config.threshold

@@ -8,7 +8,14 @@ from nibabel.affines import from_matvec
 
 import bids_cmb.detectors
 from bids_cmb.cards import DETECTION, card, card_names
-from bids_cmb.detectors import calibrated, check_detector, detect, radial, thresholds_of
+from bids_cmb.detectors import (
+    at_operating_point,
+    calibrated,
+    check_detector,
+    detect,
+    radial,
+    thresholds_of,
+)
 from bids_cmb.networks import Models
 from bids_cmb.volume import Volume
 
@@ -312,3 +319,32 @@ def test_calibration_shifts_the_odds_and_leaves_nothing_at_nothing():
     np.testing.assert_allclose(steeper[1:4], [1 / 82, 0.5, 81 / 82], atol=1e-6)
     assert steeper[0] == 0
     assert (np.diff(steeper) > 0).all()
+
+
+# --- Operating points -----------------------------------------------------------------------------
+
+POINTS = {
+    "name": "pair",
+    "threshold": 0.5,
+    "definite_threshold": 0.8,
+    "operating_points": [
+        {"name": "sensitive", "threshold": 0.2},
+        {"name": "balanced", "threshold": 0.5},
+        {"name": "specific", "threshold": 0.9},
+    ],
+}
+
+
+def test_an_operating_point_sets_the_threshold_and_balanced_is_that_of_the_card():
+    assert at_operating_point(POINTS, "balanced") == POINTS
+    assert at_operating_point(POINTS, "sensitive")["threshold"] == 0.2
+    specific = at_operating_point(POINTS, "specific")
+    assert specific["threshold"] == 0.9
+    assert specific["definite_threshold"] == 0.9  # never below the other
+
+
+def test_an_operating_point_that_a_card_lacks_is_refused():
+    rule = "ensemble: --operating-point must be one that its model card has; found sensitive"
+    with pytest.raises(ValueError, match=rule):
+        at_operating_point(card("ensemble"), "sensitive")
+    assert at_operating_point(card("ensemble"), "balanced") == card("ensemble")

@@ -43,7 +43,8 @@ def two_stage(
         image: T2*-weighted magnitude or SWI, as it came.
         brain: True inside the brain, on the grid of ``image``.
         card: Its members are U-Nets and, for the second stage, classifiers, all of one grid;
-            without classifiers, the first stage's probability is the chance.
+            without classifiers, the first stage's probability is the chance. ``flips`` of a member
+            are axes that its input is turned around along, for each further look.
         models: Where weights are, and how to compute.
         anatomy: What lies where in the head, for the classifiers.
 
@@ -107,10 +108,13 @@ def decide(
     for member in members:
         ask = load_patcher(member, _path(card, member, models), precision=models.precision)
         shape = member["arguments"]["shape"]
+        looks = [(), *map(tuple, member.get("flips", ()))]
         for first in range(0, len(voxels), PATCHES_AT_ONCE):
             group = slice(first, first + PATCHES_AT_ONCE)
             patches = np.stack([cut_patch(channels, voxel, shape) for voxel in voxels[group]])
-            logits[group] += ask(patches.astype(np.float32), places[group])[:, 0]
+            for axes in looks:
+                turned = np.flip(patches, [axis + 1 for axis in axes]).astype(np.float32)
+                logits[group] += ask(turned, places[group])[:, 0] / len(looks)
     return expit(logits / len(members)).astype(np.float32)
 
 

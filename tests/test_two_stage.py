@@ -17,6 +17,7 @@ from bids_cmb.lessons.task import Sources
 from bids_cmb.models.classifier import classifier
 from bids_cmb.models.unet import unet
 from bids_cmb.networks import Models, load_network, load_patcher
+from bids_cmb.preprocessing import Preprocessed
 from bids_cmb.proposals import (
     ANATOMY_FROM,
     PLACE_FEATURES,
@@ -282,6 +283,25 @@ def test_faultless_stages_find_every_microbleed_and_nothing_else(heads, monkeypa
     assert (chance.data > 0).sum() > 1.2 * (chance.data > 0.5).sum()  # refused ones stay
     again, _ = two_stage.two_stage(image, brain, card, Models())
     np.testing.assert_array_equal(chance.data, again.data)
+
+
+def test_a_classifier_looks_at_flipped_patches_too_and_its_log_odds_are_averaged(monkeypatch):
+    seen = []
+
+    def ask(patches, places):
+        seen.append(patches)
+        return np.full((len(patches), 1), float(len(seen)))
+
+    monkeypatch.setattr(two_stage, "load_patcher", lambda *_, **__: ask)
+    member = {"name": "c", "builder": "classifier", "weights": "w.npz", "flips": [[0], [0, 1]],
+              "arguments": {"shape": [40, 40, 9]}}  # fmt: skip
+    grid = bumps(((30, 36, 9), 0.9))
+    fed = Preprocessed(Volume(1 - grid.data, OBLIQUE), Volume(everywhere(), OBLIQUE))
+    proposals = [Proposal((30, 36, 9), 0.9)]
+    chance = two_stage.decide(fed, grid, proposals, {"name": "p", "members": [member]}, Models())
+    assert chance == pytest.approx(1 / (1 + np.exp(-2.0)))  # of log-odds 1, 2 and 3
+    np.testing.assert_array_equal(seen[1], seen[0][:, ::-1])
+    np.testing.assert_array_equal(seen[2], seen[0][:, ::-1, ::-1])
 
 
 def test_members_on_different_grids_are_refused(heads):

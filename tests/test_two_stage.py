@@ -288,7 +288,7 @@ def test_faultless_stages_find_every_microbleed_and_nothing_else(heads, monkeypa
 def test_a_classifier_looks_at_flipped_patches_too_and_its_log_odds_are_averaged(monkeypatch):
     seen = []
 
-    def ask(patches, places):
+    def ask(patches, _):
         seen.append(patches)
         return np.full((len(patches), 1), float(len(seen)))
 

@@ -425,10 +425,11 @@ def _evaluate(given: argparse.Namespace) -> int:
         f"{value['rank_median']:g}, rank AUC {value['rank_auc']:.3f}.\n"
     )
     if result.missing:
+        number = len(result.missing)
+        scans = f"{number} scan{'s' * (number > 1)} without a prediction"
         sys.stdout.write(
-            f"With the {len(result.missing)} scans that have no prediction, as if nothing had been "
-            f"found in them: sensitivity {value['sensitivity_all_scans']:.3f}, f1 "
-            f"{value['f1_all_scans']:.3f}.\n"
+            f"Counting {scans} as if nothing had been found there: sensitivity "
+            f"{value['sensitivity_all_scans']:.3f}, f1 {value['f1_all_scans']:.3f}.\n"
         )
     return 0
 

@@ -264,8 +264,7 @@ def test_a_scan_that_failed_is_listed_as_missing_and_one_without_truth_too(five,
     said = capsys.readouterr()
     assert "3 scans, sensitivity 0.400" in said.out
     assert "sub-touching: no prediction; it is in no figure but those of all scans." in said.err
-    # As if nothing had been found: 2 of 4 lesions hit by hand and 1 false without, two more missed
-    assert "With the 1 scans that have no prediction" in said.out
+    assert "Counting 1 scan without a prediction as if nothing had been found there: " in said.out
     assert "sub-notruth: no truth; it is in no figure." in said.err
     report = json.loads((out / "metrics.json").read_text())
     assert (report["missing"], report["without_truth"]) == (["sub-touching"], ["sub-notruth"])

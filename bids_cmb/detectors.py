@@ -163,9 +163,12 @@ def check_detector(name: str, models: Path | None = None) -> None:
             Grid.from_card(member["grid"])
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}, member {member['name']}: {error}") from error
-    if "members" in said and "design" not in said:
-        return
-    model = card(said.get("design", name))
+    if "design" in said or "members" not in said:
+        _check_design(name, said, card(said.get("design", name)))
+
+
+def _check_design(name: str, said: Mapping, model: Mapping) -> None:
+    """Refuse a card that lacks parts or parameters of the package's card of its design."""
     parts = [{one["name"] for one in each.get("members", ())} for each in (model, said)]
     if not parts[0] <= parts[1]:
         raise ValueError(

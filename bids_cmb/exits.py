@@ -1,5 +1,11 @@
 """How a run ends early: exit codes, and the sentence that goes with one."""
 
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
 # The draft of the BIDS execution specification, and sysexits.h where that is silent
 OK, SOME_FAILED = 0, 1
 INVALID_BIDS, UNKNOWN_LEVEL, NOTHING_SELECTED = 16, 17, 18
@@ -27,3 +33,41 @@ class ExitError(Exception):
     def __init__(self, code: int, said: str):
         super().__init__(said)
         self.code = code
+
+
+@contextmanager
+def standard_output() -> Iterator[None]:
+    """Print on any terminal, and end in order if what is printed is not taken.
+
+    Characters that the terminal does not know are escaped. Whoever closes the pipe, as ``head``
+    does, has read enough: then the process ends as if by SIGPIPE, without a word.
+
+    Raises:
+        ExitError: If standard output cannot be written.
+        SystemExit: If its reader is gone.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):  # somebody else's stream, or none
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError as error:
+        _discard_output()
+        raise SystemExit(128 + signal.SIGPIPE) from error
+    except OSError as error:
+        _discard_output()
+        reason = (error.strerror or str(error)).lower()
+        place = error.filename or "standard output"
+        raise ExitError(IO_ERROR, f"{place} cannot be written; {reason}.") from error
+
+
+def _discard_output() -> None:
+    """Let the interpreter, which flushes once more at its end, do so in vain."""
+    with suppress(AttributeError, OSError, ValueError):
+        hole = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(hole, sys.stdout.fileno())
+        os.close(hole)

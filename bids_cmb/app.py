@@ -37,7 +37,7 @@ from bids_cmb.lesions import FLAGS
 from bids_cmb.networks import unfit
 from bids_cmb.provenance import NAME, command
 from bids_cmb.templates import archive, find_atlases
-from bids_cmb.validation import full_errors, quick_look
+from bids_cmb.validation import check_description, full_errors, quick_look
 from bids_cmb.weights import check_weights
 
 log = logging.getLogger("bids_cmb")
@@ -182,7 +182,15 @@ def _look_for_atlases(config: Config) -> None:
 
 
 def _validate(config: Config) -> None:
-    """Look at the dataset as --validate says; only ``strict`` stops."""
+    """Look at the dataset as --validate says; only ``strict`` stops at what can be read.
+
+    Raises:
+        ExitError: If the dataset is not valid BIDS, or its description cannot be read safely.
+    """
+    try:
+        check_description(config.bids_dir)
+    except ValueError as error:
+        raise ExitError(INVALID_BIDS, str(error)) from error
     if config.validate == "warn":
         for said in quick_look(config.bids_dir):
             log.warning("%s The run goes on.", said)

@@ -13,14 +13,15 @@ USAGE, BAD_DATA, NO_INPUT, UNAVAILABLE, NO_OUTPUT, IO_ERROR = 64, 65, 66, 69, 73
 
 MEANINGS = {
     SOME_FAILED: "Some of the selected scans have no result.",
-    INVALID_BIDS: "The dataset is not valid BIDS (--validate strict).",
+    INVALID_BIDS: "The dataset is not valid BIDS (--validate strict), or its description "
+    "cannot be used.",
     UNKNOWN_LEVEL: "The analysis level is unknown.",
     NOTHING_SELECTED: "No scan fits the selection.",
     USAGE: "The command line makes no sense.",
     BAD_DATA: "The filter or config file makes no sense.",
     NO_INPUT: "There is no usable input.",
     UNAVAILABLE: "There is no usable GPU, or no Dask cluster, though one was asked for.",
-    NO_OUTPUT: "The output cannot be written.",
+    NO_OUTPUT: "The output cannot be written, or its folder holds another dataset.",
     IO_ERROR: "The output folder takes no more files.",
 }
 

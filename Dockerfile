@@ -74,6 +74,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     KERAS_BACKEND=tensorflow \
     TF_CPP_MIN_LOG_LEVEL=3 \
     TF_FORCE_GPU_ALLOW_GROWTH=true \
+    TF_ENABLE_ONEDNN_OPTS=1 \
     BIDS_CMB_MODELS=/models \
     TEMPLATEFLOW_HOME=/opt/templateflow \
     NVIDIA_VISIBLE_DEVICES=all \

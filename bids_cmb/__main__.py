@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bids_cmb.config import THREADS
+from bids_cmb.exits import ExitError, standard_output
 
 COMPARED = (  # figures that `compare` prints
     *("f1", "best_f1", "sensitivity_at_0.5_fp", "sensitivity_at_1_fp", "sensitivity_at_2_fp"),
@@ -32,7 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_reviewed(makers)
     _add_models(makers)
     _add_import(makers)
-    given = top.parse_args(argv)
+    try:
+        with standard_output():
+            return _make(top.parse_args(argv))
+    except ExitError as end:
+        sys.stderr.write(f"bids_cmb: {end}\n")
+        return end.code
+
+
+def _make(given: argparse.Namespace) -> int:
+    """Do what a maker's command line asks for. Returns the exit code."""
     for (
         name
     ) in THREADS:  # processes share the cores: with threads of their own they take twice as long

@@ -14,6 +14,7 @@ from bids_cmb.config import BALANCED, Config, to_toml
 from bids_cmb.dask_cluster import LOCAL
 from bids_cmb.detectors import at_operating_point, check_detector
 from bids_cmb.discovery import Selection, find_scans
+from bids_cmb.execution import sentence
 from bids_cmb.exits import (
     BAD_DATA,
     GOES_ON,
@@ -29,13 +30,14 @@ from bids_cmb.exits import (
     USAGE,
     ExitError,
 )
+from bids_cmb.files import obstacle, read_json
 from bids_cmb.filters import Query, read_filter_file
 from bids_cmb.group import write_group
 from bids_cmb.lesions import FLAGS
 from bids_cmb.networks import unfit
-from bids_cmb.provenance import command
+from bids_cmb.provenance import NAME, command
 from bids_cmb.templates import archive, find_atlases
-from bids_cmb.validation import full_errors, quick_look
+from bids_cmb.validation import check_description, full_errors, quick_look
 from bids_cmb.weights import check_weights
 
 log = logging.getLogger("bids_cmb")
@@ -68,6 +70,7 @@ def _levels(config: Config) -> int:
 def _talk(verbosity: int) -> None:
     """Send the log to stderr: from info on, with -v everything, with -q only what is wrong."""
     level = {-1: logging.WARNING, 0: logging.INFO}.get(max(verbosity, -1), logging.DEBUG)
+    logging.raiseExceptions = False  # a log that is not taken must not stop the run
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.setLevel(level)
@@ -79,7 +82,7 @@ def _talk(verbosity: int) -> None:
 def _fall_silent() -> None:
     for handler in list(log.handlers):
         log.removeHandler(handler)
-        with suppress(OSError):  # a full disc: what it stopped was said
+        with suppress(OSError):  # a full disk, said already
             handler.close()
 
 
@@ -102,6 +105,7 @@ def _participant_level(config: Config) -> int:
     if config.dry_run:
         return _show(selection)
     _look_for_atlases(config)
+    _check_output(config)
     try:
         logs = _run_folder(config)
         write_selection(logs / "selection.tsv", selection)
@@ -182,7 +186,15 @@ def _look_for_atlases(config: Config) -> None:
 
 
 def _validate(config: Config) -> None:
-    """Look at the dataset as --validate says; only ``strict`` stops."""
+    """Look at the dataset as --validate says; only ``strict`` stops at what can be read.
+
+    Raises:
+        ExitError: If the dataset is not valid BIDS, or its description cannot be read safely.
+    """
+    try:
+        check_description(config.bids_dir)
+    except ValueError as error:
+        raise ExitError(INVALID_BIDS, str(error)) from error
     if config.validate == "warn":
         for said in quick_look(config.bids_dir):
             log.warning("%s The run goes on.", said)
@@ -232,7 +244,8 @@ def _select(config: Config) -> Selection:
     except ValueError as error:
         raise ExitError(NOTHING_SELECTED, str(error)) from error
     except OSError as error:
-        said = f"{error.filename or config.bids_dir}: cannot be read ({error.strerror or error})."
+        place = Path(error.filename or config.bids_dir)
+        said = f"{place}: cannot be read ({obstacle(place) or error.strerror or error})."
         raise ExitError(NO_INPUT, said) from error
     for note in (*notes, *selection.notes):
         log.warning("%s", note)
@@ -274,8 +287,37 @@ def _show(selection: Selection) -> int:
 
 
 def _unwritable(config: Config, error: OSError) -> ExitError:
-    reason = (error.strerror or str(error)).lower()
+    reason = obstacle(config.output_dir) or sentence(error).rstrip(".")
     return ExitError(NO_OUTPUT, f"{config.output_dir}: output_dir must be writable; {reason}.")
+
+
+def _check_output(config: Config) -> None:
+    """Refuse a folder that holds another dataset, whose description would be replaced.
+
+    Raises:
+        ExitError: If its ``dataset_description.json`` is not of this app.
+    """
+    path = config.output_dir / "dataset_description.json"
+    try:
+        if not path.exists() or not path.stat().st_size:
+            return
+        said = read_json(path) or {}
+    except OSError as error:
+        raise _unwritable(config, error) from error
+    made_by = said.get("GeneratedBy")
+    tools = (
+        [one.get("Name") for one in made_by or () if isinstance(one, dict)]
+        if isinstance(made_by, list)
+        else []
+    )
+    if NAME not in tools:
+        known = " and ".join(f"{one}" for one in tools if one)
+        what = f"derivatives of {known}" if known else f"the dataset {said.get('Name')!r:.60}"
+        raise ExitError(
+            NO_OUTPUT,
+            f"{config.output_dir}: output_dir must be a new folder or hold results of {NAME}; "
+            f"found {what}.",
+        )
 
 
 def _run_folder(config: Config) -> Path:
@@ -284,7 +326,9 @@ def _run_folder(config: Config) -> Path:
     logs = config.output_dir / "logs" / f"{stamp}-{uuid.uuid4().hex[:8]}"
     logs.mkdir(parents=True)
     (logs / "config.toml").write_text(to_toml(config), encoding="utf-8")
-    handler = logging.FileHandler(logs / "bids_cmb.log", encoding="utf-8")
+    handler = logging.FileHandler(
+        logs / "bids_cmb.log", encoding="utf-8", errors="backslashreplace"
+    )
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     log.addHandler(handler)
     log.debug("Command: %s", command())
@@ -297,6 +341,7 @@ def _group_level(config: Config) -> int:
     Raises:
         ExitError: If there is nothing to put together, or the table cannot be written.
     """
+    _check_output(config)
     try:
         participants = config.bids_dir / "participants.tsv"
         tally = write_group(config.output_dir, participants, config.reviews, raw=config.bids_dir)

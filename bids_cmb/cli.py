@@ -5,6 +5,7 @@ Nothing heavy is imported before the command line is understood: --help must not
 
 import argparse
 import json
+import math
 import os
 import re
 import signal
@@ -22,6 +23,7 @@ from bids_cmb.config import (
     THREADS,
     Config,
     read_config_file,
+    read_path,
 )
 from bids_cmb.exits import (
     BAD_DATA,
@@ -33,8 +35,9 @@ from bids_cmb.exits import (
     UNKNOWN_LEVEL,
     USAGE,
     ExitError,
+    standard_output,
 )
-from bids_cmb.files import temporary_folder
+from bids_cmb.files import obstacle, temporary_folder
 
 ALIASES = {
     "--session-id": "--session-label",
@@ -45,6 +48,13 @@ ALIASES = {
     "--min-size": "--min-volume",
 }
 CACHES = ("TMPDIR", "KERAS_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME")
+SPOKEN = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    Path: "a path, as a text",
+}
 UNITS = {"": 1, "M": 1, "K": 1 / 1024, "G": 1024, "T": 1024**2}
 
 
@@ -64,23 +74,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if argv is None else list(argv)
     try:
-        if "--list-models" in map(_spelled, words):
-            return _list_models(words)
-        if "--bids-exec-spec" in map(_spelled, words):
-            return _describe()
-        if "--selftest" in map(_spelled, words):
-            return _selftest(words)
-        config = configure(words)
-        with _environment(config):
-            from bids_cmb.app import run
-
-            return run(config)
+        with standard_output():
+            return _run(words)
     except ExitError as end:
         sys.stderr.write(f"bids_cmb: {end}\n")
         return end.code
     except KeyboardInterrupt:
         sys.stderr.write(f"bids_cmb: stopped. {GOES_ON}\n")
         return 128 + signal.SIGINT
+
+
+def _run(words: list[str]) -> int:
+    if "--list-models" in map(_spelled, words):
+        return _list_models(words)
+    if "--bids-exec-spec" in map(_spelled, words):
+        return _describe()
+    if "--selftest" in map(_spelled, words):
+        return _selftest(words)
+    config = configure(words)
+    with _environment(config):
+        from bids_cmb.app import run
+
+        return run(config)
 
 
 def _list_models(words: list[str]) -> int:
@@ -145,8 +160,10 @@ def parser() -> argparse.ArgumentParser:
         "For research only.",
         usage="%(prog)s bids_dir output_dir {participant,group} [flags]",
         epilog="Flags may be written with - or _. Exit codes: 0 all scans read; 1 some failed; "
-        "16 not valid BIDS; 18 nothing selected; 64 usage; 65 bad filter or config file; 66 no "
-        "usable input; 69 no GPU; 73 and 74 output cannot be written.",
+        "16 not valid BIDS; 17 unknown level; 18 nothing selected; 64 usage; 65 bad filter or "
+        "config file; 66 no usable input; 69 no GPU or no Dask cluster; 73 output cannot be "
+        "written, or holds another dataset; 74 output takes no more files; 128 + N ended by "
+        "signal N.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -189,7 +206,7 @@ def _add_which(add: Callable, labels: dict) -> None:
         "--echo",
         nargs="+",
         metavar="N",
-        help="this echo, or `combined` (default: nearest to 60 T·ms of field strength and TE)",
+        help="this echo, or `combined` (default: nearest to 60 T ms of field strength times TE)",
     )
     add("--bids-filter-file", type=Path, metavar="JSON", help="{query: {entity: value}}")
     add("--bids-database-dir", type=Path, metavar="DIR", help="a pybids database to use or make")
@@ -232,8 +249,14 @@ def _add_finding(add: Callable) -> None:
         help="sensitive finds more and raises more false alarms, specific fewer; the figures are "
         f"on the model card (default: {Config.operating_point})",
     )
-    add("--threshold", type=float, metavar="P", help="probability of a lesion's voxels")
-    add("--min-volume", type=float, metavar="MM3", help="smallest lesion, mm³")
+    add(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="probability of a lesion's "
+        "voxels (default: the detector's; of several, 0.5 on the scale that they share)",
+    )
+    add("--min-volume", type=float, metavar="MM3", help="smallest lesion, in mm3")
     add(
         "--uncounted",
         nargs="*",
@@ -332,15 +355,17 @@ def configure(argv: list[str]) -> Config:
     parsed = vars(parser().parse_intermixed_args([_spelled(word) for word in argv]))
     # Positionals that were not given come as the word SUPPRESS itself (an oddity of argparse).
     given = {name: value for name, value in parsed.items() if str(value) != argparse.SUPPRESS}
-    settings = _from_file(given.pop("config_file", None))
     overwrite, resume = given.pop("overwrite", False), given.pop("resume", False)
     if overwrite or resume:
-        settings["overwrite"] = overwrite
+        given["overwrite"] = overwrite
     given.pop("notrack", None)
-    settings["verbosity"] = given.pop("verbose") - given.pop("quiet")
+    verbosity = given.pop("verbose") - given.pop("quiet")
+    if verbosity:
+        given["verbosity"] = verbosity
     if not given.get("analysis_level"):
         given.pop("analysis_level", None)
-    settings |= {name: _settled(name, value) for name, value in given.items()}
+    given = _from_file(given.pop("config_file", None)) | given
+    settings = {name: _settled(name, value) for name, value in given.items()}
     settings.setdefault("models", _models())
 
     absent = [
@@ -367,14 +392,68 @@ def _spelled(word: str) -> str:
 def _from_file(path: Path | None) -> dict:
     if path is None:
         return {}
+    actions = {action.dest: action for action in parser()._actions}
+    actions |= {action.dest: action for action in parser()._actions if action.choices}
     try:
-        return read_config_file(path)
+        settings = read_config_file(path)
+        for name, value in settings.items():
+            settings[name] = _as_flag(f"{path}: {name}", actions.get(name), value)
+        return settings
     except ValueError as error:
         raise ExitError(BAD_DATA, str(error)) from error
     except OSError as error:
         raise ExitError(
             NO_INPUT, f"{path}: the config file cannot be read ({error.strerror})."
         ) from error
+
+
+def _as_flag(place: str, action: argparse.Action | None, value: object) -> object:
+    """A value of a config file as argparse would have given it for the flag of that name.
+
+    Args:
+        place: File and setting, for the sentence.
+        action: The flag; None for ``verbosity``, which has two.
+        value: As TOML gave it.
+
+    Raises:
+        ValueError: If the flag would not take it.
+    """
+    if action is not None and action.dest == "shard" and isinstance(value, list):
+        value = "/".join(map(str, value))  # as a run saves it
+    kind = int if action is None else bool if action.nargs == 0 else action.type or str
+    takes_several = action is not None and action.nargs in ("+", "*")
+    several = isinstance(value, list)
+    items = value if several else [value]
+    rule = SPOKEN[kind]
+    holds = all(_is_of_kind(item, kind) for item in items) and (takes_several or not several)
+    if action is not None and action.choices:
+        rule = f"one of {', '.join(action.choices)}"
+        holds = holds and all(item in action.choices for item in items)
+    if not holds:
+        several = ", or a list of these" if takes_several else ""
+        raise ValueError(f"{place} must be {rule}{several}; found {_spoken(value)}.")
+    needed = getattr(Config, action.dest, None) if takes_several else None
+    if not items and needed and action.nargs == "+":
+        raise ValueError(f"{place} must name at least one; found an empty list.")
+    if kind is Path:
+        items = [read_path(item) for item in items]
+    elif kind is str:
+        items = [str(item) for item in items]
+    return items if takes_several else items[0]
+
+
+def _is_of_kind(value: object, kind: type) -> bool:
+    """Whether a value of TOML is what a flag of that type is; a text may be a whole number."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, {float: (int, float), Path: str, str: (str, int)}.get(kind, kind))
+
+
+def _spoken(value: object) -> str:
+    """A value as TOML writes it, shortened."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{json.dumps(value, ensure_ascii=False, default=str):.60}"
 
 
 def _settled(name: str, value: object) -> object:
@@ -418,7 +497,7 @@ def _check(config: Config) -> None:
         raise ExitError(
             USAGE, f"--threshold must lie above 0 and up to 1; found {config.threshold:g}."
         )
-    if config.min_volume is not None and not config.min_volume >= 0:
+    if config.min_volume is not None and not 0 <= config.min_volume < math.inf:
         raise ExitError(USAGE, f"--min-volume must be 0 mm³ or more; found {config.min_volume:g}.")
     if not 0 <= config.deep_white_mm <= 50:
         raise ExitError(
@@ -519,7 +598,8 @@ def _environment(config: Config) -> Iterator[None]:
         folder = held.enter_context(temporary_folder("bids_cmb-", config.work_dir))
     except OSError as error:
         held.close()
-        said = f"a folder for temporary files must be writable ({error}). See --work-dir."
+        reason = obstacle(config.work_dir or Path(tempfile.gettempdir())) or error
+        said = f"a folder for temporary files must be writable ({reason}). See --work-dir."
         raise ExitError(NO_OUTPUT, said) from error
     threads = str(config.omp_nthreads or 1)
     ours = dict.fromkeys(THREADS, threads) | dict.fromkeys(CACHES, str(folder)) | TENSORFLOW

@@ -1,9 +1,13 @@
 """Every setting of a run and its default, once."""
 
-import json
+import os
+import re
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+import tomli_w
 
 LEVELS = ("participant", "group")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read at import of numpy
@@ -94,18 +98,23 @@ def result_settings(config: Config) -> dict:
 
 
 def to_toml(config: Config) -> str:
-    """The settings as a TOML text that ``--config-file`` takes back; what is unset is left out."""
-    # A JSON number, string, truth value or array of these is a TOML one too.
-    lines = [
-        f"{name} = {json.dumps(_plain(value))}"
-        for name, value in asdict(config).items()
-        if value is not None
-    ]
-    return "\n".join(lines) + "\n"
+    """The settings as a TOML text that ``--config-file`` takes back.
+
+    What is unset, or a list that is empty by default, is left out.
+    """
+    values = {field.name: getattr(config, field.name) for field in fields(Config)}
+    empty = {field.name for field in fields(Config) if field.default == ()}
+    return tomli_w.dumps(
+        {
+            name: _plain(value)
+            for name, value in values.items()
+            if value is not None and not (name in empty and value == ())
+        }
+    )
 
 
-def read_config_file(path: Path) -> dict:
-    """The settings of a TOML file, each of the type that its field in ``Config`` has.
+def read_config_file(path: Path) -> dict[str, object]:
+    """The settings of a TOML file as they stand there; `cli` checks them like flags.
 
     Raises:
         ValueError: If the file is no TOML or names a setting that does not exist.
@@ -113,37 +122,26 @@ def read_config_file(path: Path) -> dict:
     """
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: a config file must be TOML; {error}.") from error
-    known = {field.name: field for field in fields(Config)}
+    known = [field.name for field in fields(Config)]
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise ValueError(
             f"{path}: every setting must be one of {', '.join(known)}; found {', '.join(unknown)}."
         )
-    return {name: _typed(path, known[name], value) for name, value in settings.items()}
+    return settings
 
 
-def _typed(path: Path, field, value: object) -> object:
-    """A value from TOML as the type that the field announces."""
-    said = field.type.__name__ if isinstance(field.type, type) else str(field.type)
-    items = value if isinstance(value, list) else [value]
-    kinds = {"Path": str, "float": (int, float), "int": int, "bool": bool, "str": str}
-    word = next(name for name in kinds if name in said)
-    for item in items:
-        truth_for_number = isinstance(item, bool) and word != "bool"
-        if not isinstance(item, kinds[word]) or truth_for_number:
-            raise ValueError(f"{path}: {field.name} must be {said}; found {value!r}.")
-    if word == "Path":
-        items = [Path(item).absolute() for item in items]  # as the flags' are
-    if "tuple" in said:
-        return tuple(items)
-    if isinstance(value, list):
-        raise ValueError(f"{path}: {field.name} must be {said}; found {value!r}.")
-    return items[0]
+def read_path(text: str) -> Path:
+    """A path as `to_toml` wrote it: names that are no Unicode stand in a ``file:`` URI."""
+    if text.startswith("file:///"):
+        return Path(os.fsdecode(unquote_to_bytes(text.removeprefix("file://"))))
+    return Path(text)
 
 
 def _plain(value: object) -> object:
     if isinstance(value, Path):
-        return str(value)
+        is_unicode = not re.search("[\ud800-\udfff]", str(value))
+        return str(value) if is_unicode else value.absolute().as_uri()
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

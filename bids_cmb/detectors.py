@@ -160,7 +160,7 @@ def at_operating_point(said: dict, name: str) -> dict:
     return {**said, "threshold": threshold, "definite_threshold": definite}
 
 
-def check_detector(name: str, models: Path | None = None) -> None:  # noqa: C901
+def check_detector(name: str, models: Path | None = None) -> None:
     """Make sure that a card can be used as a detector, before any scan is read.
 
     Args:
@@ -191,9 +191,12 @@ def check_detector(name: str, models: Path | None = None) -> None:  # noqa: C901
             Grid.from_card(member["grid"])
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}, member {member['name']}: {error}") from error
-    if "members" in said and "design" not in said:
-        return
-    model = card(said.get("design", name))
+    if "design" in said or "members" not in said:
+        _check_design(name, said, card(said.get("design", name)))
+
+
+def _check_design(name: str, said: Mapping, model: Mapping) -> None:
+    """Refuse a card that lacks parts or parameters of the package's card of its design."""
     parts = [{one["name"] for one in each.get("members", ())} for each in (model, said)]
     if not parts[0] <= parts[1]:
         raise ValueError(

@@ -1,5 +1,11 @@
 """How a run ends early: exit codes, and the sentence that goes with one."""
 
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
 # The draft of the BIDS execution specification, and sysexits.h where that is silent
 OK, SOME_FAILED = 0, 1
 INVALID_BIDS, UNKNOWN_LEVEL, NOTHING_SELECTED = 16, 17, 18
@@ -7,14 +13,15 @@ USAGE, BAD_DATA, NO_INPUT, UNAVAILABLE, NO_OUTPUT, IO_ERROR = 64, 65, 66, 69, 73
 
 MEANINGS = {
     SOME_FAILED: "Some of the selected scans have no result.",
-    INVALID_BIDS: "The dataset is not valid BIDS (--validate strict).",
+    INVALID_BIDS: "The dataset is not valid BIDS (--validate strict), or its description "
+    "cannot be used.",
     UNKNOWN_LEVEL: "The analysis level is unknown.",
     NOTHING_SELECTED: "No scan fits the selection.",
     USAGE: "The command line makes no sense.",
     BAD_DATA: "The filter or config file makes no sense.",
     NO_INPUT: "There is no usable input.",
     UNAVAILABLE: "There is no usable GPU, or no Dask cluster, though one was asked for.",
-    NO_OUTPUT: "The output cannot be written.",
+    NO_OUTPUT: "The output cannot be written, or its folder holds another dataset.",
     IO_ERROR: "The output folder takes no more files.",
 }
 
@@ -28,3 +35,41 @@ class ExitError(Exception):
     def __init__(self, code: int, said: str):
         super().__init__(said)
         self.code = code
+
+
+@contextmanager
+def standard_output() -> Iterator[None]:
+    """Print on any terminal, and end in order if what is printed is not taken.
+
+    Characters that the terminal does not know are escaped. Whoever closes the pipe, as ``head``
+    does, has read enough: then the process ends as if by SIGPIPE, without a word.
+
+    Raises:
+        ExitError: If standard output cannot be written.
+        SystemExit: If its reader is gone.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):  # somebody else's stream, or none
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError as error:
+        _discard_output()
+        raise SystemExit(128 + signal.SIGPIPE) from error
+    except OSError as error:
+        _discard_output()
+        reason = (error.strerror or str(error)).lower()
+        place = error.filename or "standard output"
+        raise ExitError(IO_ERROR, f"{place} cannot be written; {reason}.") from error
+
+
+def _discard_output() -> None:
+    """Let the interpreter, which flushes once more at its end, do so in vain."""
+    with suppress(AttributeError, OSError, ValueError):
+        hole = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(hole, sys.stdout.fileno())
+        os.close(hole)

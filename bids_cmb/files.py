@@ -235,6 +235,20 @@ def _mended(content: object, levels: int) -> object:
     return {_mended(key, 1): _mended(one, levels - 1) for key, one in content.items()}
 
 
+def obstacle(folder: Path) -> str:
+    """What keeps a folder from being made or written into, with its name; empty if nothing does."""
+    place = folder.absolute()
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if place.is_symlink() and not place.exists():
+        return f"{place} is a broken link"
+    if not place.is_dir():
+        return f"{place} is a file, no folder"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"nothing may be written into {place}"
+    return ""
+
+
 def _umask() -> int:
     # The mask can only be read by setting it. Every process here has one thread that writes.
     mask = os.umask(0o022)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bids_cmb.files import load_json
+
 VALIDATOR = "bids-validator-deno"
 
 
@@ -13,18 +15,59 @@ def quick_look(bids_dir: Path) -> list[str]:
     """What a glance at a dataset finds wrong, a sentence each. None of it stops a run."""
     path = bids_dir / "dataset_description.json"
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = load_json(path)
     except FileNotFoundError:
         return [f"{path}: BIDS asks for this file; it is not there."]
     except (OSError, ValueError) as error:
         return [f"{path}: BIDS asks for JSON; it cannot be read ({error})."]
     if not isinstance(description, dict):
-        return [f"{path}: BIDS asks for a JSON object; found {type(description).__name__}."]
+        return [f"{path}: BIDS asks for a JSON object; found {_kind(description)}."]
     return [
         f"{path}: BIDS asks for `{key}`; it is not there."
         for key in ("Name", "BIDSVersion")
         if not description.get(key)
     ]
+
+
+def check_description(bids_dir: Path) -> None:
+    """Refuse a description that pybids, which reads it too, would wait for or stumble over.
+
+    One that is missing, or no JSON at all, is passed over, by pybids as well.
+
+    Raises:
+        ValueError: If it is a pipe or device, no object, nested too deeply, or holds half a
+            character.
+    """
+    path = bids_dir / "dataset_description.json"
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: BIDS asks for a file; found a folder, a pipe or a device.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        description = json.loads(text)
+    except (OSError, ValueError):
+        return
+    except RecursionError:
+        description = None  # what is wrong with it, `load_json` says
+    try:
+        load_json(path)
+        if not isinstance(description, dict):
+            raise ValueError(f"found {_kind(description)}")
+        json.dumps(description, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{path}: a dataset description must be Unicode; found half a character "
+            f"(a lone surrogate, {error.object[error.start]!a})."
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: a dataset description must be a JSON object; {error}."
+        ) from error
+
+
+def _kind(content: object) -> str:
+    """What JSON holds, in words."""
+    kinds = {list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
+    return kinds.get(type(content), "a number")
 
 
 def full_errors(bids_dir: Path) -> list[str]:

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_cmb import cli
+from bids_cmb import app, cli
 from bids_cmb.cards import DETECTION, card, card_names
 from bids_cmb.derivatives import read_table
 
@@ -345,6 +347,62 @@ def test_an_output_that_cannot_be_written_is_refused(two, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main([str(two[0]), str(tmp_path / "file/out"), "participant"]) == 73
     assert "output_dir must be writable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("description", "found"),
+    [
+        ({"Name": "Their study", "BIDSVersion": "1.9.0"}, "found the dataset 'Their study'"),
+        ({"Name": "x", "GeneratedBy": [{"Name": "fMRIPrep"}]}, "found derivatives of fMRIPrep"),
+        ([1], "found the dataset None"),
+    ],
+)
+@pytest.mark.parametrize("level", ["participant", "group"])
+def test_an_output_folder_of_another_dataset_is_refused_and_left_as_it_is(
+    two, tmp_path, capsys, description, found, level
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "dataset_description.json").write_text(json.dumps(description))
+    (out / "README.md").write_text("Theirs.")
+    assert main([str(two[0]), str(out), level, *QUICK]) == 73
+    said = capsys.readouterr().err
+    assert "output_dir must be a new folder or hold results of bids_cmb" in said
+    assert found in said
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "dataset_description.json"]
+    assert (out / "README.md").read_text() == "Theirs."
+
+
+@pytest.mark.parametrize("what", ["file", "link"])
+def test_what_is_in_the_way_of_an_output_is_named(two, tmp_path, capsys, what):
+    place = tmp_path / what
+    place.touch() if what == "file" else place.symlink_to(tmp_path / "gone")
+    assert main([str(two[0]), str(place / "out"), "participant", *QUICK]) == 73
+    is_a = "is a file, no folder" if what == "file" else "is a broken link"
+    assert f"output_dir must be writable; {place} {is_a}." in capsys.readouterr().err
+
+
+def test_a_network_that_is_no_detector_is_refused_in_a_sentence(two, tmp_path, capsys):
+    words = [str(two[0]), str(tmp_path / "out"), "participant", "--detector", "anatomy"]
+    assert cli.main([*words, "--anatomy", "none"]) == 64
+    assert "bids_cmb: A detector must be one of" in capsys.readouterr().err
+
+
+def test_a_pipe_as_description_is_not_waited_for(tmp_path, capsys):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    os.mkfifo(raw / "dataset_description.json")
+    assert main([str(raw), str(tmp_path / "out"), "participant"]) == 16
+    assert "found a folder, a pipe or a device" in capsys.readouterr().err
+
+
+def test_a_log_that_the_disk_does_not_take_stops_nobody():
+    """Closing it writes what is left of it."""
+    handler = logging.FileHandler("/dev/full")
+    logging.getLogger("bids_cmb").addHandler(handler)
+    handler.stream.write("left over")
+    app._fall_silent()
+    assert handler not in logging.getLogger("bids_cmb").handlers
 
 
 def test_a_read_only_output_is_refused(two, tmp_path):

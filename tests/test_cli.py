@@ -1,16 +1,18 @@
 """The command line: what it understands, and the sentence and code with which it refuses."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import bids_cmb
-from bids_cmb.cli import configure, main
-from bids_cmb.exits import ExitError
+from bids_cmb.cli import configure, main, parser
+from bids_cmb.exits import MEANINGS, ExitError
 
 RUN = Path(__file__).parents[1] / "run.py"
 
@@ -112,6 +114,7 @@ def test_overwrite_wins_over_resume(words):
         (["--mem-mb", "much"], 64, "amount of memory like 8000 or 8G; found much"),
         (["--threshold", "1.5"], 64, "--threshold must lie above 0 and up to 1; found 1.5"),
         (["--threshold", "nan"], 64, "found nan"),
+        (["--min-volume", "inf"], 64, "--min-volume must be 0 mm³ or more; found inf"),
         (["--min-volume", "-1"], 64, "--min-volume must be 0 mm³ or more; found -1"),
         (["--detector", "radial", "radial"], 64, "each name once; found radial radial"),
         (["--output-level", "huge"], 64, "invalid choice: 'huge'"),
@@ -123,6 +126,62 @@ def test_what_makes_no_sense_is_refused(words, monkeypatch, flags, code, sentenc
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
     found, said = refused([*words, *flags])
     assert (found, sentence in said) == (code, True), said
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "sentence"),
+    [
+        ("anatomy = 'nonee'", 65, 'anatomy must be one of network, none; found "nonee"'),
+        ("report = 'pdf'", 65, 'report must be one of static, interactive, none; found "pdf"'),
+        ("output_level = 'huge'", 65, "output_level must be one of minimal, standard, full"),
+        ("device = 'tpu'", 65, 'device must be one of auto, gpu, cpu; found "tpu"'),
+        ("validate = 'strictly'", 65, "validate must be one of off, warn, strict"),
+        ("precision = 'half'", 65, "precision must be one of auto, full, mixed"),
+        ("output_level = ['full']", 65, "output_level must be one of"),
+        ("detector = []", 65, "detector must name at least one; found an empty list"),
+        ("suffix = []", 65, "suffix must name at least one"),
+        ("detector = [true]", 65, "detector must be a text, or a list of these; found [true]"),
+        ("threshold = 'high'", 65, 'threshold must be a number; found "high"'),
+        ("overwrite = 1", 65, "overwrite must be true or false; found 1"),
+        ("n_cpus = true", 65, "n_cpus must be a whole number; found true"),
+        ("n_cpus = 1.5", 65, "n_cpus must be a whole number; found 1.5"),
+        ("derivatives = 3", 65, "derivatives must be a path, as a text, or a list of these"),
+        ("models = {a = 1}", 65, 'models must be a path, as a text; found {"a": 1}'),
+        ("verbosity = 'high'", 65, "verbosity must be a whole number"),
+        ("gpu_id = 2026-01-01", 65, 'gpu_id must be a text; found "2026-01-01"'),
+        ("mem_mb = -5", 64, "--mem-mb must be an amount of memory like 8000 or 8G; found -5"),
+        ("shard = [1]", 64, "--shard must be I/N with I from 1 to N, or auto; found 1"),
+        ("shard = [3, 2]", 64, "I from 1 to N, or auto; found 3/2"),
+        ("n_cpus = 0", 64, "--n-cpus must be at least 1; found 0"),
+        ("threshold = nan", 64, "--threshold must lie above 0 and up to 1; found nan"),
+        ("deep_white_mm = -1", 64, "--deep-white-mm must be 0 to 50 mm"),
+        ("detector = ['radial', 'radial']", 64, "each name once"),
+        ("analysis_level = 'session'", 17, "must be participant or group; found session"),
+    ],
+)
+def test_a_config_file_is_checked_as_flags_are(words, tmp_path, text, code, sentence):
+    """In words of a config file: nothing of Python's types, and the file where it is to blame."""
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    given = words[: 2 if "analysis_level" in text else 3]
+    found, said = refused([*given, "--config-file", str(path)])
+    assert (found, sentence in said) == (code, True), said
+    assert code != 65 or said.startswith(f"{path}: ")
+
+
+def test_settings_of_a_config_file_are_understood_as_flags_are(words, tmp_path, monkeypatch):
+    path = tmp_path / "config.toml"
+    path.write_text(
+        "mem_mb = '8G'\nshard = '2/4'\ngpu_id = 0\nparticipant_label = []\nuncounted = []\n"
+        "detector = 'radial'\nderivatives = 'masks'\nverbosity = -1\nthreshold = 1\n"
+    )
+    (tmp_path / "masks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = configure([*words, "--config-file", str(path)])
+    flags = "--mem-mb 8G --shard 2/4 --gpu-id 0 --uncounted --detector radial --threshold 1 -q"
+    assert config.derivatives == (tmp_path / "masks",)
+    expected = configure([*words, *flags.split()])
+    assert replace(config, derivatives=()) == expected
 
 
 def test_a_malformed_config_file_is_bad_data(words, tmp_path):
@@ -218,3 +277,99 @@ def test_asked_to_end_by_a_signal_no_temporary_folder_is_left(tmp_path, number):
     assert ran.returncode == 128 + number
     assert "the same command goes on where this one stopped" in ran.stderr
     assert not list(tmp_path.iterdir())
+
+
+def app(*words, **streams):
+    """The app in a process of its own; its exit code and what it wrote to stderr."""
+    environment = {**os.environ, **streams.pop("env", {})}
+    ran = subprocess.run(
+        [sys.executable, RUN, *words], stderr=subprocess.PIPE, env=environment, check=False,
+        **streams,
+    )  # fmt: skip
+    return ran.returncode, ran.stderr.decode()
+
+
+@pytest.fixture
+def dry_run(tmp_path):
+    """Words for a dry run of a small dataset."""
+    for number in range(3):
+        folder = tmp_path / f"raw/sub-{number:04d}/anat"
+        folder.mkdir(parents=True)
+        (folder / f"sub-{number:04d}_T2starw.nii.gz").touch()
+    return [str(tmp_path / "raw"), str(tmp_path / "out"), "participant", "--dry-run", "-q"]
+
+
+@pytest.mark.parametrize("flag", ["--help", "--bids-exec-spec", "--dry-run"])
+def test_whoever_reads_a_line_and_leaves_is_told_nothing(dry_run, flag):
+    words = dry_run if flag == "--dry-run" else [flag]
+    reader, writer = os.pipe()
+    os.close(reader)  # has left already
+    try:
+        code, said = app(*words, stdout=writer)
+        assert code in ((0, 141) if flag == "--help" else (141,))  # argparse does not mind
+        assert "Error" not in said
+        assert flag == "--dry-run" or not said
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_an_output_that_is_full_is_one_sentence():
+    with Path("/dev/full").open("w") as full:
+        code, said = app("--bids-exec-spec", stdout=full)
+    assert (code, said) == (
+        74,
+        "bids_cmb: standard output cannot be written; no space left on device.\n",
+    )
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        {"PYTHONIOENCODING": "ascii"},
+    ],
+)
+def test_help_is_printed_on_a_terminal_that_knows_ascii_only(env):
+    code, said = app("--help", stdout=subprocess.PIPE, env=env)
+    assert (code, said) == (0, "")
+
+
+def test_help_takes_less_than_a_second():
+    """On a busy machine too: processor time is measured, not time."""
+    code = (
+        "import resource, subprocess, sys\n"
+        "subprocess.run([sys.executable, sys.argv[1], '--help'], stdout=subprocess.DEVNULL)\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "print(used.ru_utime + used.ru_stime)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, RUN], capture_output=True, text=True, check=True
+    )
+    assert float(ran.stdout) < 1
+
+
+def test_help_names_every_exit_code():
+    text = parser().format_help()
+    for code in MEANINGS:
+        assert re.search(rf"\b{code}\b", text.partition("Exit codes")[2]), code
+
+
+def test_every_byte_of_a_name_can_be_printed(tmp_path):
+    """A dataset below a folder whose name is no UTF-8."""
+    raw = os.fsdecode(os.fsencode(tmp_path) + b"/r\xe4w")
+    folder = Path(raw, "sub-01", "anat")
+    folder.mkdir(parents=True)
+    (folder / "sub-01_T2starw.nii.gz").touch()
+    code, said = app(raw, str(tmp_path / "out"), "participant", "--dry-run", stdout=subprocess.PIPE)
+    assert code == 18
+    assert "Traceback" not in said
+    assert "Logging error" not in said
+
+
+def test_a_folder_for_temporary_files_that_cannot_be_made_names_what_is_in_the_way(
+    words, tmp_path, capsys
+):
+    (tmp_path / "file").touch()
+    assert main([*words, "-w", str(tmp_path / "file" / "work"), "--dry-run"]) == 73
+    assert f"must be writable ({tmp_path / 'file'} is a file, no folder)" in capsys.readouterr().err

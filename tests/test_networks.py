@@ -1,5 +1,10 @@
 """A network in use computes what was trained, on any size, and refuses what does not fit."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -145,3 +150,34 @@ def test_without_a_gpu_it_is_said_what_was_looked_at(monkeypatch):
     said = networks.no_gpu()
     assert "CUDA_VISIBLE_DEVICES is '-1'" in said
     assert "driver" in said
+
+
+ANSWER = """
+import json, os, sys
+import numpy as np
+import bids_cmb
+from bids_cmb.networks import answer, load_network
+member = json.loads(sys.argv[1])
+image = np.random.default_rng(1).random((32, 32, 32), np.float32)
+network = load_network(member, __import__("pathlib").Path(sys.argv[2]))
+np.save(sys.argv[3], answer(network, image))
+print(os.environ["TF_ENABLE_ONEDNN_OPTS"])
+"""
+
+
+def test_results_with_and_without_onednn_are_the_same(model, tmp_path):
+    """It is on unless the user says otherwise; TensorFlow reads it once, so in two processes."""
+    path = tmp_path / "w.npz"
+    member = json.dumps(member_of(model, path))
+    unset = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
+    found = {}
+    for name, environment in {"1": unset, "0": {**unset, "TF_ENABLE_ONEDNN_OPTS": "0"}}.items():
+        out = tmp_path / f"{name}.npy"
+        ran = subprocess.run(
+            [sys.executable, "-c", ANSWER, member, path, out],
+            env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert ran.stdout.split() == [name]
+        found[name] = np.load(out)
+    np.testing.assert_allclose(found["1"], found["0"], atol=1e-5)
+    assert found["1"].std() > 0.01

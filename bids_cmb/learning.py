@@ -110,9 +110,10 @@ class Progress:
 
     def waits(self, patience: int) -> bool:
         """Tell whether the smoothed curve has not got better for ``patience`` epochs."""
+        watched = self.watched
         smooth = [
-            statistics.median(self.watched[max(0, at - SMOOTHED + 1) : at + 1])
-            for at in range(len(self.rows))
+            statistics.median(watched[at : at + SMOOTHED])
+            for at in range(len(watched) - SMOOTHED + 1)
         ]
         lowest = min(range(len(smooth)), key=smooth.__getitem__, default=0)
         return len(smooth) - 1 - lowest >= max(1, patience)

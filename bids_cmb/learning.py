@@ -234,8 +234,6 @@ class Course:
     def _learn(self, drawn: Drawn) -> None:
         """Take the steps of an epoch that are left, as far as the budget goes."""
         now, schedule, network = self.progress, self.schedule, self.network
-        network.reset_metrics()
-        before, first = now.loss, now.step
         while now.step < schedule.steps:
             if now.step and self._used() >= 1:
                 self._spent = True
@@ -244,10 +242,11 @@ class Course:
             images, truths = drawn.take()
             taken = time.monotonic()
             network.optimizer.learning_rate = self._rate()
+            network.reset_metrics()  # not every version of Keras does so: the loss is this batch's
             loss = network.train_on_batch(images, truths, return_dict=True)["loss"]
             ended = time.monotonic()
-            now.step += 1  # and the loss is a mean, as of all steps since the metrics were reset
-            now.loss = (before * first + float(loss) * (now.step - first)) / now.step
+            now.step += 1
+            now.loss += (float(loss) - now.loss) / now.step
             now.voxels += voxels_of(images)
             now.steps_s += ended - began
             now.waited_s += taken - began

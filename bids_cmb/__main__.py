@@ -148,11 +148,19 @@ def _add_train(makers: argparse._SubParsersAction) -> None:
     )
     for name in ("seed", "epochs", "steps"):
         maker.add_argument(f"--{name}", type=int, help=f"other {name} than the recipe's")
+    maker.add_argument(
+        "--hours",
+        type=float,
+        metavar="H",
+        help="budget of wall time, of each fold; the learning rate ends low by then (default: "
+        "none, the recipe's epochs)",
+    )
     maker.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
 
 
 def _train(given: argparse.Namespace) -> int:
     """Train, and say on the way how it goes. Returns the exit code."""
+    from bids_cmb.execution import sentence
     from bids_cmb.networks import set_threads
 
     set_threads(given.threads)
@@ -171,11 +179,13 @@ def _train(given: argparse.Namespace) -> int:
         )  # fmt: skip
         recipe = replace(read_recipe(given.recipe), **others)
         if given.folds:
-            cross_validate(recipe, material, given.out, folds=given.folds, say=_tell)
+            cross_validate(
+                recipe, material, given.out, folds=given.folds, hours=given.hours, say=_tell
+            )
         else:
-            train(recipe, material, given.out, say=_tell)
+            train(recipe, material, given.out, hours=given.hours, say=_tell)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"bids_cmb: {error}\n")
+        sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
         return 1
     return 0
 

@@ -483,6 +483,7 @@ def _imported():
     """TensorFlow, imported without its greetings; it takes GPU memory as it needs it."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by itself where AVX-512 is missing
     _keep_apart()
     with _silence():
         import tensorflow as tf  # noqa: PLC0415

@@ -5,10 +5,12 @@ kept. What is drawn depends on the seed and the step alone.
 """
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,7 +18,9 @@ import keras
 import numpy as np
 
 from bids_cmb import __version__, cases
-from bids_cmb.files import write_json, write_text
+from bids_cmb.files import read_json, write_json
+from bids_cmb.heads import head_paths
+from bids_cmb.learning import Course, Schedule
 from bids_cmb.lessons import (
     anatomy,
     boxes,
@@ -31,7 +35,7 @@ from bids_cmb.lessons import (
 )
 from bids_cmb.lessons.task import Batch, Recipe, Sources, Teach
 from bids_cmb.networks import builder, device
-from bids_cmb.provenance import machine, software
+from bids_cmb.provenance import fingerprint, machine, sha256, software
 from bids_cmb.training_report import draw_report
 from bids_cmb.weights import read_weights, write_weights
 
@@ -101,21 +105,9 @@ class Material:
     given: tuple[tuple[str, Path], ...] = ()
 
 
-class Lessons(keras.utils.PyDataset):
-    """Batches for `fit`: each is drawn anew, and depends on the seed, the epoch and the step."""
-
-    def __init__(self, teach: Teach, steps: int, seed: int):
-        """``teach`` draws a batch."""
-        super().__init__(workers=1, use_multiprocessing=False)
-        self.teach, self.steps, self.seed, self.epoch = teach, steps, seed, 0
-
-    def __len__(self) -> int:
-        """Steps of an epoch."""
-        return self.steps
-
-    def __getitem__(self, step: int) -> Batch:
-        """Batch of a step of this epoch."""
-        return self.teach(np.random.default_rng([self.seed, self.epoch, step]))
+def draw_batch(teach: Teach, seed: int, epoch: int, step: int) -> Batch:
+    """Draw the batch of a step: it depends on the seed, the epoch and the step alone."""
+    return teach(np.random.default_rng([seed, epoch, step]))
 
 
 @contextmanager
@@ -130,62 +122,78 @@ def _own_precision() -> Iterator[None]:
 
 
 @_own_precision()
-def train(recipe: Recipe, material: Material, out: Path, *, say: Say = lambda _: None) -> dict:
+def train(
+    recipe: Recipe, material: Material, out: Path, *, hours: float | None = None,
+    say: Say = lambda _: None,
+) -> dict:  # fmt: skip
     """Train a network and write its weights and its entry for a model card.
 
     Args:
         recipe: How.
         material: From what.
-        out: Where to: ``<name>.npz``, ``<name>.json``, ``curves.tsv`` (epoch, loss, validation),
+        out: Where to: ``<name>.npz``, ``<name>.json``, ``curves.tsv`` (`learning.COLUMNS`),
             ``report.png`` (the same drawn, and what the network says about validation patches),
             and the state to go on from. Training that was interrupted there goes on.
+        hours: Budget of wall time, reading and runs before an interruption included; training ends
+            by then, at a low learning rate. Without one it ends with the recipe's epochs.
         say: Told what goes on.
 
     Returns:
         The entry.
 
     Raises:
-        ValueError: If ``out`` holds the training of another recipe, or the data cannot be used.
+        ValueError: If ``out`` holds the training of another recipe or from other data, the data or
+            the budget cannot be used, or the loss is no number any more.
         OSError: If something cannot be read or written.
     """
-    began = time.monotonic()
-    _claim(out, recipe)
+    since = (time.monotonic(), time.process_time())
+    if hours is not None and not (0 < hours < math.inf):
+        raise ValueError(f"A budget must be more than 0 hours; found {hours:g}.")
+    sources = _sources(recipe, material, learn=True)
+    judges = _sources(recipe, material, learn=False)
+    claims = {
+        "recipe.json": asdict(recipe),
+        "material.json": _described(material, sources, judges),
+    }
+    _check_claims(out, claims)
     keras.utils.set_random_seed(recipe.seed)
-    teach, told = _teacher(recipe, material.data, material, recipe.seed, learn=True)
-    lessons = Lessons(teach, recipe.steps, recipe.seed)
-    judged = _examination(recipe, material)
-    say(f"{told}; read in {time.monotonic() - began:.0f} s")
+    task = TASKS[recipe.task]
+    teach, told = task.teach(recipe, sources, recipe.seed)
+    judged = _examination(recipe, judges) if judges else None
+    say(f"{told}; read in {time.monotonic() - since[0]:.0f} s")
     network = build(recipe)
     if material.start:
         _fill(network, material.start)
     slower = FINER if material.start else 1.0
-    network.compile(
-        _optimizer(recipe, slower), loss=TASKS[recipe.task].loss(recipe), jit_compile=False
-    )
+    schedule = Schedule(recipe.steps, recipe.epochs, slower * recipe.rate, recipe.patience, hours)
+    network.compile(_optimizer(recipe, schedule.rate), loss=task.loss(recipe), jit_compile=False)
     say(f"{network.count_params():,} parameters, {precision()}, {device()}")
-    best = out / "best.weights.h5"
-    network.fit(
-        lessons,
-        epochs=recipe.epochs,
-        validation_data=judged,
-        validation_batch_size=recipe.batch,
-        verbose=0,
-        shuffle=False,
-        callbacks=_callbacks(recipe, lessons, out, say, judged=judged is not None),
+    for name, content in claims.items():
+        write_json(out / name, content)
+    course = Course(
+        network, schedule, partial(draw_batch, teach, recipe.seed), judged, recipe.batch, out, say,
+        since,
+    )  # fmt: skip
+    ended = course.run()
+    # none that was trained on comes again
+    settle(network, lambda at: draw_batch(teach, recipe.seed, recipe.epochs, at)[0], recipe.settle)
+    figures = {**course.progress.figures(), "ended_by": ended}
+    took = (
+        f"{60 * figures['hours']:.0f} minutes on a {device()}, {figures['core_hours']:.2f} "
+        f"core-hours, {figures['voxels']:,} voxels, {figures['voxels_per_second']:,} per second"
     )
-    if best.exists():
-        network.load_weights(best)
-    lessons.epoch = recipe.epochs  # none that was trained on comes again
-    settle(network, lambda at: lessons[at][0], recipe.settle)
-    curves = [[float(cell) for cell in line.split()] for line in _lines(out / "curves.tsv")]
-    draw_report(out / "report.png", recipe.name, curves, _examples(network, judged, recipe))
-    minutes = (time.monotonic() - began) / 60
-    return _written(network, recipe, out, f"{told}; {minutes:.0f} minutes on a {device()}")
+    say(f"{told}; {took}; kept epoch {figures['best_epoch']} of {figures['epochs']}")
+    draw_report(
+        out / "report.png", f"{recipe.name}: {took}", course.progress.rows,
+        _examples(network, judged, recipe),
+    )  # fmt: skip
+    return _written(network, recipe, out, f"{told}; {took}", figures)
 
 
 def cross_validate(
-    recipe: Recipe, material: Material, out: Path, *, folds: int, say: Say = lambda _: None
-) -> list[dict]:
+    recipe: Recipe, material: Material, out: Path, *, folds: int, hours: float | None = None,
+    say: Say = lambda _: None,
+) -> list[dict]:  # fmt: skip
     """Train anew for each fold on all subjects but those of the fold.
 
     Args:
@@ -193,6 +201,7 @@ def cross_validate(
         material: From what; its data are BIDS datasets.
         out: A folder for each fold.
         folds: How many; the subjects of a dataset are dealt to them in turn.
+        hours: Budget of each fold, as `train` takes it.
         say: Told what goes on.
 
     Returns:
@@ -214,7 +223,7 @@ def cross_validate(
         say(f"fold {fold + 1} of {folds}: without {', '.join(left_out)}")
         apart = replace(material, left_out=left_out)
         named = replace(recipe, name=f"{recipe.name}-{fold + 1}")
-        entry = train(named, apart, out / f"fold-{fold + 1}", say=say)
+        entry = train(named, apart, out / f"fold-{fold + 1}", hours=hours, say=say)
         entries.append({**entry, "left_out": left_out})
     return entries
 
@@ -248,14 +257,61 @@ def precision() -> str:
     return "mixed_bfloat16" if has or on_gpu else "float32"
 
 
-def _claim(out: Path, recipe: Recipe) -> None:
-    """Mark a folder as that of a recipe, or make sure that it is."""
-    said, mark = json.dumps(asdict(recipe), indent=2) + "\n", out / "recipe.json"
-    if mark.is_file() and mark.read_text(encoding="utf-8") != said:
-        raise ValueError(
-            f"{mark}: training goes on with the recipe that it began with; found another one."
-        )
-    write_text(mark, said)
+def _check_claims(out: Path, claims: dict[str, dict]) -> None:
+    """Make sure that a folder is not that of another training, and no dataset.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if (out / "dataset_description.json").exists():
+        raise ValueError(f"{out}: a network is trained in a folder of its own; found a dataset.")
+    for name, content in claims.items():
+        stored, wanted = read_json(out / name), json.loads(json.dumps(content))
+        if stored is None:
+            if (out / name).exists():
+                raise ValueError(f"{out / name}: a training goes on by this file; found no JSON.")
+            continue
+        if name == "recipe.json":  # fields that came after it was written have their defaults
+            stored = {key: stored.get(key, was) for key, was in _defaults().items()} | stored
+        if stored != wanted:
+            other = [key for key in {**wanted, **stored} if stored.get(key) != wanted.get(key)]
+            what = name.removesuffix(".json")
+            raise ValueError(
+                f"{out / name}: training goes on with the {what} that it began with; found another "
+                f"one ({', '.join(other)})."
+            )
+
+
+def _defaults() -> dict:
+    """The fields of a recipe that may be left out, as JSON has them."""
+    known = {one.name: one.default for one in fields(Recipe) if one.default is not MISSING}
+    return json.loads(json.dumps(known))
+
+
+def _described(material: Material, sources: Sources, judges: Sources | None) -> dict:
+    """What a network learns from, wherever it lies: what must not change in a training."""
+    return {
+        "data": _digest(sources),
+        "validation": _digest(judges) if judges else None,
+        "start": sha256(material.start) if material.start else None,
+        "given": {role: sha256(path) for role, path in material.given},
+        "left_out": list(material.left_out),
+    }
+
+
+def _digest(sources: Sources) -> dict:
+    """Scans, heads and a checksum: of the truth by content, of images by name and size."""
+    scans = [
+        [paths.name, sha256(paths.lesions)]
+        + [(one.name, one.stat().st_size) for one in vars(paths).values() if isinstance(one, Path)]
+        for paths in sources.scans
+    ]
+    heads = [
+        (head.name, head.stat().st_size)
+        for folder in sources.label_maps
+        for head in head_paths(folder)
+    ]
+    return {"scans": len(scans), "heads": len(heads), "sha256": fingerprint(of=[scans, heads])}
 
 
 def _fill(network: keras.Model, start: Path) -> None:
@@ -269,10 +325,6 @@ def _fill(network: keras.Model, start: Path) -> None:
         variable.assign(arrays[variable.path])
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
-
-
 def _examples(
     network: keras.Model, judged: Batch | None, recipe: Recipe
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -284,7 +336,9 @@ def _examples(
     return shown(images, truths, network.predict(images, batch_size=recipe.batch, verbose=0))
 
 
-def _written(network: keras.Model, recipe: Recipe, out: Path, told: str) -> dict:
+def _written(
+    network: keras.Model, recipe: Recipe, out: Path, told: str, figures: dict
+) -> dict:  # fmt: skip
     """Write weights and entry."""
     arrays = {one.path: keras.ops.convert_to_numpy(one.value) for one in network.weights}
     path = out / f"{recipe.name}.npz"
@@ -301,6 +355,7 @@ def _written(network: keras.Model, recipe: Recipe, out: Path, told: str) -> dict
             "recipe": recipe.name,
             "seed": recipe.seed,
             "data": told,
+            **figures,
             "bids_cmb": __version__,
             "keras": software()["keras"],
             "machine": machine()["System"],
@@ -310,68 +365,30 @@ def _written(network: keras.Model, recipe: Recipe, out: Path, told: str) -> dict
     return entry
 
 
-def _optimizer(recipe: Recipe, slower: float) -> keras.optimizers.Optimizer:
-    rate = keras.optimizers.schedules.CosineDecay(
-        slower * recipe.rate / 20, max(1, recipe.steps * (recipe.epochs - 1)), alpha=0.01,
-        warmup_target=slower * recipe.rate, warmup_steps=recipe.steps,
-    )  # fmt: skip
+def _optimizer(recipe: Recipe, rate: float) -> keras.optimizers.Optimizer:
     return keras.optimizers.AdamW(
         rate, weight_decay=recipe.decay, clipnorm=CLIP_NORM, use_ema=True,
         ema_momentum=recipe.ema,
     )  # fmt: skip
 
 
-def _callbacks(
-    recipe: Recipe, lessons: Lessons, out: Path, say: Say, *, judged: bool
-) -> list[keras.callbacks.Callback]:
-    began: list[tuple[int, float]] = []  # the first epoch of this run, which may go on from others
-
-    def begin(epoch: int, logs: dict | None = None) -> None:  # noqa: ARG001
-        lessons.epoch = epoch
-        if not began:
-            began.append((epoch, time.monotonic()))
-
-    def end(epoch: int, logs: dict | None = None) -> None:
-        first, since = began[0]
-        left = (time.monotonic() - since) / (epoch + 1 - first) * (recipe.epochs - epoch - 1)
-        told = ", ".join(f"{key} {value:.4f}" for key, value in (logs or {}).items())
-        with (out / "curves.tsv").open("a", encoding="utf-8") as curves:
-            curves.write("\t".join(map(str, [epoch + 1, *(logs or {}).values()])) + "\n")
-        say(f"epoch {epoch + 1} of {recipe.epochs}: {told}; about {left / 60:.0f} min to go")
-
-    measure = "val_loss" if judged else "loss"
-    return [
-        keras.callbacks.LambdaCallback(on_epoch_begin=begin),
-        keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
-        keras.callbacks.ModelCheckpoint(
-            out / "best.weights.h5", monitor=measure, save_best_only=judged,
-            save_weights_only=True,
-        ),
-        keras.callbacks.BackupAndRestore(out / "state", delete_checkpoint=False),
-        keras.callbacks.EarlyStopping(measure, patience=recipe.patience),
-        keras.callbacks.LambdaCallback(on_epoch_end=end),
-    ]  # fmt: skip
-
-
 # --- What is taught -------------------------------------------------------------------------------
 
 
-def _examination(recipe: Recipe, material: Material) -> Batch | None:
-    """All batches of the validation, once; None without any."""
-    data = material.data if material.left_out else material.validation
-    if not data:
-        return None
-    teach, _ = _teacher(recipe, data, material, VALIDATION_SEED, learn=False)
-    exam = Lessons(teach, VALIDATION_STEPS, VALIDATION_SEED)
-    images, truths = zip(*[exam[step] for step in range(len(exam))], strict=True)
+def _examination(recipe: Recipe, judges: Sources) -> Batch:
+    """All batches of the validation, once."""
+    teach, _ = TASKS[recipe.task].teach(recipe, judges, VALIDATION_SEED)
+    batches = [draw_batch(teach, VALIDATION_SEED, 0, step) for step in range(VALIDATION_STEPS)]
+    images, truths = zip(*batches, strict=True)
     together = keras.tree.map_structure(lambda *parts: np.concatenate(parts), *images)
     return together, np.concatenate(truths)
 
 
-def _teacher(
-    recipe: Recipe, data: Sequence[Path], material: Material, seed: int, *, learn: bool
-) -> tuple[Teach, str]:
-    """What draws a batch, and in words what it draws from."""
+def _sources(recipe: Recipe, material: Material, *, learn: bool) -> Sources | None:
+    """What is drawn from, to learn or to validate; None without a validation."""
+    data = material.data if learn or material.left_out else material.validation
+    if not data:
+        return None
     label_maps = [folder for folder in data if not (folder / "dataset_description.json").is_file()]
     scans = [
         one
@@ -380,5 +397,10 @@ def _teacher(
         for one in cases.find_cases(folder, material.truth)
         if not material.left_out or (one.subject in material.left_out) != learn
     ]
-    sources = Sources(scans, label_maps, dict(material.given))
-    return TASKS[recipe.task].teach(recipe, sources, seed)
+    if not scans and not label_maps:
+        what = "learns from" if learn else "is validated on"
+        raise ValueError(
+            f"{recipe.name} {what} scans with a truth; found none in "
+            f"{', '.join(map(str, data))} but those left out."
+        )
+    return Sources(scans, label_maps, dict(material.given))

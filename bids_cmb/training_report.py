@@ -14,7 +14,7 @@ SHOWN = 6  # patches
 def draw_report(
     path: Path,
     title: str,
-    curves: Sequence[Sequence[float]],
+    curves: Sequence[dict],
     examples: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
 ) -> None:
     """Write the picture, PNG.
@@ -22,7 +22,7 @@ def draw_report(
     Args:
         path: Where to.
         title: Which training.
-        curves: For each epoch its number, the loss and, if there was one, the validation's.
+        curves: For each epoch ``epoch``, ``loss`` and ``val_loss``; None without a validation.
         examples: Images, truths and answers, each (N, X, Y, Z), of the same N patches: lesions
             and their chances, or classes; None without a validation set.
     """
@@ -31,10 +31,12 @@ def draw_report(
     top, *below = np.atleast_1d(rows)
     top.suptitle(title)
     axis = top.subplots()
-    columns = np.array(curves, float).T
-    for losses, name in zip(columns[1:], ("training", "validation"), strict=False):
-        axis.plot(columns[0], losses, marker=".", label=name)
-    axis.set(xlabel="epoch", ylabel="loss", xlim=(0.5, columns[0].max() + 0.5))
+    epochs = [row["epoch"] for row in curves]
+    for key, name in (("loss", "training"), ("val_loss", "validation")):
+        losses = [row[key] for row in curves]
+        if None not in losses:
+            axis.plot(epochs, losses, marker=".", label=name)
+    axis.set(xlabel="epoch", ylabel="loss", xlim=(0.5, max(epochs) + 0.5))
     axis.legend(frameon=False)
     if examples:
         _patches(below[0], *examples)

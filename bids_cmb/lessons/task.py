@@ -30,7 +30,7 @@ class Recipe:
         rate: Highest learning rate; it rises in the first epoch and falls by a cosine.
         decay: Of the weights.
         ema: Momentum of the averaged weights, which are those that are kept.
-        patience: Epochs without a better validation after which training ends.
+        patience: Epochs without a better median validation, of three, after which training ends.
         settle: Batches after training, over which the normalisations are measured anew, under
             the weights that are kept.
         drawing: How patches are drawn; what it holds is the task's own affair.

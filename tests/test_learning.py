@@ -1,0 +1,233 @@
+"""An interrupted training ends as if it had not been; a budget ends it at a low rate."""
+
+import math
+import threading
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from bids_cmb import learning
+from bids_cmb.files import read_json
+from bids_cmb.learning import Course, Drawn, Progress, Schedule
+
+
+class HaltError(RuntimeError):
+    """The power went."""
+
+
+def network():
+    """A network with chance in it, a normalisation and averaged weights."""
+    keras.utils.set_random_seed(3)
+    layers = [keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
+    made = keras.Sequential([keras.Input((4, 4, 4, 1)), *layers, keras.layers.Dense(1)])
+    optimizer = keras.optimizers.AdamW(0.01, use_ema=True, ema_momentum=0.9)
+    made.compile(optimizer, loss="mse", jit_compile=False)
+    return made
+
+
+def draw(epoch, step):
+    images = np.random.default_rng([epoch, step]).random((2, 4, 4, 4, 1), np.float32)
+    return images, 1 - images
+
+
+def course(out, *, schedule=None, drawn=draw, judged=True, say=lambda _: None):
+    schedule = schedule or Schedule(3, 4, 0.01, 8)
+    return Course(
+        network(), schedule, drawn, draw(99, 0) if judged else None, 2, out, say,
+        (time.monotonic(), time.process_time()),
+    )  # fmt: skip
+
+
+def weights_of(made):
+    return {one.path: keras.ops.convert_to_numpy(one.value) for one in made.network.weights}
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Validations whose losses are dictated."""
+
+    def dictate(losses):
+        left = iter(losses)
+        monkeypatch.setattr(keras.Model, "evaluate", lambda *_, **__: {"loss": next(left)})
+
+    return dictate
+
+
+@pytest.mark.parametrize("halt", [(1, 0), (1, 2), (3, 1)])
+def test_a_training_that_was_interrupted_ends_like_one_that_was_not(tmp_path, monkeypatch, halt):
+    """With a state after every step: the one that was being taken is all that is lost."""
+    monkeypatch.setattr(learning, "SAVE_S", 0.0)
+
+    def fails(epoch, step):
+        if (epoch, step) == halt:
+            raise HaltError("the power went")
+        return draw(epoch, step)
+
+    whole = course(tmp_path / "whole")
+    before = weights_of(whole)
+    whole.run()
+    with pytest.raises(HaltError):
+        course(tmp_path / "halted", drawn=fails).run()
+    halted = course(tmp_path / "halted")
+    halted.run()
+    wanted, found = weights_of(whole), weights_of(halted)
+    moved = max(np.abs(wanted[name] - before[name]).max() for name in wanted)
+    assert moved > 1e-3
+    for name in wanted:
+        np.testing.assert_allclose(found[name], wanted[name], atol=1e-4 * moved, rtol=0)
+    assert halted.progress.voxels == whole.progress.voxels == 4 * 3 * 2 * 64
+    for one, other in zip(whole.progress.rows, halted.progress.rows, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-5)
+
+
+def test_the_best_epoch_is_kept_over_an_interruption(tmp_path, scripted):
+    scripted([0.9, 0.1, 0.8, 0.7, 0.75])
+
+    def fails(text):
+        if text.startswith("epoch 3"):
+            raise HaltError
+
+    schedule = Schedule(2, 5, 0.01, 8)
+    with pytest.raises(HaltError):
+        course(tmp_path, schedule=schedule, say=fails).run()
+    best = course(tmp_path)
+    best.network.load_weights(tmp_path / "best.weights.h5")
+    went_on = course(tmp_path, schedule=schedule)
+    assert went_on.run() == "epochs"
+    assert went_on.progress.best == 2
+    for name, array in weights_of(best).items():
+        np.testing.assert_array_equal(weights_of(went_on)[name], array, err_msg=name)
+
+
+def test_patience_counts_the_epochs_before_an_interruption(tmp_path, scripted):
+    scripted([0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6])
+
+    def fails(text):
+        if text.startswith("epoch 2"):
+            raise HaltError
+
+    schedule = Schedule(1, 7, 0.01, 3)
+    with pytest.raises(HaltError):
+        course(tmp_path, schedule=schedule, say=fails).run()
+    went_on = course(tmp_path, schedule=schedule)
+    assert went_on.run() == "patience"
+    assert len(went_on.progress.rows) == 6  # the first median is that of the third epoch
+
+
+def progress(*losses):
+    return Progress(rows=[{"loss": 1.0, "val_loss": loss} for loss in losses])
+
+
+def test_one_lucky_epoch_does_not_use_up_the_patience():
+    """The median of three epochs still falls, though no epoch is better than the second."""
+    lucky = progress(1.0, 0.1, 0.9, 0.8, 0.7, 0.6)
+    assert not lucky.waits(2)
+    assert lucky.best == 2
+    assert progress(1.0, 0.9, 0.8, 0.9, 0.9, 0.9).waits(2)
+
+
+def test_the_rate_is_that_of_a_cosine_with_a_warm_start():
+    schedule = Schedule(10, 4, 0.01, 8)
+    keras_has = keras.optimizers.schedules.CosineDecay(
+        0.01 / 20, 30, alpha=0.01, warmup_target=0.01, warmup_steps=10
+    )
+    for step in (0, 5, 10, 11, 25, 39):
+        assert schedule.rate_at(step) == pytest.approx(float(keras_has(step)), rel=1e-4)
+
+
+def test_the_rate_falls_with_the_budget_whatever_the_steps():
+    schedule = Schedule(100, 1000, 1.0, 8, hours=1.0)
+    rates = [schedule.rate_at(3, used) for used in (0.01, 0.05, 0.5, 0.9, 1.0)]
+    assert rates[0] < rates[1] == 1
+    assert rates[1] > rates[2] > rates[3] > rates[4]
+    assert rates[4] == pytest.approx(0.01)
+
+
+def slow(epoch, step):
+    time.sleep(0.05)
+    return draw(epoch, step)
+
+
+def test_a_budget_ends_within_an_epoch_and_at_a_low_rate(tmp_path):
+    schedule = Schedule(10**4, 10, 0.01, 8, hours=2 / 3600)
+    began = time.monotonic()
+    timed = course(tmp_path, schedule=schedule, drawn=slow)
+    assert timed.run() == "hours"
+    assert time.monotonic() - began < 60  # of ten epochs of ten minutes
+    assert timed.progress.rows[-1]["rate"] < 0.3 * schedule.rate
+
+
+def test_hours_before_an_interruption_count(tmp_path):
+    schedule = Schedule(3, 2, 0.01, 8)
+
+    def fails(_):
+        raise HaltError
+
+    with pytest.raises(HaltError):
+        course(tmp_path, schedule=schedule, say=fails).run()
+    used = read_json(tmp_path / "state/state.json")["rows"][0]["hours"]
+    went_on = course(tmp_path, schedule=Schedule(3, 2, 0.01, 8, hours=used / 2))
+    assert went_on.run() == "hours"
+    assert len(went_on.progress.rows) == 1
+
+
+def test_a_budget_that_reading_used_up_is_refused(tmp_path):
+    late = course(tmp_path, schedule=Schedule(3, 2, 0.01, 8, hours=1.0))
+    late._wall -= 3600
+    with pytest.raises(ValueError, match="A budget must leave time to learn; found 1 hours, of"):
+        late.run()
+    assert not (tmp_path / "state").exists()
+
+
+def test_batches_come_in_order_whatever_the_timing(monkeypatch):
+    monkeypatch.setattr(learning, "DRAWERS", 3)
+
+    def uneven(epoch, step):
+        time.sleep(0.02 * (step % 2 == 0))
+        return epoch, step
+
+    places = [(epoch, step) for epoch in range(2) for step in range(5)]
+    with Drawn(uneven, places) as drawn:
+        assert [drawn.take() for _ in places] == places
+
+
+def test_no_more_batches_wait_than_there_is_room_for():
+    begun = []
+    with Drawn(lambda *place: begun.append(place), ((0, step) for step in range(100))):
+        time.sleep(0.2)
+        assert len(begun) <= learning.AHEAD
+    assert threading.active_count() < 20
+
+
+def test_a_loss_that_is_no_number_ends_training_and_leaves_the_state_of_before(tmp_path):
+    def breaks(epoch, step):
+        images, truths = draw(epoch, step)
+        return images, truths * (math.nan if epoch == 1 else 1)
+
+    with pytest.raises(ValueError, match="the loss must stay a number; found nan in epoch 2"):
+        course(tmp_path, drawn=breaks).run()
+    assert read_json(tmp_path / "state/state.json")["epoch"] == 1
+
+
+def test_a_state_of_an_earlier_version_is_refused_and_left(tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/training_metadata.json").write_text('{"epoch": 3}')
+    with pytest.raises(ValueError, match=r"a training goes on from its state\.json; found none"):
+        course(tmp_path).run()
+    assert (tmp_path / "state/training_metadata.json").exists()
+
+
+def test_curves_tell_voxels_and_time(tmp_path):
+    done = course(tmp_path, judged=False)
+    done.run()
+    header, *lines = (tmp_path / "curves.tsv").read_text().splitlines()
+    assert tuple(header.split("\t")) == learning.COLUMNS
+    table = np.genfromtxt(tmp_path / "curves.tsv", names=True, delimiter="\t")
+    np.testing.assert_array_equal(table["voxels"], [384, 768, 1152, 1536])
+    assert np.isnan(table["val_loss"]).all()
+    assert (np.diff(table["core_hours"]) > 0).all()
+    assert ((table["waiting"] >= 0) & (table["waiting"] <= 1)).all()
+    assert len(lines) == 4

@@ -3,6 +3,7 @@
 import logging
 import sys
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -77,7 +78,8 @@ def _talk(verbosity: int) -> None:
 def _fall_silent() -> None:
     for handler in list(log.handlers):
         log.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # a full disc: what it stopped was said
+            handler.close()
 
 
 def _boilerplate(config: Config) -> int:

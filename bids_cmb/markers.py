@@ -12,7 +12,8 @@ from pathlib import Path
 from bids_cmb.files import read_json
 from bids_cmb.provenance import sha256
 
-NO_SYNC = {errno.EINVAL, errno.EBADF, errno.EROFS, errno.ENOTSUP}  # the file system has no fsync
+# Of a file system that has no fsync
+NO_SYNC = {errno.EINVAL, errno.EBADF, errno.EROFS, errno.ENOTSUP, errno.ENOSYS}
 
 
 def read_marker(path: Path) -> dict | None:

@@ -21,7 +21,7 @@ from bids_cmb.anatomy import (
     itk_affine,
     places,
 )
-from bids_cmb.attempts import forget_attempt
+from bids_cmb.attempts import forget_attempt, open_attempt
 from bids_cmb.brain import PLAUSIBLE_ML, find_brain, stripped_brain, volume_ml
 from bids_cmb.cards import ANATOMY, card, card_names, members_of
 from bids_cmb.config import Config, result_settings
@@ -225,9 +225,9 @@ def complete(scan: Scan, config: Config) -> Summary:
     missing = RESULT if config.overwrite else lacking(scan, config)
     if missing == RESULT:
         return process(scan, config)
+    settle(scan, config)
     if missing == REPORT:
         report_again(scan, config)
-    settle(scan, config)
     row = (read_marker(Output(config.output_dir, scan).mask(".json")) or {}).get("Microbleeds", {})
     return Summary(row.get("n_cmb") or 0, row.get("n_definite") or 0, (), (), missing)
 
@@ -277,7 +277,7 @@ def process(scan: Scan, config: Config) -> Summary:
     said = marker(output, found, config, files, inputs)
     said["Provenance"]["Seconds"] = round(time.monotonic() - began, 1)
     write_json(output.mask(".json"), {**said, "Microbleeds": row, "Notes": list(notes)})
-    forget_attempt(config.output_dir, scan.relative_path)
+    forget_attempts(output)
     refresh_scans_table(output.home)
     if config.report != "none":
         write_page(config.output_dir, scan.subject)
@@ -772,10 +772,24 @@ def lacking(scan: Scan, config: Config) -> str:
 def settle(scan: Scan, config: Config) -> None:
     """Note that the result of a scan is current, and see to its row in the session's table."""
     output = Output(config.output_dir, scan)
-    forget_attempt(config.output_dir, scan.relative_path)
+    if any(open_attempt(output.folder, source) for source in sources_of(output)):
+        forget_attempts(output)
+        show_state(output)
     if not has_row(output):
         sweep(output)
         refresh_scans_table(output.home)
+
+
+def forget_attempts(output: Output) -> None:
+    """Note that a scan has its result, under the name of each of its images."""
+    for source in sources_of(output):
+        forget_attempt(output.folder, source)
+
+
+def sources_of(output: Output) -> set[str]:
+    """The images of a scan, relative to the raw dataset."""
+    images = (source.removeprefix("bids:raw:") for source in output.sources())
+    return {output.scan.relative_path, *images}
 
 
 def is_done(scan: Scan, config: Config) -> bool:

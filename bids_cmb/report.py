@@ -202,7 +202,7 @@ def _about(title: str, scans: list[dict]) -> dict:
 def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping) -> dict:
     state = _state(folder, subject, mask, sidecar)
     stem, figures, table = stem_of(mask), figures_of(folder, subject), lesion_table_of(mask)
-    lesions = read_table(table) if table.is_file() else []
+    lesions = _lesions(table)
     for lesion in lesions:
         picture = figures / f"{stem}_lesion-{int(lesion['index']):03d}.png"
         there = picture.is_file()
@@ -238,6 +238,13 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
         "notes": sidecar.get("Notes", []),
         "provenance": sidecar.get("Provenance", {}),
     }
+
+
+def _lesions(table: Path) -> list[dict]:
+    try:
+        return read_table(table)
+    except FileNotFoundError:  # another process may be making the result anew
+        return []
 
 
 def _gate(strip: Mapping) -> dict:

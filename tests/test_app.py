@@ -239,8 +239,7 @@ def test_one_truncated_scan_is_one_failure(dataset, tmp_path, capsys):
     assert len(said) == 1
     assert "truncated or damaged" in said[0]
     assert len(list(out.glob("sub-*/anat/*_dseg.tsv"))) == 2
-    [crash] = out.glob("logs/*/crash-sub-02_T2starw.txt")
-    assert "Traceback" in crash.read_text()
+    assert not list(out.glob("logs/*/crash-*"))  # the file is broken, not the app
     rows = read_table(out / "group_microbleeds.tsv")
     assert [row["status"] for row in rows] == ["ok", "failed", "ok"]
     assert "truncated" in rows[1]["reason"]

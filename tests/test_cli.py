@@ -1,6 +1,7 @@
 """The command line: what it understands, and the sentence and code with which it refuses."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -197,3 +198,23 @@ def test_the_environment_is_left_as_it_was(words, monkeypatch):
     before = dict(os.environ)
     assert main([*words, "--dry-run", "-q"]) == 18
     assert dict(os.environ) == before
+
+
+ASKED_TO_END = """
+import os, signal, sys
+from pathlib import Path
+from bids_cmb.cli import _environment
+from bids_cmb.config import Config
+with _environment(Config(Path(), Path(), (), work_dir=Path(sys.argv[1]))):
+    os.kill(os.getpid(), int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_asked_to_end_by_a_signal_no_temporary_folder_is_left(tmp_path, number):
+    """From the very beginning, before anything of the app is imported."""
+    words = [sys.executable, "-c", ASKED_TO_END, tmp_path, str(int(number))]
+    ran = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 128 + number
+    assert "the same command goes on where this one stopped" in ran.stderr
+    assert not list(tmp_path.iterdir())

@@ -81,6 +81,16 @@ def _nap_or_return(path):
     return nap(path) if path else None
 
 
+def test_a_job_that_cannot_be_sent_is_one_failure():
+    """Nested too deeply to be pickled, as a sidecar may be."""
+    nested = []
+    for _ in range(5000):
+        nested = [nested]
+    outcomes = {outcome.at: outcome for outcome in run(square, [2, nested, 4], workers=1)}
+    assert [outcomes[at].result for at in (0, 2)] == [4, 16]
+    assert "RecursionError" in outcomes[1].error
+
+
 def test_nothing_to_do_is_done_at_once():
     assert list(run(square, [], workers=3)) == []
 

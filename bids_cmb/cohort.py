@@ -234,7 +234,7 @@ def _note_failure(scan: Scan, outcome: execution.Outcome, config: Config, tally:
     """Note that a scan failed, so that an earlier result of it counts as such in no table."""
     if tally.removed or outcome.errno in HOPELESS:
         return
-    note_attempt(config.output_dir, scan.relative_path, FAILED, outcome.error)
+    note_attempt(config.output_dir, scan.relative_path, FAILED, _reason(scan, outcome))
     output = Output(config.output_dir, scan)
     try:
         if output.mask(".json").is_file():

@@ -19,7 +19,6 @@ import numpy as np
 
 from bids_cmb import __version__, cases
 from bids_cmb.files import read_json, write_json
-from bids_cmb.heads import head_paths
 from bids_cmb.learning import Course, Schedule
 from bids_cmb.lessons import (
     anatomy,
@@ -294,7 +293,10 @@ def _described(material: Material, sources: Sources, judges: Sources | None) -> 
         "data": _digest(sources),
         "validation": _digest(judges) if judges else None,
         "start": sha256(material.start) if material.start else None,
-        "given": {role: sha256(path) for role, path in material.given},
+        "given": {
+            role: sha256(Path(path)) if Path(path).is_file() else None
+            for role, path in material.given
+        },
         "left_out": list(material.left_out),
     }
 
@@ -309,7 +311,7 @@ def _digest(sources: Sources) -> dict:
     heads = [
         (head.name, head.stat().st_size)
         for folder in sources.label_maps
-        for head in head_paths(folder)
+        for head in sorted(folder.glob("*.nii*"))
     ]
     return {"scans": len(scans), "heads": len(heads), "sha256": fingerprint(of=[scans, heads])}
 

@@ -63,9 +63,10 @@ def test_a_single_label_may_stand_without_brackets(tmp_path):
 
 
 def test_paths_are_relative_to_the_working_directory_as_those_of_flags_are(tmp_path, monkeypatch):
-    (tmp_path / "config.toml").write_text("derivatives = ['fs', '/seg']\n")
+    (tmp_path / "config.toml").write_text(f"derivatives = ['fs', '{tmp_path / 'raw'}']\n")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fs").mkdir()
+    (tmp_path / "raw").mkdir()
     config = configure(["raw", "out", "participant", "--config-file", "config.toml"])
     assert config.bids_dir == tmp_path / "raw"
-    assert config.derivatives == (tmp_path / "fs", Path("/seg"))
+    assert config.derivatives == (tmp_path / "fs", tmp_path / "raw")

@@ -44,7 +44,7 @@ FLOORS = [  # from the ground up; a folder is one room
     {"truth", "sources", "segmentations", "tallies", "lessons", "learning"},
     {"marked"},
     {"participant", "group", "simulation", "evaluation", "training", "importing", "reviewing"},
-    {"cohort", "comparison"},
+    {"cohort", "comparison", "release"},
     {"app"},
     {"selftest"},
     {"cli", "__main__"},

@@ -240,7 +240,11 @@ def _true_lesions(labels: Path):
     with table.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
             place = tuple(float(row[name]) for name in ("x_mm", "y_mm", "z_mm"))
-            yield place, float(row["diameter_mm"]), row["certainty"] == "definite"
+            yield place, _number(row["diameter_mm"]), row["certainty"] == "definite"
+
+
+def _number(cell: str) -> float:
+    return math.nan if cell == "n/a" else float(cell)
 
 
 def set_operating_points(judged: Sequence[Judged], aims: Mapping[str, float]) -> dict:

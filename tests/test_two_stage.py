@@ -341,6 +341,19 @@ def test_proposals_near_a_lesion_are_it_those_far_off_are_none_those_between_nei
     assert hard == [(10, 20, 5), (30, 37, 5)]  # not the one 2 mm off, nor the unsure one
 
 
+def test_what_the_first_stage_thinks_does_not_change_how_often_a_place_is_drawn(rng):
+    """Else the network, which is shown that too, learns the drawing (it did)."""
+    kinds = np.array([classification.LESION] * 3 + [classification.HARD] * 4, np.uint8)
+    lineup = classification.Lineup(
+        np.zeros((7, 2, 2, 2, 3), np.float16), np.zeros((7, 4), np.float32), kinds,
+        np.array([0, 0, 1, -1, -1, -1, -1], np.int16), rng.random(7).astype(np.float32),
+    )  # fmt: skip
+    _, lesions = classification._pool([lineup], classification.LESION)
+    assert lesions == pytest.approx([0.25, 0.25, 0.5])  # each lesion as often, however many patches
+    _, hard = classification._pool([lineup], classification.HARD)
+    assert hard == pytest.approx([0.25] * 4)
+
+
 def written(folder, rng):
     """A first stage that somebody trained before, its weights by chance."""
     arguments = {"widths": [2, 3], "packed": [2, 2, 1], "flat": 1}

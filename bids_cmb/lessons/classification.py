@@ -31,8 +31,6 @@ NEAR_MM = 1.5  # from a lesion's nearest voxel within which a proposal is that l
 CLEAR_MM = 3.0  # from every lesion beyond which a proposal is none
 MOST_OTHERS = 24  # mimics, and as many dark spots, of a scan that no first stage need propose
 DISTANCE_NOISE = 0.1  # of the numbers that tell the place: 1 mm, or a tenth of a share
-LEAST_WEIGHT = 0.1  # of a proposal of no probability among those of one
-FAINT = 0.2  # the same of a lesion that the first stage is sure of
 OWN = ("rules", "blind")  # of a drawing, besides `cases.Drawing`
 LESION, HARD, OTHER = 0, 1, 2
 SHARES = ("lesion", "hard", "other")  # of a batch
@@ -47,14 +45,14 @@ class Lineup:
         places: As `proposals.describe_places` has them, float32 (N, features).
         kinds: `LESION`, `HARD` (a proposal that is none) or `OTHER` (any other dark place).
         lesions: Which lesion of the scan it is, from 0; -1 for those that are none.
-        weights: How often it is drawn among its kind.
+        proposed: Probability of the first stage, (N,).
     """
 
     patches: np.ndarray
     places: np.ndarray
     kinds: np.ndarray
     lesions: np.ndarray
-    weights: np.ndarray
+    proposed: np.ndarray
 
 
 FirstStage = Callable[[np.ndarray], np.ndarray]
@@ -144,7 +142,7 @@ def _line_up(paths: cases.Paths, recipe: Recipe, ask: FirstStage) -> Lineup:
         describe_places(at, probability, fed.brain, anatomy),
         np.array([row[1] for row in rows], np.uint8),
         np.array([row[2] for row in rows], np.int16),
-        LEAST_WEIGHT + probability.data[tuple(at.T)].astype(np.float32),
+        probability.data[tuple(at.T)].astype(np.float32),
     )
 
 
@@ -236,8 +234,9 @@ def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  #
 def _pool(read: Sequence[Lineup], kind: int) -> tuple[np.ndarray, np.ndarray]:
     """Scan and row of every patch of a kind, (N, 2), and how likely each is drawn, (N,).
 
-    However many patches a lesion has, it is drawn as if it had one; the less the first stage thinks
-    of it, the more often, since real lesions are fainter than most simulated ones.
+    However many patches a lesion has, it is drawn as if it had one. What the first stage thinks of
+    a place must not change how often it is drawn: the network is shown that too, and would learn
+    the drawing instead of the truth.
     """
     places, weights = [], []
     for at, one in enumerate(read):
@@ -245,10 +244,9 @@ def _pool(read: Sequence[Lineup], kind: int) -> tuple[np.ndarray, np.ndarray]:
         places.append(np.column_stack([np.full(len(rows), at), rows]))
         if kind == LESION:
             _, which, counts = np.unique(one.lesions[rows], return_inverse=True, return_counts=True)
-            hard = 1 + FAINT - (one.weights[rows] - LEAST_WEIGHT)
-            weights.append(hard / counts[which] if len(rows) else np.zeros(0))
+            weights.append(1 / counts[which] if len(rows) else np.zeros(0))
         else:
-            weights.append(one.weights[rows])
+            weights.append(np.ones(len(rows)))
     weight = np.concatenate(weights) if weights else np.zeros(0)
     return np.concatenate(places), weight / max(weight.sum(), 1e-9)
 

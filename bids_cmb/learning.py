@@ -242,6 +242,7 @@ class Course:
             images, truths = drawn.take()
             taken = time.monotonic()
             network.optimizer.learning_rate = self._rate()
+            self._seed_dropout()
             network.reset_metrics()  # not every version of Keras does so: the loss is this batch's
             loss = network.train_on_batch(images, truths, return_dict=True)["loss"]
             ended = time.monotonic()
@@ -252,6 +253,13 @@ class Course:
             now.waited_s += taken - began
             if ended - self._saved_at >= SAVE_S:
                 self._save()
+
+    def _seed_dropout(self) -> None:
+        """Let what dropout leaves out depend on the step alone; Keras keeps no state of it."""
+        place = self.progress.epoch * self.schedule.steps + self.progress.step
+        for number, variable in enumerate(self.network.variables):
+            if variable.path.endswith("seed_generator_state"):
+                variable.assign([number, place])
 
     def _close(self) -> None:
         """Judge an epoch, keep its weights if they are the best, and write down all of it."""

@@ -232,7 +232,7 @@ def _add_finding(add: Callable) -> None:
         nargs="+",
         metavar="NAME",
         help="one, or several to average: ensemble (default), cascade, distilled, gated, radial, "
-        "or a card of --models",
+        "two-stage, or a card of --models",
     )
     add("--folds", nargs="+", metavar="NAME", help="only these members of an ensemble")
     add("--models", type=Path, metavar="DIR", help="your model cards and weights, looked at first")

@@ -266,7 +266,7 @@ def set_operating_points(judged: Sequence[Judged], aims: Mapping[str, float]) ->
         at = found.reading(aim)
         point = {
             "name": name,
-            "threshold": round(min(float(found.threshold[at]), 1.0), 4),
+            "threshold": math.floor(min(float(found.threshold[at]), 1.0) * 1e4) / 1e4,
             "false_per_scan_aimed_at": aim,
             "false_per_scan": round(float(metrics.fp_per_scan[at]), 3),
             "sensitivity": round(float(metrics.sensitivity[at]), 3),

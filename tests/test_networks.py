@@ -180,4 +180,4 @@ def test_results_with_and_without_onednn_are_the_same(model, tmp_path):
         assert ran.stdout.split() == [name]
         found[name] = np.load(out)
     np.testing.assert_allclose(found["1"], found["0"], atol=1e-5)
-    assert found["1"].std() > 0.01
+    assert found["1"].std() > 1e-3  # a hundred times what they may differ by

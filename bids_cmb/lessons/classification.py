@@ -11,8 +11,16 @@ import numpy as np
 
 from bids_cmb import cases
 from bids_cmb.anatomy import Anatomy, find_anatomy
-from bids_cmb.files import replacing
-from bids_cmb.lessons.task import Batch, Recipe, Sources, Task, Teach, drawing_of, refuse_label_maps
+from bids_cmb.lessons.task import (
+    Batch,
+    Recipe,
+    Sources,
+    Task,
+    Teach,
+    drawing_of,
+    keep_arrays,
+    refuse_label_maps,
+)
 from bids_cmb.networks import answer, load_network
 from bids_cmb.preprocessing import Grid, near, preprocess
 from bids_cmb.proposals import (
@@ -114,13 +122,7 @@ def read_lineup(
         files={name: sha256(path) for name, path in files.items()},
     )  # fmt: skip
     path = kept / f"{key[:16]}.npz"
-    if not path.is_file():
-        lineup = _line_up(paths, recipe, ask)
-        kept.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as beside, beside.open("wb") as file:
-            np.savez(file, **vars(lineup))
-    with np.load(path, allow_pickle=False) as stored:
-        return Lineup(**{name: stored[name] for name in stored.files})
+    return Lineup(**keep_arrays(path, lambda: vars(_line_up(paths, recipe, ask))))
 
 
 def _line_up(paths: cases.Paths, recipe: Recipe, ask: FirstStage) -> Lineup:
@@ -220,6 +222,7 @@ def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  #
     )
     shares = np.array([drawing.shares.get(name, 0.0) for name in SHARES])
     shares = shares * [len(pool[0]) > 0 for pool in pools]
+    pools = [(places, np.cumsum(weights)) for places, weights in pools]
     draw = partial(_draw, read, pools, shares / shares.sum(), drawing, blind)
 
     def teach(rng: np.random.Generator) -> Batch:
@@ -257,8 +260,8 @@ def _draw(
 ) -> tuple[np.ndarray, np.ndarray, bool]:  # fmt: skip
     """One patch, its place, and whether it is a microbleed, varied."""
     kind = rng.choice(len(SHARES), p=shares)
-    places, weights = pools[kind]
-    scan, row = places[np.searchsorted(np.cumsum(weights), rng.random()).clip(0, len(places) - 1)]
+    places, sums = pools[kind]
+    scan, row = places[np.searchsorted(sums, rng.random()).clip(0, len(places) - 1)]
     lineup = read[scan]
     shift = rng.integers(0, 2 * ROOM + 1, 2)
     width, height, _ = drawing.shape

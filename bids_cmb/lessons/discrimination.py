@@ -17,7 +17,6 @@ from scipy import ndimage
 
 from bids_cmb import cases
 from bids_cmb.distilled import SIDE, Ask, Seen, candidate_chance, find_spots, look
-from bids_cmb.files import replacing
 from bids_cmb.lesions import TOUCHING
 from bids_cmb.lessons.candidates import (
     AROUND_MM,
@@ -32,6 +31,7 @@ from bids_cmb.lessons.task import (
     Task,
     Teach,
     drawing_of,
+    keep_arrays,
     refuse_label_maps,
 )
 from bids_cmb.models.distillation import StudentLoss, TeacherLoss
@@ -111,13 +111,8 @@ def read_patches(
         files={name: sha256(path) for name, path in files.items()},
     )  # fmt: skip
     path = kept / f"{key[:16]}.npz"
-    if not path.is_file():
-        found = _patches(paths, Grid.from_card(entry["grid"]), ask, drawing)
-        kept.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as beside, beside.open("wb") as file:
-            np.savez(file, **vars(found))
-    with np.load(path, allow_pickle=False) as stored:
-        return Patches(**{name: stored[name] for name in stored.files})
+    grid = Grid.from_card(entry["grid"])
+    return Patches(**keep_arrays(path, lambda: vars(_patches(paths, grid, ask, drawing))))
 
 
 def _patches(paths: cases.Paths, grid: Grid, ask: Ask, drawing: dict) -> Patches:

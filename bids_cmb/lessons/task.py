@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from bids_cmb.cases import Drawing, Paths
+from bids_cmb.files import replacing
 
 Batch = tuple[np.ndarray, np.ndarray]
 Teach = Callable[[np.random.Generator], Batch]
@@ -115,3 +116,22 @@ def refuse_label_maps(sources: Sources, what: str) -> None:
             f"{sources.label_maps[0]}: {what} are learnt from BIDS datasets; found no "
             "dataset_description.json."
         )
+
+
+def keep_arrays(path: Path, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Read named arrays from a file; where it is not there, make and write them first.
+
+    Args:
+        path: Of the ``.npz``; its name tells all that the arrays depend on.
+        make: Makes them.
+
+    Raises:
+        OSError: If the file cannot be read or written.
+    """
+    if not path.is_file():
+        made = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as beside, beside.open("wb") as file:
+            np.savez(file, **made)
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}

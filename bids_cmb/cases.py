@@ -372,6 +372,8 @@ class Drawing:
         gain: Least and most that a patch is multiplied by.
         gamma: Least and most exponent of its values.
         noise: Most noise that is added, in brain medians.
+        grain: Most standard deviation, in voxels of a slice, that the noise is smoothed by: noise of
+            scans whose pixels are finer than what was measured. Its strength stays.
         swaps: Whether the first two axes may change places.
         reach: Voxels by which the middle may lie off the centre along each axis; a third of the
             shape without.
@@ -382,6 +384,7 @@ class Drawing:
     gain: tuple[float, float] = (0.8, 1.25)
     gamma: tuple[float, float] = (0.75, 1.35)
     noise: float = 0.03
+    grain: float = 0.0
     swaps: bool = True
     reach: tuple[int, int, int] | None = None
 
@@ -465,5 +468,14 @@ def varied(image: np.ndarray, drawing: Drawing, rng: np.random.Generator) -> np.
     """An image in brain medians with another contrast, another brightness and more noise."""
     image = np.maximum(image, 0) ** np.float32(rng.uniform(*drawing.gamma))
     image = image * np.float32(np.exp(rng.uniform(*np.log(drawing.gain))))
-    noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, drawing.noise))
-    return image + noise * (image != 0)
+    noise = rng.standard_normal(image.shape, np.float32)
+    strength = np.float32(rng.uniform(0, drawing.noise))
+    if drawing.grain:
+        noise = _smooth_noise(noise, rng.uniform(0, drawing.grain))
+    return image + strength * noise * (image != 0)
+
+
+def _smooth_noise(noise: np.ndarray, width: float) -> np.ndarray:
+    """Smooth noise within slices by ``width`` voxels, standard deviation; its strength stays."""
+    smooth = ndimage.gaussian_filter(noise, (width, width, 0, 0)[: noise.ndim])
+    return smooth * np.float32(1 / max(smooth.std(), 1e-6))

@@ -19,6 +19,7 @@ from bids_cmb.cases import (
     find_cases,
     read_case,
     read_scan,
+    varied,
 )
 from bids_cmb.files import write_json
 from bids_cmb.preprocessing import Grid
@@ -236,3 +237,18 @@ def test_the_same_seed_draws_the_same_batch(scan):
     assert (one[0] != other[0]).any()
     assert one[0].shape == (3, 16, 16, 8, 1)
     assert one[1].shape == (3, 16, 16, 8, 2)
+
+
+@pytest.mark.parametrize("grain", [0.0, 2.0])
+def test_noise_of_interpolated_pixels_is_as_strong_and_hangs_together(grain):
+    drawing = Drawing((64, 64, 8), {"any": 1.0}, (1, 1), (1, 1), noise=0.1, grain=grain)
+    alike, strength = [], []
+    for seed in range(20):
+        plain = np.ones((64, 64, 8, 1), np.float32)
+        noise = varied(plain, drawing, np.random.default_rng(seed))[..., 0] - 1
+        alike.append(np.corrcoef(noise[1:].ravel(), noise[:-1].ravel())[0, 1])
+        strength.append(noise.std())
+        between = np.corrcoef(noise[..., 1:].ravel(), noise[..., :-1].ravel())[0, 1]
+        assert abs(between) < 0.1  # slices are measured one by one
+    assert max(strength) == pytest.approx(0.1, rel=0.15)
+    assert np.max(alike) == pytest.approx(0.9 if grain else 0, abs=0.1)

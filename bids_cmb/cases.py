@@ -372,8 +372,8 @@ class Drawing:
         gain: Least and most that a patch is multiplied by.
         gamma: Least and most exponent of its values.
         noise: Most noise that is added, in brain medians.
-        grain: Most standard deviation, in voxels of a slice, that the noise is smoothed by: noise of
-            scans whose pixels are finer than what was measured. Its strength stays.
+        grain: Most standard deviation, in voxels of a slice, that the noise is smoothed by:
+            noise of scans whose pixels are finer than what was measured. Its strength stays.
         swaps: Whether the first two axes may change places.
         reach: Voxels by which the middle may lie off the centre along each axis; a third of the
             shape without.

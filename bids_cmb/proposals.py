@@ -54,6 +54,7 @@ PLACE_FEATURES = (
     "distance to midline",
     "MNI known", "MNI |x|", "MNI y", "MNI z",
 )  # fmt: skip
+CHANNELS = ("image", "probability", "symmetry")  # of a patch
 ANATOMY_FROM = len(SHAPE_FEATURES)  # the features from here on need an anatomy
 
 
@@ -155,6 +156,32 @@ def cut_patch(channels: np.ndarray, voxel: Sequence[int], shape: Sequence[int]) 
     """Cut the surround of a voxel, which becomes the ``shape // 2``-th; 0 beyond the scan."""
     start = np.asarray(voxel) - np.asarray(shape) // 2
     return cut(channels, start, shape)
+
+
+def hide(
+    patches: np.ndarray, places: np.ndarray, hidden: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Set channels and features to 0 that a network is not shown.
+
+    Args:
+        patches: float (N, X, Y, Z, channels), as `stack_channels` has them.
+        places: float (N, features), as `describe_places` has them.
+        hidden: Names of `CHANNELS` and `PLACE_FEATURES`.
+
+    Returns:
+        Copies of both.
+
+    Raises:
+        ValueError: If a name is neither.
+    """
+    if unknown := sorted(set(hidden) - {*CHANNELS, *PLACE_FEATURES}):
+        raise ValueError(
+            f"Hidden may be {', '.join(CHANNELS)} and features of the place; "
+            f"found {', '.join(unknown)}."
+        )
+    shown = np.array([name not in hidden for name in CHANNELS], patches.dtype)
+    listed = np.array([name not in hidden for name in PLACE_FEATURES], places.dtype)
+    return patches * shown, places * listed
 
 
 def describe_places(

@@ -29,7 +29,7 @@ from bids_cmb.networks import Models
 from bids_cmb.scoring import Case, case_of_points, froc, rank_lesions
 from bids_cmb.simulation import simulate
 from bids_cmb.training import Material, read_recipe, train
-from bids_cmb.two_stage import decide, propose
+from bids_cmb.two_stage import combine, decide, propose
 from bids_cmb.volume import Volume, load
 
 CLIP = 1e-4  # of a chance, before its log-odds are taken
@@ -255,11 +255,15 @@ def set_operating_points(judged: Sequence[Judged], aims: Mapping[str, float]) ->
         aims: Of each operating point, the false candidates per scan that it may cost.
 
     Returns:
-        What goes onto the card: ``calibration``, ``operating_points`` with their figures,
-        ``threshold`` (that of ``balanced``) and ``definite_threshold``.
+        What goes onto the card: ``calibration``, ``first_stage_weight``, ``operating_points`` with
+        their figures, ``threshold`` (that of ``balanced``) and ``definite_threshold``.
     """
-    curve = fit_calibration(judged)
-    scored = [one.case(detectors.calibrated(one.chance, curve)) for one in judged]
+    fitted = fit_calibration(judged)
+    weight = fitted.pop("first_stage_weight")
+    scored = [
+        one.case(detectors.calibrated(combine(logits_of(one), one.proposed, weight), fitted))
+        for one in judged
+    ]
     found = froc(scored, match_valdo)
     points, metrics = [], found.metrics
     for name, aim in aims.items():
@@ -276,7 +280,8 @@ def set_operating_points(judged: Sequence[Judged], aims: Mapping[str, float]) ->
         points.append(point)
     threshold = next(one["threshold"] for one in points if one["name"] == "balanced")
     return {
-        "calibration": curve,
+        "calibration": fitted,
+        "first_stage_weight": weight,
         "operating_points": points,
         "threshold": threshold,
         "definite_threshold": max(DEFINITE, threshold),
@@ -286,26 +291,44 @@ def set_operating_points(judged: Sequence[Judged], aims: Mapping[str, float]) ->
 def fit_calibration(judged: Sequence[Judged]) -> dict[str, float]:
     """Fit the logistic curve that makes chances of candidates come true.
 
+    Args:
+        judged: Scans with the chances of the second stage alone.
+
     Returns:
-        ``slope`` and ``offset`` of the log-odds, as `detectors.calibrated` takes them.
+        ``slope`` and ``offset`` of the log-odds, as `detectors.calibrated` takes them, and
+        ``first_stage_weight``, by which those of the first stage are added before (0 or more).
     """
-    odds, hits = [], []
+    second, first, hits = [], [], []
     for one in judged:
         case = one.case(one.chance)
         sure = case.between[:, ~case.unsure]
         near = case.between.min(axis=1, initial=np.inf) < REACH
         hit = sure.min(axis=1, initial=np.inf) < REACH
         kept = hit | ~near  # those of an unsure lesion say nothing
-        odds.append(logit(np.clip(one.chance[kept], CLIP, 1 - CLIP)))
+        second.append(logits_of(one)[kept])
+        first.append(logit(np.clip(one.proposed[kept], CLIP, 1 - CLIP)))
         hits.append(hit[kept])
-    odds, hits = np.concatenate(odds), np.concatenate(hits).astype(float)
+    second, first = np.concatenate(second), np.concatenate(first)
+    hits = np.concatenate(hits).astype(float)
+    alone = np.array_equal(second, first)  # there is no second stage
 
     def surprise(parameters: np.ndarray) -> float:
-        chance = np.clip(expit(parameters[0] * odds + parameters[1]), 1e-9, 1 - 1e-9)
+        slope, offset, weight = parameters
+        chance = expit(slope * (second + abs(weight) * (not alone) * first) + offset)
+        chance = np.clip(chance, 1e-9, 1 - 1e-9)
         return -float(np.sum(hits * np.log(chance) + (1 - hits) * np.log(1 - chance)))
 
-    slope, offset = minimize(surprise, (1.0, 0.0), method="Nelder-Mead").x
-    return {"slope": round(float(slope), 4), "offset": round(float(offset), 4)}
+    slope, offset, weight = minimize(surprise, (1.0, 0.0, 0.3), method="Nelder-Mead").x
+    return {
+        "slope": round(float(slope), 4),
+        "offset": round(float(offset), 4),
+        "first_stage_weight": 0.0 if alone else round(abs(float(weight)), 4),
+    }
+
+
+def logits_of(judged: Judged) -> np.ndarray:
+    """Compute the log-odds of the chances of a scan's candidates, (N,)."""
+    return logit(np.clip(judged.chance, CLIP, 1 - CLIP))
 
 
 def _as_json(one: Judged) -> dict:

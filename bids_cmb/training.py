@@ -363,6 +363,8 @@ def _written(
             "machine": machine()["System"],
         },
     }
+    if hidden := (recipe.drawing or {}).get("hidden"):
+        entry["hidden"] = list(hidden)
     write_json(out / f"{recipe.name}.json", entry)
     return entry
 

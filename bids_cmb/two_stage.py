@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import ndimage
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from bids_cmb.anatomy import Anatomy
 from bids_cmb.cards import weights_file
@@ -18,6 +18,7 @@ from bids_cmb.evidence import Evidence
 from bids_cmb.networks import Models, answer, load_network, load_patcher
 from bids_cmb.preprocessing import Grid, Preprocessed, back_to_scan, near, preprocess
 from bids_cmb.proposals import (
+    CLIP,
     EXTENT_MM,
     HALF,
     Proposal,
@@ -25,6 +26,7 @@ from bids_cmb.proposals import (
     cut_patch,
     describe_places,
     find_proposals,
+    hide,
     stack_channels,
 )
 from bids_cmb.volume import Volume
@@ -96,7 +98,9 @@ def decide(
     """Run the second stage.
 
     Returns:
-        The chance of each proposal, float32 (N,), 0 to 1, before any calibration.
+        The chance of each proposal, float32 (N,), 0 to 1, before any calibration: of the mean
+        log-odds of the classifiers and, times ``first_stage_weight`` of the card, of the first
+        stage.
     """
     members = _members(card, DECIDE)
     if not proposals or not members:
@@ -109,13 +113,30 @@ def decide(
         ask = load_patcher(member, _path(card, member, models), precision=models.precision)
         shape = member["arguments"]["shape"]
         looks = [(), *map(tuple, member.get("flips", ()))]
+        hidden = member.get("hidden", ())
         for first in range(0, len(voxels), PATCHES_AT_ONCE):
             group = slice(first, first + PATCHES_AT_ONCE)
             patches = np.stack([cut_patch(channels, voxel, shape) for voxel in voxels[group]])
             for axes in looks:
                 turned = np.flip(patches, [axis + 1 for axis in axes]).astype(np.float32)
-                logits[group] += ask(turned, places[group])[:, 0] / len(looks)
-    return expit(logits / len(members)).astype(np.float32)
+                logits[group] += ask(*hide(turned, places[group], hidden))[:, 0] / len(looks)
+    first = [one.probability for one in proposals]
+    return combine(logits / len(members), first, card.get("first_stage_weight", 0.0))
+
+
+def combine(logits: np.ndarray, first: Sequence[float], weight: float) -> np.ndarray:
+    """Add what the first stage thinks to what the second does.
+
+    Args:
+        logits: Log-odds of the second stage, (N,).
+        first: Probability of the first stage, (N,).
+        weight: By which the log-odds of the first stage are added.
+
+    Returns:
+        Chances, float32 (N,).
+    """
+    odds = logit(np.clip(np.asarray(first, float), CLIP, 1 - CLIP))
+    return expit(logits + weight * odds).astype(np.float32)
 
 
 def paint(

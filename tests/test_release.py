@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import expit, logit
 
 from bids_cmb import release as module
 from bids_cmb.release import (
@@ -156,3 +157,18 @@ def test_networks_share_the_hours_and_a_trained_one_stays(tmp_path, monkeypatch)
     assert sum(shares.values()) == pytest.approx(2.0)
     monkeypatch.setattr(module, "train", None)
     train_network(plan["networks"][0], plan, means, print)
+
+
+def test_the_first_stage_counts_as_much_as_it_knows_besides_the_second(rng):
+    made = []
+    for number, one in enumerate(judged(rng, slope=1.0, offset=0.0)):
+        first = rng.normal(0, 2, 30)
+        odds = logit(one.chance)
+        hit = rng.random(30) < expit(odds + 0.5 * first - 1)
+        lesions = tuple((tuple(place), 3.0, True) for place in one.positions[hit].tolist())
+        made.append(replace(one, name=str(number), proposed=expit(first), lesions=lesions))
+    found = fit_calibration(made)
+    assert found["first_stage_weight"] == pytest.approx(0.5, abs=0.12)
+    assert found["slope"] == pytest.approx(1.0, abs=0.2)
+    alone = [replace(one, chance=one.proposed) for one in made]
+    assert fit_calibration(alone)["first_stage_weight"] == 0

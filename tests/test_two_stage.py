@@ -20,12 +20,14 @@ from bids_cmb.networks import Models, load_network, load_patcher
 from bids_cmb.preprocessing import Preprocessed
 from bids_cmb.proposals import (
     ANATOMY_FROM,
+    CHANNELS,
     PLACE_FEATURES,
     Proposal,
     Rules,
     cut_patch,
     describe_places,
     find_proposals,
+    hide,
 )
 from bids_cmb.training import TASKS, Material, build, read_recipe, train
 from bids_cmb.volume import Volume, load
@@ -420,3 +422,16 @@ def test_a_first_stage_of_another_grid_is_refused(recipe, lessons, tmp_path, rng
     other = replace(recipe, grid={**recipe.grid, "order": 1})
     with pytest.raises(ValueError, match="must see the same grid"):
         TASKS["classification"].teach(other, Sources(find_cases(lessons(1)), given={name: path}), 1)
+
+
+def test_a_network_is_not_shown_what_its_card_hides(rng):
+    patches = rng.random((2, 4, 4, 3, len(CHANNELS))).astype(np.float32)
+    places = rng.random((2, len(PLACE_FEATURES))).astype(np.float32)
+    shown, listed = hide(patches, places, ["probability", "log-odds", "MNI y"])
+    assert not shown[..., CHANNELS.index("probability")].any()
+    assert np.array_equal(shown[..., 0], patches[..., 0])
+    gone = [PLACE_FEATURES.index(name) for name in ("log-odds", "MNI y")]
+    assert not listed[:, gone].any()
+    assert np.array_equal(np.delete(listed, gone, 1), np.delete(places, gone, 1))
+    with pytest.raises(ValueError, match=r"features of the place; found odds\.$"):
+        hide(patches, places, ["odds"])

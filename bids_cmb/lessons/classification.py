@@ -29,6 +29,7 @@ from bids_cmb.proposals import (
     cut_patch,
     describe_places,
     find_proposals,
+    hide,
     stack_channels,
 )
 from bids_cmb.provenance import fingerprint, sha256
@@ -39,7 +40,7 @@ NEAR_MM = 1.5  # from a lesion's nearest voxel within which a proposal is that l
 CLEAR_MM = 3.0  # from every lesion beyond which a proposal is none
 MOST_OTHERS = 24  # mimics, and as many dark spots, of a scan that no first stage need propose
 DISTANCE_NOISE = 0.1  # of the numbers that tell the place: 1 mm, or a tenth of a share
-OWN = ("rules", "blind")  # of a drawing, besides `cases.Drawing`
+OWN = ("rules", "blind", "hidden")  # of a drawing, besides `cases.Drawing`
 LESION, HARD, OTHER = 0, 1, 2
 SHARES = ("lesion", "hard", "other")  # of a batch
 
@@ -215,7 +216,8 @@ def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  #
             f"{len(pools[LESION][0])} and {len(pools[HARD][0])} in {len(read)} scans."
         )
     given = dict(recipe.drawing or {})
-    blind = given.get("blind", 0.0)
+    blind, hidden = given.get("blind", 0.0), given.get("hidden", ())
+    hide(read[0].patches[:0], read[0].places[:0], hidden)  # a wrong name is told before training
     drawing = drawing_of(
         {key: value for key, value in given.items() if key not in OWN},
         shape=tuple(recipe.arguments["shape"]),
@@ -227,7 +229,8 @@ def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  #
 
     def teach(rng: np.random.Generator) -> Batch:
         patches, places, truths = zip(*(draw(rng) for _ in range(recipe.batch)), strict=True)
-        return (np.stack(patches), np.stack(places)), np.array(truths, np.float32)[:, None]
+        seen = hide(np.stack(patches), np.stack(places), hidden)
+        return seen, np.array(truths, np.float32)[:, None]
 
     lesions = sum(len(np.unique(one.lesions[one.lesions >= 0])) for one in read)
     told = f"{len(read)} scans with {lesions} lesions, {len(pools[HARD][0])} false proposals"

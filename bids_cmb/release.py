@@ -101,7 +101,8 @@ def release(plan: Mapping, means: Means, *, say: Say = lambda _: None) -> dict:
         raise ValueError(f"A budget must be more than 0 hours; found {means.hours:g}.")
     for name, given in plan["sets"].items():
         simulate_set(name, given, plan, means, say)
-    entries = [train_network(given, plan, means, say) for given in plan["networks"]]
+    trained = [(given, train_network(given, plan, means, say)) for given in plan["networks"]]
+    entries = [made for given, made in trained if given.get("member", True)]
     out = means.work / "release"
     out.mkdir(parents=True, exist_ok=True)
     for entry, path in entries:

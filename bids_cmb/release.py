@@ -36,6 +36,7 @@ CLIP = 1e-4  # of a chance, before its log-odds are taken
 DEFINITE = 0.9  # share of candidates at and above the definite threshold that are microbleeds
 PLANS = files("bids_cmb") / "data" / "plans"
 Say = Callable[[str], None]
+Lesion = tuple[tuple[float, float, float], float, bool]  # position, diameter, whether it is sure
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def release(plan: Mapping, means: Means, *, say: Say = lambda _: None) -> dict:
     judged = judge(card, Models(out), means.work / "sets" / plan["judged"], say)
     card |= set_operating_points(judged, plan["aims"])
     write_json(out / f"{card['name']}.json", card)
-    write_json(out / "judged.json", {"scans": [_as_json(one) for one in judged]})
+    write_json(out / "judged.json", {"scans": [as_json(one) for one in judged]})
     return card
 
 
@@ -192,7 +193,7 @@ class Judged:
     positions: np.ndarray
     proposed: np.ndarray
     chance: np.ndarray
-    lesions: tuple[tuple[tuple[float, float, float], float, bool], ...]
+    lesions: tuple[Lesion, ...]
 
     def case(self, scores: np.ndarray) -> Case:
         """Give the scan to be scored, its candidates with these scores, (N,)."""
@@ -214,26 +215,35 @@ def judge(card: Mapping, models: Models, data: Path, say: Say = lambda _: None) 
     """
     judged = []
     for paths in cases.find_cases(data):
-        image, _ = load(paths.image)
-        try:
-            anatomy = find_anatomy(image)
-            brain = brain_of(anatomy, image)
-        except ValueError:
-            anatomy, brain = None, Volume(find_brain(image).data, image.affine)
-        fed, probability, proposals = propose(image, brain, card, models)
-        chance = decide(fed, probability, proposals, card, models, anatomy)
-        voxels = np.array([one.voxel for one in proposals]).reshape(-1, 3)
-        judged.append(
-            Judged(
-                paths.name,
-                probability.world(voxels),
-                np.array([one.probability for one in proposals]),
-                chance,
-                tuple(_true_lesions(paths.lesions)),
-            )
-        )
-        say(f"{paths.name}: {len(proposals)} candidates")
+        lesions = tuple(_true_lesions(paths.lesions))
+        judged.append(judge_scan(card, models, paths.image, lesions, name=paths.name))
+        say(f"{paths.name}: {len(judged[-1].chance)} candidates")
     return judged
+
+
+def judge_scan(
+    card: Mapping, models: Models, path: Path, lesions: Sequence[Lesion], *, name: str
+) -> Judged:  # fmt: skip
+    """Run a detector of two stages on one scan, as the app would.
+
+    Args:
+        card: Of the detector.
+        models: Where its weights lie.
+        path: Of the image.
+        lesions: The true ones, as `Judged` has them.
+        name: Of the scan.
+    """
+    image, _ = load(path)
+    try:
+        anatomy = find_anatomy(image)
+        brain = brain_of(anatomy, image)
+    except ValueError:
+        anatomy, brain = None, Volume(find_brain(image).data, image.affine)
+    fed, probability, proposals = propose(image, brain, card, models)
+    chance = decide(fed, probability, proposals, card, models, anatomy)
+    voxels = np.array([one.voxel for one in proposals]).reshape(-1, 3)
+    proposed = np.array([one.probability for one in proposals])
+    return Judged(name, probability.world(voxels), proposed, chance, tuple(lesions))
 
 
 def _true_lesions(labels: Path):
@@ -332,7 +342,8 @@ def logits_of(judged: Judged) -> np.ndarray:
     return logit(np.clip(judged.chance, CLIP, 1 - CLIP))
 
 
-def _as_json(one: Judged) -> dict:
+def as_json(one: Judged) -> dict:
+    """Give what goes into a file of a judged scan."""
     ranks = rank_lesions(one.case(one.chance), match_valdo)
     return {
         "name": one.name,

@@ -1,0 +1,137 @@
+"""What a detector of two stages finds and misses: each stage, both, and every kind of protocol.
+
+    python benchmarks/two_stage.py NAME DATA [--points TABLE] [--models DIR] [--detector two-stage]
+
+Every candidate of every scan is kept, however unlikely, so the whole curve shows. The truth is that
+of the dataset (``derivatives/truth``) or a table of points: columns ``subject``, ``x_mm``,
+``y_mm``, ``z_mm``, and ``diameter_mm`` if it is known. VALDO rule; 95 % intervals over scans.
+Written to ``benchmarks/results/two-stage-NAME.json``. Positions of real lesions are not written
+(``--points``): only how they rank.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bids_cmb import detectors
+from bids_cmb.cards import card as read_card
+from bids_cmb.discovery import find_scans
+from bids_cmb.files import write_json
+from bids_cmb.filters import Query
+from bids_cmb.matching import match_valdo
+from bids_cmb.networks import Models
+from bids_cmb.provenance import machine, software
+from bids_cmb.release import Judged, as_json, judge, judge_scan, logits_of
+from bids_cmb.scoring import figures
+from bids_cmb.two_stage import combine
+from bids_cmb.volume import load
+
+RESULTS = Path(__file__).parent / "results"
+FINE_MM, THICK_MM = 0.6, 2.5  # pixels below, slices from
+SHOWN = (
+    "sensitivity_at_0.5_fp", "sensitivity_at_1_fp", "sensitivity_at_2_fp", "sensitivity_at_4_fp",
+    "sensitivity_large_at_0.5_fp", "best_f1", "best_f1_threshold", "best_f1_fp_per_scan",
+    "rank_median", "rank_auc",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Judge, print and write."""
+    given = arguments()
+    models = Models(given.models)
+    card = {**read_card(given.detector, given.models), "first_stage_weight": 0.0}
+    weight = read_card(given.detector, given.models).get("first_stage_weight", 0.0)
+    if given.points:
+        judged = list(judge_points(card, models, given.data, given.points))
+    else:
+        judged = judge(card, models, given.data, print)
+    kinds = {one.name: kind_of(path) for one, path in zip(judged, images(given.data), strict=True)}
+    stages = {
+        "first stage": lambda one: one.proposed,
+        "second stage": lambda one: one.chance,
+        "both": lambda one: detectors.calibrated(
+            combine(logits_of(one), one.proposed, weight), card.get("calibration")
+        ),
+    }
+    report = {
+        "name": given.name,
+        "detector": given.detector,
+        "members": {member["name"]: member["sha256"] for member in card["members"]},
+        "scans": len(judged),
+        "lesions": sum(len(one.lesions) for one in judged),
+        "figures": {name: measure(judged, score) for name, score in stages.items()},
+        "kinds": {
+            kind: measure([one for one in judged if kinds[one.name] == kind], stages["both"])
+            for kind in sorted(set(kinds.values()))
+        },
+        "software": software(),
+        "machine": machine(),
+        "judged": [described(one, points=bool(given.points)) for one in judged],
+    }
+    for name, found in (*report["figures"].items(), *report["kinds"].items()):
+        print(name, {key: found[key][0] for key in SHOWN if key in found})
+    write_json(RESULTS / f"two-stage-{given.name}.json", report)
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("name", help="of the file of results")
+    parser.add_argument("data", type=Path, help="BIDS dataset")
+    parser.add_argument("--points", type=Path, help="table of true positions")
+    parser.add_argument("--models", type=Path, help="folder of cards and weights")
+    parser.add_argument("--detector", default="two-stage")
+    return parser.parse_args()
+
+
+def images(data: Path) -> list[Path]:
+    """Find the scans of a dataset."""
+    return [scan.path for scan in find_scans(data.absolute(), Query()).scans]
+
+
+def judge_points(card: dict, models: Models, data: Path, table: Path) -> Iterator[Judged]:
+    """Judge the scans of a dataset whose truth is a table of points."""
+    rows = pd.read_csv(table, sep="\t")
+    for path in images(data):
+        subject = path.name.partition("_")[0]
+        lesions = [
+            ((row.x_mm, row.y_mm, row.z_mm), getattr(row, "diameter_mm", math.nan), True)
+            for row in rows[rows.subject == subject].itertuples()
+        ]
+        print(path.name, len(lesions), "lesions", flush=True)
+        yield judge_scan(card, models, path, lesions, name=path.name.split(".")[0])
+
+
+def kind_of(path: Path) -> str:
+    """Tell the kind of protocol by the voxels of a scan."""
+    sides = sorted(load(path)[0].spacing)
+    if sides[2] < THICK_MM:
+        return "thin slices"
+    return "thick slices, fine pixels" if sides[0] < FINE_MM else "thick slices"
+
+
+def measure(judged: Sequence[Judged], score: Callable[[Judged], np.ndarray]) -> dict:
+    """Measure the figures of a stage: value, low and high."""
+    found = figures([one.case(score(one)) for one in judged], match_valdo, threshold=0.5, seed=1)
+    return {
+        name: [round(float(number), 3) for number in (one.value, one.low, one.high)]
+        for name, one in found.items()
+    }
+
+
+def described(one: Judged, *, points: bool) -> dict:
+    """Give a scan's candidates and ranks; positions only where they are simulated."""
+    found = as_json(one)
+    if points:
+        found.pop("lesions")
+        found["candidates"] = len(found["candidates"])
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

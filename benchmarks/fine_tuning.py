@@ -3,8 +3,8 @@
     python benchmarks/fine_tuning.py RESULT.json OWN OTHERS WORK --epochs 3 --steps 40
 
 OWN and OTHERS are simulated datasets of one protocol and law with different heads. A member of
-the ensemble is fine-tuned twice by the commands of docs/training.md: on the truth of OWN, and on
-what an ideal reader says of the app's findings there (accept, reject or unsure by the truth, and
+the ensemble is fine-tuned twice by the commands of docs/notes/training.md: on the truth of OWN, and
+on what an ideal reader says of the app's findings there (accept, reject or unsure by the truth, and
 what is missed by a point). Then the app reads OTHERS with the member as it came and as it left each
 training, and all three are counted by the VALDO rule. What WORK holds already is gone on with.
 """
@@ -197,7 +197,7 @@ def figures(result: Evaluation, spared: float) -> dict:
 
 
 def show(results: dict) -> None:
-    """The rows of the table in docs/training.md."""
+    """The rows of the table in docs/notes/training.md."""
     for name, of in results.items():
         cells = [
             f"{of[key]['value']:.2f} ({of[key]['low']:.2f} to {of[key]['high']:.2f})"

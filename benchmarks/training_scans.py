@@ -2,7 +2,7 @@
 
     python benchmarks/training_scans.py DATA [DATA ...]
 
-Each DATA is a simulated dataset with its truth, A, B and C of docs/training.md. Writes
+Each DATA is a simulated dataset with its truth, A, B and C of docs/notes/training.md. Writes
 bids_cmb/data/training_scans.json. The brain is that of the simulation, so the measures of a real
 scan, whose brain was found, may differ by what lies at its edge.
 """
@@ -28,7 +28,7 @@ def main() -> None:
             heard = tones(image, brain)
             made.append((measures(image, brain, heard), histogram(heard)))
             print(paths.name, made[-1][0], flush=True)
-    about = "Simulated scans that the networks of `ensemble` were trained on; docs/training.md."
+    about = "Simulated scans that `ensemble` was trained on; docs/notes/training.md."
     PLACE.write_text(json.dumps({"about": about, **summarised(made)}, indent=1) + "\n")
 
 

@@ -566,7 +566,7 @@ def _add_import(makers: argparse._SubParsersAction) -> None:
     maker.add_argument(
         "format",
         choices=("valdo", "momeni", "dou", "almasni", "csv", "mars"),
-        help="how the labels are kept; see docs/import.md",
+        help="how the labels are kept; see docs/howto/import.md",
     )
     maker.add_argument("source", type=Path, help="their folder; only read")
     maker.add_argument("folder", type=Path, help="where to; must be empty, and not in the source")

@@ -420,7 +420,7 @@ def test_candidates_and_a_teacher_are_trained_by_one_command(part, lessons, tmp_
 
 
 def test_scans_of_two_datasets_keep_their_symmetry_though_they_have_one_name(lessons, monkeypatch):
-    """A and B of docs/training.md both begin with sub-001."""
+    """A and B of docs/notes/training.md both begin with sub-001."""
     (paths,) = find_cases(lessons(1))
     bright = candidates.read_lesson(paths, Grid.from_card(small("candidates").grid))
     bright = replace(bright, symmetric=np.full_like(bright.symmetric, 0.25))

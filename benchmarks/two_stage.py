@@ -1,12 +1,13 @@
 """What a detector of two stages finds and misses: each stage, both, and every kind of protocol.
 
-    python benchmarks/two_stage.py NAME DATA [--points TABLE] [--models DIR] [--detector two-stage]
+    python benchmarks/two_stage.py NAME DATA [--points TABLE] [--models DIR] [--keep FILE]
 
 Every candidate of every scan is kept, however unlikely, so the whole curve shows. The truth is that
 of the dataset (``derivatives/truth``) or a table of points: columns ``subject``, ``x_mm``,
-``y_mm``, ``z_mm``, and ``diameter_mm`` if it is known. VALDO rule; 95 % intervals over scans.
-Written to ``benchmarks/results/two-stage-NAME.json``. Positions of real lesions are not written
-(``--points``): only how they rank.
+``y_mm``, ``z_mm``, and ``diameter_mm`` (or ``equiv_diameter_mm``) if known. VALDO rule; 95 %
+intervals over scans. Written to ``benchmarks/results/two-stage-NAME.json``. Positions of real
+lesions are not written (``--points``): only how they rank. With ``--keep`` all that was judged is
+kept in that file, and read from it the next time, so that another calibration need not judge again.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import pandas as pd
 from bids_cmb import detectors
 from bids_cmb.cards import card as read_card
 from bids_cmb.discovery import find_scans
-from bids_cmb.files import write_json
+from bids_cmb.files import read_json, write_json
 from bids_cmb.filters import Query
 from bids_cmb.matching import match_valdo
 from bids_cmb.networks import Models
@@ -46,10 +47,14 @@ def main() -> None:
     models = Models(given.models)
     card = {**read_card(given.detector, given.models), "first_stage_weight": 0.0}
     weight = read_card(given.detector, given.models).get("first_stage_weight", 0.0)
-    if given.points:
+    if given.keep and given.keep.exists():
+        judged = [from_json(one) for one in read_json(given.keep)["judged"]]
+    elif given.points:
         judged = list(judge_points(card, models, given.data, given.points))
     else:
         judged = judge(card, models, given.data, print)
+    if given.keep:
+        write_json(given.keep, {"judged": [as_json(one) for one in judged]})
     kinds = {one.name: kind_of(path) for one, path in zip(judged, images(given.data), strict=True)}
     stages = {
         "first stage": lambda one: one.proposed,
@@ -85,8 +90,23 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("data", type=Path, help="BIDS dataset")
     parser.add_argument("--points", type=Path, help="table of true positions")
     parser.add_argument("--models", type=Path, help="folder of cards and weights")
+    parser.add_argument("--keep", type=Path, help="file for all that was judged")
     parser.add_argument("--detector", default="two-stage")
     return parser.parse_args()
+
+
+def from_json(kept: dict) -> Judged:
+    """Read what `release.as_json` wrote of a scan."""
+    candidates = kept["candidates"]
+    return Judged(
+        kept["name"],
+        np.array([one["position_mm"] for one in candidates]).reshape(-1, 3),
+        np.array([one["proposed"] for one in candidates]),
+        np.array([one["chance"] for one in candidates]),
+        tuple(
+            (tuple(one["position_mm"]), one["diameter_mm"], one["sure"]) for one in kept["lesions"]
+        ),
+    )
 
 
 def images(data: Path) -> list[Path]:
@@ -100,11 +120,16 @@ def judge_points(card: dict, models: Models, data: Path, table: Path) -> Iterato
     for path in images(data):
         subject = path.name.partition("_")[0]
         lesions = [
-            ((row.x_mm, row.y_mm, row.z_mm), getattr(row, "diameter_mm", math.nan), True)
+            ((row.x_mm, row.y_mm, row.z_mm), diameter_of(row), True)
             for row in rows[rows.subject == subject].itertuples()
         ]
         print(path.name, len(lesions), "lesions", flush=True)
         yield judge_scan(card, models, path, lesions, name=path.name.split(".")[0])
+
+
+def diameter_of(row: object) -> float:
+    """Read the diameter of a row, mm; NaN without."""
+    return getattr(row, "diameter_mm", getattr(row, "equiv_diameter_mm", math.nan))
 
 
 def kind_of(path: Path) -> str:

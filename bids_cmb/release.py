@@ -348,8 +348,8 @@ def as_json(one: Judged) -> dict:
     return {
         "name": one.name,
         "candidates": [
-            {"position_mm": [round(at, 2) for at in place], "proposed": round(float(first), 4),
-             "chance": round(float(second), 4)}
+            {"position_mm": [round(at, 2) for at in place], "proposed": round(float(first), 6),
+             "chance": round(float(second), 6)}
             for place, first, second in zip(
                 one.positions.tolist(), one.proposed, one.chance, strict=True
             )

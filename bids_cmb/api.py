@@ -157,8 +157,11 @@ def measure_lesions(
         whether they are ``counted``.
 
     Raises:
-        ValueError: If image, mask and probability lie on different grids.
+        ValueError: If image, mask and probability lie on different grids, or the threshold is out
+            of its range.
     """
+    if threshold is not None and not 0 < threshold <= 1:
+        raise ValueError(f"`threshold` must be above 0 and up to 1; found {threshold}.")
     _check_grid("`brain`", brain, image)
     _check_grid("`probability`", probability.mean, image)
     cards = [card(name, _path(models)) for name in probability.members]

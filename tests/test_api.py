@@ -10,6 +10,7 @@ import pytest
 
 import bids_cmb
 from bids_cmb import volume
+from bids_cmb.detectors import Probability
 from bids_cmb.volume import Volume
 
 PAGE = Path(__file__).parent.parent / "docs" / "python_api.md"
@@ -83,6 +84,13 @@ def test_a_detector_that_does_not_exist_is_refused_by_name(blank):
     brain = Volume(np.ones(blank.shape, bool), blank.affine)
     with pytest.raises(ValueError, match="'nobody'"):
         bids_cmb.detect_microbleeds(blank, brain, "nobody")
+
+
+def test_a_threshold_that_is_no_probability_is_refused(blank):
+    brain = Volume(np.ones(blank.shape, bool), blank.affine)
+    probability = Probability(Volume(blank.data, blank.affine), ("radial",))
+    with pytest.raises(ValueError, match="`threshold` must be above 0 and up to 1; found 50"):
+        bids_cmb.measure_lesions(probability, blank, brain, threshold=50)
 
 
 def test_an_evaluation_of_nothing_is_refused(tmp_path):

@@ -14,13 +14,16 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bids_cmb.cards import card
 from bids_cmb.derivatives import Output, read_table
 from bids_cmb.discovery import Scan, find_scans
 from bids_cmb.filters import Query
-from bids_cmb.participant import given_brain, looked_through, read
+from bids_cmb.loading import load_echoes
+from bids_cmb.outputs import primary_grid
 from bids_cmb.pictures import draw
 from bids_cmb.provenance import machine
 from bids_cmb.report import write_page
+from bids_cmb.scan_anatomy import load_brain_mask
 from bids_cmb.volume import load_labels
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,10 +53,10 @@ def main() -> None:
 def measured(out: Path, scan: Scan) -> dict[str, object]:
     """Seconds of processor time of a scan's pictures and page, the fastest of ``TIMES``."""
     output = Output(out, scan)
-    image, _ = read(scan)
-    brain = given_brain(output.brain(), image)
+    image, _ = load_echoes((scan.path, *scan.more_echoes))
+    brain = load_brain_mask(output.brain(), image)
     labels, rows = load_labels(output.labels()), read_table(output.labels(".tsv"))
-    look = looked_through(["ensemble"], (), None)
+    look = primary_grid({"ensemble": card("ensemble")}, ())
     made = {"scan": scan.name, "voxels": list(image.shape), "lesions": len(rows)}
     for kind in ("static", "interactive"):
         seconds = []

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.config import Config
 from bids_cmb.discovery import find_scans
 from bids_cmb.filters import Query
-from bids_cmb.participant import outline, read
+from bids_cmb.loading import load_echoes
 from bids_cmb.preprocessing import SHIVA, back_to_scan, preprocess
 from bids_cmb.provenance import machine, software
+from bids_cmb.scan_anatomy import extract_brain_mask
 from bids_cmb.volume import Volume, load, load_labels, save
 
 ROOT = Path(__file__).parents[1]
@@ -168,11 +168,10 @@ def by_chance(rng: np.random.Generator, one) -> np.ndarray:
 
 def prepare(bids_dir: Path, scratch: Path) -> list[Path]:
     """The scans and their brain masks, for the script and for the app."""
-    config = Config(bids_dir, scratch, ("participant",), anatomy="none")
     inputs = []
     for scan in find_scans(bids_dir, Query()).scans:
-        image, _ = read(scan)
-        brain = outline(scan, image, config).mask
+        image, _ = load_echoes((scan.path, *scan.more_echoes))
+        brain = extract_brain_mask(image).mask
         path = scratch / "inputs" / f"{scan.name}_scan.nii.gz"
         path.parent.mkdir(exist_ok=True)
         save(image, path, dtype=np.float32)

@@ -19,18 +19,17 @@ from bids_cmb.config import TENSORFLOW, THREADS, Config, result_settings
 from bids_cmb.derivatives import Output, write_dataset, write_table
 from bids_cmb.discovery import Considered, Scan, Selection
 from bids_cmb.files import remove_leftovers, write_text
+from bids_cmb.inputs import resolve_thresholds, uses_networks
 from bids_cmb.networks import unfit
+from bids_cmb.outputs import show_state
 from bids_cmb.participant import (
     NOTHING,
     REPORT,
     RESULT,
-    asks_networks,
     complete,
-    cut_for,
     lacking,
-    report_again,
+    regenerate_report,
     settle,
-    show_state,
 )
 from bids_cmb.provenance import machine, software
 from bids_cmb.report import write_status
@@ -132,7 +131,7 @@ def _note_unusable(image: Considered, config: Config, status: "Status", tally: T
 
 def _draw_again(scans: list[Scan], config: Config, tally: Tally) -> None:
     """Make the pages of scans anew, a few at a time; a failure is one failure."""
-    work = functools.partial(report_again, config=config)
+    work = functools.partial(regenerate_report, config=config)
     workers = workers_for(replace(config, detector=("radial",), anatomy="none"), len(scans))
     for outcome in execution.run(work, scans, workers=workers):
         if outcome.error:
@@ -281,7 +280,7 @@ def workers_for(config: Config, scans: int) -> int:
 def _mb_per_scan(config: Config) -> int:
     """Memory that one process needs, as the detectors' cards say it, or as it was measured."""
     said = [card(name, config.models).get("memory_mb", 0) for name in config.detector]
-    return max(MB_WITH_NETWORKS if asks_networks(config) else MB_PER_SCAN, *said)
+    return max(MB_WITH_NETWORKS if uses_networks(config) else MB_PER_SCAN, *said)
 
 
 def _now() -> str:
@@ -388,7 +387,7 @@ def methods(config: Config) -> str:
     return methods_text(
         [card(name, config.models) for name in config.detector],
         result_settings(config),
-        cut=asdict(cut_for(config)),
+        cut=asdict(resolve_thresholds(config)),
         brain=brain,
         anatomy=anatomy,
     )

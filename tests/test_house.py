@@ -43,9 +43,12 @@ FLOORS = [  # from the ground up; a folder is one room
     {"fates", "scorecard", "scanner", "vessels", "contrasts"},
     {"truth", "sources", "segmentations", "tallies", "lessons", "learning"},
     {"marked"},
+    {"loading", "scan_anatomy", "locations"},
+    {"inputs"},
+    {"outputs"},
     {"participant", "group", "simulation", "evaluation", "training", "importing", "reviewing"},
     {"cohort", "comparison", "release"},
-    {"app"},
+    {"app", "api"},
     {"selftest"},
     {"cli", "__main__"},
 ]

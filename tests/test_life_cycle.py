@@ -12,14 +12,15 @@ import pytest
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
-from bids_cmb import cli, cohort, execution, participant, pictures, provenance
+from bids_cmb import cli, cohort, execution, inputs, outputs, participant, pictures, provenance
 from bids_cmb.config import Config
 from bids_cmb.derivatives import Output, columns, read_table, write_table
 from bids_cmb.discovery import Scan
 from bids_cmb.exits import IO_ERROR
 from bids_cmb.files import write_json
 from bids_cmb.given import find_segmentation
-from bids_cmb.participant import is_done
+from bids_cmb.inputs import record_inputs, resolve_inputs
+from bids_cmb.participant import is_complete
 from bids_cmb.report import write_page
 from bids_cmb.volume import Volume, save
 
@@ -110,7 +111,7 @@ def test_a_scan_whose_pictures_could_not_be_drawn_is_not_done(here, monkeypatch)
         raise ValueError("no picture today")
 
     with monkeypatch.context() as patched:
-        patched.setattr(participant, "draw", fail)
+        patched.setattr(outputs, "draw", fail)
         assert run(here, "--threshold", "0.3") == 1
     assert run(here, "--threshold", "0.3") == 0
     assert len(list((here / "out/sub-01/figures").glob("*_overview.json"))) == 2
@@ -338,7 +339,7 @@ def test_a_picture_that_another_process_cleared_away_stops_nothing(here, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(Path, "glob", with_a_ghost)
         assert run(here, "--overwrite") == 0
-    assert pictures.draw is participant.draw
+    assert pictures.draw is outputs.draw
 
 
 # --- The fingerprint ------------------------------------------------------------------------------
@@ -357,8 +358,8 @@ def one(here):
     )
     path = here / "raw" / ONE
     scan = Scan(path, ONE, "anat", "T2starw", (("sub", "01"), ("acq", "a")))
-    participant.process(scan, config)
-    assert is_done(scan, config)
+    participant.process_scan(scan, config)
+    assert is_complete(scan, config)
     return scan, config
 
 
@@ -372,15 +373,15 @@ def test_another_engine_is_another_result(one, monkeypatch, library):
     monkeypatch.setattr(provenance.metadata, "version", other)
     provenance._version.cache_clear()
     try:
-        assert not is_done(*one)
+        assert not is_complete(*one)
     finally:
         monkeypatch.undo()
         provenance._version.cache_clear()
 
 
 def test_other_code_is_another_result(one, monkeypatch):
-    monkeypatch.setattr(participant, "package_digest", lambda: "other")
-    assert not is_done(*one)
+    monkeypatch.setattr(inputs, "package_digest", lambda: "other")
+    assert not is_complete(*one)
 
 
 def test_the_code_is_told_by_names_and_contents(tmp_path, monkeypatch):
@@ -419,11 +420,11 @@ def test_what_a_file_was_taken_for_is_part_of_the_result(one, tmp_path):
     home.mkdir(parents=True)
     (home / "sub-01_space-T1w_desc-aseg_dseg.nii.gz").write_bytes(b"codes")
     config = replace(config, derivatives=(tmp_path / "seg",))
-    before = participant.take_inputs(scan, config)
+    before = record_inputs(resolve_inputs(scan, config))
     (home / "sub-01_space-T1w_desc-aseg_dseg.nii.gz").rename(
         home / "sub-01_space-orig_desc-aseg_dseg.nii.gz"
     )
-    after = participant.take_inputs(scan, config)
+    after = record_inputs(resolve_inputs(scan, config))
     assert [item["SHA256"] for item in before.stamps] == [item["SHA256"] for item in after.stamps]
     assert before.fingerprint != after.fingerprint
 

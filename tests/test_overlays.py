@@ -25,7 +25,7 @@ from bids_cmb.discovery import Scan
 from bids_cmb.evidence import Box, Evidence, Opening, together
 from bids_cmb.files import read_json
 from bids_cmb.overlays import overlays, place_in
-from bids_cmb.participant import process, report_again
+from bids_cmb.participant import process_scan, regenerate_report
 from bids_cmb.pictures import CLOSE_PX, REACH_MM, draw
 from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.report import write_page
@@ -142,7 +142,7 @@ def head(tmp_path, monkeypatch):
 
 def test_what_detectors_leave_behind_is_kept_drawn_and_drawn_again(head):
     output, config, left = head
-    process(output.scan, config)
+    process_scan(output.scan, config)
     for kind, count in (("boxes", len(left.boxes)), ("gate", len(left.openings))):
         rows, said = read_table(output.evidence(kind)), read_json(output.evidence(kind, ".json"))
         assert len(rows) == count
@@ -160,22 +160,22 @@ def test_what_detectors_leave_behind_is_kept_drawn_and_drawn_again(head):
     assert 1 <= marked <= len(read_table(output.labels(".tsv")))
     pictures = {path: path.read_bytes() for path in page.parent.rglob("figures/*")}
     page.unlink()
-    report_again(output.scan, config)
+    regenerate_report(output.scan, config)
     assert page.read_text() == text
     assert {path: path.read_bytes() for path in page.parent.rglob("figures/*")} == pictures
 
 
 def test_a_minimal_result_has_the_drawing_but_no_tables_not_even_old_ones(head):
     output, config, _ = head
-    process(output.scan, config)
-    process(output.scan, replace(config, output_level="minimal"))
+    process_scan(output.scan, config)
+    process_scan(output.scan, replace(config, output_level="minimal"))
     assert not [path for kind in EVIDENCE for path in output.folder.rglob(f"*_{kind}.*")]
     assert "mm by boxer" in (output.folder / "sub-01.html").read_text()
 
 
 def test_names_of_detectors_are_never_code_on_a_page(head):
     output, config, _ = head
-    process(output.scan, config)
+    process_scan(output.scan, config)
     told = next(output.folder.rglob("*_overview.json"))
     told.write_text(told.read_text().replace("boxer", "<b>x</b>").replace("gater", "<b>y</b>"))
     text = write_page(output.folder, "01").read_text()

@@ -10,26 +10,16 @@ from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 from phantoms import T1W, T2STAR, painted
 
-from bids_cmb import participant, volume
+from bids_cmb import inputs, participant, scan_anatomy, volume
 from bids_cmb.anatomy import itk_affine
 from bids_cmb.cards import card
 from bids_cmb.config import Config
 from bids_cmb.derivatives import Output
 from bids_cmb.discovery import Scan
-from bids_cmb.participant import (
-    Inside,
-    asks_networks,
-    cut_for,
-    examine,
-    fingerprint_of,
-    given_brain,
-    inputs_of,
-    look_closer,
-    look_inside,
-    outline,
-    read,
-)
-from bids_cmb.regions import region_map
+from bids_cmb.inputs import fingerprint_of, resolve_inputs, resolve_thresholds, uses_networks
+from bids_cmb.loading import load_echoes
+from bids_cmb.participant import analyze_scan, complete_anatomy
+from bids_cmb.scan_anatomy import AnatomyResult, get_brain_mask, load_brain_mask, segment_anatomy
 from bids_cmb.templates import Atlases
 from bids_cmb.tissues import is_brain
 from bids_cmb.volume import Volume
@@ -57,6 +47,27 @@ def echoes(tmp_path, blank, rng):
     return images, Scan(paths[0], name, "anat", "MEGRE", entities, "", {}, (paths[1],))
 
 
+def read(scan):
+    return load_echoes((scan.path, *scan.more_echoes))
+
+
+def files_of(scan, config):
+    return [path for _, path in resolve_inputs(scan, config).roles]
+
+
+def segmented(scan, image, config):
+    """The anatomy of a scan, before it is refined."""
+    needed = resolve_inputs(scan, config)
+    network = config.anatomy == "network"
+    return segment_anatomy(
+        image, needed.models, needed.brain, segmentation=needed.segmentation, network=network
+    )
+
+
+def brain_mask(scan, image, config, anatomy=None):
+    return get_brain_mask(image, resolve_inputs(scan, config).brain, anatomy)
+
+
 def test_echoes_are_combined_as_the_root_of_their_mean_square(echoes):
     (first, second), scan = echoes
     combined, _ = read(scan)
@@ -79,10 +90,10 @@ def test_echoes_on_different_grids_are_refused(echoes, blank):
 
 def test_the_thresholds_are_those_of_the_card_unless_they_are_given(config):
     on_card = card("radial")
-    cut = cut_for(config)
+    cut = resolve_thresholds(config)
     assert (cut.threshold, cut.definite) == (on_card["threshold"], on_card["definite_threshold"])
     assert cut.min_volume == on_card["min_volume_mm3"]
-    cut = cut_for(replace(config, threshold=0.99, min_volume=0.0))
+    cut = resolve_thresholds(replace(config, threshold=0.99, min_volume=0.0))
     assert (cut.threshold, cut.definite, cut.min_volume) == (0.99, 0.99, 0)
 
 
@@ -90,14 +101,14 @@ def test_a_brain_mask_on_another_grid_is_looked_up(blank, tmp_path):
     coarse = Volume(np.zeros((32, 32, 32), np.float32), blank.affine @ np.diag([2, 2, 1, 1]))
     coarse.data[8:24, 8:24, 8:24] = 1
     volume.save(coarse, tmp_path / "mask.nii.gz")
-    found = given_brain(tmp_path / "mask.nii.gz", blank)
+    found = load_brain_mask(tmp_path / "mask.nii.gz", blank)
     assert found.data.dtype == bool
     assert found.data.sum() * found.voxel_volume == pytest.approx(16**3 * 2, rel=0.15)
 
 
 def test_a_brain_mask_may_be_brain_everywhere(blank, tmp_path):
     volume.save(Volume(blank.data + 1, blank.affine), tmp_path / "mask.nii.gz")
-    assert given_brain(tmp_path / "mask.nii.gz", blank).data.all()
+    assert load_brain_mask(tmp_path / "mask.nii.gz", blank).data.all()
 
 
 def test_a_brain_mask_beside_the_scan_is_refused(blank, tmp_path):
@@ -107,32 +118,32 @@ def test_a_brain_mask_beside_the_scan_is_refused(blank, tmp_path):
     data[20:40, 20:40] = 1
     volume.save(Volume(data, far), tmp_path / "mask.nii.gz")
     with pytest.raises(ValueError, match=r"mask.nii.gz must overlap the scan; found no voxel"):
-        given_brain(tmp_path / "mask.nii.gz", blank)
+        load_brain_mask(tmp_path / "mask.nii.gz", blank)
 
 
 def test_a_scan_without_a_brain_is_named(config, echoes, rng, blank):
     noise = Volume(rng.uniform(0, 1, blank.shape).astype(np.float32), blank.affine)
     with pytest.raises(ValueError, match=r"echo-1_MEGRE.nii.gz: "):
-        outline(echoes[1], noise, config)
+        brain_mask(echoes[1], noise, config)
 
 
 def test_a_stripped_scan_is_its_own_brain(config, echoes):
     image = Volume(np.zeros((80, 90, 40), np.float32), np.diag([-2.0, 2, 4, 1]))
     image.data[10:70, 10:80, 5:35] = 100
     image.data[30, 30, 20] = 0  # a hole
-    found = outline(echoes[1], image, replace(config, skip_brain_extraction=True))
+    found = brain_mask(echoes[1], image, replace(config, skip_brain_extraction=True))
     assert found.mask.data.sum() == 60 * 70 * 30
     assert "non-zero voxels" in found.source
 
 
 def test_every_file_that_decides_the_result_is_an_input(config, echoes, tmp_path):
     scan = echoes[1]
-    assert inputs_of(scan, config) == [scan.path, *scan.more_echoes]
+    assert files_of(scan, config) == [scan.path, *scan.more_echoes]
     mask = tmp_path / "masks/sub-01/anat/sub-01_desc-brain_mask.nii.gz"
     mask.parent.mkdir(parents=True)
     mask.touch()
     with_mask = replace(config, derivatives=(tmp_path / "masks",))
-    assert inputs_of(scan, with_mask) == [scan.path, *scan.more_echoes, Path(mask)]
+    assert files_of(scan, with_mask) == [scan.path, *scan.more_echoes, Path(mask)]
 
 
 @pytest.mark.parametrize("settings", [{"anatomy": "network"}, {"own": True}, {}])
@@ -150,8 +161,8 @@ def test_the_atlas_decides_the_result_wherever_anatomy_is_looked_at(
     atlas.write_bytes(b"lobes")
     told = []
     for found in (Atlases(), Atlases(atlas)):
-        monkeypatch.setattr(participant, "find_atlases", lambda found=found: found)
-        told.append(fingerprint_of(scan, config, []))
+        monkeypatch.setattr(inputs, "find_atlases", lambda found=found: found)
+        told.append(fingerprint_of(resolve_inputs(scan, config), []))
     assert (told[0] != told[1]) == bool(settings)
 
 
@@ -177,14 +188,14 @@ def on_t1w(known, tmp_path, config):
 
 def test_a_segmentation_on_a_t1w_image_is_brought_to_the_scan_and_the_way_is_written(on_t1w):
     scan, image, config, motion = on_t1w
-    inside = look_inside(scan, image, config)
+    inside = segmented(scan, image, config)
     apart = inside.carried.to_scan @ [20, -30, 10, 1] - motion @ [20, -30, 10, 1]
     assert np.linalg.norm(apart) < 1.5
-    assert outline(scan, image, config, inside).source.endswith("desc-brain_mask.nii.gz")
+    assert brain_mask(scan, image, config, inside).source.endswith("desc-brain_mask.nii.gz")
     assert Output(config.output_dir, scan).from_t1w().name == (
         "sub-01_from-T1w_to-orig_mode-image_desc-T2starw_xfm.txt"
     )
-    names = [path.name for path in inputs_of(scan, config)]
+    names = [path.name for path in files_of(scan, config)]
     assert "sub-01_desc-aseg_dseg.nii.gz" in names
     assert "sub-01_desc-preproc_T1w.nii.gz" in names
 
@@ -197,8 +208,8 @@ def test_a_segmentation_that_cannot_be_brought_is_left_with_a_sentence(on_t1w):
     )
     wrong = prep / "sub-01/anat/sub-01_from-T1w_to-orig_mode-image_xfm.txt"
     wrong.write_text(itk_affine(from_matvec(np.eye(3), [120, 0, 0])))
-    inside = look_inside(scan, image, config)
-    assert inside.anatomy is None
+    inside = segmented(scan, image, config)
+    assert inside.head is None
     (note,) = inside.notes
     assert "desc-aseg_dseg.nii.gz was not used: " in note
     assert "Dice of 0.7" in note
@@ -252,17 +263,19 @@ def test_a_segmentation_in_the_scans_space_is_used_as_it_is(own_space, label, ch
     """No network redraws a voxel of it, wherever lesions are and however its grid lies."""
     codes, image, scan, config = own_space(label, change)
     config = replace(config, anatomy=anatomy)
-    inside = look_closer(scan, image, look_inside(scan, image, config), config, ["a lesion"])
+    inside = segmented(scan, image, config)
+    inside, regions = complete_anatomy(
+        image, inside, resolve_inputs(scan, config), config, has_lesions=True
+    )
     classes = card("anatomy")["classes"]
     codes_of_classes = {one[side] for one in classes for side in ("left", "right")}
     same = np.isin(codes, list(codes_of_classes - {0, 24}))
     assert same.sum() > 100_000
-    np.testing.assert_array_equal(inside.anatomy.structures.data[same], codes[same])
+    np.testing.assert_array_equal(inside.head.structures.data[same], codes[same])
     assert inside.source.endswith(f"desc-{label}_dseg.nii.gz")
     assert not inside.notes
-    regions = region_map(inside.anatomy, inside.lobes, inside.capsule, deep_white_mm=10.0)
     assert (regions.data > 0).any()
-    assert not asks_networks(replace(config, anatomy="none"))
+    assert not uses_networks(replace(config, anatomy="none"))
 
 
 @pytest.mark.parametrize(
@@ -273,11 +286,15 @@ def test_the_finer_network_is_asked_only_if_anybody_wants_to_know(
     config, echoes, blank, monkeypatch, lesions, level, asked
 ):
     before, after = SimpleNamespace(fit_mm=None), SimpleNamespace(fit_mm=None)
-    monkeypatch.setattr(participant, "finer", lambda *_: (after, "it is dark"))
-    monkeypatch.setattr(participant, "find_atlases", Atlases)
-    config = replace(config, output_level=level)
-    found = look_closer(echoes[1], blank, Inside(anatomy=before), config, lesions)
-    assert found.anatomy is (after if asked else before)
+    monkeypatch.setattr(scan_anatomy, "finer", lambda *_: (after, "it is dark"))
+    monkeypatch.setattr(inputs, "find_atlases", Atlases)
+    monkeypatch.setattr(participant, "region_map", lambda *_, **__: "regions")
+    config = replace(config, output_level=level, anatomy="network")
+    needed = resolve_inputs(echoes[1], config)
+    found, _ = complete_anatomy(
+        blank, AnatomyResult(before), needed, config, has_lesions=bool(lesions)
+    )
+    assert found.head is (after if asked else before)
     assert any("on 2 mm voxels: it is dark." in note for note in found.notes) == asked
 
 
@@ -289,7 +306,8 @@ def test_a_hole_in_a_scan_is_no_lesion_and_no_fault_of_the_header(config, heads,
     image.data[i - 1 : i + 2, j - 1 : j + 2, k] = np.nan
     path = tmp_path / "sub-01_T2starw.nii.gz"
     volume.save(image, path)
-    found = examine(Scan(path, path.name, "anat", "T2starw", (("sub", "01"),)), config)
+    scan = Scan(path, path.name, "anat", "T2starw", (("sub", "01"),))
+    found = analyze_scan(resolve_inputs(scan, config), config)
     places = [np.subtract(lesion.centre, image.world(middle)) for lesion in found.lesions]
     assert all(np.linalg.norm(place) > 5 for place in places)
     assert "nonfinite" in found.quality.flags
@@ -300,4 +318,4 @@ def test_a_scan_that_is_not_brighter_than_0_in_the_brain_is_refused_by_name(conf
     image = Volume(np.zeros((80, 90, 40), np.float32), np.diag([-2.0, 2, 4, 1]))
     image.data[10:70, 10:80, 5:35] = -100
     with pytest.raises(ValueError, match=r"MEGRE.nii.gz: a magnitude image must be brighter than"):
-        outline(echoes[1], image, replace(config, skip_brain_extraction=True))
+        brain_mask(echoes[1], image, replace(config, skip_brain_extraction=True))

@@ -10,15 +10,16 @@ from conftest import OBLIQUE
 from nibabel.affines import from_matvec
 from scipy import ndimage
 
-from bids_cmb import participant, physics, volume
+from bids_cmb import inputs, physics, volume
 from bids_cmb.cases import find_cases, phase_on, read_case, read_scan
 from bids_cmb.config import Config
 from bids_cmb.discovery import find_scans
 from bids_cmb.filters import Query
+from bids_cmb.inputs import fingerprint_of, resolve_inputs
 from bids_cmb.lessons import boxes as lesson
 from bids_cmb.lessons.task import Sources
 from bids_cmb.own_models import make_card
-from bids_cmb.participant import fingerprint_of, inputs_of, is_done, process
+from bids_cmb.participant import is_complete, process_scan
 from bids_cmb.phase import UndecidedError, find_phase, full_turn, on_grid, read_phase
 from bids_cmb.preprocessing import Grid, preprocess
 from bids_cmb.training import build, read_recipe
@@ -375,7 +376,7 @@ def run(root, models, name, detector="mine"):
         anatomy="none", report="none", threshold=0.01, derivatives=(root / "masks",),
     )  # fmt: skip
     scan = find_scans(root, Query(participants=("01",))).scans[0]
-    summary = process(scan, config)
+    summary = process_scan(scan, config)
     anat = config.output_dir / "sub-01" / "anat"
     said = json.loads(next(anat.glob("*_label-CMB_*_mask.json")).read_text())
     return next(anat.glob("*probseg.nii.gz")).read_bytes(), said, summary.notes, (scan, config)
@@ -388,15 +389,15 @@ def test_a_network_that_takes_phase_is_shown_it_and_the_result_says_so(phased, m
     assert "were shown sub-01_part-phase_T2starw.nii.gz" in " ".join(notes)
     assert said["Sources"][-1] == "bids:raw:sub-01/anat/sub-01_part-phase_T2starw.nii.gz"
     assert said["Provenance"]["Phase"] == image.name
-    assert image in inputs_of(scan, config)
-    assert is_done(scan, config)
+    assert image in [path for _, path in resolve_inputs(scan, config).roles]
+    assert is_complete(scan, config)
     units = image.with_name("sub-01_part-phase_T2starw.json")
     units.write_text('{"Units": "arbitrary"}')
-    assert not is_done(scan, config)
+    assert not is_complete(scan, config)
     units.write_text('{"Units": "rad"}')
 
     image.rename(root / "kept.nii.gz")
-    assert not is_done(scan, config)
+    assert not is_complete(scan, config)
     without, said, notes, _ = run(root, mine, "without")
     assert without != shown
     assert len(said["Sources"]) == 1
@@ -420,14 +421,14 @@ def test_a_phase_image_that_was_not_fetched_costs_no_scan(phased, mine):
     _, said, notes, (scan, config) = run(root, mine, "out")
     assert "Networks that take phase did without." in notes[-1]
     assert not any("part-phase" in one["Path"] for one in said["Provenance"]["Input"])
-    assert is_done(scan, config)
+    assert is_complete(scan, config)
 
 
 def test_combined_echoes_have_no_phase(phased, mine):
     root = phased(1)
     *_, (scan, config) = run(root, mine, "out")
     echoes = replace(scan, more_echoes=(scan.path,))
-    assert "combined echoes have no phase" in participant.partner_of(echoes, config).note
+    assert "combined echoes have no phase" in resolve_inputs(echoes, config).phase.note
 
 
 def test_the_cascade_that_ships_does_not_even_look_for_phase(phased, mine, monkeypatch):
@@ -437,16 +438,16 @@ def test_the_cascade_that_ships_does_not_even_look_for_phase(phased, mine, monke
     def never(*_):
         raise AssertionError("phase was looked for")
 
-    monkeypatch.setattr(participant, "find_phase", never)
+    monkeypatch.setattr(inputs, "find_phase", never)
     shown, said, notes, (scan, config) = run(root, mine, "with", "cascade")
-    with_file = fingerprint_of(scan, config, ["x"])
+    with_file = fingerprint_of(resolve_inputs(scan, config), ["x"])
     assert not any("phase" in note for note in notes)
     image.unlink()
     plain, also, _, _ = run(root, mine, "without", "cascade")
     assert shown == plain
     assert (said["Sources"], said["Microbleeds"]) == (also["Sources"], also["Microbleeds"])
     assert said["Provenance"]["Fingerprint"] == also["Provenance"]["Fingerprint"]
-    assert with_file == fingerprint_of(scan, config, ["x"])
+    assert with_file == fingerprint_of(resolve_inputs(scan, config), ["x"])
 
 
 def test_a_phase_image_is_never_read_as_a_scan(phased):

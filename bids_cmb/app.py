@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bids_cmb import execution
 from bids_cmb.cards import ANATOMY, card, members_of
-from bids_cmb.cohort import methods, process_all, write_selection
+from bids_cmb.cohort import count_scans, methods, process_all, write_selection
 from bids_cmb.config import BALANCED, Config, to_toml
 from bids_cmb.dask_cluster import LOCAL
 from bids_cmb.detectors import at_operating_point, check_detector
@@ -113,11 +113,12 @@ def _participant_level(config: Config) -> int:
     except OSError as error:
         raise _unwritable(config, error) from error
     log.info(
-        "Scans: %d read, %d done before, %d failed, %d not come to. Results: %s",
-        *(tally.done, tally.skipped, len(tally.failed), tally.unfinished, config.output_dir),
+        "%s processed, %d already complete, %d failed, %d not processed. Results: %s",
+        count_scans(tally.done),
+        *(tally.skipped, len(tally.failed), tally.unfinished, config.output_dir),
     )
     if tally.drawn:
-        log.info("Pictures and pages made for scans done before: %d.", tally.drawn)
+        log.info("Figures and reports added to %s.", count_scans(tally.drawn))
     if tally.failed and not config.reports_only:
         log.warning("The reasons of failures: %s", logs / "status.jsonl")
     if tally.removed:

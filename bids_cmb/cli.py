@@ -274,7 +274,7 @@ def _add_finding(add: Callable) -> None:
     add(
         "--templateflow-fetch",
         action="store_true",
-        help="fetch the atlases of lobes and nuclei if TemplateFlow's archive has them not",
+        help="fetch the atlases of lobes and nuclei where TemplateFlow's archive lacks them",
     )
     add(
         "--derivatives",
@@ -579,7 +579,7 @@ def _ending_on_signals() -> Iterator[None]:
 
 
 def _ended(number: int, _: object) -> None:
-    sys.stderr.write(f"bids_cmb: asked to end. {GOES_ON}\n")
+    sys.stderr.write(f"bids_cmb: terminated by a signal. {GOES_ON}\n")
     sys.exit(128 + number)
 
 

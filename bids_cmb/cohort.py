@@ -52,7 +52,7 @@ class Tally:
         skipped: Scans whose results stood already.
         drawn: Of these, scans whose pictures and page were made.
         failed: (scan, sentence) of those that could not be used.
-        unfinished: Scans that the run did not come to.
+        unfinished: Scans that the run ended without processing.
         hopeless: Whether the output folder took no more files.
         removed: Whether the output folder was removed during the run.
         last: Sentences of the scans that were read last.
@@ -66,6 +66,11 @@ class Tally:
     hopeless: bool = False
     removed: bool = False
     last: list[str] = field(default_factory=list)
+
+
+def count_scans(number: int) -> str:
+    """Write a number of scans in words, as in ``1 scan`` or ``3 scans``."""
+    return f"{number} scan{'s' * (number != 1)}"
 
 
 def write_selection(path: Path, selection: Selection) -> None:
@@ -101,7 +106,7 @@ def process_all(selection: Selection, config: Config, logs: Path) -> Tally:
     waiting = _choose(selection.scans, config, status)
     tally.skipped = len(selection.scans) - len(waiting)
     if tally.skipped:
-        log.info("Done already: %d of %d scans.", tally.skipped, len(selection.scans))
+        log.info("%d of %s already complete.", tally.skipped, count_scans(len(selection.scans)))
     if waiting:
         _process_waiting(waiting, config, status, tally)
     tally.removed = tally.removed or not status.path.is_file()
@@ -112,7 +117,7 @@ def _choose(scans: Sequence[Scan], config: Config, status: "Status") -> list[Sca
     """Choose the scans that lack anything of what this run would write, and note them down."""
     missing = [RESULT if config.overwrite else _lacking(scan, config) for scan in scans]
     if REPORT in missing:
-        log.info("Only pictures and page are missing: %d scans.", missing.count(REPORT))
+        log.info("%s without figures and report.", count_scans(missing.count(REPORT)))
     chosen = [(scan, what) for scan, what in zip(scans, missing, strict=True) if what != NOTHING]
     for scan, what in chosen:
         status.add(scan.relative_path, "selected")
@@ -153,11 +158,11 @@ def _lacking(scan: Scan, config: Config) -> str:
 
 def _process_waiting(scans: list[Scan], config: Config, status: "Status", tally: Tally) -> None:
     workers = workers_for(config, len(scans))
-    log.info("Scans to read: %d, %d at a time.", len(scans), workers)
+    log.info("%s to process, %d at a time.", count_scans(len(scans)), workers)
     began, ended = time.monotonic(), 0
     page = StatusPage(status.path.with_suffix(".html"), len(scans), tally)
     page.write(ended, "")
-    log.info("How far it is: %s", page.path)
+    log.info("Progress page: %s", page.path)
     cores = config.n_cpus or execution.cores()
     given = replace(config, omp_nthreads=config.omp_nthreads or max(1, cores // workers))
     outcomes = _outcomes(functools.partial(complete, config=given), scans, given, workers)

@@ -72,7 +72,7 @@ def detect(
 
     Raises:
         ValueError: If a name is unknown, comes twice or none is given, or weights are not those of
-            their card; or as `radial`.
+            their card, or a detector answers with anything but probabilities; or as `radial`.
     """
     asked = (names,) if isinstance(names, str) else tuple(names)
     if not asked or len(set(asked)) < len(asked):
@@ -80,6 +80,8 @@ def detect(
     models = models or Models()
     told = {name: _told(name, image, brain, models, phase, anatomy) for name in asked}
     found = {name: parts for name, (parts, _) in told.items()}
+    for name, parts in found.items():
+        _check_chances(name, parts)
     evidence = together(left for _, left in told.values())
     curves = {name: card(name, models.folder).get("calibration") for name in asked}
     chances = [calibrated(_mean(parts), curves[name]) for name, parts in found.items()]
@@ -92,6 +94,17 @@ def detect(
     if len(chances) == 1:
         return Probability(mean, asked, evidence=evidence)
     return Probability(mean, asked, Volume(np.std(chances, axis=0), image.affine), evidence)
+
+
+def _check_chances(name: str, parts: Iterable[np.ndarray]) -> None:
+    """Refuse the answers of a detector that are no probabilities."""
+    for part in parts:
+        low, high = part.min(), part.max()
+        if not (low >= 0 and high <= 1):  # also true of NaN
+            raise ValueError(
+                f"The detector {name} must give probabilities from 0 to 1; found "
+                f"{low:.3g} to {high:.3g}."
+            )
 
 
 def _mean(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -115,7 +115,8 @@ def find_lesions(  # noqa: PLR0913
     data = probability.data
     if not (data.min() >= 0 and data.max() <= 1):  # also true of NaN
         raise ValueError(
-            f"`probability` must lie between 0 and 1; found {data.min():.3g} to {data.max():.3g}."
+            "A probability map must lie between 0 and 1 in every voxel; found "
+            f"{data.min():.3g} to {data.max():.3g}."
         )
     pieces, count = _pieces(data >= threshold, instances)
     volumes = np.bincount(pieces.ravel(), minlength=count + 1) * probability.voxel_volume

@@ -304,8 +304,8 @@ def widths_of(tag: str) -> list[int]:
     found = UNET.search(tag)
     if not found:
         raise ValueError(
-            "A network in HDF5 must be a Unet3Dv2-FILTERS.LEVELS.2-GROWTH, which alone can be "
-            f"built anew; found {tag!r}. A SavedModel can be of any kind."
+            "A network in HDF5 must be a Unet3Dv2-FILTERS.LEVELS.2-GROWTH, the only kind that "
+            f"can be rebuilt; found {tag!r}. A SavedModel can be of any kind."
         )
     first, levels, growth = int(found[1]), int(found[2]), float(found[3])
     widths = [first]

@@ -20,6 +20,7 @@ from bids_cmb.matching import REACH
 JUDGED = ("accept", "reject", "unsure")
 MISSED, COMPLETE = "missed", "complete"
 NEEDED = ("filename", "index", *PLACE, "verdict", "reader", "date")
+FORMULA = ("=", "+", "-", "@")  # what a cell begins with that spreadsheets compute
 SAME_MM = 0.1  # to which the place of a lesion in a review and in the results must agree
 
 
@@ -114,6 +115,11 @@ def _read(file: Path) -> list[Review]:
     for line, row in enumerate(rows, start=2):
         if not row["reader"] or not row["filename"]:
             raise ValueError(f"{file}: line {line} must name its reader and its scan.")
+        if row["reader"].startswith(FORMULA):
+            raise ValueError(
+                f"{file}: line {line}: a reader's name must not begin with {' '.join(FORMULA)}, "
+                f"by which spreadsheets know a formula; found {row['reader']!r}."
+            )
         by_scan.setdefault((str(row["filename"]), row["reader"]), []).append((line, row))
     return [_one(file, mask, reader, lines) for (mask, reader), lines in by_scan.items()]
 

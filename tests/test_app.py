@@ -153,8 +153,8 @@ def test_a_second_call_does_nothing_and_says_so(two, capsys):
     before = {name: path.stat().st_mtime_ns for name, path in files(two[1] / "sub-01").items()}
     assert main([*map(str, two), "participant", "--output-level", "full"]) == 0
     said = capsys.readouterr().err
-    assert "Done already: 2 of 2 scans" in said
-    assert "Scans: 0 read, 2 done before" in said
+    assert "2 of 2 scans already complete." in said
+    assert "0 scans processed, 2 already complete, 0 failed, 0 not processed." in said
     assert before == {
         name: path.stat().st_mtime_ns for name, path in files(two[1] / "sub-01").items()
     }
@@ -178,13 +178,13 @@ def test_other_settings_or_another_input_are_done_anew(two, tmp_path, capsys):
     shutil.copytree(two[1], out)
     words = [str(raw), str(out), "participant", "--participant-label", "02"]
     assert main([*words, "--output-level", "full"]) == 0  # copied: new times, same content
-    assert "Scans: 0 read, 1 done before" in capsys.readouterr().err
+    assert "0 scans processed, 1 already complete" in capsys.readouterr().err
     assert main(words) == 0
-    assert "Scans: 1 read" in capsys.readouterr().err
+    assert "1 scan processed" in capsys.readouterr().err
     assert not list(out.glob("sub-02/anat/*preproc*"))  # what the level no longer asks for is gone
     (raw / "T2starw.json").write_text('{"EchoTime": 0.03, "MagneticFieldStrength": 3}')
     assert main(words) == 0
-    assert "Scans: 1 read" in capsys.readouterr().err
+    assert "1 scan processed" in capsys.readouterr().err
 
 
 def test_what_is_missing_of_a_result_is_made_again(two, tmp_path, capsys):
@@ -194,7 +194,7 @@ def test_what_is_missing_of_a_result_is_made_again(two, tmp_path, capsys):
     (out / "sub-01/sub-01_scans.tsv").unlink()
     words = [str(two[0]), str(out), "participant", "--output-level", "full"]
     assert main(words) == 0
-    assert "Scans: 1 read, 1 done before" in capsys.readouterr().err
+    assert "1 scan processed, 1 already complete" in capsys.readouterr().err
     assert next(out.glob("sub-02/anat/*_dseg.tsv")).is_file()
     assert len(read_table(out / "sub-01/sub-01_scans.tsv")) == 1
 

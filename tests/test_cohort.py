@@ -69,7 +69,7 @@ def test_the_status_page_loads_itself_until_the_run_has_ended(tmp_path):
     page.write(4, "about 2 min")
     text = page.path.read_text()
     assert "4 of 10 scans" in text
-    assert "about 2 min left; 3 read, 1 failed" in text
+    assert "about 2 min left; 3 processed, 1 failed" in text
     assert 'http-equiv="refresh"' in text
     assert "<b>" not in text
     assert "&lt;i&gt;truncated" in text

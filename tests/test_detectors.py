@@ -192,6 +192,17 @@ def test_several_detectors_are_averaged(painters):
 
 
 @pytest.mark.parametrize(
+    ("answer", "words"), [(np.nan, "nan to nan"), (7.5, "7.5 to 7.5"), (-1, "-1 to -1")]
+)
+def test_answers_that_are_no_probabilities_are_refused_by_the_name_of_the_detector(
+    painters, answer, words
+):
+    sentence = f"detector odd must give probabilities from 0 to 1; found {words}"
+    with pytest.raises(ValueError, match=sentence):
+        painters(sound=(0.2, 0.5), odd=(answer, 0.5))
+
+
+@pytest.mark.parametrize(
     ("first", "second", "lesion"),
     [
         # Each just at its own threshold: a lesion for both, so one for the two of them.

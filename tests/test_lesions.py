@@ -182,7 +182,7 @@ def test_an_empty_map_has_no_lesions(blank):
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1, np.nan])
 def test_a_map_that_is_no_probability_is_refused(bad):
-    with pytest.raises(ValueError, match="must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="A probability map must lie between 0 and 1"):
         find(Volume(np.full((4, 4, 4), bad), np.eye(4)))
 
 

@@ -258,6 +258,8 @@ def test_the_latest_table_of_a_reader_counts(read, blank):
         ({"x_mm": "0"}, "lesion 1 of .* was reviewed at .* and lies at"),
         ({"filename": "../../etc/passwd"}, "must be of a scan of .*; it has no"),
         ({"reader": None}, "line 2 must name its reader and its scan"),
+        ({"reader": "=1+1"}, "line 2: a reader's name must not begin with = .* found '=1[+]1'"),
+        ({"reader": "@A"}, "line 2: a reader's name must not begin with = .* found '@A'"),
     ],
 )
 def test_a_review_of_something_else_is_refused_in_a_sentence(read, blank, change, said):

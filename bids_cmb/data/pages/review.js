@@ -103,6 +103,7 @@ function table() {
 
 function save() {
   if (!review.reader.trim()) { say("Give your name first."); find("#reader").focus(); return; }
+  if (/^[=+\-@]/.test(review.reader)) { say("A name must not begin with = + - or @."); find("#reader").focus(); return; }
   const link = document.createElement("a");
   const label = review.reader.normalize("NFKD").replace(/[^A-Za-z0-9]+/g, "") || "anonymous";
   link.href = URL.createObjectURL(new Blob([table()], {type: "text/tab-separated-values"}));

@@ -40,7 +40,7 @@ ARG TEMPLATES=fetch
 RUN mkdir /opt/templateflow \
     && if [ "${TEMPLATES}" = fetch ]; then \
       export TEMPLATEFLOW_HOME=/opt/templateflow \
-      && /opt/venv/bin/python -c 'from bids_cmb.templates import find_atlases; find_atlases(fetch=True)' \
+      && /opt/venv/bin/python -c 'from bids_cmb.anatomy.atlases import find_atlases; find_atlases(fetch=True)' \
       && find /opt/templateflow -type f -empty -delete \
       && find /opt/templateflow -type d -empty -delete \
       && find /opt/templateflow -name '*.nii.gz' -exec sha256sum {} +; \

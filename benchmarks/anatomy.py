@@ -18,18 +18,18 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.anatomy import WHITE, Anatomy, brain_of, find_anatomy, places
-from bids_cmb.brain import find_brain
-from bids_cmb.cards import card
-from bids_cmb.cases import Paths, find_cases
-from bids_cmb.contrasts import atlas, degrade, paint, painted_subject
-from bids_cmb.derivatives import read_table
-from bids_cmb.networks import Models, set_threads
-from bids_cmb.regions import CORTEX, Region, locate, region_map
-from bids_cmb.scanner import CLEFT_MM
-from bids_cmb.segmentations import read_segmentation
-from bids_cmb.tissue import finer
-from bids_cmb.volume import Volume, load, load_labels, resample
+from bids_cmb.anatomy.brain_extraction import find_brain
+from bids_cmb.anatomy.refinement import finer
+from bids_cmb.anatomy.region_map import CORTEX, Region, locate, region_map
+from bids_cmb.anatomy.segmentation import WHITE, Anatomy, brain_of, find_anatomy, places
+from bids_cmb.anatomy.user_segmentation import read_segmentation
+from bids_cmb.bids.tables import read_table
+from bids_cmb.imaging.volume import Volume, load, load_labels, resample
+from bids_cmb.networks.inference import Models, set_threads
+from bids_cmb.networks.model_cards import card
+from bids_cmb.simulation.acquisition import CLEFT_MM
+from bids_cmb.training.data import Paths, find_cases
+from bids_cmb.training.synthetic_contrast import atlas, degrade, paint, painted_subject
 
 SLICES_MM = (1, 3, 4, 5)
 THICK_MM = 2.5

@@ -27,15 +27,15 @@ from pathlib import Path
 import numpy as np
 from operating_points import counted, cuts, summed, with_truth
 
-from bids_cmb import cases
-from bids_cmb.boxes import SURE, cluster_sizes, overlap_of_sizes, true_boxes
-from bids_cmb.cards import card
-from bids_cmb.cascade import Judged, Rules, find_suspects, judge, painted, sees_phase
-from bids_cmb.marks import POSITION, Marks
-from bids_cmb.models.yolo import VOC
-from bids_cmb.networks import Models, entry_patcher, set_threads
-from bids_cmb.preprocessing import Grid, preprocess
-from bids_cmb.training import read_recipe
+from bids_cmb.detection.boxes import SURE, cluster_sizes, overlap_of_sizes, true_boxes
+from bids_cmb.detection.cascade import Judged, Rules, find_suspects, judge, painted, sees_phase
+from bids_cmb.evaluation.annotations import POSITION, Marks
+from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.networks.architectures.yolo import VOC
+from bids_cmb.networks.inference import Models, entry_patcher, set_threads
+from bids_cmb.networks.model_cards import card
+from bids_cmb.training import data as cases
+from bids_cmb.training.train import read_recipe
 
 CELL_MM = 32 * 224 / 448  # of the published detector
 FAR_MM = 5.0  # from a lesion's centre: a suspect further away is not that lesion

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.brain import find_brain
-from bids_cmb.candidates import Candidate, find_candidates
-from bids_cmb.evaluation import read_protocols
+from bids_cmb.anatomy.brain_extraction import find_brain
+from bids_cmb.detection.radial_symmetry import Candidate, find_candidates
+from bids_cmb.evaluation.evaluate import read_protocols
 from bids_cmb.files import read_json, write_json
+from bids_cmb.imaging.volume import load
 from bids_cmb.provenance import software
-from bids_cmb.volume import load
 
 RESULTS = Path(__file__).parent / "results"
 REAL = RESULTS / "dark-spots-real.json"

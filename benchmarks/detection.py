@@ -16,7 +16,7 @@ import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bids_cmb.evaluation import Asked, Evaluation, froc_table, measure
+from bids_cmb.evaluation.evaluate import Asked, Evaluation, froc_table, measure
 from bids_cmb.files import write_json
 from bids_cmb.provenance import software
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.cards import card, weights_file
 from bids_cmb.files import read_json, write_json
+from bids_cmb.networks.model_cards import card, weights_file
 from bids_cmb.provenance import machine, software
 
 ROOT = Path(__file__).parents[1]

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from operating_points import THRESHOLDS, counted, cuts, summed, with_truth
 
-from bids_cmb import cases
-from bids_cmb.distilled import Seen, candidate_chance, find_spots, judged, look, painted
-from bids_cmb.marks import Marks
-from bids_cmb.networks import load_patcher, set_threads
-from bids_cmb.preprocessing import Grid, preprocess
+from bids_cmb.detection.distilled import Seen, candidate_chance, find_spots, judged, look, painted
+from bids_cmb.evaluation.annotations import Marks
+from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.networks.inference import load_patcher, set_threads
+from bids_cmb.training import data as cases
 
 MIN_VOLUME_MM3 = 1.0
 

@@ -20,12 +20,12 @@ import numpy as np
 from detection import cpu, plain
 from scipy.spatial.distance import cdist
 
-from bids_cmb.cards import card
-from bids_cmb.derivatives import columns, lesion_table_of, read_table, write_table
-from bids_cmb.evaluation import Asked, Evaluation, measure
+from bids_cmb.bids.tables import columns, lesion_table_of, read_table, write_table
+from bids_cmb.evaluation.annotations import POSITION, Marks, read_marks
+from bids_cmb.evaluation.evaluate import Asked, Evaluation, measure
 from bids_cmb.files import write_json
-from bids_cmb.marks import POSITION, Marks, read_marks
-from bids_cmb.matching import match_valdo
+from bids_cmb.metrics.matching import match_valdo
+from bids_cmb.networks.model_cards import card
 from bids_cmb.provenance import software
 
 ROOT = Path(__file__).parent.parent

@@ -29,14 +29,14 @@ from operating_points import THRESHOLDS, counted, cuts, summed, with_truth
 from scipy import ndimage, sparse
 from scipy.sparse.csgraph import connected_components
 
-from bids_cmb.cards import card
-from bids_cmb.cases import Paths
-from bids_cmb.detectors import detect
-from bids_cmb.lesions import TOUCHING
-from bids_cmb.marks import Marks
-from bids_cmb.networks import set_threads
-from bids_cmb.preprocessing import bounds
-from bids_cmb.volume import Volume, boxed, load, load_labels
+from bids_cmb.detection.ensemble import detect
+from bids_cmb.evaluation.annotations import Marks
+from bids_cmb.imaging.preprocessing import bounds
+from bids_cmb.imaging.volume import Volume, boxed, load, load_labels
+from bids_cmb.lesions.measure import TOUCHING
+from bids_cmb.networks.inference import set_threads
+from bids_cmb.networks.model_cards import card
+from bids_cmb.training.data import Paths
 
 NEAR_MM = 2.5
 LOW = 0.3

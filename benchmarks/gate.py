@@ -22,13 +22,13 @@ import numpy as np
 from operating_points import counted, cuts, summed, with_truth
 from scipy import ndimage
 
-from bids_cmb.cards import card
-from bids_cmb.cases import LESION, Paths, true_voxels
-from bids_cmb.gated import GATES, asker, combined, gate_map, segmented
-from bids_cmb.marks import Marks
-from bids_cmb.networks import Models, set_threads
-from bids_cmb.preprocessing import Grid, back_to_scan, preprocess
-from bids_cmb.volume import Volume, load, load_labels
+from bids_cmb.detection.gated import GATES, asker, combined, gate_map, segmented
+from bids_cmb.evaluation.annotations import Marks
+from bids_cmb.imaging.preprocessing import Grid, back_to_scan, preprocess
+from bids_cmb.imaging.volume import Volume, load, load_labels
+from bids_cmb.networks.inference import Models, set_threads
+from bids_cmb.networks.model_cards import card
+from bids_cmb.training.data import LESION, Paths, true_voxels
 
 AT = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9)  # gate thresholds told of
 

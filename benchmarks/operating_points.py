@@ -20,14 +20,14 @@ from scipy import ndimage
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
-from bids_cmb.cards import card
-from bids_cmb.cases import Paths, find_cases
-from bids_cmb.detectors import answers
-from bids_cmb.lesions import TOUCHING
-from bids_cmb.marks import POSITION, Marks, read_marks
-from bids_cmb.matching import match_valdo
-from bids_cmb.networks import Models, set_threads
-from bids_cmb.volume import Volume, load, load_labels
+from bids_cmb.detection.ensemble import answers
+from bids_cmb.evaluation.annotations import POSITION, Marks, read_marks
+from bids_cmb.imaging.volume import Volume, load, load_labels
+from bids_cmb.lesions.measure import TOUCHING
+from bids_cmb.metrics.matching import match_valdo
+from bids_cmb.networks.inference import Models, set_threads
+from bids_cmb.networks.model_cards import card
+from bids_cmb.training.data import Paths, find_cases
 
 THRESHOLDS = (0.05, *np.arange(0.1, 0.91, 0.05).round(2), 0.925, 0.95, 0.97, 0.98, 0.99)
 LOW = 0.05  # from which on lesions are used for the calibration

@@ -14,17 +14,17 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bids_cmb.cards import card
-from bids_cmb.derivatives import Output, read_table
-from bids_cmb.discovery import Scan, find_scans
-from bids_cmb.filters import Query
-from bids_cmb.loading import load_echoes
-from bids_cmb.outputs import primary_grid
-from bids_cmb.pictures import draw
+from bids_cmb.anatomy.scan_anatomy import load_brain_mask
+from bids_cmb.bids.filters import Query
+from bids_cmb.bids.selection import Scan, find_scans
+from bids_cmb.bids.tables import Output, read_table
+from bids_cmb.imaging.loading import load_echoes
+from bids_cmb.imaging.volume import load_labels
+from bids_cmb.networks.model_cards import card
 from bids_cmb.provenance import machine
-from bids_cmb.report import write_page
-from bids_cmb.scan_anatomy import load_brain_mask
-from bids_cmb.volume import load_labels
+from bids_cmb.report.figures import draw
+from bids_cmb.report.html import write_page
+from bids_cmb.workflow.outputs import primary_grid
 
 RESULTS = Path(__file__).parent / "results"
 TIMES = 5

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.discovery import find_scans
-from bids_cmb.filters import Query
-from bids_cmb.loading import load_echoes
-from bids_cmb.preprocessing import SHIVA, back_to_scan, preprocess
+from bids_cmb.anatomy.scan_anatomy import extract_brain_mask
+from bids_cmb.bids.filters import Query
+from bids_cmb.bids.selection import find_scans
+from bids_cmb.imaging.loading import load_echoes
+from bids_cmb.imaging.preprocessing import SHIVA, back_to_scan, preprocess
+from bids_cmb.imaging.volume import Volume, load, load_labels, save
 from bids_cmb.provenance import machine, software
-from bids_cmb.scan_anatomy import extract_brain_mask
-from bids_cmb.volume import Volume, load, load_labels, save
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -133,8 +133,8 @@ def networks(scratch: Path) -> None:
     os.environ["KERAS_BACKEND"] = "tensorflow"
     import keras  # noqa: PLC0415
 
-    from bids_cmb.models.shiva import shiva  # noqa: PLC0415
-    from bids_cmb.published import add, md5  # noqa: PLC0415
+    from bids_cmb.networks.architectures.shiva import shiva  # noqa: PLC0415
+    from bids_cmb.networks.external.shiva import add, md5  # noqa: PLC0415
 
     files = []
     for fold in range(3):
@@ -265,7 +265,7 @@ def difference(bids_dir: Path, scratch: Path, inputs: list[Path]) -> float:
 
 def work() -> float:
     """Multiplications and additions of one fold, computed layer by layer."""
-    from bids_cmb.staged import convolutions  # noqa: PLC0415
+    from bids_cmb.networks.external.tiled_unet import convolutions  # noqa: PLC0415
 
     def voxels(level: int) -> int:
         return int(np.prod([side // 2**level for side in SHIVA.shape]))

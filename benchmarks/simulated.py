@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bids_cmb.simulation import simulate
+from bids_cmb.simulation.simulate import simulate
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ import json
 import sys
 from pathlib import Path
 
-from bids_cmb.cases import find_cases
-from bids_cmb.familiarity import histogram, measures, summarised, tones
-from bids_cmb.volume import Volume, load, load_labels
+from bids_cmb.imaging.volume import Volume, load, load_labels
+from bids_cmb.quality.familiarity import histogram, measures, summarised, tones
+from bids_cmb.training.data import find_cases
 
 PLACE = Path(__file__).parent.parent / "bids_cmb" / "data" / "training_scans.json"
 

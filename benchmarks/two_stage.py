@@ -19,18 +19,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bids_cmb import detectors
-from bids_cmb.cards import card as read_card
-from bids_cmb.discovery import find_scans
+from bids_cmb.bids.filters import Query
+from bids_cmb.bids.selection import find_scans
+from bids_cmb.detection import ensemble
+from bids_cmb.detection.two_stage import combine
 from bids_cmb.files import read_json, write_json
-from bids_cmb.filters import Query
-from bids_cmb.matching import match_valdo
-from bids_cmb.networks import Models
+from bids_cmb.imaging.volume import load
+from bids_cmb.metrics.matching import match_valdo
+from bids_cmb.metrics.scores import figures
+from bids_cmb.networks.inference import Models
+from bids_cmb.networks.model_cards import card as read_card
 from bids_cmb.provenance import machine, software
-from bids_cmb.release import Judged, as_json, judge, judge_scan, logits_of
-from bids_cmb.scoring import figures
-from bids_cmb.two_stage import combine
-from bids_cmb.volume import load
+from bids_cmb.training.release import Judged, as_json, judge, judge_scan, logits_of
 
 RESULTS = Path(__file__).parent / "results"
 FINE_MM, THICK_MM = 0.6, 2.5  # pixels below, slices from
@@ -59,7 +59,7 @@ def main() -> None:
     stages = {
         "first stage": lambda one: one.proposed,
         "second stage": lambda one: one.chance,
-        "both": lambda one: detectors.calibrated(
+        "both": lambda one: ensemble.calibrated(
             combine(logits_of(one), one.proposed, weight), card.get("calibration")
         ),
     }
@@ -96,7 +96,7 @@ def arguments() -> argparse.Namespace:
 
 
 def from_json(kept: dict) -> Judged:
-    """Read what `release.as_json` wrote of a scan."""
+    """Read what `training.release.as_json` wrote of a scan."""
     candidates = kept["candidates"]
     return Judged(
         kept["name"],

@@ -6,25 +6,28 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb import detectors, locations, scan_anatomy, simulation
-from bids_cmb.anatomy import DEEP_WHITE_MM, find_anatomy
-from bids_cmb.brain import stripped_brain
-from bids_cmb.cards import ANATOMY, card
-from bids_cmb.detectors import Probability
-from bids_cmb.evaluation import Asked, Evaluation, measure
-from bids_cmb.inputs import choose_thresholds
-from bids_cmb.laws import law
-from bids_cmb.lesions import Lesion, find_lesions
-from bids_cmb.loading import load_echoes
-from bids_cmb.made_head import procedural_head
-from bids_cmb.networks import Models
-from bids_cmb.protocols import find_protocols, random_protocol
-from bids_cmb.regions import region_map
-from bids_cmb.scan_anatomy import NETWORK, AnatomyResult
-from bids_cmb.segmentations import read_segmentation
-from bids_cmb.simulation import Simulated
-from bids_cmb.templates import find_atlases
-from bids_cmb.volume import Volume
+from bids_cmb.anatomy import scan_anatomy
+from bids_cmb.anatomy.atlases import find_atlases
+from bids_cmb.anatomy.brain_extraction import stripped_brain
+from bids_cmb.anatomy.region_map import region_map
+from bids_cmb.anatomy.scan_anatomy import NETWORK, AnatomyResult
+from bids_cmb.anatomy.segmentation import DEEP_WHITE_MM, find_anatomy
+from bids_cmb.anatomy.user_segmentation import read_segmentation
+from bids_cmb.detection import ensemble
+from bids_cmb.detection.ensemble import Probability
+from bids_cmb.evaluation.evaluate import Asked, Evaluation, measure
+from bids_cmb.imaging.loading import load_echoes
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.lesions import locations
+from bids_cmb.lesions.measure import Lesion, find_lesions
+from bids_cmb.networks.inference import Models
+from bids_cmb.networks.model_cards import ANATOMY, card
+from bids_cmb.simulation import simulate
+from bids_cmb.simulation.lesion_priors import law
+from bids_cmb.simulation.phantom import procedural_head
+from bids_cmb.simulation.protocols import find_protocols, random_protocol
+from bids_cmb.simulation.simulate import Simulated
+from bids_cmb.workflow.inputs import choose_thresholds
 
 
 def load_image(path: str | Path, *more_echoes: str | Path) -> Volume:
@@ -129,7 +132,7 @@ def detect_microbleeds(
     """
     _check_grid("`brain`", brain, image)
     head = None if anatomy is None else anatomy.head
-    return detectors.detect(detector, image, brain, Models(_path(models)), None, head)
+    return ensemble.detect(detector, image, brain, Models(_path(models)), None, head)
 
 
 def measure_lesions(
@@ -236,7 +239,7 @@ def simulate_scan(
     [scanner] = find_protocols([protocol])
     scanner = scanner or random_protocol(rng)
     head = procedural_head(rng)
-    return simulation.simulate_scan(rng, head, scanner, law(priors), window_mm=window_mm)
+    return simulate.simulate_scan(rng, head, scanner, law(priors), window_mm=window_mm)
 
 
 def evaluate(

@@ -10,19 +10,19 @@ from nibabel.eulerangles import euler2mat
 from phantoms import phantom
 from scipy import ndimage
 
-from bids_cmb import volume
-from bids_cmb.anatomy import read_structures
-from bids_cmb.cards import card
-from bids_cmb.contrasts import atlas
-from bids_cmb.derivatives import write_table
+from bids_cmb.anatomy.segmentation import read_structures
+from bids_cmb.bids.tables import write_table
 from bids_cmb.files import write_json
-from bids_cmb.heads import cut
-from bids_cmb.laws import law
-from bids_cmb.made_head import procedural_head
-from bids_cmb.sources import draw_sources
-from bids_cmb.terrain import find_terrain
-from bids_cmb.tissues import CSF, FIRST_OUTSIDE
-from bids_cmb.volume import Volume
+from bids_cmb.imaging import volume
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.networks.model_cards import card
+from bids_cmb.simulation.geometry import find_terrain
+from bids_cmb.simulation.head_model import cut
+from bids_cmb.simulation.lesion_priors import law
+from bids_cmb.simulation.lesions import draw_sources
+from bids_cmb.simulation.phantom import procedural_head
+from bids_cmb.simulation.tissue_properties import CSF, FIRST_OUTSIDE
+from bids_cmb.training.synthetic_contrast import atlas
 
 # As scanned: oblique, flipped (LAS) and anisotropic
 OBLIQUE = from_matvec(euler2mat(0.2, -0.1, 0.15) @ np.diag([-0.5, 0.5, 2.0]), [40, -60, -30])
@@ -124,7 +124,7 @@ def lessons(tmp_path, rng):
 @pytest.fixture
 def unfitted(monkeypatch):
     """Training draws a batch and its validation and learns nothing: the shapes of both, each."""
-    from bids_cmb import learning  # noqa: PLC0415
+    from bids_cmb.training import course as learning  # noqa: PLC0415
 
     drawn = []
 

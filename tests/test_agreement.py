@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bids_cmb.agreement import intraclass_correlation, weighted_kappa
+from bids_cmb.metrics.agreement import intraclass_correlation, weighted_kappa
 
 
 def test_the_icc_is_that_of_shrout_and_fleiss():

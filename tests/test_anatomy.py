@@ -5,7 +5,7 @@ import pytest
 from nibabel.affines import apply_affine, from_matvec
 from nibabel.eulerangles import euler2mat
 
-from bids_cmb.anatomy import (
+from bids_cmb.anatomy.segmentation import (
     MIDLINE_MM,
     brain_of,
     fit_to_mni,
@@ -14,9 +14,9 @@ from bids_cmb.anatomy import (
     read_structures,
     structure_centroids,
 )
-from bids_cmb.cards import card
-from bids_cmb.tissues import is_brain
-from bids_cmb.volume import Volume
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.networks.model_cards import card
+from bids_cmb.simulation.tissue_properties import is_brain
 
 CLASSES = card("anatomy")["classes"]
 

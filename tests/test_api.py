@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import bids_cmb
-from bids_cmb import volume
-from bids_cmb.detectors import Probability
-from bids_cmb.volume import Volume
+from bids_cmb.detection.ensemble import Probability
+from bids_cmb.imaging import volume
+from bids_cmb.imaging.volume import Volume
 
 PAGE = Path(__file__).parent.parent / "docs" / "guide" / "python_api.md"
 

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_cmb import app, cli
-from bids_cmb.cards import DETECTION, card, card_names
-from bids_cmb.derivatives import read_table
+from bids_cmb.bids.tables import read_table
+from bids_cmb.cli import run as cli
+from bids_cmb.networks.model_cards import DETECTION, card, card_names
+from bids_cmb.workflow import run as app
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--detector", "radial", "--anatomy", "none", "--report", "none"]  # seconds saved

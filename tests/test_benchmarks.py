@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_cmb.laws import law
-from bids_cmb.marks import POSITION, Marks
-from bids_cmb.protocols import presets
-from bids_cmb.volume import Volume
+from bids_cmb.evaluation.annotations import POSITION, Marks
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.simulation.lesion_priors import law
+from bids_cmb.simulation.protocols import presets
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bids_cmb.bodies import MICROBLEED, Source, truth_rows
+from bids_cmb.simulation.sources import MICROBLEED, Source, truth_rows
 
 
 def test_the_strength_of_a_ball_is_its_moment_and_of_a_tube_that_of_its_volume():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bids_cmb.boxes import (
+from bids_cmb.detection.boxes import (
     SURE,
     UNSURE,
     cluster_sizes,

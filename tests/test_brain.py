@@ -8,8 +8,14 @@ from nibabel.affines import from_matvec
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bids_cmb.brain import PLAUSIBLE_ML, POSSIBLE_ML, find_brain, stripped_brain, volume_ml
-from bids_cmb.volume import Volume
+from bids_cmb.anatomy.brain_extraction import (
+    PLAUSIBLE_ML,
+    POSSIBLE_ML,
+    find_brain,
+    stripped_brain,
+    volume_ml,
+)
+from bids_cmb.imaging.volume import Volume
 
 OBLIQUE = Rotation.from_euler("xyz", [10, -6, 14], degrees=True).as_matrix()
 THICK, THIN = (1.2, 1.2, 5.0), (1.6, 1.5, 1.6)  # mm

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from nibabel.affines import from_matvec
 
-from bids_cmb.candidates import find_candidates, radial_symmetry
-from bids_cmb.volume import Volume
+from bids_cmb.detection.radial_symmetry import find_candidates, radial_symmetry
+from bids_cmb.imaging.volume import Volume
 
 SPACING = np.array([0.5, 0.7, 3.0])  # mm
 SHAPE = (84, 62, 13)

@@ -5,8 +5,15 @@ import os
 
 import pytest
 
-from bids_cmb import cards
-from bids_cmb.cards import ANATOMY, DETECTION, card, card_names, members_of, weights_file
+from bids_cmb.networks import model_cards
+from bids_cmb.networks.model_cards import (
+    ANATOMY,
+    DETECTION,
+    card,
+    card_names,
+    members_of,
+    weights_file,
+)
 
 MEMBER = {
     "name": "a", "builder": "unet", "arguments": {}, "grid": {}, "weights": "w.npz", "sha256": "0",
@@ -47,8 +54,8 @@ def test_a_folder_of_the_user_comes_first(tmp_path):
 
 
 def test_a_card_is_parsed_once_and_again_when_it_has_changed(tmp_path, monkeypatch):
-    parsed, load = [], cards.load_json
-    monkeypatch.setattr(cards, "load_json", lambda path: parsed.append(path) or load(path))
+    parsed, load = [], model_cards.load_json
+    monkeypatch.setattr(model_cards, "load_json", lambda path: parsed.append(path) or load(path))
     models = shelf(tmp_path, mine=CARD)
     card("mine", models)["threshold"] = 0.1  # of one's copy
     assert card("mine", models)["threshold"] == 0.5

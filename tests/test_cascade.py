@@ -12,10 +12,9 @@ from phantoms import phantom
 from test_boxes import ANCHORS, answer_of
 from test_detectors import AFFINE, MIDDLE, SPACING, ball, brain, scan
 
-from bids_cmb.boxes import Suspect, overlap
-from bids_cmb.brain import find_brain
-from bids_cmb.cards import card
-from bids_cmb.cascade import (
+from bids_cmb.anatomy.brain_extraction import find_brain
+from bids_cmb.detection.boxes import Suspect, overlap
+from bids_cmb.detection.cascade import (
     Judged,
     Rules,
     cascade,
@@ -27,17 +26,18 @@ from bids_cmb.cascade import (
     planes,
     rules_of,
 )
-from bids_cmb.detectors import detect
-from bids_cmb.lesions import find_lesions
-from bids_cmb.lessons import boxes as lesson
-from bids_cmb.lessons.patches import line_up
-from bids_cmb.models.cnn3d import cnn3d
-from bids_cmb.models.losses import BoxLoss
-from bids_cmb.models.yolo import yolo
-from bids_cmb.networks import Models
-from bids_cmb.preprocessing import Preprocessed
-from bids_cmb.training import Material, build, cross_validate, read_recipe, train
-from bids_cmb.volume import Volume
+from bids_cmb.detection.ensemble import detect
+from bids_cmb.imaging.preprocessing import Preprocessed
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.lesions.measure import find_lesions
+from bids_cmb.networks.architectures.cnn3d import cnn3d
+from bids_cmb.networks.architectures.yolo import yolo
+from bids_cmb.networks.inference import Models
+from bids_cmb.networks.model_cards import card
+from bids_cmb.training.losses import BoxLoss
+from bids_cmb.training.tasks import box_detection as lesson
+from bids_cmb.training.tasks.candidate_classification import line_up
+from bids_cmb.training.train import Material, build, cross_validate, read_recipe, train
 
 TINY = {"anchors": ANCHORS, "stages": [[4], [6], [8, 4, 8]], "head": [8, 8], "passed": 3,
         "inputs": 2}  # fmt: skip
@@ -117,7 +117,7 @@ def test_one_step_moves_every_weight(name, rng):
     else:
         image = rng.random((4, *recipe.arguments["shape"], 1), np.float32)
         truth = np.array([[0], [1], [0], [1]], np.float32)
-    from bids_cmb.training import TASKS  # noqa: PLC0415
+    from bids_cmb.training.train import TASKS  # noqa: PLC0415
 
     model.compile("sgd", loss=TASKS[recipe.task].loss(recipe))
     before = arrays_of(model)
@@ -209,8 +209,8 @@ def test_a_perfect_answer_costs_nothing_and_any_other_something():
 
 def test_boxes_turn_with_the_part_of_the_slice_that_is_drawn(lessons):
     recipe = read_recipe("cascade-boxes")
-    from bids_cmb import cases  # noqa: PLC0415
-    from bids_cmb.preprocessing import Grid  # noqa: PLC0415
+    from bids_cmb.imaging.preprocessing import Grid  # noqa: PLC0415
+    from bids_cmb.training import data as cases  # noqa: PLC0415
 
     grid = Grid.from_card(recipe.grid)
     case = cases.read_case(cases.find_cases(lessons(1))[0], grid)
@@ -234,7 +234,7 @@ def test_boxes_turn_with_the_part_of_the_slice_that_is_drawn(lessons):
 
 
 def test_suspects_near_a_lesion_are_right_and_near_an_unsure_one_neither(rng):
-    from bids_cmb.cases import LESION, UNSURE, Case  # noqa: PLC0415
+    from bids_cmb.training.data import LESION, UNSURE, Case  # noqa: PLC0415
 
     truth = np.zeros((40, 40, 10), np.uint8)
     truth[10:12, 10:12, 5], truth[30, 30, 5] = LESION, UNSURE

@@ -7,8 +7,11 @@ import pytest
 from conftest import OBLIQUE
 from nibabel.affines import from_matvec
 
-from bids_cmb import volume
-from bids_cmb.cases import (
+from bids_cmb.files import write_json
+from bids_cmb.imaging import volume
+from bids_cmb.imaging.preprocessing import Grid
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.training.data import (
     LESION,
     UNSURE,
     Case,
@@ -21,9 +24,6 @@ from bids_cmb.cases import (
     read_scan,
     varied,
 )
-from bids_cmb.files import write_json
-from bids_cmb.preprocessing import Grid
-from bids_cmb.volume import Volume
 
 GRID = Grid(spacing=(1, 1, 1), margin=4, intensity="brain-median")
 

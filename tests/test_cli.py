@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import bids_cmb
-from bids_cmb.cli import configure, main, parser
-from bids_cmb.exits import MEANINGS, ExitError
+from bids_cmb.cli.run import configure, main, parser
+from bids_cmb.errors import MEANINGS, ExitError
 
 RUN = Path(__file__).parents[1] / "run.py"
 
@@ -229,7 +229,7 @@ def test_help_tells_the_most_used_flags_first_and_does_not_wait(capsys):
     # What makes help slow are imports; none of the heavy ones may happen before it is printed.
     code = (
         "import sys; sys.argv = ['run.py', '--help']\n"
-        "from bids_cmb.cli import main\n"
+        "from bids_cmb.cli.run import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'numpy', 'scipy', 'nibabel', 'bids', 'pandas', 'keras', 'tensorflow'}\n"
@@ -262,7 +262,7 @@ def test_the_environment_is_left_as_it_was(words, monkeypatch):
 ASKED_TO_END = """
 import os, signal, sys
 from pathlib import Path
-from bids_cmb.cli import _environment
+from bids_cmb.cli.run import _environment
 from bids_cmb.config import Config
 with _environment(Config(Path(), Path(), (), work_dir=Path(sys.argv[1]))):
     os.kill(os.getpid(), int(sys.argv[2]))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from bids_cmb.cohort import (
+from bids_cmb.config import Config
+from bids_cmb.workflow.participant import (
     MB_PER_SCAN,
     MB_WITH_NETWORKS,
     StatusPage,
@@ -11,7 +12,6 @@ from bids_cmb.cohort import (
     methods,
     workers_for,
 )
-from bids_cmb.config import Config
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from test_evaluation import write_side
 
-from bids_cmb.__main__ import main
-from bids_cmb.comparison import FILES, compare_detectors
-from bids_cmb.evaluation import Asked, measure
+from bids_cmb.cli.commands import main
+from bids_cmb.evaluation.comparison import FILES, compare_detectors
+from bids_cmb.evaluation.evaluate import Asked, measure
 
 TRUTH = {"a": [(0, 4), (40, 44)], "b": [(0, 4)], "c": [], "d": [(0, 4)]}
 FIRST = {"a": [(0, 4), (20, 24)], "b": [(0, 4)], "c": [(0, 4)]}

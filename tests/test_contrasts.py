@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from bids_cmb.cases import Paths
-from bids_cmb.contrasts import (
+from bids_cmb.imaging.preprocessing import Grid
+from bids_cmb.training.data import Paths
+from bids_cmb.training.synthetic_contrast import (
     LEFT,
     NO_SIDE,
     RIGHT,
@@ -16,7 +17,6 @@ from bids_cmb.contrasts import (
     paint,
     scanned_subject,
 )
-from bids_cmb.preprocessing import Grid
 
 CLASSES = [{"codes": [0]}, {"codes": [2, 41]}, {"codes": [3, 42]}, {"codes": [16]}]
 

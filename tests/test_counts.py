@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bids_cmb.cli import main
-from bids_cmb.derivatives import (
+from bids_cmb.anatomy.mars import by_label, names
+from bids_cmb.bids.tables import (
     columns,
     counts,
     lesion_row,
@@ -16,10 +16,10 @@ from bids_cmb.derivatives import (
     whereabouts,
     write_table,
 )
-from bids_cmb.lesions import Lesion
-from bids_cmb.mars import by_label, names
-from bids_cmb.settled import listed
-from bids_cmb.volume import Volume, save
+from bids_cmb.cli.run import main
+from bids_cmb.imaging.volume import Volume, save
+from bids_cmb.lesions.measure import Lesion
+from bids_cmb.review.merging import listed
 
 LESION = Lesion(
     index=1, centre=(0, 0, 0), voxel=(0, 0, 0), volume=10, diameter=2.7, largest_diameter=3,

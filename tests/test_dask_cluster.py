@@ -8,9 +8,9 @@ import time
 import pytest
 from distributed import Client, LocalCluster
 
-from bids_cmb.cli import main
-from bids_cmb.dask_cluster import run
-from bids_cmb.exits import ExitError
+from bids_cmb.cli.run import main
+from bids_cmb.errors import ExitError
+from bids_cmb.parallel.dask import run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -117,7 +117,7 @@ def test_a_worker_that_is_not_fit_ends_the_run(cluster):
 
 
 def test_a_scheduler_that_does_not_answer_ends_the_run(monkeypatch):
-    monkeypatch.setattr("bids_cmb.dask_cluster.SECONDS_TO_ANSWER", 0.5)
+    monkeypatch.setattr("bids_cmb.parallel.dask.SECONDS_TO_ANSWER", 0.5)
     with pytest.raises(ExitError, match=r"tcp://127.0.0.1:9 did not") as end:
         on("tcp://127.0.0.1:9", [None])
     assert end.value.code == 69

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from bidsschematools.schema import load_schema
 
-from bids_cmb import derivatives
-from bids_cmb.derivatives import (
+from bids_cmb.bids import tables
+from bids_cmb.bids.companions import find_mask
+from bids_cmb.bids.selection import Scan
+from bids_cmb.bids.tables import (
     ENTITY_ORDER,
     Output,
     burden,
@@ -17,9 +19,7 @@ from bids_cmb.derivatives import (
     write_dataset,
     write_table,
 )
-from bids_cmb.discovery import Scan
 from bids_cmb.files import read_json, write_json
-from bids_cmb.given import find_mask
 
 
 def scan(*entities, suffix="T2starw", desc="", more=()):
@@ -154,13 +154,13 @@ def test_a_scan_table_is_named_by_its_participant_wherever_the_output_lies(tmp_p
 def test_a_result_that_comes_while_the_scan_table_is_written_is_in_it(tmp_path, monkeypatch):
     home = tmp_path / "sub-01"
     result(home, "sub-01_run-1", n_cmb=1)
-    write = derivatives.write_table
+    write = tables.write_table
 
     def write_slowly(*arguments):
         write(*arguments)
         result(home, "sub-01_run-2", n_cmb=2)  # another process
 
-    monkeypatch.setattr(derivatives, "write_table", write_slowly)
+    monkeypatch.setattr(tables, "write_table", write_slowly)
     refresh_scans_table(home)
     assert len(read_table(home / "sub-01_scans.tsv")) == 2
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bids_cmb.cli import configure, main, parser
-from bids_cmb.descriptor import descriptor
+from bids_cmb.cli.descriptor import descriptor
+from bids_cmb.cli.run import configure, main, parser
 
 RUN = Path(__file__).parents[1] / "run.py"
 BOSH = Path(__file__).parents[1] / ".lint/bin/bosh"  # the linters' own environment, `.ci/lint`

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from nibabel.affines import from_matvec
 
-import bids_cmb.detectors
-from bids_cmb.cards import DETECTION, card, card_names
-from bids_cmb.detectors import (
+import bids_cmb.detection.ensemble
+from bids_cmb.detection.ensemble import (
     at_operating_point,
     calibrated,
     check_detector,
@@ -16,8 +15,9 @@ from bids_cmb.detectors import (
     radial,
     thresholds_of,
 )
-from bids_cmb.networks import Models
-from bids_cmb.volume import Volume
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.networks.inference import Models
+from bids_cmb.networks.model_cards import DETECTION, card, card_names
 
 SPACING = np.array([0.6, 0.5, 3.0])  # mm
 SHAPE = (76, 88, 11)
@@ -176,8 +176,8 @@ def painters(monkeypatch):
             for name, (_, threshold) in told.items()
         }
         functions = {name: painter(value) for name, (value, _) in told.items()}
-        monkeypatch.setattr(bids_cmb.detectors, "card", lambda name, *_: cards[name])
-        monkeypatch.setattr(bids_cmb.detectors, "_FUNCTIONS", functions)
+        monkeypatch.setattr(bids_cmb.detection.ensemble, "card", lambda name, *_: cards[name])
+        monkeypatch.setattr(bids_cmb.detection.ensemble, "_FUNCTIONS", functions)
         return detect(list(told), scan(), brain()), thresholds_of(list(cards.values()))
 
     return make
@@ -303,7 +303,7 @@ def test_every_card_says_what_a_reader_and_the_app_need():
 
 def test_every_gate_measures_something_of_a_candidate():
     for gate in card("radial")["parameters"]["gates"]:
-        assert gate["measure"] in bids_cmb.detectors.Candidate.__dataclass_fields__
+        assert gate["measure"] in bids_cmb.detection.ensemble.Candidate.__dataclass_fields__
         assert gate["keep"] in {"above", "below"}
         assert gate["width"] > 0
         assert gate["reason"]

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from bids.layout import BIDSLayout
 
-from bids_cmb import discovery
-from bids_cmb.discovery import find_scans, list_subjects
-from bids_cmb.filters import Query, read_filter_file
+from bids_cmb.bids import selection as discovery
+from bids_cmb.bids.filters import Query, read_filter_file
+from bids_cmb.bids.selection import find_scans, list_subjects
 
 
 @pytest.fixture

@@ -9,11 +9,9 @@ import pytest
 from phantoms import shaken
 from scipy.special import log_softmax
 
-from bids_cmb import distilled
-from bids_cmb.brain import find_brain
-from bids_cmb.candidates import radial_symmetry
-from bids_cmb.cases import find_cases
-from bids_cmb.distilled import (
+from bids_cmb.anatomy.brain_extraction import find_brain
+from bids_cmb.detection import distilled
+from bids_cmb.detection.distilled import (
     Seen,
     Spot,
     candidate_chance,
@@ -24,23 +22,25 @@ from bids_cmb.distilled import (
     painted,
     symmetry,
 )
-from bids_cmb.lessons import candidates, discrimination
-from bids_cmb.lessons.discrimination import ROOM, read_patches
-from bids_cmb.lessons.task import Sources
-from bids_cmb.models.cdet import cdet
-from bids_cmb.models.cdisc import cdisc_student, cdisc_teacher
-from bids_cmb.models.distillation import (
+from bids_cmb.detection.radial_symmetry import radial_symmetry
+from bids_cmb.imaging.preprocessing import Grid, Preprocessed
+from bids_cmb.imaging.volume import Volume, load
+from bids_cmb.networks.architectures.candidate_detector import cdet
+from bids_cmb.networks.architectures.candidate_discriminator import cdisc_student, cdisc_teacher
+from bids_cmb.networks.inference import Models, folded, load_patcher
+from bids_cmb.networks.weights import read_weights, write_weights
+from bids_cmb.training.data import find_cases
+from bids_cmb.training.distillation import (
     CandidateLoss,
     StudentLoss,
     TeacherLoss,
     divergence,
     kinds_loss,
 )
-from bids_cmb.networks import Models, folded, load_patcher
-from bids_cmb.preprocessing import Grid, Preprocessed
-from bids_cmb.training import TASKS, Material, build, read_recipe, train
-from bids_cmb.volume import Volume, load
-from bids_cmb.weights import read_weights, write_weights
+from bids_cmb.training.recipe import Sources
+from bids_cmb.training.tasks import candidate_detection, distillation
+from bids_cmb.training.tasks.distillation import ROOM, read_patches
+from bids_cmb.training.train import TASKS, Material, build, read_recipe, train
 
 BUILDERS = {"cdet": cdet, "cdisc_teacher": cdisc_teacher, "cdisc_student": cdisc_student}
 LOSSES = {"cdet": CandidateLoss, "cdisc_teacher": TeacherLoss, "cdisc_student": StudentLoss}
@@ -412,7 +412,7 @@ def written(part, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["candidates", "teacher"])
 def test_candidates_and_a_teacher_are_trained_by_one_command(part, lessons, tmp_path, monkeypatch):
-    monkeypatch.setattr(discrimination, "candidate_chance", guessed)
+    monkeypatch.setattr(distillation, "candidate_chance", guessed)
     given = (written("candidates", tmp_path),) if part == "teacher" else ()
     entry = train(small(part), Material((lessons(1),), given=given), tmp_path / "out")
     assert entry["builder"] == small(part).builder
@@ -422,11 +422,11 @@ def test_candidates_and_a_teacher_are_trained_by_one_command(part, lessons, tmp_
 def test_scans_of_two_datasets_keep_their_symmetry_though_they_have_one_name(lessons, monkeypatch):
     """A and B of docs/notes/training.md both begin with sub-001."""
     (paths,) = find_cases(lessons(1))
-    bright = candidates.read_lesson(paths, Grid.from_card(small("candidates").grid))
+    bright = candidate_detection.read_lesson(paths, Grid.from_card(small("candidates").grid))
     bright = replace(bright, symmetric=np.full_like(bright.symmetric, 0.25))
     black = replace(bright.case, image=np.zeros_like(bright.case.image))
-    read = iter([bright, candidates.Lesson(black, np.ones_like(bright.symmetric))])
-    monkeypatch.setattr(candidates, "read_lesson", lambda *_: next(read))
+    read = iter([bright, candidate_detection.Lesson(black, np.ones_like(bright.symmetric))])
+    monkeypatch.setattr(candidate_detection, "read_lesson", lambda *_: next(read))
     recipe = replace(small("candidates"), batch=24)
     teach, _ = TASKS["candidates"].teach(recipe, Sources([paths, paths]), 1)
     images, _ = teach(np.random.default_rng(1))
@@ -436,7 +436,7 @@ def test_scans_of_two_datasets_keep_their_symmetry_though_they_have_one_name(les
 
 
 def test_a_student_learns_after_a_teacher_from_what_was_found_once(lessons, tmp_path, monkeypatch):
-    monkeypatch.setattr(discrimination, "candidate_chance", guessed)
+    monkeypatch.setattr(distillation, "candidate_chance", guessed)
     data, given = lessons(2), (written("candidates", tmp_path), written("teacher", tmp_path))
     sources = Sources(find_cases(data), given=dict(given))
     _, told = TASKS["teacher"].teach(small("teacher"), sources, 1)
@@ -455,7 +455,7 @@ def test_a_student_learns_after_a_teacher_from_what_was_found_once(lessons, tmp_
 def test_the_student_is_told_what_the_teacher_says_of_the_patch_it_sees(
     lessons, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(discrimination, "candidate_chance", guessed)
+    monkeypatch.setattr(distillation, "candidate_chance", guessed)
 
     def given_network(recipe, sources, role):  # noqa: ARG001
         middle = np.s_[:, 8:16, 8:16, 10:14]
@@ -464,7 +464,7 @@ def test_the_student_is_told_what_the_teacher_says_of_the_patch_it_sees(
             logits(images).reshape(-1, 1, 1, 1, 4), (len(images), 24, 24, 24, 4)
         )
 
-    monkeypatch.setattr(discrimination, "given_network", given_network)
+    monkeypatch.setattr(distillation, "given_network", given_network)
     sources = Sources(find_cases(lessons(1)), given={"candidates": tmp_path / "c.json"})
     teach, told = TASKS["student"].teach(small("student"), sources, 1)
     images, truths = teach(np.random.default_rng(1))

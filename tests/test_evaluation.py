@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
-from bids_cmb.__main__ import main
-from bids_cmb.evaluation import FILES, Asked, evaluate, measure, pair
-from bids_cmb.fates import COLUMNS, size_class
-from bids_cmb.marks import POSITION, Marks
-from bids_cmb.matching import RULES
-from bids_cmb.volume import Volume, save
+from bids_cmb.cli.commands import main
+from bids_cmb.evaluation.annotations import POSITION, Marks
+from bids_cmb.evaluation.errors_by_class import COLUMNS, size_class
+from bids_cmb.evaluation.evaluate import FILES, Asked, evaluate, measure, pair
+from bids_cmb.imaging.volume import Volume, save
+from bids_cmb.metrics.matching import RULES
 
 NAME = "sub-{}/anat/sub-{}_space-orig_seg-CMB_desc-{}_dseg"
 # Along the first axis of the grid, in voxels of 0.5 mm: where lesions lie, from and to (excluded).

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from bids_cmb.execution import cores, memory_mb, run, sentence
+from bids_cmb.parallel.processes import cores, memory_mb, run, sentence
 
 
 def square(number):

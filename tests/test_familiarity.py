@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bids_cmb.familiarity import (
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.quality.familiarity import (
     BINS,
     MEASURES,
     compared,
@@ -13,7 +14,6 @@ from bids_cmb.familiarity import (
     tones,
     trained_on,
 )
-from bids_cmb.volume import Volume
 
 
 @pytest.fixture

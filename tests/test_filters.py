@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_cmb.filters import (
+from bids_cmb.bids.filters import (
     KNOWN_SUFFIXES,
     Query,
     image_at,

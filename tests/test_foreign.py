@@ -12,10 +12,10 @@ import h5py
 import numpy as np
 import pytest
 
-from bids_cmb import networks
-from bids_cmb.foreign import read_unet_h5
-from bids_cmb.published import widths_of
-from bids_cmb.staged import convolutions, staged
+from bids_cmb.networks import inference
+from bids_cmb.networks.external.keras_h5 import read_unet_h5
+from bids_cmb.networks.external.shiva import widths_of
+from bids_cmb.networks.external.tiled_unet import convolutions, staged
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FOLDS = sorted(FIXTURES.glob("*.h5"))
@@ -51,8 +51,8 @@ def rewired(change):
 @pytest.mark.parametrize("fold", range(3))
 def test_answers_are_those_of_keras_2_under_python_3_7(fold):
     image = np.random.RandomState(5).rand(*SHAPE).astype(np.float32)
-    arrays = networks.folded(read_unet_h5(FOLDS[fold], KERNELS))
-    found = staged(networks._tensorflow(), arrays, widths_of(FOLDS[0].name))(image, None)
+    arrays = inference.folded(read_unet_h5(FOLDS[fold], KERNELS))
+    found = staged(inference._tensorflow(), arrays, widths_of(FOLDS[0].name))(image, None)
     stored = np.load(FIXTURES / "shiva_v1_answers.npz")[f"fold_{fold}"]
     np.testing.assert_allclose(found[::EVERY, ::EVERY, ::EVERY], stored, atol=1e-4)
 

@@ -9,21 +9,21 @@ import pytest
 from phantoms import phantom, shaken
 from scipy.special import logit
 
-from bids_cmb import gated as design
-from bids_cmb.brain import find_brain
-from bids_cmb.cards import card
-from bids_cmb.cases import LESION, UNSURE
-from bids_cmb.detectors import detect
-from bids_cmb.gated import TILE, ask_tiles, combined, gate_map, segmented
-from bids_cmb.lessons.gate import RIM, holds
-from bids_cmb.lessons.task import drawing_of
-from bids_cmb.models.gate import resnet_gate
-from bids_cmb.models.losses import FocalTverskyLoss, TileLoss
-from bids_cmb.models.resunet import resunet
-from bids_cmb.networks import Models, load_patcher
-from bids_cmb.preprocessing import Grid, preprocess
-from bids_cmb.training import Material, build, cross_validate, read_recipe, train
-from bids_cmb.weights import write_weights
+from bids_cmb.anatomy.brain_extraction import find_brain
+from bids_cmb.detection import gated as design
+from bids_cmb.detection.ensemble import detect
+from bids_cmb.detection.gated import TILE, ask_tiles, combined, gate_map, segmented
+from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.networks.architectures.resnet_gate import resnet_gate
+from bids_cmb.networks.architectures.resunet import resunet
+from bids_cmb.networks.inference import Models, load_patcher
+from bids_cmb.networks.model_cards import card
+from bids_cmb.networks.weights import write_weights
+from bids_cmb.training.data import LESION, UNSURE
+from bids_cmb.training.losses import FocalTverskyLoss, TileLoss
+from bids_cmb.training.recipe import drawing_of
+from bids_cmb.training.tasks.tile_classification import RIM, holds
+from bids_cmb.training.train import Material, build, cross_validate, read_recipe, train
 
 PUBLISHED_GATE = {
     "widths": [64, 128, 256, 512], "blocks": [3, 4, 6, 3], "bottleneck": True, "stem": 7,
@@ -278,9 +278,9 @@ def test_gate_and_segmenter_are_taught_without_the_subjects_of_a_fold(unfitted, 
 
 
 def test_half_of_the_gates_batches_are_lesions(lessons):
-    from bids_cmb.cases import find_cases  # noqa: PLC0415
-    from bids_cmb.lessons import gate  # noqa: PLC0415
-    from bids_cmb.lessons.task import Sources  # noqa: PLC0415
+    from bids_cmb.training.data import find_cases  # noqa: PLC0415
+    from bids_cmb.training.recipe import Sources  # noqa: PLC0415
+    from bids_cmb.training.tasks import tile_classification as gate  # noqa: PLC0415
 
     recipe = replace(read_recipe("gated-gate"), batch=16)
     teach, _ = gate.TASK.teach(recipe, Sources(find_cases(lessons(1))), 0)

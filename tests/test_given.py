@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bids_cmb.discovery import Scan
-from bids_cmb.given import Segmentation, find_mask, find_segmentation
+from bids_cmb.bids.companions import Segmentation, find_mask, find_segmentation
+from bids_cmb.bids.selection import Scan
 
 SCAN = Scan(
     Path("raw/sub-01/ses-2/anat/sub-01_ses-2_T2starw.nii.gz"),

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bids_cmb import volume
-from bids_cmb.volume import Volume
+from bids_cmb.imaging import volume
+from bids_cmb.imaging.volume import Volume
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 TABLE = "index\tplace\tprob_max\n1\tlobar\t0.5\n2\tdeep\t0.25\n"

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from bids_cmb.attempts import FAILED, SELECTED, forget_attempt, note_attempt
-from bids_cmb.derivatives import read_table
+from bids_cmb.bids.attempts import FAILED, SELECTED, forget_attempt, note_attempt
+from bids_cmb.bids.tables import read_table
 from bids_cmb.files import write_json
-from bids_cmb.group import write_group
+from bids_cmb.workflow.group import write_group
 
 
 def finish(folder, source, at, **counts):

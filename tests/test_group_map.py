@@ -4,8 +4,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_cmb.group import grouping, region_rows, wilson
-from bids_cmb.group_map import AFFINE, REACH_MM, STEM, frequency, write_map
+from bids_cmb.report.frequency_map import AFFINE, REACH_MM, STEM, frequency, write_map
+from bids_cmb.workflow.group import grouping, region_rows, wilson
 
 
 def test_a_lesion_is_a_ball_about_its_place():

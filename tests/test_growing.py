@@ -5,8 +5,8 @@ import pytest
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
-from bids_cmb.growing import WIDEST_MM, grow, growth, nearest_voxel
-from bids_cmb.volume import Volume
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.lesions.region_growing import WIDEST_MM, grow, growth, nearest_voxel
 
 TURN = euler2mat(0.2, -0.1, 0.15)
 GRIDS = {

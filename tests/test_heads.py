@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from phantoms import ball_head, centred_grid
 
-from bids_cmb import heads, volume
-from bids_cmb.heads import deform, head_paths, load_head, look_up, vary
-from bids_cmb.tissues import CSF, is_brain, mirrored_codes
-from bids_cmb.volume import Volume
+from bids_cmb.imaging import volume
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.simulation import head_model
+from bids_cmb.simulation.head_model import deform, head_paths, load_head, look_up, vary
+from bids_cmb.simulation.tissue_properties import CSF, is_brain, mirrored_codes
 
 STILL = {
     "turn_deg": 0.0, "scale": 0.0, "bend_mm": 0.0, "atrophy": 0.0, "mirror": 0.0, "shift_mm": 0.0
@@ -179,8 +180,8 @@ def test_atrophy_widens_sulci_and_ventricles_and_keeps_the_cortex(made_up):
 
 def test_ventricles_grow_without_eating_the_caudate(made_up):
     variant = vary(made_up, np.random.default_rng(0), **STILL)
-    slope = heads._towards_ventricles(made_up.labels, variant.centre, variant.step)
-    wider = heads.Variant(**(vars(variant) | {"bend": (50 * slope).astype(np.float32)}))
+    slope = head_model._towards_ventricles(made_up.labels, variant.centre, variant.step)
+    wider = head_model.Variant(**(vars(variant) | {"bend": (50 * slope).astype(np.float32)}))
     before, after = (look_up(who, *centred_grid(1.5)) for who in (variant, wider))
     assert ml(after, 4, 43) > 1.2 * ml(before, 4, 43)
     assert ml(after, 11, 50) == pytest.approx(ml(before, 11, 50), rel=0.2)

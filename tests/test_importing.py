@@ -18,19 +18,19 @@ from scipy import ndimage
 from scipy.io import savemat
 from scipy.spatial.distance import pdist
 
-from bids_cmb.__main__ import main
-from bids_cmb.cases import find_cases, read_case
-from bids_cmb.derivatives import read_table, write_table
-from bids_cmb.discovery import find_scans
-from bids_cmb.evaluation import Asked as Compared
-from bids_cmb.evaluation import evaluate
+from bids_cmb.bids.filters import Query
+from bids_cmb.bids.selection import find_scans
+from bids_cmb.bids.tables import read_table, write_table
+from bids_cmb.cli.commands import main
+from bids_cmb.datasets import dou
+from bids_cmb.datasets.convert import Asked, import_labels
+from bids_cmb.evaluation.counts import compare_counts
+from bids_cmb.evaluation.evaluate import Asked as Compared
+from bids_cmb.evaluation.evaluate import evaluate
 from bids_cmb.files import read_json, write_json
-from bids_cmb.filters import Query
-from bids_cmb.importing import Asked, import_labels
-from bids_cmb.imports import dou
-from bids_cmb.preprocessing import Grid
-from bids_cmb.tallies import compare_counts
-from bids_cmb.volume import Volume, load, load_labels, save
+from bids_cmb.imaging.preprocessing import Grid
+from bids_cmb.imaging.volume import Volume, load, load_labels, save
+from bids_cmb.training.data import find_cases, read_case
 
 VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
 SHAPE = (84, 100, 44)
@@ -848,7 +848,7 @@ def test_help_opens_no_library():
     heavy = "sys.exit(any(n in sys.modules for n in ('openpyxl', 'scipy', 'nibabel', 'numpy')))"
     code = f"""
 import sys
-from bids_cmb.__main__ import main
+from bids_cmb.cli.commands import main
 try:
     main(['import', '--help'])
 except SystemExit:

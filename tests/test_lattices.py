@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_cmb.lattices import node_count, noise_lattice, stretch, stretch_planes
+from bids_cmb.simulation.noise import node_count, noise_lattice, stretch, stretch_planes
 
 
 def test_a_stretched_lattice_is_the_linear_interpolation_from_corner_to_corner(rng):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from bids_cmb.laws import law
-from bids_cmb.terrain import REGIONS
+from bids_cmb.simulation.geometry import REGIONS
+from bids_cmb.simulation.lesion_priors import law
 
 
 def test_an_unknown_law_is_refused_with_those_there_are():

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import pytest
 
-from bids_cmb import learning
 from bids_cmb.files import read_json
-from bids_cmb.learning import Course, Drawn, Progress, Schedule
+from bids_cmb.training import course as learning
+from bids_cmb.training.course import Course, Drawn, Progress, Schedule
 
 
 class HaltError(RuntimeError):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from nibabel.affines import from_matvec
 
-from bids_cmb.lesions import find_lesions
-from bids_cmb.volume import Volume
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.lesions.measure import find_lesions
 
 
 def on(grid, *wanted, background=0.0):

@@ -12,17 +12,23 @@ import pytest
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
-from bids_cmb import cli, cohort, execution, inputs, outputs, participant, pictures, provenance
+from bids_cmb import provenance
+from bids_cmb.bids.companions import find_segmentation
+from bids_cmb.bids.selection import Scan
+from bids_cmb.bids.tables import Output, columns, read_table, write_table
+from bids_cmb.cli import run as cli
 from bids_cmb.config import Config
-from bids_cmb.derivatives import Output, columns, read_table, write_table
-from bids_cmb.discovery import Scan
-from bids_cmb.exits import IO_ERROR
+from bids_cmb.errors import IO_ERROR
 from bids_cmb.files import write_json
-from bids_cmb.given import find_segmentation
-from bids_cmb.inputs import record_inputs, resolve_inputs
-from bids_cmb.participant import is_complete
-from bids_cmb.report import write_page
-from bids_cmb.volume import Volume, save
+from bids_cmb.imaging.volume import Volume, save
+from bids_cmb.parallel import processes
+from bids_cmb.report import figures as pictures
+from bids_cmb.report.html import write_page
+from bids_cmb.workflow import inputs, outputs
+from bids_cmb.workflow import participant as cohort
+from bids_cmb.workflow import scan as participant
+from bids_cmb.workflow.inputs import record_inputs, resolve_inputs
+from bids_cmb.workflow.scan import is_complete
 
 QUICK = [
     *("--detector", "radial", "--anatomy", "none", "--validate", "off"),
@@ -32,15 +38,15 @@ ONE, TWO = (f"sub-01/anat/sub-01_acq-{name}_T2starw.nii.gz" for name in "ab")
 
 
 def in_this_process(work, jobs, *, workers):
-    """What `execution.run` does, without a process of its own."""
+    """What `parallel.processes.run` does, without a process of its own."""
     assert workers
     for at, job in enumerate(jobs):
-        yield execution.Outcome(at, **execution.attempt(work, job))
+        yield processes.Outcome(at, **processes.attempt(work, job))
 
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch):
-    monkeypatch.setattr(execution, "run", in_this_process)
+    monkeypatch.setattr(processes, "run", in_this_process)
 
 
 def stripped(seed):
@@ -65,11 +71,11 @@ def made(tmp_path_factory):
         save(stripped(seed), root / "raw" / source)
     about = '{"Name": "Two", "BIDSVersion": "1.11.1"}'
     (root / "raw/dataset_description.json").write_text(about)
-    before, execution.run = execution.run, in_this_process
+    before, processes.run = processes.run, in_this_process
     try:
         assert run(root) == 0
     finally:
-        execution.run = before
+        processes.run = before
     return root
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_cmb.marks import Marks, read_marks, read_mimics, shared_volume
-from bids_cmb.volume import Volume, save
+from bids_cmb.evaluation.annotations import Marks, read_marks, read_mimics, shared_volume
+from bids_cmb.imaging.volume import Volume, save
 
 
 def write(path, text):

@@ -6,7 +6,16 @@ from importlib.metadata import distribution
 
 import pytest
 
-from bids_cmb.mars import LOBAR_LABEL, RIGHT, by_label, label_of, label_rows, names, pattern, table
+from bids_cmb.anatomy.mars import (
+    LOBAR_LABEL,
+    RIGHT,
+    by_label,
+    label_of,
+    label_rows,
+    names,
+    pattern,
+    table,
+)
 
 LOBES = ["frontal", "parietal", "temporal", "occipital", "insula"]
 

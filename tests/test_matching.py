@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from bids_cmb.matching import (
+from bids_cmb.metrics.matching import (
     RULES,
     match_one_to_one,
     match_overlap,

@@ -8,17 +8,17 @@ import sys
 import numpy as np
 import pytest
 
-from bids_cmb import networks
-from bids_cmb.networks import answer, folded, load_network
-from bids_cmb.weights import write_weights
+from bids_cmb.networks import inference
+from bids_cmb.networks.inference import answer, folded, load_network
+from bids_cmb.networks.weights import write_weights
 
 ARGUMENTS = {"widths": [2, 4, 4]}
 
 
 def trained(rng, **arguments):
     """A network with weights by chance, and normalisations as after a training."""
-    networks._tensorflow()
-    from bids_cmb.models.unet import unet  # noqa: PLC0415 after TensorFlow, which is silent so
+    inference._tensorflow()
+    from bids_cmb.networks.architectures.unet import unet  # noqa: PLC0415 after TensorFlow, which is silent so
 
     model = unet(**{**ARGUMENTS, **arguments})
     for one in model.variables:
@@ -81,7 +81,7 @@ def test_slabs_give_what_the_whole_gives(model, rng, tmp_path, monkeypatch):
     path = tmp_path / "w.npz"
     network = load_network(member_of(model, path), path)
     whole = answer(network, image)
-    monkeypatch.setattr(networks, "MOST_VOXELS", image.size // 3)
+    monkeypatch.setattr(inference, "MOST_VOXELS", image.size // 3)
     np.testing.assert_allclose(answer(network, image), whole, atol=1e-6)
 
 
@@ -147,7 +147,7 @@ def test_sixteen_bits_are_nearly_as_good(model, rng, tmp_path):
 
 def test_without_a_gpu_it_is_said_what_was_looked_at(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    said = networks.no_gpu()
+    said = inference.no_gpu()
     assert "CUDA_VISIBLE_DEVICES is '-1'" in said
     assert "driver" in said
 
@@ -156,7 +156,7 @@ ANSWER = """
 import json, os, sys
 import numpy as np
 import bids_cmb
-from bids_cmb.networks import answer, load_network
+from bids_cmb.networks.inference import answer, load_network
 member = json.loads(sys.argv[1])
 image = np.random.default_rng(1).random((32, 32, 32), np.float32)
 network = load_network(member, __import__("pathlib").Path(sys.argv[2]))

@@ -9,9 +9,8 @@ from phantoms import phantom
 from PIL import Image
 from test_detectors import MIDDLE, SPACING, ball, brain, scan
 
-from bids_cmb import participant, volume
-from bids_cmb.config import Config
-from bids_cmb.derivatives import (
+from bids_cmb.bids.selection import Scan
+from bids_cmb.bids.tables import (
     EVIDENCE,
     Output,
     columns,
@@ -20,16 +19,18 @@ from bids_cmb.derivatives import (
     read_table,
     stem_of,
 )
-from bids_cmb.detectors import detect
-from bids_cmb.discovery import Scan
-from bids_cmb.evidence import Box, Evidence, Opening, together
+from bids_cmb.config import Config
+from bids_cmb.detection.ensemble import detect
+from bids_cmb.detection.outputs import Box, Evidence, Opening, together
 from bids_cmb.files import read_json
-from bids_cmb.overlays import overlays, place_in
-from bids_cmb.participant import process_scan, regenerate_report
-from bids_cmb.pictures import CLOSE_PX, REACH_MM, draw
-from bids_cmb.preprocessing import Grid, preprocess
-from bids_cmb.report import write_page
-from bids_cmb.volume import Volume
+from bids_cmb.imaging import volume
+from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.report.figures import CLOSE_PX, REACH_MM, draw
+from bids_cmb.report.html import write_page
+from bids_cmb.report.overlays import overlays, place_in
+from bids_cmb.workflow import scan as participant
+from bids_cmb.workflow.scan import process_scan, regenerate_report
 
 AWAY = np.array([4.0, -3, 0])  # of the spot from the middle of the scan, mm
 WIDE = 5.0

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from bids_cmb.__main__ import main
-from bids_cmb.cards import card
-from bids_cmb.own_models import make_card
-from bids_cmb.published import verify
-from bids_cmb.weights import read_weights, write_weights
+from bids_cmb.cli.commands import main
+from bids_cmb.networks.external.shiva import verify
+from bids_cmb.networks.model_cards import card
+from bids_cmb.networks.user_models import make_card
+from bids_cmb.networks.weights import read_weights, write_weights
 
 
 @pytest.fixture

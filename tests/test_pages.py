@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, WHY_NOT, browsing
 
-from bids_cmb.cli import main
-from bids_cmb.derivatives import columns, read_table, write_table
-from bids_cmb.report import Cohort, write_group_page, write_page
+from bids_cmb.bids.tables import columns, read_table, write_table
+from bids_cmb.cli.run import main
+from bids_cmb.report.html import Cohort, write_group_page, write_page
 
 QUICK = ["--detector", "radial", "--anatomy", "none", "-q", "--validate", "off"]
 ODD = "<script>document.title = 1</script> & \"Grüße\" 'ø'"

@@ -10,19 +10,32 @@ from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 from phantoms import T1W, T2STAR, painted
 
-from bids_cmb import inputs, participant, scan_anatomy, volume
-from bids_cmb.anatomy import itk_affine
-from bids_cmb.cards import card
+from bids_cmb.anatomy import scan_anatomy
+from bids_cmb.anatomy.atlases import Atlases
+from bids_cmb.anatomy.scan_anatomy import (
+    AnatomyResult,
+    get_brain_mask,
+    load_brain_mask,
+    segment_anatomy,
+)
+from bids_cmb.anatomy.segmentation import itk_affine
+from bids_cmb.bids.selection import Scan
+from bids_cmb.bids.tables import Output
 from bids_cmb.config import Config
-from bids_cmb.derivatives import Output
-from bids_cmb.discovery import Scan
-from bids_cmb.inputs import fingerprint_of, resolve_inputs, resolve_thresholds, uses_networks
-from bids_cmb.loading import load_echoes
-from bids_cmb.participant import analyze_scan, complete_anatomy
-from bids_cmb.scan_anatomy import AnatomyResult, get_brain_mask, load_brain_mask, segment_anatomy
-from bids_cmb.templates import Atlases
-from bids_cmb.tissues import is_brain
-from bids_cmb.volume import Volume
+from bids_cmb.imaging import volume
+from bids_cmb.imaging.loading import load_echoes
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.networks.model_cards import card
+from bids_cmb.simulation.tissue_properties import is_brain
+from bids_cmb.workflow import inputs
+from bids_cmb.workflow import scan as participant
+from bids_cmb.workflow.inputs import (
+    fingerprint_of,
+    resolve_inputs,
+    resolve_thresholds,
+    uses_networks,
+)
+from bids_cmb.workflow.scan import analyze_scan, complete_anatomy
 
 
 @pytest.fixture

@@ -10,21 +10,23 @@ from conftest import OBLIQUE
 from nibabel.affines import from_matvec
 from scipy import ndimage
 
-from bids_cmb import inputs, physics, volume
-from bids_cmb.cases import find_cases, phase_on, read_case, read_scan
+from bids_cmb.bids.filters import Query
+from bids_cmb.bids.selection import find_scans
 from bids_cmb.config import Config
-from bids_cmb.discovery import find_scans
-from bids_cmb.filters import Query
-from bids_cmb.inputs import fingerprint_of, resolve_inputs
-from bids_cmb.lessons import boxes as lesson
-from bids_cmb.lessons.task import Sources
-from bids_cmb.own_models import make_card
-from bids_cmb.participant import is_complete, process_scan
-from bids_cmb.phase import UndecidedError, find_phase, full_turn, on_grid, read_phase
-from bids_cmb.preprocessing import Grid, preprocess
-from bids_cmb.training import build, read_recipe
-from bids_cmb.volume import Volume
-from bids_cmb.weights import write_weights
+from bids_cmb.imaging import volume
+from bids_cmb.imaging.phase import UndecidedError, find_phase, full_turn, on_grid, read_phase
+from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.networks.user_models import make_card
+from bids_cmb.networks.weights import write_weights
+from bids_cmb.simulation import physics
+from bids_cmb.training.data import find_cases, phase_on, read_case, read_scan
+from bids_cmb.training.recipe import Sources
+from bids_cmb.training.tasks import box_detection as lesson
+from bids_cmb.training.train import build, read_recipe
+from bids_cmb.workflow import inputs
+from bids_cmb.workflow.inputs import fingerprint_of, resolve_inputs
+from bids_cmb.workflow.scan import is_complete, process_scan
 
 RAD_PER_PPM = physics.phase_per_ppm(field_t=3, echo_time_s=0.02)
 SHAPE = (112, 112, 32)

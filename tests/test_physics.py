@@ -6,8 +6,8 @@ from conftest import OBLIQUE
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
-from bids_cmb import physics
-from bids_cmb.volume import Volume
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.simulation import physics
 
 TURN = euler2mat(0.2, -0.1, 0.15)
 AT_60 = physics.phase_per_ppm(field_t=3, echo_time_s=0.02)  # B0 times TE is 60 T·ms

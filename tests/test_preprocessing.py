@@ -11,8 +11,8 @@ from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from nibabel.processing import conform
 from scipy import ndimage
 
-from bids_cmb.preprocessing import INTENSITIES, SHIVA, Grid, back_to_scan, preprocess
-from bids_cmb.volume import Volume
+from bids_cmb.imaging.preprocessing import INTENSITIES, SHIVA, Grid, back_to_scan, preprocess
+from bids_cmb.imaging.volume import Volume
 
 ISOTROPIC = Grid(spacing=(1.0, 1.0, 1.0), multiple=(16, 16, 16), margin=5.0)
 FINE = Grid(spacing=(0.5, 0.5, 0.5), multiple=(8, 8, 8), margin=3.0)

@@ -12,14 +12,14 @@ import pytest
 from phantoms import phantom
 from test_savedmodels import module, residual, version_one
 
-from bids_cmb import published
-from bids_cmb.__main__ import main
-from bids_cmb.brain import find_brain
-from bids_cmb.cards import card
-from bids_cmb.detectors import detect
-from bids_cmb.networks import Models, load_network
-from bids_cmb.published import RELEASES, Release, add, md5, verify, widths_of
-from bids_cmb.weights import digest_of
+from bids_cmb.anatomy.brain_extraction import find_brain
+from bids_cmb.cli.commands import main
+from bids_cmb.detection.ensemble import detect
+from bids_cmb.networks.external import shiva
+from bids_cmb.networks.external.shiva import RELEASES, Release, add, md5, verify, widths_of
+from bids_cmb.networks.inference import Models, load_network
+from bids_cmb.networks.model_cards import card
+from bids_cmb.networks.weights import digest_of
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FOLDS = sorted(FIXTURES.glob("*.h5"))
@@ -127,7 +127,7 @@ def test_published_networks_are_known_by_checksum_under_any_name(tmp_path, monke
     """As if the replicas were the published ones."""
     folds = {f"n{at}-{path.name}": md5(path) for at, path in enumerate(FOLDS)}
     release = Release("shiva-v1", "Unet3Dv2-2.7.2-1.3", folds)
-    monkeypatch.setattr(published, "RELEASES", (release,))
+    monkeypatch.setattr(shiva, "RELEASES", (release,))
     assert add(FOLDS, tmp_path / "m", quiet) == ["shiva-v1", "shiva-v1-readme"]
     refused(FOLDS[:2], tmp_path / "n", "shiva-v1 has 3 networks, to be added together; n2-.* is m")
 
@@ -157,7 +157,10 @@ def test_unknown_networks_need_a_descriptor(tmp_path):
     ("changes", "sentence"),
     [
         ({"script": {"name": "build.py", "md5": "0"}}, "must not name a script, since code of a"),
-        ({"architecture": "ResUnet3D-8.9.2-1.5"}, "the only kind that can be rebuilt; found 'ResUnet"),
+        (
+            {"architecture": "ResUnet3D-8.9.2-1.5"},
+            "the only kind that can be rebuilt; found 'ResUnet",
+        ),
         ({"architecture": "Unet3Dv2-3.7.2-1.3"}, r"must be down0_first with kernel \(3, 3, 3, 1, "),
         ({"version": "v1"}, "networks of shiva-v1 must be the published ones"),
         ({"files": []}, "must name at least one file"),
@@ -189,7 +192,7 @@ def test_links_in_an_archive_are_refused(tmp_path):
 def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(published, "MOST_UNPACKED", 10**6)
+    monkeypatch.setattr(shiva, "MOST_UNPACKED", 10**6)
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("a.h5", bytes(10**7))

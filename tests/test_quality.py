@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bids_cmb.quality import cut_percent, quality, signal_to_noise
-from bids_cmb.volume import Volume
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.quality.measures import cut_percent, quality, signal_to_noise
 
 
 def ball(shape, centre, radius):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from conftest import OBLIQUE
 
-from bids_cmb.reckoning import Darkness, Way, darkness, reckon, ways
-from bids_cmb.volume import Volume
+from bids_cmb.datasets.index_convention import Darkness, Way, darkness, reckon, ways
+from bids_cmb.imaging.volume import Volume
 
 SHAPE = (64, 60, 32)
 EVERY = ways((0, 1), ("", "x", "y", "z", "xy", "xz", "yz", "xyz"), ("xyz", "yxz"))

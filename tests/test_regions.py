@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_cmb.anatomy import CAPSULE_MM, Anatomy, leftness
-from bids_cmb.mars import LOBAR_LABEL, RIGHT, by_label, label_of
-from bids_cmb.regions import CALLOSUM_MM, INTERNAL_MM, locate, region_map
-from bids_cmb.volume import Volume
+from bids_cmb.anatomy.mars import LOBAR_LABEL, RIGHT, by_label, label_of
+from bids_cmb.anatomy.region_map import CALLOSUM_MM, INTERNAL_MM, locate, region_map
+from bids_cmb.anatomy.segmentation import CAPSULE_MM, Anatomy, leftness
+from bids_cmb.imaging.volume import Volume
 
 GREY = {10: "thalamus", 11: "basal ganglia", 12: "basal ganglia", 13: "basal ganglia"}
 BELOW = {16: "brainstem", 7: "cerebellum", 8: "cerebellum", 17: "temporal"}

@@ -9,10 +9,10 @@ from nibabel.affines import apply_affine, from_matvec
 from nibabel.eulerangles import euler2mat
 from phantoms import T1W, T2STAR, painted
 
-from bids_cmb.anatomy import itk_affine
-from bids_cmb.registration import read_transform, register, turn_degrees
-from bids_cmb.tissues import is_brain
-from bids_cmb.volume import Volume, resample
+from bids_cmb.anatomy.segmentation import itk_affine
+from bids_cmb.imaging.registration import read_transform, register, turn_degrees
+from bids_cmb.imaging.volume import Volume, resample
+from bids_cmb.simulation.tissue_properties import is_brain
 
 NODDED = from_matvec(euler2mat(0.2, -0.06, 0.12), [18, -25, 30])  # between two sessions
 THIN = from_matvec(euler2mat(0.15, -0.1, 0.1) @ np.diag([-1.5, 1.5, 2.0]), [90, -120, -70])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from bids_cmb import release as module
-from bids_cmb.release import (
+from bids_cmb.training import release as module
+from bids_cmb.training.release import (
     Judged,
     Means,
     fit_calibration,
@@ -18,7 +18,7 @@ from bids_cmb.release import (
     simulate_set,
     train_network,
 )
-from bids_cmb.training import read_recipe
+from bids_cmb.training.train import read_recipe
 
 
 def judged(rng, *, scans=40, slope=2.0, offset=-1.0):

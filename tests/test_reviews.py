@@ -6,18 +6,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_cmb.__main__ import main
-from bids_cmb.anatomy import itk_affine
-from bids_cmb.cases import LESION, UNSURE, find_cases, read_case
-from bids_cmb.derivatives import MNI, columns, read_table, write_table
-from bids_cmb.evaluation import REVIEWS
+from bids_cmb.anatomy.mars import RIGHT, label_of
+from bids_cmb.anatomy.segmentation import itk_affine
+from bids_cmb.bids.tables import MNI, columns, read_table, write_table
+from bids_cmb.cli.commands import main
+from bids_cmb.evaluation.evaluate import REVIEWS
 from bids_cmb.files import write_json
-from bids_cmb.group import write_group
-from bids_cmb.group_map import REVIEWED, STEM
-from bids_cmb.mars import RIGHT, label_of
-from bids_cmb.preprocessing import Grid
-from bids_cmb.reviews import agreement_rows, judge, read_reviews
-from bids_cmb.volume import Volume, load_labels, save
+from bids_cmb.imaging.preprocessing import Grid
+from bids_cmb.imaging.volume import Volume, load_labels, save
+from bids_cmb.report.frequency_map import REVIEWED, STEM
+from bids_cmb.review.reviews import agreement_rows, judge, read_reviews
+from bids_cmb.training.data import LESION, UNSURE, find_cases, read_case
+from bids_cmb.workflow.group import write_group
 
 MASK = "sub-{0}/anat/sub-{0}_space-orig_label-CMB_desc-T2starw_mask.nii.gz"
 SPOTS = {1: (20, 30, 10), 2: (40, 30, 10), 3: (30, 45, 20)}  # voxels; (12, 12, 24) is missed

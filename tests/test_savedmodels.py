@@ -5,15 +5,15 @@ import shutil
 import numpy as np
 import pytest
 
-from bids_cmb import networks
-from bids_cmb.savedmodels import check_operations, signature_of
+from bids_cmb.networks import inference
+from bids_cmb.networks.external.saved_model import check_operations, signature_of
 
 SHAPE = (24, 20, 16)
 
 
 def residual(shape=SHAPE):
     """Eight filters and residual blocks, as the name of SHIVA-CMB's second network has them."""
-    keras = networks._keras()
+    keras = inference._keras()
     layers = keras.layers
     image = x = keras.Input((*shape, 1))
     for width in (8, 12):
@@ -31,7 +31,7 @@ def residual(shape=SHAPE):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A network, and the folder that Keras has exported it to."""
-    networks._keras().utils.set_random_seed(3)
+    inference._keras().utils.set_random_seed(3)
     model = residual()
     folder = tmp_path_factory.mktemp("saved") / "fold_0.tf_inference"
     model.export(folder, verbose=False)
@@ -40,7 +40,7 @@ def saved(tmp_path_factory):
 
 def module(ask, folder, shape=(None, *SHAPE, 1)):
     """A SavedModel whose answer is ``ask(image)``."""
-    tf = networks._tensorflow()
+    tf = inference._tensorflow()
 
     class Holder(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name="image")])
@@ -55,7 +55,7 @@ def module(ask, folder, shape=(None, *SHAPE, 1)):
 def test_the_answer_is_that_of_the_network(saved, rng):
     model, folder = saved
     image = rng.random(SHAPE, np.float32)
-    found = signature_of(networks._tensorflow(), folder, SHAPE)(image)
+    found = signature_of(inference._tensorflow(), folder, SHAPE)(image)
     expected = np.asarray(model(image[None, ..., None]))[0, ..., 0]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert found.std() > 0.001
@@ -63,7 +63,7 @@ def test_the_answer_is_that_of_the_network(saved, rng):
 
 def test_the_dtype_is_read_from_the_file(tmp_path, rng):
     """A network that takes 16 bits is given 16 bits."""
-    tf = networks._tensorflow()
+    tf = inference._tensorflow()
 
     class Half(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec((None, *SHAPE, 1), tf.float16)])
@@ -82,13 +82,13 @@ def test_another_input_shape_is_refused(saved):
     with pytest.raises(
         ValueError, match=r"the input of a SavedModel must have shape \(None, 160, 214, 176, 1\)"
     ):
-        signature_of(networks._tensorflow(), saved[1], (160, 214, 176))
+        signature_of(inference._tensorflow(), saved[1], (160, 214, 176))
 
 
 def test_another_output_shape_is_refused(tmp_path):
     folder = module(lambda tf, image: tf.reduce_sum(image), tmp_path / "m")
     with pytest.raises(ValueError, match="the output of a SavedModel must have shape"):
-        signature_of(networks._tensorflow(), folder, SHAPE)
+        signature_of(inference._tensorflow(), folder, SHAPE)
 
 
 def test_a_network_that_writes_files_is_refused_and_has_written_none(tmp_path):
@@ -98,7 +98,7 @@ def test_a_network_that_writes_files_is_refused_and_has_written_none(tmp_path):
 
     folder = module(ask, tmp_path / "m")
     with pytest.raises(ValueError, match="arithmetic only; found the operation WriteFile"):
-        signature_of(networks._tensorflow(), folder, SHAPE)
+        signature_of(inference._tensorflow(), folder, SHAPE)
     assert not (tmp_path / "written").exists()
 
 
@@ -135,7 +135,7 @@ def saves(tf, path):
 
 def version_one(folder, written, *, where):
     """A SavedModel of TensorFlow 1 that saves at loading, or before it answers."""
-    tf = networks._tensorflow()
+    tf = inference._tensorflow()
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
         image = v1.placeholder(tf.float32, (None, *SHAPE, 1), "image")
@@ -160,7 +160,7 @@ def version_one(folder, written, *, where):
 def test_a_version_1_graph_writes_no_file_at_loading_nor_when_asked(tmp_path, where):
     folder = version_one(tmp_path / "m", tmp_path / "written", where=where)
     with pytest.raises(ValueError, match="m: a SavedModel must be of TensorFlow 2"):
-        signature_of(networks._tensorflow(), folder, SHAPE)
+        signature_of(inference._tensorflow(), folder, SHAPE)
     assert not list(tmp_path.glob("written*"))
 
 
@@ -250,4 +250,4 @@ def test_lost_variables_are_a_sentence(saved, tmp_path):
     folder.mkdir()
     (folder / "saved_model.pb").write_bytes((saved[1] / "saved_model.pb").read_bytes())
     with pytest.raises(ValueError, match="a SavedModel must be whole"):
-        signature_of(networks._tensorflow(), folder, SHAPE)
+        signature_of(inference._tensorflow(), folder, SHAPE)

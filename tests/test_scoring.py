@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from bids_cmb.matching import RULES, match_one_to_one, match_overlap, match_valdo
-from bids_cmb.scoring import (
+from bids_cmb.metrics.matching import RULES, match_one_to_one, match_overlap, match_valdo
+from bids_cmb.metrics.scores import (
     Case,
     case_of_points,
     compare_figures,

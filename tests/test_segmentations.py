@@ -9,12 +9,12 @@ from nibabel.affines import apply_affine, from_matvec
 from nibabel.eulerangles import euler2mat
 from phantoms import T1W, T2STAR, painted
 
-from bids_cmb.anatomy import itk_affine, places
-from bids_cmb.cards import card
-from bids_cmb.mars import by_label
-from bids_cmb.segmentations import carry, moved, read_segmentation
-from bids_cmb.tissues import is_brain
-from bids_cmb.volume import Volume, resample, save
+from bids_cmb.anatomy.mars import by_label
+from bids_cmb.anatomy.segmentation import itk_affine, places
+from bids_cmb.anatomy.user_segmentation import carry, moved, read_segmentation
+from bids_cmb.imaging.volume import Volume, resample, save
+from bids_cmb.networks.model_cards import card
+from bids_cmb.simulation.tissue_properties import is_brain
 
 CLASSES = card("anatomy")["classes"]
 CENTROIDS = card("anatomy")["mni_centroids"]

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from bids_cmb.cards import card
-from bids_cmb.cli import main
-from bids_cmb.selftest import selftest
+from bids_cmb.cli.run import main
+from bids_cmb.cli.selftest import selftest
+from bids_cmb.networks.model_cards import card
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def test_weights_that_are_not_those_of_their_card_are_off(broken, capfd):
 
 
 def test_a_gpu_that_was_asked_for_and_is_not_there_is_off(tmp_path, monkeypatch):
-    monkeypatch.setattr("bids_cmb.networks.device", lambda: "CPU")
-    monkeypatch.setattr("bids_cmb.selftest._counted", lambda *_: [])
+    monkeypatch.setattr("bids_cmb.networks.inference.device", lambda: "CPU")
+    monkeypatch.setattr("bids_cmb.cli.selftest._counted", lambda *_: [])
     told = []
     wrong = selftest(tmp_path, models=None, asked_device="gpu", say=told.append)
     assert len(wrong) == 1

@@ -5,8 +5,8 @@ import zipfile
 import pytest
 from openpyxl import Workbook
 
-from bids_cmb import sheets
-from bids_cmb.sheets import header_and_rows, read_sheet, tab_separated
+from bids_cmb.bids import spreadsheets
+from bids_cmb.bids.spreadsheets import header_and_rows, read_sheet, tab_separated
 
 
 @pytest.mark.parametrize("comma", [",", ";", "\t"])
@@ -53,7 +53,7 @@ def test_a_workbook_that_is_only_an_archive_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.xlsx", "a.csv"])
 def test_what_unpacks_to_too_much_is_refused(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(sheets, "LARGEST_MB", 0.01)
+    monkeypatch.setattr(spreadsheets, "LARGEST_MB", 0.01)
     if name.endswith("csv"):
         (tmp_path / name).write_text("1,2\n" * 5000)
     else:

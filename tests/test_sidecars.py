@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from bids_cmb.sidecars import (
+from bids_cmb.bids.metadata import (
     common,
     echo_time_s,
     field_strength_t,

@@ -11,17 +11,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_cmb import simulation
-from bids_cmb.__main__ import main
-from bids_cmb.derivatives import columns, read_table
-from bids_cmb.discovery import Query, find_scans
+from bids_cmb.bids.selection import Query, find_scans
+from bids_cmb.bids.tables import columns, read_table
+from bids_cmb.cli.commands import main
 from bids_cmb.files import read_json
-from bids_cmb.laws import law
-from bids_cmb.made_head import procedural_head
-from bids_cmb.phase import filtered, find_phase, full_turn, handed, units_of
-from bids_cmb.protocols import Protocol, find_protocols, presets, random_protocol
-from bids_cmb.simulation import simulate_scan, stream
-from bids_cmb.volume import Volume, load
+from bids_cmb.imaging.phase import filtered, find_phase, full_turn, handed, units_of
+from bids_cmb.imaging.volume import Volume, load
+from bids_cmb.simulation import simulate
+from bids_cmb.simulation.lesion_priors import law
+from bids_cmb.simulation.phantom import procedural_head
+from bids_cmb.simulation.protocols import Protocol, find_protocols, presets, random_protocol
+from bids_cmb.simulation.simulate import simulate_scan, stream
 
 VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
 WINDOW = (90.0, 100.0, 48.0)  # mm; a whole head takes ten times as long
@@ -99,7 +99,7 @@ def test_each_scan_has_its_phase_beside_it_in_a_unit_that_is_understood(dataset)
         assert found.path.name == f"sub-{scan.subject}_part-phase_T2starw.nii.gz"
         assert units_of(found.path) == "arbitrary"
         stored, everywhere = load(found.path)[0].data, np.ones(load(found.path)[0].shape, bool)
-        assert full_turn(stored, "arbitrary", everywhere) == 2 * simulation.PHASE_STEPS
+        assert full_turn(stored, "arbitrary", everywhere) == 2 * simulate.PHASE_STEPS
 
 
 @pytest.mark.parametrize("flip", [1, -1])
@@ -203,7 +203,7 @@ def test_white_grey_and_fluid_stand_in_the_order_of_a_long_repetition_time(scan)
 
 
 def test_a_stream_goes_on_and_says_the_same_again(monkeypatch):
-    monkeypatch.setattr(simulation, "simulate_scan", lambda rng, *_, **__: rng.random())
+    monkeypatch.setattr(simulate, "simulate_scan", lambda rng, *_, **__: rng.random())
     one, other = stream(5), stream(5)
     first = [next(one) for _ in range(2)]
     assert first == [next(other) for _ in range(2)]
@@ -308,8 +308,8 @@ def test_half_a_dataset_never_looks_like_a_whole_one(tmp_path, capsys, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device", str(tmp_path / "out/sub-01/x.nii.gz"))
 
-    monkeypatch.setattr(simulation, "simulate_scan", lambda *_, **__: None)
-    monkeypatch.setattr(simulation, "_write_scan", full)
+    monkeypatch.setattr(simulate, "simulate_scan", lambda *_, **__: None)
+    monkeypatch.setattr(simulate, "_write_scan", full)
     said = refused(capsys, tmp_path / "out", "--n", 2)
     assert "scan 1" in said
     assert "no space left on device" in said

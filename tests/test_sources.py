@@ -9,11 +9,11 @@ from phantoms import codes_at
 from scipy import stats
 from scipy.spatial import cKDTree
 
-from bids_cmb.bodies import MICROBLEED, truth_rows
-from bids_cmb.laws import law
-from bids_cmb.sources import draw_sources, draw_spots
-from bids_cmb.terrain import HOLLOW, REGIONS, STRUCTURES
-from bids_cmb.tissues import CSF
+from bids_cmb.simulation.geometry import HOLLOW, REGIONS, STRUCTURES
+from bids_cmb.simulation.lesion_priors import law
+from bids_cmb.simulation.lesions import draw_sources, draw_spots
+from bids_cmb.simulation.sources import MICROBLEED, truth_rows
+from bids_cmb.simulation.tissue_properties import CSF
 
 SCANS = 200
 POOLED = {  # of 957 lesions in five public and clinical sets

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bids_cmb.tabulation import count_bars, odd_ones, shifts, size_bars, strata
+from bids_cmb.report.cohort import count_bars, odd_ones, shifts, size_bars, strata
 
 ROWS = [
     {"participant_id": f"sub-{at}", "n_cmb": count, "slice_mm": thick, "brain_ml": ml}

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bids_cmb.anatomy import Anatomy
-from bids_cmb.mars import RIGHT, by_label, label_of, table
-from bids_cmb.regions import region_map
-from bids_cmb.templates import Atlases, capsule_of, lobes_of, parcel_at
-from bids_cmb.volume import Volume, save
+from bids_cmb.anatomy.atlases import Atlases, capsule_of, lobes_of, parcel_at
+from bids_cmb.anatomy.mars import RIGHT, by_label, label_of, table
+from bids_cmb.anatomy.region_map import region_map
+from bids_cmb.anatomy.segmentation import Anatomy
+from bids_cmb.imaging.volume import Volume, save
 
 NAME = "tpl-MNI152NLin2009cAsym_res-01_atlas-HOCPAL_desc-th25_dseg.nii.gz"
 MASSP = "tpl-MNI152NLin2009cAsym_res-01_atlas-MASSP20_dseg.nii.gz"
@@ -64,7 +64,7 @@ def atlases(archive):
 
 def asked(home, **more):
     """What `find_atlases` says in a process of its own: the client looks when it is imported."""
-    code = "from bids_cmb.templates import find_atlases; print(*find_atlases().paths or ['None'])"
+    code = "from bids_cmb.anatomy import atlases; print(*atlases.find_atlases().paths or ['None'])"
     env = {**os.environ, "TEMPLATEFLOW_HOME": str(home), **more}
     ran = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
@@ -119,7 +119,7 @@ def test_an_archive_is_looked_at_once_in_a_process_and_each_archive_for_itself(a
     code = """
 import os
 from pathlib import Path
-from bids_cmb.templates import find_atlases
+from bids_cmb.anatomy.atlases import find_atlases
 first = find_atlases().lobes
 first.rename("atlas-elsewhere.nii.gz")
 again = find_atlases().lobes

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from bids_cmb.terrain import find_terrain
-from bids_cmb.tissues import CSF
-from bids_cmb.volume import Volume
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.simulation.geometry import find_terrain
+from bids_cmb.simulation.tissue_properties import CSF
 
 
 def test_the_axes_of_a_head_turn_with_it(terrain, askew):

@@ -8,16 +8,16 @@ import pytest
 from scipy import ndimage
 from scipy.special import log_softmax
 
-from bids_cmb import tissue
-from bids_cmb.anatomy import places
-from bids_cmb.cards import card
-from bids_cmb.cases import Case, Drawing, Paths
-from bids_cmb.lessons.tissue import PULL, Seen, draw, read_seen
-from bids_cmb.models.losses import TissueLoss
-from bids_cmb.networks import Models
-from bids_cmb.preprocessing import Grid
-from bids_cmb.tissue import KINDS, finer, heard, kinds_of, opinion, shown
-from bids_cmb.volume import Volume, resample
+from bids_cmb.anatomy import refinement
+from bids_cmb.anatomy.refinement import KINDS, finer, heard, kinds_of, opinion, shown
+from bids_cmb.anatomy.segmentation import places
+from bids_cmb.imaging.preprocessing import Grid
+from bids_cmb.imaging.volume import Volume, resample
+from bids_cmb.networks.inference import Models
+from bids_cmb.networks.model_cards import card
+from bids_cmb.training.data import Case, Drawing, Paths
+from bids_cmb.training.losses import TissueLoss
+from bids_cmb.training.tasks.tissue import PULL, Seen, draw, read_seen
 
 CLASSES = card("anatomy")["classes"]
 PAIRS = (
@@ -36,7 +36,7 @@ def models(tmp_path):
         "margin": 6, "intensity": "brain-median",
     }  # fmt: skip
     member = {
-        "name": tissue.MEMBER, "builder": "unet", "arguments": {}, "grid": grid,
+        "name": refinement.MEMBER, "builder": "unet", "arguments": {}, "grid": grid,
         "weights": "none.npz", "sha256": 64 * "0",
     }  # fmt: skip
     said["members"] = [said["members"][0], member]
@@ -58,7 +58,7 @@ def by_brightness(monkeypatch):
             said[dark, one] = 0
         return said
 
-    monkeypatch.setattr(tissue, "load_patcher", lambda *_, **__: ask)
+    monkeypatch.setattr(refinement, "load_patcher", lambda *_, **__: ask)
 
 
 def spots(anatomy, code, count=5):
@@ -158,7 +158,7 @@ def test_what_the_finer_network_leaves_to_the_first_one_stays(anatomy, models):
 def test_where_the_first_network_sees_no_tissue_the_finer_one_is_not_asked(
     anatomy, models, monkeypatch
 ):
-    ask = tissue.load_patcher()
+    ask = refinement.load_patcher()
 
     def everywhere(batch):
         said = ask(batch)
@@ -166,7 +166,7 @@ def test_where_the_first_network_sees_no_tissue_the_finer_one_is_not_asked(
         said[..., WHITE] += 0.01
         return said
 
-    monkeypatch.setattr(tissue, "load_patcher", lambda *_, **__: everywhere)
+    monkeypatch.setattr(refinement, "load_patcher", lambda *_, **__: everywhere)
     found = finer(scan(anatomy, []), anatomy, models)[0].structures
     asked = heard(opinion(anatomy, kinds_of(CLASSES), found.affine, found.shape))
     assert np.array_equal(np.isin(found.data, (0, 14, 15, 24)), ~asked)
@@ -177,7 +177,7 @@ def test_where_the_first_network_sees_no_tissue_the_finer_one_is_not_asked(
 def test_a_brain_that_is_looked_at_in_parts_is_told_as_one(anatomy, models, monkeypatch):
     image = scan(anatomy, spots(anatomy, 41))
     whole = finer(image, anatomy, models)[0].structures.data
-    monkeypatch.setattr(tissue, "AT_ONCE", 20_000)
+    monkeypatch.setattr(refinement, "AT_ONCE", 20_000)
     assert np.array_equal(finer(image, anatomy, models)[0].structures.data, whole)
 
 
@@ -208,7 +208,7 @@ def test_a_scan_without_brightness_keeps_its_structures(anatomy, models):
 def test_a_network_that_hardly_sees_what_the_first_one_is_sure_of_is_not_believed(
     anatomy, models, monkeypatch, share, believed
 ):
-    rng, ask = np.random.default_rng(0), tissue.load_patcher()
+    rng, ask = np.random.default_rng(0), refinement.load_patcher()
 
     def blind(batch):
         said = ask(batch)
@@ -216,7 +216,7 @@ def test_a_network_that_hardly_sees_what_the_first_one_is_sure_of_is_not_believe
         said[..., WHITE] += 0.01
         return said
 
-    monkeypatch.setattr(tissue, "load_patcher", lambda *_, **__: blind)
+    monkeypatch.setattr(refinement, "load_patcher", lambda *_, **__: blind)
     found, why = finer(scan(anatomy, []), anatomy, models)
     assert (found is not anatomy) == believed
     assert believed or "sees no putamen" in why

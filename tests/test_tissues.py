@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from phantoms import ball_head, centred_grid
 
-from bids_cmb.tissues import (
+from bids_cmb.imaging.volume import resample
+from bids_cmb.simulation.tissue_properties import (
     SIDES,
     TISSUES,
     mirrored_codes,
@@ -12,7 +13,6 @@ from bids_cmb.tissues import (
     tissue_maps,
     tissue_of,
 )
-from bids_cmb.volume import resample
 
 
 def test_every_side_has_its_other_side_and_the_same_tissue():

@@ -7,11 +7,12 @@ import keras
 import numpy as np
 import pytest
 
-from bids_cmb import training, volume
-from bids_cmb.models.losses import LesionLoss, StructuresLoss
-from bids_cmb.networks import answer, load_network
-from bids_cmb.training import Material, build, cross_validate, read_recipe, train
-from bids_cmb.weights import read_weights
+from bids_cmb.imaging import volume
+from bids_cmb.networks.inference import answer, load_network
+from bids_cmb.networks.weights import read_weights
+from bids_cmb.training import train as training
+from bids_cmb.training.losses import LesionLoss, StructuresLoss
+from bids_cmb.training.train import Material, build, cross_validate, read_recipe, train
 
 
 class HaltError(RuntimeError):

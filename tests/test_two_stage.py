@@ -8,17 +8,9 @@ import pytest
 from conftest import OBLIQUE
 from phantoms import shaken
 
-from bids_cmb import two_stage
-from bids_cmb.brain import find_brain
-from bids_cmb.cases import Case, find_cases
-from bids_cmb.lesions import find_lesions
-from bids_cmb.lessons import classification
-from bids_cmb.lessons.task import Sources
-from bids_cmb.models.classifier import classifier
-from bids_cmb.models.unet import unet
-from bids_cmb.networks import Models, load_network, load_patcher
-from bids_cmb.preprocessing import Preprocessed
-from bids_cmb.proposals import (
+from bids_cmb.anatomy.brain_extraction import find_brain
+from bids_cmb.detection import two_stage
+from bids_cmb.detection.proposals import (
     ANATOMY_FROM,
     CHANNELS,
     PLACE_FEATURES,
@@ -29,9 +21,17 @@ from bids_cmb.proposals import (
     find_proposals,
     hide,
 )
-from bids_cmb.training import TASKS, Material, build, read_recipe, train
-from bids_cmb.volume import Volume, load
-from bids_cmb.weights import read_weights, write_weights
+from bids_cmb.imaging.preprocessing import Preprocessed
+from bids_cmb.imaging.volume import Volume, load
+from bids_cmb.lesions.measure import find_lesions
+from bids_cmb.networks.architectures.classifier import classifier
+from bids_cmb.networks.architectures.unet import unet
+from bids_cmb.networks.inference import Models, load_network, load_patcher
+from bids_cmb.networks.weights import read_weights, write_weights
+from bids_cmb.training.data import Case, find_cases
+from bids_cmb.training.recipe import Sources
+from bids_cmb.training.tasks import proposal_classification
+from bids_cmb.training.train import TASKS, Material, build, read_recipe, train
 
 SHAPE = (80, 72, 20)  # of OBLIQUE: 0.5 x 0.5 x 2 mm, LAS, turned
 
@@ -335,9 +335,9 @@ def test_proposals_near_a_lesion_are_it_those_far_off_are_none_those_between_nei
     proposals = np.array(
         [(12, 10, 5), (10, 10, 6), (15, 10, 5), (10, 20, 5), (30, 31, 5), (30, 37, 5)]
     )
-    rows = classification._label(case, proposals, spacing, rng)
-    lesion = [tuple(voxel) for voxel, kind, _ in rows if kind == classification.LESION]
-    hard = [tuple(voxel) for voxel, kind, _ in rows if kind == classification.HARD]
+    rows = proposal_classification._label(case, proposals, spacing, rng)
+    lesion = [tuple(voxel) for voxel, kind, _ in rows if kind == proposal_classification.LESION]
+    hard = [tuple(voxel) for voxel, kind, _ in rows if kind == proposal_classification.HARD]
     assert lesion[:2] == [(12, 10, 5), (10, 10, 6)]  # 0.5 mm off; in the neighbouring slice
     assert lesion[2] in ((10, 10, 5), (11, 10, 5))  # its middle
     assert hard == [(10, 20, 5), (30, 37, 5)]  # not the one 2 mm off, nor the unsure one
@@ -345,14 +345,16 @@ def test_proposals_near_a_lesion_are_it_those_far_off_are_none_those_between_nei
 
 def test_what_the_first_stage_thinks_does_not_change_how_often_a_place_is_drawn(rng):
     """Else the network, which is shown that too, learns the drawing (it did)."""
-    kinds = np.array([classification.LESION] * 3 + [classification.HARD] * 4, np.uint8)
-    lineup = classification.Lineup(
+    kinds = np.array(
+        [proposal_classification.LESION] * 3 + [proposal_classification.HARD] * 4, np.uint8
+    )
+    lineup = proposal_classification.Lineup(
         np.zeros((7, 2, 2, 2, 3), np.float16), np.zeros((7, 4), np.float32), kinds,
         np.array([0, 0, 1, -1, -1, -1, -1], np.int16), rng.random(7).astype(np.float32),
     )  # fmt: skip
-    _, lesions = classification._pool([lineup], classification.LESION)
+    _, lesions = proposal_classification._pool([lineup], proposal_classification.LESION)
     assert lesions == pytest.approx([0.25, 0.25, 0.5])  # each lesion as often, however many patches
-    _, hard = classification._pool([lineup], classification.HARD)
+    _, hard = proposal_classification._pool([lineup], proposal_classification.HARD)
     assert hard == pytest.approx([0.25] * 4)
 
 
@@ -381,7 +383,7 @@ def recipe():
 def test_a_classifier_is_trained_by_one_command_and_goes_into_a_card(
     recipe, lessons, tmp_path, rng, monkeypatch
 ):
-    monkeypatch.setattr(classification, "find_anatomy", unseen)
+    monkeypatch.setattr(proposal_classification, "find_anatomy", unseen)
     given = (written(tmp_path / "first", rng),)
     data = lessons(1)
     entry = train(recipe, Material((data,), validation=(data,), given=given), tmp_path / "out")
@@ -391,7 +393,7 @@ def test_a_classifier_is_trained_by_one_command_and_goes_into_a_card(
     assert len(kept) == len(find_cases(data))
     read = np.load(kept[0])
     assert read["patches"].shape[1:] == (16, 16, 5, 3)
-    assert set(read["kinds"]) >= {classification.LESION, classification.HARD}
+    assert set(read["kinds"]) >= {proposal_classification.LESION, proposal_classification.HARD}
 
 
 def unseen(_):
@@ -399,7 +401,7 @@ def unseen(_):
 
 
 def test_the_same_seed_draws_the_same_batch(recipe, lessons, tmp_path, rng, monkeypatch):
-    monkeypatch.setattr(classification, "find_anatomy", unseen)
+    monkeypatch.setattr(proposal_classification, "find_anatomy", unseen)
     name, path = written(tmp_path / "first", rng)
     sources = Sources(find_cases(lessons(1)), given={name: path})
     teach, told = TASKS["classification"].teach(recipe, sources, 1)

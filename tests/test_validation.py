@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from bids_cmb import validation
-from bids_cmb.validation import check_description, full_errors, quick_look
+from bids_cmb.bids import validation
+from bids_cmb.bids.validation import check_description, full_errors, quick_look
 
 
 @pytest.mark.parametrize(

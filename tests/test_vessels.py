@@ -4,8 +4,8 @@ import numpy as np
 from phantoms import codes_at
 from scipy.spatial import cKDTree
 
-from bids_cmb.terrain import HOLLOW
-from bids_cmb.tissues import CSF
+from bids_cmb.simulation.geometry import HOLLOW
+from bids_cmb.simulation.tissue_properties import CSF
 
 
 def test_the_sagittal_sinus_runs_in_the_midline_of_the_outer_shell(whole, terrain):

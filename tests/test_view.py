@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_cmb import view
-from bids_cmb.view import write_view, write_viewer
-from bids_cmb.volume import Volume
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.report import viewer
+from bids_cmb.report.viewer import write_view, write_viewer
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def unpacked(path, tmp_path):
 def test_a_dark_lesion_lies_where_it_lay_and_is_marked_on_finer_and_coarser_grids(
     scan, tmp_path, monkeypatch, most
 ):
-    monkeypatch.setattr(view, "MOST_VOXELS", most)
+    monkeypatch.setattr(viewer, "MOST_VOXELS", most)
     *volumes, place = scan
     write_view(tmp_path / "view.js", *volumes)
     image, marks = unpacked(tmp_path / "view.js", tmp_path).values()

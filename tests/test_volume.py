@@ -9,7 +9,16 @@ import pytest
 from nibabel.affines import apply_affine, from_matvec
 from nibabel.processing import resample_from_to
 
-from bids_cmb.volume import Intake, Volume, boxed, labels_like, load, resample, resample_like, save
+from bids_cmb.imaging.volume import (
+    Intake,
+    Volume,
+    boxed,
+    labels_like,
+    load,
+    resample,
+    resample_like,
+    save,
+)
 
 SHAPE = (14, 12, 6)
 

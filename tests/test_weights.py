@@ -8,8 +8,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from bids_cmb.cards import DETECTION, card, card_names
-from bids_cmb.weights import check_weights, described, read_weights, write_weights
+from bids_cmb.networks.model_cards import DETECTION, card, card_names
+from bids_cmb.networks.weights import check_weights, described, read_weights, write_weights
 
 ARRAYS = {"b/kernel": np.linspace(-2, 2, 24).reshape(2, 3, 4), "a/bias": np.arange(3.0)}
 

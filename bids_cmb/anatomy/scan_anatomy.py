@@ -1,0 +1,226 @@
+"""The anatomy of one scan, from the user's segmentation or the network, and its brain mask."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from bids_cmb.anatomy.atlases import Atlases, capsule_of, lobes_of
+from bids_cmb.anatomy.brain_extraction import PLAUSIBLE_ML, find_brain, stripped_brain, volume_ml
+from bids_cmb.anatomy.refinement import finer
+from bids_cmb.anatomy.segmentation import POOR_FIT_MM, Anatomy, brain_of, find_anatomy
+from bids_cmb.anatomy.user_segmentation import Carried, carry, read_segmentation
+from bids_cmb.bids.companions import Segmentation
+from bids_cmb.imaging.volume import Volume, load_labels, resample_like
+from bids_cmb.networks.inference import Models
+from bids_cmb.networks.model_cards import ANATOMY, card
+
+NETWORK = "the anatomy network"
+
+
+@dataclass(frozen=True, eq=False)
+class AnatomyResult:
+    """The anatomy of a head and where it comes from.
+
+    Attributes:
+        head: Structures, midline and way to MNI; None if they were not sought or not recognised.
+        lobes: Labels on the grid of the structures; None where lobes are not told apart.
+        source: In words.
+        notes: Sentences for the log, without the name of the scan.
+        capsule: The internal capsule by an atlas, bool on that grid; None without.
+        carried: How the user's segmentation came from a T1w image; None if it did not.
+        segmentation: The user's file where that was used; None where the network was.
+        refined: Whether the finer network drew the structures.
+    """
+
+    head: Anatomy | None = None
+    lobes: np.ndarray | None = None
+    source: str | None = None
+    notes: tuple[str, ...] = ()
+    capsule: np.ndarray | None = None
+    carried: Carried | None = None
+    segmentation: Path | None = None
+    refined: bool = False
+
+
+@dataclass(frozen=True)
+class BrainSource:
+    """Where the brain mask of a scan comes from.
+
+    Attributes:
+        scan: The scan's file, named in errors.
+        mask: The user's mask; None where the brain is to be extracted.
+        stripped: Whether the scan is skull-stripped, its non-zero voxels being the brain.
+        searched: Whether a mask was looked for among the user's derivatives.
+    """
+
+    scan: Path
+    mask: Path | None = None
+    stripped: bool = False
+    searched: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class BrainMask:
+    """The brain mask of a scan, bool on its grid, its source in words, and notes for the log."""
+
+    mask: Volume
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+def segment_anatomy(
+    image: Volume,
+    models: Models,
+    brain: BrainSource,
+    *,
+    segmentation: Segmentation | None = None,
+    network: bool = True,
+) -> AnatomyResult:
+    """Segment the head: by the user's own segmentation, or by the network.
+
+    A segmentation on a T1w image is brought to the scan; if it cannot be, a note says why, and the
+    network takes its place.
+
+    Args:
+        image: The scan.
+        models: Which networks, and how.
+        brain: Where its brain mask comes from, against which a segmentation is checked.
+        segmentation: The user's; None without.
+        network: Whether the network may be used.
+
+    Raises:
+        ValueError: If the user's segmentation cannot be read; the file is named.
+    """
+    if segmentation is None:
+        return segment_with_network(image, models) if network else AnatomyResult()
+    about = card(ANATOMY, models.folder)
+    head, lobes = read_segmentation(segmentation.path, about["classes"], about["mni_centroids"])
+    result = AnatomyResult(
+        head, lobes, str(segmentation.path), segmentation=segmentation.path
+    )  # fmt: skip
+    if not segmentation.on_t1w:
+        return result
+    otherwise = segment_with_network(image, models) if network else AnatomyResult()
+    mask = get_brain_mask(image, brain, otherwise).mask
+    return _carried_to_scan(result, segmentation, (image, mask), otherwise)
+
+
+def segment_with_network(image: Volume, models: Models) -> AnatomyResult:
+    """Segment the head with the network; a note says so if it recognises nothing."""
+    try:
+        return AnatomyResult(find_anatomy(image, models), None, NETWORK)
+    except ValueError as error:
+        return AnatomyResult(notes=(f"no regions: {error}",))
+
+
+def _carried_to_scan(
+    result: AnatomyResult,
+    segmentation: Segmentation,
+    scan: tuple[Volume, Volume],
+    otherwise: AnatomyResult,
+) -> AnatomyResult:
+    """Bring a segmentation on a T1w image to the scan (image, brain), or give another anatomy."""
+    t1w, transform = segmentation.t1w, segmentation.transform
+    try:
+        carried = carry(result.head, result.lobes, *scan, t1w=t1w, transform=transform)
+    except ValueError as error:
+        note = f"the segmentation {segmentation.path} was not used: {error}."
+        return replace(otherwise, notes=(*otherwise.notes, note))
+    return replace(result, head=carried.anatomy, carried=carried)
+
+
+def refine_anatomy(image: Volume, result: AnatomyResult, models: Models) -> AnatomyResult:
+    """Draw the structures on finer voxels; a note says why if they stay as they are."""
+    head, reason = finer(image, result.head, models)
+    notes = () if reason is None else (f"structures on 2 mm voxels: {reason}.",)
+    refined = head is not result.head
+    return replace(result, head=head, notes=(*result.notes, *notes), refined=refined)
+
+
+def add_atlases(result: AnatomyResult, atlases: Atlases) -> AnatomyResult:
+    """Add lobes and internal capsule by atlases, and a note on a poor fit to MNI."""
+    head = result.head
+    if result.lobes is None and atlases.lobes:
+        result = replace(result, lobes=lobes_of(head, atlases.lobes))
+    if atlases.nuclei:
+        result = replace(result, capsule=capsule_of(head, atlases.nuclei))
+    if head.fit_mm is None or head.fit_mm <= POOR_FIT_MM:
+        return result
+    note = (
+        "MNI positions are a guess; structures lie "
+        f"{head.fit_mm:.1f} mm off the template after the fit."
+    )
+    return replace(result, notes=(*result.notes, note))
+
+
+def get_brain_mask(
+    image: Volume, source: BrainSource, anatomy: AnatomyResult | None = None
+) -> BrainMask:
+    """Get the brain mask: the user's, the non-zero voxels of a stripped scan, or extracted.
+
+    Args:
+        image: The scan.
+        source: Where its mask comes from.
+        anatomy: Of the scan; its brain is taken where it could be a whole one.
+
+    Raises:
+        ValueError: If no brain is found, the user's mask holds none, or what it holds is not
+            brighter than 0, as a magnitude is; the scan is named.
+    """
+    try:
+        brain = _brain_mask(image, source, anatomy)
+        refuse_dark(image, brain.mask)
+    except ValueError as error:
+        raise ValueError(f"{source.scan}: {error}") from error
+    return brain
+
+
+def _brain_mask(image: Volume, source: BrainSource, anatomy: AnatomyResult | None) -> BrainMask:
+    if source.stripped:
+        return BrainMask(stripped_brain(image), "the scan's own non-zero voxels")
+    if source.mask:
+        return BrainMask(load_brain_mask(source.mask, image), str(source.mask))
+    brain = extract_brain_mask(image, anatomy)
+    note = "--derivatives holds no brain mask for it; one was found."
+    return replace(brain, notes=(note,) if source.searched else ())
+
+
+def load_brain_mask(path: Path, image: Volume) -> Volume:
+    """Load a brain mask onto the grid of a scan, bool.
+
+    Raises:
+        ValueError: If no voxel of the scan lies within it.
+    """
+    mask = resample_like(load_labels(path), image, order=0)
+    inside = mask.data > 0.5
+    if not inside.any():
+        raise ValueError(f"the brain mask {path} must overlap the scan; found no voxel in common.")
+    return Volume(inside, image.affine)
+
+
+def extract_brain_mask(image: Volume, anatomy: AnatomyResult | None = None) -> BrainMask:
+    """Extract the brain by the anatomy if that is plausible, else by intensity and shape.
+
+    Raises:
+        ValueError: If no brain is found either way.
+    """
+    if anatomy is not None and anatomy.head is not None:
+        mask = brain_of(anatomy.head, image)
+        if PLAUSIBLE_ML[0] <= volume_ml(mask) <= PLAUSIBLE_ML[1]:
+            return BrainMask(mask, f"found by {anatomy.source}")
+    return BrainMask(find_brain(image), "found by intensity and shape")
+
+
+def refuse_dark(image: Volume, brain: Volume) -> None:
+    """Refuse an image whose median in the brain is not above 0, by which it would be divided.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    median = float(np.median(image.data[np.asarray(brain.data, bool)]))
+    if not median > 0:
+        raise ValueError(
+            "a magnitude image must be brighter than 0 in the brain; found a median of "
+            f"{median:g} there."
+        )

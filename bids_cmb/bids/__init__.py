@@ -1,0 +1,1 @@
+"""BIDS datasets: which scans there are, their metadata and companions, and our derivatives."""

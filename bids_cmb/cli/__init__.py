@@ -1,0 +1,1 @@
+"""Command lines: the BIDS App and the other commands."""

@@ -1,0 +1,616 @@
+"""The makers' door: python -m bids_cmb COMMAND.
+
+COMMAND: simulate, train, evaluate, compare, reviewed, models, import.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bids_cmb.config import THREADS
+from bids_cmb.errors import ExitError, standard_output
+
+COMPARED = (  # figures that `compare` prints
+    *("f1", "best_f1", "sensitivity_at_0.5_fp", "sensitivity_at_1_fp", "sensitivity_at_2_fp"),
+    *("sensitivity_at_4_fp", "sensitivity_large_at_0.5_fp", "rank_mean", "rank_auc"),
+)
+RATES = ("0.5", "1", "2", "4")  # false alarms per scan, of which the line tells
+SAID = ("sensitivity", "precision", "f1", "fp_per_scan")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make something. Returns the exit code."""
+    top = argparse.ArgumentParser(prog="python -m bids_cmb", allow_abbrev=False)
+    makers = top.add_subparsers(dest="maker", required=True)
+    _add_simulate(makers)
+    _add_train(makers)
+    _add_release(makers)
+    _add_evaluate(makers)
+    _add_compare(makers)
+    _add_reviewed(makers)
+    _add_models(makers)
+    _add_import(makers)
+    try:
+        with standard_output():
+            return _make(top.parse_args(argv))
+    except ExitError as end:
+        sys.stderr.write(f"bids_cmb: {end}\n")
+        return end.code
+
+
+def _make(given: argparse.Namespace) -> int:
+    """Do what a maker's command line asks for. Returns the exit code."""
+    for (
+        name
+    ) in THREADS:  # processes share the cores: with threads of their own they take twice as long
+        os.environ.setdefault(name, "1")
+    doors = {
+        "simulate": _simulate,
+        "train": _train,
+        "release": _release,
+        "evaluate": _evaluate,
+        "compare": _compare,
+        "reviewed": _reviewed,
+        "models": _models,
+        "import": _import,
+    }
+    return doors[given.maker](given)
+
+
+def _add_simulate(makers: argparse._SubParsersAction) -> None:
+    maker = makers.add_parser("simulate", help="a BIDS dataset of scans with microbleeds and truth")
+    maker.add_argument("folder", type=Path, help="where to; must be empty")
+    maker.add_argument("--n", type=int, default=3, help="scans (default: 3)")
+    maker.add_argument("--seed", type=int, default=1, help="of chance (default: 1)")
+    maker.add_argument(
+        "--anatomy",
+        type=Path,
+        metavar="DIR",
+        help="folder of FreeSurfer-coded label maps, used in turn (default: made-up heads)",
+    )
+    maker.add_argument(
+        "--protocol",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="presets of data/protocols.json, JSON files like it, or random, used in turn "
+        "(default: random)",
+    )
+    maker.add_argument(
+        "--variant", default="default", help="law of lesions and mimics in data/laws.json"
+    )
+    maker.add_argument("--phase", action="store_true", help="write phase images too")
+    maker.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+
+
+def _simulate(given: argparse.Namespace) -> int:
+    """Make a dataset, and say on the way how long it will take. Returns the exit code."""
+    from bids_cmb.parallel.processes import sentence
+    from bids_cmb.simulation.simulate import simulate
+
+    try:
+        numbers = simulate(
+            given.folder,
+            scans=given.n,
+            seed=given.seed,
+            anatomy=given.anatomy,
+            protocols=given.protocol,
+            variant=given.variant,
+            with_phase=given.phase,
+            workers=given.workers,
+            progress=_say,
+        )
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
+        return 1
+    sys.stdout.write(f"{given.folder}: {len(numbers)} scans, {sum(numbers)} microbleeds.\n")
+    return 0
+
+
+def _say(done: int, scans: int, seconds: float) -> None:
+    left = seconds / done * (scans - done)
+    about = f"about {left / 60:.0f} min" if left >= 90 else f"about {left:.0f} s"
+    sys.stderr.write(f"bids_cmb: {done} of {scans} scans, {about} to go.\n")
+
+
+def _add_train(makers: argparse._SubParsersAction) -> None:
+    maker = makers.add_parser("train", help="scans with their truth become weights")
+    maker.add_argument("recipe", help="name of a recipe of data/recipes, or a JSON file like it")
+    maker.add_argument(
+        "data", type=Path, nargs="+", help="BIDS datasets with truth; for anatomy also label maps"
+    )
+    maker.add_argument("out", type=Path, help="where to; training goes on that was begun there")
+    maker.add_argument("--validation", type=Path, nargs="+", default=[], metavar="DIR")
+    maker.add_argument(
+        "--truth", type=Path, metavar="DIR", help="its derivatives (default: derivatives/truth)"
+    )
+    maker.add_argument(
+        "--reviews",
+        type=Path,
+        metavar="DIR",
+        help="reviews of results of the app, which --truth names: what readers left is the truth",
+    )
+    maker.add_argument(
+        "--fine-tune", type=Path, metavar="NPZ", help="weights to begin with, at a lower rate"
+    )
+    maker.add_argument(
+        "--given",
+        nargs="+",
+        default=[],
+        metavar="ROLE=JSON",
+        help="entries of networks that this one learns after, such as teacher=OUT/x.json",
+    )
+    maker.add_argument(
+        "--folds", type=int, metavar="K", help="cross-validate, the subjects dealt to K folds"
+    )
+    for name in ("seed", "epochs", "steps"):
+        maker.add_argument(f"--{name}", type=int, help=f"other {name} than the recipe's")
+    maker.add_argument(
+        "--hours",
+        type=float,
+        metavar="H",
+        help="budget of wall time, of each fold; the learning rate ends low by then (default: "
+        "none, the recipe's epochs)",
+    )
+    maker.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
+
+
+def _train(given: argparse.Namespace) -> int:
+    """Train, and say on the way how it goes. Returns the exit code."""
+    from bids_cmb.networks.inference import set_threads
+    from bids_cmb.parallel.processes import sentence
+
+    set_threads(given.threads)
+    from bids_cmb.training.train import Material, cross_validate, read_recipe, train
+
+    others = {
+        name: getattr(given, name)
+        for name in ("seed", "epochs", "steps")
+        if getattr(given, name) is not None
+    }
+    try:
+        truth = _reviewed_truth(given) if given.reviews else given.truth
+        material = Material(
+            tuple(given.data), tuple(given.validation), truth, given.fine_tune,
+            given=tuple(map(_role, given.given)),
+        )  # fmt: skip
+        recipe = replace(read_recipe(given.recipe), **others)
+        if given.folds:
+            cross_validate(
+                recipe, material, given.out, folds=given.folds, hours=given.hours, say=_tell
+            )
+        else:
+            train(recipe, material, given.out, hours=given.hours, say=_tell)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
+        return 1
+    return 0
+
+
+def _reviewed_truth(given: argparse.Namespace) -> Path:
+    """The truth that readers left, written into the folder of the training.
+
+    Raises:
+        ValueError: If the results that were reviewed are not named, or there are several datasets.
+    """
+    from bids_cmb.review.reference import write_truth
+
+    if given.truth is None or len(given.data) != 1 or given.validation:
+        raise ValueError(
+            "--reviews needs one dataset, no --validation (use --folds), and --truth with the "
+            "app's results of it."
+        )
+    folder = given.out / "reviewed"
+    write_truth(given.truth, given.data[0], given.reviews, folder, say=_tell)
+    return folder
+
+
+def _add_reviewed(makers: argparse._SubParsersAction) -> None:
+    maker = makers.add_parser("reviewed", help="readers' reviews become a truth")
+    maker.add_argument("found", type=Path, help="output folder of the app that was reviewed")
+    maker.add_argument("reviews", type=Path, help="folder of the tables that readers saved")
+    maker.add_argument("data", type=Path, help="the BIDS dataset it was made from")
+    maker.add_argument("out", type=Path, help="where to, a derivative dataset")
+
+
+def _reviewed(given: argparse.Namespace) -> int:
+    """Write the truth and say how many scans it has. Returns the exit code."""
+    from bids_cmb.review.reference import write_truth
+
+    try:
+        scans = write_truth(given.found, given.data, given.reviews, given.out, say=_tell)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {error}\n")
+        return 1
+    sys.stdout.write(f"{given.out}: {scans} scans.\n")
+    return 0
+
+
+def _role(said: str) -> tuple[str, Path]:
+    role, found, path = said.partition("=")
+    if not found:
+        raise ValueError(f"--given takes ROLE=JSON; found {said!r}.")
+    return role, Path(path)
+
+
+def _tell(said: str) -> None:
+    sys.stderr.write(f"bids_cmb: {said}\n")
+
+
+def _add_release(makers: argparse._SubParsersAction) -> None:
+    maker = makers.add_parser(
+        "release", help="simulate, train and set operating points: from nothing to a detector"
+    )
+    maker.add_argument("plan", help="name of a plan of data/plans, or a JSON file like it")
+    maker.add_argument(
+        "anatomy", type=Path, help="folder of FreeSurfer-coded label maps of whole heads"
+    )
+    maker.add_argument("work", type=Path, help="where to; a run that was stopped there goes on")
+    maker.add_argument("--hours", type=float, metavar="H", help="budget of all trainings together")
+    maker.add_argument(
+        "--workers", type=int, default=1, help="processes that simulate (default: 1)"
+    )
+    maker.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
+    maker.add_argument(
+        "--small", type=int, nargs=2, metavar=("SCANS", "STEPS"),
+        help="for a trial: scans of a set and steps of an epoch, at most, and two epochs",
+    )  # fmt: skip
+
+
+def _release(given: argparse.Namespace) -> int:
+    """Make a detector by a plan, and say on the way how it goes. Returns the exit code."""
+    from bids_cmb.networks.inference import set_threads
+    from bids_cmb.parallel.processes import sentence
+
+    set_threads(given.threads)
+    from bids_cmb.training.release import Means, read_plan, release
+
+    small = tuple(given.small) if given.small else None
+    means = Means(given.anatomy, given.work, given.hours, given.workers, small)
+    try:
+        card = release(
+            read_plan(given.plan), means, say=lambda text: sys.stderr.write(f"bids_cmb: {text}\n")
+        )
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
+        return 1
+    for point in card["operating_points"]:
+        sys.stdout.write(
+            f"{point['name']}: threshold {point['threshold']:g}, sensitivity "
+            f"{point['sensitivity']:.2f} at {point['false_per_scan']:.2f} false per scan\n"
+        )
+    sys.stdout.write(
+        f"{given.work / 'release'}: use it with --models and --detector {card['name']}.\n"
+    )
+    return 0
+
+
+def _add_evaluate(makers: argparse._SubParsersAction) -> None:
+    maker = makers.add_parser(
+        "evaluate",
+        help="found against true lesions, as tables and a page",
+        argument_default=argparse.SUPPRESS,  # the defaults stand in `Asked`
+    )
+    maker.add_argument(
+        "predictions", type=Path, help="output folder of the app, or masks or tables, or one file"
+    )
+    maker.add_argument("truth", type=Path, help="the same, or one table of coordinates")
+    maker.add_argument("folder", type=Path, help="where to; must be empty")
+    _add_matching(maker)
+    maker.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="lowest probability that counts; the FROC takes all (default: 0)",
+    )
+    maker.add_argument(
+        "--reviews",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="reviews of the predictions: figures after them too, and how far readers agree",
+    )
+
+
+def _add_matching(maker: argparse.ArgumentParser) -> None:
+    """Add what every comparison with the truth may be asked."""
+    maker.add_argument(
+        "--match",
+        choices=("valdo", "overlap", "one-to-one"),
+        help="when found and true are the same lesion: VALDO's rule (nearest, less than 5 mm), any "
+        "overlap of label maps, or pairs within 5 mm (default: valdo)",
+    )
+    maker.add_argument(
+        "--unsure",
+        choices=("aside", "count"),
+        help="true lesions marked possible, not visible or not counted: neither missed nor found, "
+        "or like all others (default: aside)",
+    )
+    maker.add_argument("--seed", type=int, help="of the bootstrap (default: 0)")
+    maker.add_argument(
+        "--bootstrap", type=int, dest="draws", metavar="N", help="draws (default: 2000)"
+    )
+    maker.add_argument(
+        "--overwrite",
+        action="store_true",
+        default=False,
+        help="replace what an earlier evaluation wrote",
+    )
+
+
+def _add_compare(makers: argparse._SubParsersAction) -> None:
+    maker = makers.add_parser(
+        "compare",
+        help="two detectors on the same scans: differences with intervals",
+        argument_default=argparse.SUPPRESS,  # the defaults stand in `Asked`
+    )
+    maker.add_argument(
+        "first", type=Path, help="output folder of the app, or masks or tables, or one file"
+    )
+    maker.add_argument("second", type=Path, help="the same of another detector")
+    maker.add_argument("truth", type=Path, help="the same, or one table of coordinates")
+    maker.add_argument("folder", type=Path, help="where to; must be empty")
+    maker.add_argument(
+        "--threshold",
+        type=float,
+        nargs="+",
+        default=[0.0],
+        metavar="P",
+        help="lowest probability that counts, for both or for each of them; FROC and ranks take "
+        "all (default: 0)",
+    )
+    _add_matching(maker)
+
+
+def _compare(given: argparse.Namespace) -> int:
+    """Compare two detectors, write, and print the main differences. Returns the exit code."""
+    from bids_cmb.evaluation.comparison import compare_detectors
+    from bids_cmb.evaluation.evaluate import Asked
+
+    settings = {key: value for key, value in vars(given).items() if hasattr(Asked, key)}
+    thresholds = settings.pop("threshold")
+    if len(thresholds) > 2:
+        sys.stderr.write(
+            "bids_cmb: --threshold takes one probability for both detectors or one for each; "
+            f"found {len(thresholds)}.\n"
+        )
+        return 1
+    try:
+        result = compare_detectors(
+            given.first,
+            given.second,
+            given.truth,
+            given.folder,
+            asked=Asked(**settings),
+            thresholds=(thresholds[0], thresholds[-1]),
+            overwrite=given.overwrite,
+        )
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {error}\n")
+        return 1
+    for name in result.missing:
+        sys.stderr.write(f"bids_cmb: {name}: not predicted by both; it is in no figure.\n")
+    differing = result.scans["scan"][result.scans["differ"] == "yes"].tolist()
+    sys.stdout.write(
+        f"{given.folder}: {len(result.scans)} scans, {len(differing)} of which differ"
+        f"{': ' * bool(differing)}{', '.join(differing)}.\n"
+    )
+    sys.stdout.write(f"{'':28}{'first':>9}{'second':>9}{'difference':>12}  95 % interval\n")
+    for name in COMPARED:
+        one, other, more = result.figures[name]
+        sys.stdout.write(
+            f"{name:28}{one:9.3f}{other:9.3f}{more.value:+12.3f}  "
+            f"[{more.low:+.3f}, {more.high:+.3f}]\n"
+        )
+    return 0
+
+
+def _evaluate(given: argparse.Namespace) -> int:
+    """Compare, write, and say the figures in a line. Returns the exit code."""
+    from bids_cmb.evaluation.counts import rated_table
+    from bids_cmb.evaluation.evaluate import Asked, evaluate
+
+    if table := rated_table(given.truth):
+        return _compare_counts(given, table)
+    asked = Asked(**{key: value for key, value in vars(given).items() if hasattr(Asked, key)})
+    try:
+        result = evaluate(
+            given.predictions,
+            given.truth,
+            given.folder,
+            asked=asked,
+            overwrite=given.overwrite,
+            reviews=given.reviews,
+        )
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {error}\n")
+        return 1
+    for name in result.missing:
+        sys.stderr.write(
+            f"bids_cmb: {name}: no prediction; it is in no figure but those of all scans.\n"
+        )
+    for name in result.without_truth:
+        sys.stderr.write(f"bids_cmb: {name}: no truth; it is in no figure.\n")
+    value = {name: figure.value for name, figure in result.figures.items()}
+    said = (f"{name} {value[name]:.3f}" for name in SAID)
+    sys.stdout.write(f"{given.folder}: {len(result.scans)} scans, {', '.join(said)}.\n")
+    curve = ", ".join(f"{value[f'sensitivity_at_{rate}_fp']:.3f}" for rate in RATES)
+    sys.stdout.write(
+        f"Sensitivity {curve} at {', '.join(RATES)} false alarms per scan; best F1 "
+        f"{value['best_f1']:.3f} at threshold {value['best_f1_threshold']:.3g}; median F1 of "
+        f"subjects {value['subject_f1_median']:.3f}; median rank of true lesions "
+        f"{value['rank_median']:g}, rank AUC {value['rank_auc']:.3f}.\n"
+    )
+    if result.missing:
+        number = len(result.missing)
+        scans = f"{number} scan{'s' * (number > 1)} without a prediction"
+        sys.stdout.write(
+            f"Counting {scans} as if nothing had been found there: sensitivity "
+            f"{value['sensitivity_all_scans']:.3f}, f1 {value['f1_all_scans']:.3f}.\n"
+        )
+    return 0
+
+
+def _compare_counts(given: argparse.Namespace, table: Path) -> int:
+    """A truth without positions: compare counts. Returns the exit code."""
+    from bids_cmb.evaluation.counts import compare_counts
+
+    try:
+        result = compare_counts(given.predictions, table, given.folder, overwrite=given.overwrite)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {error}\n")
+        return 1
+    for name in result.missing:
+        sys.stderr.write(f"bids_cmb: {name}: no prediction; it is in no figure.\n")
+    total = result.rows[0]
+    said = (f"{name} {total.get(name)}" for name in ("found", "rated", "count_icc", "count_mae"))
+    sys.stdout.write(f"{given.folder}: {total['n_scans']} scans, {', '.join(said)}.\n")
+    return 0
+
+
+def _add_models(makers: argparse._SubParsersAction) -> None:
+    maker = makers.add_parser("models", help="add published networks, list or verify them")
+    verbs = maker.add_subparsers(dest="verb", required=True)
+    about = {
+        "add": "install SHIVA-CMB's published networks, or others with its model_info.json",
+        "card": "make a detector of networks that `train` left",
+        "list": "what is known of each model",
+        "verify": "whether the weights of each model of the folder are there and unaltered",
+    }
+    for verb, said in about.items():
+        one = verbs.add_parser(verb, help=said)
+        if verb == "add":
+            one.add_argument(
+                "source", type=Path, nargs="+", help="a zip, a folder, or the networks one by one"
+            )
+        if verb == "card":
+            one.add_argument("name", help="of the new detector")
+            one.add_argument(
+                "entry",
+                nargs="+",
+                metavar="[PART=]JSON",
+                help="entries that training wrote, such as OUT/ensemble-c.json; where networks "
+                "work one after the other with their part, such as boxes=OUT/cascade-boxes.json",
+            )
+            one.add_argument(
+                "--like",
+                default="ensemble",
+                metavar="DETECTOR",
+                help="whose thresholds, rules and other parts are taken (default: ensemble)",
+            )
+            one.add_argument("--threshold", type=float, metavar="P", help="another threshold")
+        one.add_argument(
+            "--models",
+            type=Path,
+            default=os.environ.get("BIDS_CMB_MODELS"),
+            metavar="DIR",
+            help="folder of cards and weights (default: $BIDS_CMB_MODELS)",
+        )
+
+
+def _models(given: argparse.Namespace) -> int:
+    """Add, list or verify. Returns the exit code."""
+    folder = Path(given.models) if given.models else None
+    if given.verb == "list":
+        from bids_cmb.networks.weights import described
+
+        sys.stdout.write(described(folder))
+        return 0
+    if folder is None:
+        sys.stderr.write("bids_cmb: --models DIR, or BIDS_CMB_MODELS, must say where models lie.\n")
+        return 64
+    if given.verb == "card":
+        return _make_card(given, folder)
+    from bids_cmb.networks.external.shiva import add, verify
+
+    if given.verb == "add":
+        try:
+            names = add(given.source, folder, _tell)
+        except (ValueError, OSError) as error:
+            sys.stderr.write(f"bids_cmb: {error}\n")
+            return 1
+        sys.stdout.write(f"{folder}: --detector {names[0]}, or {names[1]}\n")
+        return 0
+    found = verify(folder)
+    for name, wrong in found.items():
+        sys.stdout.write(f"{name}: {wrong or 'as on its card'}\n")
+    return 1 if any(found.values()) else 0
+
+
+def _part(said: str) -> tuple[str, Path]:
+    part, found, path = said.partition("=")
+    return (part, Path(path)) if found and not Path(said).exists() else ("", Path(said))
+
+
+def _make_card(given: argparse.Namespace, folder: Path) -> int:
+    """Make a detector of the user's networks. Returns the exit code."""
+    from bids_cmb.networks.user_models import make_card
+
+    entries = [_part(one) for one in given.entry]
+    try:
+        make_card(given.name, entries, folder, like=given.like, threshold=given.threshold)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {error}\n")
+        return 1
+    sys.stdout.write(f"{folder}: --models {folder} --detector {given.name}\n")
+    return 0
+
+
+def _add_import(makers: argparse._SubParsersAction) -> None:
+    maker = makers.add_parser(
+        "import", help="other groups' labels become a BIDS dataset with truth"
+    )
+    maker.add_argument(
+        "format",
+        choices=("valdo", "momeni", "dou", "almasni", "csv", "mars"),
+        help="how the labels are kept; see docs/howto/import.md",
+    )
+    maker.add_argument("source", type=Path, help="their folder; only read")
+    maker.add_argument("folder", type=Path, help="where to; must be empty, and not in the source")
+    maker.add_argument(
+        "--index-base",
+        type=int,
+        choices=(0, 1),
+        dest="base",
+        help="number of the first voxel (default: as the source says, else found by darkness)",
+    )
+    maker.add_argument(
+        "--flips",
+        metavar="AXES",
+        help="axes counted from the far end: none, or of x, y, z, such as xz (default: likewise)",
+    )
+    maker.add_argument(
+        "--order", metavar="AXES", help="axes that the three numbers stand for (default: likewise)"
+    )
+    maker.add_argument(
+        "--suffix",
+        choices=("T2starw", "swi"),
+        help="what the scans are (default: as the source says, else T2starw)",
+    )
+    maker.add_argument(
+        "--leave-out",
+        action="store_true",
+        help="leave out scans that cannot be used, instead of importing nothing",
+    )
+
+
+def _import(given: argparse.Namespace) -> int:
+    """Import, and say what came of it. Returns the exit code."""
+    from bids_cmb.datasets.convert import Asked, import_labels
+    from bids_cmb.parallel.processes import sentence
+
+    flips = "" if given.flips == "none" else given.flips
+    asked = Asked(given.base, flips, given.order, given.suffix, given.leave_out)
+    try:
+        made = import_labels(given.format, given.source, given.folder, asked=asked, say=_tell)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
+        return 1
+    lesions = "counts, no positions" if made.lesions is None else f"{made.lesions} microbleeds"
+    balls = f", {made.balls} of them balls" if made.balls else ""
+    out = f", {len(made.left_out)} left out" if made.left_out else ""
+    sys.stdout.write(f"{given.folder}: {made.scans} scans, {lesions}{balls}{out}.\n")
+    return 0

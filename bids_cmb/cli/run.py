@@ -1,0 +1,624 @@
+"""The BIDS App's words: from a command line to a Config.
+
+Nothing heavy is imported before the command line is understood: --help must not wait.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from bids_cmb import __version__
+from bids_cmb.config import (
+    LEVELS,
+    OPERATING_POINTS,
+    TENSORFLOW,
+    THREADS,
+    Config,
+    read_config_file,
+    read_path,
+)
+from bids_cmb.errors import (
+    BAD_DATA,
+    GOES_ON,
+    NO_INPUT,
+    NO_OUTPUT,
+    OK,
+    SOME_FAILED,
+    UNKNOWN_LEVEL,
+    USAGE,
+    ExitError,
+    standard_output,
+)
+from bids_cmb.files import obstacle, temporary_folder
+
+ALIASES = {
+    "--session-id": "--session-label",
+    "--nprocs": "--n-cpus",
+    "--dask": "--dask-scheduler",
+    "--nthreads": "--n-cpus",
+    "--mem": "--mem-mb",
+    "--min-size": "--min-volume",
+}
+CACHES = ("TMPDIR", "KERAS_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME")
+SPOKEN = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    Path: "a path, as a text",
+}
+UNITS = {"": 1, "M": 1, "K": 1 / 1024, "G": 1024, "T": 1024**2}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ExitError(USAGE, f"{message}. See --help.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the app.
+
+    Args:
+        argv: The command line without the program's name; None for the process' own.
+
+    Returns:
+        The exit code.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        with standard_output():
+            return _run(words)
+    except ExitError as end:
+        sys.stderr.write(f"bids_cmb: {end}\n")
+        return end.code
+    except KeyboardInterrupt:
+        sys.stderr.write(f"bids_cmb: stopped. {GOES_ON}\n")
+        return 128 + signal.SIGINT
+
+
+def _run(words: list[str]) -> int:
+    if "--list-models" in map(_spelled, words):
+        return _list_models(words)
+    if "--bids-exec-spec" in map(_spelled, words):
+        return _describe()
+    if "--selftest" in map(_spelled, words):
+        return _selftest(words)
+    config = configure(words)
+    with _environment(config):
+        from bids_cmb.workflow.run import run
+
+        return run(config)
+
+
+def _list_models(words: list[str]) -> int:
+    """Print every model card in short; no dataset need be named."""
+    from bids_cmb.networks.weights import described
+
+    given = _Parser(add_help=False, allow_abbrev=False)
+    given.add_argument("--models", type=Path, default=_models())
+    found, _ = given.parse_known_args([_spelled(word) for word in words])
+    sys.stdout.write(described(found.models))
+    return 0
+
+
+def _describe() -> int:
+    """Print the command line as a Boutiques descriptor."""
+    from bids_cmb.cli.descriptor import descriptor
+
+    sys.stdout.write(json.dumps(descriptor(parser()), indent=2) + "\n")
+    return OK
+
+
+def _selftest(words: list[str]) -> int:
+    """Try everything once and say how it went; no dataset need be named."""
+    given = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    given.add_argument("--models", type=Path)
+    given.add_argument("--device", choices=("auto", "gpu", "cpu"))
+    given.add_argument("--gpu-id")
+    given.add_argument("--work-dir", "-w", type=Path)
+    found, _ = given.parse_known_args([_spelled(word) for word in words])
+    settings = {"models": _models(), **vars(found)}
+    with _environment(Config(Path(), Path(), LEVELS, **settings)):
+        from bids_cmb.cli.selftest import selftest
+
+        with tempfile.TemporaryDirectory() as folder:
+            wrong = selftest(
+                Path(folder),
+                models=settings["models"],
+                asked_device=settings.get("device", "auto"),
+                say=_say,
+            )
+    for said in wrong:
+        sys.stderr.write(f"bids_cmb: {said}\n")
+    _say("selftest: something is off" if wrong else "selftest: all is well")
+    return SOME_FAILED if wrong else OK
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _models() -> Path | None:
+    said = os.environ.get("BIDS_CMB_MODELS")
+    return Path(said) if said else None
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every flag, in groups, the most used first."""
+    top = _Parser(
+        prog="bids_cmb",
+        description="Find, measure and count cerebral microbleeds on SWI or T2* scans. "
+        "For research only.",
+        usage="%(prog)s bids_dir output_dir {participant,group} [flags]",
+        epilog="Flags may be written with - or _. Exit codes: 0 all scans read; 1 some failed; "
+        "16 not valid BIDS; 17 unknown level; 18 nothing selected; 64 usage; 65 bad filter or "
+        "config file; 66 no usable input; 69 no GPU or no Dask cluster; 73 output cannot be "
+        "written, or holds another dataset; 74 output takes no more files; 128 + N ended by "
+        "signal N.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    top.add_argument("bids_dir", nargs="?", type=Path, help="the BIDS dataset; never changed")
+    top.add_argument("output_dir", nargs="?", type=Path, help="where the derivatives go")
+    top.add_argument(
+        "analysis_level", nargs="*", help="participant, group, or both, one after the other"
+    )
+
+    add = top.add_argument_group("most used").add_argument
+    labels = {"nargs": "+", "metavar": "LABEL"}
+    add(
+        "--participant-label",
+        **labels,
+        help="only these, with or without sub-; quoted globs ('10*'); @FILE for a list",
+    )
+    add(
+        "--suffix",
+        nargs="+",
+        help="kinds of scan, of T2starw swi MEGRE GRE veno SWImag "
+        f"(default: {' '.join(Config.suffix)})",
+    )
+    add("--n-cpus", type=int, metavar="N", help="cores to use (default: all that are granted)")
+    add("--overwrite", action="store_true", help="read scans again whose results stand already")
+    add("--dry-run", action="store_true", help="say which scans would be read, and why; then stop")
+
+    _add_which(top.add_argument_group("which scans").add_argument, labels)
+    _add_finding(top.add_argument_group("finding microbleeds").add_argument)
+    _add_output(top.add_argument_group("output").add_argument)
+    _add_running(top.add_argument_group("running").add_argument)
+    return top
+
+
+def _add_which(add: Callable, labels: dict) -> None:
+    add("--exclude-participant-label", **labels, help="not these")
+    add("--session-label", **labels, help="only these, with or without ses-")
+    for entity in ("acq", "rec", "run"):
+        add(f"--{entity}", nargs="+", help=f"only scans with this {entity}- label")
+    add(
+        "--echo",
+        nargs="+",
+        metavar="N",
+        help="this echo, or `combined` (default: nearest to 60 T ms of field strength times TE)",
+    )
+    add("--bids-filter-file", type=Path, metavar="JSON", help="{query: {entity: value}}")
+    add("--bids-database-dir", type=Path, metavar="DIR", help="a pybids database to use or make")
+    add("--reset-database", action="store_true", help="make that database anew")
+    add("--shard", metavar="I/N", help="the I-th of N parts of the participants; auto: from Slurm")
+    add(
+        "--validate",
+        choices=("off", "warn", "strict"),
+        help="strict asks bids-validator-deno and stops at errors (default: warn)",
+    )
+    add(
+        "--skip-bids-validation",
+        dest="validate",
+        action="store_const",
+        const="off",
+        help="the same as --validate off",
+    )
+
+
+def _add_finding(add: Callable) -> None:
+    add(
+        "--detector",
+        nargs="+",
+        metavar="NAME",
+        help="one, or several to average: ensemble (default), cascade, distilled, gated, radial, "
+        "two-stage, or a card of --models",
+    )
+    add("--folds", nargs="+", metavar="NAME", help="only these members of an ensemble")
+    add("--models", type=Path, metavar="DIR", help="your model cards and weights, looked at first")
+    add(
+        "--anatomy",
+        choices=("network", "none"),
+        help="none: the brain by intensity and shape, and no regions (default: network)",
+    )
+    add("--selftest", action="store_true", help="load every network, count one made-up scan; stop")
+    add("--list-models", action="store_true", help="print what is known of each model; then stop")
+    add(
+        "--operating-point",
+        choices=OPERATING_POINTS,
+        help="sensitive finds more and raises more false alarms, specific fewer; the figures are "
+        f"on the model card (default: {Config.operating_point})",
+    )
+    add(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="probability of a lesion's "
+        "voxels (default: the detector's; of several, 0.5 on the scale that they share)",
+    )
+    add("--min-volume", type=float, metavar="MM3", help="smallest lesion, in mm3")
+    add(
+        "--uncounted",
+        nargs="*",
+        metavar="FLAG",
+        help="flags of lesions that are listed but not counted, of large small edge vessel csf "
+        f"(default: {' '.join(Config.uncounted)})",
+    )
+    add(
+        "--deep-white-mm",
+        type=float,
+        metavar="MM",
+        help="white matter this close to a lateral ventricle is deep, not lobar "
+        f"(default: {Config.deep_white_mm:g})",
+    )
+    add(
+        "--templateflow-fetch",
+        action="store_true",
+        help="fetch the atlases of lobes and nuclei where TemplateFlow's archive lacks them",
+    )
+    add(
+        "--derivatives",
+        "-d",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="your brain masks and segmentations",
+    )
+    add("--mask-desc", metavar="DESC", help="their desc- label (default: brain)")
+    add("--skip-brain-extraction", action="store_true", help="the scans are skull-stripped")
+
+
+def _add_output(add: Callable) -> None:
+    add(
+        "--output-level",
+        choices=("minimal", "standard", "full"),
+        help="minimal: lesions; standard: and probability and brain; full: and the scan as seen",
+    )
+    add(
+        "--report",
+        choices=("static", "interactive", "none"),
+        help="a page for each participant and one for the cohort; interactive: with the scan to "
+        "look through (default: static)",
+    )
+    add("--reports-only", action="store_true", help="make the pages anew from the derivatives")
+    add(
+        "--reviews",
+        type=Path,
+        metavar="DIR",
+        help="group: reviews that readers saved from the pages, for the counts after them",
+    )
+    add("--boilerplate-only", action="store_true", help="print the methods section; then stop")
+
+
+def _add_running(add: Callable) -> None:
+    add("--resume", action="store_true", help="leave results alone that stand already (default)")
+    add(
+        "--omp-nthreads",
+        type=int,
+        metavar="N",
+        help="threads within one scan (default: the cores over the scans at a time)",
+    )
+    add(
+        "--device",
+        choices=("auto", "gpu", "cpu"),
+        help="gpu: stop if there is none that can be used (default: auto)",
+    )
+    add("--gpu-id", metavar="N", help="the GPU to use, as nvidia-smi numbers them")
+    add(
+        "--precision",
+        choices=("auto", "full", "mixed"),
+        help="mixed: 16 bits in the networks, for processors that have them (default: full)",
+    )
+    add(
+        "--dask-scheduler",
+        metavar="ADDRESS",
+        help="read the scans on a Dask cluster (tcp://host:8786), or `local`",
+    )
+    add("--mem-mb", metavar="MB", help="memory to use; 8G is understood")
+    add("--stop-on-first-crash", action="store_true", help="do not go on after a failed scan")
+    add("--work-dir", "-w", type=Path, metavar="DIR", help="for temporary files")
+    add("--clean-workdir", action="store_true", help="remove the work dir at the end")
+    add("--bids-exec-spec", action="store_true", help="print a Boutiques descriptor; then stop")
+    add("--config-file", type=Path, metavar="TOML", help="settings, as a run saves them in logs/")
+    add("--notrack", action="store_true", help="accepted and without effect: nothing is tracked")
+    add("-v", "--verbose", action="count", default=0, help="say more")
+    add("-q", "--quiet", action="count", default=0, help="say only what is wrong")
+    add("--version", action="version", version=f"bids_cmb {__version__}")
+
+
+def configure(argv: list[str]) -> Config:
+    """From the command line to a Config: flags first, then the config file, then the defaults.
+
+    Raises:
+        ExitError: If the command line or the config file makes no sense.
+    """
+    parsed = vars(parser().parse_intermixed_args([_spelled(word) for word in argv]))
+    # Positionals that were not given come as the word SUPPRESS itself (an oddity of argparse).
+    given = {name: value for name, value in parsed.items() if str(value) != argparse.SUPPRESS}
+    overwrite, resume = given.pop("overwrite", False), given.pop("resume", False)
+    if overwrite or resume:
+        given["overwrite"] = overwrite
+    given.pop("notrack", None)
+    verbosity = given.pop("verbose") - given.pop("quiet")
+    if verbosity:
+        given["verbosity"] = verbosity
+    if not given.get("analysis_level"):
+        given.pop("analysis_level", None)
+    given = _from_file(given.pop("config_file", None)) | given
+    settings = {name: _settled(name, value) for name, value in given.items()}
+    settings.setdefault("models", _models())
+
+    absent = [
+        name for name in ("bids_dir", "output_dir", "analysis_level") if not settings.get(name)
+    ]
+    if absent:
+        raise ExitError(
+            USAGE, f"bids_dir, output_dir and a level are needed; {absent[0]} is missing."
+        )
+    config = Config(**settings)
+    _check(config)
+    return config
+
+
+def _spelled(word: str) -> str:
+    """A flag with hyphens, and under its own name."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    flag = flag.replace("_", "-")
+    return ALIASES.get(flag, flag) + equals + value
+
+
+def _from_file(path: Path | None) -> dict:
+    if path is None:
+        return {}
+    actions = {action.dest: action for action in parser()._actions}
+    actions |= {action.dest: action for action in parser()._actions if action.choices}
+    try:
+        settings = read_config_file(path)
+        for name, value in settings.items():
+            settings[name] = _as_flag(f"{path}: {name}", actions.get(name), value)
+        return settings
+    except ValueError as error:
+        raise ExitError(BAD_DATA, str(error)) from error
+    except OSError as error:
+        raise ExitError(
+            NO_INPUT, f"{path}: the config file cannot be read ({error.strerror})."
+        ) from error
+
+
+def _as_flag(place: str, action: argparse.Action | None, value: object) -> object:
+    """A value of a config file as argparse would have given it for the flag of that name.
+
+    Args:
+        place: File and setting, for the sentence.
+        action: The flag; None for ``verbosity``, which has two.
+        value: As TOML gave it.
+
+    Raises:
+        ValueError: If the flag would not take it.
+    """
+    if action is not None and action.dest == "shard" and isinstance(value, list):
+        value = "/".join(map(str, value))  # as a run saves it
+    kind = int if action is None else bool if action.nargs == 0 else action.type or str
+    takes_several = action is not None and action.nargs in ("+", "*")
+    several = isinstance(value, list)
+    items = value if several else [value]
+    rule = SPOKEN[kind]
+    holds = all(_is_of_kind(item, kind) for item in items) and (takes_several or not several)
+    if action is not None and action.choices:
+        rule = f"one of {', '.join(action.choices)}"
+        holds = holds and all(item in action.choices for item in items)
+    if not holds:
+        several = ", or a list of these" if takes_several else ""
+        raise ValueError(f"{place} must be {rule}{several}; found {_spoken(value)}.")
+    needed = getattr(Config, action.dest, None) if takes_several else None
+    if not items and needed and action.nargs == "+":
+        raise ValueError(f"{place} must name at least one; found an empty list.")
+    if kind is Path:
+        items = [read_path(item) for item in items]
+    elif kind is str:
+        items = [str(item) for item in items]
+    return items if takes_several else items[0]
+
+
+def _is_of_kind(value: object, kind: type) -> bool:
+    """Whether a value of TOML is what a flag of that type is; a text may be a whole number."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, {float: (int, float), Path: str, str: (str, int)}.get(kind, kind))
+
+
+def _spoken(value: object) -> str:
+    """A value as TOML writes it, shortened."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{json.dumps(value, ensure_ascii=False, default=str):.60}"
+
+
+def _settled(name: str, value: object) -> object:
+    """A flag's value as Config holds it."""
+    if name == "mem_mb":
+        return _megabytes(str(value))
+    if name == "shard":
+        return _shard(str(value))
+    if isinstance(value, Path):
+        return value.absolute()
+    if name == "derivatives":
+        return tuple(folder.absolute() for folder in value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _megabytes(said: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", said.upper())
+    if not found or float(found[1]) * UNITS[found[2]] < 1:
+        raise ExitError(
+            USAGE, f"--mem-mb must be an amount of memory like 8000 or 8G; found {said}."
+        )
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def _check(config: Config) -> None:
+    """Refuse what makes no sense, before anything is read or written.
+
+    Raises:
+        ExitError: With the argument, the rule and what was found.
+    """
+    for level in config.analysis_level:
+        if level not in LEVELS:
+            raise ExitError(
+                UNKNOWN_LEVEL, f"the level must be participant or group; found {level}."
+            )
+    for name in ("n_cpus", "omp_nthreads"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ExitError(USAGE, f"--{name.replace('_', '-')} must be at least 1; found {value}.")
+    if config.threshold is not None and not 0 < config.threshold <= 1:
+        raise ExitError(
+            USAGE, f"--threshold must lie above 0 and up to 1; found {config.threshold:g}."
+        )
+    if config.min_volume is not None and not 0 <= config.min_volume < math.inf:
+        raise ExitError(USAGE, f"--min-volume must be 0 mm³ or more; found {config.min_volume:g}.")
+    if not 0 <= config.deep_white_mm <= 50:
+        raise ExitError(
+            USAGE, f"--deep-white-mm must be 0 to 50 mm; found {config.deep_white_mm:g}."
+        )
+    if len(set(config.detector)) < len(config.detector):
+        raise ExitError(
+            USAGE, f"--detector takes each name once; found {' '.join(config.detector)}."
+        )
+    _check_folders(config)
+
+
+def _check_folders(config: Config) -> None:
+    raw, out = config.bids_dir.resolve(), config.output_dir.resolve()
+    if out == raw:
+        raise ExitError(
+            USAGE, f"output_dir must be another folder than bids_dir; found {out} for both."
+        )
+    if out.is_relative_to(raw) and not out.is_relative_to(raw / "derivatives"):
+        raise ExitError(
+            USAGE,
+            f"output_dir must lie outside bids_dir or under its derivatives/; found {out}. "
+            f"Suggested: {raw / 'derivatives' / 'bids_cmb'}.",
+        )
+    if config.work_dir and config.work_dir.resolve().is_relative_to(raw):
+        raise ExitError(USAGE, f"--work-dir must lie outside bids_dir; found {config.work_dir}.")
+    if "participant" not in config.analysis_level:
+        return
+    if not raw.is_dir():
+        what = "found a file" if raw.exists() else "there is none"
+        raise ExitError(NO_INPUT, f"{config.bids_dir}: bids_dir must be a folder; {what}.")
+    if config.models and not config.models.is_dir():
+        raise ExitError(NO_INPUT, f"{config.models}: --models must be a folder; there is none.")
+    for folder in config.derivatives:
+        if not folder.is_dir():
+            raise ExitError(NO_INPUT, f"{folder}: --derivatives must be a folder; there is none.")
+
+
+def _shard(said: str) -> tuple[int, int]:
+    """The part of the participants that is ours: (I, N), from 1.
+
+    Raises:
+        ExitError: If it is no I/N, or ``auto`` outside a Slurm array.
+    """
+    if said == "auto":
+        names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX")
+        try:
+            task, first, last = (int(os.environ[name]) for name in names)
+        except (KeyError, ValueError) as error:
+            said = f"--shard auto needs a Slurm array job; {names[0]} is not set."
+            raise ExitError(USAGE, said) from error
+        step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", "1"))
+        tasks = (last - first) // step + 1
+        if int(os.environ.get("SLURM_ARRAY_TASK_COUNT", tasks)) != tasks:
+            raise ExitError(
+                USAGE,
+                f"--shard auto needs an array without gaps; this one has {tasks} places and "
+                f"{os.environ['SLURM_ARRAY_TASK_COUNT']} tasks. --shard I/N says it outright.",
+            )
+        return (task - first) // step + 1, tasks
+    found = re.fullmatch(r"(\d+)/(\d+)", said)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ExitError(USAGE, f"--shard must be I/N with I from 1 to N, or auto; found {said}.")
+    return int(found[1]), int(found[2])
+
+
+@contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """End in order, temporary files removed, on SIGTERM and, unless under nohup, on SIGHUP."""
+    asked = [signal.SIGTERM, signal.SIGHUP]
+    asked = [one for one in asked if signal.getsignal(one) == signal.SIG_DFL]
+    for one in asked:
+        signal.signal(one, _ended)
+    try:
+        yield
+    finally:
+        for one in asked:
+            signal.signal(one, signal.SIG_DFL)
+
+
+def _ended(number: int, _: object) -> None:
+    sys.stderr.write(f"bids_cmb: terminated by a signal. {GOES_ON}\n")
+    sys.exit(128 + number)
+
+
+@contextmanager
+def _environment(config: Config) -> Iterator[None]:
+    """Threads and a folder for the temporary files of all libraries, removed at the end.
+
+    Libraries look at these variables when they are imported. A home folder may be missing or
+    read-only; only a temporary folder is needed.
+    """
+    held = ExitStack()
+    held.enter_context(_ending_on_signals())
+    try:
+        if config.work_dir:
+            config.work_dir.mkdir(parents=True, exist_ok=True)
+        folder = held.enter_context(temporary_folder("bids_cmb-", config.work_dir))
+    except OSError as error:
+        held.close()
+        reason = obstacle(config.work_dir or Path(tempfile.gettempdir())) or error
+        said = f"a folder for temporary files must be writable ({reason}). See --work-dir."
+        raise ExitError(NO_OUTPUT, said) from error
+    threads = str(config.omp_nthreads or 1)
+    ours = dict.fromkeys(THREADS, threads) | dict.fromkeys(CACHES, str(folder)) | TENSORFLOW
+    if config.device == "cpu":
+        ours["CUDA_VISIBLE_DEVICES"] = "-1"
+    elif config.gpu_id is not None:
+        ours["CUDA_VISIBLE_DEVICES"] = config.gpu_id
+    if "HOME" not in os.environ:  # pybids looks for one, and the user may have no name either
+        ours["HOME"] = str(folder)
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    tempfile.tempdir = None  # so that it is looked up anew
+    try:
+        yield
+    finally:
+        held.close()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        tempfile.tempdir = None
+        if config.clean_workdir and config.work_dir:
+            with suppress(OSError):  # somebody else's files are in it
+                config.work_dir.rmdir()

@@ -1,0 +1,93 @@
+"""The app proves that it works where it stands: networks loaded, one synthetic scan counted."""
+
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+from bids_cmb.config import Config
+from bids_cmb.evaluation.evaluate import Asked, measure
+from bids_cmb.networks.inference import device, load_network, load_patcher, unfit
+from bids_cmb.networks.model_cards import card, card_names, members_of, weights_file
+from bids_cmb.provenance import machine, software
+from bids_cmb.simulation.simulate import simulate
+from bids_cmb.workflow.run import run
+
+SEED = 11
+PROTOCOL = "alfa-t2star"
+LAW = "crowded"  # a scan with at least a dozen microbleeds
+FEWEST_FOUND = 0.5  # of the scan's microbleeds; networks that are broken find none or everything
+MOST_FALSE = 10
+Say = Callable[[str], None]
+
+
+def selftest(folder: Path, *, models: Path | None, asked_device: str, say: Say) -> list[str]:
+    """Try everything once.
+
+    Args:
+        folder: For what is made on the way; empty.
+        models: The user's folder of cards and weights.
+        asked_device: ``gpu`` if there must be one.
+        say: Told what was found and how long it took.
+
+    Returns:
+        What is off, in sentences; empty if all is well.
+    """
+    say(", ".join(f"{name} {version}" for name, version in software().items()))
+    say(f"tensorflow {_tensorflow_version()}, {device()}, {machine()['Cores']} cores")
+    wrong = []
+    if said := unfit(asked_device):
+        wrong.append(said)
+    wrong += [said for name in card_names(models=models) for said in _loaded(name, models, say)]
+    return wrong or _counted(folder, models, say)
+
+
+def _tensorflow_version() -> str:
+    for name in ("tensorflow", "tensorflow-cpu"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return "absent"
+
+
+def _loaded(name: str, models: Path | None, say: Say) -> list[str]:
+    """Load the networks of a card; what is wrong with them."""
+    wrong = []
+    said = card(name, models)
+    loaded = load_patcher if "design" in said else load_network
+    for member in members_of(said):
+        began = time.monotonic()
+        try:
+            loaded(member, weights_file(name, member, models))
+        except ValueError as error:
+            wrong.append(str(error))
+            continue
+        took = time.monotonic() - began
+        say(f"{name}, member {member['name']}: loaded and checked in {took:.1f} s")
+    return wrong
+
+
+def _counted(folder: Path, models: Path | None, say: Say) -> list[str]:
+    """Simulate a scan, run the app on it as a user would, and compare with the truth."""
+    raw, out = folder / "raw", folder / "out"
+    began = time.monotonic()
+    (true,) = simulate(raw, scans=1, seed=SEED, protocols=[PROTOCOL], variant=LAW)
+    say(f"a scan with {true} microbleeds simulated in {time.monotonic() - began:.1f} s")
+    began = time.monotonic()
+    levels = ("participant", "group")
+    config = Config(raw, out, levels, models=models, n_cpus=1, verbosity=-1, validate="off")
+    if code := run(config):
+        return [f"the app must read the synthetic scan; it ended with exit code {code}."]
+    found = measure(out, raw / "derivatives" / "truth", Asked(draws=10)).figures
+    sensitivity, false = found["sensitivity"].value, found["false_alarms"].value
+    say(
+        f"counted in {time.monotonic() - began:.1f} s: {sensitivity:.0%} of those that are sure "
+        f"found, {false:.0f} false"
+    )
+    if sensitivity < FEWEST_FOUND or false > MOST_FALSE:
+        return [
+            f"at least {FEWEST_FOUND:.0%} of the microbleeds must be found with at most "
+            f"{MOST_FALSE} false ones; found {sensitivity:.0%} and {false:.0f}."
+        ]
+    return []

@@ -1,0 +1,1 @@
+"""Detectors: from a scan to the probability of microbleed in each voxel."""

@@ -1,0 +1,73 @@
+"""What a detector leaves behind besides its chances, so that a reader sees why it said so."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from bids_cmb.imaging.volume import Volume
+
+Place = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box around what a detector took for a candidate.
+
+    Attributes:
+        detector: Whose.
+        centre: World mm.
+        sides: mm along the scan's own axes: two in the plane of its slices, and through them.
+        slices: In how many slices of the detector's grid it was seen.
+        confidence: Of the surest of them, 0 to 1.
+        chance: That it is a microbleed, by the detector's last word, 0 to 1.
+    """
+
+    detector: str
+    centre: Place
+    sides: Place
+    slices: int
+    confidence: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How far a detector's gate opens in one slice of its grid.
+
+    Attributes:
+        detector: Whose.
+        place: World mm, the middle of where it opens farthest.
+        chance: There, 0 to 1.
+        threshold: From which on the gate is open.
+    """
+
+    detector: str
+    place: Place
+    chance: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What detectors leave behind of one scan: empty for most of them.
+
+    Attributes:
+        boxes: Around candidates.
+        openings: Of a gate.
+        instances: Which candidate each voxel belongs to, from 1, on the scan's grid, 0 elsewhere;
+            None of detectors that tell nothing but chances.
+    """
+
+    boxes: tuple[Box, ...] = ()
+    openings: tuple[Opening, ...] = ()
+    instances: Volume | None = field(default=None, compare=False)
+
+
+def together(parts: Iterable[Evidence]) -> Evidence:
+    """The evidence of several detectors as one, in their order; instances are the first one's."""
+    parts = tuple(parts)
+    instances = (part.instances for part in parts if part.instances is not None)
+    return Evidence(
+        tuple(box for part in parts for box in part.boxes),
+        tuple(opening for part in parts for opening in part.openings),
+        next(instances, None),
+    )

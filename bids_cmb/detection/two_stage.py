@@ -1,0 +1,184 @@
+"""The design `two-stage`: U-Nets propose, a classifier decides.
+
+The mean of the U-Nets gives every voxel a probability; its peaks are the proposals. Classifiers are
+shown the surround of each, and where in the head it lies; the mean of their log-odds is its chance.
+A proposal's extent are the voxels about its peak of at least half the peak's probability, so that
+two lesions of a cluster stay two.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import ndimage
+from scipy.special import expit, logit
+
+from bids_cmb.anatomy.segmentation import Anatomy
+from bids_cmb.detection.outputs import Evidence
+from bids_cmb.detection.proposals import (
+    CLIP,
+    EXTENT_MM,
+    HALF,
+    Proposal,
+    Rules,
+    cut_patch,
+    describe_places,
+    find_proposals,
+    hide,
+    stack_channels,
+)
+from bids_cmb.imaging.preprocessing import Grid, Preprocessed, back_to_scan, near, preprocess
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.networks.inference import Models, answer, load_network, load_patcher
+from bids_cmb.networks.model_cards import weights_file
+
+PATCHES_AT_ONCE = 32
+PROPOSE, DECIDE = "unet", "classifier"  # the builders of the two stages
+WIDE = ndimage.generate_binary_structure(3, 3)
+
+
+def two_stage(
+    image: Volume, brain: Volume, card: Mapping, models: Models, anatomy: Anatomy | None = None
+) -> tuple[Volume, Evidence]:
+    """Find proposals, judge each, and paint its chance into its extent.
+
+    Args:
+        image: T2*-weighted magnitude or SWI, as it came.
+        brain: True inside the brain, on the grid of ``image``.
+        card: Its members are U-Nets and, for the second stage, classifiers, all of one grid;
+            without classifiers, the first stage's probability is the chance. ``flips`` of a member
+            are axes that its input is turned around along, for each further look.
+        models: Where weights are, and how to compute.
+        anatomy: What lies where in the head, for the classifiers.
+
+    Returns:
+        Chance, 0 to 1, float32, on the grid of ``image``; and which proposal each voxel belongs to.
+
+    Raises:
+        ValueError: If a member is missing or sees another grid, or weights are not those of the
+            card.
+    """
+    fed, probability, proposals = propose(image, brain, card, models)
+    chances = decide(fed, probability, proposals, card, models, anatomy)
+    return paint(image, probability, proposals, chances)
+
+
+def propose(
+    image: Volume, brain: Volume, card: Mapping, models: Models
+) -> tuple[Preprocessed, Volume, list[Proposal]]:
+    """Run the first stage.
+
+    Returns:
+        The scan on the networks' grid, the first stage's probability there, and its peaks, the
+        likeliest first.
+    """
+    members = _members(card, PROPOSE)
+    if not members:
+        raise ValueError(f"{card['name']}: the first of two stages needs a U-Net; found none.")
+    grids = {Grid.from_card(member["grid"]) for member in card["members"]}
+    if len(grids) != 1:
+        raise ValueError(
+            f"{card['name']}: all networks of two stages must see one grid; found {len(grids)}."
+        )
+    fed = preprocess(image, brain, grids.pop())
+    inside = near(fed.brain)
+    seen = [
+        answer(load_network(member, _path(card, member, models), precision=models.precision),
+               fed.image.data, inside)
+        for member in members
+    ]  # fmt: skip
+    probability = Volume(np.mean(seen, axis=0, dtype=np.float32), fed.image.affine)
+    rules = Rules.from_card(card.get("parameters", {}))
+    return fed, probability, find_proposals(probability, inside, rules)
+
+
+def decide(
+    fed: Preprocessed, probability: Volume, proposals: Sequence[Proposal], card: Mapping,
+    models: Models, anatomy: Anatomy | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Run the second stage.
+
+    Returns:
+        The chance of each proposal, float32 (N,), 0 to 1, before any calibration: of the mean
+        log-odds of the classifiers and, times ``first_stage_weight`` of the card, of the first
+        stage.
+    """
+    members = _members(card, DECIDE)
+    if not proposals or not members:
+        return np.array([one.probability for one in proposals], np.float32)
+    voxels = [one.voxel for one in proposals]
+    channels = stack_channels(fed, probability.data)
+    places = describe_places(voxels, probability, fed.brain, anatomy)
+    logits = np.zeros(len(voxels))
+    for member in members:
+        ask = load_patcher(member, _path(card, member, models), precision=models.precision)
+        shape = member["arguments"]["shape"]
+        looks = [(), *map(tuple, member.get("flips", ()))]
+        hidden = member.get("hidden", ())
+        for first in range(0, len(voxels), PATCHES_AT_ONCE):
+            group = slice(first, first + PATCHES_AT_ONCE)
+            patches = np.stack([cut_patch(channels, voxel, shape) for voxel in voxels[group]])
+            for axes in looks:
+                turned = np.flip(patches, [axis + 1 for axis in axes]).astype(np.float32)
+                logits[group] += ask(*hide(turned, places[group], hidden))[:, 0] / len(looks)
+    first = [one.probability for one in proposals]
+    return combine(logits / len(members), first, card.get("first_stage_weight", 0.0))
+
+
+def combine(logits: np.ndarray, first: Sequence[float], weight: float) -> np.ndarray:
+    """Add what the first stage thinks to what the second does.
+
+    Args:
+        logits: Log-odds of the second stage, (N,).
+        first: Probability of the first stage, (N,).
+        weight: By which the log-odds of the first stage are added.
+
+    Returns:
+        Chances, float32 (N,).
+    """
+    odds = logit(np.clip(np.asarray(first, float), CLIP, 1 - CLIP))
+    return expit(logits + weight * odds).astype(np.float32)
+
+
+def paint(
+    image: Volume, probability: Volume, proposals: Sequence[Proposal], chances: np.ndarray
+) -> tuple[Volume, Evidence]:
+    """Paint the chance of each proposal into its extent on the grid of the scan.
+
+    Its extent are the voxels within `EXTENT_MM` of its peak that hang together with it, are nearer
+    to it than to any other peak, and have at least half its probability; the nearest voxel at
+    least.
+    """
+    chance = np.zeros(image.shape, np.float32)
+    labels = np.zeros(image.shape, np.uint16)
+    if not len(proposals):
+        return Volume(chance, image.affine), Evidence(instances=Volume(labels, image.affine))
+    soft = back_to_scan(probability, image).data
+    peaks = probability.world(np.array([one.voxel for one in proposals]))
+    reach = np.ceil(EXTENT_MM / image.spacing).astype(int) + 1
+    for number, (place, value) in enumerate(zip(peaks, chances, strict=True), start=1):
+        middle = np.clip(np.rint(image.index(place)).astype(int), 0, np.array(image.shape) - 1)
+        start = np.maximum(middle - reach, 0)
+        box = tuple(map(slice, start, middle + reach + 1))
+        index = np.stack(np.indices(soft[box].shape), axis=-1) + start
+        world = image.world(index.reshape(-1, 3))
+        away = np.linalg.norm(world - place, axis=1)
+        others = peaks[np.linalg.norm(peaks - place, axis=1) < 2 * EXTENT_MM]
+        nearest = np.linalg.norm(world[:, None] - others[None], axis=-1).min(axis=1)
+        mine = ((away <= EXTENT_MM) & (away <= nearest + 1e-6)).reshape(soft[box].shape)
+        here = tuple(middle - start)
+        peak = max(soft[box][here], HALF * proposals[number - 1].probability)  # it lies in between
+        mine &= soft[box] >= HALF * peak
+        mine[here] = True
+        pieces, _ = ndimage.label(mine, structure=WIDE)
+        mine = (pieces == pieces[here]) & (labels[box] == 0)
+        labels[box][mine] = number
+        chance[box][mine] = value
+    return Volume(chance, image.affine), Evidence(instances=Volume(labels, image.affine))
+
+
+def _members(card: Mapping, builder: str) -> list[Mapping]:
+    return [member for member in card["members"] if member["builder"] == builder]
+
+
+def _path(card: Mapping, member: Mapping, models: Models):
+    return weights_file(card["name"], member, models.folder)

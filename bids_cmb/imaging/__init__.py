@@ -1,0 +1,1 @@
+"""Images: volumes in world space, grids of networks, registration, phase."""

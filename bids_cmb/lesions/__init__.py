@@ -1,0 +1,1 @@
+"""Lesions: from a probability map to measured lesions, their labels and their tables."""

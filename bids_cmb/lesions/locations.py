@@ -1,0 +1,63 @@
+"""Where lesions lie: structure, side, position in MNI space, region of MARS, and parcel."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from bids_cmb.anatomy.atlases import Atlases, parcel_at
+from bids_cmb.anatomy.region_map import Region, locate
+from bids_cmb.anatomy.segmentation import Anatomy, Place, places
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.lesions.measure import Lesion
+
+
+def locate_lesions(
+    lesions: Iterable[Lesion],
+    anatomy: Anatomy,
+    regions: Volume,
+    *,
+    classes: Sequence[dict],
+    atlases: Atlases,
+    uncounted: Sequence[str] = ("large",),
+) -> list[Lesion]:
+    """Give each lesion the place where its centre lies.
+
+    Args:
+        lesions: As `lesions.measure.find_lesions` gives them.
+        anatomy: Of the head.
+        regions: Of MARS, on the grid of the anatomy, as `anatomy.region_map.region_map` gives them.
+        classes: Of the anatomy network's card.
+        atlases: That name parcels.
+        uncounted: Flags that keep a lesion out of the counts; ``csf`` is known only now.
+
+    Returns:
+        The same lesions in the same order.
+    """
+    lesions = list(lesions)
+    centres = [lesion.centre for lesion in lesions]
+    nearby = [locate(regions, centre, anatomy.midline) for centre in centres]
+    located = []
+    for lesion, place, region in zip(
+        lesions, places(anatomy, centres, classes), nearby, strict=True
+    ):
+        parcel = parcel_at(place.mni, region.territory, region.name, atlases)
+        located.append(replace(_with_location(lesion, place, region, uncounted), parcel=parcel))
+    return located
+
+
+def _with_location(
+    lesion: Lesion, place: Place, region: Region, uncounted: Sequence[str]
+) -> Lesion:
+    flags = lesion.flags if region.away == 0 else (*lesion.flags, "csf")
+    return replace(
+        lesion,
+        flags=flags,
+        counted=not set(flags) & set(uncounted),
+        region=place.structure,
+        side=place.side,
+        mni=place.mni,
+        territory=region.territory,
+        mars=region.name,
+        next_mars=region.next_name,
+        next_mars_mm=region.next_away,
+        left=region.left,
+    )

@@ -1,1 +1,0 @@
-"""What networks are taught: a task tells how batches are drawn and how answers are judged."""

@@ -1,0 +1,1 @@
+"""Metrics: matching of detections and reference, detection scores, agreement."""

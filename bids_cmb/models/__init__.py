@@ -1,1 +1,0 @@
-"""Networks: one file, one builder each."""

@@ -1,0 +1,1 @@
+"""Architectures of the networks, each built with Keras from its arguments."""

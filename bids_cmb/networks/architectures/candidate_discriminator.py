@@ -1,0 +1,82 @@
+"""Teacher and student that tell a microbleed from what looks like one, in a patch of 24 voxels.
+
+The teacher learns two things at once, which voxels are microbleed and what the patch is; the
+student has the teacher's layers without those for voxels. Layers and widths after Sundaresan et
+al. 2023, doi:10.3389/fninf.2023.1204186; nothing is subclassed, so that a saved network needs none
+of our code.
+"""
+
+import keras
+from keras import layers
+
+from bids_cmb.networks.architectures.candidate_detector import MOMENTUM, decoded, encoded, twice
+
+SIDE = 24  # voxels of a patch, along each axis
+FULL = "float32"  # in 16 bits a CPU's gradient of kernels larger than their image is at times NaN
+
+
+def cdisc_teacher(
+    *, width: int = 64, inputs: int = 2, start: float = 0.0, biased: bool = False,
+    folded: bool = False,
+) -> keras.Model:  # fmt: skip
+    """Build the teacher.
+
+    Args:
+        width: Channels of the finest level; published: 64.
+        inputs: Channels of the image.
+        start: Log-odds that a voxel is microbleed before training.
+        biased: As `cdet.cdet`.
+        folded: As `cdet.cdet`.
+
+    Returns:
+        From (B, 24, 24, 24, inputs) to logits, float32, (B, 24, 24, 24, 4): of no and of a
+        microbleed in the voxel, and of no and of a microbleed in the middle of the patch, the
+        latter two the same at every voxel.
+    """
+    image = keras.Input((SIDE, SIDE, SIDE, inputs), name="image")
+    bias = {"biased": biased, "folded": folded}
+    levels = encoded(image, width, **bias)
+    kind = layers.Reshape((1, 1, 1, 2), dtype=FULL, name="kind_voxel")(
+        _classified(levels[-1], width, **bias)
+    )
+    everywhere = layers.UpSampling3D(SIDE, dtype=FULL, name="kind_everywhere")(kind)
+    voxels = decoded(levels, width, start=start, **bias)
+    return keras.Model(image, layers.Concatenate(dtype=FULL, name="both")([voxels, everywhere]))
+
+
+def cdisc_student(
+    *, width: int = 64, inputs: int = 2, biased: bool = False, folded: bool = False
+) -> keras.Model:
+    """Build the student.
+
+    Args:
+        width: As `cdisc_teacher`.
+        inputs: As `cdisc_teacher`.
+        biased: As `cdet.cdet`.
+        folded: As `cdet.cdet`.
+
+    Returns:
+        From (B, 24, 24, 24, inputs) to logits of no and of a microbleed in the middle of the
+        patch, float32, (B, 2).
+    """
+    image = keras.Input((SIDE, SIDE, SIDE, inputs), name="image")
+    bias = {"biased": biased, "folded": folded}
+    return keras.Model(image, _classified(encoded(image, width, **bias)[-1], width, **bias))
+
+
+def _classified(x, width: int, *, biased: bool, folded: bool):
+    """What the coarsest level, (B, 6, 6, 6, 4 width), says of the whole patch: logits (B, 2)."""
+    x = layers.Conv3D(2 * width, 1, use_bias=biased, dtype=FULL, name="kind_entry")(x)
+    # Padded after the convolution, and the normalisation stays when others are folded: TensorFlow
+    # computes a padding that is followed by a convolution wrongly on CPUs (`networks.inference`).
+    x = layers.ZeroPadding3D(1, dtype=FULL, name="kind_pad")(x)
+    x = layers.BatchNormalization(momentum=MOMENTUM, dtype=FULL, name="kind_padded")(x)
+    x = layers.Activation("relu", dtype=FULL, name="kind_relu")(x)
+    for level in range(2):
+        x = layers.MaxPooling3D(2, dtype=FULL, name=f"kind{level}_pool")(x)
+        bias = {"biased": biased, "folded": folded}
+        x = twice(x, 2 * width, (3, 3), f"kind{level}", dtype=FULL, **bias)
+    x = layers.Flatten(dtype=FULL, name="kind_flat")(x)
+    x = layers.Dense(2 * width, dtype=FULL, name="kind_wide")(x)
+    x = layers.Dense(width // 2, dtype=FULL, name="kind_narrow")(x)
+    return layers.Dense(2, dtype=FULL, name="kind")(x)

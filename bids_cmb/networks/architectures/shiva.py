@@ -1,0 +1,56 @@
+"""The U-Net of SHIVA-CMB's first release, as Keras layers.
+
+Its name, Unet3Dv2-10.7.2-1.8, says the widths: 10 at the finest of 7 levels with 2 convolutions
+each, 1.8 times wider from level to level. Layers and their order after the public
+re-implementation of its sister networks in ANTsPyNet. For pictures of the network and for tests;
+`networks.external.tiled_unet` computes the same three times faster.
+"""
+
+from collections.abc import Sequence
+
+import keras
+from keras import layers
+
+
+def shiva(
+    *, widths: Sequence[int], shape: tuple[int, int, int] = (160, 214, 176), last: int = 10,
+    folded: bool = False,
+) -> keras.Model:  # fmt: skip
+    """Build the network.
+
+    Args:
+        widths: Channels of each level, the finest first.
+        shape: Voxels of the image; each side at least two to the number of levels.
+        last: Channels of the two convolutions after the last level.
+        folded: Whether the normalisations are left out, their numbers having been taken into the
+            convolutions before them.
+
+    Returns:
+        From (B, X, Y, Z, 1) to logits, float32, (B, X, Y, Z, 1).
+    """
+    image = keras.Input((*shape, 1), name="image")
+    x, skips = image, []
+    for level, width in enumerate(widths):
+        x = _convolved(x, width, f"down{level}_first", folded=folded)
+        x = _convolved(x, width, f"down{level}_second", folded=folded)
+        skips.append(x)
+        x = layers.MaxPooling3D(2, name=f"down{level}_pool")(x)
+    for level in reversed(range(len(widths))):
+        x = layers.UpSampling3D(2, name=f"up{level}_wide")(x)
+        sides = zip(skips[level].shape[1:4], x.shape[1:4], strict=True)
+        short = [full - part for full, part in sides]
+        if any(short):  # halving an odd number of voxels lost the last one: it comes back as zero
+            x = layers.ZeroPadding3D([(0, gap) for gap in short], name=f"up{level}_pad")(x)
+        x = layers.Concatenate(name=f"up{level}_both")([x, skips[level]])
+        x = _convolved(x, x.shape[-1], f"up{level}_first", folded=folded)
+        x = _convolved(x, widths[level], f"up{level}_second", folded=folded)
+    x = _convolved(x, last, "last_first", folded=folded)
+    x = _convolved(x, last, "last_second", folded=folded)
+    return keras.Model(image, layers.Conv3D(1, 1, dtype="float32", name="answer")(x))
+
+
+def _convolved(x, width: int, name: str, *, folded: bool):
+    x = layers.Conv3D(width, 3, padding="same", use_bias=folded, name=name)(x)
+    if not folded:
+        x = layers.BatchNormalization(name=f"{name}_norm")(x)
+    return layers.Activation("silu", name=f"{name}_silu")(x)

@@ -1,0 +1,70 @@
+"""A 3D U-Net whose skips are added, not stacked: a third of the work at the finest level.
+
+The layers and the order of their weights are those that Keras builds; nothing is subclassed, so
+that a saved network needs none of our code.
+"""
+
+from collections.abc import Sequence
+
+import keras
+from keras import layers
+
+
+def unet(
+    *, widths: Sequence[int] = (16, 32, 64, 96), inputs: int = 1, outputs: int = 1,
+    packed: bool | Sequence[int] = False, flat: int = 0, start: float = 0.0,
+    folded: bool = False,
+) -> keras.Model:  # fmt: skip
+    """Build the network.
+
+    Args:
+        widths: Channels of each level, the finest first.
+        inputs: Channels of the image.
+        outputs: Channels of the answer.
+        packed: Whether the finest level has voxels twice as large as the image: eight times
+            less work, and the answer is as fine as the image all the same. Three numbers give
+            the factor of each axis: ``(2, 2, 1)`` for slices that are thicker than pixels.
+        flat: How many levels, from the finest, look at 3 x 3 x 1 voxels and halve the first two
+            axes only: for slices that are thicker than pixels.
+        start: Bias of the answer before training.
+        folded: Whether the normalisations are left out, their numbers having been taken into the
+            convolutions before them, as `networks.inference` does it: for use, not for training.
+
+    Returns:
+        From (B, X, Y, Z, inputs) to logits, float32, (B, X, Y, Z, outputs). Each side must be a
+        multiple of two to the number of halvings.
+    """
+    image = keras.Input((None, None, None, inputs), name="image")  # (B, X, Y, Z, inputs)
+    kernels = [(3, 3, 1) if level < flat else (3, 3, 3) for level in range(len(widths))]
+    steps = [(2, 2, 1) if level < flat else (2, 2, 2) for level in range(len(widths) - 1)]
+
+    pack = (2, 2, 2) if packed is True else tuple(packed or ())
+    x = layers.Conv3D(widths[0], pack, strides=pack, name="pack")(image) if pack else image
+    skips = []
+    for level, (width, kernel) in enumerate(zip(widths, kernels, strict=True)):
+        x = _twice(x, width, kernel, f"down{level}", folded=folded)
+        if level < len(steps):
+            skips.append(x)
+            x = layers.MaxPooling3D(steps[level], name=f"down{level}_pool")(x)
+    for level in reversed(range(len(steps))):
+        x = _convolved(x, widths[level], (1, 1, 1), f"up{level}_narrow", folded=folded)
+        x = layers.UpSampling3D(steps[level], name=f"up{level}_wide")(x)
+        x = layers.Add(name=f"up{level}_skip")([x, skips[level]])
+        x = _twice(x, widths[level], kernels[level], f"up{level}", folded=folded)
+    bias = keras.initializers.Constant(start)
+    last = {"dtype": "float32", "bias_initializer": bias, "name": "answer"}
+    if pack:
+        return keras.Model(image, layers.Conv3DTranspose(outputs, pack, strides=pack, **last)(x))
+    return keras.Model(image, layers.Conv3D(outputs, 1, **last)(x))
+
+
+def _twice(x, width: int, kernel: Sequence[int], name: str, *, folded: bool):
+    x = _convolved(x, width, kernel, f"{name}_first", folded=folded)
+    return _convolved(x, width, kernel, f"{name}_second", folded=folded)
+
+
+def _convolved(x, width: int, kernel: Sequence[int], name: str, *, folded: bool):
+    x = layers.Conv3D(width, kernel, padding="same", use_bias=folded, name=name)(x)
+    if not folded:
+        x = layers.BatchNormalization(momentum=0.98, name=f"{name}_norm")(x)
+    return layers.Activation("relu", name=f"{name}_relu")(x)

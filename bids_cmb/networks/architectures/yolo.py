@@ -1,0 +1,91 @@
+"""A one-stage detector of boxes in slices, after YOLO v2; after Al-masni et al. 2020.
+
+The published layout is the default of the arguments but for the class, which is one only and
+teaches nothing. Two convolutions answer: one where the boxes are, one how sure; nothing is
+subclassed and no function stored, so that a saved network needs none of our code.
+"""
+
+from collections.abc import Sequence
+
+import keras
+from keras import layers
+
+PUBLISHED = (
+    (32,),
+    (64,),
+    (128, 64, 128),
+    (256, 128, 256),
+    (512, 256, 512, 256, 512),
+    (1024, 512, 1024, 512, 1024),
+)
+VOC = ((1.3221, 1.73145), (3.19275, 4.00944), (5.05587, 8.09892), (9.47112, 4.84053),
+       (11.2364, 10.0071))  # fmt: skip
+
+
+def yolo(
+    *, anchors: Sequence[Sequence[float]] = VOC, stages: Sequence[Sequence[int]] = PUBLISHED,
+    head: Sequence[int] = (1024, 1024, 1024), passed: int = 64, inputs: int = 3,
+    classes: int = 0, start: float = 0.0, folded: bool = False,
+) -> keras.Model:  # fmt: skip
+    """Build the network.
+
+    Args:
+        anchors: Sizes of boxes that its answers are relative to; here only their number counts.
+        stages: Channels of the convolutions of each stage, 3 x 3 and 1 x 1 in turn. Pixels become
+            twice as large between stages, so a cell of the answer is two to the number of stages
+            less one pixels wide.
+        head: Channels of the 3 x 3 convolutions after the last stage, the last of which sees also
+            what was passed on.
+        passed: Channels that the stage before the last, whose pixels are finer, passes on to the
+            end, each four times: one for each of the pixels that make one of the last stage.
+        inputs: Channels of the slice.
+        classes: To tell apart; none need no answer.
+        start: Bias of the confidence before training.
+        folded: Whether the normalisations are left out, their numbers having been taken into the
+            convolutions before them.
+
+    Returns:
+        From (B, X, Y, inputs), X and Y multiples of a cell, to float32
+        (B, X / cell, Y / cell, anchors x (5 + classes)): x, y, w, h of each anchor, then the
+        confidence of each, then the classes of each. `detection.boxes.read_boxes` says what they
+        mean.
+    """
+    image = keras.Input((None, None, inputs), name="image")
+    x, finer = image, image
+    for at, widths in enumerate(stages):
+        if at:
+            finer = x
+            x = layers.MaxPooling2D(2, name=f"stage{at}_pool")(x)
+        for turn, width in enumerate(widths):
+            x = _convolved(x, width, 3 if turn % 2 == 0 else 1, f"stage{at}_{turn}", folded=folded)
+    for turn, width in enumerate(head[:-1]):
+        x = _convolved(x, width, 3, f"head_{turn}", folded=folded)
+    fine = _packed(_convolved(finer, passed, 1, "passed", folded=folded))
+    x = layers.Concatenate(name="both")([fine, x])
+    x = _convolved(x, head[-1], 3, "last", folded=folded)
+    count, exact = len(anchors), {"dtype": "float32"}
+    where = layers.Conv2D(4 * count, 1, name="where", **exact)(x)
+    bias = keras.initializers.Constant(start)
+    sure = layers.Conv2D((1 + classes) * count, 1, bias_initializer=bias, name="sure", **exact)(x)
+    return keras.Model(image, layers.Concatenate(name="answer", **exact)([where, sure]))
+
+
+def _packed(x):
+    """Each 2 x 2 pixels become one with four times the channels, on slices of any size."""
+    parts = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    shifted = [
+        layers.Cropping2D(((i, 0), (j, 0)), name=f"passed_from{i}{j}")(x) if i or j else x
+        for i, j in parts
+    ]
+    every_second = [
+        layers.MaxPooling2D(1, strides=2, name=f"passed_every{i}{j}")(one)
+        for (i, j), one in zip(parts, shifted, strict=True)
+    ]
+    return layers.Concatenate(name="passed_packed")(every_second)
+
+
+def _convolved(x, width: int, kernel: int, name: str, *, folded: bool):
+    x = layers.Conv2D(width, kernel, padding="same", use_bias=folded, name=name)(x)
+    if not folded:
+        x = layers.BatchNormalization(momentum=0.98, name=f"{name}_norm")(x)
+    return layers.LeakyReLU(negative_slope=0.1, name=f"{name}_leaky")(x)

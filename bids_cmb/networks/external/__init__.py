@@ -1,0 +1,1 @@
+"""Networks of others: SHIVA-CMB's files, Keras HDF5, TensorFlow SavedModels."""

@@ -1,0 +1,408 @@
+"""A U-Net of SHIVA's kind computed in stages: the same numbers, a third of the work and memory.
+
+Three quarters of its arithmetic lies in the decoder's two finest levels. There
+
+- only the voxels about the brain are computed, tile by tile: what lies further off cannot reach
+  them through the few convolutions that are left, and would be set to 0 anyway. Each convolution
+  keeps only what the next ones will look at;
+- a convolution of an image that was only just doubled by repeating its voxels is one transposed
+  convolution of the coarse image with a 4 x 4 x 4 kernel: 8 products per voxel instead of 27;
+- stacking two images and convolving them is convolving each and adding.
+
+Normalisations have been taken into the convolutions (`networks.inference.folded`). All this is
+exact but for rounding. Nothing is padded right before a convolution: TensorFlow computes that
+wrongly on CPUs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+from scipy import ndimage
+
+SLAB = 32  # voxels along the first axis that are encoded at a time
+TILE = 350_000  # voxels that are decoded at a time, with what lies about them
+A_CALL = 8_000  # voxels that could be decoded in the time that asking for a tile takes
+AGAIN = 0.2  # of a tile's cost, for each time that it will have to be halved
+BLOCK = 4  # voxels: where one tile may end and the next begin
+LEAST = 2  # blocks that a tile has along each axis where it was cut
+IN_TILES = 2  # levels, from the finest, that are
+DOUBLED = 3  # levels, from the finest, whose doubling is a transposed convolution
+HALO_DOWN = 2  # voxels by which the encoder's two convolutions of 3 look beyond a slab
+HALO_UP = (4, 2)  # by which all of the decoder's look beyond a tile, at each level in tiles
+LAST = 10  # channels of the two convolutions after the finest level
+Array = np.ndarray
+
+
+def convolutions(widths: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """The convolutions of the network, in the order of its layers.
+
+    Args:
+        widths: Channels of each level, the finest first.
+
+    Returns:
+        Shape of each kernel, (3, 3, 3, in, out), under the names of `networks.architectures.shiva`.
+    """
+    sizes, before = {}, 1
+    for level, width in enumerate(widths):
+        sizes |= {f"down{level}_first": (before, width), f"down{level}_second": (width, width)}
+        before = width
+    for level in reversed(range(len(widths))):
+        both = before + widths[level]
+        sizes |= {f"up{level}_first": (both, both), f"up{level}_second": (both, widths[level])}
+        before = widths[level]
+    sizes |= {"last_first": (before, LAST), "last_second": (LAST, LAST)}
+    return {name: (3, 3, 3, *size) for name, size in sizes.items()} | {"answer": (1, 1, 1, LAST, 1)}
+
+
+def staged(
+    tf, arrays: Mapping[str, Array], widths: Sequence[int], *, mixed: bool = False
+) -> Callable[[Array, Array | None], Array]:
+    """Make the function that asks the network.
+
+    Args:
+        tf: TensorFlow.
+        arrays: Kernels and biases under the names of `networks.architectures.shiva`, folded.
+        widths: Channels of each level, the finest first; at least three levels.
+        mixed: Whether to compute in 16 bits (bfloat16).
+
+    Returns:
+        ``(image, where) → probability``: float32 (X, Y, Z), and True where the probability is
+        wanted, or None for everywhere; it is 0 elsewhere.
+    """
+    stages = _stages(tf, tuple(widths), mixed)
+    held = {name: tf.constant(array, stages.kind) for name, array in split(arrays, widths).items()}
+
+    def run(image: Array, where: Array | None) -> Array:
+        wanted = np.ones(image.shape, bool) if where is None else where
+        if not wanted.any():
+            return np.zeros(image.shape, np.float32)
+        x, skips = image[..., None], []
+        plans = _planned(np.packbits(wanted).tobytes(), wanted.shape)
+        for level, plan in enumerate(plans):
+            skip, x = _down(partial(stages.down, level, held), x, plan)
+            skips.append(skip)
+        x = np.asarray(stages.deep(held, x[None]))[0]
+        for level, plan in reversed(list(enumerate(plans))):
+            x = _grown(x, plan.shape)
+            x = _up(partial(stages.up, level, held), x, skips.pop(), plan)
+        return x[..., 0]
+
+    return run
+
+
+def split(arrays: Mapping[str, Array], widths: Sequence[int]) -> dict[str, Array]:
+    """The kernels as the stages want them: the first of each decoder level in two.
+
+    Args:
+        arrays: Kernels and biases under the names of `networks.architectures.shiva`, folded.
+        widths: Channels of each level, the finest first.
+
+    Returns:
+        The same, but ``up<level>_first/kernel`` has become ``up<level>_coarse``, for what comes
+        from the coarser level, and ``up<level>_skip``.
+    """
+    made = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+    for level, width in enumerate(widths):
+        kernel = made.pop(f"up{level}_first/kernel")  # (3, 3, 3, coarse + skip, out)
+        coarse = kernel.shape[3] - width
+        first = kernel[..., :coarse, :]
+        made[f"up{level}_coarse"] = doubling(first) if level < DOUBLED else first
+        made[f"up{level}_skip"] = kernel[..., coarse:, :]
+    return {name: np.ascontiguousarray(array) for name, array in made.items()}
+
+
+def doubling(kernel: Array) -> Array:
+    """The kernel of a transposed convolution that doubles an image and convolves it.
+
+    Args:
+        kernel: (3, 3, 3, in, out).
+
+    Returns:
+        (4, 4, 4, out, in), for strides of 2: along each axis a voxel of the coarse image is seen
+        twice by the middle of the kernel and once or twice by its ends.
+    """
+    for axis in range(3):
+        before, middle, after = np.moveaxis(kernel, axis, 0)
+        kernel = np.stack([after, middle + after, before + middle, before], axis)
+    return np.swapaxes(kernel, 3, 4)
+
+
+@lru_cache(maxsize=8)
+def _stages(tf, widths: tuple[int, ...], mixed: bool) -> "_Stages":  # noqa: FBT001 a key
+    return _Stages(tf, widths, tf.bfloat16 if mixed else tf.float32)
+
+
+class _Stages:
+    """The network in pieces, each a graph for images of any size and for the weights of any fold.
+
+    Attributes:
+        kind: TensorFlow's type of the weights, in which the stages compute.
+    """
+
+    def __init__(self, tf, widths: tuple[int, ...], kind):
+        self.tf, self.widths, self.kind = tf, widths, kind
+        empty = {
+            f"{name}/{part}": np.broadcast_to(
+                np.float32(0), shape if part == "kernel" else shape[-1:]
+            )
+            for name, shape in convolutions(widths).items()
+            for part in ("kernel", "bias")
+        }
+        self.shapes = {name: array.shape for name, array in split(empty, widths).items()}
+        self._graphs: dict[str, Callable] = {}
+
+    def down(self, level: int, held: Mapping, image: Array) -> tuple[Array, Array]:
+        """(X, Y, Z, C) → the level's skip, and the image halved."""
+        channels = self.widths[level - 1] if level else 1
+        ask = self._graph(f"down{level}", (f"down{level}_",), self._down, level, channels)
+        return tuple(np.asarray(part)[0] for part in ask(held, image[None]))  # not copied
+
+    def deep(self, held: Mapping, image: Array):
+        """From the first halved image that is computed whole to what comes back up."""
+        levels = range(IN_TILES, len(self.widths))
+        names = tuple(f"{way}{level}_" for level in levels for way in ("down", "up"))
+        return self._graph("deep", names, self._deep, None, self.widths[IN_TILES - 1])(held, image)
+
+    def up(self, level: int, held: Mapping, coarse: Array, skip: Array, *, whole: bool) -> Array:
+        """Coarse image and skip → image; probabilities at the finest level.
+
+        What has no neighbours on all sides is left out, `HALO_UP` voxels of each side, unless the
+        ``whole`` is wanted: then 0 is beyond, as it is at the border of the scan.
+        """
+        names = (f"up{level}_", *(() if level else ("last_", "answer/")))
+        channels = self.widths[level + 1], self.widths[level]
+        kind, stage = ("whole", self._up) if whole else ("within", self._up_within)
+        ask = self._graph(f"up{level} {kind}", names, stage, level, *channels)
+        return np.asarray(ask(held, coarse[None], skip[None]))[0]
+
+    def _graph(self, key: str, names: tuple, stage: Callable, level: int | None, *channels: int):
+        """A stage as a graph, made once; it is given the weights whose names begin so."""
+        tf = self.tf
+        wanted = [name for name in self.shapes if name.startswith(names)]
+        if key not in self._graphs:
+            weights = {name: tf.TensorSpec(self.shapes[name], self.kind) for name in wanted}
+            images = [tf.TensorSpec((1, None, None, None, count)) for count in channels]
+
+            def run(held, *images):
+                found = stage(level, held, *(tf.cast(image, self.kind) for image in images))
+                return tf.nest.map_structure(lambda one: tf.cast(one, tf.float32), found)
+
+            self._graphs[key] = tf.function(
+                run, input_signature=[weights, *images], autograph=False
+            )
+        graph = self._graphs[key]
+        return lambda held, *images: graph({name: held[name] for name in wanted}, *images)
+
+    def _down(self, level: int, held: Mapping, x):
+        x = self._convolved(held, x, f"down{level}_first")
+        x = self._convolved(held, x, f"down{level}_second")
+        return x, self.tf.nn.max_pool3d(x, 2, 2, "VALID")
+
+    def _up_within(self, level: int, held: Mapping, x, skip):
+        return self._up(level, held, x, skip, "VALID")
+
+    def _up(self, level: int, held: Mapping, x, skip, padding: str = "SAME"):
+        tf = self.tf
+        x = self._doubled(level, held, x, tf.shape(skip)[1:4])
+        if padding == "VALID":
+            x = x[:, 1:-1, 1:-1, 1:-1]
+        of_skip = tf.nn.conv3d(skip, held[f"up{level}_skip"], [1] * 5, padding)
+        x = tf.nn.silu(x + tf.nn.bias_add(of_skip, held[f"up{level}_first/bias"]))
+        x = self._convolved(held, x, f"up{level}_second", padding)
+        if level > 0:
+            return x
+        x = self._convolved(held, x, "last_first", padding)
+        x = self._convolved(held, x, "last_second", padding)
+        logits = tf.nn.conv3d(x, held["answer/kernel"], [1] * 5, "SAME")
+        return tf.sigmoid(tf.nn.bias_add(logits, held["answer/bias"]))
+
+    def _deep(self, _: None, held: Mapping, x):
+        tf, skips, levels = self.tf, [], range(IN_TILES, len(self.widths))
+        for level in levels:
+            skip, x = self._down(level, held, x)
+            skips.append(skip)
+        for level in reversed(levels):
+            skip = skips.pop()
+            short = tf.reshape(tf.shape(skip)[1:4] - 2 * tf.shape(x)[1:4], (3, 1))
+            x = tf.pad(x, tf.pad(short, [[1, 1], [1, 0]]))
+            x = self._up(level, held, x, skip)
+        return x
+
+    def _doubled(self, level: int, held: Mapping, x, size):
+        """The image doubled, cut to ``size`` and convolved."""
+        tf, kernel = self.tf, held[f"up{level}_coarse"]
+        if level < DOUBLED:
+            shape = tf.concat([[1], 2 * tf.shape(x)[1:4], [kernel.shape[3]]], 0)
+            made = tf.nn.conv3d_transpose(x, kernel, shape, 2, "SAME")
+            return made[:, : size[0], : size[1], : size[2]]
+        for axis in (1, 2, 3):
+            x = tf.repeat(x, 2, axis)
+        return tf.nn.conv3d(x[:, : size[0], : size[1], : size[2]], kernel, [1] * 5, "SAME")
+
+    def _convolved(self, held: Mapping, x, name: str, padding: str = "SAME"):
+        x = self.tf.nn.conv3d(x, held[f"{name}/kernel"], [1] * 5, padding)
+        return self.tf.nn.silu(self.tf.nn.bias_add(x, held[f"{name}/bias"]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is asked of the network at a level, so that the finest one is answered.
+
+    Attributes:
+        shape: Of the level, in voxels.
+        tiles: First voxel of, and end beyond, the box about what is needed in each tile.
+        halo: Voxels by which the decoder looks beyond a tile.
+    """
+
+    shape: tuple[int, ...]
+    tiles: Sequence[tuple[Array, Array]]
+    halo: int
+
+
+@lru_cache(maxsize=1)
+def _planned(wanted: bytes, shape: tuple[int, ...]) -> tuple[_Plan, ...]:
+    """The plans of the levels in tiles; every fold of a scan has the same.
+
+    Args:
+        wanted: Bits of the voxels of the finest level whose probability is wanted.
+        shape: Of that level.
+    """
+    bits = np.unpackbits(np.frombuffer(wanted, np.uint8), count=int(np.prod(shape)))
+    finest, plans = bits.reshape(shape).astype(bool), []
+    for level in range(IN_TILES):
+        needed = _needed(finest, level, shape)
+        plans.append(_Plan(shape, _tiles(needed, HALO_UP[level]), HALO_UP[level]))
+        shape = tuple(side // 2 for side in shape)
+    return tuple(plans)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A box of a larger array, (X, Y, Z, C), and where it begins."""
+
+    data: Array
+    first: Array
+
+    def cut(self, low: Array, high: Array) -> Array:
+        """The part from ``low`` to ``high``, in voxels of the larger array."""
+        return self.data[_box(low - self.first, high - self.first)]
+
+
+def _down(stage: Callable, x: Array, plan: _Plan) -> tuple[_Part, Array]:
+    """A level of the encoder, slab by slab.
+
+    Args:
+        stage: Asks the network.
+        x: (X, Y, Z, C).
+        plan: Of the level's decoder.
+
+    Returns:
+        The skip where the decoder will need it, and the whole image halved.
+    """
+    first = np.min([low for low, _ in plan.tiles], axis=0)
+    first = np.maximum(first - plan.halo, 0) // 2 * 2
+    end = np.max([high for _, high in plan.tiles], axis=0)
+    end = np.minimum(end + 1 + plan.halo, plan.shape)
+    skip = halved = None
+    for start in range(0, x.shape[0], SLAB):
+        stop = min(start + SLAB, x.shape[0])
+        low, high = max(0, start - HALO_DOWN), min(x.shape[0], stop + HALO_DOWN)
+        found, pooled = stage(x[low:high])
+        if skip is None:
+            skip = np.empty((*(end - first), found.shape[-1]), np.float32)
+            halved = np.empty((*(side // 2 for side in x.shape[:3]), found.shape[-1]), np.float32)
+        halved[start // 2 : stop // 2] = pooled[(start - low) // 2 :][: stop // 2 - start // 2]
+        begin, until = max(start, first[0]), min(stop, end[0])
+        if begin < until:
+            kept = found[begin - low : until - low, first[1] : end[1], first[2] : end[2]]
+            skip[begin - first[0] : until - first[0]] = kept
+    return _Part(skip, first), halved
+
+
+def _up(stage: Callable, x: Array, skip: _Part, plan: _Plan) -> Array:
+    """A level of the decoder where it is needed: (X/2, Y/2, Z/2, C) and skip → (X, Y, Z, C)."""
+    out, halo = None, plan.halo
+    for first, end in plan.tiles:
+        low, high = (first - halo) // 2 * 2, -(-(end + halo) // 2) * 2
+        whole = bool((low < 0).any() or (high > plan.shape).any())  # it is at the border
+        low, high = np.maximum(low, 0), np.minimum(high, plan.shape)
+        found = stage(x[_box(low // 2, -(-high // 2))], skip.cut(low, high), whole=whole)
+        if out is None:
+            out = np.zeros((*plan.shape, found.shape[-1]), np.float32)
+        begin = low if whole else low + halo
+        out[_box(first, end)] = found[_box(first - begin, end - begin)]
+    return out
+
+
+def _needed(wanted: Array, level: int, shape: tuple[int, ...]) -> Array:
+    """The voxels of a level that can reach what is wanted at the finest one."""
+    if level == 0:
+        return wanted
+    step = 2**level
+    sides = np.array(shape) * step
+    padded = np.pad(wanted, [(0, max(0, int(n - m))) for n, m in zip(sides, wanted.shape)])  # noqa: B905
+    padded = padded[: sides[0], : sides[1], : sides[2]]
+    blocks = padded.reshape(shape[0], step, shape[1], step, shape[2], step)
+    reach = np.ones((3, 3, 3), bool)
+    # A tile reaches 4 voxels further, two of these, and one more where it must begin evenly.
+    return ndimage.binary_dilation(blocks.any(axis=(1, 3, 5)), reach, iterations=3)
+
+
+def _tiles(needed: Array, halo: int) -> list[tuple[Array, Array]]:
+    """First voxel of, and end beyond, boxes that hold all that is needed, few above `TILE`."""
+    sides = -(-np.array(needed.shape) // BLOCK)
+    padded = np.pad(needed, [(0, n * BLOCK - m) for n, m in zip(sides, needed.shape, strict=True)])
+    blocks = padded.reshape(*(size for side in sides for size in (side, BLOCK))).any(axis=(1, 3, 5))
+    [whole] = _about(blocks, np.zeros(3, int), sides)
+    return [
+        tile
+        for first, end in _cut(blocks, whole, halo)
+        for tile in _about(needed, first * BLOCK, np.minimum(end * BLOCK, needed.shape))
+    ]
+
+
+def _cut(blocks: Array, box: tuple[Array, Array], halo: int) -> list[tuple[Array, Array]]:
+    """A box, in blocks, cut in two where both sides cost least together; and so on.
+
+    Ends where the whole costs less, and may be computed at once.
+    """
+    first, end = box
+    fits = np.prod((end - first) * BLOCK + 2 * halo) <= TILE
+    least, halves = (_cost(box, halo) if fits else np.inf), []
+    for axis in range(3):
+        for at in range(first[axis] + LEAST, end[axis] - LEAST + 1):
+            until, since = end.copy(), first.copy()
+            until[axis] = since[axis] = at
+            pair = [*_about(blocks, first, until), *_about(blocks, since, end)]
+            together = sum(_cost(half, halo) for half in pair)
+            if together < least:
+                least, halves = together, pair
+    return [tile for half in halves for tile in _cut(blocks, half, halo)] or [box]
+
+
+def _cost(box: tuple[Array, Array], halo: int) -> float:
+    """Voxels that a box costs: its convolutions look at most of the halo; it may be cut again."""
+    voxels = np.prod((box[1] - box[0]) * BLOCK + 1.25 * halo) + A_CALL
+    return float(voxels * (1 + AGAIN * np.log2(max(1.0, voxels / TILE))))
+
+
+def _about(needed: Array, first: Array, end: Array) -> list[tuple[Array, Array]]:
+    """The smallest box about what is needed between ``first`` and ``end``; none about nothing."""
+    part = needed[_box(first, end)]
+    spots = [np.flatnonzero(part.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    if not len(spots[0]):
+        return []
+    low, high = np.transpose([(along[0], along[-1] + 1) for along in spots])
+    return [(first + low, first + high)]
+
+
+def _box(first: Array, end: Array) -> tuple[slice, ...]:
+    return tuple(slice(int(low), int(high)) for low, high in zip(first, end, strict=True))
+
+
+def _grown(x: Array, shape: tuple[int, ...]) -> Array:
+    """A coarse image with a zero voxel more where the finer one has an odd side."""
+    short = [-(-side // 2) - size for side, size in zip(shape[:3], x.shape[:3], strict=True)]
+    return np.pad(x, [*((0, gap) for gap in short), (0, 0)]) if any(short) else x

@@ -1,0 +1,1 @@
+"""Reports: pages, figures, cohort statistics, methods text."""

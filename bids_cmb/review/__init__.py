@@ -1,0 +1,1 @@
+"""Reviews by readers: read, merged, made a reference."""

@@ -1,0 +1,1 @@
+"""Simulation of scans with known microbleeds and mimics."""

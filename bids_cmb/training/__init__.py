@@ -1,0 +1,1 @@
+"""Training of networks, from recipe to released detector."""

@@ -1,0 +1,363 @@
+"""From nothing to a released detector: simulate, train, set operating points, write the card.
+
+A plan (``data/plans/<name>.json``) names the sets of scans, the networks in their order and what
+the card says. What is there already is left as it is, so that a run which was stopped goes on.
+"""
+
+import csv
+import json
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+
+from bids_cmb.anatomy.brain_extraction import find_brain
+from bids_cmb.anatomy.segmentation import brain_of, find_anatomy
+from bids_cmb.detection import ensemble
+from bids_cmb.detection.two_stage import combine, decide, propose
+from bids_cmb.files import write_json
+from bids_cmb.imaging.volume import Volume, load
+from bids_cmb.metrics.matching import REACH, match_valdo
+from bids_cmb.metrics.scores import Case, case_of_points, froc, rank_lesions
+from bids_cmb.networks.inference import Models
+from bids_cmb.simulation.head_model import head_paths
+from bids_cmb.simulation.simulate import simulate
+from bids_cmb.training import data as cases
+from bids_cmb.training.train import Material, read_recipe, train
+
+CLIP = 1e-4  # of a chance, before its log-odds are taken
+DEFINITE = 0.9  # share of candidates at and above the definite threshold that are microbleeds
+PLANS = files("bids_cmb") / "data" / "plans"
+Say = Callable[[str], None]
+Lesion = tuple[tuple[float, float, float], float, bool]  # position, diameter, whether it is sure
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a release may use.
+
+    Attributes:
+        anatomy: Folder of FreeSurfer-coded label maps; a plan names heads by their order in it.
+        work: Folder for sets, trainings and the release.
+        hours: Of training in all, wall time; as long as the recipes say without.
+        workers: Processes that simulate.
+        small: Scans of a set and steps of an epoch, at most, for a trial; as planned without.
+    """
+
+    anatomy: Path
+    work: Path
+    hours: float | None = None
+    workers: int = 1
+    small: tuple[int, int] | None = None
+
+
+def read_plan(name: str) -> dict:
+    """Read the plan of that name, or the one in a JSON file.
+
+    Raises:
+        ValueError: If there is no such plan, it is no JSON, or it lacks something.
+        OSError: If the file cannot be read.
+    """
+    known = sorted(entry.name.removesuffix(".json") for entry in PLANS.iterdir())
+    if name not in known and not name.endswith(".json"):
+        raise ValueError(
+            f"A plan must be a JSON file or one of {', '.join(known)}; found {name!r}."
+        )
+    source = Path(name) if name.endswith(".json") else PLANS / f"{name}.json"
+    try:
+        plan = json.loads(source.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source}: a plan must be JSON; {error}.") from error
+    needed = ("name", "heads", "protocols", "sets", "networks", "judged", "aims", "card")
+    lacking = [key for key in needed if key not in plan] if isinstance(plan, dict) else needed
+    if lacking:
+        raise ValueError(f"{source}: a plan must hold {', '.join(lacking)}; found none.")
+    return plan
+
+
+def release(plan: Mapping, means: Means, *, say: Say = lambda _: None) -> dict:
+    """Make a detector as planned; a run that was stopped goes on.
+
+    Args:
+        plan: As `read_plan` gives it.
+        means: What may be used.
+        say: Told what goes on.
+
+    Returns:
+        The card. It lies in ``work/release`` with the weights of its members and
+        ``judged.json``, every candidate of the scans that the operating points were set on.
+
+    Raises:
+        ValueError: If the budget is not above 0, a head is missing, or as `simulate` and `train`.
+        OSError: If something cannot be read or written.
+    """
+    if means.hours is not None and not 0 < means.hours < math.inf:
+        raise ValueError(f"A budget must be more than 0 hours; found {means.hours:g}.")
+    for name, given in plan["sets"].items():
+        simulate_set(name, given, plan, means, say)
+    trained = [(given, train_network(given, plan, means, say)) for given in plan["networks"]]
+    entries = [made for given, made in trained if given.get("member", True)]
+    out = means.work / "release"
+    out.mkdir(parents=True, exist_ok=True)
+    for entry, path in entries:
+        shutil.copyfile(path.with_name(entry["weights"]), out / entry["weights"])
+    card = {**plan["card"], "threshold": 0.5, "definite_threshold": 0.5}
+    card["members"] = [entry for entry, _ in entries]
+    write_json(out / f"{card['name']}.json", card)
+    judged = judge(card, Models(out), means.work / "sets" / plan["judged"], say)
+    card |= set_operating_points(judged, plan["aims"])
+    write_json(out / f"{card['name']}.json", card)
+    write_json(out / "judged.json", {"scans": [as_json(one) for one in judged]})
+    return card
+
+
+def simulate_set(name: str, given: Mapping, plan: Mapping, means: Means, say: Say) -> Path:
+    """Simulate the scans of a set, unless they are there and whole."""
+    folder, part = means.work / "sets" / name, means.work / "sets" / f"{name}.part"
+    if (folder / "dataset_description.json").is_file():
+        return folder
+    shutil.rmtree(part, ignore_errors=True)  # begun by a run that was stopped
+    heads = head_paths(means.anatomy)
+    wanted = plan["heads"][given["of"]]
+    if max(wanted) > len(heads):
+        raise ValueError(
+            f"{means.anatomy}: the plan {plan['name']} needs {max(wanted)} label maps of heads; "
+            f"found {len(heads)}."
+        )
+    protocols = [
+        str(PLANS.parent / one) if one.endswith(".json") else one
+        for one in plan["protocols"][given["of"]]
+    ]
+    scans = min(given["scans"], means.small[0]) if means.small else given["scans"]
+    with tempfile.TemporaryDirectory() as chosen:
+        for number in wanted:
+            path = heads[number - 1]
+            (Path(chosen) / path.name).symlink_to(path.absolute())
+        simulate(
+            part, scans=scans, seed=given["seed"], anatomy=Path(chosen), protocols=protocols,
+            variant=given["law"], workers=means.workers,
+            progress=lambda done, of, _: say(f"{name}: {done} of {of} scans simulated"),
+        )  # fmt: skip
+    part.rename(folder)
+    return folder
+
+
+def train_network(given: Mapping, plan: Mapping, means: Means, say: Say) -> tuple[dict, Path]:
+    """Train a network of a plan, unless that is done; its entry, and where it lies."""
+    recipe, sets = read_recipe(given["recipe"]), means.work / "sets"
+    if means.small:
+        recipe = replace(recipe, steps=min(recipe.steps, means.small[1]), epochs=2, settle=1)
+    out = means.work / "runs" / recipe.name
+    path = out / f"{recipe.name}.json"
+    if not path.is_file():
+        roles = [
+            (role, means.work / "runs" / role / f"{role}.json") for role in given.get("given", ())
+        ]
+        material = Material(
+            tuple(sets / name for name in given["data"]),
+            validation=tuple(sets / name for name in given["validation"]),
+            given=tuple(roles),
+        )
+        total = sum(one["share"] for one in plan["networks"])
+        hours = None if means.hours is None else means.hours * given["share"] / total
+        began = time.monotonic()
+        say(f"{recipe.name}: training begins")
+        train(recipe, material, out, hours=hours, say=lambda text: say(f"{recipe.name}: {text}"))
+        say(f"{recipe.name}: trained in {(time.monotonic() - began) / 60:.0f} minutes")
+    return json.loads(path.read_text(encoding="utf-8")), path
+
+
+# --- Operating points -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What a detector of two stages makes of one scan with truth.
+
+    Attributes:
+        name: Of the scan.
+        positions: Of its candidates, world mm, (N, 3).
+        proposed: First-stage probability of each, (N,).
+        chance: Of each, before any calibration, (N,).
+        lesions: Position (world mm), diameter (mm) and whether it is sure, of each true one.
+    """
+
+    name: str
+    positions: np.ndarray
+    proposed: np.ndarray
+    chance: np.ndarray
+    lesions: tuple[Lesion, ...]
+
+    def case(self, scores: np.ndarray) -> Case:
+        """Give the scan to be scored, its candidates with these scores, (N,)."""
+        return case_of_points(
+            list(zip(self.positions.tolist(), scores.tolist(), strict=True)),
+            self.lesions,
+            name=self.name,
+        )
+
+
+def judge(card: Mapping, models: Models, data: Path, say: Say = lambda _: None) -> list[Judged]:
+    """Run a detector of two stages on a dataset with truth, as the app would.
+
+    Args:
+        card: Of the detector.
+        models: Where its weights lie.
+        data: A BIDS dataset, its truth in ``derivatives/truth``.
+        say: Told what goes on.
+    """
+    judged = []
+    for paths in cases.find_cases(data):
+        lesions = tuple(_true_lesions(paths.lesions))
+        judged.append(judge_scan(card, models, paths.image, lesions, name=paths.name))
+        say(f"{paths.name}: {len(judged[-1].chance)} candidates")
+    return judged
+
+
+def judge_scan(
+    card: Mapping, models: Models, path: Path, lesions: Sequence[Lesion], *, name: str
+) -> Judged:  # fmt: skip
+    """Run a detector of two stages on one scan, as the app would.
+
+    Args:
+        card: Of the detector.
+        models: Where its weights lie.
+        path: Of the image.
+        lesions: The true ones, as `Judged` has them.
+        name: Of the scan.
+    """
+    image, _ = load(path)
+    try:
+        anatomy = find_anatomy(image)
+        brain = brain_of(anatomy, image)
+    except ValueError:
+        anatomy, brain = None, Volume(find_brain(image).data, image.affine)
+    fed, probability, proposals = propose(image, brain, card, models)
+    chance = decide(fed, probability, proposals, card, models, anatomy)
+    voxels = np.array([one.voxel for one in proposals]).reshape(-1, 3)
+    proposed = np.array([one.probability for one in proposals])
+    return Judged(name, probability.world(voxels), proposed, chance, tuple(lesions))
+
+
+def _true_lesions(labels: Path):
+    table = labels.with_name(labels.name.replace(".nii.gz", ".tsv"))
+    with table.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+            place = tuple(float(row[name]) for name in ("x_mm", "y_mm", "z_mm"))
+            yield place, _number(row["diameter_mm"]), row["certainty"] == "definite"
+
+
+def _number(cell: str) -> float:
+    return math.nan if cell == "n/a" else float(cell)
+
+
+def set_operating_points(judged: Sequence[Judged], aims: Mapping[str, float]) -> dict:
+    """Calibrate the chances, and choose the threshold of each aim.
+
+    Args:
+        judged: Scans that no network learnt from.
+        aims: Of each operating point, the false candidates per scan that it may cost.
+
+    Returns:
+        What goes onto the card: ``calibration``, ``first_stage_weight``, ``operating_points`` with
+        their figures, ``threshold`` (that of ``balanced``) and ``definite_threshold``.
+    """
+    fitted = fit_calibration(judged)
+    weight = fitted.pop("first_stage_weight")
+    scored = [
+        one.case(ensemble.calibrated(combine(logits_of(one), one.proposed, weight), fitted))
+        for one in judged
+    ]
+    found = froc(scored, match_valdo)
+    points, metrics = [], found.metrics
+    for name, aim in aims.items():
+        at = found.reading(aim)
+        point = {
+            "name": name,
+            "threshold": math.floor(min(float(found.threshold[at]), 1.0) * 1e4) / 1e4,
+            "false_per_scan_aimed_at": aim,
+            "false_per_scan": round(float(metrics.fp_per_scan[at]), 3),
+            "sensitivity": round(float(metrics.sensitivity[at]), 3),
+            "sensitivity_large": round(float(metrics.sensitivity_large[at]), 3),
+            "f1": round(float(metrics.f1[at]), 3),
+        }
+        points.append(point)
+    threshold = next(one["threshold"] for one in points if one["name"] == "balanced")
+    return {
+        "calibration": fitted,
+        "first_stage_weight": weight,
+        "operating_points": points,
+        "threshold": threshold,
+        "definite_threshold": max(DEFINITE, threshold),
+    }
+
+
+def fit_calibration(judged: Sequence[Judged]) -> dict[str, float]:
+    """Fit the logistic curve that makes chances of candidates come true.
+
+    Args:
+        judged: Scans with the chances of the second stage alone.
+
+    Returns:
+        ``slope`` and ``offset`` of the log-odds, as `detection.ensemble.calibrated` takes them, and
+        ``first_stage_weight``, by which those of the first stage are added before (0 or more).
+    """
+    second, first, hits = [], [], []
+    for one in judged:
+        case = one.case(one.chance)
+        sure = case.between[:, ~case.unsure]
+        near = case.between.min(axis=1, initial=np.inf) < REACH
+        hit = sure.min(axis=1, initial=np.inf) < REACH
+        kept = hit | ~near  # those of an unsure lesion say nothing
+        second.append(logits_of(one)[kept])
+        first.append(logit(np.clip(one.proposed[kept], CLIP, 1 - CLIP)))
+        hits.append(hit[kept])
+    second, first = np.concatenate(second), np.concatenate(first)
+    hits = np.concatenate(hits).astype(float)
+    alone = np.array_equal(second, first)  # there is no second stage
+
+    def surprise(parameters: np.ndarray) -> float:
+        slope, offset, weight = parameters
+        chance = expit(slope * (second + abs(weight) * (not alone) * first) + offset)
+        chance = np.clip(chance, 1e-9, 1 - 1e-9)
+        return -float(np.sum(hits * np.log(chance) + (1 - hits) * np.log(1 - chance)))
+
+    slope, offset, weight = minimize(surprise, (1.0, 0.0, 0.3), method="Nelder-Mead").x
+    return {
+        "slope": round(float(slope), 4),
+        "offset": round(float(offset), 4),
+        "first_stage_weight": 0.0 if alone else round(abs(float(weight)), 4),
+    }
+
+
+def logits_of(judged: Judged) -> np.ndarray:
+    """Compute the log-odds of the chances of a scan's candidates, (N,)."""
+    return logit(np.clip(judged.chance, CLIP, 1 - CLIP))
+
+
+def as_json(one: Judged) -> dict:
+    """Give what goes into a file of a judged scan."""
+    ranks = rank_lesions(one.case(one.chance), match_valdo)
+    return {
+        "name": one.name,
+        "candidates": [
+            {"position_mm": [round(at, 2) for at in place], "proposed": round(float(first), 6),
+             "chance": round(float(second), 6)}
+            for place, first, second in zip(
+                one.positions.tolist(), one.proposed, one.chance, strict=True
+            )
+        ],
+        "lesions": [
+            {"position_mm": place, "diameter_mm": diameter, "sure": sure}
+            for place, diameter, sure in one.lesions
+        ],
+        "ranks_of_sure_lesions": ranks.rank.tolist(),
+    }  # fmt: skip

@@ -1,0 +1,383 @@
+"""The outputs of one scan: images, tables, pictures, and its completion marker last of all."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from bids_cmb.anatomy.mars import label_rows
+from bids_cmb.anatomy.refinement import MEMBER as TISSUE
+from bids_cmb.anatomy.scan_anatomy import AnatomyResult, BrainMask
+from bids_cmb.anatomy.segmentation import itk_affine
+from bids_cmb.bids.attempts import forget_attempt
+from bids_cmb.bids.markers import names_in, stamp_outputs
+from bids_cmb.bids.tables import (
+    Output,
+    columns,
+    counts,
+    evidence_rows,
+    lesion_row,
+    refresh_scans_table,
+    write_table,
+)
+from bids_cmb.detection.ensemble import Probability
+from bids_cmb.files import read_json, remove_leftovers, write_json, write_text
+from bids_cmb.imaging.loading import Phase
+from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.imaging.volume import Intake, Volume, resample_like, save
+from bids_cmb.lesions.measure import Lesion
+from bids_cmb.networks.inference import device
+from bids_cmb.networks.model_cards import ANATOMY, members_of
+from bids_cmb.provenance import fingerprint, machine, package_digest, software
+from bids_cmb.quality.measures import Quality
+from bids_cmb.report.figures import draw, remove_pictures
+from bids_cmb.report.html import page_of, refresh_page
+from bids_cmb.workflow.inputs import InputRecord, ScanInputs, Thresholds
+
+PROTOCOL = ("EchoTime", "MagneticFieldStrength", "Manufacturer", "ManufacturersModelName")
+LABELS = "Lesions, each voxel with the index that its lesion has in the table of the same name."
+PROBABILITY = "Probability of cerebral microbleed, the mean of the detectors."
+BRAIN = "Brain, within which lesions were sought."
+STRUCTURES = "Structures of the brain, FreeSurfer's codes, by {}."
+REGIONS = (
+    "Regions of MARS, left, and 20 more on the right; 14 and 34 are lobar, of a lobe not known."
+)
+BEHIND = {
+    "boxes": "Boxes of a detector's candidates, kept or not; the page draws those of the lesions.",
+    "gate": "How far a detector's gate opens in each slice; the page draws it.",
+}
+PREPROCESSED = "The scan, divided by its median in the brain."
+
+
+@dataclass(frozen=True, eq=False)
+class ScanResult:
+    """All that was made of one scan.
+
+    Attributes:
+        image: The scan.
+        header: What was noticed while it was opened.
+        brain: Its brain mask.
+        anatomy: Structures and lobes, and where they come from.
+        phase: What the networks were shown of it.
+        probability: Of microbleed, on the scan's grid.
+        thresholds: At which it was cut into lesions.
+        regions: Of MARS, on the grid of the structures; None without anatomy.
+        labels: Each lesion's index in its voxels.
+        lesions: The surest first.
+        quality: What may make the counts doubtful.
+    """
+
+    image: Volume
+    header: Intake
+    brain: BrainMask
+    anatomy: AnatomyResult
+    phase: Phase
+    probability: Probability
+    thresholds: Thresholds
+    regions: Volume | None
+    labels: Volume
+    lesions: list[Lesion]
+    quality: Quality
+
+    def notes(self, name: str) -> tuple[str, ...]:
+        """Sentences for the log; ``name`` is that of the scan's file."""
+        named = (f"{name}: {note}" for note in (*self.brain.notes, *self.anatomy.notes))
+        return (*self.header.notes, *named, *self.phase.notes)
+
+
+def write_outputs(
+    output: Output,
+    result: ScanResult,
+    inputs: ScanInputs,
+    record: InputRecord,
+    *,
+    report: str = "none",
+) -> dict[str, object]:
+    """Write the result of a scan: images, tables and pictures, the completion marker last.
+
+    Args:
+        output: Where it goes; an earlier result is removed.
+        result: To be written.
+        inputs: From which it was made.
+        record: Of these.
+        report: ``none``, ``static`` or ``interactive``.
+
+    Returns:
+        The scan's row in ``_scans.tsv``, but for the file name.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    remove_half_written(output)
+    remove_previous_outputs(output)
+    files = write_images(output, result, inputs)
+    rows = [lesion_row(lesion) for lesion in result.lesions]
+    write_table(output.labels(".tsv"), columns("lesion"), rows)
+    if report != "none":
+        _draw(output, result, rows, inputs, interactive=report == "interactive")
+    row, scan = scan_row(result, inputs), inputs.scan
+    sidecar = provenance_sidecar(output, result, inputs, record, files)
+    sidecar["Provenance"]["Seconds"] = round(time.monotonic() - record.began, 1)
+    notes = [*scan.notes, *result.notes(scan.path.name)]
+    write_json(output.mask(".json"), {**sidecar, "Microbleeds": row, "Notes": notes})
+    return row
+
+
+def _draw(
+    output: Output, result: ScanResult, rows: list[dict], inputs: ScanInputs, *, interactive: bool
+) -> None:
+    draw(
+        output,
+        result.image,
+        result.brain.mask,
+        result.labels,
+        rows,
+        evidence=evidence_rows(result.probability.evidence),
+        look=primary_grid(inputs.detectors, inputs.models.folds),
+        interactive=interactive,
+    )
+
+
+def primary_grid(detectors: Mapping[str, Mapping], folds: tuple[str, ...]) -> tuple[str, Grid]:
+    """Give the first network of the detectors and its grid; the scan's own where there is none.
+
+    Args:
+        detectors: Name → model card; an empty one of a card that is gone.
+        folds: Members that were used; empty for all.
+    """
+    for name, card in detectors.items():
+        for member in members_of(card, folds):
+            return f"{name}, network {member['name']}", Grid.from_card(member["grid"])
+    return ", ".join(detectors), Grid()
+
+
+# --- Earlier results ------------------------------------------------------------------------------
+
+
+def remove_half_written(output: Output) -> None:
+    """Remove what processes that died left half-written where a scan's files go."""
+    for folder in (output.home, output.mask().parent, output.figures):
+        remove_leftovers(folder)
+
+
+def remove_previous_outputs(output: Output) -> None:
+    """Remove the result of an earlier run: the marker first, then its files and its pictures.
+
+    The table of the session and the page no longer show it then.
+    """
+    sign = output.mask(".json")
+    earlier = read_json(sign)
+    sign.unlink(missing_ok=True)
+    for name in names_in(earlier):  # never a path out of the folder
+        for part in (name, f"{name.partition('.')[0]}.json"):
+            (sign.parent / part).unlink(missing_ok=True)
+    remove_pictures(output)
+    if earlier is not None:
+        show_state(output)
+
+
+def show_state(output: Output) -> None:
+    """Bring the table of a scan's session and its participant's page, if any, up to date."""
+    refresh_scans_table(output.home)
+    if page_of(output.folder, output.scan.subject).is_file():
+        refresh_page(output.folder, output.scan.subject)
+
+
+def forget_attempts(output: Output) -> None:
+    """Note that a scan has its result, under the name of each of its images."""
+    for source in sources_of(output):
+        forget_attempt(output.folder, source)
+
+
+def sources_of(output: Output) -> set[str]:
+    """Give the images of a scan, relative to the raw dataset."""
+    images = (source.removeprefix("bids:raw:") for source in output.sources())
+    return {output.scan.relative_path, *images}
+
+
+# --- Images ---------------------------------------------------------------------------------------
+
+
+def write_images(output: Output, result: ScanResult, inputs: ScanInputs) -> list[Path]:
+    """Write the images that the output level asks for, each but the lesion mask with a sidecar.
+
+    Returns:
+        All these files, and the lesion table that goes with the labels.
+    """
+    level = inputs.settings["output_level"]
+    about = {"Sources": output.sources(result.phase.path), "SpatialReference": "orig"}
+    files = [*_write_lesions(output, result, about), *_write_transforms(output, result)]
+    if level != "minimal":
+        files += _write_probability(output, result, about)
+        files += _write_evidence(output, result, about)
+    if level == "full":
+        stripped = bool(inputs.settings["skip_brain_extraction"])
+        files += _write_anatomy(output, result, about)
+        files += _write_preprocessed(output, result, {"SkullStripped": stripped, **about})
+    return files
+
+
+def _write(place: Callable[..., Path], volume: Volume, dtype: type, sidecar: Mapping) -> list[Path]:
+    """Write an image and its sidecar."""
+    save(volume, place(), dtype=dtype)
+    write_json(place(".json"), dict(sidecar))
+    return [place(), place(".json")]
+
+
+def _write_lesions(output: Output, result: ScanResult, about: Mapping) -> list[Path]:
+    labels, grid = result.labels, result.image.affine
+    counted = np.isin(labels.data, [lesion.index for lesion in result.lesions if lesion.counted])
+    save(Volume(counted, grid), output.mask(), dtype=np.uint8)
+    sidecar = {"Description": LABELS, "Manual": False, **columns("lesion"), **about}
+    files = _write(output.labels, labels, np.uint16, sidecar)
+    return [output.mask(), *files, output.labels(".tsv")]
+
+
+def _write_probability(output: Output, result: ScanResult, about: Mapping) -> list[Path]:
+    sidecar = {"Description": PROBABILITY, "Manual": False, **about}
+    files = _write(output.probability, result.probability.mean, np.float32, sidecar)
+    sidecar = {"Description": BRAIN, "Type": "Brain", "Manual": False, **about}
+    return [*files, *_write(output.brain, result.brain.mask, np.uint8, sidecar)]
+
+
+def _write_evidence(output: Output, result: ScanResult, about: Mapping) -> list[Path]:
+    """Write the tables that the detectors leave behind."""
+    files = []
+    for kind, rows in evidence_rows(result.probability.evidence).items():
+        table, sidecar = output.evidence(kind), output.evidence(kind, ".json")
+        write_table(table, columns(kind), rows)
+        write_json(sidecar, {"Description": BEHIND[kind], **columns(kind), **about})
+        files += [table, sidecar]
+    return files
+
+
+def _write_anatomy(output: Output, result: ScanResult, about: Mapping) -> list[Path]:
+    """Write the structures, and the regions of MARS with their names."""
+    files = []
+    if result.anatomy.head is not None:
+        codes = resample_like(result.anatomy.head.structures, result.image, order=0)
+        text = STRUCTURES.format(result.anatomy.source)
+        sidecar = {"Description": text, "Manual": False, **about}
+        files += _write(output.structures, codes, np.uint16, sidecar)
+    if result.regions is not None:
+        labels = resample_like(result.regions, result.image, order=0)
+        sidecar = {"Description": REGIONS, "Manual": False, **about}
+        files += _write(output.regions, labels, np.uint16, sidecar)
+        write_table(output.regions(".tsv"), ("index", "name"), label_rows())
+        files.append(output.regions(".tsv"))
+    return files
+
+
+def _write_transforms(output: Output, result: ScanResult) -> list[Path]:
+    head, carried = result.anatomy.head, result.anatomy.carried
+    files = []
+    if head is not None and head.to_mni is not None:
+        write_text(output.to_mni(), itk_affine(head.to_mni))
+        files.append(output.to_mni())
+    if carried is not None:
+        write_text(output.from_t1w(), itk_affine(carried.to_scan))
+        files.append(output.from_t1w())
+    return files
+
+
+def _write_preprocessed(output: Output, result: ScanResult, about: Mapping) -> list[Path]:
+    grid = Grid(intensity="brain-median")
+    image = preprocess(result.image, result.brain.mask, grid).image
+    sidecar = {"Description": PREPROCESSED, **about}
+    return _write(output.preprocessed, resample_like(image, result.image), np.float32, sidecar)
+
+
+# --- The scan's row and the completion marker -----------------------------------------------------
+
+
+def scan_row(result: ScanResult, inputs: ScanInputs) -> dict[str, object]:
+    """Give the scan's row in ``_scans.tsv``, but for the file name."""
+    thresholds, image, scan = result.thresholds, result.image, inputs.scan
+    in_plane = np.delete(image.spacing, image.slice_axis)
+    return {
+        **counts(result.lesions),
+        "detector": ",".join(inputs.detectors),
+        "threshold": thresholds.threshold,
+        "threshold_definite": thresholds.definite,
+        "field_strength_t": scan.field_strength_t,
+        "echo_time_ms": _rounded(scan.echo_time_s, 3, factor=1000),
+        "in_plane_1_mm": _rounded(in_plane[0], 3),
+        "in_plane_2_mm": _rounded(in_plane[1], 3),
+        "slice_mm": _rounded(image.spacing[image.slice_axis], 3),
+        "brain_ml": round(result.quality.brain_ml, 1),
+        "brain_cut_percent": round(result.quality.brain_cut_percent, 1),
+        "brain_snr": round(result.quality.brain_snr, 1),
+        "mni_fit_mm": _rounded(result.anatomy.head and result.anatomy.head.fit_mm, 1),
+        "nonfinite_voxels": result.header.nonfinite_voxels,
+        "quality_flags": ",".join(result.quality.flags) or None,
+    }
+
+
+def _rounded(value: float | None, digits: int, *, factor: int = 1) -> float | None:
+    return None if value is None else round(float(factor * value), digits)
+
+
+def provenance_sidecar(
+    output: Output,
+    result: ScanResult,
+    inputs: ScanInputs,
+    record: InputRecord,
+    files: list[Path],
+) -> dict:
+    """Describe the lesion mask, but for the counts: all that made them."""
+    metadata = inputs.scan.metadata
+    return {
+        "Description": "Counted cerebral microbleeds, 1; the lesions one by one stand in "
+        f"{output.labels('.tsv').name}.",
+        "Type": "Lesion",
+        "Manual": False,
+        "Sources": output.sources(result.phase.path),
+        "SpatialReference": "orig",
+        **{key: metadata[key] for key in PROTOCOL if key in metadata},
+        "Provenance": {**_provenance(result, inputs, record), "Files": stamp_outputs(files)},
+    }
+
+
+def _provenance(result: ScanResult, inputs: ScanInputs, record: InputRecord) -> dict[str, object]:
+    phase, carried = result.phase.path, result.anatomy.carried
+    folds = inputs.models.folds
+    return {
+        "Fingerprint": record.fingerprint,
+        "Input": list(record.stamps),
+        "BrainMask": result.brain.source,
+        **({"Phase": phase.name} if phase else {}),
+        "Settings": inputs.settings,
+        "Detectors": [_named(name, card, folds) for name, card in inputs.detectors.items()],
+        "Anatomy": _anatomy_named(result.anatomy, inputs.anatomy_card),
+        "Software": software(),
+        "CodeSHA256": package_digest(),
+        "Machine": {**machine(), "Device": device() if inputs.uses_networks else "CPU"},
+        "Finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **({} if carried is None else {"Registration": carried.figures}),
+    }
+
+
+def _named(name: str, card: Mapping, folds: tuple[str, ...] = ()) -> dict[str, object]:
+    """Name a model by the hash of its card and those of the weights of each member."""
+    weights = {member["name"]: member["sha256"] for member in members_of(dict(card), folds)}
+    return {
+        "Name": name,
+        "CardSHA256": fingerprint(card=card),
+        **({"WeightsSHA256": weights} if weights else {}),
+    }
+
+
+def _anatomy_named(anatomy: AnatomyResult, card: Mapping | None) -> dict[str, object] | None:
+    """Name where the anatomy comes from: the networks that were used, or the user's file."""
+    if anatomy.head is None:
+        return None
+    if anatomy.segmentation is not None:
+        return {"Source": str(anatomy.segmentation)}
+    model = _named(ANATOMY, card)
+    weights = model["WeightsSHA256"]
+    if not anatomy.refined:
+        weights = {name: digest for name, digest in weights.items() if name != TISSUE}
+    return {"Source": anatomy.source, **model, "WeightsSHA256": weights}

@@ -1,0 +1,337 @@
+"""One scan, from its files to its derivatives."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bids_cmb.anatomy.region_map import region_map
+from bids_cmb.anatomy.scan_anatomy import (
+    AnatomyResult,
+    add_atlases,
+    get_brain_mask,
+    load_brain_mask,
+    refine_anatomy,
+    segment_anatomy,
+)
+from bids_cmb.bids.attempts import open_attempt
+from bids_cmb.bids.markers import is_whole, read_marker
+from bids_cmb.bids.selection import Scan
+from bids_cmb.bids.tables import EVIDENCE, Output, has_row, read_table, refresh_scans_table
+from bids_cmb.config import Config
+from bids_cmb.detection.ensemble import Probability, detect
+from bids_cmb.imaging.loading import load_echoes, load_phase
+from bids_cmb.imaging.volume import Intake, Volume, load_labels
+from bids_cmb.lesions.locations import locate_lesions
+from bids_cmb.lesions.measure import Lesion, find_lesions
+from bids_cmb.networks.inference import set_threads
+from bids_cmb.networks.model_cards import card, card_names
+from bids_cmb.quality.measures import Quality, quality
+from bids_cmb.report.figures import are_drawn, draw
+from bids_cmb.report.html import page_of, refresh_page, shows_result, write_page
+from bids_cmb.workflow.inputs import (
+    ScanInputs,
+    Thresholds,
+    check_unchanged,
+    is_current,
+    record_inputs,
+    resolve_inputs,
+    resolve_thresholds,
+)
+from bids_cmb.workflow.outputs import (
+    ScanResult,
+    forget_attempts,
+    primary_grid,
+    remove_half_written,
+    show_state,
+    sources_of,
+    write_outputs,
+)
+
+RESULT, REPORT, NOTHING = "result", "report", ""  # what a scan may lack
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the log says of a scan.
+
+    Attributes:
+        n_cmb: Microbleeds counted.
+        n_definite: Of them definite.
+        quality_flags: What may make the counts doubtful.
+        notes: Sentences on it.
+        lacked: What was made: `RESULT`, only `REPORT`, or nothing.
+    """
+
+    n_cmb: int
+    n_definite: int
+    quality_flags: tuple[str, ...]
+    notes: tuple[str, ...]
+    lacked: str = RESULT
+
+
+def process_scan(scan: Scan, config: Config) -> Summary:
+    """Find the microbleeds of one scan and write down what was found.
+
+    The marker that the result is complete is written after every image, table and picture. The
+    scan's row in the table of its session and its participant's page are made from markers; a later
+    run makes what lacks of them.
+
+    Args:
+        scan: Its files, and its BIDS entities.
+        config: Of the run.
+
+    Raises:
+        ValueError: If the scan cannot be used; the sentence names the file.
+        OSError: If a file cannot be read or written.
+    """
+    inputs = resolve_inputs(scan, config)
+    with _starting_networks(inputs, config.omp_nthreads or 1):
+        record = record_inputs(inputs)
+        result = analyze_scan(inputs, config)
+    check_unchanged(inputs, record, config)
+    output = Output(config.output_dir, scan)
+    row = write_outputs(output, result, inputs, record, report=config.report)
+    _show_result(output, config.report)
+    notes = (*scan.notes, *result.notes(scan.path.name))
+    return Summary(row["n_cmb"], row["n_definite"], result.quality.flags, notes)
+
+
+def analyze_scan(inputs: ScanInputs, config: Config) -> ScanResult:
+    """Do everything between loading a scan and writing its results.
+
+    Raises:
+        ValueError: If the scan cannot be used; the sentence names the file.
+        OSError: If a file cannot be read.
+    """
+    image, header = load_echoes(inputs.images)
+    anatomy = segment_anatomy(
+        image,
+        inputs.models,
+        inputs.brain,
+        segmentation=inputs.segmentation,
+        network=config.anatomy == "network",
+    )
+    brain = get_brain_mask(image, inputs.brain, anatomy)
+    phase = load_phase(inputs.phase, image, brain.mask, inputs.scan.path.name)
+    probability = detect(config.detector, image, brain.mask, inputs.models, phase.map, anatomy.head)
+    thresholds = resolve_thresholds(config)
+    labels, lesions = measure_lesions(probability, image, brain.mask, thresholds, config.uncounted)
+    anatomy, regions = complete_anatomy(image, anatomy, inputs, config, has_lesions=bool(lesions))
+    lesions = place_lesions(lesions, anatomy, regions, inputs, config.uncounted)
+    return ScanResult(
+        image=image,
+        header=header,
+        brain=brain,
+        anatomy=anatomy,
+        phase=phase,
+        probability=probability,
+        thresholds=thresholds,
+        regions=regions,
+        labels=labels,
+        lesions=lesions,
+        quality=measure_quality(image, brain.mask, header, inputs.scan),
+    )
+
+
+def measure_lesions(
+    probability: Probability,
+    image: Volume,
+    brain: Volume,
+    thresholds: Thresholds,
+    uncounted: tuple[str, ...] = ("large",),
+) -> tuple[Volume, list[Lesion]]:
+    """Cut the probability of the detectors into lesions and measure each one.
+
+    Args:
+        probability: As `detection.ensemble.detect` gives it.
+        image: The scan.
+        brain: Its brain mask, bool, on the same grid.
+        thresholds: At which to cut.
+        uncounted: Flags that keep a lesion out of the counts.
+
+    Returns:
+        As `lesions.measure.find_lesions`.
+    """
+    return find_lesions(
+        probability.mean,
+        image,
+        brain,
+        **asdict(thresholds),
+        uncounted=uncounted,
+        spread=probability.spread,
+        instances=probability.evidence.instances,
+    )
+
+
+def complete_anatomy(
+    image: Volume, anatomy: AnatomyResult, inputs: ScanInputs, config: Config, *, has_lesions: bool
+) -> tuple[AnatomyResult, Volume | None]:
+    """Add what atlases tell, finer structures where anybody needs them, and regions of MARS.
+
+    Structures that the user gave stay as they are.
+
+    Returns:
+        The anatomy, and its regions on its grid; None where nothing was segmented.
+    """
+    if anatomy.head is None:
+        return anatomy, None
+    if anatomy.segmentation is None and (has_lesions or config.output_level == "full"):
+        anatomy = refine_anatomy(image, anatomy, inputs.models)
+    anatomy = add_atlases(anatomy, inputs.atlases)
+    regions = region_map(
+        anatomy.head, anatomy.lobes, anatomy.capsule, deep_white_mm=config.deep_white_mm
+    )
+    return anatomy, regions
+
+
+def place_lesions(
+    lesions: list[Lesion],
+    anatomy: AnatomyResult,
+    regions: Volume | None,
+    inputs: ScanInputs,
+    uncounted: tuple[str, ...],
+) -> list[Lesion]:
+    """Give each lesion its place, where the anatomy is known."""
+    if regions is None:
+        return lesions
+    return locate_lesions(
+        lesions,
+        anatomy.head,
+        regions,
+        classes=inputs.anatomy_card["classes"],
+        atlases=inputs.atlases,
+        uncounted=uncounted,
+    )
+
+
+def measure_quality(image: Volume, brain: Volume, header: Intake, scan: Scan) -> Quality:
+    """Measure what may make the counts doubtful."""
+    return quality(
+        image,
+        brain,
+        field_strength_t=scan.field_strength_t,
+        echo_time_s=scan.echo_time_s,
+        header_mended=header.header_mended,
+        nonfinite_voxels=header.nonfinite_voxels,
+    )
+
+
+@contextmanager
+def _starting_networks(inputs: ScanInputs, threads: int) -> Iterator[None]:
+    """Start TensorFlow aside where it is needed: it takes seconds; meanwhile the scan is read."""
+    with ThreadPoolExecutor(1) as aside:
+        if inputs.uses_networks:
+            aside.submit(set_threads, threads)
+        yield
+
+
+def _show_result(output: Output, report: str) -> None:
+    """Bring the table of the session and the page of the participant up to date."""
+    forget_attempts(output)
+    refresh_scans_table(output.home)
+    subject = output.scan.subject
+    if report != "none":
+        write_page(output.folder, subject)
+    elif page_of(output.folder, subject).is_file():
+        refresh_page(output.folder, subject)
+
+
+# --- Resume: what a scan lacks --------------------------------------------------------------------
+
+
+def complete(scan: Scan, config: Config) -> Summary:
+    """Make what a scan lacks: everything, or only its pictures and its participant's page.
+
+    Raises:
+        ValueError: If the scan cannot be used; the sentence names the file.
+        OSError: If a file cannot be read or written.
+    """
+    missing = RESULT if config.overwrite else lacking(scan, config)
+    if missing == RESULT:
+        return process_scan(scan, config)
+    settle(scan, config)
+    if missing == REPORT:
+        regenerate_report(scan, config)
+    row = (read_marker(Output(config.output_dir, scan).mask(".json")) or {}).get("Microbleeds", {})
+    return Summary(row.get("n_cmb") or 0, row.get("n_definite") or 0, (), (), missing)
+
+
+def lacking(scan: Scan, config: Config) -> str:
+    """Say what a scan lacks of what this run would write: `RESULT`, `REPORT` or `NOTHING`."""
+    if not is_complete(scan, config):
+        return RESULT
+    output = Output(config.output_dir, scan)
+    if config.report == "none" or (
+        are_drawn(output, interactive=config.report == "interactive") and shows_result(output)
+    ):
+        return NOTHING
+    return REPORT if output.brain().is_file() else RESULT  # without the mask none can be drawn
+
+
+def is_complete(scan: Scan, config: Config) -> bool:
+    """Check whether the results on disk are those that this run would write, each file whole."""
+    sign = Output(config.output_dir, scan).mask(".json")
+    marker = read_marker(sign)
+    if marker is None or not is_whole(sign.parent, marker):
+        return False
+    return is_current(marker, resolve_inputs(scan, config))
+
+
+def settle(scan: Scan, config: Config) -> None:
+    """Note that the result of a scan is current, and see to its row in the session's table."""
+    output = Output(config.output_dir, scan)
+    if any(open_attempt(output.folder, source) for source in sources_of(output)):
+        forget_attempts(output)
+        show_state(output)
+    if not has_row(output):
+        remove_half_written(output)
+        refresh_scans_table(output.home)
+
+
+def regenerate_report(scan: Scan, config: Config) -> None:
+    """Draw a scan's pictures and its participant's page anew, from the derivatives.
+
+    Raises:
+        ValueError: If there is no result of it with a brain mask, or the scan cannot be read.
+        OSError: If a file cannot be read or written.
+    """
+    output = Output(config.output_dir, scan)
+    marker = read_marker(output.mask(".json"))
+    if marker is None or not output.brain().is_file():
+        raise ValueError(
+            f"{scan.path}: --reports-only needs its result with the brain mask (--output-level "
+            "standard); found none."
+        )
+    image, _ = load_echoes((scan.path, *scan.more_echoes))
+    brain = load_brain_mask(output.brain(), image)
+    settings = marker.get("Provenance", {}).get("Settings", {})
+    detectors = _known_cards(settings.get("detector", config.detector), config.models)
+    remove_half_written(output)
+    draw(
+        output,
+        image,
+        brain,
+        load_labels(output.labels()),
+        read_table(output.labels(".tsv")),
+        look=primary_grid(detectors, tuple(settings.get("folds", ()))),
+        evidence=_evidence_tables(output),
+        interactive=config.report == "interactive",
+    )
+    write_page(config.output_dir, scan.subject)
+
+
+def _known_cards(names: list[str] | tuple[str, ...], models: Path | None) -> dict[str, dict]:
+    """Give the model cards of detectors; an empty one for a card that is gone."""
+    known = card_names(models=models)
+    return {name: card(name, models) if name in known else {} for name in names}
+
+
+def _evidence_tables(output: Output) -> dict[str, list[dict]]:
+    """Load the tables that the detectors left behind."""
+    return {
+        kind: read_table(output.evidence(kind))
+        for kind in EVIDENCE
+        if output.evidence(kind).is_file()
+    }

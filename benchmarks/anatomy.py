@@ -19,6 +19,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_cmb.anatomy.brain_extraction import find_brain
+from bids_cmb.anatomy.labels import atlas
 from bids_cmb.anatomy.refinement import finer
 from bids_cmb.anatomy.region_map import CORTEX, Region, locate, region_map
 from bids_cmb.anatomy.segmentation import WHITE, Anatomy, brain_of, find_anatomy, places
@@ -29,7 +30,7 @@ from bids_cmb.networks.inference import Models, set_threads
 from bids_cmb.networks.model_cards import card
 from bids_cmb.simulation.acquisition import CLEFT_MM
 from bids_cmb.training.data import Paths, find_cases
-from bids_cmb.training.synthetic_contrast import atlas, degrade, paint, painted_subject
+from bids_cmb.training.synthetic_contrast import degrade, paint, painted_subject
 
 SLICES_MM = (1, 3, 4, 5)
 THICK_MM = 2.5

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from bids_cmb.anatomy.labels import mirrored_codes
 from bids_cmb.anatomy.segmentation import find_anatomy, structure_centroids
 from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.networks.inference import Models
-from bids_cmb.simulation.tissue_properties import mirrored_codes
 
 MIRROR = np.array([-1, 1, 1])
 

@@ -10,6 +10,7 @@ from nibabel.eulerangles import euler2mat
 from phantoms import phantom
 from scipy import ndimage
 
+from bids_cmb.anatomy.labels import atlas
 from bids_cmb.anatomy.segmentation import read_structures
 from bids_cmb.bids.tables import write_table
 from bids_cmb.files import write_json
@@ -22,7 +23,6 @@ from bids_cmb.simulation.lesion_priors import law
 from bids_cmb.simulation.lesions import draw_sources
 from bids_cmb.simulation.phantom import procedural_head
 from bids_cmb.simulation.tissue_properties import CSF, FIRST_OUTSIDE
-from bids_cmb.training.synthetic_contrast import atlas
 
 # As scanned: oblique, flipped (LAS) and anisotropic
 OBLIQUE = from_matvec(euler2mat(0.2, -0.1, 0.15) @ np.diag([-0.5, 0.5, 2.0]), [40, -60, -30])

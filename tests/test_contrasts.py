@@ -3,14 +3,11 @@
 import numpy as np
 import pytest
 
+from bids_cmb.anatomy.labels import LEFT, NO_SIDE, RIGHT, atlas
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.training.data import Paths
 from bids_cmb.training.synthetic_contrast import (
-    LEFT,
-    NO_SIDE,
-    RIGHT,
     Subject,
-    atlas,
     batch,
     degrade,
     draw,

@@ -7,18 +7,11 @@ import numpy as np
 import pytest
 
 from bids_cmb.anatomy.mars import by_label, names
-from bids_cmb.bids.tables import (
-    columns,
-    counts,
-    lesion_row,
-    mars_columns,
-    read_table,
-    whereabouts,
-    write_table,
-)
+from bids_cmb.bids.tables import columns, read_table, write_table
 from bids_cmb.cli.run import main
 from bids_cmb.imaging.volume import Volume, save
 from bids_cmb.lesions.measure import Lesion
+from bids_cmb.lesions.table import counts, lesion_row, mars_columns, whereabouts
 from bids_cmb.review.merging import listed
 
 LESION = Lesion(

@@ -12,7 +12,6 @@ from bids_cmb.bids.selection import Scan
 from bids_cmb.bids.tables import (
     ENTITY_ORDER,
     Output,
-    burden,
     columns,
     read_table,
     refresh_scans_table,
@@ -20,6 +19,7 @@ from bids_cmb.bids.tables import (
     write_table,
 )
 from bids_cmb.files import read_json, write_json
+from bids_cmb.lesions.table import burden
 
 
 def scan(*entities, suffix="T2starw", desc="", more=()):

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from phantoms import ball_head, centred_grid
 
+from bids_cmb.anatomy.labels import mirrored_codes
 from bids_cmb.imaging import volume
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.simulation import head_model
 from bids_cmb.simulation.head_model import deform, head_paths, load_head, look_up, vary
-from bids_cmb.simulation.tissue_properties import CSF, is_brain, mirrored_codes
+from bids_cmb.simulation.tissue_properties import CSF, is_brain
 
 STILL = {
     "turn_deg": 0.0, "scale": 0.0, "bend_mm": 0.0, "atrophy": 0.0, "mirror": 0.0, "shift_mm": 0.0

@@ -5,9 +5,10 @@ import pytest
 from phantoms import centred_grid
 from scipy import ndimage
 
+from bids_cmb.anatomy.labels import SIDES
 from bids_cmb.imaging import volume
 from bids_cmb.simulation.phantom import procedural_head
-from bids_cmb.simulation.tissue_properties import CODES, CSF, SIDES, is_brain
+from bids_cmb.simulation.tissue_properties import CODES, CSF, is_brain
 
 
 def ml(labels, *codes):

@@ -10,18 +10,10 @@ from PIL import Image
 from test_detectors import MIDDLE, SPACING, ball, brain, scan
 
 from bids_cmb.bids.selection import Scan
-from bids_cmb.bids.tables import (
-    EVIDENCE,
-    Output,
-    columns,
-    evidence_rows,
-    figures_of,
-    read_table,
-    stem_of,
-)
+from bids_cmb.bids.tables import EVIDENCE, Output, columns, figures_of, read_table, stem_of
 from bids_cmb.config import Config
 from bids_cmb.detection.ensemble import detect
-from bids_cmb.detection.outputs import Box, Evidence, Opening, together
+from bids_cmb.detection.outputs import Box, Evidence, Opening, evidence_rows, together
 from bids_cmb.files import read_json
 from bids_cmb.imaging import volume
 from bids_cmb.imaging.preprocessing import Grid, preprocess

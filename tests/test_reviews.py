@@ -8,12 +8,13 @@ import pytest
 
 from bids_cmb.anatomy.mars import RIGHT, label_of
 from bids_cmb.anatomy.segmentation import itk_affine
-from bids_cmb.bids.tables import MNI, columns, read_table, write_table
+from bids_cmb.bids.tables import columns, read_table, write_table
 from bids_cmb.cli.commands import main
 from bids_cmb.evaluation.evaluate import REVIEWS
 from bids_cmb.files import write_json
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.imaging.volume import Volume, load_labels, save
+from bids_cmb.lesions.table import MNI
 from bids_cmb.report.frequency_map import REVIEWED, STEM
 from bids_cmb.review.reviews import agreement_rows, judge, read_reviews
 from bids_cmb.training.data import LESION, UNSURE, find_cases, read_case

@@ -4,15 +4,9 @@ import numpy as np
 import pytest
 from phantoms import ball_head, centred_grid
 
+from bids_cmb.anatomy.labels import SIDES, mirrored_codes
 from bids_cmb.imaging.volume import resample
-from bids_cmb.simulation.tissue_properties import (
-    SIDES,
-    TISSUES,
-    mirrored_codes,
-    tissue_constants,
-    tissue_maps,
-    tissue_of,
-)
+from bids_cmb.simulation.tissue_properties import TISSUES, tissue_constants, tissue_maps, tissue_of
 
 
 def test_every_side_has_its_other_side_and_the_same_tissue():

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from bids_cmb.anatomy.labels import LEFT, RIGHT, Atlas, atlas
 from bids_cmb.anatomy.mars import label_of, table
 from bids_cmb.anatomy.region_map import CORTEX, WHITE
 from bids_cmb.anatomy.segmentation import FLUID, SIDES, Anatomy, brain_of, read_structures, sided
 from bids_cmb.imaging.registration import read_transform, register, turn_degrees
 from bids_cmb.imaging.volume import Volume, load_labels
-from bids_cmb.training.synthetic_contrast import LEFT, RIGHT, Atlas, atlas
 
 SPACING_MM = 1.5  # no finer than this are regions looked at
 FEWEST_CODES = 8  # structures of a brain; a mask has one, and lesions have none of these

@@ -6,21 +6,18 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
 
-from bids_cmb.anatomy.mars import names, pattern
 from bids_cmb.bids.attempts import open_attempt
 from bids_cmb.bids.markers import read_marker
 from bids_cmb.bids.selection import Scan
 from bids_cmb.bids.spreadsheets import tab_separated
-from bids_cmb.detection.outputs import Evidence
 from bids_cmb.files import read_json, write_json, write_text
-from bids_cmb.lesions.measure import Lesion
 from bids_cmb.provenance import NAME, generated_by
 
 BIDS_VERSION = "1.11.1"
@@ -30,11 +27,8 @@ ENTITY_ORDER = (  # of BIDS 1.11, as far as scans and our results use it
 )
 LESION = 7  # BIDS' standard label for a lesion
 MNI_SPACE = "MNI152NLin2009cAsym"
-MNI = ("mni_x_mm", "mni_y_mm", "mni_z_mm")
 PLACE = ("x_mm", "y_mm", "z_mm")
-SIDES = ("in_plane_1_mm", "in_plane_2_mm", "through_mm")
 EVIDENCE = ("boxes", "gate")  # tables of what detectors leave behind
-TERRITORIES = ("lobar", "deep", "infratentorial")
 BIDSIGNORE = (
     "*.html",
     "figures",
@@ -179,158 +173,6 @@ def stem_of(mask: Path) -> str:
 def figures_of(folder: Path, subject: str) -> Path:
     """The folder of a participant's pictures in a derivative dataset."""
     return folder / f"sub-{subject}" / "figures"
-
-
-def lesion_row(lesion: Lesion) -> dict[str, object]:
-    """One lesion as a row of its table."""
-    x, y, z = lesion.centre
-    i, j, k = lesion.voxel
-    return {
-        "index": lesion.index,
-        "name": f"CMB{lesion.index:03d}",
-        "mapping": LESION,
-        "x_mm": _rounded(x, 2),
-        "y_mm": _rounded(y, 2),
-        "z_mm": _rounded(z, 2),
-        "i": _rounded(i, 2),
-        "j": _rounded(j, 2),
-        "k": _rounded(k, 2),
-        "volume_mm3": _rounded(lesion.volume, 3),
-        "diameter_mm": _rounded(lesion.diameter, 2),
-        "largest_diameter_mm": _rounded(lesion.largest_diameter, 2),
-        "slices": lesion.slices,
-        "elongation": _rounded(lesion.elongation, 2),
-        "contrast": _rounded(lesion.contrast, 3),
-        "edge_mm": _rounded(lesion.edge, 2),
-        "prob_mean": _rounded(lesion.probability_mean, 4),
-        "prob_max": _rounded(lesion.probability_max, 4),
-        "prob_sd": None if lesion.spread is None else _rounded(lesion.spread, 4),
-        "certainty": lesion.certainty,
-        "flags": ",".join(lesion.flags) or None,
-        "counted": "yes" if lesion.counted else "no",
-        "region": lesion.region,
-        "territory": lesion.territory,
-        "side": lesion.side,
-        "mars_region": lesion.mars,
-        "mars_side": None if lesion.left is None else "left" if lesion.left else "right",
-        "next_region": lesion.next_mars,
-        "next_region_mm": None if lesion.next_mars_mm is None else _rounded(lesion.next_mars_mm, 1),
-        "atlas_region": lesion.parcel,
-        **dict.fromkeys(MNI),
-        **({} if lesion.mni is None else _position(lesion.mni)),
-    }
-
-
-def _position(mni: tuple[float, float, float]) -> dict[str, object]:
-    return {name: _rounded(part, 1) for name, part in zip(MNI, mni, strict=True)}
-
-
-def evidence_rows(evidence: Evidence) -> dict[str, list[dict]]:
-    """What detectors leave behind as tables: ``boxes`` and ``gate``, where there are any."""
-    boxes = [
-        {
-            "detector": one.detector,
-            **_place(one.centre),
-            **{name: _rounded(side, 2) for name, side in zip(SIDES, one.sides, strict=True)},
-            "slices": one.slices,
-            "confidence": _rounded(one.confidence, 4),
-            "chance": _rounded(one.chance, 4),
-        }
-        for one in evidence.boxes
-    ]
-    gate = [
-        {
-            "detector": one.detector,
-            **_place(one.place),
-            "chance": _rounded(one.chance, 4),
-            "threshold": one.threshold,
-        }
-        for one in evidence.openings
-    ]
-    return {name: rows for name, rows in (("boxes", boxes), ("gate", gate)) if rows}
-
-
-def _place(at: Iterable[float]) -> dict[str, object]:
-    return {name: _rounded(part, 2) for name, part in zip(PLACE, at, strict=True)}
-
-
-def counts(lesions: Iterable[Lesion]) -> dict[str, object]:
-    """The numbers of one scan that follow from its lesions, as columns of the scan table."""
-    lesions = list(lesions)
-    counted = [lesion for lesion in lesions if lesion.counted]
-    definite = sum(lesion.certainty == "definite" for lesion in counted)
-    small = sum(lesion.largest_diameter < 5 for lesion in counted)
-    return {
-        "n_cmb": len(counted),
-        "n_definite": definite,
-        "n_possible": len(counted) - definite,
-        "n_uncounted": len(lesions) - len(counted),
-        "cmb_volume_mm3": _rounded(sum(lesion.volume for lesion in counted), 3),
-        "n_under_5mm": small,
-        "n_5mm_or_more": len(counted) - small,
-        "burden": burden(len(counted)),
-        **whereabouts(counted),
-    }
-
-
-def whereabouts(counted: Sequence[Lesion]) -> dict[str, object]:
-    """The columns of the scan table that follow from where its counted lesions lie.
-
-    Args:
-        counted: Lesions, or whatever has their ``side``, ``left``, ``territory`` and ``mars``.
-    """
-    return {
-        **{f"n_{name}": _in_territory(counted, name) for name in TERRITORIES},
-        "lobar_class": _at_least_two(_in_territory(counted, "lobar")),
-        "pattern": _pattern(counted),
-        **{column: _in_region(counted, name, left=left) for column, name, left in mars_columns()},
-    }
-
-
-def mars_columns() -> list[tuple[str, str, bool]]:
-    """The columns that count by region and side: (column, region, whether left)."""
-    return [
-        (f"n_{name.replace(' ', '_')}_{side}", name, side == "left")
-        for name in names()
-        for side in ("left", "right")
-    ]
-
-
-def _in_region(counted: Sequence[Lesion], region: str, *, left: bool) -> int | None:
-    """How many lie there; None where nobody looked, and for lobes where some lobe is not known."""
-    lobar = region in names("lobar")
-    unknown = any(
-        lesion.left is None or (lobar and lesion.territory == "lobar" and lesion.mars is None)
-        for lesion in counted
-    )
-    if unknown:
-        return None
-    return sum(lesion.mars == region and lesion.left == left for lesion in counted)
-
-
-def _pattern(counted: Sequence[Lesion]) -> str | None:
-    territories = {name: _in_territory(counted, name) for name in TERRITORIES}
-    if None in territories.values():
-        return None
-    return pattern(territories, sum(lesion.mars == "cerebellum" for lesion in counted))
-
-
-def _at_least_two(count: int | None) -> str | None:
-    return None if count is None else str(count) if count < 2 else ">=2"
-
-
-def _in_territory(counted: Sequence[Lesion], territory: str) -> int | None:
-    """How many lie there; None where nobody looked where lesions lie."""
-    if any(lesion.side is None for lesion in counted):
-        return None
-    return sum(lesion.territory == territory for lesion in counted)
-
-
-def burden(count: int) -> str:
-    """The class of a number of microbleeds: 0, 1, 2-4, 5-10 or >10."""
-    if count < 2:
-        return str(count)
-    return "2-4" if count <= 4 else "5-10" if count <= 10 else ">10"
 
 
 def write_table(path: Path, names: Iterable[str], rows: Iterable[dict]) -> None:
@@ -487,7 +329,7 @@ def homes_of(subject: Path) -> Iterator[Path]:
         yield from sorted(path for path in subject.glob("ses-*") if path.is_dir())
 
 
-def _rounded(value: float, digits: int) -> float | None:
+def rounded(value: float, digits: int) -> float | None:
     """Rounded, without the minus of -0.0; None for what is no number."""
     return round(value, digits) + 0.0 if math.isfinite(value) else None
 

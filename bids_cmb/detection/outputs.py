@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from bids_cmb.bids.tables import PLACE, rounded
 from bids_cmb.imaging.volume import Volume
 
+SIDES = ("in_plane_1_mm", "in_plane_2_mm", "through_mm")
 Place = tuple[float, float, float]
 
 
@@ -71,3 +73,32 @@ def together(parts: Iterable[Evidence]) -> Evidence:
         tuple(opening for part in parts for opening in part.openings),
         next(instances, None),
     )
+
+
+def evidence_rows(evidence: Evidence) -> dict[str, list[dict]]:
+    """What detectors leave behind as tables: ``boxes`` and ``gate``, where there are any."""
+    boxes = [
+        {
+            "detector": one.detector,
+            **_place(one.centre),
+            **{name: rounded(side, 2) for name, side in zip(SIDES, one.sides, strict=True)},
+            "slices": one.slices,
+            "confidence": rounded(one.confidence, 4),
+            "chance": rounded(one.chance, 4),
+        }
+        for one in evidence.boxes
+    ]
+    gate = [
+        {
+            "detector": one.detector,
+            **_place(one.place),
+            "chance": rounded(one.chance, 4),
+            "threshold": one.threshold,
+        }
+        for one in evidence.openings
+    ]
+    return {name: rows for name, rows in (("boxes", boxes), ("gate", gate)) if rows}
+
+
+def _place(at: Iterable[float]) -> dict[str, object]:
+    return {name: rounded(part, 2) for name, part in zip(PLACE, at, strict=True)}

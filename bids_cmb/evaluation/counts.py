@@ -7,16 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.anatomy.mars import names, pattern
-from bids_cmb.bids.tables import (
-    TERRITORIES,
-    burden,
-    finished,
-    homes,
-    mars_columns,
-    read_table,
-    write_table,
-)
+from bids_cmb.bids.tables import finished, homes, read_table, write_table
 from bids_cmb.files import write_json
+from bids_cmb.lesions.table import TERRITORIES, burden, mars_columns
 from bids_cmb.metrics.scores import count_agreement
 from bids_cmb.provenance import software
 

@@ -16,7 +16,8 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from scipy.stats import beta, chi2
 
-from bids_cmb.bids.tables import burden, columns
+from bids_cmb.bids.tables import columns
+from bids_cmb.lesions.table import burden
 from bids_cmb.metrics.agreement import intraclass_correlation, weighted_kappa
 from bids_cmb.metrics.matching import Match, Rule
 

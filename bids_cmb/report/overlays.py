@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bids_cmb.bids.tables import PLACE, SIDES
+from bids_cmb.bids.tables import PLACE
+from bids_cmb.detection.outputs import SIDES
 from bids_cmb.imaging.volume import Volume
 
 NEAR_MM = 1.0  # a lesion's centre may lie so far outside its box

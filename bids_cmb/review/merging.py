@@ -13,10 +13,11 @@ import numpy as np
 
 from bids_cmb.anatomy.region_map import spot_of
 from bids_cmb.bids.markers import names_in
-from bids_cmb.bids.tables import MNI, lesion_table_of, read_table, whereabouts
+from bids_cmb.bids.tables import lesion_table_of, read_table
 from bids_cmb.files import read_json
 from bids_cmb.imaging.registration import read_transform
 from bids_cmb.imaging.volume import load_labels
+from bids_cmb.lesions.table import MNI, whereabouts
 from bids_cmb.review.reviews import Review, judge, standing
 
 

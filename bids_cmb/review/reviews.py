@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.bids.tables import PLACE, burden, finished, homes, lesion_table_of, read_table
+from bids_cmb.bids.tables import PLACE, finished, homes, lesion_table_of, read_table
+from bids_cmb.lesions.table import burden
 from bids_cmb.metrics.agreement import intraclass_correlation, weighted_kappa
 from bids_cmb.metrics.matching import REACH
 

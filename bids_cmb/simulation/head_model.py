@@ -11,6 +11,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
+from bids_cmb.anatomy.labels import mirrored_codes
 from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.simulation.noise import (
     node_count,
@@ -26,7 +27,6 @@ from bids_cmb.simulation.tissue_properties import (
     CSF,
     VENTRICLES,
     is_brain,
-    mirrored_codes,
     tissue_of,
 )
 

@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.bids.tables import columns, lesion_row
+from bids_cmb.bids.tables import columns
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import TOUCHING, find_lesions
+from bids_cmb.lesions.table import lesion_row
 from bids_cmb.simulation import physics
 from bids_cmb.simulation.acquisition import Effect, Scene, Views
 from bids_cmb.simulation.sources import MICROBLEED

@@ -16,11 +16,6 @@ from bids_cmb.simulation.noise import node_count, noise_lattice, stretch
 _TABLE = json.loads(resources.files("bids_cmb").joinpath("data/tissues.json").read_text("utf-8"))
 TISSUES = tuple(_TABLE["tissues"])
 CODES = frozenset(code for row in _TABLE["tissues"].values() for code in row["codes"])
-SIDES = (  # the codes of one structure, left and right
-    *((2, 41), (3, 42), (4, 43), (5, 44), (7, 46), (8, 47), (10, 49), (11, 50), (12, 51), (13, 52)),
-    *((17, 53), (18, 54), (25, 57), (26, 58), (28, 60), (30, 62), (31, 63), (78, 79)),
-    *((136, 163), (137, 164)),
-)
 FIRST_OUTSIDE = 500  # codes from here on lie outside the brain
 CSF = 24
 CEREBRUM = (2, 3, 41, 42)
@@ -31,14 +26,6 @@ CHOROID = (31, 63, 136, 137, 163, 164)
 def is_brain(labels: np.ndarray) -> np.ndarray:
     """Where the brain is, ventricles included, the fluid around it not; bool."""
     return (labels > 0) & (labels < FIRST_OUTSIDE) & (labels != CSF)
-
-
-def mirrored_codes() -> np.ndarray:
-    """A table from each code to the code of the other side, uint16, shape (65536,)."""
-    table = np.arange(2**16, dtype=np.uint16)
-    for left, right in SIDES:
-        table[left], table[right] = right, left
-    return table
 
 
 @dataclass(frozen=True, eq=False)

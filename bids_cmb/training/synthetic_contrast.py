@@ -11,34 +11,18 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from bids_cmb.anatomy.labels import Atlas, mirrored_codes
 from bids_cmb.imaging.preprocessing import Grid, cut, preprocess
 from bids_cmb.imaging.volume import Volume, load, resample_like
 from bids_cmb.simulation.head_model import load_head, look_up, vary
 from bids_cmb.simulation.noise import noise_lattice, stretch
-from bids_cmb.simulation.tissue_properties import SIDES, mirrored_codes
 from bids_cmb.training.data import Paths, structures_of, together
 
-LEFT, RIGHT, NO_SIDE = 1.0, 0.0, 0.5
 BOX_MM = (192, 232, 216)  # of a head, about its brain's centre
 LIKE_T2STAR = 0.5  # how often a label map is painted like a T2* scan
 STRIPPED = 0.35  # how often all but the brain is blank
 ENDS = 0.2  # how often the field of view ends within the part that is shown
 THICK = 0.6  # how often a painted head is seen in thick slices
-
-
-@dataclass(frozen=True, eq=False)
-class Atlas:
-    """What codes mean to the network.
-
-    Attributes:
-        classes: Class of each code, uint8, (65536,).
-        sides: `LEFT`, `RIGHT` or `NO_SIDE` of each code, float32, (65536,).
-        count: Number of classes.
-    """
-
-    classes: np.ndarray
-    sides: np.ndarray
-    count: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,17 +38,6 @@ class Subject:
     codes: np.ndarray
     image: np.ndarray | None
     spacing: float = 1.0
-
-
-def atlas(classes: Sequence[dict]) -> Atlas:
-    """Classes as a recipe lists them, each with its ``codes``; all other codes are class 0."""
-    table = np.zeros(2**16, np.uint8)
-    for index, one in enumerate(classes):
-        table[one["codes"]] = index
-    sides = np.full(2**16, NO_SIDE, np.float32)
-    for left, right in SIDES:
-        sides[left], sides[right] = LEFT, RIGHT
-    return Atlas(table, sides, len(classes))
 
 
 def painted_subject(path: Path, rng: np.random.Generator, spacing: float = 1.0) -> Subject:

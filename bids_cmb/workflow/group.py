@@ -15,18 +15,16 @@ from bids_cmb.bids.attempts import FAILED, open_attempts
 from bids_cmb.bids.filters import listed
 from bids_cmb.bids.metadata import unreadable
 from bids_cmb.bids.tables import (
-    MNI,
-    TERRITORIES,
     columns,
     finished,
     homes,
     lesion_table_of,
-    mars_columns,
     read_table,
     source_of,
     write_table,
 )
 from bids_cmb.files import write_json
+from bids_cmb.lesions.table import MNI, TERRITORIES, mars_columns
 from bids_cmb.report.frequency_map import REVIEWED, STEM, write_map
 from bids_cmb.report.html import Cohort, write_group_page
 from bids_cmb.review.merging import Settled, has_place, settle

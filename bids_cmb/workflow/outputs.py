@@ -14,21 +14,15 @@ from bids_cmb.anatomy.scan_anatomy import AnatomyResult, BrainMask
 from bids_cmb.anatomy.segmentation import itk_affine
 from bids_cmb.bids.attempts import forget_attempt
 from bids_cmb.bids.markers import names_in, stamp_outputs
-from bids_cmb.bids.tables import (
-    Output,
-    columns,
-    counts,
-    evidence_rows,
-    lesion_row,
-    refresh_scans_table,
-    write_table,
-)
+from bids_cmb.bids.tables import Output, columns, refresh_scans_table, write_table
 from bids_cmb.detection.ensemble import Probability
+from bids_cmb.detection.outputs import evidence_rows
 from bids_cmb.files import read_json, remove_leftovers, write_json, write_text
 from bids_cmb.imaging.loading import Phase
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.imaging.volume import Intake, Volume, resample_like, save
 from bids_cmb.lesions.measure import Lesion
+from bids_cmb.lesions.table import counts, lesion_row
 from bids_cmb.networks.inference import device
 from bids_cmb.networks.model_cards import ANATOMY, members_of
 from bids_cmb.provenance import fingerprint, machine, package_digest, software

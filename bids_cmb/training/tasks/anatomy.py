@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from bids_cmb.anatomy.labels import atlas
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.simulation.head_model import head_paths
 from bids_cmb.training import synthetic_contrast
@@ -10,7 +11,7 @@ from bids_cmb.training.recipe import Batch, Recipe, Sources, Task, Teach
 
 
 def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:
-    grid, known = Grid.from_card(recipe.grid), synthetic_contrast.atlas(recipe.classes)
+    grid, known = Grid.from_card(recipe.grid), atlas(recipe.classes)
     scanned = [synthetic_contrast.scanned_subject(one, grid) for one in sources.scans]
     painted = [
         synthetic_contrast.painted_subject(

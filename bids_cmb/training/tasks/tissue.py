@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
+from bids_cmb.anatomy.labels import atlas
 from bids_cmb.anatomy.refinement import KINDS, heard, kinds_of, opinion, shown
 from bids_cmb.anatomy.segmentation import brain_of, find_anatomy
 from bids_cmb.imaging.preprocessing import Grid, preprocess
@@ -22,7 +23,6 @@ from bids_cmb.training.recipe import (
     drawing_of,
     refuse_label_maps,
 )
-from bids_cmb.training.synthetic_contrast import atlas
 
 SURE_MM = 2.0  # standard deviation of the weight about the place a patch was drawn around
 PULL = 40.0  # how much heavier that place is: it is what the network will be asked about

@@ -1,0 +1,47 @@
+"""FreeSurfer's codes of structures: their sides, and their classes for a network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEFT, RIGHT, NO_SIDE = 1.0, 0.0, 0.5
+SIDES = (  # the codes of one structure, left and right
+    *((2, 41), (3, 42), (4, 43), (5, 44), (7, 46), (8, 47), (10, 49), (11, 50), (12, 51), (13, 52)),
+    *((17, 53), (18, 54), (25, 57), (26, 58), (28, 60), (30, 62), (31, 63), (78, 79)),
+    *((136, 163), (137, 164)),
+)
+
+
+def mirrored_codes() -> np.ndarray:
+    """A table from each code to the code of the other side, uint16, shape (65536,)."""
+    table = np.arange(2**16, dtype=np.uint16)
+    for left, right in SIDES:
+        table[left], table[right] = right, left
+    return table
+
+
+@dataclass(frozen=True, eq=False)
+class Atlas:
+    """What codes mean to the network.
+
+    Attributes:
+        classes: Class of each code, uint8, (65536,).
+        sides: `LEFT`, `RIGHT` or `NO_SIDE` of each code, float32, (65536,).
+        count: Number of classes.
+    """
+
+    classes: np.ndarray
+    sides: np.ndarray
+    count: int
+
+
+def atlas(classes: Sequence[dict]) -> Atlas:
+    """Classes as a recipe lists them, each with its ``codes``; all other codes are class 0."""
+    table = np.zeros(2**16, np.uint8)
+    for index, one in enumerate(classes):
+        table[one["codes"]] = index
+    sides = np.full(2**16, NO_SIDE, np.float32)
+    for left, right in SIDES:
+        sides[left], sides[right] = LEFT, RIGHT
+    return Atlas(table, sides, len(classes))

@@ -121,7 +121,7 @@ def tuned(asked: argparse.Namespace, how: Sequence[object], folder: Path) -> lis
     """Fine-tune the member and put it on a card; the words that name it to the app."""
     recipe = f"{DETECTOR}-{asked.member}"
     folder = folder.resolve()
-    start = Path("bids_cmb", "data", "weights", f"{recipe}.npz")
+    start = Path("bids_cmb", "resources", "models", f"{recipe}.npz")
     length = ["--epochs", asked.epochs, "--steps", asked.steps]
     how = [one.resolve() if isinstance(one, Path) else one for one in how]
     train = ["-m", "bids_cmb", "train", recipe, asked.own.resolve(), folder, *how]

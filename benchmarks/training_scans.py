@@ -3,8 +3,8 @@
     python benchmarks/training_scans.py DATA [DATA ...]
 
 Each DATA is a simulated dataset with its truth, A, B and C of docs/notes/training.md. Writes
-bids_cmb/data/training_scans.json. The brain is that of the simulation, so the measures of a real
-scan, whose brain was found, may differ by what lies at its edge.
+bids_cmb/resources/quality/training_scans.json. The brain is that of the simulation, so the measures
+of a real scan, whose brain was found, may differ by what lies at its edge.
 """
 
 import json
@@ -15,7 +15,7 @@ from bids_cmb.imaging.volume import Volume, load, load_labels
 from bids_cmb.quality.familiarity import histogram, measures, summarised, tones
 from bids_cmb.training.data import find_cases
 
-PLACE = Path(__file__).parent.parent / "bids_cmb" / "data" / "training_scans.json"
+PLACE = Path(__file__).parent.parent / "bids_cmb" / "resources" / "quality" / "training_scans.json"
 
 
 def main() -> None:

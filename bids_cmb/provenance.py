@@ -16,7 +16,8 @@ ENGINES = ("numpy", "scipy", "nibabel", "keras", "tensorflow", "simpleitk")  # t
 LIBRARIES = (*ENGINES, "pybids", "pandas")
 BUILDS = {"tensorflow": ("tensorflow", "tensorflow-cpu")}  # distributions of one library
 # Cards name their weights by SHA-256, and pages show what was found.
-NO_CODE = ("__pycache__", "weights", "pages", "viewer")
+NO_CODE = ("__pycache__", "templates", "niivue")
+NO_CODE_SUFFIX = ".npz"
 PACKAGE = Path(__file__).parent
 
 
@@ -50,7 +51,8 @@ def package_digest() -> str:
     total = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*")):
         inside = path.relative_to(PACKAGE)
-        if path.is_file() and not set(inside.parts) & set(NO_CODE):
+        no_code = set(inside.parts) & set(NO_CODE) or inside.suffix == NO_CODE_SUFFIX
+        if path.is_file() and not no_code:
             total.update(f"{inside.as_posix()}\0{sha256(path)}\n".encode())
     return total.hexdigest()
 

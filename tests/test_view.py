@@ -60,7 +60,7 @@ def test_the_viewer_is_the_one_that_was_named_and_its_licence_lies_beside_it(tmp
     write_viewer(tmp_path)
     home = tmp_path / "code" / "niivue"
     digest = hashlib.sha256((home / "niivue.umd.js").read_bytes()).hexdigest()
-    assert digest in resources.files("bids_cmb").joinpath("data/viewer/README.md").read_text()
+    assert digest in resources.files("bids_cmb").joinpath("resources/niivue/README.md").read_text()
     assert "BSD 2-Clause License" in (home / "LICENSE").read_text()
     written = (home / "niivue.umd.js").stat().st_mtime_ns
     write_viewer(tmp_path)

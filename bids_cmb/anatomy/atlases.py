@@ -110,7 +110,8 @@ def lobes_of(anatomy: Anatomy, atlas: Path) -> np.ndarray | None:
         atlas: Of lobes, as `find_atlases` found it.
 
     Returns:
-        Labels of ``data/regions.json``, uint8, 0 elsewhere; None without a way to MNI space.
+        Labels of ``resources/atlases/mars.json``, uint8, 0 elsewhere; None without a way to MNI
+        space.
     """
     if anatomy.to_mni is None:
         return None

@@ -1,6 +1,6 @@
 """The Microbleed Anatomical Rating Scale: thirteen regions, which codes belong to them, patterns.
 
-Gregoire et al., Neurology 2009;73:1759-1766. The table is ``data/regions.json``.
+Gregoire et al., Neurology 2009;73:1759-1766. The table is ``resources/atlases/mars.json``.
 """
 
 import json
@@ -14,8 +14,8 @@ RIGHT = 20  # is added to a label on the right: 3 is the left temporal lobe, 23 
 
 @lru_cache(maxsize=1)
 def table() -> dict:
-    """Regions, and which codes of which atlas belong to them: ``data/regions.json``."""
-    text = resources.files("bids_cmb").joinpath("data/regions.json").read_text("utf-8")
+    """Regions, and which codes of which atlas belong to them: ``resources/atlases/mars.json``."""
+    text = resources.files("bids_cmb").joinpath("resources/atlases/mars.json").read_text("utf-8")
     return json.loads(text)
 
 

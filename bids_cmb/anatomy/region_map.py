@@ -77,8 +77,8 @@ def region_map(
         deep_white_mm: How far deep white matter reaches from the ventricles.
 
     Returns:
-        Labels of ``data/regions.json``, `RIGHT` more on the right, `LOBAR_LABEL` in a lobe that is
-        not known, uint8; 0 in fluid and outside.
+        Labels of ``resources/atlases/mars.json``, `RIGHT` more on the right, `LOBAR_LABEL` in a
+        lobe that is not known, uint8; 0 in fluid and outside.
     """
     codes = anatomy.structures.data
     beside = leftness(anatomy.midline, anatomy.structures.affine, codes.shape)

@@ -57,8 +57,8 @@ def read_segmentation(
 
     Returns:
         The anatomy, without ``chances`` since no network gave any, and the lobe of every voxel of
-        cortex and white matter on its grid (labels of ``data/regions.json``) if the cortex has
-        parcels.
+        cortex and white matter on its grid (labels of ``resources/atlases/mars.json``) if the
+        cortex has parcels.
 
     Raises:
         ValueError: If it is no such label map; the file is named.

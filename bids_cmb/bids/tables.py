@@ -53,14 +53,14 @@ DESCRIBED = {  # desc- labels of our files: the suffix of the scan they were mad
 def columns(table: str) -> dict[str, dict]:
     """The columns of a table, in order, as BIDS describes them: ``lesion``, ``scan``, ``boxes``...
 
-    They stand in ``data/<table>_columns.json``, which becomes the sidecar of the table.
+    They stand in ``resources/tables/<table>.json``, which becomes the sidecar of the table.
     """
     return dict(_described(table))
 
 
 @cache
 def _described(table: str) -> dict[str, dict]:
-    text = resources.files("bids_cmb").joinpath(f"data/{table}_columns.json").read_text("utf-8")
+    text = resources.files("bids_cmb").joinpath(f"resources/tables/{table}.json").read_text("utf-8")
     return json.loads(text)
 
 
@@ -352,5 +352,9 @@ def _link(folder: Path, raw: Path, raw_description: dict) -> str:
 
 
 def _readme() -> str:
-    template = resources.files("bids_cmb").joinpath("data/output_readme.md").read_text("utf-8")
+    template = (
+        resources.files("bids_cmb")
+        .joinpath("resources/templates/output_readme.md")
+        .read_text("utf-8")
+    )
     return template.replace("{name}", NAME)

@@ -76,11 +76,13 @@ def _add_simulate(makers: argparse._SubParsersAction) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="presets of data/protocols.json, JSON files like it, or random, used in turn "
-        "(default: random)",
+        help="presets of resources/simulation/protocols.json, JSON files like it, or random, "
+        "used in turn (default: random)",
     )
     maker.add_argument(
-        "--variant", default="default", help="law of lesions and mimics in data/laws.json"
+        "--variant",
+        default="default",
+        help="law of lesions and mimics in resources/simulation/lesion_priors.json",
     )
     maker.add_argument("--phase", action="store_true", help="write phase images too")
     maker.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
@@ -118,7 +120,9 @@ def _say(done: int, scans: int, seconds: float) -> None:
 
 def _add_train(makers: argparse._SubParsersAction) -> None:
     maker = makers.add_parser("train", help="scans with their truth become weights")
-    maker.add_argument("recipe", help="name of a recipe of data/recipes, or a JSON file like it")
+    maker.add_argument(
+        "recipe", help="name of a recipe of resources/recipes, or a JSON file like it"
+    )
     maker.add_argument(
         "data", type=Path, nargs="+", help="BIDS datasets with truth; for anatomy also label maps"
     )
@@ -244,7 +248,7 @@ def _add_release(makers: argparse._SubParsersAction) -> None:
     maker = makers.add_parser(
         "release", help="simulate, train and set operating points: from nothing to a detector"
     )
-    maker.add_argument("plan", help="name of a plan of data/plans, or a JSON file like it")
+    maker.add_argument("plan", help="name of a plan of resources/plans, or a JSON file like it")
     maker.add_argument(
         "anatomy", type=Path, help="folder of FreeSurfer-coded label maps of whole heads"
     )

@@ -119,7 +119,11 @@ def page(
         reviewed: The figures after review, over the reviewed scans, and how far every two readers
             agree.
     """
-    template = resources.files("bids_cmb").joinpath("data/evaluation.html").read_text("utf-8")
+    template = (
+        resources.files("bids_cmb")
+        .joinpath("resources/templates/evaluation.html")
+        .read_text("utf-8")
+    )
     return Template(template).substitute(
         predictions=escape(settings["predictions"]),
         truth=escape(settings["truth"]),

@@ -1,7 +1,7 @@
 """Model cards: what is known about each detector and network, as data; nothing in them is run.
 
 A card is ``<name>.json`` in the package or in a folder that the user names, which comes first. The
-weights of its members lie in the folder ``weights`` of the package, or beside the user's card.
+weights of its members lie beside it.
 """
 
 import json
@@ -15,8 +15,7 @@ from bids_cmb.files import load_json
 
 Rule = tuple[Callable[[object], bool], str]  # whether a value holds, and what it must be
 DETECTION, ANATOMY = "cerebral microbleeds", "anatomy"
-_SHELF = Path(str(files("bids_cmb") / "data" / "cards"))
-_WEIGHTS = Path(str(files("bids_cmb") / "data" / "weights"))
+_SHELF = Path(str(files("bids_cmb") / "resources" / "models"))
 NEEDED = {
     DETECTION: ("name", "description", "threshold", "definite_threshold", "min_volume_mm3"),
     ANATOMY: ("name", "description", "members", "classes"),
@@ -89,7 +88,7 @@ def _read(path: Path, _: tuple[int, ...]) -> dict:
 def weights_file(name: str, member: dict, models: Path | None = None) -> Path:
     """Where the weights of a card's member lie."""
     path = _path(name, models)
-    home = _WEIGHTS if path is None or path.parent == _SHELF else path.parent
+    home = _SHELF if path is None else path.parent
     return home / Path(member["weights"]).name  # never out of the folder
 
 

@@ -1,6 +1,6 @@
 """How far a scan lies from those that the bundled networks were trained on.
 
-``data/training_scans.json`` has the measures of their simulated scans, made by
+``resources/quality/training_scans.json`` has the measures of their simulated scans, made by
 ``benchmarks/training_scans.py``. A scan that is unlike all of them may be read less well than any
 benchmark says; one that is like them may still be read badly.
 """
@@ -110,7 +110,7 @@ def compared(found: dict[str, float]) -> list[dict[str, object]]:
 
 
 def summarised(scans: list[tuple[dict[str, float], list[float]]]) -> dict:
-    """Measures and histograms of many scans, as ``data/training_scans.json`` has them."""
+    """Measures and histograms of many scans, as in ``resources/quality/training_scans.json``."""
     return {
         "scans": len(scans),
         "levels": list(LEVELS),
@@ -128,5 +128,9 @@ def summarised(scans: list[tuple[dict[str, float], list[float]]]) -> dict:
 @lru_cache(maxsize=1)
 def trained_on() -> dict:
     """What is known of the training scans."""
-    text = resources.files("bids_cmb").joinpath("data/training_scans.json").read_text("utf-8")
+    text = (
+        resources.files("bids_cmb")
+        .joinpath("resources/quality/training_scans.json")
+        .read_text("utf-8")
+    )
     return json.loads(text)

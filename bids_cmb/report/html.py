@@ -42,7 +42,7 @@ MOST_HEAD = 2**16  # characters of a page that its beginning may take
 @lru_cache(maxsize=1)
 def _pages() -> jinja2.Environment:
     """Templates; whatever comes from data is escaped."""
-    folder = resources.files("bids_cmb").joinpath("data/pages")
+    folder = resources.files("bids_cmb").joinpath("resources/templates")
     texts = {one.name: one.read_text("utf-8") for one in folder.iterdir()}
     made = jinja2.Environment(
         loader=jinja2.DictLoader(texts), autoescape=True, trim_blocks=True, lstrip_blocks=True

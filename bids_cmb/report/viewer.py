@@ -24,7 +24,7 @@ BRIGHT = 99.5  # percentile of the brain that is white
 
 def write_viewer(folder: Path) -> None:
     """Lay the viewer and its licence into a derivative dataset, unless they lie there."""
-    shelf = resources.files("bids_cmb").joinpath("data/viewer")
+    shelf = resources.files("bids_cmb").joinpath("resources/niivue")
     for name in VIEWER_FILES:
         content, place = shelf.joinpath(name).read_bytes(), folder / VIEWER / name
         if not place.is_file() or place.stat().st_size != len(content):

@@ -41,7 +41,8 @@ class Head:
     """A head as a label map.
 
     Attributes:
-        labels: uint16, FreeSurfer codes (`data/tissues.json` lists them); 0 is air.
+        labels: uint16, FreeSurfer codes (`resources/simulation/tissue_properties.json` lists them);
+            0 is air.
         name: What to call it.
     """
 
@@ -92,7 +93,8 @@ def load_head(path: Path) -> Head:
     if unknown := [f"{code:.0f}" for code in codes if code not in CODES]:
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise ValueError(
-            f"{path}: every code must be one of FreeSurfer's that data/tissues.json lists; "
+            f"{path}: every code must be one of FreeSurfer's that "
+            "resources/simulation/tissue_properties.json lists; "
             f"found {', '.join(unknown[:5])}{more}."
         )
     if not np.isin(codes, CEREBRUM).any():

@@ -1,7 +1,7 @@
 """The numbers that a scan's sources are drawn by, and how chance draws them.
 
-Every number stands in ``data/laws.json``; lengths are mm, susceptibilities ppm against the tissue
-around.
+Every number stands in ``resources/simulation/lesion_priors.json``; lengths are mm, susceptibilities
+ppm against the tissue around.
 """
 
 import json
@@ -22,7 +22,11 @@ def law(name: str = "default") -> dict:
     Raises:
         ValueError: If there is no law of that name.
     """
-    text = resources.files("bids_cmb").joinpath("data/laws.json").read_text("utf-8")
+    text = (
+        resources.files("bids_cmb")
+        .joinpath("resources/simulation/lesion_priors.json")
+        .read_text("utf-8")
+    )
     laws = json.loads(text)
     if name not in laws:
         raise ValueError(f"A law must be one of {', '.join(laws)}; found {name!r}.")

@@ -96,7 +96,11 @@ class Protocol:
 
 def presets() -> dict[str, Protocol]:
     """The protocols that come with the package, by name."""
-    text = resources.files("bids_cmb").joinpath("data/protocols.json").read_text("utf-8")
+    text = (
+        resources.files("bids_cmb")
+        .joinpath("resources/simulation/protocols.json")
+        .read_text("utf-8")
+    )
     return {name: Protocol(name=name, **said) for name, said in json.loads(text).items()}
 
 
@@ -105,7 +109,8 @@ def find_protocols(wanted: Sequence[str]) -> list[Protocol | None]:
 
     Args:
         wanted: Names of presets, paths of JSON files (an object by name, as
-            ``data/protocols.json`` is), or ``random`` for one between the presets each time.
+            ``resources/simulation/protocols.json`` is), or ``random`` for one between the presets
+            each time.
 
     Returns:
         In the order asked for; None for ``random``.

@@ -1,6 +1,6 @@
 """What a head is made of: codes of structures, their tissues, and what a scan sees of those.
 
-The codes are FreeSurfer's; `data/tissues.json` lists them.
+The codes are FreeSurfer's; `resources/simulation/tissue_properties.json` lists them.
 """
 
 import json
@@ -13,7 +13,11 @@ from scipy import ndimage
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.simulation.noise import node_count, noise_lattice, stretch
 
-_TABLE = json.loads(resources.files("bids_cmb").joinpath("data/tissues.json").read_text("utf-8"))
+_TABLE = json.loads(
+    resources.files("bids_cmb")
+    .joinpath("resources/simulation/tissue_properties.json")
+    .read_text("utf-8")
+)
 TISSUES = tuple(_TABLE["tissues"])
 CODES = frozenset(code for row in _TABLE["tissues"].values() for code in row["codes"])
 FIRST_OUTSIDE = 500  # codes from here on lie outside the brain
@@ -58,7 +62,7 @@ def tissue_of(labels: np.ndarray) -> np.ndarray:
     if (tissue == 255).any():
         found = np.unique(labels[tissue == 255])[:5]
         raise ValueError(
-            "`labels` must hold codes that data/tissues.json lists; "
+            "`labels` must hold codes that resources/simulation/tissue_properties.json lists; "
             f"found {', '.join(map(str, found))}."
         )
     return tissue

@@ -16,7 +16,7 @@ Teach = Callable[[np.random.Generator], Batch]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one network is trained; ``data/recipes/<name>.json``.
+    """How one network is trained; ``resources/recipes/<name>.json``.
 
     Attributes:
         name: Of the network.

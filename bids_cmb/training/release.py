@@ -1,7 +1,7 @@
 """From nothing to a released detector: simulate, train, set operating points, write the card.
 
-A plan (``data/plans/<name>.json``) names the sets of scans, the networks in their order and what
-the card says. What is there already is left as it is, so that a run which was stopped goes on.
+A plan (``resources/plans/<name>.json``) names the sets of scans, the networks in their order and
+what the card says. What is there already is left as it is, so that a run which was stopped goes on.
 """
 
 import csv
@@ -35,7 +35,7 @@ from bids_cmb.training.train import Material, read_recipe, train
 
 CLIP = 1e-4  # of a chance, before its log-odds are taken
 DEFINITE = 0.9  # share of candidates at and above the definite threshold that are microbleeds
-PLANS = files("bids_cmb") / "data" / "plans"
+PLANS = files("bids_cmb") / "resources" / "plans"
 Say = Callable[[str], None]
 Lesion = tuple[tuple[float, float, float], float, bool]  # position, diameter, whether it is sure
 

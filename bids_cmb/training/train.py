@@ -67,7 +67,7 @@ def read_recipe(name: str) -> Recipe:
         ValueError: If there is no such recipe, or it holds something that no recipe has.
         OSError: If the file cannot be read.
     """
-    shelf = files("bids_cmb") / "data" / "recipes"
+    shelf = files("bids_cmb") / "resources" / "recipes"
     known = sorted(entry.name.removesuffix(".json") for entry in shelf.iterdir())
     if name not in known and not name.endswith(".json"):
         raise ValueError(f"A recipe must be one of {', '.join(known)}; found {name!r}.")

@@ -2,7 +2,7 @@
 
 import sys
 
-from bids_cmb.cli.run import main
+from bids_cmb.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

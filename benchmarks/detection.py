@@ -6,7 +6,7 @@ Run the app with a low ``--threshold`` first if the FROC shall reach below the d
 threshold, and give that one here as ``--threshold``: what is not in the lesion tables cannot be
 counted. Results go to ``benchmarks/results/NAME.tsv`` (the FROC) and ``NAME.json`` (figures with
 their 95 % intervals over subjects, and how they came about). The tables and the page of one rule:
-``python -m bids_cmb evaluate``.
+``bids-cmb evaluate``.
 """
 
 import argparse

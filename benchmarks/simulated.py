@@ -7,7 +7,7 @@ that is there already and whole is left as it is, so that a broken build can be 
 its half-made folder was removed. Then, for each:
 
     python run.py OUT/default FOUND participant --threshold 0.1
-    python -m bids_cmb evaluate FOUND OUT/default/derivatives/truth RESULT
+    bids-cmb evaluate FOUND OUT/default/derivatives/truth RESULT
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Runs the commands: python -m bids_cmb COMMAND."""
+"""Run `bids-cmb` as ``bids-cmb``."""
 
 import sys
 
-from bids_cmb.cli.commands import main
+from bids_cmb.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

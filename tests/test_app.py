@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from bids_cmb.bids.tables import read_table
 from bids_cmb.cli import run as cli
+from bids_cmb.cli.main import main as one_command
 from bids_cmb.networks.model_cards import DETECTION, card, card_names
 from bids_cmb.workflow import run as app
 
@@ -678,7 +679,7 @@ def test_a_gpu_that_is_asked_for_and_is_not_there_stops_the_run(two, capfd, monk
 
 
 def test_models_are_listed_without_a_dataset(capfd):
-    assert main(["--list-models"]) == 0
+    assert one_command(["models", "list"]) == 0
     said = capfd.readouterr().out
     assert "ensemble (cerebral microbleeds)" in said
     assert "checksum as on the card" in said

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import bids_cmb
+from bids_cmb.cli.main import COMMANDS
+from bids_cmb.cli.main import main as one_command
 from bids_cmb.cli.run import configure, main, parser
 from bids_cmb.errors import MEANINGS, ExitError
 
@@ -373,3 +375,26 @@ def test_a_folder_for_temporary_files_that_cannot_be_made_names_what_is_in_the_w
     (tmp_path / "file").touch()
     assert main([*words, "-w", str(tmp_path / "file" / "work"), "--dry-run"]) == 73
     assert f"must be writable ({tmp_path / 'file'} is a file, no folder)" in capsys.readouterr().err
+
+
+def test_one_command_does_everything(tmp_path):
+    """The words of a BIDS App, or a command's name before all else; a folder may bear that name."""
+    ran = [
+        subprocess.run(
+            [sys.executable, "-m", "bids_cmb", *words],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )
+        for words in (["--help"], ["simulate", "--help"], ["./simulate", "out", "participant"])
+    ]  # fmt: skip
+    assert [one.returncode for one in ran] == [0, 0, 66]
+    listed = ran[0].stdout.partition("commands:")[2]
+    assert all(f"\n  {name} " in listed for name in COMMANDS)
+    assert ran[1].stdout.startswith("usage: bids-cmb simulate ")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        one_command([name, "--help"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: bids-cmb {name} ")

@@ -29,7 +29,7 @@ def test_the_lone_flag_prints_what_the_parser_says(said):
 def test_every_flag_of_a_run_is_described_and_stands_in_the_command_line(said):
     flags = {one.get("command-line-flag") for one in said["inputs"]}
     assert {"--participant-label", "--shard", "--device", "--dask-scheduler", "--verbose"} <= flags
-    assert not flags & {"--help", "--version", "--selftest", "--bids-exec-spec"}
+    assert not flags & {"--help", "--version", "--bids-exec-spec"}
     keys = [one["value-key"] for one in said["inputs"]]
     assert said["command-line"].split() == ["bids_cmb", *keys]
 

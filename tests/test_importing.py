@@ -835,7 +835,7 @@ def test_impossible_wishes_are_refused(asked, said, tmp_path):
 def test_the_command_says_what_came_of_it(tmp_path, scans, capsys):
     (tmp_path / "source").mkdir()
     as_voxels(tmp_path / "source", scans)
-    command = ["import", "csv", str(tmp_path / "source"), str(tmp_path / "out")]
+    command = ["import-labels", "csv", str(tmp_path / "source"), str(tmp_path / "out")]
     assert main(command) == 0
     said = capsys.readouterr()
     assert said.out == f"{tmp_path / 'out'}: 3 scans, 4 microbleeds.\n"
@@ -850,7 +850,7 @@ def test_help_opens_no_library():
 import sys
 from bids_cmb.cli.commands import main
 try:
-    main(['import', '--help'])
+    main(['import-labels', '--help'])
 except SystemExit:
     {heavy}
 """

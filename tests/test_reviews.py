@@ -293,7 +293,7 @@ def test_reviews_become_a_truth_that_networks_can_learn_from(read, blank, tmp_pa
            missed=[MISSED])  # fmt: skip
     review(reviews, blank, "A", {1: "accept"}, label="02")
     truth = tmp_path / "truth"
-    assert main(["reviewed", str(found), str(reviews), str(raw), str(truth)]) == 0
+    assert main(["reviews", str(found), str(reviews), str(raw), str(truth)]) == 0
     assert "sub-02" in capsys.readouterr().err
     (paths,) = find_cases(raw, truth)
     labels = load_labels(paths.lesions).data

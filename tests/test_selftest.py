@@ -20,7 +20,7 @@ def broken(tmp_path):
 
 
 def test_weights_that_are_not_those_of_their_card_are_off(broken, capfd):
-    assert main(["--selftest", "--models", str(broken)]) == 1
+    assert main(["selftest", "--models", str(broken)]) == 1
     said = capfd.readouterr()
     assert "weights must have the checksum of their model card" in said.err
     assert "something is off" in said.out
@@ -39,5 +39,5 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_off(tmp_path, monkeypatch)
 
 @pytest.mark.slow
 def test_here_all_is_well(capfd):
-    assert main(["--selftest", "--device", "cpu"]) == 0
+    assert main(["selftest", "--device", "cpu"]) == 0
     assert "all is well" in capfd.readouterr().out

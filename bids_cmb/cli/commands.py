@@ -1,7 +1,4 @@
-"""The makers' door: python -m bids_cmb COMMAND.
-
-COMMAND: simulate, train, evaluate, compare, reviewed, models, import.
-"""
+"""The commands beside the app: simulate, train, evaluate and what else `cli.main` lists."""
 
 import argparse
 import os
@@ -23,7 +20,7 @@ SAID = ("sensitivity", "precision", "f1", "fp_per_scan")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make something. Returns the exit code."""
-    top = argparse.ArgumentParser(prog="python -m bids_cmb", allow_abbrev=False)
+    top = argparse.ArgumentParser(prog="bids-cmb", allow_abbrev=False)
     makers = top.add_subparsers(dest="maker", required=True)
     _add_simulate(makers)
     _add_train(makers)
@@ -53,9 +50,9 @@ def _make(given: argparse.Namespace) -> int:
         "release": _release,
         "evaluate": _evaluate,
         "compare": _compare,
-        "reviewed": _reviewed,
+        "reviews": _reviewed,
         "models": _models,
-        "import": _import,
+        "import-labels": _import,
     }
     return doors[given.maker](given)
 
@@ -213,7 +210,7 @@ def _reviewed_truth(given: argparse.Namespace) -> Path:
 
 
 def _add_reviewed(makers: argparse._SubParsersAction) -> None:
-    maker = makers.add_parser("reviewed", help="readers' reviews become a truth")
+    maker = makers.add_parser("reviews", help="readers' reviews become a truth")
     maker.add_argument("found", type=Path, help="output folder of the app that was reviewed")
     maker.add_argument("reviews", type=Path, help="folder of the tables that readers saved")
     maker.add_argument("data", type=Path, help="the BIDS dataset it was made from")
@@ -565,7 +562,7 @@ def _make_card(given: argparse.Namespace, folder: Path) -> int:
 
 def _add_import(makers: argparse._SubParsersAction) -> None:
     maker = makers.add_parser(
-        "import", help="other groups' labels become a BIDS dataset with truth"
+        "import-labels", help="other groups' labels become a BIDS dataset with truth"
     )
     maker.add_argument(
         "format",

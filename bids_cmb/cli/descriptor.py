@@ -11,7 +11,7 @@ from bids_cmb.config import LEVELS
 from bids_cmb.errors import MEANINGS
 
 SPECIFICATION = "0.1.0"
-NO_RUN = {"help", "version", "selftest", "list_models", "bids_exec_spec"}  # they only print
+NO_RUN = {"help", "version", "bids_exec_spec"}  # they only print
 MADE = {"output_dir", "work_dir", "bids_database_dir"}  # folders that need not be there before
 CORES, GIGABYTES, SECONDS = 2, 6, 60  # for one scan without a GPU, rounded up
 

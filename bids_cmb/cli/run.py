@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bids_cmb import __version__
+from bids_cmb.cli.main import COMMANDS
 from bids_cmb.config import (
     LEVELS,
     OPERATING_POINTS,
@@ -57,6 +58,22 @@ SPOKEN = {
 }
 UNITS = {"": 1, "M": 1, "K": 1 / 1024, "G": 1024, "T": 1024**2}
 
+LISTED = "\n".join(f"  {name:<14} {about}" for name, about in COMMANDS.items())
+EPILOG = f"""\
+commands:
+{LISTED}
+
+examples:
+  bids-cmb DATA OUT participant group                     every scan, then the group
+  bids-cmb DATA OUT participant --participant-label 01 --dry-run   what would be read, and why
+  bids-cmb DATA OUT participant --detector radial --anatomy none   without networks
+  bids-cmb simulate SCANS --n 3                           scans to try it on
+
+Flags may be written with - or _. Exit codes: 0 all scans read; 1 some failed; 16 not valid BIDS;
+17 unknown level; 18 nothing selected; 64 usage; 65 bad filter or config file; 66 no usable input;
+69 no GPU or no Dask cluster; 73 output cannot be written, or holds another dataset; 74 output takes
+no more files; 128 + N ended by signal N."""
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
@@ -85,28 +102,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    if "--list-models" in map(_spelled, words):
-        return _list_models(words)
+    if words[:1] == ["selftest"]:
+        return run_selftest(words[1:])
     if "--bids-exec-spec" in map(_spelled, words):
         return _describe()
-    if "--selftest" in map(_spelled, words):
-        return _selftest(words)
     config = configure(words)
     with _environment(config):
         from bids_cmb.workflow.run import run
 
         return run(config)
-
-
-def _list_models(words: list[str]) -> int:
-    """Print every model card in short; no dataset need be named."""
-    from bids_cmb.networks.weights import described
-
-    given = _Parser(add_help=False, allow_abbrev=False)
-    given.add_argument("--models", type=Path, default=_models())
-    found, _ = given.parse_known_args([_spelled(word) for word in words])
-    sys.stdout.write(described(found.models))
-    return 0
 
 
 def _describe() -> int:
@@ -117,14 +121,17 @@ def _describe() -> int:
     return OK
 
 
-def _selftest(words: list[str]) -> int:
-    """Try everything once and say how it went; no dataset need be named."""
-    given = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+def run_selftest(words: Sequence[str]) -> int:
+    """Load every network, count one made-up scan, and say how it went. Returns the exit code."""
+    given = _Parser(
+        prog="bids-cmb selftest", description=COMMANDS["selftest"], allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )  # fmt: skip
     given.add_argument("--models", type=Path)
     given.add_argument("--device", choices=("auto", "gpu", "cpu"))
     given.add_argument("--gpu-id")
     given.add_argument("--work-dir", "-w", type=Path)
-    found, _ = given.parse_known_args([_spelled(word) for word in words])
+    found = given.parse_args([_spelled(word) for word in words])
     settings = {"models": _models(), **vars(found)}
     with _environment(Config(Path(), Path(), LEVELS, **settings)):
         from bids_cmb.cli.selftest import selftest
@@ -155,15 +162,13 @@ def _models() -> Path | None:
 def parser() -> argparse.ArgumentParser:
     """Every flag, in groups, the most used first."""
     top = _Parser(
-        prog="bids_cmb",
+        prog="bids-cmb",
         description="Find, measure and count cerebral microbleeds on SWI or T2* scans. "
         "For research only.",
-        usage="%(prog)s bids_dir output_dir {participant,group} [flags]",
-        epilog="Flags may be written with - or _. Exit codes: 0 all scans read; 1 some failed; "
-        "16 not valid BIDS; 17 unknown level; 18 nothing selected; 64 usage; 65 bad filter or "
-        "config file; 66 no usable input; 69 no GPU or no Dask cluster; 73 output cannot be "
-        "written, or holds another dataset; 74 output takes no more files; 128 + N ended by "
-        "signal N.",
+        usage="%(prog)s bids_dir output_dir {participant,group} [flags]\n"
+        "       %(prog)s COMMAND [--help]",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -241,8 +246,6 @@ def _add_finding(add: Callable) -> None:
         choices=("network", "none"),
         help="none: the brain by intensity and shape, and no regions (default: network)",
     )
-    add("--selftest", action="store_true", help="load every network, count one made-up scan; stop")
-    add("--list-models", action="store_true", help="print what is known of each model; then stop")
     add(
         "--operating-point",
         choices=OPERATING_POINTS,

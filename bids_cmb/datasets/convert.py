@@ -410,7 +410,7 @@ def _readme(kind: str, read: Source, rows: list[dict], counting: dict, left_out:
     """What the data are, whose, under which terms, and what was done to them."""
     said = [
         f"# {read.title}",
-        f"Brought into BIDS by `python -m bids_cmb import {kind}`: {len(rows)} scans.",
+        f"Brought into BIDS by `bids-cmb import-labels {kind}`: {len(rows)} scans.",
         f"Terms: {read.licence}",
     ]
     if read.links:

@@ -1,7 +1,7 @@
 """Other groups' published networks: recognised, checked, and made detectors of ours.
 
 SHIVA-CMB's weights (CC BY-NC-SA 4.0) lie behind a share and may not be passed on, so whoever holds
-them installs them: ``python -m bids_cmb models add``. Nothing in the files is run: HDF5 is read as
+them installs them: ``bids-cmb models add``. Nothing in the files is run: HDF5 is read as
 numbers, a SavedModel is looked through before TensorFlow loads it, and a descriptor that names a
 script is refused.
 """

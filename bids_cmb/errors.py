@@ -22,11 +22,11 @@ MEANINGS = {
     NO_INPUT: "There is no usable input.",
     UNAVAILABLE: "There is no usable GPU, or no Dask cluster, though one was asked for.",
     NO_OUTPUT: "The output cannot be written, or its folder holds another dataset.",
-    IO_ERROR: "The output folder takes no more files.",
+    IO_ERROR: "The output folder cannot be written any more.",
 }
 
-GOES_ON = "What is done is kept; the same command goes on where this one stopped."
-STARTS_ANEW = "The same command makes again what is not there."
+GOES_ON = "Completed scans are kept; run the same command again to resume."
+STARTS_ANEW = "Run the same command again to make what is missing."
 
 
 class ExitError(Exception):

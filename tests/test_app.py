@@ -469,7 +469,7 @@ def test_asked_to_end_the_app_ends_at_once_and_keeps_what_is_done(dataset, tmp_p
     ran.send_signal(signal.SIGTERM)
     said = ran.communicate(timeout=20)[1]
     assert ran.returncode == 128 + signal.SIGTERM
-    assert "the same command goes on where this one stopped" in said
+    assert "run the same command again to resume" in said
     assert not list(out.rglob("*.part"))
     done = len(list(out.glob("sub-*/anat/*_label-CMB_*_mask.json")))
     assert 1 <= done < 8

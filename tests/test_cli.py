@@ -277,7 +277,7 @@ def test_asked_to_end_by_a_signal_no_temporary_folder_is_left(tmp_path, number):
     words = [sys.executable, "-c", ASKED_TO_END, tmp_path, str(int(number))]
     ran = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
     assert ran.returncode == 128 + number
-    assert "the same command goes on where this one stopped" in ran.stderr
+    assert "run the same command again to resume" in ran.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -312,7 +312,7 @@ def test_the_way_to_count_is_found_by_darkness(tmp_path, scans, base, flips, ord
     out, said, made = imported(tmp_path, scans, write)
     assert (made.reckoned.way.base, made.reckoned.way.flips) == (base, flips)
     assert made.reckoned.way.order == order
-    assert any("voxels are counted thus" in one for one in said)
+    assert any("voxel index convention" in one for one in said)
     told = read_json(out / "derivatives/truth/dataset_description.json")["VoxelCounting"]
     assert (told["IndexBase"], told["Flips"], told["Order"]) == (base, flips or "none", order)
     assert "by local darkness" in (out / "README.md").read_text() + told["Decided"]

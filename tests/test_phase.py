@@ -404,7 +404,7 @@ def test_a_network_that_takes_phase_is_shown_it_and_the_result_says_so(phased, m
     assert without != shown
     assert len(said["Sources"]) == 1
     assert "Phase" not in said["Provenance"]
-    assert "no phase image lies beside it. Networks that take phase did without." in notes[-1]
+    assert "no matching phase image. Networks that take phase did without." in notes[-1]
 
     shutil.copyfile(root / "kept.nii.gz", image)
     assert run(root, mine, "again")[0] == shown

@@ -23,7 +23,7 @@ def test_weights_that_are_not_those_of_their_card_are_off(broken, capfd):
     assert main(["selftest", "--models", str(broken)]) == 1
     said = capfd.readouterr()
     assert "weights must have the checksum of their model card" in said.err
-    assert "something is off" in said.out
+    assert "self-test failed" in said.out
 
 
 def test_a_gpu_that_was_asked_for_and_is_not_there_is_off(tmp_path, monkeypatch):
@@ -40,4 +40,4 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_off(tmp_path, monkeypatch)
 @pytest.mark.slow
 def test_here_all_is_well(capfd):
     assert main(["selftest", "--device", "cpu"]) == 0
-    assert "all is well" in capfd.readouterr().out
+    assert "self-test passed" in capfd.readouterr().out

@@ -148,8 +148,8 @@ def add_atlases(result: AnatomyResult, atlases: Atlases) -> AnatomyResult:
     if head.fit_mm is None or head.fit_mm <= POOR_FIT_MM:
         return result
     note = (
-        "MNI positions are a guess; structures lie "
-        f"{head.fit_mm:.1f} mm off the template after the fit."
+        f"MNI coordinates are unreliable: the RMS centroid error is {head.fit_mm:.1f} mm "
+        "after affine registration."
     )
     return replace(result, notes=(*result.notes, note))
 

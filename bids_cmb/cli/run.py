@@ -145,7 +145,7 @@ def run_selftest(words: Sequence[str]) -> int:
             )
     for said in wrong:
         sys.stderr.write(f"bids_cmb: {said}\n")
-    _say("selftest: something is off" if wrong else "selftest: all is well")
+    _say("self-test failed" if wrong else "self-test passed")
     return SOME_FAILED if wrong else OK
 
 
@@ -192,7 +192,7 @@ def parser() -> argparse.ArgumentParser:
         f"(default: {' '.join(Config.suffix)})",
     )
     add("--n-cpus", type=int, metavar="N", help="cores to use (default: all that are granted)")
-    add("--overwrite", action="store_true", help="read scans again whose results stand already")
+    add("--overwrite", action="store_true", help="reprocess scans that already have results")
     add("--dry-run", action="store_true", help="say which scans would be read, and why; then stop")
 
     _add_which(top.add_argument_group("which scans").add_argument, labels)
@@ -277,7 +277,7 @@ def _add_finding(add: Callable) -> None:
     add(
         "--templateflow-fetch",
         action="store_true",
-        help="fetch the atlases of lobes and nuclei where TemplateFlow's archive lacks them",
+        help="download the atlases of lobes and nuclei that TemplateFlow's archive lacks",
     )
     add(
         "--derivatives",
@@ -303,7 +303,7 @@ def _add_output(add: Callable) -> None:
         help="a page for each participant and one for the cohort; interactive: with the scan to "
         "look through (default: static)",
     )
-    add("--reports-only", action="store_true", help="make the pages anew from the derivatives")
+    add("--reports-only", action="store_true", help="regenerate pages from existing derivatives")
     add(
         "--reviews",
         type=Path,
@@ -314,7 +314,7 @@ def _add_output(add: Callable) -> None:
 
 
 def _add_running(add: Callable) -> None:
-    add("--resume", action="store_true", help="leave results alone that stand already (default)")
+    add("--resume", action="store_true", help="skip scans that are already complete (default)")
     add(
         "--omp-nthreads",
         type=int,

@@ -117,7 +117,7 @@ def import_labels(
     reckoned = None if read.world or not seen or told else _reckoned(source, candidates, seen)
     way = reckoned.way if reckoned else candidates[0]
     if reckoned:
-        say(f"voxels are counted thus: {way}; {_why(reckoned)}.")
+        say(f"voxel index convention: {way}; {_why(reckoned)}.")
     rows, balls = [], 0
     for at, place in enumerate(places(read), start=1):
         row, own = _write_scan(out, source, place, read, way)

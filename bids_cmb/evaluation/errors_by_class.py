@@ -1,4 +1,4 @@
-"""Fates: what became of every true and every found lesion, and of which kind they were."""
+"""Outcome of every true and every found lesion, by size, region and mimic."""
 
 import math
 from collections.abc import Sequence

@@ -83,7 +83,7 @@ def load_phase(match: Partner | None, image: Volume, brain: Volume, name: str) -
     if match is None:
         return Phase()
     if match.path is None:
-        reason = match.note or f"{name}: no phase image lies beside it."
+        reason = match.note or f"{name}: no matching phase image."
         return Phase(notes=(f"{reason} {WITHOUT_PHASE}",))
     try:
         phase = read_phase(match.path, image, brain)

@@ -505,7 +505,7 @@ def _keras():
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Whatever is said to stderr below Python is not heard; TensorFlow has no switch for it."""
+    """Silence what is written to stderr below Python; TensorFlow has no switch for it."""
     try:
         where = sys.stderr.fileno()
     except (AttributeError, OSError, ValueError):

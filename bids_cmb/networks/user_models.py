@@ -60,7 +60,7 @@ def make_card(
     said = {
         "name": name,
         "task": DETECTION,
-        "description": f"Networks of one's own; all else as in {like}.",
+        "description": f"User-trained networks; the remaining settings are those of {like}.",
         **{key: base[key] for key in KEPT if key in base},
         "threshold": base["threshold"] if threshold is None else threshold,
         "members": members,

@@ -144,7 +144,7 @@ def _end(exitcode: int | None) -> str:
 
 
 def _serve(work: Callable, line: connection.Connection) -> None:
-    """The life of a worker: a job comes, its outcome goes, until the line ends.
+    """Receive jobs and send their outcomes until the pipe closes: the loop of a worker.
 
     Then it leaves at once: libraries that tidy up their memory one by one take seconds for it.
     """

@@ -1,4 +1,4 @@
-"""What the networks are punished for."""
+"""Loss functions."""
 
 import keras
 from keras import ops

@@ -124,7 +124,11 @@ def _participant_level(config: Config) -> int:
     if tally.removed:
         raise ExitError(IO_ERROR, f"{config.output_dir} was removed during the run. {STARTS_ANEW}")
     if tally.hopeless:
-        raise ExitError(IO_ERROR, f"{config.output_dir} takes no more files. {GOES_ON}")
+        raise ExitError(
+            IO_ERROR,
+            f"{config.output_dir} cannot be written any more: the disk is full, a quota exceeded, "
+            f"or it is read-only. {GOES_ON}",
+        )
     return SOME_FAILED if tally.failed or tally.unfinished else OK
 
 
@@ -146,7 +150,7 @@ def _check_detectors(config: Config) -> None:
             f"found {', '.join(config.detector)}. Use --threshold.",
         )
     if config.folds:
-        log.info("Members of ensembles asked for: %s.", ", ".join(sorted(folds)))
+        log.info("Ensemble members selected: %s.", ", ".join(sorted(folds)))
     unknown = set(config.uncounted) - set(FLAGS)
     if unknown:
         rule = f"--uncounted takes flags of {' '.join(FLAGS)}"
@@ -176,14 +180,14 @@ def _look_for_atlases(config: Config) -> None:
     except ValueError as error:
         raise ExitError(UNAVAILABLE, str(error)) from error
     for path, gives, lacks in (
-        (atlases.lobes, "Lobes", "Lobes are not told apart: %s has no Harvard-Oxford atlas"),
-        (atlases.nuclei, "Nuclei", "Nuclei are not named: %s has no MASSP20 atlas"),
+        (atlases.lobes, "Lobes", "Lobes will be n/a: %s has no Harvard-Oxford atlas"),
+        (atlases.nuclei, "Nuclei", "Nuclei will not be named: %s has no MASSP20 atlas"),
     ):
         if path:
             log.info("%s by %s.", gives, path)
         else:
             place = f"TemplateFlow's archive, {archive()},"
-            log.info(f"{lacks} (--templateflow-fetch fetches it).", place)
+            log.info(f"{lacks} (use --templateflow-fetch to download it).", place)
 
 
 def _validate(config: Config) -> None:
@@ -270,7 +274,7 @@ def _nothing_to_read(config: Config, selection: Selection) -> None:
             f"{config.bids_dir}: no scan can be read; unusable: {len(broken)}.",
         )
     for one in selection.considered[:20]:
-        log.warning("Left: %s (%s)", one.relative_path, one.reason)
+        log.warning("Excluded: %s (%s)", one.relative_path, one.reason)
     raise ExitError(
         NOTHING_SELECTED,
         f"{config.bids_dir}: no scan fits the selection; --dry-run lists what was considered.",

@@ -1,4 +1,4 @@
-"""A suspect is to be told a microbleed or none; the suspects are those of a network for boxes."""
+"""Classify candidates of the box detector as microbleed or false positive."""
 
 import json
 from collections.abc import Sequence

@@ -195,6 +195,27 @@ def load_json(path: Path) -> object:
     return parse_json(path.read_bytes())
 
 
+def load_object(path: Path, what: str) -> dict:
+    """Read a JSON object that anybody may have written, as `load_json` does.
+
+    Args:
+        path: In UTF-8, with or without a byte-order mark.
+        what: What the file is, as the subject of a sentence: ``a recipe``.
+
+    Raises:
+        ValueError: If it is not JSON, nested too deeply, or no object. The sentence names the file.
+        OSError: If it cannot be read, or is a pipe or a device.
+    """
+    try:
+        content = load_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {what} must be JSON; {error}.") from error
+    if not isinstance(content, dict):
+        shown = json.dumps(content, ensure_ascii=False)
+        raise ValueError(f"{path}: {what} must be a JSON object; found {shown:.60}.")
+    return content
+
+
 def parse_json(text: str | bytes) -> object:
     """Parse JSON as `load_json` does.
 

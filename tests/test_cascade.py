@@ -33,7 +33,7 @@ from bids_cmb.lesions.measure import find_lesions
 from bids_cmb.networks.architectures.cnn3d import cnn3d
 from bids_cmb.networks.architectures.yolo import yolo
 from bids_cmb.networks.inference import Models
-from bids_cmb.networks.model_cards import card
+from bids_cmb.networks.model_cards import MEMBER, card
 from bids_cmb.training.losses import BoxLoss
 from bids_cmb.training.tasks import box_detection as lesson
 from bids_cmb.training.tasks.candidate_classification import line_up
@@ -331,9 +331,9 @@ def test_patches_are_not_learnt_without_boxes(lessons, tmp_path, given, found):
 
 def test_patches_and_boxes_lie_on_one_grid(lessons, tmp_path):
     entry = tmp_path / "b.json"
-    entry.write_text(json.dumps({"grid": {"spacing": 1}}))
+    entry.write_text(json.dumps({**dict.fromkeys(MEMBER, "x"), "grid": {"spacing": 1}}))
     material = Material((lessons(1),), given=(("boxes", entry),))
-    with pytest.raises(ValueError, match="must lie on one grid"):
+    with pytest.raises(ValueError, match="must see the same grid"):
         train(read_recipe("cascade-patches"), material, tmp_path / "o")
 
 

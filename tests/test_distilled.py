@@ -28,6 +28,7 @@ from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.networks.architectures.candidate_detector import cdet
 from bids_cmb.networks.architectures.candidate_discriminator import cdisc_student, cdisc_teacher
 from bids_cmb.networks.inference import Models, folded, load_patcher
+from bids_cmb.networks.model_cards import MEMBER
 from bids_cmb.networks.weights import read_weights, write_weights
 from bids_cmb.training.data import find_cases
 from bids_cmb.training.distillation import (
@@ -506,7 +507,7 @@ def test_whoever_learns_after_nobody_is_told_what_is_missing(lessons, tmp_path):
 
 def test_whoever_learns_after_somebody_with_another_grid_is_refused(lessons, tmp_path):
     path = tmp_path / "c.json"
-    path.write_text(json.dumps({"grid": {"spacing": 1}}))
+    path.write_text(json.dumps({**dict.fromkeys(MEMBER, "x"), "grid": {"spacing": 1}}))
     material = Material((lessons(1),), given=(("candidates", path),))
     with pytest.raises(ValueError, match=r"must see the same grid, .*; found \{'spacing': 1\}"):
         train(small("teacher"), material, tmp_path / "out")

@@ -192,7 +192,8 @@ def test_queries_for_other_images_are_ignored_aloud(tmp_path):
     [
         ("{", r"filter\.json: a filter file must be JSON; Expecting"),
         ("[" * 100_000, r"filter\.json: a filter file must be JSON; "),
-        ("[1]", r"must be an object of queries; found \[1\]"),
+        ("[1]", r"a filter file must be a JSON object; found \[1\]"),
+        ("\ud800", r"a filter file must be JSON; found the byte 0xed, not UTF-8"),
         ('{"swi": 3}', r"query `swi` must be an object of entities; found 3"),
         (
             '{"swi": {"acquisitoin": "x"}}',
@@ -205,7 +206,7 @@ def test_queries_for_other_images_are_ignored_aloud(tmp_path):
 )
 def test_a_filter_file_that_cannot_be_meant_is_refused(tmp_path, text, sentence):
     path = tmp_path / "filter.json"
-    path.write_text(text)
+    path.write_bytes(text.encode(errors="surrogatepass"))
     with pytest.raises(ValueError, match=sentence):
         read_filter_file(path)
 

@@ -177,6 +177,16 @@ def test_a_damaged_status_log_is_named_and_stops_nothing(cohort, caplog):
     assert any("second/status.jsonl cannot be read" in said for said in caplog.messages)
 
 
+def test_half_a_character_in_a_status_log_stops_no_table(cohort):
+    """Valid JSON, but no table can hold it."""
+    said = {"time": "2026-01-03T10:00:00+00:00", "source": "sub-09/anat/sub-09_T2starw.nii.gz"}
+    log = cohort / "logs/first/status.jsonl"
+    line = json.dumps({**said, "status": "failed", "reason": "no \ud800"})
+    log.write_text(log.read_text() + line + "\n")
+    assert statuses(cohort)[-1] == ("sub-09", "failed", None)
+    assert read_table(cohort / "group_microbleeds.tsv")[-1]["reason"] == "no \ufffd"
+
+
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="needs what the participant level wrote; found no result"):
         write_group(tmp_path)

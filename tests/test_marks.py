@@ -218,7 +218,7 @@ def test_mimics_without_a_kind_are_refused(tmp_path):
         ("x_mm y_mm z_mm prob_max\n1 2 3 .5\n1 2 3 n/a\n", "probability from 0 to 1; .* or none"),
         ("x_mm y_mm z_mm prob_max\n1 2 3 7\n", "probability from 0 to 1; found 7 to 7"),
         ("x_mm y_mm z_mm prob_max\n1 2 3 high\n", "prob_max must be numbers; .*high"),
-        ("", r"t\.tsv: a tab-separated table is expected; it cannot be read \(No columns"),
+        ("", r"t\.tsv: a tab-separated table is expected; found an empty file"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_said(tmp_path, text, sentence):
@@ -226,9 +226,30 @@ def test_a_table_that_cannot_be_read_is_said(tmp_path, text, sentence):
         read_marks(write(tmp_path / "t.tsv", text))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffx_mm\ty_mm\tz_mm\tcomment\n1\t2\t3\ta\n4\t5\t6\tb\n",
+        'x_mm\ty_mm\tz_mm\tcomment\n1\t2\t3\t"unclosed\n4\t5\t6\tb\n',
+        'x_mm\ty_mm\tz_mm\tcomment\r\n1\t2\t3\t3" mark\r\n"4"\t5\t6\tb\r\n',
+        "x_mm\ty_mm\tz_mm\tcomment\n1\t2\t3\n\n4\t5\t6\tb\n",
+    ],
+    ids=["byte-order mark", "open quotation mark", "Windows and quotes", "short and empty lines"],
+)
+def test_a_table_is_read_line_by_line_whatever_program_wrote_it(tmp_path, text):
+    (tmp_path / "t.tsv").write_bytes(text.encode())
+    [marks] = read_marks(tmp_path / "t.tsv")
+    np.testing.assert_array_equal(marks.positions, [[1, 2, 3], [4, 5, 6]])
+
+
+def test_a_table_that_names_a_column_twice_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="every column needs a name of its own; found x_mm twice"):
+        read_marks(write(tmp_path / "t.tsv", "x_mm x_mm y_mm z_mm\n1 9 2 3\n"))
+
+
 def test_what_is_no_table_is_said(tmp_path):
     (tmp_path / "t.tsv").write_bytes(b"\x1f\x8b\x00\xff\xfe" * 20)
-    with pytest.raises(ValueError, match="a tab-separated table is expected"):
+    with pytest.raises(ValueError, match=r"t\.tsv: a table must be text in UTF-8; found the byte"):
         read_marks(tmp_path / "t.tsv")
     (tmp_path / "notes.docx").write_text("five microbleeds")
     with pytest.raises(ValueError, match=r"a folder, an image .* or a table .* is expected"):

@@ -157,10 +157,7 @@ def test_unknown_networks_need_a_descriptor(tmp_path):
     ("changes", "sentence"),
     [
         ({"script": {"name": "build.py", "md5": "0"}}, "must not name a script, since code of a"),
-        (
-            {"architecture": "ResUnet3D-8.9.2-1.5"},
-            "the only kind that can be rebuilt; found 'ResUnet",
-        ),
+        ({"architecture": "ResUnet3D-8.9.2-1.5"}, "only kind that can be rebuilt; found 'ResUnet"),
         ({"architecture": "Unet3Dv2-3.7.2-1.3"}, r"must be down0_first with kernel \(3, 3, 3, 1, "),
         ({"version": "v1"}, "networks of shiva-v1 must be the published ones"),
         ({"files": []}, "must name at least one file"),

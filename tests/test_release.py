@@ -81,7 +81,11 @@ def test_the_plan_of_the_package_names_recipes_sets_and_protocols_that_exist():
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("{", "a plan must be JSON"), ("{}", "must hold name, heads"), ("[]", "must hold name")],
+    [
+        ("{", "a plan must be JSON"),
+        ("{}", "must hold name, heads"),
+        ("[]", "must be a JSON object"),
+    ],
 )
 def test_a_plan_that_is_none_is_refused_in_a_sentence(text, said, tmp_path):
     path = tmp_path / "plan.json"

@@ -256,8 +256,11 @@ def test_protocols_come_from_files_and_in_the_order_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "protocols are written in JSON"),
-        ("[1]", "protocols are objects by name; found list"),
+        ("{", "a file of protocols must be JSON; Expecting"),
+        ("[1]", r"a file of protocols must be a JSON object; found \[1\]"),
+        ('{"a": 3}', "protocol a must be a JSON object; found 3"),
+        ("\ufeff[]", r"a file of protocols must be a JSON object; found \[\]"),
+        ("[" * 100_000, "a file of protocols must be JSON; found more than"),
         ('{"a": {"te": 1}}', "protocol a may only have .*; found te"),
         ('{"a": {"contrast": "swi"}}', "protocol a is not complete or not of numbers"),
     ],

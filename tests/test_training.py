@@ -43,6 +43,23 @@ def test_every_recipe_of_the_package_builds_its_network():
         assert build(read_recipe(name)).count_params() > 100_000
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"{", "a recipe must be JSON; Expecting"),
+        (b"[1]", r"a recipe must be a JSON object; found \[1\]"),
+        (b'{"name": "\xff"}', "a recipe must be JSON; found the byte 0xff, not UTF-8"),
+        (b"[" * 100_000, "a recipe must be JSON; found more than"),
+        (b"\xef\xbb\xbf{}", "a recipe must hold what `Recipe` lists; .*missing"),
+    ],
+    ids=["cut off", "a list", "not UTF-8", "nested", "byte-order mark"],
+)
+def test_what_is_no_recipe_is_refused_in_a_sentence(tmp_path, content, sentence):
+    (tmp_path / "mine.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"mine\.json: {sentence}"):
+        read_recipe(str(tmp_path / "mine.json"))
+
+
 def test_training_leaves_weights_that_the_app_loads(data, recipe, tmp_path):
     told = []
     entry = train(recipe, Material((data,), validation=(data,)), tmp_path / "out", say=told.append)

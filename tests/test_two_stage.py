@@ -419,6 +419,20 @@ def test_a_classifier_without_a_first_stage_is_refused(recipe, lessons):
         TASKS["classification"].teach(recipe, Sources(find_cases(lessons(1))), 1)
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("[]", r"must be a JSON object; found \[\]"),
+        ("{}", "must hold name, builder, .* found no name"),
+    ],
+)
+def test_a_first_stage_that_training_did_not_write_is_refused(recipe, tmp_path, content, sentence):
+    path = tmp_path / "proposal-1.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"an entry that training wrote {sentence}"):
+        TASKS["classification"].teach(recipe, Sources([], given={"proposal-1": path}), 1)
+
+
 def test_a_first_stage_of_another_grid_is_refused(recipe, lessons, tmp_path, rng):
     name, path = written(tmp_path / "first", rng)
     other = replace(recipe, grid={**recipe.grid, "order": 1})

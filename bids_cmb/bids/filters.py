@@ -8,6 +8,8 @@ from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 
+from bids_cmb.files import load_object
+
 DEFAULT_SUFFIXES = ("T2starw", "swi")
 KNOWN_SUFFIXES = (*DEFAULT_SUFFIXES, "T2star", "MEGRE", "GRE", "veno", "SWImag")
 SPELLINGS = {suffix.casefold(): suffix for suffix in KNOWN_SUFFIXES}
@@ -302,24 +304,12 @@ def read_filter_file(path: Path) -> tuple[dict[str, dict[str, tuple]], tuple[str
     Raises:
         ValueError: If it is not such a file. The sentence names the query and what was found.
     """
-    content = _filter_content(path)
+    content = load_object(Path(path), "a filter file")
     foreign = [name for name in content if name.casefold() not in SPELLINGS]
     filters = {n: _rule(path, n, rule) for n, rule in content.items() if n not in foreign}
     if not foreign:
         return filters, ()
     return filters, (f"{path}: queries for other images are ignored: {listed(foreign)}.",)
-
-
-def _filter_content(path: Path) -> dict:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: a filter file must be JSON; {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path}: a filter file must be an object of queries; found {_json(content)}."
-        )
-    return content
 
 
 def _rule(path: Path, query: str, rule: object) -> dict[str, tuple]:

@@ -201,6 +201,21 @@ def read_table(path: Path) -> list[dict[str, str | None]]:
         ValueError: If it is not text in UTF-8; the sentence names the file.
         OSError: If it cannot be read.
     """
+    names, rows = read_cells(path)
+    return [dict(zip_longest(names, row[: len(names)])) for row in rows]
+
+
+def read_cells(path: Path) -> tuple[list[str], list[list[str | None]]]:
+    """Read the names of the columns of a BIDS table, and the cells of each row as they stand.
+
+    Returns:
+        names: Of the columns, none of an empty file.
+        rows: Cells of each line that is not empty, as many as it has; ``n/a`` is None.
+
+    Raises:
+        ValueError: If it is not text in UTF-8; the sentence names the file.
+        OSError: If it cannot be read.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -210,13 +225,7 @@ def read_table(path: Path) -> list[dict[str, str | None]]:
             f"{error.start}."
         ) from error
     names, *rows = tab_separated(text) or [[]]
-    return [
-        {
-            name: None if cell == "n/a" else cell
-            for name, cell in zip_longest(names, row[: len(names)])
-        }
-        for row in rows
-    ]
+    return names, [[None if cell == "n/a" else cell for cell in row] for row in rows]
 
 
 def write_dataset(folder: Path, raw: Path) -> None:

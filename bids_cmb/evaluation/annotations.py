@@ -4,7 +4,6 @@ Found and true lesions come the same way: a folder of ours, any folder of masks 
 mask, or one table of coordinates for many scans.
 """
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,8 @@ import pandas as pd
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from bids_cmb.bids.tables import PLACE
+from bids_cmb.bids.tables import PLACE, read_cells
+from bids_cmb.files import read_json
 from bids_cmb.imaging.volume import load_labels
 from bids_cmb.lesions.label_maps import common_volume, label_map, meet
 
@@ -320,13 +320,19 @@ def _measured(path: Path) -> pd.DataFrame:
 
 def _read(path: Path) -> pd.DataFrame:
     """A BIDS table, every cell as text, ``n/a`` as NaN."""
-    try:
-        return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, na_values=["n/a", ""])
-    except ValueError as error:  # pandas' own errors are kinds of it
-        said = str(error).strip().split("\n")[0].rstrip(".")
-        raise ValueError(
-            f"{path}: a tab-separated table is expected; it cannot be read ({said})."
-        ) from error
+    names, rows = read_cells(path)
+    if not names:
+        raise ValueError(f"{path}: a tab-separated table is expected; found an empty file.")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path}: every column needs a name of its own; found {twice[0]} twice.")
+    for line, row in enumerate(rows, start=2):
+        if len(row) > len(names):
+            raise ValueError(
+                f"{path}: a tab-separated table is expected, each line with the {len(names)} "
+                f"columns of the first; found {len(row)} in line {line}."
+            )
+    whole = [[*row, *[None] * (len(names) - len(row))] for row in rows]
+    return pd.DataFrame(whole, columns=names, dtype=object).replace({"": None})
 
 
 def _need(path: Path, table: pd.DataFrame, names: list[str]) -> None:
@@ -357,9 +363,5 @@ def _beside(path: Path, extension: str) -> Path:
 
 
 def _sidecar(path: Path) -> dict:
-    """A sidecar's content; empty if there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    """A sidecar's content; empty if there is none that can be read."""
+    return read_json(path) or {}

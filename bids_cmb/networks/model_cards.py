@@ -11,7 +11,7 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
-from bids_cmb.files import load_json
+from bids_cmb.files import load_json, load_object
 
 Rule = tuple[Callable[[object], bool], str]  # whether a value holds, and what it must be
 DETECTION, ANATOMY = "cerebral microbleeds", "anatomy"
@@ -83,6 +83,22 @@ def _read(path: Path, _: tuple[int, ...]) -> dict:
     if len(set(names)) < len(names):
         raise ValueError(f"{path}: members of a model card must have names of their own.")
     return said
+
+
+def read_entry(path: Path) -> dict:
+    """Read the entry of a network that training wrote, to become a member of a card.
+
+    Raises:
+        ValueError: If it is no JSON object, or lacks what a member must have.
+        OSError: If it cannot be read.
+    """
+    entry = load_object(path, "an entry that training wrote")
+    if lacking := [key for key in MEMBER if key not in entry]:
+        raise ValueError(
+            f"{path}: an entry that training wrote must hold {', '.join(MEMBER)}; "
+            f"found no {', '.join(lacking)}."
+        )
+    return entry
 
 
 def weights_file(name: str, member: dict, models: Path | None = None) -> Path:

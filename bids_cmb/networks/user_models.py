@@ -4,8 +4,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bids_cmb.files import load_json, replacing, write_json
-from bids_cmb.networks.model_cards import DETECTION, MEMBER, card, card_names, weights_file
+from bids_cmb.files import replacing, write_json
+from bids_cmb.networks.model_cards import DETECTION, card, card_names, read_entry, weights_file
 from bids_cmb.networks.weights import check_file
 
 KEPT = ("design", "parameters", "citation", "licence", "definite_threshold", "min_volume_mm3")
@@ -48,7 +48,7 @@ def make_card(
     held = {one["name"]: (one, weights_file(like, one, models)) for one in known}
     chosen = dict(held) if "design" in base else {}
     for part, path in entries:
-        entry = _entry(path)
+        entry = read_entry(path)
         part = part or entry["name"]  # noqa: PLW2901
         if "design" in base and part not in held:
             raise ValueError(
@@ -71,20 +71,6 @@ def make_card(
     place = models / f"{name}.json"
     write_json(place, said)
     return place
-
-
-def _entry(path: Path) -> dict:
-    try:
-        said = load_json(path)
-    except ValueError as error:
-        raise ValueError(f"{path}: an entry that training wrote must be JSON; {error}.") from error
-    lacking = [key for key in MEMBER if not isinstance(said, dict) or key not in said]
-    if lacking:
-        raise ValueError(
-            f"{path}: an entry that training wrote must hold {', '.join(MEMBER)}; "
-            f"found no {', '.join(lacking)}."
-        )
-    return said
 
 
 def _kept(name: str, part: str, entry: Mapping, weights: Path, models: Path) -> dict:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bids_cmb.files import load_object
+
 CONTRASTS, KINDS = ("T2starw", "swi"), ("2D", "3D")
 
 
@@ -136,15 +138,12 @@ def find_protocols(wanted: Sequence[str]) -> list[Protocol | None]:
 
 
 def _read_protocols(path: Path) -> list[Protocol]:
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: protocols are written in JSON; {error}.") from error
+    said = load_object(path, "a file of protocols")
     names = {part.name for part in fields(Protocol)} - {"name"}
-    if not isinstance(said, dict) or not all(isinstance(one, dict) for one in said.values()):
-        raise ValueError(f"{path}: protocols are objects by name; found {type(said).__name__}.")
     protocols = []
     for name, one in said.items():
+        if not isinstance(one, dict):
+            raise ValueError(f"{path}: protocol {name} must be a JSON object; found {one!r:.60}.")
         if unknown := sorted(set(one) - names):
             raise ValueError(
                 f"{path}: protocol {name} may only have {', '.join(sorted(names))}; "

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 
 from bids_cmb.files import replacing
+from bids_cmb.imaging.preprocessing import Grid
+from bids_cmb.networks.model_cards import read_entry
 from bids_cmb.training.data import Drawing, Paths
 
 Batch = tuple[np.ndarray, np.ndarray]
@@ -103,6 +105,22 @@ def drawing_of(given: Mapping, **more: object) -> Drawing:
     """How patches are drawn and varied, from a recipe's ``drawing``."""
     read = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
     return Drawing(**read, **more)
+
+
+def read_given(path: Path, recipe: Recipe) -> dict:
+    """Read the entry of a network that this one learns after.
+
+    Raises:
+        ValueError: If it is no entry of a network, or that sees another grid.
+        OSError: If it cannot be read.
+    """
+    entry = read_entry(path)
+    if Grid.from_card(entry["grid"]) != Grid.from_card(recipe.grid):
+        raise ValueError(
+            f"{path}: a network that {recipe.name} learns after must see the same grid, "
+            f"{recipe.grid}; found {entry['grid']}."
+        )
+    return entry
 
 
 def refuse_label_maps(sources: Sources, what: str) -> None:

@@ -23,7 +23,7 @@ from bids_cmb.anatomy.brain_extraction import find_brain
 from bids_cmb.anatomy.segmentation import brain_of, find_anatomy
 from bids_cmb.detection import ensemble
 from bids_cmb.detection.two_stage import combine, decide, propose
-from bids_cmb.files import write_json
+from bids_cmb.files import load_object, write_json
 from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.metrics.matching import REACH, match_valdo
 from bids_cmb.metrics.scores import Case, case_of_points, froc, rank_lesions
@@ -72,13 +72,9 @@ def read_plan(name: str) -> dict:
             f"A plan must be a JSON file or one of {', '.join(known)}; found {name!r}."
         )
     source = Path(name) if name.endswith(".json") else PLANS / f"{name}.json"
-    try:
-        plan = json.loads(source.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source}: a plan must be JSON; {error}.") from error
+    plan = load_object(source, "a plan")
     needed = ("name", "heads", "protocols", "sets", "networks", "judged", "aims", "card")
-    lacking = [key for key in needed if key not in plan] if isinstance(plan, dict) else needed
-    if lacking:
+    if lacking := [key for key in needed if key not in plan]:
         raise ValueError(f"{source}: a plan must hold {', '.join(lacking)}; found none.")
     return plan
 

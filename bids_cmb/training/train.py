@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from bids_cmb import __version__
-from bids_cmb.files import read_json, write_json
+from bids_cmb.files import load_object, read_json, write_json
 from bids_cmb.networks.inference import builder, device
 from bids_cmb.networks.weights import read_weights, write_weights
 from bids_cmb.provenance import fingerprint, machine, sha256, software
@@ -73,8 +73,8 @@ def read_recipe(name: str) -> Recipe:
         raise ValueError(f"A recipe must be one of {', '.join(known)}; found {name!r}.")
     source = Path(name) if name.endswith(".json") else shelf / f"{name}.json"
     try:
-        recipe = Recipe(**json.loads(source.read_text(encoding="utf-8")))
-    except (TypeError, json.JSONDecodeError) as error:
+        recipe = Recipe(**load_object(source, "a recipe"))
+    except TypeError as error:
         raise ValueError(f"{source}: a recipe must hold what `Recipe` lists; {error}.") from error
     if recipe.task not in TASKS:
         raise ValueError(

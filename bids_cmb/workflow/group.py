@@ -23,7 +23,7 @@ from bids_cmb.bids.tables import (
     source_of,
     write_table,
 )
-from bids_cmb.files import write_json
+from bids_cmb.files import parse_json, write_json
 from bids_cmb.lesions.table import MNI, TERRITORIES, mars_columns
 from bids_cmb.report.frequency_map import REVIEWED, STEM, write_map
 from bids_cmb.report.html import Cohort, write_group_page
@@ -398,9 +398,9 @@ def _events_in(path: Path) -> list[dict[str, str]]:
     events = []
     for line in lines:
         try:
-            event = json.loads(line)
+            event = parse_json(line)
             events.append({key: str(event[key]) for key in ("time", "source", "status", "reason")})
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             continue
     if len(events) < len(lines):
         log.warning(

@@ -1,6 +1,5 @@
 """Classify candidates of the box detector as microbleed or false positive."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from bids_cmb.detection.cascade import Rules, find_suspects, patch, sees_phase
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.networks.inference import entry_patcher
 from bids_cmb.training import data as cases
-from bids_cmb.training.recipe import Batch, Recipe, Sources, Task, Teach, drawing_of
+from bids_cmb.training.recipe import Batch, Recipe, Sources, Task, Teach, drawing_of, read_given
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +58,7 @@ def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  #
             f"{', '.join(sources.given) or 'none'}."
         )
     path = sources.given["boxes"]
-    entry = json.loads(path.read_text(encoding="utf-8"))
-    if entry["grid"] != recipe.grid:
-        raise ValueError(
-            f"{path}: patches and boxes must lie on one grid, {recipe.grid}; found {entry['grid']}."
-        )
+    entry = read_given(path, recipe)
     options = dict(recipe.drawing)
     rules, near = Rules(**options.pop("rules")), options.pop("near_mm")
     shift = np.array(options.pop("shift"))

@@ -6,7 +6,6 @@ are what merely looks like one. The student is also told what the teacher, given
 very patch it sees.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from bids_cmb.training.recipe import (
     Teach,
     drawing_of,
     keep_arrays,
+    read_given,
     refuse_label_maps,
 )
 from bids_cmb.training.tasks.candidate_detection import (
@@ -80,12 +80,7 @@ def given_network(recipe: Recipe, sources: Sources, role: str) -> tuple[dict, As
             f"found {', '.join(sources.given) or 'none'}."
         )
     path = Path(sources.given[role])
-    entry = json.loads(path.read_text(encoding="utf-8"))
-    if Grid.from_card(entry["grid"]) != Grid.from_card(recipe.grid):
-        raise ValueError(
-            f"{path}: whoever {recipe.name} learns after must see the same grid, {recipe.grid}; "
-            f"found {entry['grid']}."
-        )
+    entry = read_given(path, recipe)
     coarse = keras.config.dtype_policy().compute_dtype == "bfloat16"  # as everything in training
     precision = "mixed" if coarse else "full"
     return entry, entry_patcher(entry, path, precision=precision)

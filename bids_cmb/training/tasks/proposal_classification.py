@@ -1,6 +1,5 @@
 """Every proposal of a first stage is to be told a microbleed or none, by its surround and place."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +31,7 @@ from bids_cmb.training.recipe import (
     Teach,
     drawing_of,
     keep_arrays,
+    read_given,
     refuse_label_maps,
 )
 
@@ -84,7 +84,7 @@ def load_first_stage(recipe: Recipe, sources: Sources) -> tuple[FirstStage, list
             f"{recipe.name} learns after a network that proposes: give it "
             f"--given proposal-1=OUT/proposal-1.json; found {', '.join(sources.given) or 'none'}."
         )
-    entries = [_read_entry(path, recipe) for path in paths]
+    entries = [read_given(path, recipe) for path in paths]
     networks = [
         load_network(entry, path.with_name(Path(entry["weights"]).name))
         for entry, path in zip(entries, paths, strict=True)
@@ -94,16 +94,6 @@ def load_first_stage(recipe: Recipe, sources: Sources) -> tuple[FirstStage, list
         return np.mean([answer(network, image) for network in networks], axis=0)
 
     return ask, [entry["sha256"] for entry in entries]
-
-
-def _read_entry(path: Path, recipe: Recipe) -> dict:
-    entry = json.loads(path.read_text(encoding="utf-8"))
-    if Grid.from_card(entry["grid"]) != Grid.from_card(recipe.grid):
-        raise ValueError(
-            f"{path}: first and second stage must see the same grid, {recipe.grid}; "
-            f"found {entry['grid']}."
-        )
-    return entry
 
 
 def read_lineup(

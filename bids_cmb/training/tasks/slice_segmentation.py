@@ -1,6 +1,5 @@
 """Every pixel of a slice is to be told whether it lies in a microbleed; its neighbours are seen."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from scipy.special import expit
 
 from bids_cmb.detection.gated import TILE, Ask, ask_tiles
 from bids_cmb.networks.inference import entry_patcher
+from bids_cmb.networks.model_cards import read_entry
 from bids_cmb.training import data as cases
 from bids_cmb.training.losses import FocalTverskyLoss
 from bids_cmb.training.recipe import Batch, Recipe, Sources, Task, Teach, drawing_of
@@ -56,7 +56,7 @@ def _lesions_about(truth: np.ndarray, start: np.ndarray) -> bool:
 
 def _asker(entry: Path) -> Ask:
     """The gate whose entry that is."""
-    member = json.loads(entry.read_text(encoding="utf-8"))
+    member = read_entry(entry)
     ask = entry_patcher(member, entry, precision="mixed")
     return lambda batch: expit(ask(batch))
 

@@ -191,6 +191,14 @@ def test_several_detectors_are_averaged(painters):
     assert found.mean.data.dtype == found.spread.data.dtype == np.float32
 
 
+def test_the_map_of_several_detectors_tells_on_what_scale_it_is(painters):
+    found, (threshold, _) = painters(cautious=(0.2, 0.5), bold=(0.8, 0.6))
+    assert "by cautious and bold, each on a common scale" in found.description
+    assert found.description.endswith(f"the threshold of its model card is {threshold}.")
+    alone, _ = painters(cautious=(0.2, 0.5))
+    assert alone.description == "Probability of cerebral microbleed, by cautious."
+
+
 @pytest.mark.parametrize(
     ("answer", "words"), [(np.nan, "nan to nan"), (7.5, "7.5 to 7.5"), (-1, "-1 to -1")]
 )

@@ -84,16 +84,21 @@ def test_a_training_that_was_interrupted_ends_like_one_that_was_not(tmp_path, mo
         assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-2)
 
 
-def test_the_best_epoch_is_kept_over_an_interruption(tmp_path, scripted):
-    scripted([0.9, 0.1, 0.8, 0.7, 0.75])
+def halted_in(epoch, folder, schedule):
+    """A training that the power went from when it had told of an epoch."""
 
     def fails(text):
-        if text.startswith("epoch 3"):
+        if text.startswith(f"epoch {epoch}"):
             raise HaltError
 
-    schedule = Schedule(2, 5, 0.01, 8)
     with pytest.raises(HaltError):
-        course(tmp_path, schedule=schedule, say=fails).run()
+        course(folder, schedule=schedule, say=fails).run()
+
+
+def test_the_best_epoch_is_kept_over_an_interruption(tmp_path, scripted):
+    scripted([0.9, 0.1, 0.8, 0.7, 0.75])
+    schedule = Schedule(2, 5, 0.01, 8)
+    halted_in(3, tmp_path, schedule)
     best = course(tmp_path)
     best.network.optimizer.build(best.network.trainable_variables)
     best.network.load_weights(tmp_path / "best.weights.h5")
@@ -106,14 +111,8 @@ def test_the_best_epoch_is_kept_over_an_interruption(tmp_path, scripted):
 
 def test_patience_counts_the_epochs_before_an_interruption(tmp_path, scripted):
     scripted([0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6])
-
-    def fails(text):
-        if text.startswith("epoch 2"):
-            raise HaltError
-
     schedule = Schedule(1, 7, 0.01, 3)
-    with pytest.raises(HaltError):
-        course(tmp_path, schedule=schedule, say=fails).run()
+    halted_in(2, tmp_path, schedule)
     went_on = course(tmp_path, schedule=schedule)
     assert went_on.run() == "patience"
     assert len(went_on.progress.rows) == 6  # the first median is that of the third epoch

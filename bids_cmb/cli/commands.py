@@ -295,12 +295,7 @@ def _add_evaluate(makers: argparse._SubParsersAction) -> None:
         help="found against true lesions, as tables and a page",
         argument_default=argparse.SUPPRESS,  # the defaults stand in `Asked`
     )
-    maker.add_argument(
-        "predictions", type=Path, help="output folder of the app, or masks or tables, or one file"
-    )
-    maker.add_argument("truth", type=Path, help="the same, or one table of coordinates")
-    maker.add_argument("folder", type=Path, help="where to; must be empty")
-    _add_matching(maker)
+    _add_matching(maker, "predictions")
     maker.add_argument(
         "--threshold",
         type=float,
@@ -316,8 +311,21 @@ def _add_evaluate(makers: argparse._SubParsersAction) -> None:
     )
 
 
-def _add_matching(maker: argparse.ArgumentParser) -> None:
-    """Add what every comparison with the truth may be asked."""
+def _add_matching(maker: argparse.ArgumentParser, results: str, **more: str) -> None:
+    """Add what every comparison with the truth takes: results, more of them, truth, folder, rules.
+
+    Args:
+        maker: Of the command.
+        results: What to call the first results.
+        more: Names of further ones, and what they are.
+    """
+    maker.add_argument(
+        results, type=Path, help="output folder of the app, or masks or tables, or one file"
+    )
+    for name, about in more.items():
+        maker.add_argument(name, type=Path, help=about)
+    maker.add_argument("truth", type=Path, help="the same, or one table of coordinates")
+    maker.add_argument("folder", type=Path, help="where to; must be empty")
     maker.add_argument(
         "--match",
         choices=("valdo", "overlap", "one-to-one"),
@@ -348,12 +356,7 @@ def _add_compare(makers: argparse._SubParsersAction) -> None:
         help="two detectors on the same scans: differences with intervals",
         argument_default=argparse.SUPPRESS,  # the defaults stand in `Asked`
     )
-    maker.add_argument(
-        "first", type=Path, help="output folder of the app, or masks or tables, or one file"
-    )
-    maker.add_argument("second", type=Path, help="the same of another detector")
-    maker.add_argument("truth", type=Path, help="the same, or one table of coordinates")
-    maker.add_argument("folder", type=Path, help="where to; must be empty")
+    _add_matching(maker, "first", second="the same of another detector")
     maker.add_argument(
         "--threshold",
         type=float,
@@ -363,7 +366,6 @@ def _add_compare(makers: argparse._SubParsersAction) -> None:
         help="lowest probability that counts, for both or for each of them; FROC and ranks take "
         "all (default: 0)",
     )
-    _add_matching(maker)
 
 
 def _compare(given: argparse.Namespace) -> int:

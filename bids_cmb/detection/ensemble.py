@@ -50,6 +50,17 @@ class Probability:
     spread: Volume | None = None
     evidence: Evidence = field(default_factory=Evidence)
 
+    @property
+    def description(self) -> str:
+        """What the map shows, in a sentence for its sidecar."""
+        if len(self.members) == 1:
+            return f"Probability of cerebral microbleed, by {self.members[0]}."
+        names = f"{', '.join(self.members[:-1])} and {self.members[-1]}"
+        return (
+            f"Mean of the probabilities of cerebral microbleed by {names}, each on a common scale "
+            f"where the threshold of its model card is {COMMON_THRESHOLD}."
+        )
+
 
 def detect(
     names: str | Sequence[str], image: Volume, brain: Volume, models: Models | None = None,

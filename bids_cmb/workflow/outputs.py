@@ -33,7 +33,6 @@ from bids_cmb.workflow.inputs import InputRecord, ScanInputs, Thresholds
 
 PROTOCOL = ("EchoTime", "MagneticFieldStrength", "Manufacturer", "ManufacturersModelName")
 LABELS = "Lesions, each voxel with the index that its lesion has in the table of the same name."
-PROBABILITY = "Probability of cerebral microbleed, the mean of the detectors."
 BRAIN = "Brain, within which lesions were sought."
 STRUCTURES = "Structures of the brain, FreeSurfer's codes, by {}."
 REGIONS = (
@@ -231,7 +230,7 @@ def _write_lesions(output: Output, result: ScanResult, about: Mapping) -> list[P
 
 
 def _write_probability(output: Output, result: ScanResult, about: Mapping) -> list[Path]:
-    sidecar = {"Description": PROBABILITY, "Manual": False, **about}
+    sidecar = {"Description": result.probability.description, "Manual": False, **about}
     files = _write(output.probability, result.probability.mean, np.float32, sidecar)
     sidecar = {"Description": BRAIN, "Type": "Brain", "Manual": False, **about}
     return [*files, *_write(output.brain, result.brain.mask, np.uint8, sidecar)]

@@ -178,3 +178,30 @@ def test_the_first_stage_counts_as_much_as_it_knows_besides_the_second(rng):
     assert found["slope"] == pytest.approx(1.0, abs=0.2)
     alone = [replace(one, chance=one.proposed) for one in made]
     assert fit_calibration(alone)["first_stage_weight"] == 0
+
+
+def test_calibration_is_the_best_logistic_curve_wherever_it_lies(rng):
+    """Chances near 0 and 1, an offset far from 0: a simplex search once stopped short of it."""
+    made = []
+    for number, one in enumerate(judged(rng, scans=24)):
+        second, first = rng.normal(-3, 2, 30), rng.normal(-4, 3, 30)
+        hit = rng.random(30) < expit(1.3 * second + 0.4 * first + 3)
+        lesions = tuple((tuple(place), 3.0, True) for place in one.positions[hit].tolist())
+        chance, proposed = expit(second), expit(first)
+        made.append(
+            replace(one, name=str(number), chance=chance, proposed=proposed, lesions=lesions)
+        )
+    found = fit_calibration(made)
+
+    def surprise(slope, offset, weight):
+        total = 0.0
+        for one in made:
+            odds = slope * (logit(one.chance) + weight * logit(one.proposed)) + offset
+            hit = one.case(one.chance).between.min(axis=1, initial=np.inf) < 1
+            total += np.sum(np.logaddexp(0, odds) - hit * odds)
+        return total
+
+    best = surprise(found["slope"], found["offset"], found["first_stage_weight"])
+    for change in ((0.2, 0, 0), (-0.2, 0, 0), (0, 0.3, 0), (0, -0.3, 0), (0, 0, 0.1), (0, 0, -0.1)):
+        moved = np.add([found[k] for k in ("slope", "offset", "first_stage_weight")], change)
+        assert surprise(*moved) > best

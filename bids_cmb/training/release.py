@@ -22,6 +22,7 @@ from scipy.special import expit, logit
 from bids_cmb.anatomy.brain_extraction import find_brain
 from bids_cmb.anatomy.segmentation import brain_of, find_anatomy
 from bids_cmb.detection import ensemble
+from bids_cmb.detection.proposals import CLIP
 from bids_cmb.detection.two_stage import combine, decide, propose
 from bids_cmb.files import load_object, write_json
 from bids_cmb.imaging.volume import Volume, load
@@ -33,7 +34,7 @@ from bids_cmb.simulation.simulate import simulate
 from bids_cmb.training import data as cases
 from bids_cmb.training.train import Material, read_recipe, train
 
-CLIP = 1e-4  # of a chance, before its log-odds are taken
+LEAST_SLOPE = 0.05  # of a calibration: a likelier candidate stays the likelier one
 DEFINITE = 0.9  # share of candidates at and above the definite threshold that are microbleeds
 PLANS = files("bids_cmb") / "resources" / "plans"
 Say = Callable[[str], None]
@@ -319,18 +320,19 @@ def fit_calibration(judged: Sequence[Judged]) -> dict[str, float]:
     second, first = np.concatenate(second), np.concatenate(first)
     hits = np.concatenate(hits).astype(float)
     alone = np.array_equal(second, first)  # there is no second stage
+    seen = np.stack([second, 0 * first if alone else first, np.ones_like(second)], axis=1)
 
-    def surprise(parameters: np.ndarray) -> float:
-        slope, offset, weight = parameters
-        chance = expit(slope * (second + abs(weight) * (not alone) * first) + offset)
-        chance = np.clip(chance, 1e-9, 1 - 1e-9)
-        return -float(np.sum(hits * np.log(chance) + (1 - hits) * np.log(1 - chance)))
+    def surprise(factors: np.ndarray) -> tuple[float, np.ndarray]:
+        odds = seen @ factors
+        loss = np.sum(np.logaddexp(0, odds) - hits * odds)
+        return float(loss), seen.T @ (expit(odds) - hits)
 
-    slope, offset, weight = minimize(surprise, (1.0, 0.0, 0.3), method="Nelder-Mead").x
+    bounds = [(LEAST_SLOPE, None), (0, None), (None, None)]
+    slope, weight, offset = minimize(surprise, (1.0, 0.0, 0.0), jac=True, bounds=bounds).x
     return {
         "slope": round(float(slope), 4),
         "offset": round(float(offset), 4),
-        "first_stage_weight": 0.0 if alone else round(abs(float(weight)), 4),
+        "first_stage_weight": round(float(weight / slope), 4),
     }
 
 

@@ -56,6 +56,7 @@ def main() -> None:
     if given.keep:
         write_json(given.keep, {"judged": [as_json(one) for one in judged]})
     kinds = {one.name: kind_of(path) for one, path in zip(judged, images(given.data), strict=True)}
+    threshold = card["threshold"]
     stages = {
         "first stage": lambda one: one.proposed,
         "second stage": lambda one: one.chance,
@@ -66,12 +67,19 @@ def main() -> None:
     report = {
         "name": given.name,
         "detector": given.detector,
+        "threshold": threshold,
         "members": {member["name"]: member["sha256"] for member in card["members"]},
         "scans": len(judged),
         "lesions": sum(len(one.lesions) for one in judged),
-        "figures": {name: measure(judged, score) for name, score in stages.items()},
+        "figures": {
+            name: measure(judged, score, card["threshold"]) for name, score in stages.items()
+        },
         "kinds": {
-            kind: measure([one for one in judged if kinds[one.name] == kind], stages["both"])
+            kind: measure(
+                [one for one in judged if kinds[one.name] == kind],
+                stages["both"],
+                card["threshold"],
+            )
             for kind in sorted(set(kinds.values()))
         },
         "software": software(),
@@ -140,9 +148,14 @@ def kind_of(path: Path) -> str:
     return "thick slices, fine pixels" if sides[0] < FINE_MM else "thick slices"
 
 
-def measure(judged: Sequence[Judged], score: Callable[[Judged], np.ndarray]) -> dict:
+def measure(
+    judged: Sequence[Judged], score: Callable[[Judged], np.ndarray], threshold: float
+) -> dict[str, list[float]]:
     """Measure the figures of a stage: value, low and high."""
-    found = figures([one.case(score(one)) for one in judged], match_valdo, threshold=0.5, seed=1)
+    found = figures(
+        [one.case(score(one)) for one in judged], match_valdo, threshold=threshold, seed=1,
+        draws=1000,
+    )  # fmt: skip
     return {
         name: [round(float(number), 3) for number in (one.value, one.low, one.high)]
         for name, one in found.items()

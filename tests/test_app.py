@@ -19,7 +19,9 @@ from scipy import ndimage
 from bids_cmb.bids.tables import read_table
 from bids_cmb.cli import run as cli
 from bids_cmb.cli.main import main as one_command
-from bids_cmb.networks.model_cards import DETECTION, card, card_names
+from bids_cmb.files import write_json
+from bids_cmb.networks.model_cards import DETECTION, card, card_names, weights_file
+from bids_cmb.networks.weights import read_weights, write_weights
 from bids_cmb.workflow import run as app
 
 ROOT = Path(__file__).parents[1]
@@ -388,6 +390,27 @@ def test_a_network_that_is_no_detector_is_refused_in_a_sentence(two, tmp_path, c
     words = [str(two[0]), str(tmp_path / "out"), "participant", "--detector", "anatomy"]
     assert cli.main([*words, "--anatomy", "none"]) == 64
     assert "bids_cmb: A detector must be one of" in capsys.readouterr().err
+
+
+def test_weights_that_do_not_fit_their_network_are_refused_before_any_scan_is_read(
+    two, tmp_path, capsys
+):
+    """The checksum is that of the card, and all are numbers; the last layer lacks a channel."""
+    models, out = tmp_path / "models", tmp_path / "out"
+    models.mkdir()
+    said = json.loads(json.dumps(card("ensemble")))
+    member = said["members"][0]
+    arrays = read_weights(weights_file("ensemble", member))
+    name = max(key for key in arrays if key.endswith("/kernel"))
+    arrays[name] = arrays[name][..., :-1, :]
+    member["sha256"] = write_weights(models / member["weights"], arrays)
+    write_json(models / "mine.json", {**said, "name": "mine", "members": [member]})
+    words = [str(two[0]), str(out), "participant", "--anatomy", "none", "--models", str(models)]
+    assert main([*words, "--detector", "mine"]) == 64
+    said = capsys.readouterr().err
+    assert f"{models / member['weights']}: {name} must have shape" in said
+    assert "Traceback" not in said
+    assert not out.exists()
 
 
 def test_a_pipe_as_description_is_not_waited_for(tmp_path, capsys):

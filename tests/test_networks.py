@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -131,8 +132,16 @@ def test_packing_answers_as_finely_as_it_is_asked(rng, tmp_path):
 )
 def test_weights_of_another_network_are_refused(model, tmp_path, change, sentence):
     path = tmp_path / "w.npz"
+    member = {**member_of(model, path), **change}
     with pytest.raises(ValueError, match=rf"w.npz: .*{sentence}"):
-        load_network({**member_of(model, path), **change}, path)
+        load_network(member, path)
+    if "builder" not in change:
+        assert re.search(rf"w.npz: .*{sentence}", inference.misfit([(member, path)]))
+
+
+def test_weights_that_fit_have_no_misfit(model, tmp_path):
+    path = tmp_path / "w.npz"
+    assert not inference.misfit([(member_of(model, path), path)])
 
 
 def test_sixteen_bits_are_nearly_as_good(model, rng, tmp_path):

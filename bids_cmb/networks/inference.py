@@ -142,6 +142,28 @@ def entry_patcher(
     return load_patcher(entry, weights, precision=precision)
 
 
+def misfit(parts: Sequence[tuple[Mapping, Path]]) -> str:
+    """Tell what keeps weights from being those of their networks; empty if nothing does.
+
+    Nothing is computed. A SavedModel brings a graph of its own and is passed over.
+
+    Args:
+        parts: Members as their cards have them, and where their weights lie.
+    """
+    try:
+        for member, path in parts:
+            if member["builder"] == "shiva":
+                _shiva_arrays(member, path)
+            elif member["builder"] != "savedmodel":
+                arrays = folded(read_weights(path, member["sha256"]))
+                with _silence():
+                    model = _built(member, path, "full")
+                _check_fit(model, arrays, path)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def answer(
     network: Network, image: np.ndarray, where: np.ndarray | None = None
 ) -> np.ndarray:  # fmt: skip
@@ -325,6 +347,16 @@ def _unet(member: Mapping, path: Path, precision: str):
 
 def _shiva(member: Mapping, path: Path, precision: str):
     """A U-Net of SHIVA-CMB's first kind: the same, on images of one size."""
+    arrays = _shiva_arrays(member, path)
+    _guard_stages()
+    with _silence():
+        widths, mixed = member["arguments"]["widths"], precision == "mixed"
+        run = staged(_tensorflow(), arrays, widths, mixed=mixed)
+    return run, tuple(member["grid"]["shape"])
+
+
+def _shiva_arrays(member: Mapping, path: Path) -> dict[str, np.ndarray]:
+    """Read kernels and biases, each of the shape that the network needs."""
     widths = member["arguments"]["widths"]
     arrays = folded(read_weights(path, member["sha256"]))
     for name, kernel in convolutions(widths).items():
@@ -335,10 +367,7 @@ def _shiva(member: Mapping, path: Path, precision: str):
                     f"{path}: {name}/{part} must have shape {shape}; found {found.shape}."
                 )
             arrays[f"{name}/{part}"] = found
-    _guard_stages()
-    with _silence():
-        run = staged(_tensorflow(), arrays, widths, mixed=precision == "mixed")
-    return run, tuple(member["grid"]["shape"])
+    return arrays
 
 
 def _saved(member: Mapping, path: Path, precision: str):  # noqa: ARG001 it computes as it was saved
@@ -388,6 +417,13 @@ def _built(member: Mapping, path: Path, precision: str):
 
 
 def _fill(model, arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    _check_fit(model, arrays, path)
+    for variable in model.weights:
+        variable.assign(arrays[variable.path])
+
+
+def _check_fit(model, arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Refuse arrays that are not those of a network by name and shape."""
     wanted = {variable.path: variable for variable in model.weights}
     absent, extra = sorted(set(wanted) - set(arrays)), sorted(set(arrays) - set(wanted))
     if absent or extra:
@@ -401,7 +437,6 @@ def _fill(model, arrays: Mapping[str, np.ndarray], path: Path) -> None:
                 f"{path}: {name} must have shape {tuple(variable.shape)}; "
                 f"found {arrays[name].shape}."
             )
-        variable.assign(arrays[name])
 
 
 def _graph(model, member: Mapping) -> Callable[[np.ndarray], np.ndarray]:

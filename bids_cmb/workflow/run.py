@@ -30,8 +30,8 @@ from bids_cmb.errors import (
 )
 from bids_cmb.files import obstacle, read_json
 from bids_cmb.lesions.measure import FLAGS
-from bids_cmb.networks.inference import unfit
-from bids_cmb.networks.model_cards import ANATOMY, card, members_of
+from bids_cmb.networks.inference import misfit, unfit
+from bids_cmb.networks.model_cards import ANATOMY, card, is_packaged, members_of, weights_file
 from bids_cmb.networks.weights import check_weights
 from bids_cmb.parallel import processes
 from bids_cmb.parallel.dask import LOCAL
@@ -105,6 +105,7 @@ def _participant_level(config: Config) -> int:
     if config.dry_run:
         return _show(selection)
     _look_for_atlases(config)
+    _check_networks(config)
     _check_output(config)
     try:
         logs = _run_folder(config)
@@ -133,12 +134,11 @@ def _participant_level(config: Config) -> int:
 
 
 def _check_detectors(config: Config) -> None:
-    names = [*config.detector, *([ANATOMY] if config.anatomy == "network" else [])]
     try:
         for name in config.detector:
             check_detector(name, config.models)
             at_operating_point(card(name, config.models), config.operating_point)
-        for name in names:
+        for name in _asked(config):
             check_weights(name, card(name, config.models), config.models)
         folds = {fold for name in config.detector for fold in _folds(name, config)}
     except ValueError as error:
@@ -169,6 +169,26 @@ def _check_device(config: Config) -> None:
     (outcome,) = processes.run(unfit, [config.device], workers=1)  # TensorFlow stays out of ours
     if said := outcome.error or outcome.result:
         raise ExitError(UNAVAILABLE, said)
+
+
+def _check_networks(config: Config) -> None:
+    """Stop before work if weights of the user's own cards do not fit their networks."""
+    own = [
+        (member, weights_file(name, member, config.models))
+        for name in _asked(config)
+        if not is_packaged(name, config.models)
+        for member in members_of(card(name, config.models), config.folds)
+    ]
+    if config.reports_only or not own:
+        return
+    (outcome,) = processes.run(misfit, [own], workers=1)  # TensorFlow stays out of ours
+    if said := outcome.error or outcome.result:
+        raise ExitError(USAGE, said)
+
+
+def _asked(config: Config) -> list[str]:
+    """Name the cards whose networks are asked."""
+    return [*config.detector, *([ANATOMY] if config.anatomy == "network" else [])]
 
 
 def _look_for_atlases(config: Config) -> None:

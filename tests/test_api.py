@@ -38,7 +38,8 @@ def test_the_example_of_the_page_finds_measures_and_locates(scan, tmp_path, monk
     assert len(capsys.readouterr().out.splitlines()) == len(lesions)
     assert labels.data.max() == len(lesions)
     np.testing.assert_allclose(labels.affine, scan.scan.affine, atol=1e-4)
-    assert all(lesion.mars and lesion.side in ("left", "right", "midline") for lesion in lesions)
+    assert all(lesion.region and lesion.side in ("left", "right", "midline") for lesion in lesions)
+    assert {lesion.territory for lesion in lesions} == {"lobar", "deep"}  # lobes need an atlas
     true = np.argwhere(scan.lesions.data > 0)
     hits = [np.linalg.norm(true - lesion.voxel, axis=1).min() < 3 for lesion in lesions]
     assert any(hits)

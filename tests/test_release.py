@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
+from bids_cmb.simulation.protocols import find_protocols
 from bids_cmb.training import release as module
 from bids_cmb.training.release import (
     Judged,
     Means,
     fit_calibration,
+    protocols_of,
     read_plan,
     release,
     set_operating_points,
@@ -72,6 +74,8 @@ def test_the_plan_of_the_package_names_recipes_sets_and_protocols_that_exist():
     for network in plan["networks"]:
         read_recipe(network["recipe"])
         assert {*network["data"], *network["validation"]} <= set(plan["sets"])
+    for names in plan["protocols"].values():
+        find_protocols(protocols_of(names))
     data = {network["recipe"]: set(network["data"]) for network in plan["networks"]}
     for network in plan["networks"]:  # false alarms on scans not learnt from
         assert not any(data[role] & set(network["data"]) for role in network.get("given", ()))

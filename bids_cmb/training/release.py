@@ -129,10 +129,7 @@ def simulate_set(name: str, given: Mapping, plan: Mapping, means: Means, say: Sa
             f"{means.anatomy}: the plan {plan['name']} needs {max(wanted)} label maps of heads; "
             f"found {len(heads)}."
         )
-    protocols = [
-        str(PLANS.parent / one) if one.endswith(".json") else one
-        for one in plan["protocols"][given["of"]]
-    ]
+    protocols = protocols_of(plan["protocols"][given["of"]])
     scans = min(given["scans"], means.small[0]) if means.small else given["scans"]
     with tempfile.TemporaryDirectory() as chosen:
         for number in wanted:
@@ -145,6 +142,11 @@ def simulate_set(name: str, given: Mapping, plan: Mapping, means: Means, say: Sa
         )  # fmt: skip
     part.rename(folder)
     return folder
+
+
+def protocols_of(names: Sequence[str]) -> list[str]:
+    """Give the protocols of a plan as `simulate` takes them: files are those of the package."""
+    return [str(PLANS.parent / name) if name.endswith(".json") else name for name in names]
 
 
 def train_network(given: Mapping, plan: Mapping, means: Means, say: Say) -> tuple[dict, Path]:

@@ -269,9 +269,8 @@ def evaluate(
         ValueError: If a file cannot be used, or both have no scan in common.
         OSError: If one cannot be read.
     """
-    settings = Asked(match=match, threshold=threshold, seed=seed)
-    if bootstrap is not None:
-        settings = Asked(match=match, threshold=threshold, seed=seed, draws=bootstrap)
+    draws = Asked.draws if bootstrap is None else bootstrap
+    settings = Asked(match=match, threshold=threshold, seed=seed, draws=draws)
     return measure(Path(predictions), Path(truth), settings)
 
 
@@ -280,7 +279,7 @@ def _path(folder: str | Path | None) -> Path | None:
 
 
 def _check_grid(name: str, volume: Volume, image: Volume) -> None:
-    if volume.shape != image.shape or not np.allclose(volume.affine, image.affine, atol=1e-3):
+    if not volume.shares_grid(image):
         raise ValueError(
             f"{name} must lie on the grid of the scan, {image.shape} voxels; found "
             f"{volume.shape} voxels, or another affine."

@@ -141,7 +141,7 @@ def radial_symmetry(image: Volume, brain: Volume) -> Volume:
 
 def _stack(image: Volume, brain: Volume) -> _Stack:
     inside = np.asarray(brain.data, bool)
-    if inside.shape != image.shape or not np.allclose(brain.affine, image.affine, atol=1e-3):
+    if not brain.shares_grid(image):
         raise ValueError(
             "`brain` must lie on the grid of `image`; "
             f"found {inside.shape} voxels for {image.shape}, or another affine."

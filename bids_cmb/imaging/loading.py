@@ -55,7 +55,7 @@ def load_echoes(paths: Sequence[Path]) -> tuple[Volume, Intake]:
 
 
 def _check_grid(path: Path, echo: Volume, first: Path, image: Volume) -> None:
-    if echo.shape != image.shape or not np.allclose(echo.affine, image.affine, atol=1e-3):
+    if not echo.shares_grid(image):
         raise ValueError(
             f"{path}: echoes to be combined must share one grid; found {echo.shape} voxels "
             f"here and {image.shape} in {first.name}, or another affine."

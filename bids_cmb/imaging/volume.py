@@ -81,6 +81,10 @@ class Volume:
         """Voxel index, not rounded, of the position ``world`` in mm, both (N, 3) or (3,)."""
         return apply_affine(np.linalg.inv(self.affine), world)
 
+    def shares_grid(self, other: "Volume", *, tolerance: float = 1e-3) -> bool:
+        """Check whether shape and affine are those of ``other``, up to ``tolerance`` in mm."""
+        return self.shape == other.shape and np.allclose(self.affine, other.affine, atol=tolerance)
+
 
 @dataclass(frozen=True)
 class Intake:
@@ -500,6 +504,6 @@ def labels_like(labels: Volume, like: Volume) -> np.ndarray:
 
 def resample_like(volume: Volume, like: Volume, *, order: int = 1) -> Volume:
     """Look ``volume`` up on the grid of ``like``; untouched if they share it."""
-    if volume.shape == like.shape and np.allclose(volume.affine, like.affine, atol=1e-4):
+    if volume.shares_grid(like, tolerance=1e-4):
         return volume
     return resample(volume, like.affine, like.shape, order=order)

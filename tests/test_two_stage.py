@@ -19,7 +19,7 @@ from bids_cmb.detection.proposals import (
     cut_patch,
     describe_places,
     find_proposals,
-    hide,
+    mask_hidden,
 )
 from bids_cmb.imaging.preprocessing import Preprocessed
 from bids_cmb.imaging.volume import Volume, load
@@ -443,11 +443,12 @@ def test_a_first_stage_of_another_grid_is_refused(recipe, lessons, tmp_path, rng
 def test_a_network_is_not_shown_what_its_card_hides(rng):
     patches = rng.random((2, 4, 4, 3, len(CHANNELS))).astype(np.float32)
     places = rng.random((2, len(PLACE_FEATURES))).astype(np.float32)
-    shown, listed = hide(patches, places, ["probability", "log-odds", "MNI y"])
+    channels, features = mask_hidden(["probability", "log-odds", "MNI y"])
+    shown, listed = patches * channels, places * features
     assert not shown[..., CHANNELS.index("probability")].any()
     assert np.array_equal(shown[..., 0], patches[..., 0])
     gone = [PLACE_FEATURES.index(name) for name in ("log-odds", "MNI y")]
     assert not listed[:, gone].any()
     assert np.array_equal(np.delete(listed, gone, 1), np.delete(places, gone, 1))
     with pytest.raises(ValueError, match=r"features of the place; found odds\.$"):
-        hide(patches, places, ["odds"])
+        mask_hidden(["odds"])

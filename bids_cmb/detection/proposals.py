@@ -158,18 +158,15 @@ def cut_patch(channels: np.ndarray, voxel: Sequence[int], shape: Sequence[int]) 
     return cut(channels, start, shape)
 
 
-def hide(
-    patches: np.ndarray, places: np.ndarray, hidden: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Set channels and features to 0 that a network is not shown.
+def mask_hidden(hidden: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Give the factors by which patches and places are multiplied so that a network misses some.
 
     Args:
-        patches: float (N, X, Y, Z, channels), as `stack_channels` has them.
-        places: float (N, features), as `describe_places` has them.
         hidden: Names of `CHANNELS` and `PLACE_FEATURES`.
 
     Returns:
-        Copies of both.
+        Of each channel (as `stack_channels` has them) and each feature (as `describe_places` has
+        them), float32: 0 if it is hidden, else 1.
 
     Raises:
         ValueError: If a name is neither.
@@ -179,9 +176,9 @@ def hide(
             f"Hidden may be {', '.join(CHANNELS)} and features of the place; "
             f"found {', '.join(unknown)}."
         )
-    shown = np.array([name not in hidden for name in CHANNELS], patches.dtype)
-    listed = np.array([name not in hidden for name in PLACE_FEATURES], places.dtype)
-    return patches * shown, places * listed
+    shown = np.array([name not in hidden for name in CHANNELS], np.float32)
+    listed = np.array([name not in hidden for name in PLACE_FEATURES], np.float32)
+    return shown, listed
 
 
 def describe_places(

@@ -23,7 +23,7 @@ from bids_cmb.detection.proposals import (
     cut_patch,
     describe_places,
     find_proposals,
-    hide,
+    mask_hidden,
     stack_channels,
 )
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed, back_to_scan, near, preprocess
@@ -113,13 +113,13 @@ def decide(
         ask = load_patcher(member, _path(card, member, models), precision=models.precision)
         shape = member["arguments"]["shape"]
         looks = [(), *map(tuple, member.get("flips", ()))]
-        hidden = member.get("hidden", ())
+        shown, listed = mask_hidden(member.get("hidden", ()))
         for first in range(0, len(voxels), PATCHES_AT_ONCE):
             group = slice(first, first + PATCHES_AT_ONCE)
             patches = np.stack([cut_patch(channels, voxel, shape) for voxel in voxels[group]])
             for axes in looks:
                 turned = np.flip(patches, [axis + 1 for axis in axes]).astype(np.float32)
-                logits[group] += ask(*hide(turned, places[group], hidden))[:, 0] / len(looks)
+                logits[group] += ask(turned * shown, places[group] * listed)[:, 0] / len(looks)
     first = [one.probability for one in proposals]
     return combine(logits / len(members), first, card.get("first_stage_weight", 0.0))
 

@@ -15,7 +15,7 @@ from bids_cmb.detection.proposals import (
     cut_patch,
     describe_places,
     find_proposals,
-    hide,
+    mask_hidden,
     stack_channels,
 )
 from bids_cmb.imaging.preprocessing import Grid, near, preprocess
@@ -206,8 +206,8 @@ def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  #
             f"{len(pools[LESION][0])} and {len(pools[HARD][0])} in {len(read)} scans."
         )
     given = dict(recipe.drawing or {})
-    blind, hidden = given.get("blind", 0.0), given.get("hidden", ())
-    hide(read[0].patches[:0], read[0].places[:0], hidden)  # a wrong name is told before training
+    blind = given.get("blind", 0.0)
+    shown, listed = mask_hidden(given.get("hidden", ()))
     drawing = drawing_of(
         {key: value for key, value in given.items() if key not in OWN},
         shape=tuple(recipe.arguments["shape"]),
@@ -219,7 +219,7 @@ def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  #
 
     def teach(rng: np.random.Generator) -> Batch:
         patches, places, truths = zip(*(draw(rng) for _ in range(recipe.batch)), strict=True)
-        seen = hide(np.stack(patches), np.stack(places), hidden)
+        seen = np.stack(patches) * shown, np.stack(places) * listed
         return seen, np.array(truths, np.float32)[:, None]
 
     lesions = sum(len(np.unique(one.lesions[one.lesions >= 0])) for one in read)

@@ -45,8 +45,9 @@ def main() -> None:
     """Judge, print and write."""
     given = arguments()
     models = Models(given.models)
-    card = {**read_card(given.detector, given.models), "first_stage_weight": 0.0}
-    weight = read_card(given.detector, given.models).get("first_stage_weight", 0.0)
+    card = read_card(given.detector, given.models)
+    weight = card.get("first_stage_weight", 0.0)
+    card = {**card, "first_stage_weight": 0.0}  # chances of the second stage alone
     if given.keep and given.keep.exists():
         judged = [from_json(one) for one in read_json(given.keep)["judged"]]
     elif given.points:

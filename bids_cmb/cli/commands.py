@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bids_cmb.cli.main import COMMANDS
 from bids_cmb.config import THREADS
 from bids_cmb.errors import ExitError, standard_output
 
@@ -57,8 +58,15 @@ def _make(given: argparse.Namespace) -> int:
     return doors[given.maker](given)
 
 
+def _add_command(
+    makers: argparse._SubParsersAction, name: str, **more: object
+) -> argparse.ArgumentParser:
+    """Add a command, described as the list of all commands describes it."""
+    return makers.add_parser(name, help=COMMANDS[name], **more)
+
+
 def _add_simulate(makers: argparse._SubParsersAction) -> None:
-    maker = makers.add_parser("simulate", help="a BIDS dataset of scans with microbleeds and truth")
+    maker = _add_command(makers, "simulate")
     maker.add_argument("folder", type=Path, help="where to; must be empty")
     maker.add_argument("--n", type=int, default=3, help="scans (default: 3)")
     maker.add_argument("--seed", type=int, default=1, help="of chance (default: 1)")
@@ -116,7 +124,7 @@ def _say(done: int, scans: int, seconds: float) -> None:
 
 
 def _add_train(makers: argparse._SubParsersAction) -> None:
-    maker = makers.add_parser("train", help="scans with their truth become weights")
+    maker = _add_command(makers, "train")
     maker.add_argument(
         "recipe", help="name of a recipe of resources/recipes, or a JSON file like it"
     )
@@ -210,7 +218,7 @@ def _reviewed_truth(given: argparse.Namespace) -> Path:
 
 
 def _add_reviewed(makers: argparse._SubParsersAction) -> None:
-    maker = makers.add_parser("reviews", help="readers' reviews become a truth")
+    maker = _add_command(makers, "reviews")
     maker.add_argument("found", type=Path, help="output folder of the app that was reviewed")
     maker.add_argument("reviews", type=Path, help="folder of the tables that readers saved")
     maker.add_argument("data", type=Path, help="the BIDS dataset it was made from")
@@ -242,9 +250,7 @@ def _tell(said: str) -> None:
 
 
 def _add_release(makers: argparse._SubParsersAction) -> None:
-    maker = makers.add_parser(
-        "release", help="simulate, train and set operating points: from nothing to a detector"
-    )
+    maker = _add_command(makers, "release")
     maker.add_argument("plan", help="name of a plan of resources/plans, or a JSON file like it")
     maker.add_argument(
         "anatomy", type=Path, help="folder of FreeSurfer-coded label maps of whole heads"
@@ -290,9 +296,9 @@ def _release(given: argparse.Namespace) -> int:
 
 
 def _add_evaluate(makers: argparse._SubParsersAction) -> None:
-    maker = makers.add_parser(
+    maker = _add_command(
+        makers,
         "evaluate",
-        help="found against true lesions, as tables and a page",
         argument_default=argparse.SUPPRESS,  # the defaults stand in `Asked`
     )
     _add_matching(maker, "predictions")
@@ -351,9 +357,9 @@ def _add_matching(maker: argparse.ArgumentParser, results: str, **more: str) -> 
 
 
 def _add_compare(makers: argparse._SubParsersAction) -> None:
-    maker = makers.add_parser(
+    maker = _add_command(
+        makers,
         "compare",
-        help="two detectors on the same scans: differences with intervals",
         argument_default=argparse.SUPPRESS,  # the defaults stand in `Asked`
     )
     _add_matching(maker, "first", second="the same of another detector")
@@ -475,7 +481,7 @@ def _compare_counts(given: argparse.Namespace, table: Path) -> int:
 
 
 def _add_models(makers: argparse._SubParsersAction) -> None:
-    maker = makers.add_parser("models", help="add published networks, list or verify them")
+    maker = _add_command(makers, "models")
     verbs = maker.add_subparsers(dest="verb", required=True)
     about = {
         "add": "install SHIVA-CMB's published networks, or others with its model_info.json",
@@ -563,9 +569,7 @@ def _make_card(given: argparse.Namespace, folder: Path) -> int:
 
 
 def _add_import(makers: argparse._SubParsersAction) -> None:
-    maker = makers.add_parser(
-        "import-labels", help="other groups' labels become a BIDS dataset with truth"
-    )
+    maker = _add_command(makers, "import-labels")
     maker.add_argument(
         "format",
         choices=("valdo", "momeni", "dou", "almasni", "csv", "mars"),

@@ -138,7 +138,7 @@ def _check_detectors(config: Config) -> None:
         for name in config.detector:
             check_detector(name, config.models)
             at_operating_point(card(name, config.models), config.operating_point)
-        for name in _asked(config):
+        for name in _cards_of(config):
             check_weights(name, card(name, config.models), config.models)
         folds = {fold for name in config.detector for fold in _folds(name, config)}
     except ValueError as error:
@@ -175,19 +175,19 @@ def _check_networks(config: Config) -> None:
     """Stop before work if weights of the user's own cards do not fit their networks."""
     own = [
         (member, weights_file(name, member, config.models))
-        for name in _asked(config)
+        for name in _cards_of(config)
         if not is_packaged(name, config.models)
         for member in members_of(card(name, config.models), config.folds)
     ]
     if config.reports_only or not own:
         return
     (outcome,) = processes.run(misfit, [own], workers=1)  # TensorFlow stays out of ours
-    if said := outcome.error or outcome.result:
-        raise ExitError(USAGE, said)
+    if reason := outcome.error or outcome.result:
+        raise ExitError(USAGE, reason)
 
 
-def _asked(config: Config) -> list[str]:
-    """Name the cards whose networks are asked."""
+def _cards_of(config: Config) -> list[str]:
+    """Name the cards that a run uses."""
     return [*config.detector, *([ANATOMY] if config.anatomy == "network" else [])]
 
 

@@ -9,6 +9,7 @@ from conftest import OBLIQUE
 from phantoms import shaken
 
 from bids_cmb.anatomy.brain_extraction import find_brain
+from bids_cmb.anatomy.segmentation import Anatomy
 from bids_cmb.detection import two_stage
 from bids_cmb.detection.proposals import (
     ANATOMY_FROM,
@@ -304,6 +305,28 @@ def test_a_classifier_looks_at_flipped_patches_too_and_its_log_odds_are_averaged
     assert chance == pytest.approx(1 / (1 + np.exp(-2.0)))  # of log-odds 1, 2 and 3
     np.testing.assert_array_equal(seen[1], seen[0][:, ::-1])
     np.testing.assert_array_equal(seen[2], seen[0][:, ::-1, ::-1])
+
+
+def test_a_classifier_may_look_without_the_anatomy_too(monkeypatch):
+    def ask(_, places):
+        known = places[:, PLACE_FEATURES.index("anatomy known")]
+        assert (places[:, PLACE_FEATURES.index("depth")] > 0).all()  # the shape is always shown
+        return np.where(known, 4.0, -1.0)[:, None]
+
+    monkeypatch.setattr(two_stage, "load_patcher", lambda *_, **__: ask)
+    grid = bumps(((30, 36, 9), 0.9))
+    fed = Preprocessed(Volume(1 - grid.data, OBLIQUE), Volume(everywhere(), OBLIQUE))
+    white, brain = Volume(np.full(SHAPE, 2, np.uint16), OBLIQUE), Volume(everywhere(), OBLIQUE)
+    anatomy = Anatomy(white, brain, (np.array([-1.0, 0, 0]), 0.0), None, None)
+    log_odds = []
+    for blind in (0.0, 0.25, 1.0):
+        member = {"name": "c", "builder": "classifier", "weights": "w.npz", "blind": blind,
+                  "arguments": {"shape": [40, 40, 9]}}  # fmt: skip
+        card = {"name": "p", "members": [member]}
+        proposals = [Proposal((30, 36, 9), 0.9)]
+        chance = two_stage.decide(fed, grid, proposals, card, Models(), anatomy)
+        log_odds.append(float(np.log(chance / (1 - chance))[0]))
+    assert log_odds == pytest.approx([4.0, 2.75, -1.0], abs=1e-4)
 
 
 def test_members_on_different_grids_are_refused(heads):

@@ -6,7 +6,7 @@ A proposal's extent are the voxels about its peak of at least half the peak's pr
 two lesions of a cluster stay two.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -15,6 +15,7 @@ from scipy.special import expit, logit
 from bids_cmb.anatomy.segmentation import Anatomy
 from bids_cmb.detection.outputs import Evidence
 from bids_cmb.detection.proposals import (
+    ANATOMY_FROM,
     CLIP,
     EXTENT_MM,
     HALF,
@@ -46,7 +47,8 @@ def two_stage(
         brain: True inside the brain, on the grid of ``image``.
         card: Its members are U-Nets and, for the second stage, classifiers, all of one grid;
             without classifiers, the first stage's probability is the chance. ``flips`` of a member
-            are axes that its input is turned around along, for each further look.
+            are axes that its input is turned around along, for each further look; ``blind`` of a
+            classifier is the share of what it says without being shown the anatomy, 0 to 1.
         models: Where weights are, and how to compute.
         anatomy: What lies where in the head, for the classifiers.
 
@@ -112,16 +114,28 @@ def decide(
     for member in members:
         ask = load_patcher(member, _path(card, member, models), precision=models.precision)
         shape = member["arguments"]["shape"]
-        looks = [(), *map(tuple, member.get("flips", ()))]
-        shown, listed = mask_hidden(member.get("hidden", ()))
         for first in range(0, len(voxels), PATCHES_AT_ONCE):
             group = slice(first, first + PATCHES_AT_ONCE)
             patches = np.stack([cut_patch(channels, voxel, shape) for voxel in voxels[group]])
-            for axes in looks:
+            for axes, shown, listed, share in _looks(member):
                 turned = np.flip(patches, [axis + 1 for axis in axes]).astype(np.float32)
-                logits[group] += ask(turned * shown, places[group] * listed)[:, 0] / len(looks)
+                logits[group] += share * ask(turned * shown, places[group] * listed)[:, 0]
     first = [one.probability for one in proposals]
     return combine(logits / len(members), first, card.get("first_stage_weight", 0.0))
+
+
+def _looks(
+    member: Mapping,
+) -> Iterator[tuple[tuple[int, ...], np.ndarray, np.ndarray, float]]:
+    """Give axes turned around, channels and features shown, and the share of each look."""
+    turns = [(), *map(tuple, member.get("flips", ()))]
+    blind = member.get("blind", 0.0)
+    shown, listed = mask_hidden(member.get("hidden", ()))
+    unplaced = listed * (np.arange(len(listed)) < ANATOMY_FROM)
+    for axes in turns:
+        for features, share in ((listed, 1 - blind), (unplaced, blind)):
+            if share > 0:
+                yield axes, shown, features, share / len(turns)
 
 
 def combine(logits: np.ndarray, first: Sequence[float], weight: float) -> np.ndarray:

@@ -208,4 +208,5 @@ MEMBER_RULES = {
     "temperature": POSITIVE,
     "offset": NUMBER,
     "flips": (_turns, "a list of lists of axes, 0 to 2"),
+    "blind": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
 }

@@ -56,6 +56,7 @@ VALIDATION_STEPS = 24
 EXAMPLES = 40  # patches of the validation, of which the report shows those with most to see
 CLIP_NORM = 1.0
 VALIDATION_SEED = 10**6  # its patches are the same whatever the recipe's seed
+ASKED_ALIKE = ("hidden", "blind")  # of a drawing: what is taught so is asked so
 FINER = 0.25  # of the recipe's learning rate, for weights that know something already
 Say = Callable[[str], None]
 
@@ -364,8 +365,7 @@ def _written(
             "machine": machine()["System"],
         },
     }
-    if hidden := (recipe.drawing or {}).get("hidden"):
-        entry["hidden"] = list(hidden)
+    entry |= {key: value for key in ASKED_ALIKE if (value := (recipe.drawing or {}).get(key))}
     write_json(out / f"{recipe.name}.json", entry)
     return entry
 

@@ -265,6 +265,11 @@ def _add_release(makers: argparse._SubParsersAction) -> None:
         "--small", type=int, nargs=2, metavar=("SCANS", "STEPS"),
         help="for a trial: scans of a set and steps of an epoch, at most, and two epochs",
     )  # fmt: skip
+    maker.add_argument(
+        "--real", type=Path, nargs=2, metavar=("DIR", "TABLE"),
+        help="real scans (a BIDS dataset) and a table of their microbleeds (subject, x_mm, y_mm, "
+        "z_mm), by which the threshold is set; nothing else is",
+    )  # fmt: skip
 
 
 def _release(given: argparse.Namespace) -> int:
@@ -276,7 +281,8 @@ def _release(given: argparse.Namespace) -> int:
     from bids_cmb.training.release import Means, read_plan, release
 
     small = tuple(given.small) if given.small else None
-    means = Means(given.anatomy, given.work, given.hours, given.workers, small)
+    real = tuple(given.real) if given.real else None
+    means = Means(given.anatomy, given.work, given.hours, given.workers, small, real)
     try:
         card = release(
             read_plan(given.plan), means, say=lambda text: sys.stderr.write(f"bids_cmb: {text}\n")

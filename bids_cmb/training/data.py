@@ -298,7 +298,11 @@ def true_voxels(path: Path, like: Volume) -> tuple[np.ndarray, list[np.ndarray]]
 
 
 def _lesion_voxels(lesion: Volume, like: Volume) -> np.ndarray:
-    """Voxels (N, 3) of the grid of ``like`` that a lesion fills in part, at least the fullest."""
+    """Find the voxels (N, 3) of the grid of ``like`` that a lesion fills in part, at least one.
+
+    The lesion is sampled at the middles of those voxels, so one that lies between them is given the
+    nearest; beyond the grid it has none.
+    """
     padded = Volume(np.pad(lesion.data, 1).astype(np.float32), _moved(lesion.affine, (-1, -1, -1)))
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in padded.shape])).reshape(3, -1).T
     at = like.index(padded.world(corners))
@@ -309,7 +313,9 @@ def _lesion_voxels(lesion: Volume, like: Volume) -> np.ndarray:
     share = resample(padded, _moved(like.affine, first), tuple(last - first)).data
     full = share.max()
     if full <= 0:
-        return np.zeros((0, 3), int)
+        middle = lesion.world(np.argwhere(lesion.data).mean(axis=0)[None])
+        nearest = np.rint(like.index(middle)).astype(int)
+        return nearest[((nearest >= 0) & (nearest < like.shape)).all(axis=1)]
     return first + np.argwhere(share >= min(SHARE, 0.6 * full))
 
 

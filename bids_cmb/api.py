@@ -13,6 +13,7 @@ from bids_cmb.anatomy.region_map import region_map
 from bids_cmb.anatomy.scan_anatomy import NETWORK, AnatomyResult
 from bids_cmb.anatomy.segmentation import DEEP_WHITE_MM, find_anatomy
 from bids_cmb.anatomy.user_segmentation import read_segmentation
+from bids_cmb.config import DEFAULT_DETECTOR
 from bids_cmb.detection import ensemble
 from bids_cmb.detection.ensemble import Probability
 from bids_cmb.evaluation.evaluate import Asked, Evaluation, measure
@@ -109,7 +110,7 @@ def extract_brain(
 def detect_microbleeds(
     image: Volume,
     brain: Volume,
-    detector: str | Sequence[str] = "ensemble",
+    detector: str | Sequence[str] = DEFAULT_DETECTOR,
     *,
     anatomy: AnatomyResult | None = None,
     models: str | Path | None = None,

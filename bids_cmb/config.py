@@ -12,6 +12,7 @@ import tomli_w
 LEVELS = ("participant", "group")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read at import of numpy
 TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}  # at its own
+DEFAULT_DETECTOR = "ensemble"
 BALANCED = "balanced"  # the operating point of a card's own threshold
 OPERATING_POINTS = ("sensitive", BALANCED, "specific")
 
@@ -41,7 +42,7 @@ class Config:
     shard: tuple[int, ...] | None = None  # (I, N): the I-th of N parts, from 1
     validate: str = "warn"
 
-    detector: tuple[str, ...] = ("ensemble",)
+    detector: tuple[str, ...] = (DEFAULT_DETECTOR,)
     models: Path | None = None
     folds: tuple[str, ...] = ()
     precision: str = "auto"

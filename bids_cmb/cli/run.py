@@ -18,6 +18,7 @@ from pathlib import Path
 from bids_cmb import __version__
 from bids_cmb.cli.main import COMMANDS
 from bids_cmb.config import (
+    DEFAULT_DETECTOR,
     LEVELS,
     OPERATING_POINTS,
     TENSORFLOW,
@@ -236,8 +237,8 @@ def _add_finding(add: Callable) -> None:
         "--detector",
         nargs="+",
         metavar="NAME",
-        help="one, or several to average: ensemble (default), cascade, distilled, gated, radial, "
-        "two-stage, or a card of --models",
+        help="one, or several to average: two-stage, ensemble, cascade, distilled, gated, radial, "
+        f"or a card of --models (default: {DEFAULT_DETECTOR})",
     )
     add("--folds", nargs="+", metavar="NAME", help="only these members of an ensemble")
     add("--models", type=Path, metavar="DIR", help="your model cards and weights, looked at first")

@@ -344,7 +344,8 @@ def set_operating_points(
         else:
             point["false_per_scan_aimed_at"] = aims[name]
         if measured:
-            point["real"] = {"scans": len(real), **_figures_at(threshold, measured)}
+            figures = _figures_at(threshold, measured)
+            point |= {f"{key}_on_real": value for key, value in figures.items()}
         points.append(point)
     return {
         "calibration": fitted,

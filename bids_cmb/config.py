@@ -49,7 +49,7 @@ class Config:
     operating_point: str = BALANCED
     threshold: float | None = None
     min_volume: float | None = None
-    uncounted: tuple[str, ...] = ("large",)
+    exclude_flags: tuple[str, ...] = ("large",)
     deep_white_mm: float = 10.0
     templateflow_fetch: bool = False
     derivatives: tuple[Path, ...] = ()
@@ -84,7 +84,7 @@ RESULT_SETTINGS = (  # those that change what is found in a scan or which files 
     "operating_point",
     "threshold",
     "min_volume",
-    "uncounted",
+    "exclude_flags",
     "deep_white_mm",
     "mask_desc",
     "skip_brain_extraction",

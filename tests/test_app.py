@@ -113,7 +113,7 @@ def test_map_mask_table_and_counts_tell_the_same(two):
 
     values = np.asarray(labels.dataobj)
     assert [int(row["index"]) for row in rows] == list(range(1, values.max() + 1))
-    counted = [int(row["index"]) for row in rows if row["counted"] == "yes"]
+    counted = [int(row["index"]) for row in rows if row["included"] == "yes"]
     np.testing.assert_array_equal(np.asarray(mask.dataobj) == 1, np.isin(values, counted))
     assert int(scan["n_cmb"]) == len(counted)
     assert ndimage.label(np.asarray(mask.dataobj), np.ones((3, 3, 3)))[1] == len(counted)
@@ -315,7 +315,7 @@ def test_unknown_detectors_and_flags_are_refused(two, capsys):
     assert main([*words, "--detector", "magic"]) == 64
     names = ", ".join(card_names(DETECTION))
     assert f"must be one of {names}; found 'magic'" in capsys.readouterr().err
-    assert main([*words, "--uncounted", "ugly"]) == 64
+    assert main([*words, "--exclude-flags", "ugly"]) == 64
     assert "flags of large small edge vessel csf; found ugly" in capsys.readouterr().err
 
 
@@ -671,9 +671,13 @@ def test_the_ensemble_runs_from_file_to_tables_and_says_what_it_was(dataset, tmp
     assert 0 <= probability.min() <= probability.max() <= 1
     assert next(home.glob("*seg-structures*dseg.nii.gz")).is_file()
     for row in read_table(next(home.glob("*seg-CMB*dseg.tsv"))):
-        assert row["prob_sd"] is not None
+        assert row["probability_sd"] is not None
         assert row["territory"] in {"lobar", "deep", "infratentorial", None}
-        assert (row["mars_region"] is None) or row["next_region_mm"] or not row["next_region"]
+        assert (
+            (row["mars_region"] is None)
+            or row["nearest_other_region_mm"]
+            or not row["nearest_other_region"]
+        )
 
 
 def test_one_member_of_an_ensemble_can_be_asked_and_another_name_is_refused(two, capfd):

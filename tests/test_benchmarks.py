@@ -70,7 +70,7 @@ def test_an_ideal_reader_accepts_what_is_true_and_marks_what_is_missed(monkeypat
     fine_tuning = importlib.import_module("fine_tuning")
     true = [[0, 0, 0, False], [30, 0, 0, True], [60, 0, 0, False], [0, 60, 0, False]]
     table = pd.DataFrame(true, columns=[*POSITION, "unsure"])
-    table["counted"] = [True, False, True, False]  # the last one cannot be seen
+    table["included"] = [True, False, True, False]  # the last one cannot be seen
     found = [[1, 0, 0], [31, 0, 0], [90, 0, 0]]
     rows = [
         {"index": at, **dict(zip(POSITION, place, strict=True))}

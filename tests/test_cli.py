@@ -180,7 +180,7 @@ def test_settings_of_a_config_file_are_understood_as_flags_are(words, tmp_path, 
     (tmp_path / "masks").mkdir()
     monkeypatch.chdir(tmp_path)
     config = configure([*words, "--config-file", str(path)])
-    flags = "--mem-mb 8G --shard 2/4 --gpu-id 0 --uncounted --detector radial --threshold 1 -q"
+    flags = "--mem-mb 8G --shard 2/4 --gpu-id 0 --exclude-flags --detector radial --threshold 1 -q"
     assert config.derivatives == (tmp_path / "masks",)
     expected = configure([*words, *flags.split()])
     assert replace(config, derivatives=()) == expected

@@ -20,7 +20,7 @@ SURE = {"first": {"a": [0.9, 0.8], "b": [0.7], "c": [0.6]}, "second": {"a": [0.8
 def three(tmp_path, blank):
     """Two detectors and the truth on disk; the first left sub-d out."""
     for name, sides in (("first", FIRST), ("second", SECOND)):
-        columns = {label: {"prob_max": sure} for label, sure in SURE[name].items()}
+        columns = {label: {"probability_max": sure} for label, sure in SURE[name].items()}
         write_side(tmp_path / name, "swi", sides, blank, columns=columns)
     write_side(tmp_path / "truth", "truth", TRUTH, blank)
     return tmp_path / "first", tmp_path / "second", tmp_path / "truth"

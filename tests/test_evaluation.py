@@ -296,7 +296,7 @@ def test_every_lesion_stands_in_the_table_with_its_fate(five):
 
 
 def test_a_threshold_sets_found_lesions_aside_but_not_from_the_froc(tmp_path, blank):
-    columns = {"a": {"prob_max": [0.9, 0.4]}}
+    columns = {"a": {"probability_max": [0.9, 0.4]}}
     found = write_side(tmp_path / "f", "swi", {"a": [(0, 4), (40, 44)]}, blank, columns=columns)
     truth = write_side(tmp_path / "t", "truth", {"a": [(0, 4)]}, blank)
     result = measure(found, truth, Asked(threshold=0.5, draws=0))
@@ -306,7 +306,7 @@ def test_a_threshold_sets_found_lesions_aside_but_not_from_the_froc(tmp_path, bl
 
 
 def test_the_whole_froc_and_the_ranks_show_what_a_low_threshold_listed(tmp_path, blank):
-    columns = {"a": {"prob_max": [0.9, 0.4, 0.05]}, "b": {"prob_max": [0.6, 0.3]}}
+    columns = {"a": {"probability_max": [0.9, 0.4, 0.05]}, "b": {"probability_max": [0.6, 0.3]}}
     found = write_side(
         tmp_path / "f", "swi",
         {"a": [(0, 4), (30, 34), (50, 54)], "b": [(0, 4), (40, 44)]}, blank, columns=columns,
@@ -381,7 +381,7 @@ def test_what_does_not_say_whose_it_is_fits_any_scan():
 
 
 @pytest.mark.parametrize("word", [{"visible": ["yes", "no"]}, {"certainty": ["definite", "unseen"],
-    "counted": ["yes", "no"]}, {"ignore": ["0", "1"]}])  # fmt: skip
+    "included": ["yes", "no"]}, {"ignore": ["0", "1"]}])  # fmt: skip
 def test_lesions_that_none_can_be_sure_of_are_set_aside_unless_asked(tmp_path, blank, word):
     found = write_side(tmp_path / "f", "swi", {"a": [(0, 4), (40, 44)], "b": []}, blank)
     true = {"a": [(0, 4), (40, 44)], "b": [(0, 4), (40, 44)]}
@@ -397,7 +397,7 @@ def test_lesions_that_none_can_be_sure_of_are_set_aside_unless_asked(tmp_path, b
 
 
 def test_found_lesions_that_the_app_does_not_count_are_not_counted(tmp_path, blank):
-    columns = {"a": {"counted": ["yes", "no"]}}
+    columns = {"a": {"included": ["yes", "no"]}}
     found = write_side(tmp_path / "f", "swi", {"a": [(0, 4), (40, 44)]}, blank, columns=columns)
     truth = write_side(tmp_path / "t", "truth", {"a": [(0, 4)]}, blank)
     for rule in RULES:

@@ -39,9 +39,9 @@ def read(tmp_path, blank, rng):
             if index < 4:
                 marks[spot] = index
                 place = dict(zip(("x_mm", "y_mm", "z_mm"), at((x, y, z), blank), strict=True))
-                row = {"diameter_mm": 3, "prob_max": 0.9, "certainty": "possible"}
+                row = {"diameter_mm": 3, "probability_max": 0.9, "certainty": "possible"}
                 counted = "no" if index == 3 else "yes"
-                rows.append({"index": index, **place, **row, "counted": counted})
+                rows.append({"index": index, **place, **row, "included": counted})
         save(Volume(data, blank.affine), raw / f"sub-{label}/anat/sub-{label}_T2starw.nii.gz")
         mask = found / MASK.format(label)
         dseg = mask.with_name(f"sub-{label}_space-orig_seg-CMB_desc-T2starw_dseg.nii.gz")

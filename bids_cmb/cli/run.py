@@ -261,11 +261,11 @@ def _add_finding(add: Callable) -> None:
     )
     add("--min-volume", type=float, metavar="MM3", help="smallest lesion, in mm3")
     add(
-        "--uncounted",
+        "--exclude-flags",
         nargs="*",
         metavar="FLAG",
         help="flags of lesions that are listed but not counted, of large small edge vessel csf "
-        f"(default: {' '.join(Config.uncounted)})",
+        f"(default: {' '.join(Config.exclude_flags)})",
     )
     add(
         "--deep-white-mm",

@@ -191,11 +191,11 @@ def reviewed_marks(found: Marks, reviews: Sequence[Review]) -> Marks:
     judged = judge(found.lesions["index"].tolist(), reviews)
     said = found.lesions["index"].map(judged.verdicts)
     kept = found.lesions[said.isin(["accept", "unjudged"])].copy()
-    kept["counted"] |= said[kept.index] == "accept"
+    kept["included"] |= said[kept.index] == "accept"
     highest = int(found.lesions["index"].max()) if len(found.lesions) else 0
     added = pd.DataFrame(judged.added, columns=POSITION).assign(
         index=np.arange(len(judged.added)) + highest + 1,
-        diameter_mm=np.nan, probability=1.0, unsure=False, counted=True,
+        diameter_mm=np.nan, probability=1.0, unsure=False, included=True,
     )  # fmt: skip
     parts = [part for part in (kept, added) if len(part)] or [kept]
     return replace(found, lesions=pd.concat(parts, ignore_index=True))
@@ -359,7 +359,7 @@ def _few(marks: list[Marks]) -> str:
 
 
 def _scan(found: Marks, truth: Marks, asked: Asked, protocols: dict[str, str]) -> Scan:
-    counted = found.lesions["counted"].to_numpy(bool)
+    counted = found.lesions["included"].to_numpy(bool)
     found = replace(found, lesions=found.lesions[counted].reset_index(drop=True))
     between = cdist(found.positions, truth.positions)
     if between.size and between.min() > HEAD_MM:
@@ -384,7 +384,7 @@ def _scan(found: Marks, truth: Marks, asked: Asked, protocols: dict[str, str]) -
 
 def _unsure(truth: Marks, asked: Asked) -> np.ndarray:
     """Which true lesions are set aside, shape (T,)."""
-    unsure = truth.lesions["unsure"] | ~truth.lesions["counted"]
+    unsure = truth.lesions["unsure"] | ~truth.lesions["included"]
     return unsure.to_numpy(bool) & (asked.unsure == "aside")
 
 

@@ -15,7 +15,7 @@ MEASURES = {  # columns of the scan table: what they are called, and what is nev
     "brain_cut_percent": ("brain cut, %", 5),
     "mni_fit_mm": ("fit to MNI, mm", 0.5),
     "n_cmb": ("microbleeds", 3),
-    "n_uncounted": ("listed, not counted", 3),
+    "n_excluded": ("excluded lesions", 3),
 }
 PROTOCOL: dict[str, Callable[[Mapping], object]] = {
     "field strength": lambda row: _unit(row, "field_strength_t", "T"),

@@ -190,7 +190,7 @@ def _about(title: str, scans: list[dict]) -> dict:
                 "session_id": scan["session"],
                 "lesions": [
                     {"index": int(one["index"]), "at": [float(x) for x in place_of(one)]}
-                    for one in (*scan["counted"], *scan["uncounted"])
+                    for one in (*scan["included"], *scan["excluded"])
                 ],
                 "view": scan["view"],
             }
@@ -226,8 +226,8 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
         "outdated": open_attempt(folder, source_of(sidecar)),
         "view": quote(view.relative_to(folder).as_posix()) if view.is_file() else None,
         "row": row,
-        "counted": [one for one in lesions if one["counted"] == "yes"],
-        "uncounted": [one for one in lesions if one["counted"] != "yes"],
+        "included": [one for one in lesions if one["included"] == "yes"],
+        "excluded": [one for one in lesions if one["included"] != "yes"],
         "slabs": slabs,
         "quality": quality.relative_to(folder).as_posix() if quality.is_file() else None,
         "look": look,

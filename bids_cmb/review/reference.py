@@ -148,7 +148,7 @@ def _points(judged: Judged) -> list[tuple[np.ndarray, bool]]:
 def _certain(*, sure: bool) -> dict[str, str]:
     return {
         "certainty": "definite" if sure else "possible",
-        "counted": "yes" if sure else "no",
+        "included": "yes" if sure else "no",
     }
 
 

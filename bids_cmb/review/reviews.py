@@ -241,7 +241,7 @@ def _shared(marked: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def read_whole(review: Review, rows: Sequence[Mapping]) -> bool:
     """Whether the reader judged every counted lesion, or says to have looked at the whole scan."""
-    counted = {int(row["index"]) for row in rows if row["counted"] == "yes"}
+    counted = {int(row["index"]) for row in rows if row["included"] == "yes"}
     return review.complete or (bool(counted) and counted <= review.verdicts.keys())
 
 
@@ -251,7 +251,7 @@ def standing(rows: Sequence[Mapping], judged: Judged) -> list[Mapping]:
         row
         for row in rows
         if (said := judged.verdicts[int(row["index"])]) == "accept"
-        or (said == "unjudged" and row["counted"] == "yes")
+        or (said == "unjudged" and row["included"] == "yes")
     ]
 
 

@@ -261,7 +261,7 @@ def counted_lesions(folder: Path, read: list[dict]) -> dict[str, list[dict]]:
     for row in read:
         table = lesion_table_of(folder / str(row["filename"]))
         own = read_table(table) if table.is_file() else []
-        counted = [lesion for lesion in own if lesion.get("counted") == "yes"]
+        counted = [lesion for lesion in own if lesion.get("included") == "yes"]
         found.setdefault(str(row["participant_id"]), []).extend(counted)
     return found
 

@@ -222,7 +222,7 @@ def _write(place: Callable[..., Path], volume: Volume, dtype: type, sidecar: Map
 
 def _write_lesions(output: Output, result: ScanResult, about: Mapping) -> list[Path]:
     labels, grid = result.labels, result.image.affine
-    counted = np.isin(labels.data, [lesion.index for lesion in result.lesions if lesion.counted])
+    counted = np.isin(labels.data, [lesion.index for lesion in result.lesions if lesion.included])
     save(Volume(counted, grid), output.mask(), dtype=np.uint8)
     sidecar = {"Description": LABELS, "Manual": False, **columns("lesion"), **about}
     files = _write(output.labels, labels, np.uint16, sidecar)

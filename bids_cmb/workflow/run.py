@@ -151,9 +151,9 @@ def _check_detectors(config: Config) -> None:
         )
     if config.folds:
         log.info("Ensemble members selected: %s.", ", ".join(sorted(folds)))
-    unknown = set(config.uncounted) - set(FLAGS)
+    unknown = set(config.exclude_flags) - set(FLAGS)
     if unknown:
-        rule = f"--uncounted takes flags of {' '.join(FLAGS)}"
+        rule = f"--exclude-flags takes flags of {' '.join(FLAGS)}"
         raise ExitError(USAGE, f"{rule}; found {' '.join(sorted(unknown))}.")
 
 

@@ -117,9 +117,11 @@ def analyze_scan(inputs: ScanInputs, config: Config) -> ScanResult:
     phase = load_phase(inputs.phase, image, brain.mask, inputs.scan.path.name)
     probability = detect(config.detector, image, brain.mask, inputs.models, phase.map, anatomy.head)
     thresholds = resolve_thresholds(config)
-    labels, lesions = measure_lesions(probability, image, brain.mask, thresholds, config.uncounted)
+    labels, lesions = measure_lesions(
+        probability, image, brain.mask, thresholds, config.exclude_flags
+    )
     anatomy, regions = complete_anatomy(image, anatomy, inputs, config, has_lesions=bool(lesions))
-    lesions = place_lesions(lesions, anatomy, regions, inputs, config.uncounted)
+    lesions = place_lesions(lesions, anatomy, regions, inputs, config.exclude_flags)
     return ScanResult(
         image=image,
         header=header,
@@ -140,7 +142,7 @@ def measure_lesions(
     image: Volume,
     brain: Volume,
     thresholds: Thresholds,
-    uncounted: tuple[str, ...] = ("large",),
+    exclude_flags: tuple[str, ...] = ("large",),
 ) -> tuple[Volume, list[Lesion]]:
     """Cut the probability of the detectors into lesions and measure each one.
 
@@ -149,7 +151,7 @@ def measure_lesions(
         image: The scan.
         brain: Its brain mask, bool, on the same grid.
         thresholds: At which to cut.
-        uncounted: Flags that keep a lesion out of the counts.
+        exclude_flags: Flags that exclude a lesion from the counts.
 
     Returns:
         As `lesions.measure.find_lesions`.
@@ -159,7 +161,7 @@ def measure_lesions(
         image,
         brain,
         **asdict(thresholds),
-        uncounted=uncounted,
+        exclude_flags=exclude_flags,
         spread=probability.spread,
         instances=probability.evidence.instances,
     )
@@ -191,7 +193,7 @@ def place_lesions(
     anatomy: AnatomyResult,
     regions: Volume | None,
     inputs: ScanInputs,
-    uncounted: tuple[str, ...],
+    exclude_flags: tuple[str, ...],
 ) -> list[Lesion]:
     """Give each lesion its place, where the anatomy is known."""
     if regions is None:
@@ -202,7 +204,7 @@ def place_lesions(
         regions,
         classes=inputs.anatomy_card["classes"],
         atlases=inputs.atlases,
-        uncounted=uncounted,
+        exclude_flags=exclude_flags,
     )
 
 

@@ -138,7 +138,7 @@ def test_results_lie_on_the_grid_of_the_scan(two):
 def test_the_protocol_stands_beside_the_counts(two):
     [row] = read_table(two[1] / "sub-02/sub-02_scans.tsv")
     assert (row["field_strength_t"], row["echo_time_ms"]) == ("3.0", "20.0")
-    assert (row["in_plane_1_mm"], row["slice_mm"]) == ("1.4", "4.0")
+    assert (row["voxel_size_1_mm"], row["slice_spacing_mm"]) == ("1.4", "4.0")
     assert 900 < float(row["brain_ml"]) < 1900
 
 

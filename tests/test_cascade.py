@@ -300,7 +300,7 @@ def test_both_networks_are_learnt_one_after_the_other_and_used(trained):
         index = image.index(np.array(box.centre))
         assert ((index > -1) & (index < image.shape)).all()
         assert box.detector == "tiny"
-        assert 0 <= box.chance <= 1
+        assert 0 <= box.probability <= 1
     again, _ = cascade(image, brain(), told, Models(out))
     np.testing.assert_array_equal(found.data, again.data)
     alone = {**told, "members": told["members"][:1]}

@@ -455,7 +455,7 @@ def test_a_protocol_is_told_by_the_apps_own_sidecar(five):
     found, truth = five
     for label in FIVE:
         marker = found / f"sub-{label}/anat/sub-{label}_space-orig_label-CMB_desc-swi_mask.json"
-        known = {"field_strength_t": 1.5, "echo_time_ms": 40.0, "slice_mm": None}
+        known = {"field_strength_t": 1.5, "echo_time_ms": 40.0, "slice_spacing_mm": None}
         marker.write_text(json.dumps({"Microbleeds": known}))
     assert set(measure(found, truth, Asked(draws=0)).scans["protocol"]) == {"1.5 T, 40 ms"}
 

@@ -526,7 +526,7 @@ def test_counts_of_the_app_are_held_against_the_rating(tmp_path, scans, capsys):
     said = capsys.readouterr()
     assert "2 scans, found 3, rated 5" in said.out
     assert "sub-c/anat/sub-c_T2starw.nii.gz: no prediction" in said.err
-    table = {row["place"]: row for row in read_table(tmp_path / "result/agreement.tsv")}
+    table = {row["region"]: row for row in read_table(tmp_path / "result/agreement.tsv")}
     assert (table["cmb"]["count_mae"], table["cmb"]["count_bias"]) == ("1.0", "-1.0")
     assert table["frontal_left"]["count_mae"] == "0.5"
     assert table["deep"]["n_scans"] == "0"

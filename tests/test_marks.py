@@ -134,9 +134,9 @@ def test_a_scan_that_the_app_did_not_finish_does_not_count(tmp_path):
         name = f"sub-{label}/anat/sub-{label}_space-orig_seg-CMB_desc-swi_dseg.tsv"
         write(tmp_path / name, "x_mm y_mm z_mm probability_max\n")
     marker = tmp_path / "sub-2/anat/sub-2_space-orig_label-CMB_desc-swi_mask.json"
-    marker.write_text(json.dumps({"Microbleeds": {"slice_mm": 4.0}}))
+    marker.write_text(json.dumps({"Microbleeds": {"slice_spacing_mm": 4.0}}))
     (marks,) = read_marks(tmp_path)
-    assert (marks.name, marks.about["Microbleeds"]["slice_mm"]) == ("sub-2", 4.0)
+    assert (marks.name, marks.about["Microbleeds"]["slice_spacing_mm"]) == ("sub-2", 4.0)
 
 
 def marked(tmp_path, name, volume):

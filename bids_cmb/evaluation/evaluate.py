@@ -190,7 +190,7 @@ def reviewed_marks(found: Marks, reviews: Sequence[Review]) -> Marks:
     """The lesions that the readers of a scan left, and those that they added."""
     judged = judge(found.lesions["index"].tolist(), reviews)
     said = found.lesions["index"].map(judged.verdicts)
-    kept = found.lesions[said.isin(["accept", "unjudged"])].copy()
+    kept = found.lesions[said.isin(["accept", "not_reviewed"])].copy()
     kept["included"] |= said[kept.index] == "accept"
     highest = int(found.lesions["index"].max()) if len(found.lesions) else 0
     added = pd.DataFrame(judged.added, columns=POSITION).assign(
@@ -404,7 +404,7 @@ def _absent_case(truth: Marks, asked: Asked) -> Case:
 def _protocol(about: dict) -> str:
     """What the app's sidecar says of the scan, as a name: ``3 T, 20 ms, 4 mm``."""
     known = about.get("Microbleeds") or {}
-    facts = (("field_strength_t", "T"), ("echo_time_ms", "ms"), ("slice_mm", "mm"))
+    facts = (("field_strength_t", "T"), ("echo_time_ms", "ms"), ("slice_spacing_mm", "mm"))
     return ", ".join(f"{known[key]:g} {unit}" for key, unit in facts if known.get(key) is not None)
 
 

@@ -164,8 +164,8 @@ def _after(reviewed: dict[str, Figure], agreement: Sequence[dict]) -> str:
         readers = escape(f"{one['reader_1']} and {one['reader_2']}")
         known = {key: "–" if one[key] is None else one[key] for key in ("kappa", "icc")}
         said += (
-            f"<p>{readers}: {one['n_same']} of {one['n_lesions']} lesions judged alike, kappa "
-            f"{known['kappa']}; ICC of counts {known['icc']} ({one['n_scans_whole']} scans).</p>"
+            f"<p>{readers}: {one['n_agree']} of {one['n_lesions']} lesions judged alike, kappa "
+            f"{known['kappa']}; ICC of counts {known['icc']} ({one['n_scans_complete']} scans).</p>"
         )
     return said
 

@@ -56,7 +56,7 @@ class Judged:
 
     Attributes:
         readers: Their names, sorted.
-        verdicts: Of each lesion, by its index: one of ``JUDGED``, or ``unjudged``.
+        verdicts: Of each lesion, by its index: one of ``JUDGED``, or ``not_reviewed``.
         added: World mm of lesions that the app missed, shape (N, 3).
         doubtful: World mm of those that not enough readers marked, shape (M, 3).
     """
@@ -184,7 +184,7 @@ def _belongs(review: Review, known: Mapping[str, Path], found: Path) -> None:
             now = f"lies at {there[index]}" if index in there else "is not there"
             raise ValueError(
                 f"{review.file}: a review must be of the results that stand: lesion {index} of "
-                f"{review.mask} was reviewed at {place} and {now}. Was the scan read again?"
+                f"{review.mask} was reviewed at {place} and {now}. Was the scan processed again?"
             )
 
 
@@ -206,7 +206,7 @@ def judge(indices: Iterable[int], reviews: Sequence[Review]) -> Judged:
         for_it = said.count("accept") - said.count("reject")
         sure = len(said) - said.count("unsure")
         if not said:
-            verdicts[index] = "unjudged"
+            verdicts[index] = "not_reviewed"
         elif 2 * sure <= len(said) or for_it == 0:
             verdicts[index] = "unsure"
         else:
@@ -251,7 +251,7 @@ def standing(rows: Sequence[Mapping], judged: Judged) -> list[Mapping]:
         row
         for row in rows
         if (said := judged.verdicts[int(row["index"])]) == "accept"
-        or (said == "unjudged" and row["included"] == "yes")
+        or (said == "not_reviewed" and row["included"] == "yes")
     ]
 
 
@@ -269,7 +269,7 @@ def after(rows: Sequence[Mapping], judged: Judged) -> dict[str, object]:
         "n_accepted": said.count("accept"),
         "n_rejected": said.count("reject"),
         "n_unsure": said.count("unsure") + len(judged.doubtful),
-        "n_unjudged": said.count("unjudged"),
+        "n_not_reviewed": said.count("not_reviewed"),
         "n_added": len(judged.added),
         "n_cmb_reviewed": count,
         "burden_reviewed": burden(count),
@@ -323,9 +323,9 @@ def _agreement(reviews: Mapping, tables: Mapping, pair: tuple[str, str]) -> dict
     return {
         "n_scans": scans,
         "n_lesions": len(said),
-        "n_same": int((said[:, 0] == said[:, 1]).sum()),
+        "n_agree": int((said[:, 0] == said[:, 1]).sum()),
         "kappa": _known(kappa),
-        "n_scans_whole": len(numbers),
+        "n_scans_complete": len(numbers),
         "icc": _known(intraclass_correlation(numbers)),
     }
 

@@ -157,13 +157,13 @@ def region_rows(read: list[dict], groups: dict[str, dict[str, str]]) -> list[dic
             low, high = wilson(with_any, len(most))
             made.append(
                 {
-                    "group": column,
-                    "value": value,
-                    "place": place.removeprefix("n_"),
+                    "stratum_variable": column,
+                    "stratum": value,
+                    "region": place.removeprefix("n_"),
                     "n_participants": len(people),
-                    "n_known": len(most),
+                    "n_evaluable": len(most),
                     "n_lesions": sum(most.values()) if most else None,
-                    "n_with": with_any if most else None,
+                    "n_positive": with_any if most else None,
                     "prevalence": round(with_any / len(most), 4) if most else None,
                     "prevalence_low": low,
                     "prevalence_high": high,

@@ -215,7 +215,7 @@ def measure_quality(image: Volume, brain: Volume, header: Intake, scan: Scan) ->
         brain,
         field_strength_t=scan.field_strength_t,
         echo_time_s=scan.echo_time_s,
-        header_mended=header.header_mended,
+        header_corrected=header.header_mended,
         nonfinite_voxels=header.nonfinite_voxels,
     )
 

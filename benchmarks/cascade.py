@@ -138,7 +138,7 @@ def points(asked: argparse.Namespace) -> dict:
 
 def suspected(found: Sequence[Judged], truth: Marks) -> dict[str, int]:
     """How many suspects there are, and how many sure lesions have one near."""
-    sure = truth.lesions[~truth.lesions["unsure"].to_numpy(bool)]
+    sure = truth.lesions[~truth.lesions["uncertain"].to_numpy(bool)]
     true = sure[POSITION].to_numpy(float).reshape(-1, 1, 3)
     places = np.array([one.centre for one in found]).reshape(1, -1, 3)
     near = np.linalg.norm(true - places, axis=-1) <= FAR_MM
@@ -208,7 +208,7 @@ def suspects(asked: argparse.Namespace) -> dict:
 
 def best_near(places: np.ndarray, sure: np.ndarray, truth: Marks) -> np.ndarray:
     """For each sure lesion the highest confidence of a suspect near it, 0 if there is none."""
-    lesions = truth.lesions[~truth.lesions["unsure"].to_numpy(bool)]
+    lesions = truth.lesions[~truth.lesions["uncertain"].to_numpy(bool)]
     true = lesions[POSITION].to_numpy(float).reshape(-1, 1, 3)
     near = np.linalg.norm(true - places, axis=-1) <= FAR_MM
     return np.where(near, sure, 0).max(axis=1, initial=0)

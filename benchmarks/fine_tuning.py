@@ -159,7 +159,9 @@ def review(found: Path, truth: Path, folder: Path) -> dict[str, int]:
 def verdicts(rows: Sequence[dict], true: Marks) -> list[dict]:
     """What somebody says of a scan who knows the truth."""
     places = np.array([[float(row[axis]) for axis in POSITION] for row in rows]).reshape(-1, 3)
-    unsure = (true.lesions["unsure"] | ~true.lesions["included"]).to_numpy(bool)  # unseen ones too
+    unsure = (true.lesions["uncertain"] | ~true.lesions["included"]).to_numpy(
+        bool
+    )  # unseen ones too
     match = match_valdo(cdist(places, true.positions), unsure)
     words = np.select([match.aside, match.partner >= 0], ["unsure", "accept"], "reject")
     judged = [

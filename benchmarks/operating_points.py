@@ -118,7 +118,7 @@ def counted(centres: np.ndarray, tops: np.ndarray, truth: Marks) -> dict:
     """What the VALDO rule makes of lesions at ``centres`` (N, 3)."""
     true = truth.lesions[POSITION].to_numpy(float).reshape(-1, 3)
     apart = np.linalg.norm(centres[:, None] - true[None], axis=-1)
-    unsure = (truth.lesions["unsure"] | ~truth.lesions["included"]).to_numpy(bool)
+    unsure = (truth.lesions["uncertain"] | ~truth.lesions["included"]).to_numpy(bool)
     match = match_valdo(apart, unsure)
     large = truth.lesions["diameter_mm"].to_numpy(float) >= LARGE_MM
     wrong = (match.partner < 0) & ~match.aside

@@ -65,7 +65,7 @@ def test_columns_of_the_app_and_of_the_truth_are_understood(tmp_path):
     assert marks.name == "sub-1_ses-2_run-3"
     assert marks.lesions["index"].tolist() == [2, 1]
     assert marks.lesions["probability"].tolist() == [0.8, 0.6]
-    assert marks.lesions["unsure"].tolist() == [False, True]
+    assert marks.lesions["uncertain"].tolist() == [False, True]
     assert marks.lesions["included"].tolist() == [True, False]
     assert marks.lesions["territory"].tolist() == ["deep", "lobar"]
     assert marks.image is None

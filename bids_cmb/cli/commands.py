@@ -339,10 +339,10 @@ def _add_matching(maker: argparse.ArgumentParser, results: str, **more: str) -> 
         "overlap of label maps, or pairs within 5 mm (default: valdo)",
     )
     maker.add_argument(
-        "--unsure",
-        choices=("aside", "count"),
-        help="true lesions marked possible, not visible or not counted: neither missed nor found, "
-        "or like all others (default: aside)",
+        "--uncertain",
+        choices=("ignore", "include"),
+        help="true lesions marked possible, not visible or not included: ignore them (neither "
+        "missed nor found), or include them like all others (default: ignore)",
     )
     maker.add_argument("--seed", type=int, help="of the bootstrap (default: 0)")
     maker.add_argument(

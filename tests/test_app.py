@@ -405,7 +405,7 @@ def test_weights_that_do_not_fit_their_network_are_refused_before_any_scan_is_re
     arrays[name] = arrays[name][..., :-1, :]
     member["sha256"] = write_weights(models / member["weights"], arrays)
     write_json(models / "mine.json", {**said, "name": "mine", "members": [member]})
-    words = [str(two[0]), str(out), "participant", "--anatomy", "none", "--models", str(models)]
+    words = [str(two[0]), str(out), "participant", "--anatomy", "none", "--model-dir", str(models)]
     assert main([*words, "--detector", "mine"]) == 64
     said = capsys.readouterr().err
     assert f"{models / member['weights']}: {name} must have shape" in said
@@ -681,10 +681,10 @@ def test_the_ensemble_runs_from_file_to_tables_and_says_what_it_was(dataset, tmp
 
 
 def test_one_member_of_an_ensemble_can_be_asked_and_another_name_is_refused(two, capfd):
-    words = [*map(str, two), "participant", "--detector", "ensemble", "--dry-run", "--folds"]
+    words = [*map(str, two), "participant", "--detector", "ensemble", "--dry-run", "--members"]
     assert main([*words, "a"]) == 0
     assert main([*words, "z"]) == 64
-    assert "--folds takes members of ensemble, a b c d; found z" in capfd.readouterr().err
+    assert "--members must name members of ensemble, a b c d; found z" in capfd.readouterr().err
 
 
 def test_an_altered_weight_stops_the_app_before_it_starts(two, tmp_path, capfd):
@@ -693,7 +693,7 @@ def test_an_altered_weight_stops_the_app_before_it_starts(two, tmp_path, capfd):
     (models / "ensemble.json").write_text(json.dumps(card("ensemble")))
     for member in card("ensemble")["members"]:
         (models / member["weights"]).write_bytes(b"other numbers")
-    words = [*map(str, two), "participant", "--detector", "ensemble", "--models", str(models)]
+    words = [*map(str, two), "participant", "--detector", "ensemble", "--model-dir", str(models)]
     assert main(words) == 64
     assert "weights must have the checksum of their model card" in capfd.readouterr().err
 

@@ -32,7 +32,7 @@ def builder():
 
 def test_the_definition_names_protocols_and_laws_that_exist(definition):
     assert set(definition["protocols"]) <= set(presets())
-    assert definition["variants"] == ["default", "other"]
+    assert definition["lesion_priors"] == ["default", "other"]
     assert law("default") != law("other")
 
 

@@ -325,7 +325,7 @@ def test_both_networks_are_learnt_without_the_subjects_of_a_fold(unfitted, lesso
 
 @pytest.mark.parametrize(("given", "found"), [((), "found none"), ((("teacher", "x"),), "teacher")])
 def test_patches_are_not_learnt_without_boxes(lessons, tmp_path, given, found):
-    with pytest.raises(ValueError, match=rf"--given boxes=OUT/NAME.json.*{found}"):
+    with pytest.raises(ValueError, match=rf"--pretrained boxes=OUT/NAME.json.*{found}"):
         train(read_recipe("cascade-patches"), Material((lessons(1),), given=given), tmp_path / "o")
 
 

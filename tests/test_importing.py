@@ -574,7 +574,7 @@ def test_voxels_outside_the_image_are_refused(tmp_path, scans):
         imported(tmp_path, scans, write)
 
 
-def test_a_bad_scan_is_left_out_if_asked(tmp_path, scans):
+def test_a_bad_scan_is_skipped_if_asked(tmp_path, scans):
     def write(root, volumes):
         as_world(root, volumes)
         (root / "images" / "c.nii.gz").write_bytes(b"no image")
@@ -584,9 +584,9 @@ def test_a_bad_scan_is_left_out_if_asked(tmp_path, scans):
         imported(tmp_path, scans, write)
     assert not (tmp_path / "out").exists()
     shutil.rmtree(tmp_path / "source")
-    out, said, made = imported(tmp_path, scans, write, leaving_out=True)
-    assert (made.scans, len(made.left_out)) == (2, 1)
-    assert any(one.startswith("left out:") for one in said)
+    out, said, made = imported(tmp_path, scans, write, skip_invalid=True)
+    assert (made.scans, len(made.skipped)) == (2, 1)
+    assert any(one.startswith("skipped:") for one in said)
     assert "c.nii.gz: a NIfTI image was expected" in (out / "README.md").read_text()
 
 

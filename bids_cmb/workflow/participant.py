@@ -285,7 +285,7 @@ def workers_for(config: Config, scans: int) -> int:
 
 def _mb_per_scan(config: Config) -> int:
     """Memory that one process needs, as the detectors' cards say it, or as it was measured."""
-    said = [card(name, config.models).get("memory_mb", 0) for name in config.detector]
+    said = [card(name, config.model_dir).get("memory_mb", 0) for name in config.detector]
     return max(MB_WITH_NETWORKS if uses_networks(config) else MB_PER_SCAN, *said)
 
 
@@ -379,7 +379,7 @@ def write_methods(config: Config, logs: Path) -> str:
 
 def methods(config: Config) -> str:
     """The methods section of this run."""
-    anatomy = card(ANATOMY, config.models) if config.anatomy == "network" else None
+    anatomy = card(ANATOMY, config.model_dir) if config.anatomy == "network" else None
     found = "outlined by the anatomy network" if anatomy else "outlined by intensity and shape"
     if config.skip_brain_extraction:
         brain = "The scans were skull-stripped; their non-zero voxels, filled, are the brain."
@@ -391,7 +391,7 @@ def methods(config: Config) -> str:
     else:
         brain = f"The brain was {found}."
     return methods_text(
-        [card(name, config.models) for name in config.detector],
+        [card(name, config.model_dir) for name in config.detector],
         result_settings(config),
         cut=asdict(resolve_thresholds(config)),
         brain=brain,

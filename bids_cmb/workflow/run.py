@@ -136,10 +136,10 @@ def _participant_level(config: Config) -> int:
 def _check_detectors(config: Config) -> None:
     try:
         for name in config.detector:
-            check_detector(name, config.models)
-            at_operating_point(card(name, config.models), config.operating_point)
+            check_detector(name, config.model_dir)
+            at_operating_point(card(name, config.model_dir), config.operating_point)
         for name in _cards_of(config):
-            check_weights(name, card(name, config.models), config.models)
+            check_weights(name, card(name, config.model_dir), config.model_dir)
         folds = {fold for name in config.detector for fold in _folds(name, config)}
     except ValueError as error:
         raise ExitError(USAGE, str(error)) from error
@@ -149,7 +149,7 @@ def _check_detectors(config: Config) -> None:
             "--operating-point takes one detector, since several share a scale of their own; "
             f"found {', '.join(config.detector)}. Use --threshold.",
         )
-    if config.folds:
+    if config.members:
         log.info("Ensemble members selected: %s.", ", ".join(sorted(folds)))
     unknown = set(config.exclude_flags) - set(FLAGS)
     if unknown:
@@ -158,7 +158,7 @@ def _check_detectors(config: Config) -> None:
 
 
 def _folds(name: str, config: Config) -> list[str]:
-    return [one["name"] for one in members_of(card(name, config.models), config.folds)]
+    return [one["name"] for one in members_of(card(name, config.model_dir), config.members)]
 
 
 def _check_device(config: Config) -> None:
@@ -174,10 +174,10 @@ def _check_device(config: Config) -> None:
 def _check_networks(config: Config) -> None:
     """Stop before work if weights of the user's own cards do not fit their networks."""
     own = [
-        (member, weights_file(name, member, config.models))
+        (member, weights_file(name, member, config.model_dir))
         for name in _cards_of(config)
-        if not is_packaged(name, config.models)
-        for member in members_of(card(name, config.models), config.folds)
+        if not is_packaged(name, config.model_dir)
+        for member in members_of(card(name, config.model_dir), config.members)
     ]
     if config.reports_only or not own:
         return

@@ -183,7 +183,7 @@ def complete_anatomy(
         anatomy = refine_anatomy(image, anatomy, inputs.models)
     anatomy = add_atlases(anatomy, inputs.atlases)
     regions = region_map(
-        anatomy.head, anatomy.lobes, anatomy.capsule, deep_white_mm=config.deep_white_mm
+        anatomy.head, anatomy.lobes, anatomy.capsule, deep_wm_distance_mm=config.deep_wm_distance_mm
     )
     return anatomy, regions
 
@@ -309,7 +309,7 @@ def regenerate_report(scan: Scan, config: Config) -> None:
     image, _ = load_echoes((scan.path, *scan.more_echoes))
     brain = load_brain_mask(output.brain(), image)
     settings = marker.get("Provenance", {}).get("Settings", {})
-    detectors = _known_cards(settings.get("detector", config.detector), config.models)
+    detectors = _known_cards(settings.get("detector", config.detector), config.model_dir)
     remove_half_written(output)
     draw(
         output,
@@ -317,7 +317,7 @@ def regenerate_report(scan: Scan, config: Config) -> None:
         brain,
         load_labels(output.labels()),
         read_table(output.labels(".tsv")),
-        look=primary_grid(detectors, tuple(settings.get("folds", ()))),
+        look=primary_grid(detectors, tuple(settings.get("members", ()))),
         evidence=_evidence_tables(output),
         interactive=config.report == "interactive",
     )

@@ -285,7 +285,7 @@ def test_where_nothing_can_be_read_the_code_says_so(tmp_path, capsys):
     assert "no scan fits the selection" in capsys.readouterr().err
     (raw / "sub-01/anat/sub-01_T2starw.nii.gz").touch()
     assert main(words) == 66
-    assert "no scan can be read; unusable: 1" in capsys.readouterr().err
+    assert "no scan can be processed; unusable: 1" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -322,8 +322,8 @@ def test_unknown_detectors_and_flags_are_refused(two, capsys):
 def test_a_dry_run_prints_the_selection_and_writes_nothing(two, tmp_path, capsys):
     assert main([str(two[0]), str(tmp_path / "out"), "participant", "--dry-run"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("read\tsub-01/anat/sub-01_T2starw.nii.gz\t")
-    assert said[-1] == "Scans that would be read: 2"
+    assert said[0].startswith("process\tsub-01/anat/sub-01_T2starw.nii.gz\t")
+    assert said[-1] == "Scans to process: 2"
     assert not (tmp_path / "out").exists()
 
 

@@ -175,7 +175,8 @@ def test_settings_of_a_config_file_are_understood_as_flags_are(words, tmp_path, 
     path = tmp_path / "config.toml"
     path.write_text(
         "mem_mb = '8G'\nshard = '2/4'\ngpu_id = 0\nparticipant_label = []\n"
-        "exclude_flags = []\ndetector = 'radial'\nderivatives = 'masks'\nverbosity = -1\nthreshold = 1\n"
+        "exclude_flags = []\ndetector = 'radial'\nderivatives = 'masks'\n"
+        "verbosity = -1\nthreshold = 1\n"
     )
     (tmp_path / "masks").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -72,7 +72,7 @@ examples:
 Flags may be written with - or _. Exit codes: 0 all scans processed; 1 some failed; 16 not valid
 BIDS; 17 unknown level; 18 nothing selected; 64 usage; 65 bad filter or config file; 66 no usable
 input; 69 no GPU or no Dask cluster; 73 output cannot be written, or holds another dataset; 74
-output takes no more files; 128 + N ended by signal N."""
+output cannot be written any more; 128 + N ended by signal N."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -122,7 +122,7 @@ def _describe() -> int:
 
 
 def run_selftest(words: Sequence[str]) -> int:
-    """Load every network, count one made-up scan, and say how it went. Returns the exit code."""
+    """Load every network, process a simulated scan, print the outcome; returns the exit code."""
     given = _Parser(
         prog="bids-cmb selftest", description=sentence_of(COMMANDS["selftest"]), allow_abbrev=False,
         argument_default=argparse.SUPPRESS,

@@ -48,7 +48,7 @@ def methods_text(
         f"{anatomy['description']} {TERRITORIES}" if anatomy else "",
         _counting(settings["exclude_flags"]),
         "Sizes are those on the image, blooming included. Results are BIDS derivatives [2]. "
-        "They are for research, and no person has reviewed them unless this is said elsewhere.",
+        "They are for research, and were not reviewed by a person unless stated elsewhere.",
     ]
     numbered = [f"{number}. {text}" for number, text in enumerate(references, start=1)]
     paragraph = " ".join(filter(None, sentences))

@@ -183,7 +183,7 @@ def _belongs(review: Review, known: Mapping[str, Path], found: Path) -> None:
         if index not in there or np.abs(np.subtract(place, there[index])).max() > SAME_MM:
             now = f"lies at {there[index]}" if index in there else "is not there"
             raise ValueError(
-                f"{review.file}: a review must be of the results that stand: lesion {index} of "
+                f"{review.file}: a review must be of the current results: lesion {index} of "
                 f"{review.mask} was reviewed at {place} and {now}. Was the scan processed again?"
             )
 
@@ -239,7 +239,7 @@ def _shared(marked: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def read_whole(review: Review, rows: Sequence[Mapping]) -> bool:
+def is_complete(review: Review, rows: Sequence[Mapping]) -> bool:
     """Whether the reader judged every counted lesion, or says to have looked at the whole scan."""
     counted = {int(row["index"]) for row in rows if row["included"] == "yes"}
     return review.complete or (bool(counted) and counted <= review.verdicts.keys())
@@ -289,7 +289,7 @@ def agreement_rows(found: Path, reviews: Mapping[str, Sequence[Review]]) -> list
     """How far every two readers agree, in the columns ``agreement``.
 
     Verdicts are compared where both accept or reject; counts (accepted and missed) on scans that
-    both judged whole: each counted lesion, or said to be complete.
+    both reviewed completely: a verdict on each counted lesion, or marked complete.
     """
     tables = {mask: read_table(lesion_table_of(found / mask)) for mask in reviews}
     readers = sorted({one.reader for own in reviews.values() for one in own})
@@ -316,7 +316,7 @@ def _agreement(reviews: Mapping, tables: Mapping, pair: tuple[str, str]) -> dict
             (int(first[index] == "accept"), int(second[index] == "accept"))
             for index in sorted(first.keys() & second.keys())
         ]
-        if all(read_whole(one, tables[mask]) for one in both):
+        if all(is_complete(one, tables[mask]) for one in both):
             counts.append(tuple(_count(one) for one in both))
     said, numbers = np.array(verdicts).reshape(-1, 2), np.array(counts).reshape(-1, 2)
     kappa = weighted_kappa(said[:, 0], said[:, 1], classes=2) if len(said) else np.nan

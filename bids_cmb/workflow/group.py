@@ -32,7 +32,7 @@ from bids_cmb.review.reviews import Review, agreement_rows, read_reviews, review
 
 WHERE = (*(f"n_{name}" for name in TERRITORIES), "lobar_class", "pattern")  # after review too
 GROUPING = ("site", "center", "centre", "scanner", "manufacturer", "field_strength")
-STANDS = "what an earlier run found in it stands in the folder"
+STANDS = "its earlier result is still in the folder"
 log = logging.getLogger(__name__)
 
 

@@ -237,7 +237,7 @@ def is_current(marker: Mapping, inputs: ScanInputs) -> bool:
 
 
 def check_unchanged(inputs: ScanInputs, record: InputRecord, config: Config) -> None:
-    """Refuse a scan of which a file was replaced while it was read.
+    """Refuse a scan of which a file was replaced while it was processed.
 
     Raises:
         ValueError: If one was; the sentence names it.
@@ -245,13 +245,13 @@ def check_unchanged(inputs: ScanInputs, record: InputRecord, config: Config) -> 
     for (_, path), before in zip(inputs.roles, record.stamps, strict=True):
         if not _is_same(path, before):
             raise ValueError(
-                f"{path}: must not change while it is read; it was replaced or removed meanwhile. "
-                "The next run reads it again."
+                f"{path}: must not change while it is processed; it was replaced or removed "
+                "meanwhile. The next run processes it again."
             )
     if resolve_inputs(inputs.scan, config).roles != inputs.roles:
         raise ValueError(
-            f"{inputs.scan.path}: the files given for it must not change while it is read; some "
-            "came or went meanwhile. The next run reads it again."
+            f"{inputs.scan.path}: the files given for it must not change while it is processed; "
+            "some came or went meanwhile. The next run processes it again."
         )
 
 

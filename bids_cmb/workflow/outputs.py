@@ -33,7 +33,7 @@ from bids_cmb.workflow.inputs import InputRecord, ScanInputs, Thresholds
 
 PROTOCOL = ("EchoTime", "MagneticFieldStrength", "Manufacturer", "ManufacturersModelName")
 LABELS = "Lesions, each voxel with the index that its lesion has in the table of the same name."
-BRAIN = "Brain, within which lesions were sought."
+BRAIN = "Brain, within which lesions were searched."
 STRUCTURES = "Structures of the brain, FreeSurfer's codes, by {}."
 REGIONS = (
     "Regions of MARS, left, and 20 more on the right; 14 and 34 are lobar, of a lobe not known."
@@ -323,7 +323,7 @@ def provenance_sidecar(
     """Describe the lesion mask, but for the counts: all that made them."""
     metadata = inputs.scan.metadata
     return {
-        "Description": "Counted cerebral microbleeds, 1; the lesions one by one stand in "
+        "Description": "Counted cerebral microbleeds, 1; each lesion is described in "
         f"{output.labels('.tsv').name}.",
         "Type": "Lesion",
         "Manual": False,

@@ -41,7 +41,7 @@ MB_PER_SCAN = 1500  # peak of one worker on a scan of 512 x 512 x 160 voxels, be
 MB_WITH_NETWORKS = 2500  # the same where TensorFlow runs
 HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # every further scan would end alike
 LAST = 20  # scans that the status page names
-SELECTION_COLUMNS = ("filename", "taken", "reason")
+SELECTION_COLUMNS = ("filename", "selected", "reason")
 
 
 @dataclass
@@ -77,7 +77,11 @@ def count_scans(number: int) -> str:
 def write_selection(path: Path, selection: Selection) -> None:
     """Write what was considered, taken or not, and why."""
     rows = (
-        {"filename": one.relative_path, "taken": "yes" if one.taken else "no", "reason": one.reason}
+        {
+            "filename": one.relative_path,
+            "selected": "yes" if one.taken else "no",
+            "reason": one.reason,
+        }
         for one in selection.considered
     )
     write_table(path, SELECTION_COLUMNS, rows)

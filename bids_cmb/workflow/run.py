@@ -211,7 +211,7 @@ def _look_for_atlases(config: Config) -> None:
 
 
 def _validate(config: Config) -> None:
-    """Look at the dataset as --validate says; only ``strict`` stops at what can be read.
+    """Look at the dataset as --validate says; only ``strict`` stops at what can be used.
 
     Raises:
         ExitError: If the dataset is not valid BIDS, or its description cannot be read safely.
@@ -239,7 +239,7 @@ def _select(config: Config) -> Selection:
     """What the dataset holds of what was asked for.
 
     Raises:
-        ExitError: If a label or a filter is wrong, or nothing is left to read.
+        ExitError: If a label or a filter is wrong, or nothing is left to process.
     """
     filters, notes = {}, ()
     if config.bids_filter_file:
@@ -279,19 +279,19 @@ def _select(config: Config) -> Selection:
         *(len(selection.scans), len(selection.considered)),
     )
     if not selection.scans and not config.dry_run:
-        _nothing_to_read(config, selection)
+        _refuse_empty_selection(config, selection)
     return selection
 
 
-def _nothing_to_read(config: Config, selection: Selection) -> None:
-    """Say why there is no scan to read: broken files, or a selection that none fits."""
+def _refuse_empty_selection(config: Config, selection: Selection) -> None:
+    """Say why there is no scan to process: broken files, or a selection that none fits."""
     broken = [one for one in selection.considered if one.wanted]
     if broken:
         for one in broken:
             log.error("%s %s.", one.relative_path, one.reason)
         raise ExitError(
             NO_INPUT,
-            f"{config.bids_dir}: no scan can be read; unusable: {len(broken)}.",
+            f"{config.bids_dir}: no scan can be processed; unusable: {len(broken)}.",
         )
     for one in selection.considered[:20]:
         log.warning("Excluded: %s (%s)", one.relative_path, one.reason)
@@ -302,10 +302,11 @@ def _nothing_to_read(config: Config, selection: Selection) -> None:
 
 
 def _show(selection: Selection) -> int:
-    """Print what would be read and what would not, and why."""
+    """Print which scans would be processed and which not, and why."""
     for one in selection.considered:
-        sys.stdout.write(f"{'read' if one.taken else 'left'}\t{one.relative_path}\t{one.reason}\n")
-    sys.stdout.write(f"Scans that would be read: {len(selection.scans)}\n")
+        verb = "process" if one.taken else "skip"
+        sys.stdout.write(f"{verb}\t{one.relative_path}\t{one.reason}\n")
+    sys.stdout.write(f"Scans to process: {len(selection.scans)}\n")
     if selection.scans:
         return OK
     return NO_INPUT if any(one.wanted for one in selection.considered) else NOTHING_SELECTED
@@ -375,7 +376,7 @@ def _group_level(config: Config) -> int:
     except OSError as error:
         raise _unwritable(config, error) from error
     log.info(
-        "Group table: %d read, %d failed, %d missing, %d outdated, %d gone: %s",
+        "Group table: %d processed, %d failed, %d missing, %d outdated, %d gone: %s",
         *(tally[status] for status in ("ok", "failed", "missing", "outdated", "gone")),
         config.output_dir / "group_microbleeds.tsv",
     )

@@ -51,7 +51,7 @@ def main() -> None:
     """Read, judge like a reader, train twice, read again, count, print and write."""
     asked = arguments()
     work, own, threshold = asked.work, asked.own, card(DETECTOR)["threshold"]
-    bundled = ["--detector", DETECTOR, "--folds", asked.member]
+    bundled = ["--detector", DETECTOR, "--members", asked.member]
     app(own, work / "own", *bundled)
     said = review(work / "own", own / "derivatives" / "truth", work / "reviews")
     ways = {
@@ -129,8 +129,8 @@ def tuned(asked: argparse.Namespace, how: Sequence[object], folder: Path) -> lis
         call(*train, "--fine-tune", start, *length)
     models = folder / "models"
     entry = folder / f"{recipe}.json"
-    call("-m", "bids_cmb", "models", "card", "mine", entry, "--models", models)
-    return ["--models", models, "--detector", "mine"]
+    call("-m", "bids_cmb", "models", "create", "mine", entry, "--model-dir", models)
+    return ["--model-dir", models, "--detector", "mine"]
 
 
 # --- The ideal reader -----------------------------------------------------------------------------
@@ -159,7 +159,9 @@ def review(found: Path, truth: Path, folder: Path) -> dict[str, int]:
 def verdicts(rows: Sequence[dict], true: Marks) -> list[dict]:
     """What somebody says of a scan who knows the truth."""
     places = np.array([[float(row[axis]) for axis in POSITION] for row in rows]).reshape(-1, 3)
-    unsure = (true.lesions["unsure"] | ~true.lesions["counted"]).to_numpy(bool)  # unseen ones too
+    unsure = (true.lesions["uncertain"] | ~true.lesions["included"]).to_numpy(
+        bool
+    )  # unseen ones too
     match = match_valdo(cdist(places, true.positions), unsure)
     words = np.select([match.aside, match.partner >= 0], ["unsure", "accept"], "reject")
     judged = [

@@ -70,7 +70,7 @@ def main() -> None:
         print(f"\r{at} of {len(pairs)}", end="", file=sys.stderr, flush=True)
         looked.append(look(paths, truth, asked))
     print(file=sys.stderr)
-    said = card(asked.detector, asked.models)
+    said = card(asked.detector, asked.model_dir)
     threshold = said["parameters"]["gate_threshold"]
     if asked.choose:
         threshold = chosen(looked, asked.choose)
@@ -102,14 +102,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("data", type=Path, nargs="+", help="simulated datasets")
     parser.add_argument("--choose", type=float, metavar="RECALL", help="of slices, at least")
     parser.add_argument("--scans", type=int, metavar="N", help="the first N only")
-    parser.add_argument("--models", type=Path, help="folder of cards and weights")
+    parser.add_argument("--model-dir", type=Path, help="folder of cards and weights")
     parser.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
     return parser.parse_args()
 
 
 def look(paths: Paths, truth: Marks, asked: argparse.Namespace) -> Looked:
     """Both networks' answers for a scan; its brain is the true one."""
-    said, models = card(asked.detector, asked.models), Models(asked.models)
+    said, models = card(asked.detector, asked.model_dir), Models(asked.model_dir)
     members = {one["name"]: one for one in said["members"]}
     image, _ = load(paths.image)
     brain = Volume(load_labels(paths.brain).data > 0, image.affine)

@@ -1,6 +1,6 @@
 """What a detector of two stages finds and misses: each stage, both, and every kind of protocol.
 
-    python benchmarks/two_stage.py NAME DATA [--points TABLE] [--models DIR] [--keep FILE]
+    python benchmarks/two_stage.py NAME DATA [--points TABLE] [--model-dir DIR] [--keep FILE]
 
 Every candidate of every scan is kept, however unlikely, so the whole curve shows. The truth is that
 of the dataset (``derivatives/truth``) or a table of points: columns ``subject``, ``x_mm``,
@@ -42,8 +42,8 @@ SHOWN = (
 def main() -> None:
     """Judge, print and write."""
     given = arguments()
-    models = Models(given.models)
-    card = read_card(given.detector, given.models)
+    models = Models(given.model_dir)
+    card = read_card(given.detector, given.model_dir)
     weight = card.get("first_stage_weight", 0.0)
     card = {**card, "first_stage_weight": 0.0}  # chances of the second stage alone
     if given.keep and given.keep.exists():
@@ -96,7 +96,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("name", help="of the file of results")
     parser.add_argument("data", type=Path, help="BIDS dataset")
     parser.add_argument("--points", type=Path, help="table of true positions")
-    parser.add_argument("--models", type=Path, help="folder of cards and weights")
+    parser.add_argument("--model-dir", type=Path, help="folder of cards and weights")
     parser.add_argument("--keep", type=Path, help="file for all that was judged")
     parser.add_argument("--detector", default="two-stage")
     return parser.parse_args()

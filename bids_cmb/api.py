@@ -158,7 +158,7 @@ def measure_lesions(
     Returns:
         Labels, uint16 (X, Y, Z), and the lesions, the surest first: ``index`` in the labels,
         ``centre`` in world mm, ``volume`` in mm³, ``diameter`` in mm, ``certainty``, ``flags`` and
-        whether they are ``counted``.
+        whether they are ``included``.
 
     Raises:
         ValueError: If image, mask and probability lie on different grids, or the threshold is out
@@ -184,7 +184,7 @@ def locate_lesions(
     image: Volume,
     anatomy: AnatomyResult,
     *,
-    deep_white_mm: float = DEEP_WHITE_MM,
+    deep_wm_distance_mm: float = DEEP_WHITE_MM,
     models: str | Path | None = None,
 ) -> list[Lesion]:
     """Give each lesion the place where its centre lies.
@@ -193,7 +193,8 @@ def locate_lesions(
         lesions: As `measure_lesions` gives them.
         image: The scan.
         anatomy: As `segment_anatomy` gives it; a network draws it on finer voxels first.
-        deep_white_mm: White matter this close to a lateral ventricle is deep or periventricular.
+        deep_wm_distance_mm: White matter this close to a lateral ventricle is deep or
+            periventricular.
         models: The folder of `segment_anatomy`.
 
     Returns:
@@ -206,7 +207,7 @@ def locate_lesions(
         anatomy = scan_anatomy.refine_anatomy(image, anatomy, Models(folder))
     anatomy = scan_anatomy.add_atlases(anatomy, atlases)
     regions = region_map(
-        anatomy.head, anatomy.lobes, anatomy.capsule, deep_white_mm=deep_white_mm
+        anatomy.head, anatomy.lobes, anatomy.capsule, deep_wm_distance_mm=deep_wm_distance_mm
     )  # fmt: skip
     classes = card(ANATOMY, folder)["classes"]
     return locations.locate_lesions(

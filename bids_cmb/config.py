@@ -43,15 +43,15 @@ class Config:
     validate: str = "warn"
 
     detector: tuple[str, ...] = (DEFAULT_DETECTOR,)
-    models: Path | None = None
-    folds: tuple[str, ...] = ()
+    model_dir: Path | None = None
+    members: tuple[str, ...] = ()
     precision: str = "auto"
     anatomy: str = "network"
     operating_point: str = BALANCED
     threshold: float | None = None
     min_volume: float | None = None
-    uncounted: tuple[str, ...] = ("large",)
-    deep_white_mm: float = 10.0
+    exclude_flags: tuple[str, ...] = ("large",)
+    deep_wm_distance_mm: float = 10.0
     templateflow_fetch: bool = False
     derivatives: tuple[Path, ...] = ()
     mask_desc: str = "brain"
@@ -79,14 +79,14 @@ class Config:
 
 RESULT_SETTINGS = (  # those that change what is found in a scan or which files tell of it
     "detector",
-    "folds",
+    "members",
     "precision",
     "anatomy",
     "operating_point",
     "threshold",
     "min_volume",
-    "uncounted",
-    "deep_white_mm",
+    "exclude_flags",
+    "deep_wm_distance_mm",
     "mask_desc",
     "skip_brain_extraction",
     "output_level",

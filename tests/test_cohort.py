@@ -51,8 +51,8 @@ def test_the_methods_name_the_brain_the_thresholds_and_the_count_rule(config):
     assert "skull-stripped" in methods(config(skip_brain_extraction=True))
     assert "masks were given" in methods(config(derivatives=("masks",)))
     assert "at least 0.31" in methods(config(threshold=0.31))
-    assert "flagged as large or vessel" in methods(config(uncounted=("large", "vessel")))
-    assert "Every lesion was counted" in methods(config(uncounted=()))
+    assert "flagged as large or vessel" in methods(config(exclude_flags=("large", "vessel")))
+    assert "Every lesion was counted" in methods(config(exclude_flags=()))
 
 
 def test_every_reference_of_the_methods_has_a_doi(config):

@@ -20,7 +20,7 @@ SURE = {"first": {"a": [0.9, 0.8], "b": [0.7], "c": [0.6]}, "second": {"a": [0.8
 def three(tmp_path, blank):
     """Two detectors and the truth on disk; the first left sub-d out."""
     for name, sides in (("first", FIRST), ("second", SECOND)):
-        columns = {label: {"prob_max": sure} for label, sure in SURE[name].items()}
+        columns = {label: {"probability_max": sure} for label, sure in SURE[name].items()}
         write_side(tmp_path / name, "swi", sides, blank, columns=columns)
     write_side(tmp_path / "truth", "truth", TRUTH, blank)
     return tmp_path / "first", tmp_path / "second", tmp_path / "truth"
@@ -41,8 +41,10 @@ def test_differences_are_those_counted_by_hand(three, tmp_path):
     scans = result.scans.set_index("scan")
     assert scans["differ"].to_dict() == {"sub-a": "yes", "sub-b": "no", "sub-c": "yes"}
     lesions = result.lesions.set_index(["scan", "index"])
-    fates = lesions.loc[("sub-a", 2), ["fate_first", "fate_second", "rank_first", "rank_second"]]
-    assert fates.tolist() == ["missed", "found", 3, 2]
+    outcomes = lesions.loc[
+        ("sub-a", 2), ["outcome_first", "outcome_second", "rank_first", "rank_second"]
+    ]
+    assert outcomes.tolist() == ["missed", "found", 3, 2]
 
 
 def test_either_side_has_the_figures_of_its_own_evaluation(three, tmp_path):

@@ -16,8 +16,8 @@ from bids_cmb.review.merging import listed
 
 LESION = Lesion(
     index=1, centre=(0, 0, 0), voxel=(0, 0, 0), volume=10, diameter=2.7, largest_diameter=3,
-    slices=2, elongation=1.1, contrast=0.5, edge=9, probability_mean=0.8, probability_max=0.9,
-    spread=None, certainty="definite",
+    slices=2, elongation=1.1, contrast=0.5, distance_to_surface=9, probability_mean=0.8,
+    probability_max=0.9, probability_sd=None, certainty="definite",
 )  # fmt: skip
 TERRITORY = {name: territory for name, territory in by_label().values() if name}
 
@@ -100,7 +100,7 @@ def test_sizes_are_two_classes_that_hold_all():
 
 
 def test_what_is_not_counted_is_in_no_region():
-    found = counts([lesion("insula", "left", counted=False)])
+    found = counts([lesion("insula", "left", included=False)])
     assert found["n_insula_left"] == found["n_cmb"] == 0
 
 

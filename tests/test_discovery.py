@@ -85,9 +85,7 @@ def test_in_an_on_harmony_tree_gre_is_taken_only_when_asked_for_and_never_by_coi
         f"{base}_rec-norm_echo-2_part-mag_GRE.nii.gz",
     )
     assert names(find(root)) == []
-    assert "only when GRE is asked for" in reason(
-        find(root), "OXF2PRI001_echo-2_part-mag_GRE.nii.gz"
-    )
+    assert "only with --suffix GRE" in reason(find(root), "OXF2PRI001_echo-2_part-mag_GRE.nii.gz")
     found = find(root, suffixes=("gre",))
     assert names(found) == [
         "sub-03286_ses-OXF2PRI001_echo-2_part-mag_GRE",
@@ -286,7 +284,7 @@ def test_an_echo_can_be_asked_for_by_number(echoes, dataset):
     root = echoes(0.01, 0.02, 0.03)
     found = find(root, echo=("03",))
     assert names(found) == ["sub-01_acq-one_swi", "sub-01_echo-3_T2starw"]
-    assert "echo 03 was asked for" in reason(found, "echo-1_T2starw.nii.gz")
+    assert "echo 03 was requested" in reason(found, "echo-1_T2starw.nii.gz")
     assert names(find(root, echo=("9",))) == ["sub-01_acq-one_swi"]
 
 
@@ -493,8 +491,8 @@ def test_excluded_subjects_are_left_and_absent_ones_are_said(cohort):
 def test_sessions_are_chosen_and_those_without_are_left(cohort):
     found = find(cohort, sessions=("ses-b",))
     assert names(found) == ["sub-01_ses-b_swi", "sub-02_ses-b_swi"]
-    assert reason(found, "ses-a_swi.nii.gz") == "is of session a, which was not asked for"
-    assert reason(found, "sub-03_swi.nii.gz") == "is of no session, which was not asked for"
+    assert reason(found, "ses-a_swi.nii.gz") == "is of session a, which was not requested"
+    assert reason(found, "sub-03_swi.nii.gz") == "is of no session, which was not requested"
     assert names(find(cohort, sessions=("[ab]",), participants=("02",))) == ["sub-02_ses-b_swi"]
 
 

@@ -94,8 +94,8 @@ def counts_of(result):
     """Hits, false alarms and misses of each scan, from the table of lesions."""
     table = {}
     for name, lesions in result.lesions.groupby("scan"):
-        fate = lesions["fate"].value_counts()
-        table[name.removeprefix("sub-")] = [fate.get("false alarm", 0), fate.get("missed", 0)]
+        outcome = lesions["outcome"].value_counts()
+        table[name.removeprefix("sub-")] = [outcome.get("false alarm", 0), outcome.get("missed", 0)]
     return table
 
 
@@ -226,8 +226,8 @@ def test_masks_are_counted_as_the_organisers_of_valdo_do_it(tmp_path, blank, rng
         counted.append(as_valdo_counts(*masks, spacing))
         names.append(f"sub-{number:02}")
     result = measure(tmp_path / "found", tmp_path / "truth", Asked(draws=0))
-    fates = result.lesions.groupby("scan")["fate"].value_counts().unstack(fill_value=0)
-    ours = fates.loc[names, ["hit", "false alarm", "missed"]].to_numpy().tolist()
+    outcomes = result.lesions.groupby("scan")["outcome"].value_counts().unstack(fill_value=0)
+    ours = outcomes.loc[names, ["hit", "false alarm", "missed"]].to_numpy().tolist()
     assert ours == [list(each) for each in counted]
     hits, lesions = np.array(counted)[:, 0], result.scans["lesions"].to_numpy()
     misses = np.array(counted)[:, 2]
@@ -284,7 +284,7 @@ def test_every_lesion_stands_in_the_table_with_its_fate(five):
     assert tuple(lesions.columns) == COLUMNS
     assert len(lesions) == 14
     of = lesions[lesions["scan"] == "sub-twoonone"].set_index(["set", "index"])
-    assert of["fate"].to_dict() == {
+    assert of["outcome"].to_dict() == {
         ("true", 1): "found", ("found", 1): "false alarm", ("found", 2): "hit",
     }  # fmt: skip
     assert of.loc[("true", 1), ["partner", "distance_mm"]].tolist() == pytest.approx([2, 1.25])
@@ -296,17 +296,17 @@ def test_every_lesion_stands_in_the_table_with_its_fate(five):
 
 
 def test_a_threshold_sets_found_lesions_aside_but_not_from_the_froc(tmp_path, blank):
-    columns = {"a": {"prob_max": [0.9, 0.4]}}
+    columns = {"a": {"probability_max": [0.9, 0.4]}}
     found = write_side(tmp_path / "f", "swi", {"a": [(0, 4), (40, 44)]}, blank, columns=columns)
     truth = write_side(tmp_path / "t", "truth", {"a": [(0, 4)]}, blank)
     result = measure(found, truth, Asked(threshold=0.5, draws=0))
     assert result.figures["f1"].value == 1
     assert result.curve.threshold.tolist() == [np.inf, 0.9, 0.4]
-    assert result.lesions["fate"].tolist() == ["found", "hit", "below threshold"]
+    assert result.lesions["outcome"].tolist() == ["found", "hit", "below threshold"]
 
 
 def test_the_whole_froc_and_the_ranks_show_what_a_low_threshold_listed(tmp_path, blank):
-    columns = {"a": {"prob_max": [0.9, 0.4, 0.05]}, "b": {"prob_max": [0.6, 0.3]}}
+    columns = {"a": {"probability_max": [0.9, 0.4, 0.05]}, "b": {"probability_max": [0.6, 0.3]}}
     found = write_side(
         tmp_path / "f", "swi",
         {"a": [(0, 4), (30, 34), (50, 54)], "b": [(0, 4), (40, 44)]}, blank, columns=columns,
@@ -328,7 +328,7 @@ def test_the_whole_froc_and_the_ranks_show_what_a_low_threshold_listed(tmp_path,
     assert (of["rank_median"], of["rank_auc"]) == (2.5, 1 / 4)
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert report["figures"].keys() >= {"rank_median", "rank_auc", "best_f1_threshold"}
-    assert "when all that was found in its scan is read" in report["definitions"]["rank_median"]
+    assert "when the findings of its scan are reviewed" in report["definitions"]["rank_median"]
     assert set(report["definitions"]) & set(report["figures"]) > {"rank_auc", "f1", "best_f1"}
     text = (tmp_path / "out" / "evaluation.html").read_text()
     assert "Rank of a true lesion, median" in text
@@ -381,7 +381,7 @@ def test_what_does_not_say_whose_it_is_fits_any_scan():
 
 
 @pytest.mark.parametrize("word", [{"visible": ["yes", "no"]}, {"certainty": ["definite", "unseen"],
-    "counted": ["yes", "no"]}, {"ignore": ["0", "1"]}])  # fmt: skip
+    "included": ["yes", "no"]}, {"ignore": ["0", "1"]}])  # fmt: skip
 def test_lesions_that_none_can_be_sure_of_are_set_aside_unless_asked(tmp_path, blank, word):
     found = write_side(tmp_path / "f", "swi", {"a": [(0, 4), (40, 44)], "b": []}, blank)
     true = {"a": [(0, 4), (40, 44)], "b": [(0, 4), (40, 44)]}
@@ -391,13 +391,13 @@ def test_lesions_that_none_can_be_sure_of_are_set_aside_unless_asked(tmp_path, b
         assert (figures["lesions"].value, figures["found"].value) == (2, 1)
         assert (figures["hits"].value, figures["false_alarms"].value) == (1, 0)
         assert figures["misses"].value == 1
-        figures = measure(found, truth, Asked(match=rule, unsure="count", draws=0)).figures
+        figures = measure(found, truth, Asked(match=rule, uncertain="include", draws=0)).figures
         assert (figures["lesions"].value, figures["hits"].value) == (4, 2)
         assert figures["misses"].value == 2
 
 
 def test_found_lesions_that_the_app_does_not_count_are_not_counted(tmp_path, blank):
-    columns = {"a": {"counted": ["yes", "no"]}}
+    columns = {"a": {"included": ["yes", "no"]}}
     found = write_side(tmp_path / "f", "swi", {"a": [(0, 4), (40, 44)]}, blank, columns=columns)
     truth = write_side(tmp_path / "t", "truth", {"a": [(0, 4)]}, blank)
     for rule in RULES:
@@ -446,7 +446,7 @@ def test_figures_are_broken_down_by_size_place_protocol_and_mimic(tmp_path, blan
     assert mimic.loc["vein", ["labelled", "false_alarms", "share"]].tolist() == [1, 1, 0.5]
     assert mimic.loc["calcification", ["labelled", "false_alarms"]].tolist() == [1, 0]
     assert mimic.loc["none", "false_alarms"] == 1
-    alarms = result.lesions[result.lesions["fate"] == "false alarm"]
+    alarms = result.lesions[result.lesions["outcome"] == "false alarm"]
     assert alarms["mimic"].tolist() == ["vein", "none", None]
     assert alarms["mimic_mm"].tolist()[0] <= 0.5
 
@@ -455,7 +455,7 @@ def test_a_protocol_is_told_by_the_apps_own_sidecar(five):
     found, truth = five
     for label in FIVE:
         marker = found / f"sub-{label}/anat/sub-{label}_space-orig_label-CMB_desc-swi_mask.json"
-        known = {"field_strength_t": 1.5, "echo_time_ms": 40.0, "slice_mm": None}
+        known = {"field_strength_t": 1.5, "echo_time_ms": 40.0, "slice_spacing_mm": None}
         marker.write_text(json.dumps({"Microbleeds": known}))
     assert set(measure(found, truth, Asked(draws=0)).scans["protocol"]) == {"1.5 T, 40 ms"}
 
@@ -594,7 +594,7 @@ def test_one_prediction_of_two_scans_is_refused(tmp_path, blank):
     ("asked", "sentence"),
     [
         (Asked(match="dice"), "`match` must be one of valdo, overlap, one-to-one; found 'dice'"),
-        (Asked(unsure="drop"), "`unsure` must be one of aside, count; found 'drop'"),
+        (Asked(uncertain="drop"), "`uncertain` must be one of ignore, include; found 'drop'"),
         (Asked(threshold=50), "`threshold` must lie between 0 and 1; found 50"),
         (Asked(draws=-1), "must be 0 or more; found -1 and 0"),
     ],

@@ -29,8 +29,8 @@ def test_measures_are_those_of_the_phantom(scan):
     image, brain = scan
     found = measures(image, brain, tones(image, brain))
     assert found.keys() == MEASURES.keys()
-    assert found["in_plane_mm"] == pytest.approx(0.5)
-    assert found["slice_mm"] == pytest.approx(2)
+    assert found["in_plane_voxel_size_mm"] == pytest.approx(0.5)
+    assert found["slice_spacing_mm"] == pytest.approx(2)
     assert found["brain_ml"] == pytest.approx(32 * 40 * 20 * 0.5 / 1000)
     assert found["dark_percent"] == pytest.approx(10, abs=0.01)
     assert found["bright_percent"] == pytest.approx(20, abs=0.01)
@@ -53,8 +53,8 @@ def test_a_scan_in_their_midst_is_no_stranger_and_one_beyond_them_is(scan):
     middle = {name: values[5] for name, values in known.items()}
     assert all(row["percentile"] == 50 or row["low"] == row["high"] or not row["outside"]
                for row in compared(middle))  # fmt: skip
-    odd = {row["name"]: row["outside"] for row in compared({**middle, "slice_mm": 12.0})}
-    assert [name for name, outside in odd.items() if outside] == ["slice, mm"]
+    odd = {row["name"]: row["outside"] for row in compared({**middle, "slice_spacing_mm": 12.0})}
+    assert [name for name, outside in odd.items() if outside] == ["slice spacing, mm"]
     assert any(
         row["outside"] for row in compared(measures(image, brain, tones(image, brain)))
     )  # a brain of 13 ml
@@ -64,5 +64,5 @@ def test_what_is_kept_of_many_scans_are_their_percentiles():
     drawn = [({name: float(value) for name in MEASURES}, [value] * 40) for value in range(101)]
     kept = summarised(drawn)
     assert kept["scans"] == 101
-    assert kept["measures"]["slice_mm"] == [0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100]
+    assert kept["measures"]["slice_spacing_mm"] == [0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100]
     assert kept["histogram"]["95"] == [95] * 40

@@ -38,7 +38,7 @@ def test_a_suffix_is_known_in_any_letter_case(written, suffix):
 
 @pytest.mark.parametrize("suffix", ["MEGRE", "GRE", "veno", "SWImag", "FLASH"])
 def test_other_suffixes_are_taken_only_when_asked_for(suffix):
-    assert objection(image(suffix), Query()) == f"is taken only when {suffix} is asked for"
+    assert objection(image(suffix), Query()) == f"is used only with --suffix {suffix}"
     assert objection(image(suffix), Query(suffixes=(suffix.swapcase(),))) == ""
 
 

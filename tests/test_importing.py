@@ -526,7 +526,7 @@ def test_counts_of_the_app_are_held_against_the_rating(tmp_path, scans, capsys):
     said = capsys.readouterr()
     assert "2 scans, found 3, rated 5" in said.out
     assert "sub-c/anat/sub-c_T2starw.nii.gz: no prediction" in said.err
-    table = {row["place"]: row for row in read_table(tmp_path / "result/agreement.tsv")}
+    table = {row["region"]: row for row in read_table(tmp_path / "result/agreement.tsv")}
     assert (table["cmb"]["count_mae"], table["cmb"]["count_bias"]) == ("1.0", "-1.0")
     assert table["frontal_left"]["count_mae"] == "0.5"
     assert table["deep"]["n_scans"] == "0"
@@ -574,7 +574,7 @@ def test_voxels_outside_the_image_are_refused(tmp_path, scans):
         imported(tmp_path, scans, write)
 
 
-def test_a_bad_scan_is_left_out_if_asked(tmp_path, scans):
+def test_a_bad_scan_is_skipped_if_asked(tmp_path, scans):
     def write(root, volumes):
         as_world(root, volumes)
         (root / "images" / "c.nii.gz").write_bytes(b"no image")
@@ -584,9 +584,9 @@ def test_a_bad_scan_is_left_out_if_asked(tmp_path, scans):
         imported(tmp_path, scans, write)
     assert not (tmp_path / "out").exists()
     shutil.rmtree(tmp_path / "source")
-    out, said, made = imported(tmp_path, scans, write, leaving_out=True)
-    assert (made.scans, len(made.left_out)) == (2, 1)
-    assert any(one.startswith("left out:") for one in said)
+    out, said, made = imported(tmp_path, scans, write, skip_invalid=True)
+    assert (made.scans, len(made.skipped)) == (2, 1)
+    assert any(one.startswith("skipped:") for one in said)
     assert "c.nii.gz: a NIfTI image was expected" in (out / "README.md").read_text()
 
 

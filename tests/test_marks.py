@@ -58,14 +58,15 @@ def test_sessions_keep_their_lesions_apart(tmp_path):
 def test_columns_of_the_app_and_of_the_truth_are_understood(tmp_path):
     (marks,) = read_marks(
         write(tmp_path / "sub-1_ses-2_run-3_space-orig_seg-CMB_desc-swi_dseg.tsv",
-              "index x_mm y_mm z_mm diameter_mm prob_max certainty counted visible territory\n"
+              "index x_mm y_mm z_mm diameter_mm probability_max certainty included visible "
+              "territory\n"
               "2 1 2 3 2.5 0.8 definite yes yes deep\n1 4 5 6 3 0.6 possible no no lobar\n")
     )  # fmt: skip
     assert marks.name == "sub-1_ses-2_run-3"
     assert marks.lesions["index"].tolist() == [2, 1]
     assert marks.lesions["probability"].tolist() == [0.8, 0.6]
-    assert marks.lesions["unsure"].tolist() == [False, True]
-    assert marks.lesions["counted"].tolist() == [True, False]
+    assert marks.lesions["uncertain"].tolist() == [False, True]
+    assert marks.lesions["included"].tolist() == [True, False]
     assert marks.lesions["territory"].tolist() == ["deep", "lobar"]
     assert marks.image is None
 
@@ -103,7 +104,9 @@ def test_a_mask_of_nothing_is_a_scan_without_lesions(tmp_path, blank):
 
 def test_a_folder_is_read_by_its_lesion_tables_if_it_has_any(tmp_path, blank):
     stem = "sub-1/anat/sub-1_space-orig_"
-    write(tmp_path / f"{stem}seg-CMB_desc-swi_dseg.tsv", "x_mm y_mm z_mm prob_max\n1 2 3 0.8\n")
+    write(
+        tmp_path / f"{stem}seg-CMB_desc-swi_dseg.tsv", "x_mm y_mm z_mm probability_max\n1 2 3 0.8\n"
+    )
     image = put(blank, tmp_path / f"{stem}seg-CMB_desc-swi_dseg.nii.gz")
     put(blank, tmp_path / f"{stem}label-brain_desc-swi_mask.nii.gz")
     write(tmp_path / "sub-1/sub-1_scans.tsv", "filename n_cmb\nx 1\n")
@@ -129,11 +132,11 @@ def test_a_dataset_does_not_answer_for_the_derivatives_within_it(tmp_path):
 def test_a_scan_that_the_app_did_not_finish_does_not_count(tmp_path):
     for label in ("1", "2"):
         name = f"sub-{label}/anat/sub-{label}_space-orig_seg-CMB_desc-swi_dseg.tsv"
-        write(tmp_path / name, "x_mm y_mm z_mm prob_max\n")
+        write(tmp_path / name, "x_mm y_mm z_mm probability_max\n")
     marker = tmp_path / "sub-2/anat/sub-2_space-orig_label-CMB_desc-swi_mask.json"
-    marker.write_text(json.dumps({"Microbleeds": {"slice_mm": 4.0}}))
+    marker.write_text(json.dumps({"Microbleeds": {"slice_spacing_mm": 4.0}}))
     (marks,) = read_marks(tmp_path)
-    assert (marks.name, marks.about["Microbleeds"]["slice_mm"]) == ("sub-2", 4.0)
+    assert (marks.name, marks.about["Microbleeds"]["slice_spacing_mm"]) == ("sub-2", 4.0)
 
 
 def marked(tmp_path, name, volume):
@@ -215,9 +218,12 @@ def test_mimics_without_a_kind_are_refused(tmp_path):
         ("subject x_mm y_mm z_mm\nn/a 1 2 3\n", "every line must name its subject; line 2 does"),
         ("subject x_mm y_mm z_mm\nsub-1 1 two 3\n", "must be numbers; .*two"),
         ("x_mm y_mm z_mm\n1 2 3\n1 n/a 3\n", "must have a position; line 3 has not"),
-        ("x_mm y_mm z_mm prob_max\n1 2 3 .5\n1 2 3 n/a\n", "probability from 0 to 1; .* or none"),
-        ("x_mm y_mm z_mm prob_max\n1 2 3 7\n", "probability from 0 to 1; found 7 to 7"),
-        ("x_mm y_mm z_mm prob_max\n1 2 3 high\n", "prob_max must be numbers; .*high"),
+        (
+            "x_mm y_mm z_mm probability_max\n1 2 3 .5\n1 2 3 n/a\n",
+            "probability from 0 to 1; .* or none",
+        ),
+        ("x_mm y_mm z_mm probability_max\n1 2 3 7\n", "probability from 0 to 1; found 7 to 7"),
+        ("x_mm y_mm z_mm probability_max\n1 2 3 high\n", "probability_max must be numbers; .*high"),
         ("", r"t\.tsv: a tab-separated table is expected; found an empty file"),
     ],
 )

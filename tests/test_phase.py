@@ -374,7 +374,7 @@ def mine(tmp_path):
 def run(root, models, name, detector="mine"):
     """Read the first scan; its probability map, its marker and its notes."""
     config = Config(
-        root, root.parent / name, ("participant",), detector=(detector,), models=models,
+        root, root.parent / name, ("participant",), detector=(detector,), model_dir=models,
         anatomy="none", report="none", threshold=0.01, derivatives=(root / "masks",),
     )  # fmt: skip
     scan = find_scans(root, Query(participants=("01",))).scans[0]

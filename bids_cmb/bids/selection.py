@@ -535,10 +535,10 @@ def _settle_echoes(
         whole = taken[0][0][0].relative_path
         return taken, left | dict.fromkeys(echoes, f"is an echo of {whole}, which goes first")
     if "combined" in echo and len(echoes) > 1:
-        why = f"is combined with the others of echoes {_numbers(echoes)}, as asked"
+        why = f"is combined with the others of echoes {_numbers(echoes)}, as requested"
         return [*taken, (echoes, why)], left
     if numbers:
-        return taken + [([i], f"is echo {i.entities['echo']}, as asked") for i in echoes], left
+        return taken + [([i], f"is echo {i.entities['echo']}, as requested") for i in echoes], left
     nearest, others = _nearest_echo(echoes, told)
     return [*taken, nearest], others
 
@@ -546,7 +546,7 @@ def _settle_echoes(
 def _of_other_numbers(echoes: list[Image], numbers: list[str]) -> dict[Image, str]:
     if not numbers:
         return {}
-    why = f"is one of the echoes {_numbers(echoes)}; echo {', '.join(numbers)} was asked for"
+    why = f"is one of the echoes {_numbers(echoes)}; echo {', '.join(numbers)} was requested"
     return {i: why for i in echoes if not is_wanted("echo", i.entities["echo"], numbers)}
 
 

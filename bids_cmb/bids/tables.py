@@ -29,6 +29,12 @@ LESION = 7  # BIDS' standard label for a lesion
 MNI_SPACE = "MNI152NLin2009cAsym"
 PLACE = ("x_mm", "y_mm", "z_mm")
 EVIDENCE = ("boxes", "gate")  # tables of what detectors leave behind
+SCANS = (
+    "Microbleeds of each scan, with the protocol and the quality of the scan. Counts by region of "
+    "MARS (Gregoire et al. 2009) are n/a without the anatomy network, and those of the lobes also "
+    "where the lobe of a lobar lesion is not known; lesions on the midline count on mars_side of "
+    "the lesion table."
+)
 BIDSIGNORE = (
     "*.html",
     "figures",
@@ -255,8 +261,7 @@ def write_dataset(folder: Path, raw: Path) -> None:
     write_table(folder / "descriptions.tsv", ("desc_id", "description"), rows)
     description = {"Description": "What the desc- labels of the file names stand for."}
     write_json(folder / "descriptions.json", description)
-    said = "Microbleeds of each scan, with the protocol and the quality of the scan."
-    write_json(folder / "scans.json", {"Description": said, **columns("scan")})
+    write_json(folder / "scans.json", {"Description": SCANS, **columns("scan")})
 
 
 def refresh_scans_table(home: Path) -> None:

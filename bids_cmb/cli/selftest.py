@@ -78,7 +78,7 @@ def _counted(folder: Path, models: Path | None, say: Say) -> list[str]:
     levels = ("participant", "group")
     config = Config(raw, out, levels, models=models, n_cpus=1, verbosity=-1, validate="off")
     if code := run(config):
-        return [f"the app must read the synthetic scan; it ended with exit code {code}."]
+        return [f"the app must process the synthetic scan; it ended with exit code {code}."]
     found = measure(out, raw / "derivatives" / "truth", Asked(draws=10)).figures
     sensitivity, false = found["sensitivity"].value, found["false_alarms"].value
     say(

@@ -25,7 +25,7 @@ MADE = {
             "nor missing it is an error.",
         },
     },
-    "counted": {
+    "included": {
         "Description": "Whether it has to be found.",
         "Levels": {"yes": "Definite.", "no": "Possible."},
     },
@@ -201,9 +201,9 @@ def lesion_table(labels: Volume, image: Volume, facts: Sequence[dict]) -> list[d
     table = []
     for index, fact in enumerate(facts, start=1):
         row = {**empty, **rows[index], **fact}
-        row["counted"] = "yes" if fact["certainty"] == "definite" else "no"
+        row["included"] = "yes" if fact["certainty"] == "definite" else "no"
         row["name"] = f"CMB{index:03d}"
         if not known:
-            row["edge_mm"] = row["flags"] = None
+            row["distance_to_brain_surface_mm"] = row["flags"] = None
         table.append(row)
     return table

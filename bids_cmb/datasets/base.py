@@ -154,7 +154,7 @@ def paired(
         Labelled(name, name, images[name], points(path)) for name, path in sorted(marked.items())
     ]
     alone = len(images.keys() - marked.keys())
-    return tuple(scans), (f"{alone} scans without {what} are left out.",) if alone else ()
+    return tuple(scans), (f"{alone} scans without {what} are skipped.",) if alone else ()
 
 
 def need(folder: Path, names: Iterable[str], what: str) -> Path:

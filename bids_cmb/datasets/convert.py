@@ -45,14 +45,14 @@ class Asked:
         flips: Axes counted from the far end, of ``x``, ``y``, ``z``; empty for none.
         order: Axes of the image that the three numbers stand for.
         suffix: Of the scans in BIDS, ``T2starw`` or ``swi``.
-        leaving_out: Whether scans that cannot be used are left out, not a reason to refuse all.
+        skip_invalid: Whether scans that cannot be used are skipped, not a reason to refuse all.
     """
 
     base: int | None = None
     flips: str | None = None
     order: str | None = None
     suffix: str | None = None
-    leaving_out: bool = False
+    skip_invalid: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ class Imported:
         lesions: In all of them; None for a rating sheet.
         balls: How many of them could not be grown and are balls.
         reckoned: How voxels were counted, where that was found out.
-        left_out: A sentence for each scan that was left out.
+        skipped: A sentence for each scan that was skipped.
     """
 
     scans: int
     lesions: int | None
     balls: int
     reckoned: Reckoned | None
-    left_out: tuple[str, ...]
+    skipped: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,9 @@ def import_labels(
     for note in read.notes:
         say(note)
     candidates = ways(read.open.bases, read.open.flips, read.open.orders)
-    good, seen, left_out = _checked(read, candidates, leaving_out=asked.leaving_out)
-    for sentence in left_out:
-        say(f"left out: {sentence}")
+    good, seen, skipped = _checked(read, candidates, skip_invalid=asked.skip_invalid)
+    for sentence in skipped:
+        say(f"skipped: {sentence}")
     read = replace(read, scans=tuple(good))
     told = None not in (asked.base, asked.flips, asked.order)
     reckoned = None if read.world or not seen or told else _reckoned(source, candidates, seen)
@@ -124,10 +124,10 @@ def import_labels(
         rows.append(row)
         balls += own
         say(f"{at} of {len(read.scans)}: {place.scan.name} is {place.stem}.")
-    _write_dataset(out, kind, read, rows, _told(read, reckoned, way), left_out)
+    _write_dataset(out, kind, read, rows, _told(read, reckoned, way), skipped)
     rated = any(scan.counts is not None for scan in read.scans)
     lesions = None if rated else sum(row["n_cmb"] for row in rows)
-    return Imported(len(rows), lesions, balls, reckoned, tuple(left_out))
+    return Imported(len(rows), lesions, balls, reckoned, tuple(skipped))
 
 
 def _refuse_folders(source: Path, out: Path) -> None:
@@ -167,7 +167,7 @@ def _narrowed(read: Source, asked: Asked) -> Open:
 
 
 def _checked(
-    read: Source, candidates: Sequence[Way], *, leaving_out: bool
+    read: Source, candidates: Sequence[Way], *, skip_invalid: bool
 ) -> tuple[list[Labelled], list[Darkness], list[str]]:
     """The scans that can be used, how dark their points lie, and a sentence for each other one."""
     good, seen, wrong = [], [], []
@@ -185,7 +185,7 @@ def _checked(
                 seen.append(lost)
             good.append(scan)
         except ValueError as error:
-            if not leaving_out:
+            if not skip_invalid:
                 raise
             wrong.append(str(error))
     if not good:
@@ -348,7 +348,7 @@ def _told(read: Source, reckoned: Reckoned | None, way: Way) -> dict:
 
 
 def _write_dataset(
-    out: Path, kind: str, read: Source, rows: list[dict], counting: dict, left_out: list[str]
+    out: Path, kind: str, read: Source, rows: list[dict], counting: dict, skipped: list[str]
 ) -> None:
     """What makes the folder a dataset; the descriptions last, so that no half of one has them."""
     rated = any(scan.counts is not None for scan in read.scans)
@@ -357,7 +357,7 @@ def _write_dataset(
     write_table(out / "participants.tsv", people[0], people)
     write_json(out / "participants.json", {key: ABOUT[key] for key in list(people[0])[1:]})
     write_text(out / ".bidsignore", IGNORED)
-    write_text(out / "README.md", _readme(kind, read, rows, counting, left_out))
+    write_text(out / "README.md", _readme(kind, read, rows, counting, skipped))
     described = {**ABOUT, **columns("scan")}
     if rated:
         write_table(truth / COUNTS, rows[0], rows)
@@ -406,7 +406,7 @@ def _people(rows: list[dict]) -> list[dict]:
     return list(people.values())
 
 
-def _readme(kind: str, read: Source, rows: list[dict], counting: dict, left_out: list[str]) -> str:
+def _readme(kind: str, read: Source, rows: list[dict], counting: dict, skipped: list[str]) -> str:
     """What the data are, whose, under which terms, and what was done to them."""
     said = [
         f"# {read.title}",
@@ -442,6 +442,6 @@ def _readme(kind: str, read: Source, rows: list[dict], counting: dict, left_out:
             f"The source gives no positions, only counts: `derivatives/truth/{COUNTS}`, which "
             "`evaluate` compares with the counts of the app. There is nothing to train on."
         )
-    if left_out:
-        said.append("Left out:\n\n" + "\n".join(f"- {sentence}" for sentence in left_out))
+    if skipped:
+        said.append("Skipped:\n\n" + "\n".join(f"- {sentence}" for sentence in skipped))
     return "\n\n".join(said) + "\n"

@@ -41,8 +41,8 @@ class Marks:
     Attributes:
         entities: Which scan: its ``sub``, ``ses``, ``acq``, … as far as the marks say.
         lesions: A row each: ``index`` (its value in the label map), ``x_mm``, ``y_mm``, ``z_mm``
-            (world, RAS+), ``diameter_mm``, ``probability`` (0 to 1), ``unsure``, ``counted``, and
-            of ``PLACES`` those that are known.
+            (world, RAS+), ``diameter_mm``, ``probability`` (0 to 1), ``uncertain``, ``included``,
+            and of ``PLACES`` those that are known.
         image: Its mask or label map, if there is one.
         about: Facts of the scan, from the sidecar.
         file: What was read; None where one table names many scans.
@@ -258,11 +258,11 @@ def _lesions(path: Path, table: pd.DataFrame) -> pd.DataFrame:
             "index": _indices(path, table),
             **{axis: numbers[axis] for axis in POSITION},
             "diameter_mm": _first(path, table, ("diameter_mm", "equiv_diameter_mm"), np.nan),
-            "probability": _first(path, table, ("prob_max", "probability"), 1.0),
-            "unsure": _says(table, "visible", NO)
+            "probability": _first(path, table, ("probability_max", "probability"), 1.0),
+            "uncertain": _says(table, "visible", NO)
             | _says(table, "ignore", YES)
-            | _says(table, "certainty", {"possible"}),
-            "counted": ~_says(table, "counted", NO),
+            | _says(table, "certainty", {"possible", "unseen"}),
+            "included": ~_says(table, "included", NO),
         }
     ).reset_index(drop=True)
     if not plain["probability"].between(0, 1).all():
@@ -312,8 +312,8 @@ def _measured(path: Path) -> pd.DataFrame:
             **{axis: world[:, at] for at, axis in enumerate(POSITION)},
             "diameter_mm": np.cbrt(6 * voxels * labels.voxel_volume / np.pi),
             "probability": np.ones(len(present)) if sure else np.minimum(highest, 1.0),
-            "unsure": np.zeros(len(present), bool),
-            "counted": np.ones(len(present), bool),
+            "uncertain": np.zeros(len(present), bool),
+            "included": np.ones(len(present), bool),
         }
     )
 

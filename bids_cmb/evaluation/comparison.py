@@ -9,7 +9,7 @@ import pandas as pd
 
 from bids_cmb.bids.tables import write_table
 from bids_cmb.evaluation.annotations import POSITION, read_marks
-from bids_cmb.evaluation.errors_by_class import Scan, fates, scan_row
+from bids_cmb.evaluation.errors_by_class import Scan, classify_lesions, scan_row
 from bids_cmb.evaluation.evaluate import (
     Asked,
     check_folder,
@@ -126,11 +126,11 @@ def compare_scans(
     scans, lesions = [], []
     for pair in zip(first, second, strict=True):
         tables = [
-            fates(scan, rule, threshold=threshold)
+            classify_lesions(scan, rule, threshold=threshold)
             for scan, threshold in zip(pair, thresholds, strict=True)
         ]
         rows = [scan_row(scan, table) for scan, table in zip(pair, tables, strict=True)]
-        sure = [table[table["fate"].isin(["found", "missed"])] for table in tables]
+        sure = [table[table["outcome"].isin(["found", "missed"])] for table in tables]
         ranks = [float(table["rank"].astype(float).mean()) for table in sure]
         known = {key: rows[0][key] for key in ("scan", "participant_id", "protocol", "lesions")}
         of_both = {
@@ -158,7 +158,7 @@ def compare_scans(
 def _lesions(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """The same true lesions with both detectors, a row each."""
     table = first[list(LESION)].reset_index(drop=True)
-    for key in ("fate", "rank", "false_above"):
+    for key in ("outcome", "rank", "false_above"):
         table[f"{key}_first"] = first[key].to_numpy()
         table[f"{key}_second"] = second[key].to_numpy()
     return table

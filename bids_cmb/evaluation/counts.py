@@ -169,7 +169,7 @@ def _places() -> list[str]:
 def _agreement(place: str, pairs: Sequence[tuple[str, dict, dict]]) -> dict[str, object]:
     both = [(_number(own.get(place)), _number(rated.get(place))) for _, own, rated in pairs]
     known = np.array([pair for pair in both if None not in pair], float).reshape(-1, 2)
-    row = {"place": place.removeprefix("n_"), "n_scans": len(known)}
+    row = {"region": place.removeprefix("n_"), "n_scans": len(known)}
     if not len(known):
         return row
     figures = count_agreement(known[:, 0], known[:, 1])

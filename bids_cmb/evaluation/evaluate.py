@@ -12,7 +12,7 @@ from scipy.spatial.distance import cdist
 
 from bids_cmb.bids.tables import read_table, write_table
 from bids_cmb.evaluation.annotations import POSITION, Marks, read_marks, read_mimics, shared_volume
-from bids_cmb.evaluation.errors_by_class import Scan, breakdown, fates, scan_row
+from bids_cmb.evaluation.errors_by_class import Scan, breakdown, classify_lesions, scan_row
 from bids_cmb.evaluation.page import DEFINITIONS, page
 from bids_cmb.files import write_json, write_text
 from bids_cmb.metrics.matching import REACH, RULES
@@ -23,7 +23,7 @@ from bids_cmb.review.reviews import Review, agreement_rows, judge, read_reviews,
 DRAWS = 2000
 FILES = ("metrics.tsv", "lesions.tsv", "froc.tsv", "metrics.json", "evaluation.html")
 REVIEWS = "reviews.tsv"
-UNSURE = ("aside", "count")
+UNCERTAIN = ("ignore", "include")
 HEAD_MM = 300.0  # no two places of one head lie this far apart
 
 
@@ -34,15 +34,15 @@ class Asked:
     Attributes:
         match: The rule, a key of ``RULES``.
         threshold: Found lesions of a lower probability are left out; the FROC takes all.
-        unsure: ``aside`` if true lesions that are marked possible, not visible or not counted are
-            neither missed nor found, ``count`` if they are lesions like all others.
+        uncertain: ``ignore`` if true lesions that are marked possible, not visible or not included
+            are neither missed nor found, ``include`` if they are lesions like all others.
         seed: Of the bootstrap.
         draws: Of the bootstrap.
     """
 
     match: str = "valdo"
     threshold: float = 0.0
-    unsure: str = "aside"
+    uncertain: str = "ignore"
     seed: int = 0
     draws: int = DRAWS
 
@@ -58,7 +58,7 @@ class Evaluation:
         curve: The FROC.
         breakdown: A row for each figure of each class: ``by``, ``class``, ``figure``, ``value``,
             ``low``, ``high``.
-        lesions: Every true and found lesion and its fate.
+        lesions: Every true and found lesion and its outcome.
         scans: Their counts, a row each.
         missing: Scans of the truth without a prediction; they are in no other figure.
         without_truth: Scans with a prediction that the truth does not know; likewise.
@@ -190,12 +190,12 @@ def reviewed_marks(found: Marks, reviews: Sequence[Review]) -> Marks:
     """The lesions that the readers of a scan left, and those that they added."""
     judged = judge(found.lesions["index"].tolist(), reviews)
     said = found.lesions["index"].map(judged.verdicts)
-    kept = found.lesions[said.isin(["accept", "unjudged"])].copy()
-    kept["counted"] |= said[kept.index] == "accept"
+    kept = found.lesions[said.isin(["accept", "not_reviewed"])].copy()
+    kept["included"] |= said[kept.index] == "accept"
     highest = int(found.lesions["index"].max()) if len(found.lesions) else 0
     added = pd.DataFrame(judged.added, columns=POSITION).assign(
         index=np.arange(len(judged.added)) + highest + 1,
-        diameter_mm=np.nan, probability=1.0, unsure=False, counted=True,
+        diameter_mm=np.nan, probability=1.0, uncertain=False, included=True,
     )  # fmt: skip
     parts = [part for part in (kept, added) if len(part)] or [kept]
     return replace(found, lesions=pd.concat(parts, ignore_index=True))
@@ -214,7 +214,7 @@ def compare(
     """
     scans, missing, rest = pair_scans(found, true, asked, places=places)
     rule, cases = RULES[asked.match], [scan.case for scan in scans]
-    tables = [fates(scan, rule, threshold=asked.threshold) for scan in scans]
+    tables = [classify_lesions(scan, rule, threshold=asked.threshold) for scan in scans]
     lesions = pd.concat(tables, ignore_index=True)
     counts = pd.DataFrame([scan_row(scan, of) for scan, of in zip(scans, tables, strict=True)])
     chance = {"seed": asked.seed, "draws": asked.draws}
@@ -335,7 +335,7 @@ def check_settings(asked: Asked) -> None:
     """
     for name, value, allowed in (
         ("match", asked.match, tuple(RULES)),
-        ("unsure", asked.unsure, UNSURE),
+        ("uncertain", asked.uncertain, UNCERTAIN),
     ):
         if value not in allowed:
             raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; found {value!r}.")
@@ -359,7 +359,7 @@ def _few(marks: list[Marks]) -> str:
 
 
 def _scan(found: Marks, truth: Marks, asked: Asked, protocols: dict[str, str]) -> Scan:
-    counted = found.lesions["counted"].to_numpy(bool)
+    counted = found.lesions["included"].to_numpy(bool)
     found = replace(found, lesions=found.lesions[counted].reset_index(drop=True))
     between = cdist(found.positions, truth.positions)
     if between.size and between.min() > HEAD_MM:
@@ -374,7 +374,7 @@ def _scan(found: Marks, truth: Marks, asked: Asked, protocols: dict[str, str]) -
         f"sub-{subject}" if subject else truth.name,
         found.lesions["probability"].to_numpy(float),
         between,
-        _unsure(truth, asked),
+        _uncertain(truth, asked),
         truth.lesions["diameter_mm"].to_numpy(float),
         truth.name,
     )
@@ -382,10 +382,10 @@ def _scan(found: Marks, truth: Marks, asked: Asked, protocols: dict[str, str]) -
     return Scan(truth.name, protocol, found, truth, case, read_mimics(truth))
 
 
-def _unsure(truth: Marks, asked: Asked) -> np.ndarray:
-    """Which true lesions are set aside, shape (T,)."""
-    unsure = truth.lesions["unsure"] | ~truth.lesions["counted"]
-    return unsure.to_numpy(bool) & (asked.unsure == "aside")
+def _uncertain(truth: Marks, asked: Asked) -> np.ndarray:
+    """Which true lesions are ignored, shape (T,)."""
+    uncertain = truth.lesions["uncertain"] | ~truth.lesions["included"]
+    return uncertain.to_numpy(bool) & (asked.uncertain == "ignore")
 
 
 def _absent_case(truth: Marks, asked: Asked) -> Case:
@@ -395,7 +395,7 @@ def _absent_case(truth: Marks, asked: Asked) -> Case:
         f"sub-{subject}" if subject else truth.name,
         np.zeros(0),
         np.zeros((0, len(truth.lesions))),
-        _unsure(truth, asked),
+        _uncertain(truth, asked),
         truth.lesions["diameter_mm"].to_numpy(float),
         truth.name,
     )
@@ -404,7 +404,7 @@ def _absent_case(truth: Marks, asked: Asked) -> Case:
 def _protocol(about: dict) -> str:
     """What the app's sidecar says of the scan, as a name: ``3 T, 20 ms, 4 mm``."""
     known = about.get("Microbleeds") or {}
-    facts = (("field_strength_t", "T"), ("echo_time_ms", "ms"), ("slice_mm", "mm"))
+    facts = (("field_strength_t", "T"), ("echo_time_ms", "ms"), ("slice_spacing_mm", "mm"))
     return ", ".join(f"{known[key]:g} {unit}" for key, unit in facts if known.get(key) is not None)
 
 

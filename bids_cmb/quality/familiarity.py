@@ -21,8 +21,8 @@ BINS = np.linspace(0, 2.5, 41)  # of the histogram, in medians of the brain
 DARK, BRIGHT = 0.6, 1.4  # of the brain's median
 WHITE = 99.5  # percentile of the brain that is white in pictures
 MEASURES = {  # what they are called
-    "in_plane_mm": "voxel in plane, mm",
-    "slice_mm": "slice, mm",
+    "in_plane_voxel_size_mm": "in-plane voxel size, mm",
+    "slice_spacing_mm": "slice spacing, mm",
     "brain_ml": "brain, ml",
     "brain_snr": "signal to noise",
     "spread": "spread of intensity",
@@ -65,8 +65,8 @@ def measures(image: Volume, brain: Volume, heard: Tones) -> dict[str, float]:
     """
     inside, level = heard.values, heard.middle or 1.0
     found = {
-        "in_plane_mm": float(np.delete(image.spacing, image.slice_axis).max()),
-        "slice_mm": float(image.spacing[image.slice_axis]),
+        "in_plane_voxel_size_mm": float(np.delete(image.spacing, image.slice_axis).max()),
+        "slice_spacing_mm": float(image.spacing[image.slice_axis]),
         "brain_ml": volume_ml(brain),
         "brain_snr": signal_to_noise(image, brain, heard.middle),
         "spread": (heard.high - heard.low) / level,

@@ -190,7 +190,7 @@ def _about(title: str, scans: list[dict]) -> dict:
                 "session_id": scan["session"],
                 "lesions": [
                     {"index": int(one["index"]), "at": [float(x) for x in place_of(one)]}
-                    for one in (*scan["counted"], *scan["uncounted"])
+                    for one in (*scan["included"], *scan["excluded"])
                 ],
                 "view": scan["view"],
             }
@@ -226,8 +226,8 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
         "outdated": open_attempt(folder, source_of(sidecar)),
         "view": quote(view.relative_to(folder).as_posix()) if view.is_file() else None,
         "row": row,
-        "counted": [one for one in lesions if one["counted"] == "yes"],
-        "uncounted": [one for one in lesions if one["counted"] != "yes"],
+        "included": [one for one in lesions if one["included"] == "yes"],
+        "excluded": [one for one in lesions if one["included"] != "yes"],
         "slabs": slabs,
         "quality": quality.relative_to(folder).as_posix() if quality.is_file() else None,
         "look": look,
@@ -259,12 +259,12 @@ def _gate(strip: Mapping) -> dict:
         {
             "x": round((at - min(places)) * unit, 2),
             "width": round(0.9 * wide * unit, 2),
-            "height": round(100 * chance, 1),
-            "chance": chance,
-            "open": chance >= strip["threshold"],
+            "height": round(100 * probability, 1),
+            "probability": probability,
+            "open": probability >= strip["threshold"],
             "lesions": [],
         }
-        for at, chance in strip["slices"]
+        for at, probability in strip["slices"]
     ]
     for index, place in strip["lesions"]:
         nearest = min(range(len(places)), key=lambda at: abs(places[at] - place))
@@ -326,12 +326,10 @@ def write_group_page(folder: Path, cohort: Cohort, picture: str, after: str = ""
     reviewed = [row for row in read if row.get("n_cmb_reviewed") is not None]
     page = _pages().get_template("group.html").render(
         rows=cohort.rows,
-        regions=[one for one in cohort.regions if one["group"] == "all"],
+        regions=_of_everyone(cohort.regions),
         picture=picture if (folder / picture).is_file() else None,
         picture_after=after if reviewed and (folder / after).is_file() else None,
-        regions_after={
-            one["place"]: one for one in cohort.regions_reviewed if one["group"] == "all"
-        },
+        regions_after={row["region"]: row for row in _of_everyone(cohort.regions_reviewed)},
         shifts=shifts(read) if reviewed else [],
         read=len(counts),
         lesions=sum(counts),
@@ -349,6 +347,10 @@ def write_group_page(folder: Path, cohort: Cohort, picture: str, after: str = ""
         after=sum(int(row["n_cmb_reviewed"]) for row in reviewed),
     )  # fmt: skip
     write_text(folder / "group_microbleeds.html", page)
+
+
+def _of_everyone(rows: Sequence[Mapping]) -> list[Mapping]:
+    return [row for row in rows if row["stratum_variable"] == "all"]
 
 
 def write_status(path: Path, **facts: object) -> None:

@@ -23,7 +23,7 @@ from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.volume import Volume, load, load_labels, save
 from bids_cmb.lesions.region_growing import grow
 from bids_cmb.provenance import generated_by
-from bids_cmb.review.reviews import Judged, Review, judge, read_reviews, read_whole
+from bids_cmb.review.reviews import Judged, Review, is_complete, judge, read_reviews
 
 REJECTED = "rejected"
 MIMICS = ("index", "name", "kind", "x_mm", "y_mm", "z_mm")
@@ -33,35 +33,37 @@ ABOUT = {"SpatialReference": "orig", "Manual": True}
 def write_truth(
     found: Path, raw: Path, reviews: Path, folder: Path, *, say: Callable[[str], None]
 ) -> int:
-    """Write the truth of every scan that was read whole, as a derivative dataset.
+    """Write the truth of every scan that was reviewed completely, as a derivative dataset.
 
-    A scan is read whole if each of its counted lesions was judged, or a reader says so; of others
-    nobody knows what is missing, and they are left out.
+    A scan is reviewed completely if each of its counted lesions has a verdict, or a reader says
+    so; of others nobody knows what is missing, and they are skipped.
 
     Args:
         found: The derivative dataset that was reviewed.
         raw: The dataset it was made from.
         reviews: Folder of the reviews.
         folder: Where to; files have the names they have in ``found``.
-        say: Told of each scan that is left out.
+        say: Told of each scan that is skipped.
 
     Returns:
         How many scans were written.
 
     Raises:
-        ValueError: If a review cannot be used, or no scan was read whole.
+        ValueError: If a review cannot be used, or no scan was reviewed completely.
         OSError: If a file cannot be read or written.
     """
     written = 0
     for mask, own in read_reviews(reviews, found).items():
         rows = read_table(lesion_table_of(found / mask))
-        if not any(read_whole(one, rows) for one in own):
-            say(f"{mask}: left out; no reader has judged every lesion or marked it complete.")
+        if not any(is_complete(one, rows) for one in own):
+            say(f"{mask}: skipped; no reader gave every lesion a verdict or marked it complete.")
             continue
         _write_scan(found, raw, mask, own, folder)
         written += 1
     if not written:
-        raise ValueError(f"{reviews}: a truth needs a scan that was read whole; found none.")
+        raise ValueError(
+            f"{reviews}: a reference needs a scan that was reviewed completely; found none."
+        )
     description = {
         "Name": "Truth from reviews of bids_cmb's results",
         "BIDSVersion": BIDS_VERSION,
@@ -148,7 +150,7 @@ def _points(judged: Judged) -> list[tuple[np.ndarray, bool]]:
 def _certain(*, sure: bool) -> dict[str, str]:
     return {
         "certainty": "definite" if sure else "possible",
-        "counted": "yes" if sure else "no",
+        "included": "yes" if sure else "no",
     }
 
 

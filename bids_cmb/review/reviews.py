@@ -56,7 +56,7 @@ class Judged:
 
     Attributes:
         readers: Their names, sorted.
-        verdicts: Of each lesion, by its index: one of ``JUDGED``, or ``unjudged``.
+        verdicts: Of each lesion, by its index: one of ``JUDGED``, or ``not_reviewed``.
         added: World mm of lesions that the app missed, shape (N, 3).
         doubtful: World mm of those that not enough readers marked, shape (M, 3).
     """
@@ -183,8 +183,8 @@ def _belongs(review: Review, known: Mapping[str, Path], found: Path) -> None:
         if index not in there or np.abs(np.subtract(place, there[index])).max() > SAME_MM:
             now = f"lies at {there[index]}" if index in there else "is not there"
             raise ValueError(
-                f"{review.file}: a review must be of the results that stand: lesion {index} of "
-                f"{review.mask} was reviewed at {place} and {now}. Was the scan read again?"
+                f"{review.file}: a review must be of the current results: lesion {index} of "
+                f"{review.mask} was reviewed at {place} and {now}. Was the scan processed again?"
             )
 
 
@@ -206,7 +206,7 @@ def judge(indices: Iterable[int], reviews: Sequence[Review]) -> Judged:
         for_it = said.count("accept") - said.count("reject")
         sure = len(said) - said.count("unsure")
         if not said:
-            verdicts[index] = "unjudged"
+            verdicts[index] = "not_reviewed"
         elif 2 * sure <= len(said) or for_it == 0:
             verdicts[index] = "unsure"
         else:
@@ -239,9 +239,9 @@ def _shared(marked: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def read_whole(review: Review, rows: Sequence[Mapping]) -> bool:
+def is_complete(review: Review, rows: Sequence[Mapping]) -> bool:
     """Whether the reader judged every counted lesion, or says to have looked at the whole scan."""
-    counted = {int(row["index"]) for row in rows if row["counted"] == "yes"}
+    counted = {int(row["index"]) for row in rows if row["included"] == "yes"}
     return review.complete or (bool(counted) and counted <= review.verdicts.keys())
 
 
@@ -251,7 +251,7 @@ def standing(rows: Sequence[Mapping], judged: Judged) -> list[Mapping]:
         row
         for row in rows
         if (said := judged.verdicts[int(row["index"])]) == "accept"
-        or (said == "unjudged" and row["counted"] == "yes")
+        or (said == "not_reviewed" and row["included"] == "yes")
     ]
 
 
@@ -269,7 +269,7 @@ def after(rows: Sequence[Mapping], judged: Judged) -> dict[str, object]:
         "n_accepted": said.count("accept"),
         "n_rejected": said.count("reject"),
         "n_unsure": said.count("unsure") + len(judged.doubtful),
-        "n_unjudged": said.count("unjudged"),
+        "n_not_reviewed": said.count("not_reviewed"),
         "n_added": len(judged.added),
         "n_cmb_reviewed": count,
         "burden_reviewed": burden(count),
@@ -289,7 +289,7 @@ def agreement_rows(found: Path, reviews: Mapping[str, Sequence[Review]]) -> list
     """How far every two readers agree, in the columns ``agreement``.
 
     Verdicts are compared where both accept or reject; counts (accepted and missed) on scans that
-    both judged whole: each counted lesion, or said to be complete.
+    both reviewed completely: a verdict on each counted lesion, or marked complete.
     """
     tables = {mask: read_table(lesion_table_of(found / mask)) for mask in reviews}
     readers = sorted({one.reader for own in reviews.values() for one in own})
@@ -316,16 +316,16 @@ def _agreement(reviews: Mapping, tables: Mapping, pair: tuple[str, str]) -> dict
             (int(first[index] == "accept"), int(second[index] == "accept"))
             for index in sorted(first.keys() & second.keys())
         ]
-        if all(read_whole(one, tables[mask]) for one in both):
+        if all(is_complete(one, tables[mask]) for one in both):
             counts.append(tuple(_count(one) for one in both))
     said, numbers = np.array(verdicts).reshape(-1, 2), np.array(counts).reshape(-1, 2)
     kappa = weighted_kappa(said[:, 0], said[:, 1], classes=2) if len(said) else np.nan
     return {
         "n_scans": scans,
         "n_lesions": len(said),
-        "n_same": int((said[:, 0] == said[:, 1]).sum()),
+        "n_agree": int((said[:, 0] == said[:, 1]).sum()),
         "kappa": _known(kappa),
-        "n_scans_whole": len(numbers),
+        "n_scans_complete": len(numbers),
         "icc": _known(intraclass_correlation(numbers)),
     }
 

@@ -45,7 +45,7 @@ CERTAINTY = {
         "unseen": "Less: it is not in the label map.",
     },
 }
-COUNTED = {
+INCLUDED = {
     "Description": "Whether it has to be found.",
     "Levels": {"yes": "Definite.", "no": "Possible or unseen."},
 }
@@ -65,7 +65,7 @@ MIMICS = {
 
 def lesion_columns() -> dict[str, dict]:
     """The app's columns of lesions, those that truth alone can fill last."""
-    return {**columns("lesion"), "certainty": CERTAINTY, "counted": COUNTED, **TRUTH}
+    return {**columns("lesion"), "certainty": CERTAINTY, "included": INCLUDED, **TRUTH}
 
 
 def lesion_truth(
@@ -185,11 +185,11 @@ def _lesion_table(
         }  # fmt: skip
         if row in seen and (index := 1 + seen.index(row)) in rows:
             sure = "definite" if depth >= DEFINITE else "possible"
-            counted = "yes" if depth >= DEFINITE else "no"
-            table.append({**rows[index], "certainty": sure, "counted": counted, **extra})
+            included = "yes" if depth >= DEFINITE else "no"
+            table.append({**rows[index], "certainty": sure, "included": included, **extra})
         else:
             place = {name: row[name] for name in ("x_mm", "y_mm", "z_mm")}
-            unseen.append({**place, "certainty": "unseen", "counted": "no", **extra})
+            unseen.append({**place, "certainty": "unseen", "included": "no", **extra})
     empty = dict.fromkeys([*columns("lesion"), *TRUTH])
     numbered = enumerate(unseen, start=len(table) + 1)
     table += [{**row, "index": at, "name": f"CMB{at:03d}", "mapping": 7} for at, row in numbered]
@@ -207,7 +207,12 @@ def measured_rows(labels: Volume, image: Volume, brain: Volume) -> dict[int, dic
             box = boxes[lesion.index - 1]
             index = int(labels.data[box][found.data[box] == lesion.index][0])
             row = lesion_row(replace(lesion, index=index))
-            rows[index] = {**row, "prob_mean": None, "prob_max": None, "prob_sd": None}
+            rows[index] = {
+                **row,
+                "probability_mean": None,
+                "probability_max": None,
+                "probability_sd": None,
+            }
     return rows
 
 

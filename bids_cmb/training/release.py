@@ -146,7 +146,7 @@ def simulate_set(name: str, given: Mapping, plan: Mapping, means: Means, say: Sa
             (Path(chosen) / path.name).symlink_to(path.absolute())
         simulate(
             part, scans=scans, seed=given["seed"], anatomy=Path(chosen), protocols=protocols,
-            variant=given["law"], workers=means.workers,
+            variant=given["lesion_priors"], workers=means.workers,
             progress=lambda done, of, _: say(f"{name}: {done} of {of} scans simulated"),
         )  # fmt: skip
     part.rename(folder)
@@ -167,7 +167,8 @@ def train_network(given: Mapping, plan: Mapping, means: Means, say: Say) -> tupl
     path = out / f"{recipe.name}.json"
     if not path.is_file():
         roles = [
-            (role, means.work / "runs" / role / f"{role}.json") for role in given.get("given", ())
+            (role, means.work / "runs" / role / f"{role}.json")
+            for role in given.get("pretrained", ())
         ]
         material = Material(
             tuple(sets / name for name in given["data"]),

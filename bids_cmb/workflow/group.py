@@ -32,7 +32,7 @@ from bids_cmb.review.reviews import Review, agreement_rows, read_reviews, review
 
 WHERE = (*(f"n_{name}" for name in TERRITORIES), "lobar_class", "pattern")  # after review too
 GROUPING = ("site", "center", "centre", "scanner", "manufacturer", "field_strength")
-STANDS = "what an earlier run found in it stands in the folder"
+STANDS = "its earlier result is still in the folder"
 log = logging.getLogger(__name__)
 
 
@@ -157,13 +157,13 @@ def region_rows(read: list[dict], groups: dict[str, dict[str, str]]) -> list[dic
             low, high = wilson(with_any, len(most))
             made.append(
                 {
-                    "group": column,
-                    "value": value,
-                    "place": place.removeprefix("n_"),
+                    "stratum_variable": column,
+                    "stratum": value,
+                    "region": place.removeprefix("n_"),
                     "n_participants": len(people),
-                    "n_known": len(most),
+                    "n_evaluable": len(most),
                     "n_lesions": sum(most.values()) if most else None,
-                    "n_with": with_any if most else None,
+                    "n_positive": with_any if most else None,
                     "prevalence": round(with_any / len(most), 4) if most else None,
                     "prevalence_low": low,
                     "prevalence_high": high,
@@ -261,7 +261,7 @@ def counted_lesions(folder: Path, read: list[dict]) -> dict[str, list[dict]]:
     for row in read:
         table = lesion_table_of(folder / str(row["filename"]))
         own = read_table(table) if table.is_file() else []
-        counted = [lesion for lesion in own if lesion.get("counted") == "yes"]
+        counted = [lesion for lesion in own if lesion.get("included") == "yes"]
         found.setdefault(str(row["participant_id"]), []).extend(counted)
     return found
 

@@ -41,7 +41,7 @@ MB_PER_SCAN = 1500  # peak of one worker on a scan of 512 x 512 x 160 voxels, be
 MB_WITH_NETWORKS = 2500  # the same where TensorFlow runs
 HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # every further scan would end alike
 LAST = 20  # scans that the status page names
-SELECTION_COLUMNS = ("filename", "taken", "reason")
+SELECTION_COLUMNS = ("filename", "selected", "reason")
 
 
 @dataclass
@@ -77,7 +77,11 @@ def count_scans(number: int) -> str:
 def write_selection(path: Path, selection: Selection) -> None:
     """Write what was considered, taken or not, and why."""
     rows = (
-        {"filename": one.relative_path, "taken": "yes" if one.taken else "no", "reason": one.reason}
+        {
+            "filename": one.relative_path,
+            "selected": "yes" if one.taken else "no",
+            "reason": one.reason,
+        }
         for one in selection.considered
     )
     write_table(path, SELECTION_COLUMNS, rows)
@@ -285,7 +289,7 @@ def workers_for(config: Config, scans: int) -> int:
 
 def _mb_per_scan(config: Config) -> int:
     """Memory that one process needs, as the detectors' cards say it, or as it was measured."""
-    said = [card(name, config.models).get("memory_mb", 0) for name in config.detector]
+    said = [card(name, config.model_dir).get("memory_mb", 0) for name in config.detector]
     return max(MB_WITH_NETWORKS if uses_networks(config) else MB_PER_SCAN, *said)
 
 
@@ -379,7 +383,7 @@ def write_methods(config: Config, logs: Path) -> str:
 
 def methods(config: Config) -> str:
     """The methods section of this run."""
-    anatomy = card(ANATOMY, config.models) if config.anatomy == "network" else None
+    anatomy = card(ANATOMY, config.model_dir) if config.anatomy == "network" else None
     found = "outlined by the anatomy network" if anatomy else "outlined by intensity and shape"
     if config.skip_brain_extraction:
         brain = "The scans were skull-stripped; their non-zero voxels, filled, are the brain."
@@ -391,7 +395,7 @@ def methods(config: Config) -> str:
     else:
         brain = f"The brain was {found}."
     return methods_text(
-        [card(name, config.models) for name in config.detector],
+        [card(name, config.model_dir) for name in config.detector],
         result_settings(config),
         cut=asdict(resolve_thresholds(config)),
         brain=brain,

@@ -136,10 +136,10 @@ def _participant_level(config: Config) -> int:
 def _check_detectors(config: Config) -> None:
     try:
         for name in config.detector:
-            check_detector(name, config.models)
-            at_operating_point(card(name, config.models), config.operating_point)
+            check_detector(name, config.model_dir)
+            at_operating_point(card(name, config.model_dir), config.operating_point)
         for name in _cards_of(config):
-            check_weights(name, card(name, config.models), config.models)
+            check_weights(name, card(name, config.model_dir), config.model_dir)
         folds = {fold for name in config.detector for fold in _folds(name, config)}
     except ValueError as error:
         raise ExitError(USAGE, str(error)) from error
@@ -149,16 +149,16 @@ def _check_detectors(config: Config) -> None:
             "--operating-point takes one detector, since several share a scale of their own; "
             f"found {', '.join(config.detector)}. Use --threshold.",
         )
-    if config.folds:
+    if config.members:
         log.info("Ensemble members selected: %s.", ", ".join(sorted(folds)))
-    unknown = set(config.uncounted) - set(FLAGS)
+    unknown = set(config.exclude_flags) - set(FLAGS)
     if unknown:
-        rule = f"--uncounted takes flags of {' '.join(FLAGS)}"
+        rule = f"--exclude-flags takes flags of {' '.join(FLAGS)}"
         raise ExitError(USAGE, f"{rule}; found {' '.join(sorted(unknown))}.")
 
 
 def _folds(name: str, config: Config) -> list[str]:
-    return [one["name"] for one in members_of(card(name, config.models), config.folds)]
+    return [one["name"] for one in members_of(card(name, config.model_dir), config.members)]
 
 
 def _check_device(config: Config) -> None:
@@ -174,10 +174,10 @@ def _check_device(config: Config) -> None:
 def _check_networks(config: Config) -> None:
     """Stop before work if weights of the user's own cards do not fit their networks."""
     own = [
-        (member, weights_file(name, member, config.models))
+        (member, weights_file(name, member, config.model_dir))
         for name in _cards_of(config)
-        if not is_packaged(name, config.models)
-        for member in members_of(card(name, config.models), config.folds)
+        if not is_packaged(name, config.model_dir)
+        for member in members_of(card(name, config.model_dir), config.members)
     ]
     if config.reports_only or not own:
         return
@@ -211,7 +211,7 @@ def _look_for_atlases(config: Config) -> None:
 
 
 def _validate(config: Config) -> None:
-    """Look at the dataset as --validate says; only ``strict`` stops at what can be read.
+    """Look at the dataset as --validate says; only ``strict`` stops at what can be used.
 
     Raises:
         ExitError: If the dataset is not valid BIDS, or its description cannot be read safely.
@@ -239,7 +239,7 @@ def _select(config: Config) -> Selection:
     """What the dataset holds of what was asked for.
 
     Raises:
-        ExitError: If a label or a filter is wrong, or nothing is left to read.
+        ExitError: If a label or a filter is wrong, or nothing is left to process.
     """
     filters, notes = {}, ()
     if config.bids_filter_file:
@@ -279,19 +279,19 @@ def _select(config: Config) -> Selection:
         *(len(selection.scans), len(selection.considered)),
     )
     if not selection.scans and not config.dry_run:
-        _nothing_to_read(config, selection)
+        _refuse_empty_selection(config, selection)
     return selection
 
 
-def _nothing_to_read(config: Config, selection: Selection) -> None:
-    """Say why there is no scan to read: broken files, or a selection that none fits."""
+def _refuse_empty_selection(config: Config, selection: Selection) -> None:
+    """Say why there is no scan to process: broken files, or a selection that none fits."""
     broken = [one for one in selection.considered if one.wanted]
     if broken:
         for one in broken:
             log.error("%s %s.", one.relative_path, one.reason)
         raise ExitError(
             NO_INPUT,
-            f"{config.bids_dir}: no scan can be read; unusable: {len(broken)}.",
+            f"{config.bids_dir}: no scan can be processed; unusable: {len(broken)}.",
         )
     for one in selection.considered[:20]:
         log.warning("Excluded: %s (%s)", one.relative_path, one.reason)
@@ -302,10 +302,11 @@ def _nothing_to_read(config: Config, selection: Selection) -> None:
 
 
 def _show(selection: Selection) -> int:
-    """Print what would be read and what would not, and why."""
+    """Print which scans would be processed and which not, and why."""
     for one in selection.considered:
-        sys.stdout.write(f"{'read' if one.taken else 'left'}\t{one.relative_path}\t{one.reason}\n")
-    sys.stdout.write(f"Scans that would be read: {len(selection.scans)}\n")
+        verb = "process" if one.taken else "skip"
+        sys.stdout.write(f"{verb}\t{one.relative_path}\t{one.reason}\n")
+    sys.stdout.write(f"Scans to process: {len(selection.scans)}\n")
     if selection.scans:
         return OK
     return NO_INPUT if any(one.wanted for one in selection.considered) else NOTHING_SELECTED
@@ -375,7 +376,7 @@ def _group_level(config: Config) -> int:
     except OSError as error:
         raise _unwritable(config, error) from error
     log.info(
-        "Group table: %d read, %d failed, %d missing, %d outdated, %d gone: %s",
+        "Group table: %d processed, %d failed, %d missing, %d outdated, %d gone: %s",
         *(tally[status] for status in ("ok", "failed", "missing", "outdated", "gone")),
         config.output_dir / "group_microbleeds.tsv",
     )

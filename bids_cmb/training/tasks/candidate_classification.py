@@ -54,7 +54,7 @@ def line_up(
 def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  # noqa: ARG001
     if "boxes" not in sources.given:
         raise ValueError(
-            "Patches are learnt after a network for boxes: --given boxes=OUT/NAME.json; found "
+            "Patches are learnt after a network for boxes: --pretrained boxes=OUT/NAME.json; found "
             f"{', '.join(sources.given) or 'none'}."
         )
     path = sources.given["boxes"]

@@ -76,8 +76,8 @@ def given_network(recipe: Recipe, sources: Sources, role: str) -> tuple[dict, As
     """
     if role not in sources.given:
         raise ValueError(
-            f"{recipe.name} learns after another network: give it --given {role}=OUT/NAME.json; "
-            f"found {', '.join(sources.given) or 'none'}."
+            f"{recipe.name} learns after another network: give it "
+            f"--pretrained {role}=OUT/NAME.json; found {', '.join(sources.given) or 'none'}."
         )
     path = Path(sources.given[role])
     entry = read_given(path, recipe)

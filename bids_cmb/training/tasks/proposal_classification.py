@@ -82,7 +82,8 @@ def load_first_stage(recipe: Recipe, sources: Sources) -> tuple[FirstStage, list
     if not paths:
         raise ValueError(
             f"{recipe.name} learns after a network that proposes: give it "
-            f"--given proposal-1=OUT/proposal-1.json; found {', '.join(sources.given) or 'none'}."
+            f"--pretrained proposal-1=OUT/proposal-1.json; "
+            f"found {', '.join(sources.given) or 'none'}."
         )
     entries = [read_given(path, recipe) for path in paths]
     networks = [

@@ -8,7 +8,7 @@ from bids_cmb.anatomy.labels import mirrored_codes
 from bids_cmb.imaging import volume
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.simulation import head_model
-from bids_cmb.simulation.head_model import deform, head_paths, load_head, look_up, vary
+from bids_cmb.simulation.head_model import head_paths, load_head, look_up, vary
 from bids_cmb.simulation.tissue_properties import CSF, is_brain
 
 STILL = {
@@ -122,8 +122,8 @@ def test_left_stays_left_however_a_head_is_mirrored(made_up, rng):
 
 
 def test_one_seed_is_one_person_on_any_grid(made_up):
-    fine = deform(made_up, np.random.default_rng(5), *centred_grid(1.5))
-    coarse = deform(made_up, np.random.default_rng(5), *centred_grid(3.0))
+    fine = limited(made_up, np.random.default_rng(5), *centred_grid(1.5))
+    coarse = limited(made_up, np.random.default_rng(5), *centred_grid(3.0))
     same = volume.resample_like(fine, coarse, order=0)
     assert (same.data == coarse.data).mean() > 0.93  # nearest of finer voxels: borders differ
     shifted = np.roll(same.data, 1, axis=0)

@@ -21,7 +21,7 @@ from bids_cmb.simulation import simulate
 from bids_cmb.simulation.lesion_priors import law
 from bids_cmb.simulation.phantom import procedural_head
 from bids_cmb.simulation.protocols import Protocol, find_protocols, presets, random_protocol
-from bids_cmb.simulation.simulate import simulate_scan, stream
+from bids_cmb.simulation.simulate import simulate_scan
 
 VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
 WINDOW = (90.0, 100.0, 48.0)  # mm; a whole head takes ten times as long
@@ -200,14 +200,6 @@ def test_white_grey_and_fluid_stand_in_the_order_of_a_long_repetition_time(scan)
         for codes in ((13, 52), (2, 41), (3, 42), (4, 43))  # pallidum, white, grey, fluid
     ]
     assert levels == sorted(levels)
-
-
-def test_a_stream_goes_on_and_says_the_same_again(monkeypatch):
-    monkeypatch.setattr(simulate, "simulate_scan", lambda rng, *_, **__: rng.random())
-    one, other = stream(5), stream(5)
-    first = [next(one) for _ in range(2)]
-    assert first == [next(other) for _ in range(2)]
-    assert first[0] != first[1]
 
 
 def test_presets_are_those_of_known_studies_and_random_ones_lie_between(rng):

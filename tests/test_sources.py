@@ -9,10 +9,11 @@ from phantoms import codes_at
 from scipy import stats
 from scipy.spatial import cKDTree
 
+from bids_cmb.simulation import lesions
 from bids_cmb.simulation.geometry import HOLLOW, REGIONS, STRUCTURES
-from bids_cmb.simulation.lesion_priors import law
-from bids_cmb.simulation.lesions import draw_sources, draw_spots
-from bids_cmb.simulation.sources import MICROBLEED, truth_rows
+from bids_cmb.simulation.lesion_priors import begin, law
+from bids_cmb.simulation.lesions import draw_sources
+from bids_cmb.simulation.sources import MICROBLEED, numbered, truth_rows
 from bids_cmb.simulation.tissue_properties import CSF
 
 SCANS = 200
@@ -42,6 +43,11 @@ OBLIGATORY = {
     "dentate iron",
     "midbrain iron",
 }
+
+
+def draw_spots(rng, given, terrain):
+    """What `draw_sources` begins with: all but vessels, grains and siderosis, which take long."""
+    return numbered(lesions._spots(begin(rng, given, terrain)))
 
 
 def draws(name, terrain, scans=SCANS):

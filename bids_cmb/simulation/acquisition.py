@@ -8,6 +8,7 @@ from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 from scipy import ndimage
 
+from bids_cmb.anatomy.labels import SULCUS_HALF_WIDTH_MM
 from bids_cmb.imaging.volume import Volume, resample
 from bids_cmb.simulation import physics
 from bids_cmb.simulation.geometry import BRAINSTEM, Terrain
@@ -27,7 +28,6 @@ ROUGH = {1.5: (0.01, 0.05), 3.0: (0.01, 0.04), 7.0: (0.01, 0.04), 18.0: (0.01, 0
 CEREBELLAR_CORTEX = (8, 47)
 CARELESS_DEG = 4.0  # by which slices are laid askew
 OUTSIDE_MM = 99.0
-CLEFT_MM = 2.0  # half the width of sulci that belong to the brain mask
 DURA_REACH = 12.0  # mm; further from the brain the fluid has no sheet of dura in its middle
 
 
@@ -391,7 +391,7 @@ def _readout(rng: np.random.Generator, scene: Scene) -> _Readout:
 def whole_brain(scene: Scene) -> Volume:
     """Brain and ventricles with the narrow sulci between, bool, on the grid of the scan."""
     inside = is_brain(scene.labels.data).view(np.uint8)
-    wide = round(2 * CLEFT_MM / HEAD_MM) + 1
+    wide = round(2 * SULCUS_HALF_WIDTH_MM / HEAD_MM) + 1
     closed = ndimage.minimum_filter(ndimage.maximum_filter(inside, wide), wide)
     closed = resample(
         Volume(closed, scene.labels.affine), scene.grid.affine, scene.grid.shape, order=0

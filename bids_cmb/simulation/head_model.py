@@ -174,25 +174,6 @@ class Variant:
     step: float
 
 
-def deform(
-    head: Head, rng: np.random.Generator, affine: np.ndarray, shape: tuple[int, int, int]
-) -> Volume:
-    """One random person from a head, on one grid: `vary`, then `look_up`.
-
-    The grid takes no part in the chance: the same ``rng`` gives the same person on any grid.
-
-    Args:
-        head: Where to start from.
-        rng: Source of chance.
-        affine: Of the grid, voxel index to scanner world mm, RAS+, shape (4, 4).
-        shape: Of the grid.
-
-    Returns:
-        uint16 codes on the grid. The centre of the brain lies near the origin of the world.
-    """
-    return look_up(vary(head, rng), affine, shape)
-
-
 def vary(
     head: Head,
     rng: np.random.Generator,

@@ -42,11 +42,6 @@ def draw_sources(rng: np.random.Generator, given: dict, terrain: Terrain) -> lis
     return numbered([*_spots(draw), *draw_vessels(draw), *_grains(draw), *_siderosis(draw)])
 
 
-def draw_spots(rng: np.random.Generator, given: dict, terrain: Terrain) -> list[Source]:
-    """What `draw_sources` begins with: microbleeds, dots, lacunes and large bleeds; no vessels."""
-    return numbered(_spots(begin(rng, given, terrain)))
-
-
 def _spots(draw: Draw) -> list[list[Source]]:
     damage = [body for part in DAMAGE for body in part(draw)]
     lesions = _microbleeds(draw, damage)

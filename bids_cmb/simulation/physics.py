@@ -88,32 +88,6 @@ def _dipole(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return kernel
 
 
-def ball_field(offset: np.ndarray, radius: float, chi: float) -> np.ndarray:
-    """Field of a ball in ppm of B0, at the places ``offset`` (..., 3) in mm from its centre."""
-    square = np.maximum((offset**2).sum(axis=-1), 1e-12)
-    field = chi / 3 * radius**3 * square**-1.5 * (3 * offset[..., 2] ** 2 / square - 1)
-    return np.where(square < radius**2, 0, field)
-
-
-def tube_field(
-    offset: np.ndarray, direction: np.ndarray, radius: float, chi: float
-) -> np.ndarray:  # fmt: skip
-    """Field of an endless straight tube in ppm of B0.
-
-    Args:
-        offset: Places in mm from a point of its axis, shape (..., 3).
-        direction: Of the axis, a unit vector.
-        radius: mm.
-        chi: ppm relative to the surround.
-    """
-    across = UP - (UP @ direction) * direction
-    away = (offset**2).sum(axis=-1) - (offset @ direction) ** 2
-    away = np.maximum(away, 1e-12)
-    outside = radius**2 / away * (2 * (offset @ across) ** 2 / away - across @ across)
-    inside = (UP @ direction) ** 2 - 1 / 3
-    return chi / 2 * np.where(away < radius**2, inside, outside)
-
-
 @dataclass(frozen=True, eq=False)
 class Sampling:
     """Where signal is summed up: fine pixels in the plane, slices along the last axis.

@@ -6,7 +6,7 @@ twice: at the person, and at a twin without microbleeds. The difference is the t
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -153,27 +153,6 @@ def simulate_scan(
 
 
 # --- Many scans -----------------------------------------------------------------------------------
-
-
-def stream(
-    seed: int, *, anatomy: Path | None = None, protocols: Sequence[Protocol | None] = (),
-    variant: str = "default", with_phase: bool = False,
-) -> Iterator[Simulated]:  # fmt: skip
-    """Scans without end and without files, for training; the same seed gives the same scans.
-
-    Args:
-        seed: Of chance.
-        anatomy: A folder of label maps; made-up heads without.
-        protocols: Those to choose from; without any, one between the presets each time.
-        variant: Of `simulation.lesion_priors.law`.
-        with_phase: Whether to keep the phase.
-    """
-    paths = head_paths(anatomy) if anatomy else []
-    given, at = law(variant), 0
-    while True:
-        rng = np.random.default_rng([seed, at])
-        yield _one(rng, at, paths, protocols, given, with_phase=with_phase)
-        at += 1
 
 
 def _one(

@@ -51,7 +51,7 @@ def tube_field(offset: np.ndarray, direction: np.ndarray, radius: float, chi: fl
 def disturbed(grid, points, radius, **source):
     """The factors of a source in ``grid``, shape of the grid; 1 where it does not reach."""
     known = {"rad_per_ppm": AT_60, "chi": 1.0, "water": 0.0, "decay": 0.0, **source}
-    voxels, factor = physics.disturbance(
+    voxels, factor = physics.perturb_signal(
         np.atleast_2d(points), np.atleast_1d(radius), grid, **known
     )
     whole = np.ones(grid.shape, complex)
@@ -179,7 +179,7 @@ def test_water_inside_a_source_shines_and_decays():
 
 def test_what_lies_outside_the_grid_changes_nothing():
     grid = sampling((0.5, 0.5, 2.0), 4)
-    voxels, factor = physics.disturbance(
+    voxels, factor = physics.perturb_signal(
         np.full((1, 3), 90.0), np.ones(1), grid, rad_per_ppm=AT_60, chi=1.0, water=0.0, decay=0.0
     )
     assert (len(voxels), len(factor)) == (0, 0)
@@ -214,7 +214,7 @@ def test_a_field_that_rises_through_the_slice_dephases_it():
     ones = Volume(np.ones(box[1], np.float32), box[0])
     for slope in (0.0, 0.005, 0.01, 0.016):  # ppm/mm; 1/62 takes a 4 mm slice once around
         field = Volume((world @ normal * slope).astype(np.float32), box[0])
-        plane = list(physics.backgrounds(ones, field, grid, rad_per_ppm=AT_60))[2]
+        plane = list(physics.sum_background_slices(ones, field, grid, rad_per_ppm=AT_60))[2]
         turns = AT_60 * slope * 4 / (2 * np.pi)
         middle = abs(plane[8, 8])
         assert middle == pytest.approx(np.sinc(turns), abs=0.08)
@@ -237,14 +237,14 @@ def test_an_edge_rings_by_nine_percent_unless_k_space_is_windowed():
     edge = np.zeros((256, 8))
     edge[64:192] = 1
     for rolloff, least, most in ((0.0, 0.07, 0.11), (1.0, -0.01, 0.02)):
-        seen = physics.to_kspace(edge, (64, 8)) * physics.edge_window((64, 8), rolloff)
+        seen = physics.to_kspace(edge, (64, 8)) * physics.tukey_window((64, 8), rolloff)
         over = physics.from_kspace(seen, (256, 8)).real.max() - 1
         assert least < over < most
 
 
 @pytest.mark.parametrize("rolloff", [0.0, 0.5])
 def test_noise_is_rician_with_the_deviation_asked_for(rng, rolloff):
-    window = physics.edge_window((128, 120), rolloff)
+    window = physics.tukey_window((128, 120), rolloff)
     image = physics.from_kspace(physics.thermal_noise(rng, window, 4.0), (256, 240))
     assert image.real.std() == pytest.approx(4, rel=0.03)
     assert np.abs(image).mean() == pytest.approx(4 * np.sqrt(np.pi / 2), rel=0.03)
@@ -280,8 +280,8 @@ def test_the_high_pass_keeps_a_vein_and_drops_a_ramp():
 def test_swi_darkens_veins_of_either_handedness_and_no_calcification():
     magnitude = np.full((3, 1), 100.0)
     phase = np.array([[0.8], [-0.8], [0.0]])  # a vein along B0, a calcification, nothing
-    right, left = (physics.swi(magnitude, hand * phase, handed=hand) for hand in (1, -1))
+    right, left = (physics.swi(magnitude, hand * phase, phase_sign=hand) for hand in (1, -1))
     np.testing.assert_array_equal(right, left)
     assert right[:, 0] == pytest.approx([100 * (1 - 0.8 / np.pi) ** 4, 100, 100])
-    wrong = physics.swi(magnitude, phase, handed=-1)
+    wrong = physics.swi(magnitude, phase, phase_sign=-1)
     assert wrong[1, 0] < wrong[0, 0] == 100

@@ -20,7 +20,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_cmb.anatomy.brain_extraction import find_brain
-from bids_cmb.anatomy.labels import atlas
+from bids_cmb.anatomy.labels import SULCUS_HALF_WIDTH_MM, atlas
 from bids_cmb.anatomy.refinement import finer
 from bids_cmb.anatomy.region_map import CORTEX, Region, locate, region_map
 from bids_cmb.anatomy.segmentation import WHITE, Anatomy, brain_of, find_anatomy, places
@@ -29,7 +29,6 @@ from bids_cmb.bids.tables import read_table
 from bids_cmb.imaging.volume import Volume, load, load_labels, resample
 from bids_cmb.networks.inference import Models, set_threads
 from bids_cmb.networks.model_cards import card
-from bids_cmb.simulation.acquisition import CLEFT_MM
 from bids_cmb.training.data import Paths, find_cases
 from bids_cmb.training.synthetic_contrast import degrade, paint, painted_subject
 
@@ -183,7 +182,7 @@ def thick(image: np.ndarray, thickness: int) -> Volume:
 def whole(codes: np.ndarray) -> np.ndarray:
     """Brain, ventricles and narrow sulci."""
     inside = ((codes > 0) & (codes < 500) & (codes != 24)).view(np.uint8)
-    wide = int(2 * CLEFT_MM + 1)
+    wide = int(2 * SULCUS_HALF_WIDTH_MM + 1)
     return ndimage.minimum_filter(ndimage.maximum_filter(inside, wide), wide) > 0
 
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bids_cmb.simulation.simulate import simulate
+from bids_cmb.simulation.simulate import simulate_dataset
 
 
 def main() -> None:
@@ -30,13 +30,13 @@ def main() -> None:
             print(f"{folder}: whole already.")
             continue
         with tempfile.TemporaryDirectory() as chosen:
-            numbers = simulate(
+            numbers = simulate_dataset(
                 folder,
                 scans=scans,
                 seed=definition["seed"],
                 anatomy=heads(definition["anatomy"], asked.anatomy, Path(chosen)),
                 protocols=turns(definition["protocols"], scans),
-                variant=priors,
+                priors=priors,
                 workers=asked.workers,
                 progress=said,
             )

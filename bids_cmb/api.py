@@ -24,10 +24,10 @@ from bids_cmb.lesions.measure import Lesion, find_lesions
 from bids_cmb.networks.inference import Models
 from bids_cmb.networks.model_cards import ANATOMY, card
 from bids_cmb.simulation import simulate
-from bids_cmb.simulation.lesion_priors import law
-from bids_cmb.simulation.phantom import procedural_head
-from bids_cmb.simulation.protocols import find_protocols, random_protocol
-from bids_cmb.simulation.simulate import Simulated
+from bids_cmb.simulation.lesion_priors import load_priors
+from bids_cmb.simulation.phantom import make_procedural_head
+from bids_cmb.simulation.protocols import resolve_protocols, sample_protocol
+from bids_cmb.simulation.simulate import SimulatedScan
 from bids_cmb.workflow.inputs import choose_thresholds
 
 
@@ -221,7 +221,7 @@ def simulate_scan(
     *,
     priors: str = "default",
     window_mm: Sequence[float] | None = None,
-) -> Simulated:
+) -> SimulatedScan:
     """Simulate a scan of a made-up head with microbleeds, mimics and their truth.
 
     Args:
@@ -238,10 +238,10 @@ def simulate_scan(
         ValueError: If a name is unknown.
     """
     rng = np.random.default_rng(seed)
-    [scanner] = find_protocols([protocol])
-    scanner = scanner or random_protocol(rng)
-    head = procedural_head(rng)
-    return simulate.simulate_scan(rng, head, scanner, law(priors), window_mm=window_mm)
+    [scanner] = resolve_protocols([protocol])
+    scanner = scanner or sample_protocol(rng)
+    head = make_procedural_head(rng)
+    return simulate.simulate_scan(rng, head, scanner, load_priors(priors), window_mm=window_mm)
 
 
 def evaluate(

@@ -17,12 +17,12 @@ from bids_cmb.files import write_json
 from bids_cmb.imaging import volume
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.model_cards import card
-from bids_cmb.simulation.geometry import find_terrain
-from bids_cmb.simulation.head_model import cut
-from bids_cmb.simulation.lesion_priors import law
-from bids_cmb.simulation.lesions import draw_sources
-from bids_cmb.simulation.phantom import procedural_head
-from bids_cmb.simulation.tissue_properties import CSF, FIRST_OUTSIDE
+from bids_cmb.simulation.geometry import measure_geometry
+from bids_cmb.simulation.head_model import crop
+from bids_cmb.simulation.lesion_priors import load_priors
+from bids_cmb.simulation.lesions import sample_sources
+from bids_cmb.simulation.phantom import make_procedural_head
+from bids_cmb.simulation.tissue_properties import CSF, FIRST_EXTRACEREBRAL_CODE
 
 # As scanned: oblique, flipped (LAS) and anisotropic
 OBLIQUE = from_matvec(euler2mat(0.2, -0.1, 0.15) @ np.diag([-0.5, 0.5, 2.0]), [40, -60, -30])
@@ -42,7 +42,7 @@ def blank():
 @pytest.fixture(scope="session")
 def made_up():
     """A made-up head; whoever writes into it copies it first."""
-    return procedural_head(np.random.default_rng(1))
+    return make_procedural_head(np.random.default_rng(1))
 
 
 @pytest.fixture(scope="session")
@@ -89,19 +89,21 @@ def askew(made_up):
 
 @pytest.fixture(scope="session")
 def terrain(askew):
-    return find_terrain(askew)
+    return measure_geometry(askew)
 
 
 @pytest.fixture(scope="session")
 def whole(terrain):
     """All sources of two scans."""
-    return [draw_sources(np.random.default_rng(seed), law(), terrain) for seed in range(2)]
+    return [
+        sample_sources(np.random.default_rng(seed), load_priors(), terrain) for seed in range(2)
+    ]
 
 
 @pytest.fixture(scope="session")
 def depths(askew):
     """Distance in voxels from fluid within tissue, and from tissue within fluid."""
-    solid = ~np.isin(askew.data, (0, CSF)) & (askew.data < FIRST_OUTSIDE)
+    solid = ~np.isin(askew.data, (0, CSF)) & (askew.data < FIRST_EXTRACEREBRAL_CODE)
     return [ndimage.distance_transform_edt(side) for side in (solid, ~solid)]
 
 
@@ -163,7 +165,7 @@ def _lesson(root, subject, rng):
 def known(made_up):
     """A made-up head, nodding and turned, and the answer that a faultless network would give."""
     classes = card("anatomy")["classes"]
-    head = cut(made_up.labels)
+    head = crop(made_up.labels)
     turn = from_matvec(euler2mat(0.06, -0.08, 0.1), [12, -7, 20])
     codes = Volume(head.data[::2, ::2, ::2], turn @ head.affine @ np.diag([2, 2, 2, 1]))
     table = atlas(classes)

@@ -12,7 +12,7 @@ from scipy import ndimage
 from scipy.special import expit
 
 from bids_cmb.imaging.volume import Volume, resample
-from bids_cmb.simulation.head_model import Head
+from bids_cmb.simulation.head_model import HeadModel
 
 # Half axes in mm (left-right, front-back, up-down) and centre of what a phantom is made of, from
 # the outside in, with its intensity; each is painted over the last.
@@ -178,7 +178,7 @@ def ball_head(affine=None):
     ):
         inside = away < radius
         labels.data[inside] = np.where(left[inside], *sides)
-    return Head(labels, "ball")
+    return HeadModel(labels, "ball")
 
 
 def codes_at(labels: Volume, points: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ import pytest
 
 from bids_cmb.evaluation.annotations import POSITION, Marks
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.simulation.lesion_priors import law
-from bids_cmb.simulation.protocols import presets
+from bids_cmb.simulation.lesion_priors import load_priors
+from bids_cmb.simulation.protocols import load_presets
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -31,9 +31,9 @@ def builder():
 
 
 def test_the_definition_names_protocols_and_laws_that_exist(definition):
-    assert set(definition["protocols"]) <= set(presets())
+    assert set(definition["protocols"]) <= set(load_presets())
     assert definition["lesion_priors"] == ["default", "other"]
-    assert law("default") != law("other")
+    assert load_priors("default") != load_priors("other")
 
 
 def test_every_protocol_comes_equally_often_and_each_time_with_another_head(definition, builder):

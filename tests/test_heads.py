@@ -8,7 +8,12 @@ from bids_cmb.anatomy.labels import mirrored_codes
 from bids_cmb.imaging import volume
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.simulation import head_model
-from bids_cmb.simulation.head_model import deform, head_paths, load_head, look_up, vary
+from bids_cmb.simulation.head_model import (
+    list_head_models,
+    load_head_model,
+    resample_labels,
+    sample_deformation,
+)
 from bids_cmb.simulation.tissue_properties import CSF, is_brain
 
 STILL = {
@@ -17,7 +22,7 @@ STILL = {
 
 
 def limited(head, rng, affine, shape, **limits):
-    return look_up(vary(head, rng, **limits), affine, shape)
+    return resample_labels(sample_deformation(head, rng, **limits), affine, shape)
 
 
 def ml(labels, *codes):
@@ -31,7 +36,7 @@ def test_a_label_map_is_opened_with_its_codes_in_their_places(tmp_path):
     affine = np.diag([-1.0, 1, 1, 1])
     affine[:3, 3] = 47.3, -47.3, -47.3
     volume.save(ball_head(affine).labels, tmp_path / "ball.nii.gz", dtype=np.int16)
-    head = load_head(tmp_path / "ball.nii.gz")
+    head = load_head_model(tmp_path / "ball.nii.gz")
     assert head.name == "ball"
     assert head.labels.data.dtype == np.uint16
     for place, code in (((-20, 0, 0), 2), ((20, 0, 0), 41), ((-32, 0, 0), 3), ((0, 37, 0), CSF)):
@@ -42,7 +47,7 @@ def test_a_head_is_cut_to_what_is_in_it(tmp_path):
     ball = ball_head().labels
     wide = Volume(np.pad(ball.data, 30), ball.affine)
     volume.save(wide, tmp_path / "wide.nii.gz", dtype=np.int16)
-    labels = load_head(tmp_path / "wide.nii.gz").labels
+    labels = load_head_model(tmp_path / "wide.nii.gz").labels
     assert max(labels.shape) <= 2 * 44 + 3
     assert (labels.data > 0).sum() == (ball.data > 0).sum()
 
@@ -52,7 +57,7 @@ def test_crumbs_in_the_fluid_become_fluid_and_the_skull_stays(tmp_path):
     spot = tuple(np.rint(ball.index((37, 0, 0))).astype(int))
     ball.data[spot] = 515
     volume.save(ball, tmp_path / "crumb.nii.gz", dtype=np.int16)
-    labels = load_head(tmp_path / "crumb.nii.gz").labels
+    labels = load_head_model(tmp_path / "crumb.nii.gz").labels
     assert labels.data[tuple(np.rint(labels.index((37, 0, 0))).astype(int))] == CSF
     assert (labels.data == 515).sum() == (ball.data == 515).sum() - 1
 
@@ -72,15 +77,15 @@ def test_what_is_no_head_is_refused(tmp_path, change, sentence):
     odd = Volume(change(labels.data.astype(np.float32)), labels.affine)
     volume.save(odd, tmp_path / "odd.nii.gz")
     with pytest.raises(ValueError, match=rf"odd\.nii\.gz: .*{sentence}"):
-        load_head(tmp_path / "odd.nii.gz")
+        load_head_model(tmp_path / "odd.nii.gz")
 
 
 def test_a_folder_lists_its_heads_by_name_and_an_empty_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"needs label maps named \*\.nii\.gz; found none"):
-        head_paths(tmp_path)
+        list_head_models(tmp_path)
     for name in ("b.nii.gz", "a.nii.gz", "readme.txt"):
         (tmp_path / name).touch()
-    assert [path.name for path in head_paths(tmp_path)] == ["a.nii.gz", "b.nii.gz"]
+    assert [path.name for path in list_head_models(tmp_path)] == ["a.nii.gz", "b.nii.gz"]
 
 
 # ------------------------------------------------------------------------------------- variation
@@ -94,8 +99,8 @@ def test_borders_run_where_the_geometry_says_and_through_the_steps_of_the_map(rn
     affine[:3, :3] = turn
     affine[:3, 3] = -turn @ (70, 70, 31)
     shape = (141, 141, 63)
-    variant = vary(ball, rng, **STILL)
-    seen = look_up(variant, affine, shape)
+    variant = sample_deformation(ball, rng, **STILL)
+    seen = resample_labels(variant, affine, shape)
     assert seen.data.dtype == np.uint16
     away = np.linalg.norm(seen.world(np.argwhere(np.ones(shape))) + variant.centre, axis=1)
     within = (away < 34).reshape(shape)
@@ -122,8 +127,8 @@ def test_left_stays_left_however_a_head_is_mirrored(made_up, rng):
 
 
 def test_one_seed_is_one_person_on_any_grid(made_up):
-    fine = deform(made_up, np.random.default_rng(5), *centred_grid(1.5))
-    coarse = deform(made_up, np.random.default_rng(5), *centred_grid(3.0))
+    fine = limited(made_up, np.random.default_rng(5), *centred_grid(1.5))
+    coarse = limited(made_up, np.random.default_rng(5), *centred_grid(3.0))
     same = volume.resample_like(fine, coarse, order=0)
     assert (same.data == coarse.data).mean() > 0.93  # nearest of finer voxels: borders differ
     shifted = np.roll(same.data, 1, axis=0)
@@ -144,8 +149,8 @@ def test_two_people_from_one_head_do_not_share_a_brain(made_up):
 
 
 def test_scaling_changes_the_volume_as_its_matrix_says(made_up, rng):
-    variant = vary(made_up, rng, **(STILL | {"scale": 0.12, "turn_deg": 15.0}))
-    labels = look_up(variant, *centred_grid(1.5))
+    variant = sample_deformation(made_up, rng, **(STILL | {"scale": 0.12, "turn_deg": 15.0}))
+    labels = resample_labels(variant, *centred_grid(1.5))
     grown = is_brain(labels.data).sum() * 1.5**3 / is_brain(made_up.labels.data).sum()
     assert grown == pytest.approx(1 / abs(np.linalg.det(variant.matrix)), rel=0.01)
     assert 0.88**3 <= grown <= 1.12**3
@@ -153,11 +158,14 @@ def test_scaling_changes_the_volume_as_its_matrix_says(made_up, rng):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_bending_never_folds(made_up, seed):
-    variant = vary(made_up, np.random.default_rng(seed))
-    slopes = [np.stack(np.gradient(part, variant.step), axis=-1) for part in variant.bend]
+    variant = sample_deformation(made_up, np.random.default_rng(seed))
+    slopes = [
+        np.stack(np.gradient(part, variant.node_spacing_mm), axis=-1)
+        for part in variant.displacement_mm
+    ]
     volumes = np.linalg.det(np.stack(slopes, axis=-2) + np.eye(3))
     assert volumes.min() > 0.2
-    moved = np.linalg.norm(variant.bend, axis=0)
+    moved = np.linalg.norm(variant.displacement_mm, axis=0)
     assert 2 < moved.max() < 12
 
 
@@ -180,9 +188,11 @@ def test_atrophy_widens_sulci_and_ventricles_and_keeps_the_cortex(made_up):
 
 
 def test_ventricles_grow_without_eating_the_caudate(made_up):
-    variant = vary(made_up, np.random.default_rng(0), **STILL)
-    slope = head_model._towards_ventricles(made_up.labels, variant.centre, variant.step)
-    wider = head_model.Variant(**(vars(variant) | {"bend": (50 * slope).astype(np.float32)}))
-    before, after = (look_up(who, *centred_grid(1.5)) for who in (variant, wider))
+    variant = sample_deformation(made_up, np.random.default_rng(0), **STILL)
+    slope = head_model._ventricle_gradient(made_up.labels, variant.centre, variant.node_spacing_mm)
+    wider = head_model.Deformation(
+        **(vars(variant) | {"displacement_mm": (50 * slope).astype(np.float32)})
+    )
+    before, after = (resample_labels(who, *centred_grid(1.5)) for who in (variant, wider))
     assert ml(after, 4, 43) > 1.2 * ml(before, 4, 43)
     assert ml(after, 11, 50) == pytest.approx(ml(before, 11, 50), rel=0.2)

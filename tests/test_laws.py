@@ -2,17 +2,17 @@
 
 import pytest
 
-from bids_cmb.simulation.geometry import REGIONS
-from bids_cmb.simulation.lesion_priors import law
+from bids_cmb.simulation.geometry import LESION_REGIONS
+from bids_cmb.simulation.lesion_priors import load_priors
 
 
 def test_an_unknown_law_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match=r"must be one of default, other, .*; found 'third'"):
-        law("third")
+        load_priors("third")
 
 
 def test_a_law_that_says_little_keeps_the_rest_of_the_default():
-    default, other = law(), law("other")
+    default, other = load_priors(), load_priors("other")
     assert other["vessels"]["septal vein"] == default["vessels"]["septal vein"]
     assert other["vessels"]["pial vessel"]["wobble"] == default["vessels"]["pial vessel"]["wobble"]
     assert other["microbleed"]["chi_ppm"] != default["microbleed"]["chi_ppm"]
@@ -22,8 +22,8 @@ def test_a_law_that_says_little_keeps_the_rest_of_the_default():
 
 @pytest.mark.parametrize("name", ["default", "other"])
 def test_shares_of_a_law_add_up_to_one(name):
-    given = law(name)
+    given = load_priors(name)
     assert sum(given["microbleed"]["region_shares"].values()) == pytest.approx(1)
     assert sum(given["dots"]["shares"].values()) == pytest.approx(1)
     assert sum(given["microbleed"]["balls"]) == pytest.approx(1)
-    assert set(given["microbleed"]["region_shares"]) == set(REGIONS)
+    assert set(given["microbleed"]["region_shares"]) == set(LESION_REGIONS)

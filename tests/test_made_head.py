@@ -7,8 +7,8 @@ from scipy import ndimage
 
 from bids_cmb.anatomy.labels import SIDES
 from bids_cmb.imaging import volume
-from bids_cmb.simulation.phantom import procedural_head
-from bids_cmb.simulation.tissue_properties import CODES, CSF, is_brain
+from bids_cmb.simulation.phantom import make_procedural_head
+from bids_cmb.simulation.tissue_properties import CSF, KNOWN_CODES, is_brain
 
 
 def ml(labels, *codes):
@@ -16,13 +16,13 @@ def ml(labels, *codes):
 
 
 def test_every_code_in_use_has_a_tissue(made_up):
-    assert set(np.unique(made_up.labels.data)) <= CODES
+    assert set(np.unique(made_up.labels.data)) <= KNOWN_CODES
 
 
 def test_the_same_seed_makes_the_same_head_and_another_seed_another(made_up):
-    again = procedural_head(np.random.default_rng(1)).labels
+    again = make_procedural_head(np.random.default_rng(1)).labels
     np.testing.assert_array_equal(again.data, made_up.labels.data)
-    other = procedural_head(np.random.default_rng(2)).labels
+    other = make_procedural_head(np.random.default_rng(2)).labels
     first, second = (
         np.isin(volume.resample(labels, *centred_grid(2.0), order=0).data, (3, 42))
         for labels in (made_up.labels, other)

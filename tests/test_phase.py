@@ -137,7 +137,9 @@ def seen():
         (balls["lime"][None], 0.8, -1.5, 0.0),
     ):
         radii = np.full(len(points), radius)
-        voxels, factor = physics.disturbance(points, radii, sampling, chi=chi, water=water, **known)
+        voxels, factor = physics.perturb_signal(
+            points, radii, sampling, chi=chi, water=water, **known
+        )
         signal.reshape(-1)[voxels] *= factor
     noise = 0.02 * rng.standard_normal((2, *SHAPE))
     signal = 300 * (signal + noise[0] + 1j * noise[1])

@@ -30,10 +30,28 @@ def sampling(spacing, reach, *, thickness=None, kind="2D"):
     return physics.Sampling(centred(spacing, shape), shape, thickness or spacing[2], kind)
 
 
+def ball_field(offset: np.ndarray, radius: float, chi: float) -> np.ndarray:
+    """Field of a sphere in ppm of B0, at ``offset`` (..., 3) in mm from its centre."""
+    square = np.maximum((offset**2).sum(axis=-1), 1e-12)
+    field = chi / 3 * radius**3 * square**-1.5 * (3 * offset[..., 2] ** 2 / square - 1)
+    return np.where(square < radius**2, 0, field)
+
+
+def tube_field(offset: np.ndarray, direction: np.ndarray, radius: float, chi: float) -> np.ndarray:
+    """Field of an endless straight tube in ppm of B0, ``offset`` in mm from a point of its axis."""
+    along_z = np.array([0.0, 0.0, 1.0])
+    across = along_z - (along_z @ direction) * direction
+    away = (offset**2).sum(axis=-1) - (offset @ direction) ** 2
+    away = np.maximum(away, 1e-12)
+    outside = radius**2 / away * (2 * (offset @ across) ** 2 / away - across @ across)
+    inside = (along_z @ direction) ** 2 - 1 / 3
+    return chi / 2 * np.where(away < radius**2, inside, outside)
+
+
 def disturbed(grid, points, radius, **source):
     """The factors of a source in ``grid``, shape of the grid; 1 where it does not reach."""
     known = {"rad_per_ppm": AT_60, "chi": 1.0, "water": 0.0, "decay": 0.0, **source}
-    voxels, factor = physics.disturbance(
+    voxels, factor = physics.perturb_signal(
         np.atleast_2d(points), np.atleast_1d(radius), grid, **known
     )
     whole = np.ones(grid.shape, complex)
@@ -52,7 +70,7 @@ def test_the_dipole_kernel_gives_the_field_of_a_ball_on_an_oblique_grid():
     away = np.linalg.norm(world, axis=-1)
     chi = np.clip((4 - away) / 0.5 + 0.5, 0, 1)
     field = physics.dipole_field(Volume(chi, affine))
-    truth = physics.ball_field(world, 4, 1.0)
+    truth = ball_field(world, 4, 1.0)
     clear = (np.abs(away - 4) > 1) & (away < 11)
     np.testing.assert_allclose(field[clear], truth[clear], atol=0.02)
     assert truth[clear].max() == pytest.approx(2 / 3 * (4 / 5) ** 3, rel=0.1)  # 2 chi/3 on the pole
@@ -66,7 +84,7 @@ def test_the_dipole_kernel_gives_the_field_of_a_tube(direction):
     away = np.linalg.norm(world - (world @ direction)[..., None] * direction, axis=-1)
     chi = np.clip((3 - away) / 0.5 + 0.5, 0, 1)
     field = physics.dipole_field(Volume(chi, affine))
-    truth = physics.tube_field(world, direction, 3, 1.0)
+    truth = tube_field(world, direction, 3, 1.0)
     clear = (np.abs(away - 3) > 1) & (np.linalg.norm(world, axis=-1) < 8)
     field -= np.median(field[clear] - truth[clear])  # the grid's ends shift the whole middle
     np.testing.assert_allclose(field[clear], truth[clear], atol=0.04)
@@ -85,7 +103,7 @@ def test_a_voxel_is_the_complex_mean_over_its_volume(spacing):
         across = (np.arange(24) + 0.5) / 24 - 0.5
         fine = np.stack(np.meshgrid(across, across, heights / spacing[2], indexing="ij"), -1)
         world = (fine + index) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-        phase = AT_60 * physics.ball_field(world, 0.6, 2.0)
+        phase = AT_60 * ball_field(world, 0.6, 2.0)
         outside = (world**2).sum(-1) >= 0.36
         truth = (np.exp(1j * phase) * outside).mean((0, 1)) @ weights
         assert abs(factor[tuple(index)] - truth) < 0.05
@@ -102,7 +120,7 @@ def test_a_straight_tube_is_the_complex_mean_over_its_volume():
         across = (np.arange(24) + 0.5) / 24 - 0.5
         fine = np.stack(np.meshgrid(across, across, heights / 2, indexing="ij"), -1)
         world = (fine + index) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-        phase = AT_60 * physics.tube_field(world, way, 0.5, 0.45)
+        phase = AT_60 * tube_field(world, way, 0.5, 0.45)
         outside = (world**2).sum(-1) - (world @ way) ** 2 >= 0.25
         truth = (np.exp(1j * phase) * outside).mean((0, 1)) @ weights
         assert abs(factor[tuple(index)] - truth) < 0.06
@@ -161,7 +179,7 @@ def test_water_inside_a_source_shines_and_decays():
 
 def test_what_lies_outside_the_grid_changes_nothing():
     grid = sampling((0.5, 0.5, 2.0), 4)
-    voxels, factor = physics.disturbance(
+    voxels, factor = physics.perturb_signal(
         np.full((1, 3), 90.0), np.ones(1), grid, rad_per_ppm=AT_60, chi=1.0, water=0.0, decay=0.0
     )
     assert (len(voxels), len(factor)) == (0, 0)
@@ -196,7 +214,7 @@ def test_a_field_that_rises_through_the_slice_dephases_it():
     ones = Volume(np.ones(box[1], np.float32), box[0])
     for slope in (0.0, 0.005, 0.01, 0.016):  # ppm/mm; 1/62 takes a 4 mm slice once around
         field = Volume((world @ normal * slope).astype(np.float32), box[0])
-        plane = list(physics.backgrounds(ones, field, grid, rad_per_ppm=AT_60))[2]
+        plane = list(physics.sum_background_slices(ones, field, grid, rad_per_ppm=AT_60))[2]
         turns = AT_60 * slope * 4 / (2 * np.pi)
         middle = abs(plane[8, 8])
         assert middle == pytest.approx(np.sinc(turns), abs=0.08)
@@ -219,14 +237,14 @@ def test_an_edge_rings_by_nine_percent_unless_k_space_is_windowed():
     edge = np.zeros((256, 8))
     edge[64:192] = 1
     for rolloff, least, most in ((0.0, 0.07, 0.11), (1.0, -0.01, 0.02)):
-        seen = physics.to_kspace(edge, (64, 8)) * physics.edge_window((64, 8), rolloff)
+        seen = physics.to_kspace(edge, (64, 8)) * physics.tukey_window((64, 8), rolloff)
         over = physics.from_kspace(seen, (256, 8)).real.max() - 1
         assert least < over < most
 
 
 @pytest.mark.parametrize("rolloff", [0.0, 0.5])
 def test_noise_is_rician_with_the_deviation_asked_for(rng, rolloff):
-    window = physics.edge_window((128, 120), rolloff)
+    window = physics.tukey_window((128, 120), rolloff)
     image = physics.from_kspace(physics.thermal_noise(rng, window, 4.0), (256, 240))
     assert image.real.std() == pytest.approx(4, rel=0.03)
     assert np.abs(image).mean() == pytest.approx(4 * np.sqrt(np.pi / 2), rel=0.03)
@@ -262,8 +280,8 @@ def test_the_high_pass_keeps_a_vein_and_drops_a_ramp():
 def test_swi_darkens_veins_of_either_handedness_and_no_calcification():
     magnitude = np.full((3, 1), 100.0)
     phase = np.array([[0.8], [-0.8], [0.0]])  # a vein along B0, a calcification, nothing
-    right, left = (physics.swi(magnitude, hand * phase, handed=hand) for hand in (1, -1))
+    right, left = (physics.swi(magnitude, hand * phase, phase_sign=hand) for hand in (1, -1))
     np.testing.assert_array_equal(right, left)
     assert right[:, 0] == pytest.approx([100 * (1 - 0.8 / np.pi) ** 4, 100, 100])
-    wrong = physics.swi(magnitude, phase, handed=-1)
+    wrong = physics.swi(magnitude, phase, phase_sign=-1)
     assert wrong[1, 0] < wrong[0, 0] == 100

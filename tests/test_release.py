@@ -11,7 +11,7 @@ from bids_cmb.detection.ensemble import calibrated
 from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.metrics.scores import score
 from bids_cmb.networks.inference import Models
-from bids_cmb.simulation.protocols import find_protocols
+from bids_cmb.simulation.protocols import resolve_protocols
 from bids_cmb.training import release as module
 from bids_cmb.training.release import (
     Judged,
@@ -117,7 +117,7 @@ def test_the_plan_of_the_package_names_recipes_sets_and_protocols_that_exist():
         read_recipe(network["recipe"])
         assert {*network["data"], *network["validation"]} <= set(plan["sets"])
     for names in plan["protocols"].values():
-        find_protocols(protocols_of(names))
+        resolve_protocols(protocols_of(names))
     data = {network["recipe"]: set(network["data"]) for network in plan["networks"]}
     for network in plan["networks"]:  # false alarms on scans not learnt from
         assert not any(data[role] & set(network["data"]) for role in network.get("given", ()))
@@ -174,7 +174,7 @@ def test_a_set_is_simulated_once_from_the_heads_that_the_plan_names(
         (folder / "dataset_description.json").write_text("{}")
         return []
 
-    monkeypatch.setattr(module, "simulate", pretend)
+    monkeypatch.setattr(module, "simulate_dataset", pretend)
     plan, means = read_plan("two-stage"), Means(heads_of(15), tmp_path / "work")
     half_made = tmp_path / "work" / "sets" / "V.part"
     half_made.mkdir(parents=True)

@@ -18,10 +18,10 @@ from bids_cmb.files import read_json
 from bids_cmb.imaging.phase import filtered, find_phase, full_turn, handed, units_of
 from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.simulation import simulate
-from bids_cmb.simulation.lesion_priors import law
-from bids_cmb.simulation.phantom import procedural_head
-from bids_cmb.simulation.protocols import Protocol, find_protocols, presets, random_protocol
-from bids_cmb.simulation.simulate import simulate_scan, stream
+from bids_cmb.simulation.lesion_priors import load_priors
+from bids_cmb.simulation.phantom import make_procedural_head
+from bids_cmb.simulation.protocols import Protocol, load_presets, resolve_protocols, sample_protocol
+from bids_cmb.simulation.simulate import simulate_scan
 
 VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
 WINDOW = (90.0, 100.0, 48.0)  # mm; a whole head takes ten times as long
@@ -29,20 +29,20 @@ WINDOW = (90.0, 100.0, 48.0)  # mm; a whole head takes ten times as long
 
 @pytest.fixture(scope="module")
 def head():
-    return procedural_head(np.random.default_rng(1))
+    return make_procedural_head(np.random.default_rng(1))
 
 
 @pytest.fixture(scope="module")
 def many():
     """A law with microbleeds in every scan, of all strengths."""
-    given = law()
+    given = load_priors()
     lesions = {**given["microbleed"], "scans_without": 0, "count_quantiles": [[0, 25], [1, 30]]}
     return {**given, "microbleed": lesions}
 
 
 def small(head, given, name="alfa-t2star", seed=4, **known):
-    protocol = presets()[name]
-    known = {"window_mm": WINDOW, "dress": "whole", **known}
+    protocol = load_presets()[name]
+    known = {"window_mm": WINDOW, "masking": "whole", **known}
     return simulate_scan(np.random.default_rng(seed), head, protocol, given, **known)
 
 
@@ -99,7 +99,7 @@ def test_each_scan_has_its_phase_beside_it_in_a_unit_that_is_understood(dataset)
         assert found.path.name == f"sub-{scan.subject}_part-phase_T2starw.nii.gz"
         assert units_of(found.path) == "arbitrary"
         stored, everywhere = load(found.path)[0].data, np.ones(load(found.path)[0].shape, bool)
-        assert full_turn(stored, "arbitrary", everywhere) == 2 * simulate.PHASE_STEPS
+        assert full_turn(stored, "arbitrary", everywhere) == 2 * simulate.PHASE_LEVELS
 
 
 @pytest.mark.parametrize("flip", [1, -1])
@@ -188,7 +188,7 @@ def test_the_same_seed_gives_the_same_scan(head, scan, many):
 
 
 def test_what_is_cut_away_does_not_change_what_is_left(head, scan, many):
-    stripped = small(head, many, dress="stripped")
+    stripped = small(head, many, masking="stripped")
     inside = stripped.image.data > 0
     np.testing.assert_array_equal(stripped.image.data[inside], scan.image.data[inside])
     assert inside.mean() < 1
@@ -202,19 +202,11 @@ def test_white_grey_and_fluid_stand_in_the_order_of_a_long_repetition_time(scan)
     assert levels == sorted(levels)
 
 
-def test_a_stream_goes_on_and_says_the_same_again(monkeypatch):
-    monkeypatch.setattr(simulate, "simulate_scan", lambda rng, *_, **__: rng.random())
-    one, other = stream(5), stream(5)
-    first = [next(one) for _ in range(2)]
-    assert first == [next(other) for _ in range(2)]
-    assert first[0] != first[1]
-
-
 def test_presets_are_those_of_known_studies_and_random_ones_lie_between(rng):
-    known = presets()
+    known = load_presets()
     assert {"adni-t2star", "ukb-swi", "rotterdam-t2star", "7t-t2star"} <= set(known)
     for _ in range(50):
-        drawn = random_protocol(rng)  # refuses itself if it is impossible
+        drawn = sample_protocol(rng)  # refuses itself if it is impossible
         alike = [one.spacing[2] for one in known.values() if one.contrast == drawn.contrast]
         assert min(alike) - 0.01 <= drawn.spacing[2] <= max(alike) + 0.01
 
@@ -249,7 +241,7 @@ def test_an_impossible_protocol_is_refused(change, said):
 def test_protocols_come_from_files_and_in_the_order_asked_for(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"mine": {key: GOOD[key] for key in GOOD if key != "name"}}))
-    found = find_protocols(["ukb-swi", "random", str(path)])
+    found = resolve_protocols(["ukb-swi", "random", str(path)])
     assert [one and one.name for one in found] == ["ukb-swi", None, "mine"]
 
 
@@ -269,7 +261,7 @@ def test_a_file_without_protocols_is_refused(tmp_path, content, said):
     path = tmp_path / "mine.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=rf"mine\.json: {said}"):
-        find_protocols([str(path)])
+        resolve_protocols([str(path)])
 
 
 def refused(capsys, *said):
@@ -287,7 +279,9 @@ def test_what_cannot_be_simulated_is_refused_before_anything_is_written(tmp_path
     out = tmp_path / "out"
     assert "`scans` must be at least 1; found 0" in refused(capsys, out, "--n-scans", 0)
     assert "random, or one of ukb-swi" in refused(capsys, out, "--protocol", "siemens")
-    assert "A law must be one of default" in refused(capsys, out, "--lesion-priors", "mine")
+    assert "The lesion priors must be one of default" in refused(
+        capsys, out, "--lesion-priors", "mine"
+    )
     assert "found none" in refused(capsys, out, "--anatomy", tmp_path)
     image = nib.Nifti1Image(np.random.default_rng(1).random((9, 9, 9), np.float32), np.eye(4))
     nib.save(image, tmp_path / "head.nii.gz")

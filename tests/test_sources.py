@@ -9,10 +9,11 @@ from phantoms import codes_at
 from scipy import stats
 from scipy.spatial import cKDTree
 
-from bids_cmb.simulation.geometry import HOLLOW, REGIONS, STRUCTURES
-from bids_cmb.simulation.lesion_priors import law
-from bids_cmb.simulation.lesions import draw_sources, draw_spots
-from bids_cmb.simulation.sources import MICROBLEED, truth_rows
+from bids_cmb.simulation import lesions
+from bids_cmb.simulation.geometry import BILATERAL_STRUCTURES, LESION_REGIONS, VENTRICULAR
+from bids_cmb.simulation.lesion_priors import load_priors, start_sampling
+from bids_cmb.simulation.lesions import sample_sources
+from bids_cmb.simulation.sources import MICROBLEED, describe_objects, number_objects
 from bids_cmb.simulation.tissue_properties import CSF
 
 SCANS = 200
@@ -44,15 +45,20 @@ OBLIGATORY = {
 }
 
 
+def draw_spots(rng, given, terrain):
+    """What `sample_sources` begins with: all but vessels, grains and siderosis, which take long."""
+    return number_objects(lesions._sample_spots(start_sampling(rng, given, terrain)))
+
+
 def draws(name, terrain, scans=SCANS):
     """The spots of many scans, each with a seed of its own."""
-    given = law(name)
+    given = load_priors(name)
     return [draw_spots(np.random.default_rng([5, at]), given, terrain) for at in range(scans)]
 
 
 def bodies(sources, wanted):
     """Rows of truth of one kind, or of all kinds that end so."""
-    return [row for row in truth_rows(sources) if row["kind"].endswith(wanted)]
+    return [row for row in describe_objects(sources) if row["kind"].endswith(wanted)]
 
 
 @pytest.fixture(scope="module")
@@ -91,20 +97,20 @@ def test_microbleeds_stay_a_millimetre_from_the_pia_and_from_the_ventricles(scan
     ways /= np.linalg.norm(ways, axis=1, keepdims=True)
     for source in (part for scan in scans for part in scan if part.kind == MICROBLEED):
         around = codes_at(askew, source.points[0] + ways * (source.radius[0] + 0.98))
-        assert not np.isin(around, (0, CSF, *HOLLOW)).any()
+        assert not np.isin(around, (0, CSF, *VENTRICULAR)).any()
         assert around.max() < 500
 
 
 def test_microbleeds_lie_in_the_structure_they_are_said_to_lie_in(scans, askew):
     for row in (row for scan in scans for row in bodies(scan, MICROBLEED)):
         code = codes_at(askew, np.array([[row["x_mm"], row["y_mm"], row["z_mm"]]]))[0]
-        codes, territory = REGIONS[row["region"]]
+        codes, territory = LESION_REGIONS[row["region"]]
         assert code in codes
         assert row["territory"] == territory
 
 
 def test_the_junction_ends_where_subcortical_white_matter_begins(scans, askew):
-    cortex = cKDTree(askew.world(np.argwhere(np.isin(askew.data, STRUCTURES["cortex"]))))
+    cortex = cKDTree(askew.world(np.argwhere(np.isin(askew.data, BILATERAL_STRUCTURES["cortex"]))))
     away = {"cortex / grey-white junction": [], "subcortical white matter": []}
     for row in (row for scan in scans for row in bodies(scan, MICROBLEED)):
         if row["region"] in away:
@@ -117,15 +123,19 @@ def test_the_junction_ends_where_subcortical_white_matter_begins(scans, askew):
 
 def test_some_microbleeds_lie_in_the_cortex_itself(scans, askew):
     places = [part.points[0] for scan in scans for part in scan if part.kind == MICROBLEED]
-    assert 0.02 < np.isin(codes_at(askew, np.array(places)), STRUCTURES["cortex"]).mean() < 0.35
+    assert (
+        0.02
+        < np.isin(codes_at(askew, np.array(places)), BILATERAL_STRUCTURES["cortex"]).mean()
+        < 0.35
+    )
 
 
 def test_clusters_come_at_their_rate_and_fit_into_four_millimetres(terrain):
-    given = law()
+    given = load_priors()
     given["microbleed"] |= {
         "scans_without": 0,
         "count_quantiles": [[0, 7], [1, 7]],
-        "region_shares": dict.fromkeys(REGIONS, 0) | {"basal ganglia": 1},
+        "region_shares": dict.fromkeys(LESION_REGIONS, 0) | {"basal ganglia": 1},
     }
     given["microbleed"]["region_concentration"] = 1e9
     given["microbleed"]["region_shares"] = {"basal ganglia": 1}
@@ -151,7 +161,7 @@ def test_a_microbleed_is_one_to_three_balls_that_merge(scans):
     for scan in scans:
         parts = {}
         for source in (part for part in scan if part.kind == MICROBLEED):
-            parts.setdefault(source.body, []).append(source)
+            parts.setdefault(source.object_id, []).append(source)
         numbers.update(len(balls) for balls in parts.values())
         for balls in parts.values():
             for one, next_one in pairwise(balls):
@@ -189,12 +199,12 @@ def test_dots_lie_where_no_microbleed_can(scans, askew, depths):
             assert without[index] <= 2
         elif row["kind"] in ("sulcus dot", "cistern dot"):
             assert within[index] <= 1
-    assert set(kinds) == set(law()["dots"]["shares"])
+    assert set(kinds) == set(load_priors()["dots"]["shares"])
 
 
 def test_dots_in_ventricles_have_fluid_around_them(scans, askew):
     wet = [
-        codes_at(askew, part.points)[0] in HOLLOW
+        codes_at(askew, part.points)[0] in VENTRICULAR
         for scan in scans
         for part in scan
         if part.kind == "ventricle dot"
@@ -211,20 +221,22 @@ def test_every_scan_has_every_mimic_that_every_head_has(whole):
 def test_rare_mimics_come_at_their_rate(scans):
     for kind in ("lacune", "haemorrhage", "cavernoma"):
         seen = np.mean([any(part.kind == kind for part in scan) for scan in scans])
-        assert seen == pytest.approx(law()[kind]["share"], abs=0.1)
+        assert seen == pytest.approx(load_priors()[kind]["share"], abs=0.1)
     large = [row["extent_mm"] for scan in scans for row in bodies(scan, "haemorrhage")]
     assert min(large) > 10
 
 
 def test_only_calcium_is_diamagnetic_and_only_arteries_have_no_field(whole):
     for source in (part for sources in whole for part in sources):
-        assert (source.chi < 0) == ("calcification" in source.kind) or source.kind == "cavernoma"
+        assert (source.susceptibility_ppm < 0) == (
+            "calcification" in source.kind
+        ) or source.kind == "cavernoma"
         if source.kind in ("artery", "perforator"):
-            assert source.chi == 0
-            assert source.water < 0.5
+            assert source.susceptibility_ppm == 0
+            assert source.spin_fraction < 0.5
         if source.kind.endswith(("vein", "sinus")):
-            assert 0.2 < source.chi < 0.8  # methods: .41 to .69, measured .3 to .45
-        assert 0 <= source.water <= 1
+            assert 0.2 < source.susceptibility_ppm < 0.8  # methods: .41 to .69, measured .3 to .45
+        assert 0 <= source.spin_fraction <= 1
         assert source.points.shape == (len(source.radius), 3)
         assert source.radius.min() > 0
         assert np.isfinite(source.points).all()
@@ -234,7 +246,7 @@ def test_iron_and_plexus_lie_on_both_sides(whole, terrain):
     for sources in whole:
         for kind in ("pallidal iron", "choroid plexus", "dentate iron", "midbrain iron"):
             places = np.concatenate([part.points for part in sources if part.kind == kind])
-            across = terrain.along(places)[:, 0]
+            across = terrain.to_head(places)[:, 0]
             assert across.min() < -2
             assert across.max() > 2
 
@@ -245,20 +257,20 @@ def test_iron_and_plexus_lie_on_both_sides(whole, terrain):
 def same(one, other):
     return len(one) == len(other) and all(
         a.kind == b.kind
-        and a.body == b.body
-        and a.chi == b.chi
+        and a.object_id == b.object_id
+        and a.susceptibility_ppm == b.susceptibility_ppm
         and np.array_equal(a.points, b.points)
         for a, b in zip(one, other, strict=True)
     )
 
 
 def test_the_same_seed_gives_the_same_sources(whole, terrain):
-    assert same(whole[1], draw_sources(np.random.default_rng(1), law(), terrain))
+    assert same(whole[1], sample_sources(np.random.default_rng(1), load_priors(), terrain))
     assert not same(whole[1], whole[0])
 
 
 def test_spots_are_what_a_whole_draw_begins_with(whole, terrain):
-    spots = draw_spots(np.random.default_rng(1), law(), terrain)
+    spots = draw_spots(np.random.default_rng(1), load_priors(), terrain)
     assert same(spots, whole[1][: len(spots)])
     assert not any(source.kind.endswith(" dot") for source in whole[1][len(spots) :])
 

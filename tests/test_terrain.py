@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.simulation.geometry import find_terrain
+from bids_cmb.simulation.geometry import measure_geometry
 from bids_cmb.simulation.tissue_properties import CSF
 
 
@@ -13,13 +13,13 @@ def test_the_axes_of_a_head_turn_with_it(terrain, askew):
     turn = askew.affine[:3, :3] * [-1, 1, 1]
     np.testing.assert_allclose(terrain.axes @ turn, np.eye(3), atol=0.12)
     np.testing.assert_allclose(terrain.axes @ terrain.axes.T, np.eye(3), atol=1e-6)
-    place = terrain.world(10, 20, -30)
-    np.testing.assert_allclose(terrain.along(place[None]), [[10, 20, -30]], atol=1e-9)
+    place = terrain.to_world(10, 20, -30)
+    np.testing.assert_allclose(terrain.to_head(place[None]), [[10, 20, -30]], atol=1e-9)
 
 
 def test_depths_are_measured_in_millimetres_of_the_world(terrain, askew):
-    index = np.array(np.unravel_index(terrain.pia.data.argmax(), terrain.pia.shape))
-    deepest, depth = terrain.pia.world(index), terrain.pia.data.max()
+    index = np.array(np.unravel_index(terrain.pial_depth.data.argmax(), terrain.pial_depth.shape))
+    deepest, depth = terrain.pial_depth.world(index), terrain.pial_depth.data.max()
     fluid = askew.world(np.argwhere((askew.data == CSF) | (askew.data >= 500)))
     nearest = np.linalg.norm(fluid - deepest, axis=1).min()
     assert depth == pytest.approx(nearest, abs=1.5)
@@ -29,10 +29,10 @@ def test_depths_are_measured_in_millimetres_of_the_world(terrain, askew):
 def test_a_head_without_a_structure_is_refused_by_its_name(askew, gone, named):
     data = np.where(np.isin(askew.data, gone), 2, askew.data)
     with pytest.raises(ValueError, match=rf"needs both halves .* missing: {named}\."):
-        find_terrain(Volume(data, askew.affine))
+        measure_geometry(Volume(data, askew.affine))
 
 
 def test_a_head_without_the_fluid_around_the_brain_is_refused_with_what_it_has(askew):
     data = np.where(askew.data == CSF, 0, askew.data)
     with pytest.raises(ValueError, match=r"\(code 24\), at least 5 % .*; found 0\.0 %\."):
-        find_terrain(Volume(data, askew.affine))
+        measure_geometry(Volume(data, askew.affine))

@@ -6,7 +6,12 @@ from phantoms import ball_head, centred_grid
 
 from bids_cmb.anatomy.labels import SIDES, mirrored_codes
 from bids_cmb.imaging.volume import resample
-from bids_cmb.simulation.tissue_properties import TISSUES, tissue_constants, tissue_maps, tissue_of
+from bids_cmb.simulation.tissue_properties import (
+    TISSUES,
+    classify_tissues,
+    get_tissue_constants,
+    sample_tissue_maps,
+)
 
 
 def test_every_side_has_its_other_side_and_the_same_tissue():
@@ -14,50 +19,54 @@ def test_every_side_has_its_other_side_and_the_same_tissue():
     np.testing.assert_array_equal(table[table], np.arange(2**16))
     for left, right in SIDES:
         assert table[left] == right
-        assert np.ptp(tissue_of(np.array([left, right]))) == 0
+        assert np.ptp(classify_tissues(np.array([left, right]))) == 0
 
 
 def test_a_code_has_its_tissue_and_an_unknown_code_is_refused():
-    assert TISSUES[tissue_of(np.array([52]))[0]] == "pallidum"
+    assert TISSUES[classify_tissues(np.array([52]))[0]] == "pallidum"
     with pytest.raises(ValueError, match=r"`labels` must hold codes .* lists; found 9999\."):
-        tissue_of(np.array([2, 9999], np.uint16))
+        classify_tissues(np.array([2, 9999], np.uint16))
 
 
 def test_the_table_says_what_its_source_says():
     cortex, white = TISSUES.index("cortex"), TISSUES.index("white")
     for field, t2star, t1 in ((1.5, 84, 1197), (3.0, 66, 1607), (7.0, 33.2, 1939)):
-        constants = tissue_constants(field)
+        constants = get_tissue_constants(field)
         assert 1000 / constants["r2star_hz"][cortex] == pytest.approx(t2star)
         assert 1000 * constants["t1_s"][cortex] == pytest.approx(t1)
-    assert tissue_constants(3)["chi_ppm"][white] == pytest.approx(-0.03)
+    assert get_tissue_constants(3)["chi_ppm"][white] == pytest.approx(-0.03)
 
 
 def test_relaxation_lies_on_the_line_between_the_fields():
-    low, high, between = (tissue_constants(field)["r2star_hz"] for field in (1.5, 3.0, 2.3))
+    low, high, between = (get_tissue_constants(field)["r2star_hz"] for field in (1.5, 3.0, 2.3))
     np.testing.assert_allclose(between, low + (2.3 - 1.5) / 1.5 * (high - low))
-    assert (tissue_constants(0.2)["r2star_hz"] > 0).all()
-    assert (tissue_constants(9.4)["r2star_hz"] > 0.999 * tissue_constants(7)["r2star_hz"]).all()
+    assert (get_tissue_constants(0.2)["r2star_hz"] > 0).all()
+    assert (
+        get_tissue_constants(9.4)["r2star_hz"] > 0.999 * get_tissue_constants(7)["r2star_hz"]
+    ).all()
 
 
 @pytest.mark.parametrize("field", [-3, 0, 20, np.nan])
 def test_an_impossible_field_is_refused(field):
     with pytest.raises(ValueError, match=r"`field_t` must be .* between 0\.2 and 12 T; found"):
-        tissue_constants(field)
+        get_tissue_constants(field)
 
 
 def test_without_chance_the_maps_are_the_table(rng):
     labels = ball_head().labels
-    maps = tissue_maps(labels, 3.0, rng, age=45, spread=0, blur_mm=0)
-    constants = tissue_constants(3.0)
+    maps = sample_tissue_maps(labels, 3.0, rng, age=45, spread=0, blur_mm=0)
+    constants = get_tissue_constants(3.0)
     for name, values in constants.items():
         found = getattr(maps, name)
         assert found.dtype == np.float32
-        np.testing.assert_allclose(found, values[tissue_of(labels.data)], rtol=1e-6)
+        np.testing.assert_allclose(found, values[classify_tissues(labels.data)], rtol=1e-6)
 
 
 def test_the_blur_mixes_tissues_and_loses_nothing(rng):
     labels = ball_head().labels
-    sharp, soft = (tissue_maps(labels, 3.0, rng, spread=0, blur_mm=blur).pd for blur in (0.0, 0.8))
+    sharp, soft = (
+        sample_tissue_maps(labels, 3.0, rng, spread=0, blur_mm=blur).pd for blur in (0.0, 0.8)
+    )
     assert soft.sum() == pytest.approx(sharp.sum(), rel=1e-3)
     assert len(np.unique(soft)) > 10 * len(np.unique(sharp))
 
@@ -65,7 +74,7 @@ def test_the_blur_mixes_tissues_and_loses_nothing(rng):
 def test_no_two_people_have_the_same_tissue(made_up):
     labels = resample(made_up.labels, *centred_grid(3.0), order=0)
     first, again, other = (
-        tissue_maps(labels, 3.0, np.random.default_rng(seed)) for seed in (1, 1, 2)
+        sample_tissue_maps(labels, 3.0, np.random.default_rng(seed)) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first.r2star_hz, again.r2star_hz)
     white = np.isin(labels.data, (2, 41))
@@ -81,7 +90,8 @@ def test_no_two_people_have_the_same_tissue(made_up):
 def test_iron_gathers_in_the_deep_grey_with_age(made_up):
     labels = resample(made_up.labels, *centred_grid(2.5), order=0)
     young, old = (
-        tissue_maps(labels, 3.0, np.random.default_rng(1), age=age, spread=0) for age in (25, 85)
+        sample_tissue_maps(labels, 3.0, np.random.default_rng(1), age=age, spread=0)
+        for age in (25, 85)
     )
     putamen, cortex = (np.isin(labels.data, codes) for codes in ((12, 51), (3, 42)))
     assert old.r2star_hz[putamen].mean() > 1.15 * young.r2star_hz[putamen].mean()
@@ -93,8 +103,14 @@ def test_white_matter_grows_ill_with_age(made_up):
     labels = resample(made_up.labels, *centred_grid(2.5), order=0)
     white = np.isin(labels.data, (2, 41))
     t1 = [
-        np.mean([tissue_maps(labels, 3.0, np.random.default_rng(seed), age=age).t1_s[white].mean()
-                 for seed in range(3)])
+        np.mean(
+            [
+                sample_tissue_maps(
+                    labels, 3.0, np.random.default_rng(seed), age=age
+                ).t1_s[white].mean()
+                for seed in range(3)
+            ]
+        )
         for age in (30, 90)
     ]  # fmt: skip
     assert t1[1] > t1[0]

@@ -4,14 +4,14 @@ import numpy as np
 from phantoms import codes_at
 from scipy.spatial import cKDTree
 
-from bids_cmb.simulation.geometry import HOLLOW
+from bids_cmb.simulation.geometry import VENTRICULAR
 from bids_cmb.simulation.tissue_properties import CSF
 
 
 def test_the_sagittal_sinus_runs_in_the_midline_of_the_outer_shell(whole, terrain):
     for sources in whole:
         [sinus] = [part for part in sources if part.kind == "superior sagittal sinus"]
-        across, along, up = terrain.along(sinus.points).T
+        across, along, up = terrain.to_head(sinus.points).T
         assert np.abs(across).max() < 4
         assert np.ptp(along) > 120
         assert up.max() > 40
@@ -20,7 +20,7 @@ def test_the_sagittal_sinus_runs_in_the_midline_of_the_outer_shell(whole, terrai
 
 
 def test_medullary_veins_stand_upright_on_the_ventricle(whole, askew):
-    wall = cKDTree(askew.world(np.argwhere(np.isin(askew.data, HOLLOW))))
+    wall = cKDTree(askew.world(np.argwhere(np.isin(askew.data, VENTRICULAR))))
     gains = []
     for part in (part for sources in whole for part in sources if part.kind == "medullary vein"):
         near, far = wall.query(part.points[[0, -1]])[0]
@@ -34,8 +34,8 @@ def test_arteries_run_in_fluid_and_the_basilar_before_the_brainstem(whole, terra
         arteries = [part for part in sources if part.kind == "artery"]
         wet = [codes_at(askew, part.points) == CSF for part in arteries]
         assert np.concatenate(wet).mean() > 0.6
-        basilar = terrain.along(arteries[0].points)
-        stem = terrain.along(askew.world(np.argwhere(askew.data == 16)))
+        basilar = terrain.to_head(arteries[0].points)
+        stem = terrain.to_head(askew.world(np.argwhere(askew.data == 16)))
         for place in basilar:
             level = stem[np.abs(stem[:, 2] - place[2]) < 2]
             assert place[1] > np.median(level[:, 1])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LEFT, RIGHT, NO_SIDE = 1.0, 0.0, 0.5
+SULCUS_HALF_WIDTH_MM = 2.0  # sulci up to twice as wide belong to a brain mask
 SIDES = (  # the codes of one structure, left and right
     *((2, 41), (3, 42), (4, 43), (5, 44), (7, 46), (8, 47), (10, 49), (11, 50), (12, 51), (13, 52)),
     *((17, 53), (18, 54), (25, 57), (26, 58), (28, 60), (30, 62), (31, 63), (78, 79)),

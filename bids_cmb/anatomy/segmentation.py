@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from bids_cmb.anatomy.labels import SULCUS_HALF_WIDTH_MM
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.imaging.volume import Volume, resample
 from bids_cmb.networks.inference import STEPS, Models, answer, load_network
 from bids_cmb.networks.model_cards import ANATOMY, card, members_of, weights_file
 
 FLUID_OUTSIDE, OUTSIDE = "fluid outside the brain", "outside"  # classes that are no brain
-CLEFT_MM = 2.0  # half the width of sulci that belong to the brain mask, as in the simulator
 NEAR_MIDLINE_MM = 30.0  # from where on voxels say nothing about where the midline is
 MIDLINE_MM = 1.5  # a lesion is neither left nor right this close to the midline
 NO_TISSUE_MM = 12.0  # a lesion farther from any tissue than this has no structure
@@ -135,7 +135,7 @@ def _largest(mask: np.ndarray) -> np.ndarray:
 def _closed(tissue: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Tissue with the narrow sulci and all holes."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    wide = tuple(int(2 * round(CLEFT_MM / step) + 1) for step in spacing)
+    wide = tuple(int(2 * round(SULCUS_HALF_WIDTH_MM / step) + 1) for step in spacing)
     closed = ndimage.minimum_filter(ndimage.maximum_filter(tissue.view(np.uint8), wide), wide)
     return ndimage.binary_fill_holes(closed.astype(bool) | tissue)
 

@@ -112,16 +112,16 @@ def _add_simulate(makers: argparse._SubParsersAction) -> None:
 def _simulate(given: argparse.Namespace) -> int:
     """Make a dataset, and say on the way how long it will take. Returns the exit code."""
     from bids_cmb.parallel.processes import sentence
-    from bids_cmb.simulation.simulate import simulate
+    from bids_cmb.simulation.simulate import simulate_dataset
 
     try:
-        numbers = simulate(
+        numbers = simulate_dataset(
             given.folder,
             scans=given.n_scans,
             seed=given.seed,
             anatomy=given.anatomy,
             protocols=given.protocol,
-            variant=given.lesion_priors,
+            priors=given.lesion_priors,
             with_phase=given.phase,
             workers=given.workers,
             progress=_say,

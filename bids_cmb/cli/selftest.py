@@ -10,7 +10,7 @@ from bids_cmb.evaluation.evaluate import Asked, measure
 from bids_cmb.networks.inference import device, load_network, load_patcher, unfit
 from bids_cmb.networks.model_cards import card, card_names, members_of, weights_file
 from bids_cmb.provenance import machine, software
-from bids_cmb.simulation.simulate import simulate
+from bids_cmb.simulation.simulate import simulate_dataset
 from bids_cmb.workflow.run import run
 
 SEED = 11
@@ -72,7 +72,7 @@ def _counted(folder: Path, models: Path | None, say: Say) -> list[str]:
     """Simulate a scan, run the app on it as a user would, and compare with the truth."""
     raw, out = folder / "raw", folder / "out"
     began = time.monotonic()
-    (true,) = simulate(raw, scans=1, seed=SEED, protocols=[PROTOCOL], variant=LAW)
+    (true,) = simulate_dataset(raw, scans=1, seed=SEED, protocols=[PROTOCOL], priors=LAW)
     say(f"a scan with {true} microbleeds simulated in {time.monotonic() - began:.1f} s")
     began = time.monotonic()
     levels = ("participant", "group")

@@ -13,7 +13,7 @@ from bids_cmb.imaging.volume import Volume, load_labels
 from bids_cmb.lesions.label_maps import MOST_OF_ALL
 from bids_cmb.lesions.measure import TOUCHING
 from bids_cmb.lesions.region_growing import WIDEST_MM, Growth, growth, nearest_voxel
-from bids_cmb.simulation.reference import measured_rows
+from bids_cmb.simulation.reference import measure_labels
 
 CORNER_VOXELS = 0.5  # how far the grids of scan and mask may lie apart
 MADE = {
@@ -196,7 +196,7 @@ def lesion_table(labels: Volume, image: Volume, facts: Sequence[dict]) -> list[d
         brain, known = find_brain(image), True
     except ValueError:
         brain, known = Volume(np.ones(image.shape, bool), image.affine), False
-    rows = measured_rows(labels, image, brain)
+    rows = measure_labels(labels, image, brain)
     empty = dict.fromkeys(truth_columns())
     table = []
     for index, fact in enumerate(facts, start=1):

@@ -1,7 +1,7 @@
-"""The numbers that a scan's sources are drawn by, and how chance draws them.
+"""Priors of the sources of a simulated scan, and draws from them.
 
-Every number stands in ``resources/simulation/lesion_priors.json``; lengths are mm, susceptibilities
-ppm against the tissue around.
+Every number stands in ``resources/simulation/lesion_priors.json``. Lengths are mm, susceptibilities
+ppm relative to the surrounding tissue.
 """
 
 import json
@@ -11,72 +11,87 @@ from importlib import resources
 
 import numpy as np
 
-from bids_cmb.simulation.geometry import Terrain
+from bids_cmb.simulation.geometry import HeadGeometry
 
-BLOOD_PPM = 4 * np.pi * 0.27  # of fully deoxygenated red cells against oxygenated ones
+DEOXYGENATED_BLOOD_PPM = 4 * np.pi * 0.27  # of fully deoxygenated red cells against oxygenated ones
 
 
-def law(name: str = "default") -> dict:
-    """The numbers that sources are drawn by; a law says only where it differs from the default.
+def load_priors(name: str = "default") -> dict:
+    """Load the priors of sources; a variant states only where it differs from the default.
+
+    Args:
+        name: Of a variant in ``resources/simulation/lesion_priors.json``.
+
+    Returns:
+        Priors of microbleeds, mimics, vessels and blood.
 
     Raises:
-        ValueError: If there is no law of that name.
+        ValueError: If there is no variant of that name.
     """
     text = (
         resources.files("bids_cmb")
         .joinpath("resources/simulation/lesion_priors.json")
         .read_text("utf-8")
     )
-    laws = json.loads(text)
-    if name not in laws:
-        raise ValueError(f"A law must be one of {', '.join(laws)}; found {name!r}.")
-    return _merged(laws["default"], laws[name])
+    variants = json.loads(text)
+    if name not in variants:
+        raise ValueError(f"The lesion priors must be one of {', '.join(variants)}; found {name!r}.")
+    return _merge(variants["default"], variants[name])
 
 
-def _merged(whole: dict, changes: dict) -> dict:
+def _merge(whole: dict, changes: dict) -> dict:
     return whole | {
-        key: _merged(whole[key], value) if isinstance(whole.get(key), dict) else value
+        key: _merge(whole[key], value) if isinstance(whole.get(key), dict) else value
         for key, value in changes.items()
     }
 
 
 @dataclass(frozen=True, eq=False)
-class Draw:
-    """What every part of one scan's drawing needs: chance, law, head."""
+class SamplingContext:
+    """Bundle what every sampler of one scan needs.
+
+    Attributes:
+        rng: Source of chance.
+        priors: From `load_priors`.
+        geometry: Of the head.
+        venous_ppm: Susceptibility of this scan's venous blood.
+    """
 
     rng: np.random.Generator
-    law: dict
-    terrain: Terrain
-    venous: float  # ppm, of this scan's blood
+    priors: dict
+    geometry: HeadGeometry
+    venous_ppm: float  # ppm, of this scan's blood
 
 
-def begin(rng: np.random.Generator, given: dict, terrain: Terrain) -> Draw:
-    """Begin to draw a scan: its blood comes first.
+def start_sampling(
+    rng: np.random.Generator, priors: dict, geometry: HeadGeometry
+) -> SamplingContext:
+    """Start to sample a scan: the susceptibility of its blood comes first.
 
     Args:
         rng: Source of chance.
-        given: The numbers, from `law`.
-        terrain: The head, from `simulation.geometry.find_terrain`.
+        priors: From `load_priors`.
+        geometry: The head, from `simulation.geometry.measure_geometry`.
     """
-    return Draw(rng, given, terrain, _venous(rng, given["blood"]))
+    return SamplingContext(rng, priors, geometry, _sample_venous_ppm(rng, priors["blood"]))
 
 
-def _venous(rng: np.random.Generator, given: dict) -> float:
-    """Susceptibility of venous blood in ppm, from haematocrit and oxygenation."""
-    oxygenation = between(rng, given["oxygenation"])
-    return BLOOD_PPM * between(rng, given["haematocrit"]) * (1 - oxygenation)
+def _sample_venous_ppm(rng: np.random.Generator, priors: dict) -> float:
+    """Sample the susceptibility of venous blood in ppm: BLOOD · haematocrit · (1 - oxygenation)."""
+    oxygenation = sample_uniform(rng, priors["oxygenation"])
+    return DEOXYGENATED_BLOOD_PPM * sample_uniform(rng, priors["haematocrit"]) * (1 - oxygenation)
 
 
-def between(rng: np.random.Generator, limits: Sequence[float]) -> float:
-    """A number between two, each as likely."""
+def sample_uniform(rng: np.random.Generator, limits: Sequence[float]) -> float:
+    """Sample a number uniformly between two limits."""
     return float(rng.uniform(*limits))
 
 
-def log_between(rng: np.random.Generator, limits: Sequence[float]) -> float:
-    """A number between two, each order of size as likely."""
+def sample_log_uniform(rng: np.random.Generator, limits: Sequence[float]) -> float:
+    """Sample a number log-uniformly between two positive limits."""
     return float(np.exp(rng.uniform(*np.log(limits))))
 
 
-def how_many(rng: np.random.Generator, limits: Sequence[int]) -> int:
-    """A whole number between two, both ends included."""
+def sample_integer(rng: np.random.Generator, limits: Sequence[int]) -> int:
+    """Sample an integer uniformly, both limits included."""
     return int(rng.integers(limits[0], limits[1] + 1))

@@ -1,36 +1,45 @@
-"""Smooth noise on a coarse lattice, and a lattice stretched over a grid."""
+"""Smooth random fields: Gaussian noise on a coarse lattice, upsampled linearly to a grid."""
 
 import numpy as np
 from scipy import ndimage
 
 
-def noise_lattice(rng: np.random.Generator, shape: tuple[int, ...], width: float) -> np.ndarray:
-    """Smooth Gaussian noise of unit variance, float32; ``width`` is the blur's sigma in voxels."""
+def sample_noise(rng: np.random.Generator, shape: tuple[int, ...], width: float) -> np.ndarray:
+    """Sample smooth Gaussian noise of unit variance.
+
+    Args:
+        rng: Source of chance.
+        shape: Of the lattice.
+        width: Sigma of the blur in voxels of the lattice.
+
+    Returns:
+        float32, ``shape``.
+    """
     noise = ndimage.gaussian_filter(
         rng.standard_normal(shape, np.float32), width, mode="wrap", truncate=3
     )
     return noise / max(float(noise.std()), 1e-9)
 
 
-def node_count(count: int, spacing: float, step_mm: float) -> int:
-    """Nodes of a lattice over ``count`` voxels, at most ``step_mm`` apart."""
+def count_nodes(count: int, spacing: float, step_mm: float) -> int:
+    """Count the nodes of a lattice over ``count`` voxels, at most ``step_mm`` apart."""
     return max(2, int(np.ceil((count - 1) * spacing / step_mm)) + 1)
 
 
-def node_weights(count: int, nodes: int) -> np.ndarray:
-    """Linear interpolation from nodes to voxels, the ends on the ends, float32 (count, nodes)."""
+def interpolation_weights(count: int, nodes: int) -> np.ndarray:
+    """Compute the linear weights from nodes to voxels, ends on ends, float32 (count, nodes)."""
     place = np.linspace(0, nodes - 1, count)[:, None]
     return np.maximum(0, 1 - np.abs(place - np.arange(nodes))).astype(np.float32)
 
 
-def stretch_planes(lattice: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A lattice stretched along its last two axes, (nodes x, *shape) float32."""
-    wide = lattice @ node_weights(shape[1], lattice.shape[2]).T
-    return node_weights(shape[0], lattice.shape[1]) @ wide
+def upsample_planes(lattice: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Upsample a lattice linearly along its last two axes, float32 (nodes x, *shape)."""
+    wide = lattice @ interpolation_weights(shape[1], lattice.shape[2]).T
+    return interpolation_weights(shape[0], lattice.shape[1]) @ wide
 
 
-def stretch(lattice: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """A lattice stretched linearly over a grid, corner to corner, float32 (*shape)."""
-    wide = stretch_planes(lattice, shape[1:])
-    along = node_weights(shape[0], lattice.shape[0])
+def upsample(lattice: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Upsample a lattice linearly to a grid, corner to corner, float32 (*shape)."""
+    wide = upsample_planes(lattice, shape[1:])
+    along = interpolation_weights(shape[0], lattice.shape[0])
     return (along @ wide.reshape(len(wide), -1)).reshape(shape)

@@ -1,4 +1,4 @@
-"""How scans are made: the protocols of known studies, of files, and random ones between them."""
+"""Acquisition protocols: of known studies, from files, and random ones between them."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ CONTRASTS, KINDS = ("T2starw", "swi"), ("2D", "3D")
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a scan is made.
+    """Describe how a scan is acquired.
 
     Attributes:
         name: What to call it.
@@ -26,7 +26,7 @@ class Protocol:
         flip_deg: Degrees.
         spacing: mm between voxels, that between slices last.
         kind: ``2D``, slice by slice, or ``3D``, a slab.
-        thickness: mm, of a slice; by default as far as slices are apart.
+        thickness: mm, of a slice; by default the distance between slices.
         interpolation: 2 if the scanner shows twice as many pixels as it measured, else 1.
         tilt_deg: How far slices lean to the front or the back, at most.
         snr: Least and most of white matter's signal over the noise's standard deviation.
@@ -48,7 +48,7 @@ class Protocol:
     manufacturer: str = "Siemens"
 
     def __post_init__(self):
-        """Refuse what no scanner can do.
+        """Check that the protocol is possible.
 
         Raises:
             ValueError: One sentence, naming the protocol, the rule and what was found.
@@ -57,10 +57,10 @@ class Protocol:
         object.__setattr__(self, "snr", tuple(float(end) for end in self.snr))
         if not self.thickness and len(self.spacing) == 3:
             object.__setattr__(self, "thickness", self.spacing[2])
-        for name, said, kept in self._rules():
-            if not kept:
+        for name, rule, satisfied in self._rules():
+            if not satisfied:
                 raise ValueError(
-                    f"Protocol {self.name}: {said}; found {name} {getattr(self, name)!r}."
+                    f"Protocol {self.name}: {rule}; found {name} {getattr(self, name)!r}."
                 )
 
     def _rules(self) -> Iterator[tuple[str, str, bool]]:
@@ -96,63 +96,65 @@ class Protocol:
         yield "snr", "the signal must be above the noise", len(self.snr) == 2 and min(self.snr) > 1
 
 
-def presets() -> dict[str, Protocol]:
-    """The protocols that come with the package, by name."""
+def load_presets() -> dict[str, Protocol]:
+    """Load the protocols that come with the package, by name."""
     text = (
         resources.files("bids_cmb")
         .joinpath("resources/simulation/protocols.json")
         .read_text("utf-8")
     )
-    return {name: Protocol(name=name, **said) for name, said in json.loads(text).items()}
+    return {name: Protocol(name=name, **settings) for name, settings in json.loads(text).items()}
 
 
-def find_protocols(wanted: Sequence[str]) -> list[Protocol | None]:
-    """Protocols by name, or from JSON files of them.
+def resolve_protocols(names: Sequence[str]) -> list[Protocol | None]:
+    """Resolve protocols by name, or from JSON files of them.
 
     Args:
-        wanted: Names of presets, paths of JSON files (an object by name, as
+        names: Names of presets, paths of JSON files (an object by name, as
             ``resources/simulation/protocols.json`` is), or ``random`` for one between the presets
             each time.
 
     Returns:
-        In the order asked for; None for ``random``.
+        In the order of ``names``; None for ``random``.
 
     Raises:
         ValueError: If a name is unknown or a file holds no protocols.
         OSError: If a file cannot be read.
     """
-    known, found = presets(), []
-    for name in wanted:
+    known, protocols = load_presets(), []
+    for name in names:
         if name.endswith(".json"):
-            found += _read_protocols(Path(name))
+            protocols += _read_protocols(Path(name))
         elif name in known:
-            found.append(known[name])
+            protocols.append(known[name])
         elif name == "random":
-            found.append(None)
+            protocols.append(None)
         else:
             raise ValueError(
                 f"A protocol must be a JSON file, random, or one of {', '.join(known)}; "
                 f"found {name!r}."
             )
-    return found
+    return protocols
 
 
 def _read_protocols(path: Path) -> list[Protocol]:
-    said = load_object(path, "a file of protocols")
+    content = load_object(path, "a file of protocols")
     names = {part.name for part in fields(Protocol)} - {"name"}
     protocols = []
-    for name, one in said.items():
-        if not isinstance(one, dict):
-            raise ValueError(f"{path}: protocol {name} must be a JSON object; found {one!r:.60}.")
-        if unknown := sorted(set(one) - names):
+    for name, settings in content.items():
+        if not isinstance(settings, dict):
+            raise ValueError(
+                f"{path}: protocol {name} must be a JSON object; found {settings!r:.60}."
+            )
+        if unknown := sorted(set(settings) - names):
             raise ValueError(
                 f"{path}: protocol {name} may only have {', '.join(sorted(names))}; "
                 f"found {', '.join(unknown)}."
             )
         try:
-            protocols.append(Protocol(name=name, **one))
+            protocols.append(Protocol(name=name, **settings))
         except TypeError as error:
-            missing = sorted({"contrast", "kind", "spacing"} - set(one)) or [str(error)]
+            missing = sorted({"contrast", "kind", "spacing"} - set(settings)) or [str(error)]
             raise ValueError(
                 f"{path}: protocol {name} is not complete or not of numbers; "
                 f"found a fault in {', '.join(missing)}."
@@ -160,31 +162,33 @@ def _read_protocols(path: Path) -> list[Protocol]:
     return protocols
 
 
-def random_protocol(rng: np.random.Generator) -> Protocol:
-    """A protocol between two presets of one contrast and kind."""
-    known = list(presets().values())
-    one = known[rng.integers(len(known))]
-    alike = [other for other in known if (other.contrast, other.kind) == (one.contrast, one.kind)]
-    other = alike[rng.integers(len(alike))]
+def sample_protocol(rng: np.random.Generator) -> Protocol:
+    """Sample a protocol between two presets of one contrast and kind."""
+    known = list(load_presets().values())
+    first = known[rng.integers(len(known))]
+    similar = [
+        second for second in known if (second.contrast, second.kind) == (first.contrast, first.kind)
+    ]
+    second = similar[rng.integers(len(similar))]
     share = rng.uniform()
 
     def between(name: str) -> float:
-        return float(getattr(one, name) ** (1 - share) * getattr(other, name) ** share)
+        return float(getattr(first, name) ** (1 - share) * getattr(second, name) ** share)
 
     # Blooming goes with the product of field and echo time, and so do those who choose them.
-    echo = between("echo_time_s") * between("field_t") / one.field_t
+    echo = between("echo_time_s") * between("field_t") / first.field_t
     pixel, gap = (
-        one.spacing[axis] ** (1 - share) * other.spacing[axis] ** share for axis in (0, 2)
+        first.spacing[axis] ** (1 - share) * second.spacing[axis] ** share for axis in (0, 2)
     )
     return replace(
-        one,
+        first,
         name="random",
         echo_time_s=round(echo, 4),
         repetition_time_s=round(max(between("repetition_time_s"), echo + 0.004), 4),
         flip_deg=round(between("flip_deg"), 1),
         spacing=(round(pixel, 3), round(pixel, 3), round(gap, 2)),
-        thickness=round(gap * one.thickness / one.spacing[2] * rng.uniform(0.85, 1), 2),
+        thickness=round(gap * first.thickness / first.spacing[2] * rng.uniform(0.85, 1), 2),
         interpolation=int(rng.integers(1, 3)),
         tilt_deg=12.0,
-        manufacturer=other.manufacturer,
+        manufacturer=second.manufacturer,
     )

@@ -1,4 +1,4 @@
-"""What is true of a simulated scan: labels and tables of microbleeds and of all that looks alike.
+"""Ground truth of a simulated scan: labels and tables of microbleeds and mimics.
 
 The label of a microbleed is defined on the image, against the twin without microbleeds.
 """
@@ -14,13 +14,13 @@ from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import TOUCHING, find_lesions
 from bids_cmb.lesions.table import lesion_row
 from bids_cmb.simulation import physics
-from bids_cmb.simulation.acquisition import Effect, Scene, Views
+from bids_cmb.simulation.acquisition import AcquiredImages, AcquisitionModel, Effect
 from bids_cmb.simulation.sources import MICROBLEED
 
 # Voxels that lose this share of a lesion's deepest loss are the lesion. Where the deepest loss is
 # small, a reader might doubt it, or not see it at all.
-HALF_DEPTH, DEFINITE, POSSIBLE = 0.45, 0.25, 0.18
-TRUTH = {
+LESION_LOSS_SHARE, MIN_DEFINITE_LOSS, MIN_VISIBLE_LOSS = 0.45, 0.25, 0.18
+TRUTH_COLUMNS = {
     "region": {"Description": "Region that the microbleed was put into."},
     "territory": {
         "Description": "Territory of the region.",
@@ -37,7 +37,7 @@ TRUTH = {
         "Format": "number",
     },
 }
-CERTAINTY = {
+CERTAINTY_COLUMN = {
     "Description": "How well the microbleed can be seen.",
     "Levels": {
         "definite": "Deepest loss of at least 0.25.",
@@ -45,11 +45,11 @@ CERTAINTY = {
         "unseen": "Less: it is not in the label map.",
     },
 }
-INCLUDED = {
+INCLUDED_COLUMN = {
     "Description": "Whether it has to be found.",
     "Levels": {"yes": "Definite.", "no": "Possible or unseen."},
 }
-MIMICS = {
+MIMIC_COLUMNS = {
     "index": {"Description": "Value in the label map of the same name.", "Format": "integer"},
     "name": {"Description": "Its name, unique within the scan."},
     "kind": {"Description": "What it is; no microbleed."},
@@ -57,155 +57,178 @@ MIMICS = {
         f"{axis}_mm": {"Description": f"Middle, scanner space, {axis} (RAS+).", "Units": "mm"}
         for axis in "xyz"
     },
-    "moment_ppm_mm3": TRUTH["moment_ppm_mm3"],
+    "moment_ppm_mm3": TRUTH_COLUMNS["moment_ppm_mm3"],
     "extent_mm": {"Description": "Largest extent along an axis of the world.", "Units": "mm"},
     "loss": {"Description": "Deepest loss of signal that it causes alone, 0 to 1."},
 }
 
 
-def lesion_columns() -> dict[str, dict]:
-    """The app's columns of lesions, those that truth alone can fill last."""
-    return {**columns("lesion"), "certainty": CERTAINTY, "included": INCLUDED, **TRUTH}
+def get_lesion_columns() -> dict[str, dict]:
+    """Return the app's columns of lesions, those that only ground truth can fill last."""
+    return {
+        **columns("lesion"),
+        "certainty": CERTAINTY_COLUMN,
+        "included": INCLUDED_COLUMN,
+        **TRUTH_COLUMNS,
+    }
 
 
-def lesion_truth(
+def label_lesions(
     rows: list[dict],
     effects: Sequence[Effect],
-    seen: tuple[Scene, Views, np.ndarray],
-    measured_on: tuple[Volume, Volume],
+    acquired: tuple[AcquisitionModel, AcquiredImages, np.ndarray],
+    reader_view: tuple[Volume, Volume],
 ) -> tuple[Volume, list[dict]]:
-    """Microbleeds as they are seen, and a row for each, those that cannot be seen last.
+    """Label the visible microbleeds, and tabulate all of them, the invisible ones last.
 
     Args:
-        rows: Of `simulation.sources.truth_rows`.
-        effects: What every body does to the scan.
-        seen: The scene, its views, and where the scan is not blank.
-        measured_on: Scan and brain mask.
+        rows: From `simulation.sources.describe_objects`.
+        effects: Of every object on the scan.
+        acquired: The acquisition, its images, and where the scan is not blank.
+        reader_view: Scan and brain mask.
 
     Returns:
         labels: uint16, on the grid of the scan.
-        table: In the columns of `lesion_columns`.
+        table: In the columns of `get_lesion_columns`.
     """
-    scene, views, kept = seen
-    labels, depths = _lesion_labels(effects, np.where(kept, views.loss, 0), scene)
+    acquisition, images, visible = acquired
+    labels, depths = _label_visible(effects, np.where(visible, images.loss, 0), acquisition)
     known = [row for row in rows if row["kind"] == MICROBLEED]
-    return labels, _lesion_table(labels, depths, known, *measured_on)
+    return labels, _tabulate_lesions(labels, depths, known, *reader_view)
 
 
-def _lesion_labels(
-    effects: Sequence[Effect], loss: np.ndarray, scene: Scene
+def _label_visible(
+    effects: Sequence[Effect], loss: np.ndarray, acquisition: AcquisitionModel
 ) -> tuple[Volume, dict[int, float]]:
-    """Microbleeds as they are seen: uint16 by body's order, and the deepest loss of each body."""
-    owner, bodies = _owners([effect for effect in effects if effect.lesion], scene)
-    labels, depths, count = np.zeros(scene.grid.shape, np.uint16), {}, 0
-    for at, (body, box) in enumerate(bodies, start=1):
-        own = np.where(owner[box] == at, loss[box], 0)
-        depths[body] = float(own.max(initial=0))
-        if depths[body] >= POSSIBLE:
-            pieces, _ = ndimage.label(own > HALF_DEPTH * depths[body], structure=TOUCHING)
-            deepest = pieces.flat[own.argmax()]
+    """Label the visible microbleeds, uint16, and return the deepest loss of each object."""
+    owner, bodies = _assign_owners([effect for effect in effects if effect.is_lesion], acquisition)
+    labels, depths, count = np.zeros(acquisition.grid.shape, np.uint16), {}, 0
+    for number, (body, box) in enumerate(bodies, start=1):
+        own_loss = np.where(owner[box] == number, loss[box], 0)
+        depths[body] = float(own_loss.max(initial=0))
+        if depths[body] >= MIN_VISIBLE_LOSS:
+            pieces, _ = ndimage.label(
+                own_loss > LESION_LOSS_SHARE * depths[body], structure=TOUCHING
+            )
+            deepest = pieces.flat[own_loss.argmax()]
             count += 1
             labels[box][pieces == deepest] = count
-    return Volume(labels, scene.grid.affine), depths
+    return Volume(labels, acquisition.grid.affine), depths
 
 
-def _owners(
-    effects: Sequence[Effect], scene: Scene
+def _assign_owners(
+    effects: Sequence[Effect], acquisition: AcquisitionModel
 ) -> tuple[np.ndarray, list[tuple[int, tuple[slice, ...]]]]:
-    """Which effect costs each voxel most, by number from 1; and the body and box of each."""
-    strongest = np.zeros(scene.grid.shape, np.float32)
-    owner = np.zeros(scene.grid.shape, np.uint16)
+    """Find which effect costs each voxel most, by number from 1; and object and box of each."""
+    strongest = np.zeros(acquisition.grid.shape, np.float32)
+    owner = np.zeros(acquisition.grid.shape, np.uint16)
     bodies = []
-    for at, effect in enumerate(effects, start=1):
-        index, lost = _own_loss(effect, scene)
+    for number, effect in enumerate(effects, start=1):
+        index, lost = _compute_loss(effect, acquisition)
         where = tuple(index.T)
         stronger = lost > strongest[where]
         where = tuple(index[stronger].T)
-        strongest[where], owner[where] = lost[stronger], at
+        strongest[where], owner[where] = lost[stronger], number
         low, high = index.min(axis=0), index.max(axis=0) + 1
-        bodies.append((effect.body, tuple(map(slice, low, high))))
+        bodies.append((effect.object_id, tuple(map(slice, low, high))))
     return owner, bodies
 
 
-def _own_loss(effect: Effect, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels of the scan (N, 3) and what the effect alone costs each, 0 to 1."""
-    shown = np.abs(effect.factor)
-    if scene.protocol.contrast == "swi":
-        shown = physics.swi(shown, np.angle(effect.factor), handed=1)
-    fine = np.column_stack(np.unravel_index(effect.voxels, scene.sampling.shape))
-    flat = np.ravel_multi_index((fine // scene.finer).T, scene.grid.shape)
-    voxels, at = np.unique(flat, return_inverse=True)
-    lost = np.bincount(at, 1 - shown) / np.bincount(at)
-    return np.column_stack(np.unravel_index(voxels, scene.grid.shape)), lost
+def _compute_loss(effect: Effect, acquisition: AcquisitionModel) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the loss of one effect alone: voxels of the scan (N, 3) and losses, 0 to 1."""
+    magnitude = np.abs(effect.factor)
+    if acquisition.protocol.contrast == "swi":
+        magnitude = physics.swi(magnitude, np.angle(effect.factor), phase_sign=1)
+    fine = np.column_stack(np.unravel_index(effect.voxels, acquisition.sampling.shape))
+    flat = np.ravel_multi_index((fine // acquisition.oversampling).T, acquisition.grid.shape)
+    voxels, inverse = np.unique(flat, return_inverse=True)
+    lost = np.bincount(inverse, 1 - magnitude) / np.bincount(inverse)
+    return np.column_stack(np.unravel_index(voxels, acquisition.grid.shape)), lost
 
 
-def mimic_truth(
-    rows: list[dict], effects: Sequence[Effect], scene: Scene, kept: np.ndarray
+def label_mimics(
+    rows: list[dict], effects: Sequence[Effect], acquisition: AcquisitionModel, visible: np.ndarray
 ) -> tuple[Volume, list[dict]]:
-    """Everything else that is dark: uint16 labels, and a row for each that can be seen."""
-    known = {row["body"]: row for row in rows}
-    labels = np.zeros(scene.grid.shape, np.uint16)
-    strongest = np.zeros(scene.grid.shape, np.float32)
+    """Label everything else that is dark, uint16, and tabulate what is visible of it."""
+    known = {row["object_id"]: row for row in rows}
+    labels = np.zeros(acquisition.grid.shape, np.uint16)
+    strongest = np.zeros(acquisition.grid.shape, np.float32)
     table = []
     for effect in effects:
-        if effect.lesion:
+        if effect.is_lesion:
             continue
-        index, lost = _own_loss(effect, scene)
-        lost = np.where(kept[tuple(index.T)], lost, 0)
+        index, lost = _compute_loss(effect, acquisition)
+        lost = np.where(visible[tuple(index.T)], lost, 0)
         deepest = float(lost.max(initial=0))
-        if deepest < POSSIBLE:
+        if deepest < MIN_VISIBLE_LOSS:
             continue
-        within = lost > np.maximum(HALF_DEPTH * deepest, strongest[tuple(index.T)])
+        within = lost > np.maximum(LESION_LOSS_SHARE * deepest, strongest[tuple(index.T)])
         where = tuple(index[within].T)
         number = len(table) + 1
         labels[where], strongest[where] = number, lost[within]
         table.append(
-            {"index": number, "name": f"MIM{number:03d}", **_mimic_row(known[effect.body], deepest)}
+            {
+                "index": number,
+                "name": f"MIM{number:03d}",
+                **_describe_mimic(known[effect.object_id], deepest),
+            }
         )
-    return Volume(labels, scene.grid.affine), table
+    return Volume(labels, acquisition.grid.affine), table
 
 
-def _mimic_row(row: dict, deepest: float) -> dict:
+def _describe_mimic(row: dict, deepest: float) -> dict:
     kept = ("kind", "x_mm", "y_mm", "z_mm", "moment_ppm_mm3", "extent_mm")
     return {**{key: row[key] for key in kept}, "loss": round(deepest, 3)}
 
 
-def _lesion_table(
+def _tabulate_lesions(
     labels: Volume, depths: dict[int, float], known: list[dict], image: Volume, brain: Volume
 ) -> list[dict]:
-    """Microbleeds in the app's own columns; the unseen ones follow those in the label map."""
-    seen = [row for row in known if depths.get(row["body"], 0) >= POSSIBLE]
-    rows = measured_rows(labels, image, brain)
+    """Tabulate microbleeds in the app's columns; the invisible ones follow the labelled ones."""
+    seen = [row for row in known if depths.get(row["object_id"], 0) >= MIN_VISIBLE_LOSS]
+    rows = measure_labels(labels, image, brain)
     table, unseen = [], []
     for row in known:
-        depth = depths.get(row["body"], 0.0)
+        depth = depths.get(row["object_id"], 0.0)
         extra = {
             "region": row["region"], "territory": row["territory"],
             "moment_ppm_mm3": row["moment_ppm_mm3"], "loss": round(depth, 3),
         }  # fmt: skip
         if row in seen and (index := 1 + seen.index(row)) in rows:
-            sure = "definite" if depth >= DEFINITE else "possible"
-            included = "yes" if depth >= DEFINITE else "no"
-            table.append({**rows[index], "certainty": sure, "included": included, **extra})
+            certainty = "definite" if depth >= MIN_DEFINITE_LOSS else "possible"
+            included = "yes" if depth >= MIN_DEFINITE_LOSS else "no"
+            table.append({**rows[index], "certainty": certainty, "included": included, **extra})
         else:
             place = {name: row[name] for name in ("x_mm", "y_mm", "z_mm")}
             unseen.append({**place, "certainty": "unseen", "included": "no", **extra})
-    empty = dict.fromkeys([*columns("lesion"), *TRUTH])
+    empty = dict.fromkeys([*columns("lesion"), *TRUTH_COLUMNS])
     numbered = enumerate(unseen, start=len(table) + 1)
-    table += [{**row, "index": at, "name": f"CMB{at:03d}", "mapping": 7} for at, row in numbered]
+    table += [
+        {**row, "index": number, "name": f"CMB{number:03d}", "mapping": 7}
+        for number, row in numbered
+    ]
     return [{**empty, **row} for row in table]
 
 
-def measured_rows(labels: Volume, image: Volume, brain: Volume) -> dict[int, dict]:
-    """Every label's row as the app measures it, by label; labels that touch are kept apart."""
+def measure_labels(labels: Volume, image: Volume, brain: Volume) -> dict[int, dict]:
+    """Measure every label as the app does, by label; labels that touch are kept apart.
+
+    Args:
+        labels: uint16 or so, 0 is background.
+        image: The scan.
+        brain: bool.
+
+    Returns:
+        A row of the lesion table for each label.
+    """
     rows: dict[int, dict] = {}
-    for layer in _layers(labels.data):
+    for layer in _group_separate_labels(labels.data):
         chances = Volume(np.isin(labels.data, layer).astype(np.float32), labels.affine)
-        found, lesions = find_lesions(chances, image, brain, threshold=0.5, definite=0.5)
-        boxes = ndimage.find_objects(found.data)
+        labelled, lesions = find_lesions(chances, image, brain, threshold=0.5, definite=0.5)
+        boxes = ndimage.find_objects(labelled.data)
         for lesion in lesions:
             box = boxes[lesion.index - 1]
-            index = int(labels.data[box][found.data[box] == lesion.index][0])
+            index = int(labels.data[box][labelled.data[box] == lesion.index][0])
             row = lesion_row(replace(lesion, index=index))
             rows[index] = {
                 **row,
@@ -216,18 +239,18 @@ def measured_rows(labels: Volume, image: Volume, brain: Volume) -> dict[int, dic
     return rows
 
 
-def _layers(labels: np.ndarray) -> list[list[int]]:
-    """Labels in groups within which none touch."""
+def _group_separate_labels(labels: np.ndarray) -> list[list[int]]:
+    """Group labels so that none touch within a group."""
     layers: list[tuple[list[int], set[int]]] = []
-    for at, box in enumerate(ndimage.find_objects(labels), start=1):
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is None:
             continue
         wide = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)
-        near = ndimage.binary_dilation(labels[wide] == at, structure=TOUCHING)
-        beside = set(np.unique(labels[wide][near]).tolist()) - {0, at}
-        group, taken = next((one for one in layers if at not in one[1]), ([], set()))
+        near = ndimage.binary_dilation(labels[wide] == label, structure=TOUCHING)
+        beside = set(np.unique(labels[wide][near]).tolist()) - {0, label}
+        group, taken = next((layer for layer in layers if label not in layer[1]), ([], set()))
         if not group:
             layers.append((group, taken))
-        group.append(at)
+        group.append(label)
         taken.update(beside)
     return [group for group, _ in layers]

@@ -1,7 +1,7 @@
-"""The veins, sinuses and arteries of a head: where they run, how wide, how much iron is in them.
+"""Veins, sinuses and arteries: their course, width and susceptibility.
 
-What is cut by the length of a slice looks like a microbleed; only where it lies and what it
-continues into tell. Lengths are mm, positions world mm (RAS+).
+A vessel cut across by a slice looks like a microbleed; only its position and what it continues into
+tell them apart. Lengths are mm, positions world mm (RAS+).
 """
 
 from collections.abc import Sequence
@@ -13,66 +13,87 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
 from bids_cmb.simulation.geometry import (
+    BILATERAL_STRUCTURES,
     BRAINSTEM,
-    GRID,
-    STRUCTURES,
-    Terrain,
-    both_sides,
-    pick,
-    settle,
-    slope_at,
-    unit,
-    value_along,
-    value_at,
-    walk,
+    GRID_MM,
+    HeadGeometry,
+    bilateral_codes,
+    gradient_direction_at,
+    interpolate_along,
+    interpolate_at,
+    normalize,
+    project_to_level,
+    random_walk_on_surface,
+    sample_voxels,
 )
-from bids_cmb.simulation.lesion_priors import Draw, between, how_many, log_between
-from bids_cmb.simulation.sources import Source
+from bids_cmb.simulation.lesion_priors import (
+    SamplingContext,
+    sample_integer,
+    sample_log_uniform,
+    sample_uniform,
+)
+from bids_cmb.simulation.sources import SusceptibilitySource
 
 
-def draw_vessels(draw: Draw) -> list[list[Source]]:
-    """Every vessel of a scan, a body each."""
-    return [vessel for part in VESSELS for vessel in part(draw)]
+def sample_vessels(context: SamplingContext) -> list[list[SusceptibilitySource]]:
+    """Sample every vessel of a scan, one object each."""
+    return [vessel for part in VESSEL_SAMPLERS for vessel in part(context)]
 
 
-def _vein(draw: Draw, kind: str, points: np.ndarray, *, taper: float = 1.0) -> list[Source]:
-    """One vein as a body of its own; ``taper`` is its last radius as a share of its first."""
-    given = draw.law["vessels"][kind]
-    chi = draw.venous + draw.law["blood"]["spread"] * draw.rng.standard_normal()
-    radius = log_between(draw.rng, given["radius_mm"]) * np.linspace(1, taper, len(points))
-    r2star = draw.law["r2star_per_ppm"] * abs(chi)
-    return [Source(kind, points, radius, chi, between(draw.rng, given["water"]), r2star)]
+def _make_vein(
+    context: SamplingContext, kind: str, points: np.ndarray, *, taper: float = 1.0
+) -> list[SusceptibilitySource]:
+    """Make one vein; ``taper`` is its last radius as a share of its first."""
+    priors = context.priors["vessels"][kind]
+    chi = context.venous_ppm + context.priors["blood"]["spread"] * context.rng.standard_normal()
+    radius = sample_log_uniform(context.rng, priors["radius_mm"]) * np.linspace(
+        1, taper, len(points)
+    )
+    r2star = context.priors["r2star_per_ppm"] * abs(chi)
+    return [
+        SusceptibilitySource(
+            kind, points, radius, chi, sample_uniform(context.rng, priors["water"]), r2star
+        )
+    ]
 
 
-def _artery(draw: Draw, kind: str, points: np.ndarray, limits: Sequence[float]) -> list[Source]:
-    """A flow void: black, and no field of its own."""
-    radius = log_between(draw.rng, limits) * np.linspace(1, 0.6, len(points))
-    given = draw.law["vessels"]["perforator" if kind == "perforator" else "artery"]
-    return [Source(kind, points, radius, 0.0, between(draw.rng, given["water"]), 0.0)]
+def _make_artery(
+    context: SamplingContext, kind: str, points: np.ndarray, limits: Sequence[float]
+) -> list[SusceptibilitySource]:
+    """Make a flow void: black, and no field of its own."""
+    radius = sample_log_uniform(context.rng, limits) * np.linspace(1, 0.6, len(points))
+    priors = context.priors["vessels"]["perforator" if kind == "perforator" else "artery"]
+    return [
+        SusceptibilitySource(
+            kind, points, radius, 0.0, sample_uniform(context.rng, priors["water"]), 0.0
+        )
+    ]
 
 
-def _runs(
+def _trim_paths(
     paths: np.ndarray, lengths: np.ndarray, good: np.ndarray, fewest: int = 3
 ) -> list[np.ndarray]:
-    """Each path up to its length in mm or to where it first leaves what is good for it."""
+    """Trim each path to its length in mm or to where it first leaves what is good for it."""
     ends = np.where(good.all(axis=1), good.shape[1], good.argmin(axis=1))
-    ends = np.minimum(ends, np.ceil(lengths / GRID).astype(int) + 1)
+    ends = np.minimum(ends, np.ceil(lengths / GRID_MM).astype(int) + 1)
     return [path[:end] for path, end in zip(paths, ends, strict=True) if end >= fewest]
 
 
-def _line(draw: Draw, waypoints: Sequence[np.ndarray], sway: float = 0.6) -> np.ndarray:
-    """A smooth line through waypoints, each moved a little, with a point every 1.5 mm."""
-    corners = np.array(waypoints) + sway * draw.rng.standard_normal((len(waypoints), 3))
+def _smooth_polyline(
+    context: SamplingContext, waypoints: Sequence[np.ndarray], sway: float = 0.6
+) -> np.ndarray:
+    """Smooth a line through waypoints, each moved a little, with a point every 1.5 mm."""
+    corners = np.array(waypoints) + sway * context.rng.standard_normal((len(waypoints), 3))
     covered = np.append(0, np.linalg.norm(np.diff(corners, axis=0), axis=1).cumsum())
-    at = np.linspace(0, covered[-1], max(3, round(covered[-1] / GRID)))
-    line = np.column_stack([np.interp(at, covered, axis) for axis in corners.T])
+    lengths = np.linspace(0, covered[-1], max(3, round(covered[-1] / GRID_MM)))
+    line = np.column_stack([np.interp(lengths, covered, axis) for axis in corners.T])
     return ndimage.gaussian_filter1d(line, 2.0, axis=0, mode="nearest")
 
 
-def _sides(draw: Draw, *places: Sequence[float]) -> list[list[np.ndarray]]:
-    """Places given along the head's axes, on the left and on the right, in world mm."""
+def _mirror_to_world(context: SamplingContext, *places: Sequence[float]) -> list[list[np.ndarray]]:
+    """Convert positions along the head's axes, left and mirrored right, to world mm."""
     return [
-        [draw.terrain.world(side * right, front, top) for right, front, top in places]
+        [context.geometry.to_world(side * right, front, top) for right, front, top in places]
         for side in (-1, 1)
     ]
 
@@ -80,182 +101,225 @@ def _sides(draw: Draw, *places: Sequence[float]) -> list[list[np.ndarray]]:
 # --- Veins and vessels of the surface -------------------------------------------------------------
 
 
-def _pial_vessels(draw: Draw) -> list[list[Source]]:
-    """Small vessels along the sulci, some in their depth and some at the edge of the cortex."""
-    given, rng, terrain = draw.law["vessels"]["pial vessel"], draw.rng, draw.terrain
-    number = how_many(rng, given["number"])
-    near = terrain.around & (terrain.pia.data > -2.5)
+def _sample_pial_vessels(context: SamplingContext) -> list[list[SusceptibilitySource]]:
+    """Sample small vessels along the sulci, some in their depth, some at the edge of the cortex."""
+    priors, rng, geometry = context.priors["vessels"]["pial vessel"], context.rng, context.geometry
+    number = sample_integer(rng, priors["number"])
+    near = geometry.csf_mask & (geometry.pial_depth.data > -2.5)
     starts = np.concatenate(
         [
-            pick(rng, terrain, near & (terrain.shell.data > 6), number - number // 3),
-            pick(rng, terrain, near, number // 3),
+            sample_voxels(
+                rng, geometry, near & (geometry.shell_depth.data > 6), number - number // 3
+            ),
+            sample_voxels(rng, geometry, near, number // 3),
         ]
     )
     level = rng.uniform(-1.2, 0.1, number)
-    starts = settle(terrain.pia, starts, level)
-    paths = walk(
+    starts = project_to_level(geometry.pial_depth, starts, level)
+    paths = random_walk_on_surface(
         rng,
-        terrain.pia,
+        geometry.pial_depth,
         starts,
-        unit(rng.standard_normal(starts.shape)),
+        normalize(rng.standard_normal(starts.shape)),
         level=level,
-        steps=round(given["length_mm"][1] / GRID),
-        wobble=given["wobble"],
+        steps=round(priors["length_mm"][1] / GRID_MM),
+        wobble=priors["wobble"],
     )
-    good = np.abs(value_along(terrain.pia, paths) - level[:, None]) < 1.5
-    lengths = rng.uniform(*given["length_mm"], number)
+    good = np.abs(interpolate_along(geometry.pial_depth, paths) - level[:, None]) < 1.5
+    lengths = rng.uniform(*priors["length_mm"], number)
     return [
-        _artery(draw, "pial vessel", run, given["radius_mm"])
-        if rng.random() < given["arterial"]
-        else _vein(draw, "pial vessel", run, taper=0.6)
-        for run in _runs(paths, lengths, good)
+        _make_artery(context, "pial vessel", run, priors["radius_mm"])
+        if rng.random() < priors["arterial"]
+        else _make_vein(context, "pial vessel", run, taper=0.6)
+        for run in _trim_paths(paths, lengths, good)
     ]
 
 
-def _sinuses_and_cortical_veins(draw: Draw) -> list[list[Source]]:
-    """The sinuses along the outer shell, and the veins over the hemispheres that seek them."""
-    given, rng, terrain = draw.law["vessels"]["cortical vein"], draw.rng, draw.terrain
-    sagittal, confluence = _sagittal(draw)
-    transverse = [_transverse(draw, side, confluence) for side in (-1, 1)]
-    number = how_many(rng, given["number"])
-    over = terrain.around & (terrain.shell.data > 1.5) & (terrain.shell.data < 8)
-    high = (terrain.head[..., 2] > -15) & (np.abs(terrain.head[..., 0]) > 12)
-    starts = pick(rng, terrain, over & high, number)
+def _sample_sinuses_and_cortical_veins(
+    context: SamplingContext,
+) -> list[list[SusceptibilitySource]]:
+    """Sample the sinuses along the outer shell, and the cortical veins that drain into them."""
+    priors, rng, geometry = (
+        context.priors["vessels"]["cortical vein"],
+        context.rng,
+        context.geometry,
+    )
+    sagittal, confluence = _trace_sagittal_sinus(context)
+    transverse = [_trace_transverse_sinus(context, side, confluence) for side in (-1, 1)]
+    number = sample_integer(rng, priors["number"])
+    over = geometry.csf_mask & (geometry.shell_depth.data > 1.5) & (geometry.shell_depth.data < 8)
+    high = (geometry.coordinates[..., 2] > -15) & (np.abs(geometry.coordinates[..., 0]) > 12)
+    starts = sample_voxels(rng, geometry, over & high, number)
     ends = np.concatenate([sagittal, *transverse])
     goal = np.linalg.norm(starts[:, None] - ends, axis=2).argmin(axis=1)
     targets = ends[np.clip(goal + rng.integers(-12, 13, number), 0, len(ends) - 1)]
-    paths = walk(
+    paths = random_walk_on_surface(
         rng,
-        terrain.pia,
-        settle(terrain.pia, starts, -1.0),
-        unit(targets - starts),
+        geometry.pial_depth,
+        project_to_level(geometry.pial_depth, starts, -1.0),
+        normalize(targets - starts),
         level=-1.0,
-        steps=round(given["length_mm"][1] / GRID),
-        wobble=given["wobble"],
+        steps=round(priors["length_mm"][1] / GRID_MM),
+        wobble=priors["wobble"],
         targets=targets,
     )
     nearest = np.linalg.norm(paths - targets[:, None], axis=2).argmin(axis=1)
     good = np.arange(paths.shape[1]) <= nearest[:, None]  # beyond, they would circle around it
-    lengths = rng.uniform(*given["length_mm"], number)
+    lengths = rng.uniform(*priors["length_mm"], number)
     veins = [
-        _vein(draw, "cortical vein", run[::-1], taper=0.5) for run in _runs(paths, lengths, good)
+        _make_vein(context, "cortical vein", run[::-1], taper=0.5)
+        for run in _trim_paths(paths, lengths, good)
     ]
     return [
-        _vein(draw, "superior sagittal sinus", sagittal[::-1], taper=0.5),
-        *(_vein(draw, "transverse sinus", line, taper=0.9) for line in transverse),
+        _make_vein(context, "superior sagittal sinus", sagittal[::-1], taper=0.5),
+        *(_make_vein(context, "transverse sinus", line, taper=0.9) for line in transverse),
         *veins,
     ]
 
 
-def _sagittal(draw: Draw) -> tuple[np.ndarray, np.ndarray]:
-    """The midline of the outer shell from front to back, and the confluence at its end."""
-    terrain = draw.terrain
-    middle = terrain.world(0, -5, 20)
+def _trace_sagittal_sinus(context: SamplingContext) -> tuple[np.ndarray, np.ndarray]:
+    """Trace the midline of the outer shell from front to back, and the confluence at its end."""
+    geometry = context.geometry
+    middle = geometry.to_world(0, -5, 20)
     angles = np.radians(np.arange(-5, 225, 1.5))
-    ways = np.column_stack([0 * angles, np.cos(angles), np.sin(angles)]) @ terrain.axes
+    ways = np.column_stack([0 * angles, np.cos(angles), np.sin(angles)]) @ geometry.axes
     rays = middle + ways[:, None] * np.arange(1, 140.0)[:, None]
-    inside = value_along(terrain.shell, rays) > 2.5
+    inside = interpolate_along(geometry.shell_depth, rays) > 2.5
     outermost = inside.shape[1] - 1 - inside[:, ::-1].argmax(axis=1)
     line = rays[np.arange(len(rays)), outermost]
-    below = (value_at(terrain.tentorium, line) < 0) & (angles > np.pi * 0.75)
+    below = (interpolate_at(geometry.tentorium_distance, line) < 0) & (angles > np.pi * 0.75)
     end = int(below.argmax()) if below.any() else len(line) - 1
     line = ndimage.gaussian_filter1d(line[: end + 1], 2.0, axis=0, mode="nearest")
     return line, line[-1]
 
 
-def _transverse(draw: Draw, side: int, confluence: np.ndarray) -> np.ndarray:
-    """Along the outer shell where cerebrum and cerebellum are equally far, from the confluence."""
-    terrain = draw.terrain
-    edge = (np.abs(terrain.shell.data - 2) < 2) & (np.abs(terrain.tentorium.data) < 3)
-    right, front, _ = terrain.along(confluence)
-    across, along = side * (terrain.head[..., 0] - right), terrain.head[..., 1] - front
+def _trace_transverse_sinus(
+    context: SamplingContext, side: int, confluence: np.ndarray
+) -> np.ndarray:
+    """Trace the outer shell where cerebrum and cerebellum are equally far, from the confluence."""
+    geometry = context.geometry
+    edge = (np.abs(geometry.shell_depth.data - 2) < 2) & (
+        np.abs(geometry.tentorium_distance.data) < 3
+    )
+    right, front, _ = geometry.to_head(confluence)
+    across, along = (
+        side * (geometry.coordinates[..., 0] - right),
+        geometry.coordinates[..., 1] - front,
+    )
     edge &= (across > 3) & (along > -15) & (along < 45)
-    places = terrain.codes.world(np.argwhere(edge))
+    places = geometry.codes.world(np.argwhere(edge))
     bins, behind = (across[edge] // 6).astype(int), along[edge]
     corners = []
-    for at in np.unique(bins):  # the hindmost: further on, tentorium and petrous bone meet
-        own = bins == at
-        corners.append(places[own & (behind < behind[own].min() + 5)].mean(axis=0))
-    line = _line(draw, [confluence, *corners] if corners else [confluence] * 3, sway=0.3)
-    return np.concatenate([line[:1], settle(terrain.shell, line[1:], 2.0)])
+    for bin_index in np.unique(bins):  # the hindmost: further on, tentorium and petrous bone meet
+        in_bin = bins == bin_index
+        corners.append(places[in_bin & (behind < behind[in_bin].min() + 5)].mean(axis=0))
+    line = _smooth_polyline(
+        context, [confluence, *corners] if corners else [confluence] * 3, sway=0.3
+    )
+    return np.concatenate([line[:1], project_to_level(geometry.shell_depth, line[1:], 2.0)])
 
 
-def _medullary_veins(draw: Draw) -> list[list[Source]]:
-    """Straight thin veins through the white matter, upright on the wall of the ventricles."""
-    given, rng, terrain = draw.law["vessels"]["medullary vein"], draw.rng, draw.terrain
-    number = how_many(rng, given["number"])
-    white = np.isin(terrain.codes.data, both_sides("white")) & (terrain.pia.data > 6)
-    beside = white & (terrain.wall.data > 0.5) & (terrain.wall.data < 8)
-    starts = pick(rng, terrain, beside & (terrain.head[..., 2] > -5), number)
-    ways = unit(slope_at(terrain.wall, starts) + 0.3 * terrain.axes[2])
-    steps = round(given["length_mm"][1] / GRID)
-    paths = walk(rng, None, starts, ways, steps=steps, wobble=given["wobble"])
-    good = (value_along(terrain.pia, paths) > 2.5) & (value_along(terrain.wall, paths) > 0)
-    lengths = rng.uniform(*given["length_mm"], len(starts))
-    return [_vein(draw, "medullary vein", run, taper=0.6) for run in _runs(paths, lengths, good)]
+def _sample_medullary_veins(context: SamplingContext) -> list[list[SusceptibilitySource]]:
+    """Sample straight thin veins through the white matter, upright on the ventricular wall."""
+    priors, rng, geometry = (
+        context.priors["vessels"]["medullary vein"],
+        context.rng,
+        context.geometry,
+    )
+    number = sample_integer(rng, priors["number"])
+    white = np.isin(geometry.codes.data, bilateral_codes("white")) & (geometry.pial_depth.data > 6)
+    beside = (
+        white & (geometry.ventricle_distance.data > 0.5) & (geometry.ventricle_distance.data < 8)
+    )
+    starts = sample_voxels(rng, geometry, beside & (geometry.coordinates[..., 2] > -5), number)
+    ways = normalize(
+        gradient_direction_at(geometry.ventricle_distance, starts) + 0.3 * geometry.axes[2]
+    )
+    steps = round(priors["length_mm"][1] / GRID_MM)
+    paths = random_walk_on_surface(rng, None, starts, ways, steps=steps, wobble=priors["wobble"])
+    good = (interpolate_along(geometry.pial_depth, paths) > 2.5) & (
+        interpolate_along(geometry.ventricle_distance, paths) > 0
+    )
+    lengths = rng.uniform(*priors["length_mm"], len(starts))
+    return [
+        _make_vein(context, "medullary vein", run, taper=0.6)
+        for run in _trim_paths(paths, lengths, good)
+    ]
 
 
-def _deep_veins(draw: Draw) -> list[list[Source]]:
-    """Septal, thalamostriate and internal cerebral veins, the vein of Galen, the straight sinus."""
-    terrain = draw.terrain
-    _, confluence = _sagittal(draw)
-    galen = [terrain.world(0, *place) for place in ((-14, 3), (-20, 2), (-25, 6))]
+def _sample_deep_veins(context: SamplingContext) -> list[list[SusceptibilitySource]]:
+    """Sample septal, thalamostriate and internal cerebral veins, vein of Galen, straight sinus."""
+    geometry = context.geometry
+    _, confluence = _trace_sagittal_sinus(context)
+    galen = [geometry.to_world(0, *place) for place in ((-14, 3), (-20, 2), (-25, 6))]
     bodies = []
-    for side in _sides(draw, (2, 19, 5), (2, 6, 8), (1.5, -6, 6), (1, -14, 3)):
-        bodies.append(_vein(draw, "internal cerebral vein", _line(draw, side)))
-    for side in _sides(draw, (6, 36, 8), (2, 28, 10), (2, 19, 5)):
-        bodies.append(_vein(draw, "septal vein", _line(draw, side)))
-    for side in _sides(draw, (19, -8, 14), (15, 4, 13), (10, 14, 9), (3, 19, 5)):
-        line = settle(terrain.wall, _line(draw, side), 0.3)
-        bodies.append(_vein(draw, "thalamostriate vein", line))
-    bodies.append(_vein(draw, "vein of Galen", _line(draw, galen)))
-    bodies.append(_vein(draw, "straight sinus", _line(draw, [galen[-1], confluence])))
+    for side in _mirror_to_world(context, (2, 19, 5), (2, 6, 8), (1.5, -6, 6), (1, -14, 3)):
+        bodies.append(
+            _make_vein(context, "internal cerebral vein", _smooth_polyline(context, side))
+        )
+    for side in _mirror_to_world(context, (6, 36, 8), (2, 28, 10), (2, 19, 5)):
+        bodies.append(_make_vein(context, "septal vein", _smooth_polyline(context, side)))
+    for side in _mirror_to_world(context, (19, -8, 14), (15, 4, 13), (10, 14, 9), (3, 19, 5)):
+        line = project_to_level(geometry.ventricle_distance, _smooth_polyline(context, side), 0.3)
+        bodies.append(_make_vein(context, "thalamostriate vein", line))
+    bodies.append(_make_vein(context, "vein of Galen", _smooth_polyline(context, galen)))
+    bodies.append(
+        _make_vein(context, "straight sinus", _smooth_polyline(context, [galen[-1], confluence]))
+    )
     return bodies
 
 
 # --- Arteries -------------------------------------------------------------------------------------
 
 
-def _arteries(draw: Draw) -> list[list[Source]]:
-    """The basilar artery, the circle of Willis and the branches from it, as flow voids."""
-    given, terrain = draw.law["vessels"]["artery"], draw.terrain
-    stems = [_basilar(draw)]
-    wide = terrain.around & (terrain.pia.data < -1)
+def _sample_arteries(context: SamplingContext) -> list[list[SusceptibilitySource]]:
+    """Sample the basilar artery, the circle of Willis and the branches from it, as flow voids."""
+    priors, geometry = context.priors["vessels"]["artery"], context.geometry
+    stems = [_trace_basilar_artery(context)]
+    wide = geometry.csf_mask & (geometry.pial_depth.data < -1)
     for side in (-1, 1):
-        tip = _nearest(terrain, wide, (9 * side, 19, -22))
-        stems.append(_through_fluid(draw, tip, _nearest(terrain, wide, (40 * side, 20, -16))))
-    for side in _sides(draw, (9, 18, -22), (3, 26, -20), (2, 46, -8), (2, 52, 10), (2, 36, 32)):
-        stems.append(settle(terrain.pia, _line(draw, side, 1.0), -0.8))
+        tip = _find_nearest_voxel(geometry, wide, (9 * side, 19, -22))
+        stems.append(
+            _find_path_in_csf(
+                context, tip, _find_nearest_voxel(geometry, wide, (40 * side, 20, -16))
+            )
+        )
+    for side in _mirror_to_world(
+        context, (9, 18, -22), (3, 26, -20), (2, 46, -8), (2, 52, 10), (2, 36, 32)
+    ):
+        stems.append(
+            project_to_level(geometry.pial_depth, _smooth_polyline(context, side, 1.0), -0.8)
+        )
     branches = []
     for stem, side in zip(stems[1:3], (-1, 1), strict=True):
-        branches += _branches(draw, stem[-1], (0.4 * side, -0.7, 0.6))
-        branches += _branches(draw, stems[0][-1], (side, -0.3, 0.1), number=1)
+        branches += _sample_branches(context, stem[-1], (0.4 * side, -0.7, 0.6))
+        branches += _sample_branches(context, stems[0][-1], (side, -0.3, 0.1), number=1)
     return [
-        *(_artery(draw, "artery", line, given["stem_mm"]) for line in stems),
-        *(_artery(draw, "artery", line, given["branch_mm"]) for line in branches),
+        *(_make_artery(context, "artery", line, priors["stem_mm"]) for line in stems),
+        *(_make_artery(context, "artery", line, priors["branch_mm"]) for line in branches),
     ]
 
 
-def _through_fluid(draw: Draw, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """The shortest way between two places that shuns tissue, smoothed, (N, 3)."""
-    terrain = draw.terrain
-    ends = np.rint(terrain.codes.index(np.array([start, end]))).astype(int)
+def _find_path_in_csf(context: SamplingContext, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Find the shortest path between two positions that avoids tissue, smoothed, (N, 3)."""
+    geometry = context.geometry
+    ends = np.rint(geometry.codes.index(np.array([start, end]))).astype(int)
     low = np.maximum(ends.min(axis=0) - 8, 0)
     box = tuple(map(slice, low, ends.max(axis=0) + 9))
-    toll = 1 + 10 * np.clip(1 + terrain.pia.data[box], 0, 1)  # none 1 mm from the tissue
+    toll = 1 + 10 * np.clip(1 + geometry.pial_depth.data[box], 0, 1)  # none 1 mm from the tissue
     first, last = np.ravel_multi_index(
         tuple(np.minimum(ends - low, np.array(toll.shape) - 1).T), toll.shape
     )
-    _, before = dijkstra(_graph(toll), indices=first, return_predecessors=True)
+    _, before = dijkstra(_build_graph(toll), indices=first, return_predecessors=True)
     way = [last]
     while way[-1] != first:
         way.append(before[way[-1]])
-    line = terrain.codes.world(np.column_stack(np.unravel_index(way[::-1], toll.shape)) + low)
+    line = geometry.codes.world(np.column_stack(np.unravel_index(way[::-1], toll.shape)) + low)
     return ndimage.gaussian_filter1d(line, 1.0, axis=0, mode="nearest")
 
 
-def _graph(toll: np.ndarray) -> csr_array:
-    """Voxels as a graph: neighbours by face or edge, the toll of both on the way between."""
+def _build_graph(toll: np.ndarray) -> csr_array:
+    """Build a graph of voxels: neighbours by face or edge, weighted by the toll of both."""
     number = np.arange(toll.size).reshape(toll.shape)
     steps = [step for step in product((-1, 0, 1), repeat=3) if step > (0, 0, 0)]
     links = []
@@ -273,69 +337,80 @@ def _graph(toll: np.ndarray) -> csr_array:
     return graph + graph.T
 
 
-def _nearest(terrain: Terrain, mask: np.ndarray, place: Sequence[float]) -> np.ndarray:
-    """World mm of the voxel of a mask next to a place along the head's axes."""
-    away = terrain.away(place, mask)
-    return terrain.codes.world(np.array(np.unravel_index(away.argmin(), away.shape)))
+def _find_nearest_voxel(
+    geometry: HeadGeometry, mask: np.ndarray, place: Sequence[float]
+) -> np.ndarray:
+    """Find the voxel of a mask nearest to a position along the head's axes, world mm."""
+    away = geometry.distance_to(place, mask)
+    return geometry.codes.world(np.array(np.unravel_index(away.argmin(), away.shape)))
 
 
-def _basilar(draw: Draw) -> np.ndarray:
-    """In the fluid before the brainstem, upwards."""
-    terrain = draw.terrain
-    stem = (terrain.codes.data == BRAINSTEM) & (np.abs(terrain.head[..., 0]) < 5)
-    places = terrain.head[stem]
+def _trace_basilar_artery(context: SamplingContext) -> np.ndarray:
+    """Trace the basilar artery upwards in the fluid before the brainstem."""
+    geometry = context.geometry
+    stem = (geometry.codes.data == BRAINSTEM) & (np.abs(geometry.coordinates[..., 0]) < 5)
+    places = geometry.coordinates[stem]
     top = np.percentile(places[:, 2], 95)
     heights = np.linspace(top - 30, top - 8, 7)
-    fronts = [places[np.abs(places[:, 2] - at) < 4, 1].max(initial=-10) + 2 for at in heights]
-    corners = [terrain.world(0, *place) for place in zip(fronts, heights, strict=True)]
-    return settle(terrain.pia, _line(draw, corners), -1.8)
+    fronts = [
+        places[np.abs(places[:, 2] - height) < 4, 1].max(initial=-10) + 2 for height in heights
+    ]
+    corners = [geometry.to_world(0, *place) for place in zip(fronts, heights, strict=True)]
+    return project_to_level(geometry.pial_depth, _smooth_polyline(context, corners), -1.8)
 
 
-def _branches(
-    draw: Draw, start: np.ndarray, way: Sequence[float], number: int | None = None
+def _sample_branches(
+    context: SamplingContext, start: np.ndarray, way: Sequence[float], number: int | None = None
 ) -> list[np.ndarray]:
-    given, rng = draw.law["vessels"]["artery"], draw.rng
-    number = number or how_many(rng, given["branches"])
+    priors, rng = context.priors["vessels"]["artery"], context.rng
+    number = number or sample_integer(rng, priors["branches"])
     starts = start + 3 * rng.standard_normal((number, 3))
-    ways = unit(np.array(way) @ draw.terrain.axes + 0.4 * rng.standard_normal((number, 3)))
-    paths = walk(
+    ways = normalize(np.array(way) @ context.geometry.axes + 0.4 * rng.standard_normal((number, 3)))
+    paths = random_walk_on_surface(
         rng,
-        draw.terrain.pia,
-        settle(draw.terrain.pia, starts, -1.0),
+        context.geometry.pial_depth,
+        project_to_level(context.geometry.pial_depth, starts, -1.0),
         ways,
         level=-1.0,
-        steps=round(given["length_mm"][1] / GRID),
-        wobble=given["wobble"],
+        steps=round(priors["length_mm"][1] / GRID_MM),
+        wobble=priors["wobble"],
     )
     good = np.ones(paths.shape[:2], bool)
-    return _runs(paths, rng.uniform(*given["length_mm"], number), good)
+    return _trim_paths(paths, rng.uniform(*priors["length_mm"], number), good)
 
 
-def _perforators(draw: Draw) -> list[list[Source]]:
-    """Thin flow voids that fan upwards through the lentiform nuclei."""
-    given, rng, terrain = draw.law["vessels"]["perforator"], draw.rng, draw.terrain
+def _sample_perforators(context: SamplingContext) -> list[list[SusceptibilitySource]]:
+    """Sample thin flow voids that fan upwards through the lentiform nuclei."""
+    priors, rng, geometry = context.priors["vessels"]["perforator"], context.rng, context.geometry
     bodies = []
     for side in (0, 1):
-        codes = [*STRUCTURES["putamen"][side], *STRUCTURES["pallidum"][side]]
-        starts = pick(
-            rng, terrain, np.isin(terrain.codes.data, codes), how_many(rng, given["number"])
+        codes = [*BILATERAL_STRUCTURES["putamen"][side], *BILATERAL_STRUCTURES["pallidum"][side]]
+        starts = sample_voxels(
+            rng,
+            geometry,
+            np.isin(geometry.codes.data, codes),
+            sample_integer(rng, priors["number"]),
         )
-        ways = np.array([(2 * side - 1) * 0.4, 0, 1]) @ terrain.axes
-        ways = unit(ways + 0.25 * rng.standard_normal(starts.shape))
-        steps = round(given["length_mm"][1] / GRID)
-        paths = walk(rng, None, starts - 4 * ways, ways, steps=steps, wobble=given["wobble"])
-        good = (value_along(terrain.pia, paths) > 1) & (value_along(terrain.wall, paths) > 1)
-        lengths = rng.uniform(*given["length_mm"], len(starts))
-        runs = _runs(paths, lengths, good)
-        bodies += [_artery(draw, "perforator", run, given["radius_mm"]) for run in runs]
+        ways = np.array([(2 * side - 1) * 0.4, 0, 1]) @ geometry.axes
+        ways = normalize(ways + 0.25 * rng.standard_normal(starts.shape))
+        steps = round(priors["length_mm"][1] / GRID_MM)
+        paths = random_walk_on_surface(
+            rng, None, starts - 4 * ways, ways, steps=steps, wobble=priors["wobble"]
+        )
+        good = (interpolate_along(geometry.pial_depth, paths) > 1) & (
+            interpolate_along(geometry.ventricle_distance, paths) > 1
+        )
+        lengths = rng.uniform(*priors["length_mm"], len(starts))
+        runs = _trim_paths(paths, lengths, good)
+        bodies += [_make_artery(context, "perforator", run, priors["radius_mm"]) for run in runs]
     return bodies
 
 
-VESSELS = (
-    _sinuses_and_cortical_veins,
-    _pial_vessels,
-    _medullary_veins,
-    _deep_veins,
-    _arteries,
-    _perforators,
+VESSEL_SAMPLERS = (
+    _sample_sinuses_and_cortical_veins,
+    _sample_pial_vessels,
+    _sample_medullary_veins,
+    _sample_deep_veins,
+    _sample_arteries,
+    _sample_perforators,
 )

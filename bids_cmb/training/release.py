@@ -33,8 +33,8 @@ from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.metrics.matching import REACH, match_valdo
 from bids_cmb.metrics.scores import Case, case_of_points, froc, rank_lesions, score
 from bids_cmb.networks.inference import Models
-from bids_cmb.simulation.head_model import head_paths
-from bids_cmb.simulation.simulate import simulate
+from bids_cmb.simulation.head_model import list_head_models
+from bids_cmb.simulation.simulate import simulate_dataset
 from bids_cmb.training import data as cases
 from bids_cmb.training.train import Material, read_recipe, train
 
@@ -101,7 +101,8 @@ def release(plan: Mapping, means: Means, *, say: Say = lambda _: None) -> dict:
         ``judged.json``, every candidate of the scans that the operating points were set on.
 
     Raises:
-        ValueError: If the budget is not above 0, a head is missing, or as `simulate` and `train`.
+        ValueError: If the budget is not above 0, a head is missing, or as in
+            `simulate_dataset` and `train`.
         OSError: If something cannot be read or written.
     """
     if means.hours is not None and not 0 < means.hours < math.inf:
@@ -131,7 +132,7 @@ def simulate_set(name: str, given: Mapping, plan: Mapping, means: Means, say: Sa
     if (folder / "dataset_description.json").is_file():
         return folder
     shutil.rmtree(part, ignore_errors=True)  # begun by a run that was stopped
-    heads = head_paths(means.anatomy)
+    heads = list_head_models(means.anatomy)
     wanted = plan["heads"][given["of"]]
     if max(wanted) > len(heads):
         raise ValueError(
@@ -144,9 +145,9 @@ def simulate_set(name: str, given: Mapping, plan: Mapping, means: Means, say: Sa
         for number in wanted:
             path = heads[number - 1]
             (Path(chosen) / path.name).symlink_to(path.absolute())
-        simulate(
+        simulate_dataset(
             part, scans=scans, seed=given["seed"], anatomy=Path(chosen), protocols=protocols,
-            variant=given["lesion_priors"], workers=means.workers,
+            priors=given["lesion_priors"], workers=means.workers,
             progress=lambda done, of, _: say(f"{name}: {done} of {of} scans simulated"),
         )  # fmt: skip
     part.rename(folder)
@@ -154,7 +155,7 @@ def simulate_set(name: str, given: Mapping, plan: Mapping, means: Means, say: Sa
 
 
 def protocols_of(names: Sequence[str]) -> list[str]:
-    """Give the protocols of a plan as `simulate` takes them: files are those of the package."""
+    """Give the protocols of a plan for `simulate_dataset`: files are those of the package."""
     return [str(PLANS.parent / name) if name.endswith(".json") else name for name in names]
 
 

@@ -14,8 +14,8 @@ from scipy import ndimage
 from bids_cmb.anatomy.labels import Atlas, mirrored_codes
 from bids_cmb.imaging.preprocessing import Grid, cut, preprocess
 from bids_cmb.imaging.volume import Volume, load, resample_like
-from bids_cmb.simulation.head_model import load_head, look_up, vary
-from bids_cmb.simulation.noise import noise_lattice, stretch
+from bids_cmb.simulation.head_model import load_head_model, resample_labels, sample_deformation
+from bids_cmb.simulation.noise import sample_noise, upsample
 from bids_cmb.training.data import Paths, structures_of, together
 
 BOX_MM = (192, 232, 216)  # of a head, about its brain's centre
@@ -47,11 +47,11 @@ def painted_subject(path: Path, rng: np.random.Generator, spacing: float = 1.0) 
         ValueError: If the file is no label map of a head.
         OSError: If it cannot be read.
     """
-    person = vary(load_head(path), rng, scale=0.2, bend_mm=5.0, atrophy=1.3)
+    person = sample_deformation(load_head_model(path), rng, scale=0.2, bend_mm=5.0, atrophy=1.3)
     affine = np.diag([spacing, spacing, spacing, 1.0])
     affine[:3, 3] = -np.array(BOX_MM) / 2 - (0, 0, 20)  # the neck is longer than the vertex
     shape = tuple(int(side / spacing) for side in BOX_MM)
-    return Subject(look_up(person, affine, shape).data.astype(np.uint16), None, spacing)
+    return Subject(resample_labels(person, affine, shape).data.astype(np.uint16), None, spacing)
 
 
 def scanned_subject(paths: Paths, grid: Grid) -> Subject:
@@ -112,7 +112,7 @@ def paint(codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         else:
             table[code] = rng.uniform(0.05, 1.0) if code not in shades else shades[code]
     image = table[codes]
-    coarse = stretch(noise_lattice(rng, (20, 20, 20), rng.uniform(0.6, 2.0)), codes.shape)
+    coarse = upsample(sample_noise(rng, (20, 20, 20), rng.uniform(0.6, 2.0)), codes.shape)
     fine = rng.standard_normal(codes.shape, np.float32)
     image *= 1 + rng.uniform(0, 0.1) * coarse + rng.uniform(0, 0.15) * fine
     if rng.random() < STRIPPED:
@@ -143,7 +143,7 @@ def degrade(
 ) -> np.ndarray:
     """Blur, bias, perhaps thick slices, and noise; float32 (X, Y, Z), ``spacing`` in mm."""
     image = ndimage.gaussian_filter(image, rng.uniform(0.2, 0.9) / spacing, truncate=2)
-    bias = stretch(noise_lattice(rng, (6, 6, 6), 1.0), image.shape)
+    bias = upsample(sample_noise(rng, (6, 6, 6), 1.0), image.shape)
     image = image * np.exp(rng.uniform(0, 0.35) * bias)
     if thick and rng.random() < THICK:
         axis = int(rng.choice(3, p=[0.15, 0.2, 0.65]))

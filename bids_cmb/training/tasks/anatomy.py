@@ -4,7 +4,7 @@ import numpy as np
 
 from bids_cmb.anatomy.labels import atlas
 from bids_cmb.imaging.preprocessing import Grid
-from bids_cmb.simulation.head_model import head_paths
+from bids_cmb.simulation.head_model import list_head_models
 from bids_cmb.training import synthetic_contrast
 from bids_cmb.training.losses import StructuresLoss
 from bids_cmb.training.recipe import Batch, Recipe, Sources, Task, Teach
@@ -18,7 +18,7 @@ def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:
             path, np.random.default_rng([seed, at, person]), float(grid.spacing[0])
         )
         for folder in sources.label_maps
-        for at, path in enumerate(head_paths(folder))
+        for at, path in enumerate(list_head_models(folder))
         for person in range(recipe.people)
     ]
 

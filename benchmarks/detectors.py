@@ -4,8 +4,8 @@
     python benchmarks/detectors.py table DETECTOR [DETECTOR ...]
 
 ``cost`` runs the app on one participant, a fresh process for each detector, one after the other on
-two threads, with the anatomy network and the pages as a user has them: wall-clock seconds and those of
-processors, GB of the largest process. ``table`` puts that beside what ``detection.py`` left
+two threads, with the anatomy network and the pages as a user has them: wall-clock seconds, seconds
+of processors, GB of the largest process. ``table`` puts that beside what ``detection.py`` left
 of each detector on simulated and real scans, by the VALDO rule, with 95 % intervals over subjects,
 into ``benchmarks/results/detectors.md``: text for readers.
 """

@@ -111,7 +111,7 @@ def test_in_the_bids_examples_uncompressed_images_are_taken_and_maps_are_not(dat
     )  # fmt: skip
     for end in ("Chimap.nii.gz", "T2starmap.nii.gz", "R2starmap.nii.gz"):
         assert "is a map" in reason(find(root, suffixes=("Chimap", "T2starmap", "R2starmap")), end)
-    assert "only when FLASH" in reason(found, "FLASH.nii.gz")
+    assert "only with --suffix FLASH" in reason(found, "FLASH.nii.gz")
     assert names(find(root, suffixes=("flash",))) == ["sub-01_run-1_echo-1_FLASH"]
     [megre] = find(root, suffixes=("MEGRE",)).scans
     assert dict(megre.entities)["echo"] == "02"  # zeros are kept

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.anatomy.mars import names, pattern
-from bids_cmb.bids.tables import finished, homes, read_table, write_table
+from bids_cmb.bids.tables import completed_results, participant_dirs, read_table, write_table
 from bids_cmb.files import write_json
 from bids_cmb.lesions.table import TERRITORIES, burden, mars_columns
 from bids_cmb.metrics.scores import count_agreement
@@ -99,8 +99,8 @@ def compare_counts(results: Path, table: Path, folder: Path, *, overwrite: bool)
             f"{folder}: an evaluation needs an empty folder or --overwrite; found files in it."
         )
     found: dict[tuple, list[tuple[str, dict]]] = {}
-    for home in homes(results):
-        for sidecar, row in finished(home):
+    for home in participant_dirs(results):
+        for sidecar, row in completed_results(home):
             found.setdefault(_entities(row["filename"]), []).append((_source(sidecar, row), row))
     pairs, missing = [], []
     rows = read_table(table)

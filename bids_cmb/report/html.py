@@ -20,9 +20,9 @@ from bids_cmb.bids.markers import read_marker
 from bids_cmb.bids.tables import (
     Output,
     columns,
+    completed_results,
+    dirs_of_participant,
     figures_of,
-    finished,
-    homes_of,
     lesion_table_of,
     read_table,
     source_of,
@@ -92,8 +92,8 @@ def refresh_page(folder: Path, subject: str) -> None:
         write_page(folder, subject)
         return
     page_of(folder, subject).unlink(missing_ok=True)
-    homes = [home.name for home in homes_of(folder / f"sub-{subject}")]
-    for part in ("other", *(name for name in homes if name.startswith("ses-"))):
+    names = [home.name for home in dirs_of_participant(folder / f"sub-{subject}")]
+    for part in ("other", *(name for name in names if name.startswith("ses-"))):
         (folder / f"sub-{subject}_{part}.html").unlink(missing_ok=True)
 
 
@@ -114,8 +114,8 @@ def shows_result(output: Output) -> bool:
 def _masks(folder: Path, subject: str) -> list[Path]:
     return [
         home / str(row["filename"])
-        for home in homes_of(folder / f"sub-{subject}")
-        for _, row in finished(home)
+        for home in dirs_of_participant(folder / f"sub-{subject}")
+        for _, row in completed_results(home)
     ]
 
 
@@ -147,8 +147,8 @@ def _session(mask: Path) -> str | None:
 def _scans(folder: Path, subject: str) -> list[dict]:
     return [
         _scan(folder, subject, home / str(row["filename"]), sidecar, row)
-        for home in homes_of(folder / f"sub-{subject}")
-        for sidecar, row in finished(home)
+        for home in dirs_of_participant(folder / f"sub-{subject}")
+        for sidecar, row in completed_results(home)
     ]
 
 

@@ -13,7 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.bids.tables import PLACE, finished, homes, lesion_table_of, read_table
+from bids_cmb.bids.tables import (
+    PLACE,
+    completed_results,
+    lesion_table_of,
+    participant_dirs,
+    read_table,
+)
 from bids_cmb.lesions.table import burden
 from bids_cmb.metrics.agreement import intraclass_correlation, weighted_kappa
 from bids_cmb.metrics.matching import REACH
@@ -90,8 +96,8 @@ def read_reviews(folder: Path, found: Path) -> dict[str, list[Review]]:
         raise ValueError(f"{folder}: reviews are tables (.tsv) that a page saved; found none.")
     known = {
         (home / str(row["filename"])).relative_to(found).as_posix(): home / str(row["filename"])
-        for home in homes(found)
-        for _, row in finished(home)
+        for home in participant_dirs(found)
+        for _, row in completed_results(home)
     }
     latest: dict[tuple[str, str], Review] = {}
     for file in files:

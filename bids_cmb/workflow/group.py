@@ -16,9 +16,9 @@ from bids_cmb.bids.filters import listed
 from bids_cmb.bids.metadata import unreadable
 from bids_cmb.bids.tables import (
     columns,
-    finished,
-    homes,
+    completed_results,
     lesion_table_of,
+    participant_dirs,
     read_table,
     source_of,
     write_table,
@@ -284,8 +284,8 @@ def group_rows(folder: Path, raw: Path | None = None) -> list[dict[str, object]]
         raw: The dataset that they read, to tell which scans are gone; None if it is not there.
     """
     results: dict[str, list[dict[str, object]]] = {}
-    for home in homes(folder):
-        for sidecar, counts in finished(home):
+    for home in participant_dirs(folder):
+        for sidecar, counts in completed_results(home):
             source = source_of(sidecar)
             name = (home / counts["filename"]).relative_to(folder).as_posix()
             row = {**_who(source), "status": "ok", "reason": None, **counts, "filename": name}
@@ -338,8 +338,8 @@ def mixed_settings(folder: Path, rows: Sequence[dict]) -> list[str]:
     """
     masks = {str(row["filename"]) for row in rows if row["status"] == "ok"}
     ways: dict[str, Counter] = {}
-    for home in homes(folder):
-        for sidecar, counts in finished(home):
+    for home in participant_dirs(folder):
+        for sidecar, counts in completed_results(home):
             if (home / counts["filename"]).relative_to(folder).as_posix() in masks:
                 for key, value in _way(sidecar).items():
                     ways.setdefault(key, Counter())[value] += 1

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bids_cmb.bids.attempts import FAILED, SELECTED, note_attempt
 from bids_cmb.bids.attempts import FOLDER as ATTEMPTS
-from bids_cmb.bids.selection import Considered, Scan, Selection
+from bids_cmb.bids.selection import Scan, ScanDecision, Selection
 from bids_cmb.bids.tables import Output, write_dataset, write_table
 from bids_cmb.config import TENSORFLOW, THREADS, Config, result_settings
 from bids_cmb.files import remove_leftovers, write_text
@@ -79,7 +79,7 @@ def write_selection(path: Path, selection: Selection) -> None:
     rows = (
         {
             "filename": one.relative_path,
-            "selected": "yes" if one.taken else "no",
+            "selected": "yes" if one.included else "no",
             "reason": one.reason,
         }
         for one in selection.considered
@@ -106,7 +106,7 @@ def process_all(selection: Selection, config: Config, logs: Path) -> Tally:
     for folder in (config.output_dir, config.output_dir / "logs" / ATTEMPTS):
         remove_leftovers(folder)
     for one in selection.considered:
-        if one.wanted:
+        if one.unusable:
             _note_unusable(one, config, status, tally)
     waiting = _choose(selection.scans, config, status)
     tally.skipped = len(selection.scans) - len(waiting)
@@ -131,7 +131,7 @@ def _choose(scans: Sequence[Scan], config: Config, status: "Status") -> list[Sca
     return [scan for scan, _ in chosen]
 
 
-def _note_unusable(image: Considered, config: Config, status: "Status", tally: Tally) -> None:
+def _note_unusable(image: ScanDecision, config: Config, status: "Status", tally: Tally) -> None:
     """Say, note down and count that a scan which was asked for cannot be opened."""
     tally.failed.append((image.relative_path, image.reason))
     status.add(image.relative_path, "failed", reason=image.reason)

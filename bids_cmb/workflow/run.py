@@ -285,7 +285,7 @@ def _select(config: Config) -> Selection:
 
 def _refuse_empty_selection(config: Config, selection: Selection) -> None:
     """Say why there is no scan to process: broken files, or a selection that none fits."""
-    broken = [one for one in selection.considered if one.wanted]
+    broken = [one for one in selection.considered if one.unusable]
     if broken:
         for one in broken:
             log.error("%s %s.", one.relative_path, one.reason)
@@ -304,12 +304,12 @@ def _refuse_empty_selection(config: Config, selection: Selection) -> None:
 def _show(selection: Selection) -> int:
     """Print which scans would be processed and which not, and why."""
     for one in selection.considered:
-        verb = "process" if one.taken else "skip"
+        verb = "process" if one.included else "skip"
         sys.stdout.write(f"{verb}\t{one.relative_path}\t{one.reason}\n")
     sys.stdout.write(f"Scans to process: {len(selection.scans)}\n")
     if selection.scans:
         return OK
-    return NO_INPUT if any(one.wanted for one in selection.considered) else NOTHING_SELECTED
+    return NO_INPUT if any(one.unusable for one in selection.considered) else NOTHING_SELECTED
 
 
 def _unwritable(config: Config, error: OSError) -> ExitError:

@@ -232,7 +232,7 @@ def _starting_networks(inputs: ScanInputs, threads: int) -> Iterator[None]:
 def _show_result(output: Output, report: str) -> None:
     """Bring the table of the session and the page of the participant up to date."""
     forget_attempts(output)
-    refresh_scans_table(output.home)
+    refresh_scans_table(output.participant_dir)
     subject = output.scan.subject
     if report != "none":
         write_page(output.folder, subject)
@@ -289,7 +289,7 @@ def settle(scan: Scan, config: Config) -> None:
         show_state(output)
     if not has_row(output):
         remove_half_written(output)
-        refresh_scans_table(output.home)
+        refresh_scans_table(output.participant_dir)
 
 
 def regenerate_report(scan: Scan, config: Config) -> None:

@@ -17,13 +17,13 @@ from bids_cmb.bids.tables import lesion_table_of, read_table
 from bids_cmb.files import read_json
 from bids_cmb.imaging.registration import read_transform
 from bids_cmb.imaging.volume import load_labels
-from bids_cmb.lesions.table import MNI, whereabouts
+from bids_cmb.lesions.table import MNI, regional_counts
 from bids_cmb.review.reviews import Review, judge, standing
 
 
 @dataclass(frozen=True)
 class Spot:
-    """Where a lesion lies, as `whereabouts` counts it; None for what is not known."""
+    """Where a lesion lies, as `regional_counts` counts it; None for what is not known."""
 
     side: str | None
     left: bool | None
@@ -64,7 +64,7 @@ def _settled(mask: Path, reviews: Sequence[Review]) -> Settled:
     left = standing(rows, judged)
     spots = [listed(row) for row in left] + _added(mask, judged.added)
     places = [tuple(float(row[axis]) for axis in MNI) for row in left if has_place(row)]
-    counts = {"n_cmb": len(spots), **whereabouts(spots)}
+    counts = {"n_cmb": len(spots), **regional_counts(spots)}
     return Settled(counts, places + _in_mni(mask, judged.added))
 
 

@@ -21,7 +21,7 @@ from bids_cmb.bids.tables import (
 )
 from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.volume import Volume, load, load_labels, save
-from bids_cmb.lesions.region_growing import grow
+from bids_cmb.lesions.region_growing import grow_region
 from bids_cmb.provenance import generated_by
 from bids_cmb.review.reviews import Judged, Review, is_complete, judge, read_reviews
 
@@ -83,7 +83,7 @@ def _write_scan(found: Path, raw: Path, mask: str, reviews: Sequence[Review], fo
     lesions, mimics, said = _divided(stored, rows, judged)
     for point, sure in _points(judged):
         try:
-            grown = grow(image, point)
+            grown = grow_region(image, point)
         except ValueError as error:
             raise ValueError(f"{mask}: {error}") from error
         grown &= lesions == 0

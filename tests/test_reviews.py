@@ -169,7 +169,7 @@ def test_regions_pattern_and_map_are_told_before_and_after_review(read, blank):
     page = (found / "group_microbleeds.html").read_text()
     assert "mixed → strictly lobar" in page
     assert f"{REVIEWED}.png" in page
-    assert "Scans that nobody reviewed (1) stay as they were found" in page
+    assert "Scans that nobody reviewed (1) keep their counts before review" in page
     write_group(found)
     assert not list(found.glob("*reviewed*"))
     assert not list(found.glob("group_agreement*"))

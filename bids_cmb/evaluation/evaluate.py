@@ -18,7 +18,13 @@ from bids_cmb.files import write_json, write_text
 from bids_cmb.metrics.matching import REACH, RULES
 from bids_cmb.metrics.scores import UNKNOWN, Case, Figure, Froc, figures, froc
 from bids_cmb.provenance import software
-from bids_cmb.review.reviews import Review, agreement_rows, judge, read_reviews, reviewed_rows
+from bids_cmb.review.reviews import (
+    Review,
+    agreement_rows,
+    merge_reviews,
+    read_reviews,
+    reviewed_rows,
+)
 
 DRAWS = 2000
 FILES = ("metrics.tsv", "lesions.tsv", "froc.tsv", "metrics.json", "evaluation.html")
@@ -114,9 +120,9 @@ def evaluate(
     """
     check_folder(folder, overwrite=overwrite)
     result = measure(predictions, truth, asked)
-    judged = measure_reviewed(predictions, truth, reviews, asked) if reviews else None
+    reviewed = measure_reviewed(predictions, truth, reviews, asked) if reviews else None
     names = (predictions.resolve().name, truth.resolve().name)
-    write(result, folder, names=names, reviewed=judged)
+    write(result, folder, names=names, reviewed=reviewed)
     return result
 
 
@@ -188,13 +194,13 @@ def _mask_of(marks: Marks, folder: Path) -> str:
 
 def reviewed_marks(found: Marks, reviews: Sequence[Review]) -> Marks:
     """The lesions that the readers of a scan left, and those that they added."""
-    judged = judge(found.lesions["index"].tolist(), reviews)
-    said = found.lesions["index"].map(judged.verdicts)
+    consensus = merge_reviews(found.lesions["index"].tolist(), reviews)
+    said = found.lesions["index"].map(consensus.verdicts)
     kept = found.lesions[said.isin(["accept", "not_reviewed"])].copy()
     kept["included"] |= said[kept.index] == "accept"
     highest = int(found.lesions["index"].max()) if len(found.lesions) else 0
-    added = pd.DataFrame(judged.added, columns=POSITION).assign(
-        index=np.arange(len(judged.added)) + highest + 1,
+    added = pd.DataFrame(consensus.added, columns=POSITION).assign(
+        index=np.arange(len(consensus.added)) + highest + 1,
         diameter_mm=np.nan, probability=1.0, uncertain=False, included=True,
     )  # fmt: skip
     parts = [part for part in (kept, added) if len(part)] or [kept]

@@ -25,8 +25,7 @@ from bids_cmb.cli.commands import main
 from bids_cmb.datasets import dou
 from bids_cmb.datasets.convert import Asked, import_labels
 from bids_cmb.evaluation.counts import compare_counts
-from bids_cmb.evaluation.evaluate import Asked as Compared
-from bids_cmb.evaluation.evaluate import evaluate
+from bids_cmb.evaluation.evaluate import EvaluationOptions, evaluate
 from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.imaging.volume import Volume, load, load_labels, save
@@ -275,7 +274,9 @@ def errors(out):
 def test_a_prediction_made_of_the_truth_finds_everything(dataset, tmp_path):
     truth = dataset[0] / "derivatives" / "truth"
     for match in ("valdo", "overlap"):
-        result = evaluate(truth, truth, tmp_path / match, asked=Compared(match=match, draws=0))
+        result = evaluate(
+            truth, truth, tmp_path / match, options=EvaluationOptions(match=match, draws=0)
+        )
         assert result.figures["sensitivity"].value == 1
         assert result.figures["precision"].value == 1
         assert result.figures["scans"].value == 3

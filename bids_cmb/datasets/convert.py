@@ -18,7 +18,7 @@ from bids_cmb.datasets import almasni, dou, mars_sheets, momeni, plain_tables, v
 from bids_cmb.datasets.annotations import from_mask, from_points, lesion_table, truth_columns
 from bids_cmb.datasets.base import Labelled, Open, Source
 from bids_cmb.datasets.index_convention import Darkness, Reckoned, Way, darkness, reckon, ways
-from bids_cmb.evaluation.counts import COUNTS, known_sum, tallied
+from bids_cmb.evaluation.counts import COUNTS, mars_counts, sum_or_none
 from bids_cmb.files import read_json, replacing, write_json, write_text
 from bids_cmb.imaging.volume import Intake, Volume, load, save
 from bids_cmb.lesions.region_growing import BALL_MM, WIDEST_MM, nearest_voxel
@@ -277,7 +277,7 @@ def _write_scan(out: Path, source: Path, place: _Place, read: Source, way: Way) 
     row = {"participant_id": place.label, "scan": (home / path.name).as_posix()}
     row |= {"source_id": scan.name, "source_file": original, "source_part": scan.kind or None}
     if scan.counts is not None:
-        return {**row, **tallied(scan.counts)}, 0
+        return {**row, **mars_counts(scan.counts)}, 0
     if scan.mask:
         labels, facts = from_mask(scan.mask, image)
     else:
@@ -399,7 +399,7 @@ def _people(rows: list[dict]) -> list[dict]:
         one["source_id"].append(row["source_id"])
         one["source_part"].append(row["source_part"])
         one["n_scans"] += 1
-        one["n_cmb"] = known_sum([one["n_cmb"], row["n_cmb"]])
+        one["n_cmb"] = sum_or_none([one["n_cmb"], row["n_cmb"]])
     for one in people.values():
         one["source_id"] = " ".join(one["source_id"])
         one["source_part"] = " ".join(sorted(set(filter(None, one["source_part"])))) or None

@@ -677,13 +677,13 @@ def _add_import(makers: argparse._SubParsersAction) -> None:
 
 def _import(given: argparse.Namespace) -> int:
     """Import, and say what came of it. Returns the exit code."""
-    from bids_cmb.datasets.convert import Asked, import_labels
+    from bids_cmb.datasets.convert import ImportOptions, import_labels
     from bids_cmb.parallel.processes import sentence
 
     flips = "" if given.flips == "none" else given.flips
-    asked = Asked(given.base, flips, given.order, given.suffix, given.skip_invalid)
+    options = ImportOptions(given.base, flips, given.order, given.suffix, given.skip_invalid)
     try:
-        made = import_labels(given.format, given.source, given.folder, asked=asked, say=_tell)
+        made = import_labels(given.format, given.source, given.folder, options=options, say=_tell)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
         return 1

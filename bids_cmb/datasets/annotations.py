@@ -47,7 +47,7 @@ MADE = {
 }
 
 
-def from_mask(path: Path, image: Volume) -> tuple[Volume, list[dict]]:
+def labels_from_mask(path: Path, image: Volume) -> tuple[Volume, list[dict]]:
     """Lesions of a mask, what touches (26 neighbours) is one; and what is known of each.
 
     Raises:
@@ -93,7 +93,7 @@ def _refuse_grid(path: Path, mask: Volume, image: Volume) -> None:
         )
 
 
-def from_points(
+def labels_from_points(
     points: Sequence[Point], world: np.ndarray, image: Volume, *, merged: bool
 ) -> tuple[Volume, list[dict]]:
     """Points grown to lesions; and what is known of each.

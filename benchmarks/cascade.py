@@ -29,7 +29,7 @@ from operating_points import counted, cuts, summed, with_truth
 
 from bids_cmb.detection.boxes import SURE, cluster_sizes, overlap_of_sizes, true_boxes
 from bids_cmb.detection.cascade import Judged, Rules, find_suspects, judge, painted, sees_phase
-from bids_cmb.evaluation.annotations import POSITION, Marks
+from bids_cmb.evaluation.annotations import POSITION, LesionAnnotations
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.networks.architectures.yolo import VOC
 from bids_cmb.networks.inference import Models, entry_patcher, set_threads
@@ -136,7 +136,7 @@ def points(asked: argparse.Namespace) -> dict:
     }
 
 
-def suspected(found: Sequence[Judged], truth: Marks) -> dict[str, int]:
+def suspected(found: Sequence[Judged], truth: LesionAnnotations) -> dict[str, int]:
     """How many suspects there are, and how many sure lesions have one near."""
     sure = truth.lesions[~truth.lesions["uncertain"].to_numpy(bool)]
     true = sure[POSITION].to_numpy(float).reshape(-1, 1, 3)
@@ -206,7 +206,7 @@ def suspects(asked: argparse.Namespace) -> dict:
     }
 
 
-def best_near(places: np.ndarray, sure: np.ndarray, truth: Marks) -> np.ndarray:
+def best_near(places: np.ndarray, sure: np.ndarray, truth: LesionAnnotations) -> np.ndarray:
     """For each sure lesion the highest confidence of a suspect near it, 0 if there is none."""
     lesions = truth.lesions[~truth.lesions["uncertain"].to_numpy(bool)]
     true = lesions[POSITION].to_numpy(float).reshape(-1, 1, 3)

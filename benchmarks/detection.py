@@ -16,7 +16,7 @@ import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bids_cmb.evaluation.evaluate import Asked, Evaluation, froc_table, measure
+from bids_cmb.evaluation.evaluate import Evaluation, EvaluationOptions, froc_table, measure
 from bids_cmb.files import write_json
 from bids_cmb.provenance import software
 
@@ -31,7 +31,7 @@ def main() -> None:
         rule: measure(
             asked.derivatives,
             asked.truth,
-            Asked(match=rule, threshold=asked.threshold, seed=asked.seed),
+            EvaluationOptions(match=rule, threshold=asked.threshold, seed=asked.seed),
         )
         for rule in RULES
     }

@@ -21,8 +21,8 @@ from detection import cpu, plain
 from scipy.spatial.distance import cdist
 
 from bids_cmb.bids.tables import columns, lesion_table_of, read_table, write_table
-from bids_cmb.evaluation.annotations import POSITION, Marks, read_marks
-from bids_cmb.evaluation.evaluate import Asked, Evaluation, measure
+from bids_cmb.evaluation.annotations import POSITION, LesionAnnotations, read_annotations
+from bids_cmb.evaluation.evaluate import Evaluation, EvaluationOptions, measure
 from bids_cmb.files import write_json
 from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.networks.model_cards import card
@@ -67,7 +67,7 @@ def main() -> None:
         found = work / f"found-{len(results)}"
         app(asked.others, found, *detector, "--threshold", LOWEST)
         truth = asked.others / "derivatives" / "truth"
-        results[name] = measure(found, truth, Asked(threshold=threshold))
+        results[name] = measure(found, truth, EvaluationOptions(threshold=threshold))
     spared = results[BEFORE].figures["fp_per_scan"].value
     report = {
         "member": asked.member,
@@ -138,7 +138,7 @@ def tuned(asked: argparse.Namespace, how: Sequence[object], folder: Path) -> lis
 
 def review(found: Path, truth: Path, folder: Path) -> dict[str, int]:
     """Write a review of every scan as its page would save it; how often each verdict was given."""
-    true = {one.entities["sub"]: one for one in read_marks(truth)}
+    true = {one.entities["sub"]: one for one in read_annotations(truth)}
     said: dict[str, int] = {}
     for mask in sorted(found.glob("sub-*/**/*_label-CMB_*_mask.nii.gz")):
         subject = mask.name.split("_")[0]
@@ -156,7 +156,7 @@ def review(found: Path, truth: Path, folder: Path) -> dict[str, int]:
     return said
 
 
-def verdicts(rows: Sequence[dict], true: Marks) -> list[dict]:
+def verdicts(rows: Sequence[dict], true: LesionAnnotations) -> list[dict]:
     """What somebody says of a scan who knows the truth."""
     places = np.array([[float(row[axis]) for axis in POSITION] for row in rows]).reshape(-1, 3)
     unsure = (true.lesions["uncertain"] | ~true.lesions["included"]).to_numpy(

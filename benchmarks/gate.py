@@ -23,7 +23,7 @@ from operating_points import counted, cuts, summed, with_truth
 from scipy import ndimage
 
 from bids_cmb.detection.gated import GATES, asker, combined, gate_map, segmented
-from bids_cmb.evaluation.annotations import Marks
+from bids_cmb.evaluation.annotations import LesionAnnotations
 from bids_cmb.imaging.preprocessing import Grid, back_to_scan, preprocess
 from bids_cmb.imaging.volume import Volume, load, load_labels
 from bids_cmb.networks.inference import Models, set_threads
@@ -57,7 +57,7 @@ class Looked:
     found: np.ndarray
     slices: list[float]
     seconds: tuple[float, float]
-    truth: Marks
+    truth: LesionAnnotations
 
 
 def main() -> None:
@@ -107,7 +107,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def look(paths: Paths, truth: Marks, asked: argparse.Namespace) -> Looked:
+def look(paths: Paths, truth: LesionAnnotations, asked: argparse.Namespace) -> Looked:
     """Both networks' answers for a scan; its brain is the true one."""
     said, models = card(asked.detector, asked.model_dir), Models(asked.model_dir)
     members = {one["name"]: one for one in said["members"]}

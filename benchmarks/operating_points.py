@@ -21,7 +21,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from bids_cmb.detection.ensemble import answers
-from bids_cmb.evaluation.annotations import POSITION, Marks, read_marks
+from bids_cmb.evaluation.annotations import POSITION, LesionAnnotations, read_annotations
 from bids_cmb.imaging.volume import Volume, load, load_labels
 from bids_cmb.lesions.measure import TOUCHING
 from bids_cmb.metrics.matching import match_valdo
@@ -67,14 +67,17 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def with_truth(data: Path) -> list[tuple[Paths, Marks]]:
+def with_truth(data: Path) -> list[tuple[Paths, LesionAnnotations]]:
     """The scans of a dataset, each with its true lesions."""
-    truths = {one.name: one for one in read_marks(data / "derivatives" / "truth")}
+    truths = {one.name: one for one in read_annotations(data / "derivatives" / "truth")}
     return [(one, truths[one.name]) for one in find_cases(data)]
 
 
 def measured(
-    paths: Paths, truth: Marks, asked: argparse.Namespace, groups: Sequence[tuple[str, ...]]
+    paths: Paths,
+    truth: LesionAnnotations,
+    asked: argparse.Namespace,
+    groups: Sequence[tuple[str, ...]],
 ) -> list[dict]:
     """Hits, misses and false alarms of each group of members at each threshold."""
     image, _ = load(paths.image)
@@ -114,7 +117,7 @@ def cuts(
         yield threshold, (table[:, :3], table[:, 3])
 
 
-def counted(centres: np.ndarray, tops: np.ndarray, truth: Marks) -> dict:
+def counted(centres: np.ndarray, tops: np.ndarray, truth: LesionAnnotations) -> dict:
     """What the VALDO rule makes of lesions at ``centres`` (N, 3)."""
     true = truth.lesions[POSITION].to_numpy(float).reshape(-1, 3)
     apart = np.linalg.norm(centres[:, None] - true[None], axis=-1)

@@ -16,7 +16,7 @@ from bids_cmb.anatomy.user_segmentation import read_segmentation
 from bids_cmb.config import DEFAULT_DETECTOR
 from bids_cmb.detection import ensemble
 from bids_cmb.detection.ensemble import Probability
-from bids_cmb.evaluation.evaluate import Asked, Evaluation, measure
+from bids_cmb.evaluation.evaluate import Evaluation, EvaluationOptions, measure
 from bids_cmb.imaging.loading import load_echoes
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions import locations
@@ -271,8 +271,8 @@ def evaluate(
         ValueError: If a file cannot be used, or both have no scan in common.
         OSError: If one cannot be read.
     """
-    draws = Asked.draws if bootstrap is None else bootstrap
-    settings = Asked(match=match, threshold=threshold, seed=seed, draws=draws)
+    draws = EvaluationOptions.draws if bootstrap is None else bootstrap
+    settings = EvaluationOptions(match=match, threshold=threshold, seed=seed, draws=draws)
     return measure(Path(predictions), Path(truth), settings)
 
 

@@ -426,7 +426,7 @@ def test_a_log_that_the_disk_does_not_take_stops_nobody():
     handler = logging.FileHandler("/dev/full")
     logging.getLogger("bids_cmb").addHandler(handler)
     handler.stream.write("left over")
-    app._fall_silent()
+    app._close_logging()
     assert handler not in logging.getLogger("bids_cmb").handlers
 
 

@@ -8,7 +8,7 @@ from test_evaluation import write_side
 
 from bids_cmb.cli.commands import main
 from bids_cmb.evaluation.comparison import FILES, compare_detectors
-from bids_cmb.evaluation.evaluate import Asked, measure
+from bids_cmb.evaluation.evaluate import EvaluationOptions, measure
 
 TRUTH = {"a": [(0, 4), (40, 44)], "b": [(0, 4)], "c": [], "d": [(0, 4)]}
 FIRST = {"a": [(0, 4), (20, 24)], "b": [(0, 4)], "c": [(0, 4)]}
@@ -27,8 +27,8 @@ def three(tmp_path, blank):
 
 
 def test_differences_are_those_counted_by_hand(three, tmp_path):
-    asked = Asked(draws=40)
-    result = compare_detectors(*three, tmp_path / "out", asked=asked, thresholds=(0.5, 0.1))
+    asked = EvaluationOptions(draws=40)
+    result = compare_detectors(*three, tmp_path / "out", options=asked, thresholds=(0.5, 0.1))
     assert result.missing == ("sub-d",)
     of = {name: (one, other, more.value) for name, (one, other, more) in result.figures.items()}
     assert of["f1"] == (pytest.approx(4 / 7), 1, pytest.approx(3 / 7))
@@ -48,10 +48,10 @@ def test_differences_are_those_counted_by_hand(three, tmp_path):
 
 
 def test_either_side_has_the_figures_of_its_own_evaluation(three, tmp_path):
-    result = compare_detectors(*three, tmp_path / "out", asked=Asked(draws=0))
+    result = compare_detectors(*three, tmp_path / "out", options=EvaluationOptions(draws=0))
     (three[1] / "sub-d").rename(tmp_path / "aside")
     for at in (0, 1):
-        alone = measure(three[at], three[2], Asked(draws=0)).figures
+        alone = measure(three[at], three[2], EvaluationOptions(draws=0)).figures
         for name in ("f1", "best_f1", "sensitivity_at_0.5_fp", "subject_f1_median", "count_mae"):
             assert result.figures[name][at] == pytest.approx(alone[name].value), name
 

@@ -16,7 +16,7 @@ from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.imaging.volume import Volume, load_labels, save
 from bids_cmb.lesions.table import MNI
 from bids_cmb.report.frequency_map import REVIEWED, STEM
-from bids_cmb.review.reviews import agreement_rows, judge, read_reviews
+from bids_cmb.review.reviews import agreement_rows, merge_reviews, read_reviews
 from bids_cmb.training.data import LESION, UNSURE, find_cases, read_case
 from bids_cmb.workflow.group import write_group
 
@@ -169,7 +169,7 @@ def test_regions_pattern_and_map_are_told_before_and_after_review(read, blank):
     page = (found / "group_microbleeds.html").read_text()
     assert "mixed → strictly lobar" in page
     assert f"{REVIEWED}.png" in page
-    assert "Scans that nobody reviewed (1) stay as they were found" in page
+    assert "Scans that nobody reviewed (1) keep their counts before review" in page
     write_group(found)
     assert not list(found.glob("*reviewed*"))
     assert not list(found.glob("group_agreement*"))
@@ -213,7 +213,7 @@ def test_the_majority_decides_and_two_minds_are_unsure(read, blank):
     review(reviews, blank, "A", {1: "accept", 2: "accept", 3: "reject"}, missed=[MISSED])
     review(reviews, blank, "B", {1: "accept", 2: "reject", 3: "unsure"}, missed=[(13, 12, 24)])
     review(reviews, blank, "C", {1: "reject", 3: "unsure"}, missed=[(50, 50, 5)])
-    judged = judge([1, 2, 3], read_reviews(reviews, found)[MASK.format("01")])
+    judged = merge_reviews([1, 2, 3], read_reviews(reviews, found)[MASK.format("01")])
     assert judged.verdicts == {1: "accept", 2: "unsure", 3: "unsure"}
     middle = blank.world(np.array([12.5, 12, 24]))
     assert judged.added == pytest.approx(np.array([middle]), abs=0.01)

@@ -214,7 +214,7 @@ def image_at(path: Path, bids_dir: Path) -> Image:
     )
 
 
-def objection(image: Image, query: Query) -> str:
+def rejection_reason(image: Image, query: Query) -> str:
     """The first reason against taking an image, by its name alone; empty if there is none."""
     return next(chain(_unsuited(image), _misnamed(image), _unasked(image, query)), "")
 

@@ -355,7 +355,7 @@ def _add_evaluate(makers: argparse._SubParsersAction) -> None:
     maker = _add_command(
         makers,
         "evaluate",
-        argument_default=argparse.SUPPRESS,  # the defaults stand in `Asked`
+        argument_default=argparse.SUPPRESS,  # the defaults are those of `EvaluationOptions`
     )
     _add_matching(maker, "predictions")
     maker.add_argument(
@@ -421,7 +421,7 @@ def _add_compare(makers: argparse._SubParsersAction) -> None:
     maker = _add_command(
         makers,
         "compare",
-        argument_default=argparse.SUPPRESS,  # the defaults stand in `Asked`
+        argument_default=argparse.SUPPRESS,  # the defaults are those of `EvaluationOptions`
     )
     _add_matching(maker, "first", second="the same of another detector")
     maker.add_argument(
@@ -438,9 +438,9 @@ def _add_compare(makers: argparse._SubParsersAction) -> None:
 def _compare(given: argparse.Namespace) -> int:
     """Compare two detectors, write, and print the main differences. Returns the exit code."""
     from bids_cmb.evaluation.comparison import compare_detectors
-    from bids_cmb.evaluation.evaluate import Asked
+    from bids_cmb.evaluation.evaluate import EvaluationOptions
 
-    settings = {key: value for key, value in vars(given).items() if hasattr(Asked, key)}
+    settings = {key: value for key, value in vars(given).items() if hasattr(EvaluationOptions, key)}
     thresholds = settings.pop("threshold")
     if len(thresholds) > 2:
         sys.stderr.write(
@@ -454,7 +454,7 @@ def _compare(given: argparse.Namespace) -> int:
             given.second,
             given.truth,
             given.folder,
-            asked=Asked(**settings),
+            options=EvaluationOptions(**settings),
             thresholds=(thresholds[0], thresholds[-1]),
             overwrite=given.overwrite,
         )
@@ -481,17 +481,19 @@ def _compare(given: argparse.Namespace) -> int:
 def _evaluate(given: argparse.Namespace) -> int:
     """Compare, write, and say the figures in a line. Returns the exit code."""
     from bids_cmb.evaluation.counts import rated_table
-    from bids_cmb.evaluation.evaluate import Asked, evaluate
+    from bids_cmb.evaluation.evaluate import EvaluationOptions, evaluate
 
     if table := rated_table(given.truth):
         return _compare_counts(given, table)
-    asked = Asked(**{key: value for key, value in vars(given).items() if hasattr(Asked, key)})
+    options = EvaluationOptions(
+        **{key: value for key, value in vars(given).items() if hasattr(EvaluationOptions, key)}
+    )
     try:
         result = evaluate(
             given.predictions,
             given.truth,
             given.folder,
-            asked=asked,
+            options=options,
             overwrite=given.overwrite,
             reviews=given.reviews,
         )
@@ -681,13 +683,13 @@ def _add_import(makers: argparse._SubParsersAction) -> None:
 
 def _import(given: argparse.Namespace) -> int:
     """Import, and say what came of it. Returns the exit code."""
-    from bids_cmb.datasets.convert import Asked, import_labels
+    from bids_cmb.datasets.convert import ImportOptions, import_labels
     from bids_cmb.parallel.processes import sentence
 
     flips = "" if given.flips == "none" else given.flips
-    asked = Asked(given.base, flips, given.order, given.suffix, given.skip_invalid)
+    options = ImportOptions(given.base, flips, given.order, given.suffix, given.skip_invalid)
     try:
-        made = import_labels(given.format, given.source, given.folder, asked=asked, say=_tell)
+        made = import_labels(given.format, given.source, given.folder, options=options, say=_tell)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
         return 1

@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     if words[:1] == ["selftest"]:
         return run_selftest(words[1:])
-    if "--bids-exec-spec" in map(_spelled, words):
+    if "--bids-exec-spec" in map(_normalize_flag, words):
         return _describe()
     config = configure(words)
     with _environment(config):
@@ -144,7 +144,7 @@ def run_selftest(words: Sequence[str]) -> int:
         "--work-dir", "-w", type=Path, metavar="DIR",
         help="folder for temporary files (default: that of the system)",
     )  # fmt: skip
-    found = given.parse_args([_spelled(word) for word in words])
+    found = given.parse_args([_normalize_flag(word) for word in words])
     settings = {"model_dir": _model_dir(), **vars(found)}
     with _environment(Config(Path(), Path(), LEVELS, **settings)):
         from bids_cmb.cli.selftest import selftest
@@ -450,7 +450,7 @@ def configure(argv: list[str]) -> Config:
     Raises:
         ExitError: If the command line or the config file makes no sense.
     """
-    parsed = vars(parser().parse_intermixed_args([_spelled(word) for word in argv]))
+    parsed = vars(parser().parse_intermixed_args([_normalize_flag(word) for word in argv]))
     # Positionals that were not given come as the word SUPPRESS itself (an oddity of argparse).
     given = {name: value for name, value in parsed.items() if str(value) != argparse.SUPPRESS}
     overwrite, resume = given.pop("overwrite", False), given.pop("resume", False)
@@ -463,7 +463,7 @@ def configure(argv: list[str]) -> Config:
     if not given.get("analysis_level"):
         given.pop("analysis_level", None)
     given = _from_file(given.pop("config_file", None)) | given
-    settings = {name: _settled(name, value) for name, value in given.items()}
+    settings = {name: _convert_value(name, value) for name, value in given.items()}
     settings.setdefault("model_dir", _model_dir())
 
     absent = [
@@ -478,7 +478,7 @@ def configure(argv: list[str]) -> Config:
     return config
 
 
-def _spelled(word: str) -> str:
+def _normalize_flag(word: str) -> str:
     """A flag with hyphens, and under its own name."""
     if not word.startswith("--"):
         return word
@@ -554,7 +554,7 @@ def _spoken(value: object) -> str:
     return f"{json.dumps(value, ensure_ascii=False, default=str):.60}"
 
 
-def _settled(name: str, value: object) -> object:
+def _convert_value(name: str, value: object) -> object:
     """A flag's value as Config holds it."""
     if name == "mem_mb":
         return _megabytes(str(value))

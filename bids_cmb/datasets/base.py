@@ -48,7 +48,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Open:
+class UnknownConventions:
     """What the source leaves open of how its points are counted: all that is possible.
 
     Attributes:
@@ -86,7 +86,7 @@ class Source:
     suffix: str = "T2starw"
     known: dict = field(default_factory=dict)
     world: bool = False
-    open: Open = Open()
+    open: UnknownConventions = UnknownConventions()
     merged: bool = False
     notes: tuple[str, ...] = ()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
 
-from bids_cmb.evaluation.annotations import PLACES, POSITION, Marks, Mimics
+from bids_cmb.evaluation.annotations import PLACES, POSITION, LesionAnnotations, Mimics
 from bids_cmb.metrics.matching import Match, Rule
 from bids_cmb.metrics.scores import (
     UNKNOWN,
@@ -54,7 +54,7 @@ BARE = {  # the exact interval of each ratio of counts
 
 
 @dataclass(frozen=True, eq=False)
-class Scan:
+class ScanComparison:
     """One scan: what was found in it and what is there.
 
     Attributes:
@@ -68,13 +68,13 @@ class Scan:
 
     name: str
     protocol: str
-    found: Marks
-    truth: Marks
+    found: LesionAnnotations
+    truth: LesionAnnotations
     case: Case
     mimics: Mimics | None
 
 
-def classify_lesions(scan: Scan, rule: Rule, *, threshold: float) -> pd.DataFrame:
+def classify_lesions(scan: ScanComparison, rule: Rule, *, threshold: float) -> pd.DataFrame:
     """Classify every true and every found lesion of a scan by its outcome.
 
     Returns:
@@ -103,7 +103,7 @@ def classify_lesions(scan: Scan, rule: Rule, *, threshold: float) -> pd.DataFram
 
 
 def _of_truth(
-    scan: Scan, match: Match, kept: np.ndarray, partner: np.ndarray, away: np.ndarray
+    scan: ScanComparison, match: Match, kept: np.ndarray, partner: np.ndarray, away: np.ndarray
 ) -> pd.DataFrame:
     truth, between = scan.truth.lesions, scan.case.between
     outcomes, partners, distances = [], [], []
@@ -123,7 +123,7 @@ def _of_truth(
 
 
 def _of_found(
-    scan: Scan, match: Match, kept: np.ndarray, partner: np.ndarray, away: np.ndarray
+    scan: ScanComparison, match: Match, kept: np.ndarray, partner: np.ndarray, away: np.ndarray
 ) -> pd.DataFrame:
     found = scan.found.lesions
     outcome = np.full(len(found), "below threshold", object)
@@ -157,7 +157,7 @@ def size_class(diameter_mm: float) -> str:
     return next(name for name, bound in SIZES if diameter_mm < bound)
 
 
-def scan_row(scan: Scan, lesions: pd.DataFrame) -> dict[str, object]:
+def scan_row(scan: ScanComparison, lesions: pd.DataFrame) -> dict[str, object]:
     """A scan's counts."""
     outcomes = lesions["outcome"].value_counts()
     count = {
@@ -178,7 +178,12 @@ def scan_row(scan: Scan, lesions: pd.DataFrame) -> dict[str, object]:
 
 
 def breakdown(
-    lesions: pd.DataFrame, counts: pd.DataFrame, scans: Sequence[Scan], *, seed: int, draws: int
+    lesions: pd.DataFrame,
+    counts: pd.DataFrame,
+    scans: Sequence[ScanComparison],
+    *,
+    seed: int,
+    draws: int,
 ) -> pd.DataFrame:
     """The figures by size, place, protocol and mimic, where anything is known of them.
 
@@ -240,7 +245,7 @@ def _by(by: str, lesions: pd.DataFrame, counts: pd.DataFrame) -> _Table | None:
     return _Table(by, classes, known, ratios)
 
 
-def _by_mimic(lesions: pd.DataFrame, scans: Sequence[Scan]) -> _Table | None:
+def _by_mimic(lesions: pd.DataFrame, scans: Sequence[ScanComparison]) -> _Table | None:
     """Which mimics cause the false alarms, of the scans in which mimics are labelled."""
     known = [scan for scan in scans if scan.mimics is not None]
     kinds = sorted({kind for scan in known for kind in scan.mimics.numbers})

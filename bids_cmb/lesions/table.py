@@ -73,11 +73,11 @@ def counts(lesions: Iterable[Lesion]) -> dict[str, object]:
         "n_under_5mm": small,
         "n_5mm_or_more": len(counted) - small,
         "burden": burden(len(counted)),
-        **whereabouts(counted),
+        **regional_counts(counted),
     }
 
 
-def whereabouts(counted: Sequence[Lesion]) -> dict[str, object]:
+def regional_counts(counted: Sequence[Lesion]) -> dict[str, object]:
     """The columns of the scan table that follow from where its counted lesions lie.
 
     Args:

@@ -20,9 +20,9 @@ from bids_cmb.bids.markers import read_marker
 from bids_cmb.bids.tables import (
     Output,
     columns,
+    completed_results,
+    dirs_of_participant,
     figures_of,
-    finished,
-    homes_of,
     lesion_table_of,
     read_table,
     source_of,
@@ -30,7 +30,7 @@ from bids_cmb.bids.tables import (
 )
 from bids_cmb.files import read_json, write_text
 from bids_cmb.provenance import fingerprint, software
-from bids_cmb.quality.familiarity import compared, trained_on
+from bids_cmb.quality.familiarity import percentiles_in_training_set, training_reference
 from bids_cmb.report.cohort import count_bars, odd_ones, shifts, size_bars, strata
 from bids_cmb.report.viewer import VIEWER
 from bids_cmb.review.reviews import place_of
@@ -92,8 +92,8 @@ def refresh_page(folder: Path, subject: str) -> None:
         write_page(folder, subject)
         return
     page_of(folder, subject).unlink(missing_ok=True)
-    homes = [home.name for home in homes_of(folder / f"sub-{subject}")]
-    for part in ("other", *(name for name in homes if name.startswith("ses-"))):
+    names = [home.name for home in dirs_of_participant(folder / f"sub-{subject}")]
+    for part in ("other", *(name for name in names if name.startswith("ses-"))):
         (folder / f"sub-{subject}_{part}.html").unlink(missing_ok=True)
 
 
@@ -114,8 +114,8 @@ def shows_result(output: Output) -> bool:
 def _masks(folder: Path, subject: str) -> list[Path]:
     return [
         home / str(row["filename"])
-        for home in homes_of(folder / f"sub-{subject}")
-        for _, row in finished(home)
+        for home in dirs_of_participant(folder / f"sub-{subject}")
+        for _, row in completed_results(home)
     ]
 
 
@@ -147,8 +147,8 @@ def _session(mask: Path) -> str | None:
 def _scans(folder: Path, subject: str) -> list[dict]:
     return [
         _scan(folder, subject, home / str(row["filename"]), sidecar, row)
-        for home in homes_of(folder / f"sub-{subject}")
-        for sidecar, row in finished(home)
+        for home in dirs_of_participant(folder / f"sub-{subject}")
+        for sidecar, row in completed_results(home)
     ]
 
 
@@ -231,7 +231,7 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
         "slabs": slabs,
         "quality": quality.relative_to(folder).as_posix() if quality.is_file() else None,
         "look": look,
-        "unlike": compared(drawn["measures"]) if "measures" in drawn else [],
+        "unlike": percentiles_in_training_set(drawn["measures"]) if "measures" in drawn else [],
         "histogram": _histogram(drawn["histogram"]) if "histogram" in drawn else None,
         "boxed": "boxes" in drawn,
         "gates": [_gate(one) for one in drawn.get("gate", [])],
@@ -295,7 +295,7 @@ class Cohort:
 
 def _histogram(shares: list[float]) -> dict[str, str]:
     """A scan's histogram and the band of the training scans, as points of SVG polygons."""
-    band = trained_on()["histogram"]
+    band = training_reference()["histogram"]
     high = max(*shares, *band["95"])
     right = len(shares)
 

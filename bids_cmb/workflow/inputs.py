@@ -13,7 +13,7 @@ from bids_cmb import __version__
 from bids_cmb.anatomy.atlases import Atlases, find_atlases
 from bids_cmb.anatomy.scan_anatomy import BrainSource
 from bids_cmb.bids.companions import Segmentation, find_mask, find_segmentation
-from bids_cmb.bids.markers import digest, stamp_input
+from bids_cmb.bids.markers import digest, input_signature
 from bids_cmb.bids.selection import Scan
 from bids_cmb.config import Config, result_settings
 from bids_cmb.detection.ensemble import at_operating_point, takes_phase, thresholds_of
@@ -195,7 +195,7 @@ def record_inputs(inputs: ScanInputs) -> InputRecord:
         OSError: If one cannot be read.
     """
     began = time.monotonic()
-    stamps = tuple(stamp_input(path, Role=role) for role, path in inputs.roles)
+    stamps = tuple(input_signature(path, Role=role) for role, path in inputs.roles)
     digests = [[stamp["Role"], stamp["SHA256"]] for stamp in stamps]
     return InputRecord(stamps, fingerprint_of(inputs, digests), began)
 

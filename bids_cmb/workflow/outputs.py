@@ -13,7 +13,7 @@ from bids_cmb.anatomy.refinement import MEMBER as TISSUE
 from bids_cmb.anatomy.scan_anatomy import AnatomyResult, BrainMask
 from bids_cmb.anatomy.segmentation import itk_affine
 from bids_cmb.bids.attempts import forget_attempt
-from bids_cmb.bids.markers import names_in, stamp_outputs
+from bids_cmb.bids.markers import names_in, output_signatures
 from bids_cmb.bids.tables import Output, columns, refresh_scans_table, write_table
 from bids_cmb.detection.ensemble import Probability
 from bids_cmb.detection.outputs import evidence_rows
@@ -152,7 +152,7 @@ def primary_grid(detectors: Mapping[str, Mapping], folds: tuple[str, ...]) -> tu
 
 def remove_half_written(output: Output) -> None:
     """Remove what processes that died left half-written where a scan's files go."""
-    for folder in (output.home, output.mask().parent, output.figures):
+    for folder in (output.participant_dir, output.mask().parent, output.figures):
         remove_leftovers(folder)
 
 
@@ -174,7 +174,7 @@ def remove_previous_outputs(output: Output) -> None:
 
 def show_state(output: Output) -> None:
     """Bring the table of a scan's session and its participant's page, if any, up to date."""
-    refresh_scans_table(output.home)
+    refresh_scans_table(output.participant_dir)
     if page_of(output.folder, output.scan.subject).is_file():
         refresh_page(output.folder, output.scan.subject)
 
@@ -330,7 +330,7 @@ def provenance_sidecar(
         "Sources": output.sources(result.phase.path),
         "SpatialReference": "orig",
         **{key: metadata[key] for key in PROTOCOL if key in metadata},
-        "Provenance": {**_provenance(result, inputs, record), "Files": stamp_outputs(files)},
+        "Provenance": {**_provenance(result, inputs, record), "Files": output_signatures(files)},
     }
 
 

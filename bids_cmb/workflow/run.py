@@ -49,11 +49,11 @@ def run(config: Config) -> int:
     Raises:
         ExitError: If the run cannot begin or cannot go on.
     """
-    _talk(config.verbosity)
+    _configure_logging(config.verbosity)
     try:
         return _levels(config)
     finally:
-        _fall_silent()
+        _close_logging()
 
 
 def _levels(config: Config) -> int:
@@ -67,7 +67,7 @@ def _levels(config: Config) -> int:
     return code
 
 
-def _talk(verbosity: int) -> None:
+def _configure_logging(verbosity: int) -> None:
     """Send the log to stderr: from info on, with -v everything, with -q only what is wrong."""
     level = {-1: logging.WARNING, 0: logging.INFO}.get(max(verbosity, -1), logging.DEBUG)
     logging.raiseExceptions = False  # a log that is not taken must not stop the run
@@ -79,7 +79,7 @@ def _talk(verbosity: int) -> None:
     log.propagate = False
 
 
-def _fall_silent() -> None:
+def _close_logging() -> None:
     for handler in list(log.handlers):
         log.removeHandler(handler)
         with suppress(OSError):  # a full disk, said already
@@ -103,34 +103,34 @@ def _participant_level(config: Config) -> int:
     _validate(config)
     selection = _select(config)
     if config.dry_run:
-        return _show(selection)
+        return _print_selection(selection)
     _look_for_atlases(config)
     _check_networks(config)
     _check_output(config)
     try:
         logs = _run_folder(config)
         write_selection(logs / "selection.tsv", selection)
-        tally = process_all(selection, config, logs)
+        totals = process_all(selection, config, logs)
     except OSError as error:
         raise _unwritable(config, error) from error
     log.info(
         "%s processed, %d already complete, %d failed, %d not processed. Results: %s",
-        count_scans(tally.done),
-        *(tally.skipped, len(tally.failed), tally.unfinished, config.output_dir),
+        count_scans(totals.done),
+        *(totals.skipped, len(totals.failed), totals.not_processed, config.output_dir),
     )
-    if tally.drawn:
-        log.info("Figures and reports added to %s.", count_scans(tally.drawn))
-    if tally.failed and not config.reports_only:
+    if totals.drawn:
+        log.info("Figures and reports added to %s.", count_scans(totals.drawn))
+    if totals.failed and not config.reports_only:
         log.warning("The reasons of failures: %s", logs / "status.jsonl")
-    if tally.removed:
+    if totals.removed:
         raise ExitError(IO_ERROR, f"{config.output_dir} was removed during the run. {STARTS_ANEW}")
-    if tally.hopeless:
+    if totals.output_unwritable:
         raise ExitError(
             IO_ERROR,
             f"{config.output_dir} cannot be written any more: the disk is full, a quota exceeded, "
             f"or it is read-only. {GOES_ON}",
         )
-    return SOME_FAILED if tally.failed or tally.unfinished else OK
+    return SOME_FAILED if totals.failed or totals.not_processed else OK
 
 
 def _check_detectors(config: Config) -> None:
@@ -285,7 +285,7 @@ def _select(config: Config) -> Selection:
 
 def _refuse_empty_selection(config: Config, selection: Selection) -> None:
     """Say why there is no scan to process: broken files, or a selection that none fits."""
-    broken = [one for one in selection.considered if one.wanted]
+    broken = [one for one in selection.considered if one.unusable]
     if broken:
         for one in broken:
             log.error("%s %s.", one.relative_path, one.reason)
@@ -301,15 +301,15 @@ def _refuse_empty_selection(config: Config, selection: Selection) -> None:
     )
 
 
-def _show(selection: Selection) -> int:
+def _print_selection(selection: Selection) -> int:
     """Print which scans would be processed and which not, and why."""
     for one in selection.considered:
-        verb = "process" if one.taken else "skip"
+        verb = "process" if one.included else "skip"
         sys.stdout.write(f"{verb}\t{one.relative_path}\t{one.reason}\n")
     sys.stdout.write(f"Scans to process: {len(selection.scans)}\n")
     if selection.scans:
         return OK
-    return NO_INPUT if any(one.wanted for one in selection.considered) else NOTHING_SELECTED
+    return NO_INPUT if any(one.unusable for one in selection.considered) else NOTHING_SELECTED
 
 
 def _unwritable(config: Config, error: OSError) -> ExitError:
@@ -370,14 +370,14 @@ def _group_level(config: Config) -> int:
     _check_output(config)
     try:
         participants = config.bids_dir / "participants.tsv"
-        tally = write_group(config.output_dir, participants, config.reviews, raw=config.bids_dir)
+        totals = write_group(config.output_dir, participants, config.reviews, raw=config.bids_dir)
     except ValueError as error:
         raise ExitError(NO_INPUT, str(error)) from error
     except OSError as error:
         raise _unwritable(config, error) from error
     log.info(
         "Group table: %d processed, %d failed, %d missing, %d outdated, %d gone: %s",
-        *(tally[status] for status in ("ok", "failed", "missing", "outdated", "gone")),
+        *(totals[status] for status in ("ok", "failed", "missing", "outdated", "gone")),
         config.output_dir / "group_microbleeds.tsv",
     )
     return OK

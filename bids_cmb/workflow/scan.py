@@ -232,7 +232,7 @@ def _starting_networks(inputs: ScanInputs, threads: int) -> Iterator[None]:
 def _show_result(output: Output, report: str) -> None:
     """Bring the table of the session and the page of the participant up to date."""
     forget_attempts(output)
-    refresh_scans_table(output.home)
+    refresh_scans_table(output.participant_dir)
     subject = output.scan.subject
     if report != "none":
         write_page(output.folder, subject)
@@ -253,7 +253,7 @@ def complete(scan: Scan, config: Config) -> Summary:
     missing = RESULT if config.overwrite else lacking(scan, config)
     if missing == RESULT:
         return process_scan(scan, config)
-    settle(scan, config)
+    mark_current(scan, config)
     if missing == REPORT:
         regenerate_report(scan, config)
     row = (read_marker(Output(config.output_dir, scan).mask(".json")) or {}).get("Microbleeds", {})
@@ -281,7 +281,7 @@ def is_complete(scan: Scan, config: Config) -> bool:
     return is_current(marker, resolve_inputs(scan, config))
 
 
-def settle(scan: Scan, config: Config) -> None:
+def mark_current(scan: Scan, config: Config) -> None:
     """Note that the result of a scan is current, and see to its row in the session's table."""
     output = Output(config.output_dir, scan)
     if any(open_attempt(output.folder, source) for source in sources_of(output)):
@@ -289,7 +289,7 @@ def settle(scan: Scan, config: Config) -> None:
         show_state(output)
     if not has_row(output):
         remove_half_written(output)
-        refresh_scans_table(output.home)
+        refresh_scans_table(output.participant_dir)
 
 
 def regenerate_report(scan: Scan, config: Config) -> None:

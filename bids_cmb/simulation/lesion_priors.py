@@ -29,7 +29,7 @@ def law(name: str = "default") -> dict:
     )
     laws = json.loads(text)
     if name not in laws:
-        raise ValueError(f"A law must be one of {', '.join(laws)}; found {name!r}.")
+        raise ValueError(f"Lesion priors must be one of {', '.join(laws)}; found {name!r}.")
     return _merged(laws["default"], laws[name])
 
 

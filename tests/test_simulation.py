@@ -279,9 +279,7 @@ def test_what_cannot_be_simulated_is_refused_before_anything_is_written(tmp_path
     out = tmp_path / "out"
     assert "`scans` must be at least 1; found 0" in refused(capsys, out, "--n-scans", 0)
     assert "random, or one of ukb-swi" in refused(capsys, out, "--protocol", "siemens")
-    assert "The lesion priors must be one of default" in refused(
-        capsys, out, "--lesion-priors", "mine"
-    )
+    assert "Lesion priors must be one of default" in refused(capsys, out, "--lesion-priors", "mine")
     assert "found none" in refused(capsys, out, "--anatomy", tmp_path)
     image = nib.Nifti1Image(np.random.default_rng(1).random((9, 9, 9), np.float32), np.eye(4))
     nib.save(image, tmp_path / "head.nii.gz")

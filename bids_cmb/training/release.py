@@ -40,7 +40,7 @@ from bids_cmb.training.train import Material, read_recipe, train
 
 LEAST_SLOPE = 0.05  # of a calibration: a likelier candidate stays the likelier one
 MOST_FALSE_ON_REAL = 0.6  # per scan, of a threshold that is set on real ones
-DEFINITE = 0.9  # share of candidates at and above the definite threshold that are microbleeds
+DEFINITE = 0.5  # calibrated chance from which a candidate is called definite: likelier than not
 SET_KEYS = {"scans", "seed", "lesion_priors", "of"}
 NETWORK_KEYS = {"recipe", "data", "validation", "pretrained", "share", "member"}
 PLANS = files("bids_cmb") / "resources" / "plans"

@@ -19,7 +19,6 @@ from bids_cmb.imaging.phase import filtered, find_phase, full_turn, handed, unit
 from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.simulation import simulate
 from bids_cmb.simulation.lesion_priors import load_priors
-from bids_cmb.simulation.phantom import make_procedural_head
 from bids_cmb.simulation.protocols import Protocol, load_presets, resolve_protocols, sample_protocol
 from bids_cmb.simulation.simulate import simulate_scan
 
@@ -28,8 +27,8 @@ WINDOW = (90.0, 100.0, 48.0)  # mm; a whole head takes ten times as long
 
 
 @pytest.fixture(scope="module")
-def head():
-    return make_procedural_head(np.random.default_rng(1))
+def head(made_up):
+    return made_up
 
 
 @pytest.fixture(scope="module")

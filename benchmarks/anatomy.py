@@ -28,8 +28,8 @@ from bids_cmb.bids.tables import read_table
 from bids_cmb.imaging.volume import Volume, load, load_labels, resample
 from bids_cmb.networks.inference import Models, set_threads
 from bids_cmb.networks.model_cards import card
-from bids_cmb.training.data import Paths, find_cases
-from bids_cmb.training.synthetic_contrast import degrade, paint, painted_subject
+from bids_cmb.training.data import ScanFiles, find_training_scans
+from bids_cmb.training.synthetic_contrast import degrade, paint_labels, sample_subject
 
 SLICES_MM = (1, 3, 4, 5)
 THICK_MM = 2.5
@@ -60,7 +60,7 @@ def main() -> None:
         ]
         for thickness in SLICES_MM
     }
-    for paths in [one for data in asked.scans for one in find_cases(data)]:
+    for paths in [one for data in asked.scans for one in find_training_scans(data)]:
         image, _ = load(paths.image)
         slices = "thin slices" if max(image.spacing) < THICK_MM else "thick slices"
         figures, of_lesions, of_places = scanned(paths, image, models, asked.places)
@@ -75,8 +75,8 @@ def main() -> None:
 def measured(path: Path, thickness: float, seed: int, models: Models) -> dict[str, float]:
     """The figures of one head in one contrast."""
     rng = np.random.default_rng([seed, 7])
-    codes = painted_subject(path, rng).codes
-    seen = thick(degrade(paint(codes, rng), rng, thick=False), thickness)
+    codes = sample_subject(path, rng).codes
+    seen = thick(degrade(paint_labels(codes, rng), rng, thick=False), thickness)
     found, truth = find_anatomy(seen, models), Volume(codes, np.eye(4))
     figures = structures(found, truth, models)
     figures["brain"] = dice(whole(codes), brain_of(found, truth).data)
@@ -84,7 +84,7 @@ def measured(path: Path, thickness: float, seed: int, models: Models) -> dict[st
 
 
 def scanned(
-    paths: Paths, image: Volume, models: Models, count: int
+    paths: ScanFiles, image: Volume, models: Models, count: int
 ) -> tuple[dict[str, float], list[dict[str, float]], list[dict[str, float]]]:
     """The figures of one simulated scan, on its own grid, of its lesions and of so many places."""
     found = find_anatomy(image, models)

@@ -34,7 +34,7 @@ from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.networks.architectures.yolo import VOC
 from bids_cmb.networks.inference import Models, entry_patcher, set_threads
 from bids_cmb.networks.model_cards import card
-from bids_cmb.training import data as cases
+from bids_cmb.training import data as training_data
 from bids_cmb.training.train import read_recipe
 
 CELL_MM = 32 * 224 / 448  # of the published detector
@@ -73,10 +73,12 @@ def anchors(asked: argparse.Namespace) -> dict:
     grid = Grid.from_card(recipe.grid)
     rows = []
     for data in asked.data:
-        for paths in cases.find_cases(data)[: asked.scans]:
-            case = cases.case_of(paths, preprocess(*cases.read_scan(paths), grid))
-            for voxels in case.centres["lesion"]:
-                sure = case.truth[tuple(voxels[0])] == cases.LESION
+        for paths in training_data.find_training_scans(data)[: asked.scans]:
+            case = training_data.make_training_scan(
+                paths, preprocess(*training_data.load_scan_and_brain(paths), grid)
+            )
+            for voxels in case.sampling_centres["lesion"]:
+                sure = case.labels[tuple(voxels[0])] == training_data.LESION
                 rows.append(true_boxes(voxels.astype(int), grid.spacing[0], sure=sure))
     boxes = np.concatenate(rows)
     sizes = boxes[boxes[:, 5] == SURE][:, 3:5] * grid.spacing[0]  # mm
@@ -113,9 +115,9 @@ def points(asked: argparse.Namespace) -> dict:
     rows, first = [], []
     for at, (paths, truth) in enumerate(pairs, start=1):
         print(f"\r{at} of {len(pairs)}", end="", file=sys.stderr, flush=True)
-        image, brain = cases.read_scan(paths)
+        image, brain = training_data.load_scan_and_brain(paths)
         asked_for = any(map(sees_phase, said["members"]))
-        phase = cases.phase_of(paths, image, brain) if asked_for else None
+        phase = training_data.load_phase(paths, image, brain) if asked_for else None
         fed, found = judge(image, brain, said, Models(asked.models), phase)
         first.append(suspected(found, truth))
         alone = [replace(one, chance=one.suspect.confidence) for one in found]
@@ -156,11 +158,11 @@ def suspects(asked: argparse.Namespace) -> dict:
     phased = set()
     for at, (paths, truth) in enumerate(pairs, start=1):
         print(f"\r{at} of {len(pairs)}", end="", file=sys.stderr, flush=True)
-        scan = cases.read_scan(paths)
+        scan = training_data.load_scan_and_brain(paths)
         for path, entry in entries.items():
             grid, ways = Grid.from_card(entry["grid"]), {path.parent.name: None}
             if sees_phase(entry):
-                ways = {name: cases.phase_on(paths, *scan, grid) for name in ways}
+                ways = {name: training_data.load_phase_on_grid(paths, *scan, grid) for name in ways}
                 phased |= {at for phase in ways.values() if phase is not None}
                 ways |= {f"{name}, phase left out": None for name in list(ways)}
             fed = preprocess(*scan, grid)

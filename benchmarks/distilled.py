@@ -24,7 +24,7 @@ from bids_cmb.detection.distilled import Seen, candidate_chance, find_spots, jud
 from bids_cmb.evaluation.annotations import Marks
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.networks.inference import load_patcher, set_threads
-from bids_cmb.training import data as cases
+from bids_cmb.training import data as training_data
 
 MIN_VOLUME_MM3 = 1.0
 
@@ -94,11 +94,11 @@ def kinds(said: np.ndarray) -> np.ndarray:
 
 
 def measured(
-    paths: cases.Paths, truth: Marks, asked: argparse.Namespace, find: Callable, grid: Grid,
-    judges: dict[str, Callable],
+    paths: training_data.ScanFiles, truth: Marks, asked: argparse.Namespace, find: Callable,
+    grid: Grid, judges: dict[str, Callable],
 ) -> Iterator[dict]:  # fmt: skip
     """Hits, misses and false alarms of each judge at each threshold, on one scan."""
-    image, brain = cases.read_scan(paths)
+    image, brain = training_data.load_scan_and_brain(paths)
     seen = look(preprocess(image, brain, grid))
     if asked.without_symmetry:
         seen = Seen(seen.channels * np.array([1, 0], np.float32), seen.brain)

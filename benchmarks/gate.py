@@ -28,7 +28,7 @@ from bids_cmb.imaging.preprocessing import Grid, back_to_scan, preprocess
 from bids_cmb.imaging.volume import Volume, load, load_labels
 from bids_cmb.networks.inference import Models, set_threads
 from bids_cmb.networks.model_cards import card
-from bids_cmb.training.data import LESION, Paths, true_voxels
+from bids_cmb.training.data import LESION, ScanFiles, resample_lesions
 
 AT = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9)  # gate thresholds told of
 
@@ -107,7 +107,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def look(paths: Paths, truth: Marks, asked: argparse.Namespace) -> Looked:
+def look(paths: ScanFiles, truth: Marks, asked: argparse.Namespace) -> Looked:
     """Both networks' answers for a scan; its brain is the true one."""
     said, models = card(asked.detector, asked.models), Models(asked.models)
     members = {one["name"]: one for one in said["members"]}
@@ -135,7 +135,7 @@ def look(paths: Paths, truth: Marks, asked: argparse.Namespace) -> Looked:
 
 def at_lesions(lesions: Path, opened: Volume) -> list[float]:
     """For each slice of each sure microbleed how open the gate is at most."""
-    codes, places = true_voxels(lesions, opened)
+    codes, places = resample_lesions(lesions, opened)
     sure = [voxels for voxels in places if codes[tuple(voxels[0])] == LESION]
     return [
         float(opened.data[tuple(voxels[voxels[:, 2] == z].T)].max())
@@ -175,7 +175,7 @@ def points(looked: list[Looked], how: str, threshold: float, volume: float) -> l
         whole = Volume(combined(opened, found, how, threshold), one.affine)
         chance = np.where(one.mask, back_to_scan(whole, one.scan).data, 0)
         for at, cut in cuts(chance, one.scan, volume):
-            rows.append({"members": how, "threshold": at, **counted(*cut, one.truth)})
+            rows.append({"members": how, "threshold": at, **counted(*cut, one.labels)})
     return summed(rows, how, len(looked))
 
 

@@ -27,7 +27,7 @@ from bids_cmb.lesions.measure import TOUCHING
 from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.networks.inference import Models, set_threads
 from bids_cmb.networks.model_cards import card
-from bids_cmb.training.data import Paths, find_cases
+from bids_cmb.training.data import ScanFiles, find_training_scans
 
 THRESHOLDS = (0.05, *np.arange(0.1, 0.91, 0.05).round(2), 0.925, 0.95, 0.97, 0.98, 0.99)
 LOW = 0.05  # from which on lesions are used for the calibration
@@ -67,14 +67,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def with_truth(data: Path) -> list[tuple[Paths, Marks]]:
+def with_truth(data: Path) -> list[tuple[ScanFiles, Marks]]:
     """The scans of a dataset, each with its true lesions."""
     truths = {one.name: one for one in read_marks(data / "derivatives" / "truth")}
-    return [(one, truths[one.name]) for one in find_cases(data)]
+    return [(one, truths[one.name]) for one in find_training_scans(data)]
 
 
 def measured(
-    paths: Paths, truth: Marks, asked: argparse.Namespace, groups: Sequence[tuple[str, ...]]
+    paths: ScanFiles, truth: Marks, asked: argparse.Namespace, groups: Sequence[tuple[str, ...]]
 ) -> list[dict]:
     """Hits, misses and false alarms of each group of members at each threshold."""
     image, _ = load(paths.image)

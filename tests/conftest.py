@@ -136,7 +136,7 @@ def unfitted(monkeypatch):
         course.progress.rows.append(row)
         return "epochs"
 
-    monkeypatch.setattr(learning.Course, "run", run)
+    monkeypatch.setattr(learning.TrainingLoop, "run", run)
     return drawn
 
 

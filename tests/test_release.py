@@ -127,7 +127,7 @@ def test_a_set_is_simulated_once_from_the_heads_that_the_plan_names(
     calls = []
 
     def pretend(folder, *, anatomy, scans, **more):
-        calls.append((sorted(path.name for path in anatomy.iterdir()), scans, more["variant"]))
+        calls.append((sorted(path.name for path in anatomy.iterdir()), scans, more["priors"]))
         folder.mkdir(parents=True)
         (folder / "dataset_description.json").write_text("{}")
         return []

@@ -110,9 +110,7 @@ def test_microbleeds_lie_in_the_structure_they_are_said_to_lie_in(scans, askew):
 
 
 def test_the_junction_ends_where_subcortical_white_matter_begins(scans, askew):
-    cortex = cKDTree(
-        askew.world(np.argwhere(np.isin(askew.data, BILATERAL_STRUCTURES["cortex"])))
-    )
+    cortex = cKDTree(askew.world(np.argwhere(np.isin(askew.data, BILATERAL_STRUCTURES["cortex"]))))
     away = {"cortex / grey-white junction": [], "subcortical white matter": []}
     for row in (row for scan in scans for row in bodies(scan, MICROBLEED)):
         if row["region"] in away:

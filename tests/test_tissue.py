@@ -15,9 +15,9 @@ from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.imaging.volume import Volume, resample
 from bids_cmb.networks.inference import Models
 from bids_cmb.networks.model_cards import card
-from bids_cmb.training.data import Case, Drawing, Paths
+from bids_cmb.training.data import PatchSampling, ScanFiles, TrainingScan
 from bids_cmb.training.losses import TissueLoss
-from bids_cmb.training.tasks.tissue import PULL, Seen, draw, read_seen
+from bids_cmb.training.tasks.tissue import CENTRE_WEIGHT, TissueScan, load_tissue_scan, sample_patch
 
 CLASSES = card("anatomy")["classes"]
 PAIRS = (
@@ -230,24 +230,24 @@ def seen(rng):
     kinds = rng.integers(1, len(KINDS), (40, 44, 12)).astype(np.uint8)
     told = np.zeros((*kinds.shape, len(KINDS) - 1), np.uint8)
     lesion = np.array([[20, 22, 6]], np.int16)
-    case = Case(
+    case = TrainingScan(
         "one", (kinds / 4).astype(np.float16), np.zeros(kinds.shape, np.uint8),
         np.ones(kinds.shape, bool), {"lesion": [lesion], "any": [lesion]},
     )  # fmt: skip
-    return Seen(case, told, kinds, np.array([1.0, 1.0, 3.0]))
+    return TissueScan(case, told, kinds, np.array([1.0, 1.0, 3.0]))
 
 
 def test_patch_and_truth_are_turned_alike_and_the_lesion_weighs_most():
     one = seen(np.random.default_rng(1))
-    still = Drawing(
+    still = PatchSampling(
         (16, 16, 8), {"lesion": 1.0}, gain=(1, 1), gamma=(1, 1), noise=0.0, reach=(4, 4, 1)
     )
     for seed in range(12):
-        image, truth = draw({id(one.case): one}, still, np.random.default_rng(seed))
+        image, truth = sample_patch({id(one.case): one}, still, np.random.default_rng(seed))
         kinds, weight = truth[..., 0], truth[..., 1]
         assert image.shape == (16, 16, 8, len(KINDS))
         assert np.array_equal(np.rint(4 * image[..., 0]), kinds)
-        assert weight.max() == pytest.approx(1 + PULL)
+        assert weight.max() == pytest.approx(1 + CENTRE_WEIGHT)
         heaviest = np.unravel_index(weight.argmax(), weight.shape)
         assert kinds[heaviest] == one.kinds[20, 22, 6]
         assert (weight[kinds == 0] == 0).all()
@@ -255,17 +255,19 @@ def test_patch_and_truth_are_turned_alike_and_the_lesion_weighs_most():
 
 def test_the_same_seed_draws_the_same_patch():
     one = seen(np.random.default_rng(2))
-    drawing = Drawing((16, 16, 8), {"lesion": 1.0}, reach=(4, 4, 1))
-    first, again = (draw({id(one.case): one}, drawing, np.random.default_rng(5)) for _ in range(2))
+    drawing = PatchSampling((16, 16, 8), {"lesion": 1.0}, reach=(4, 4, 1))
+    first, again = (
+        sample_patch({id(one.case): one}, drawing, np.random.default_rng(5)) for _ in range(2)
+    )
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_a_scan_without_structures_teaches_no_tissue(tmp_path):
-    paths = Paths("one", tmp_path / "one.nii.gz", tmp_path / "les.nii.gz", None, None, None)
+    paths = ScanFiles("one", tmp_path / "one.nii.gz", tmp_path / "les.nii.gz", None, None, None)
     with pytest.raises(
         ValueError, match=r"one\.nii\.gz: tissue is learnt from a truth of structures"
     ):
-        read_seen(paths, Grid(), CLASSES)
+        load_tissue_scan(paths, Grid(), CLASSES)
 
 
 def test_the_loss_is_the_weighted_mean_of_what_a_log_softmax_says():

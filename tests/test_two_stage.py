@@ -29,10 +29,10 @@ from bids_cmb.networks.architectures.classifier import classifier
 from bids_cmb.networks.architectures.unet import unet
 from bids_cmb.networks.inference import Models, load_network, load_patcher
 from bids_cmb.networks.weights import read_weights, write_weights
-from bids_cmb.training.data import Case, find_cases
+from bids_cmb.training.data import TrainingScan, find_training_scans
 from bids_cmb.training.recipe import Sources
 from bids_cmb.training.tasks import proposal_classification
-from bids_cmb.training.train import TASKS, Material, build, read_recipe, train
+from bids_cmb.training.train import TASKS, TrainingData, build_network, read_recipe, train
 
 SHAPE = (80, 72, 20)  # of OBLIQUE: 0.5 x 0.5 x 2 mm, LAS, turned
 
@@ -239,7 +239,7 @@ def test_a_packed_network_asks_for_the_sides_that_it_needs(packed, flat, rng, tm
 
 @pytest.mark.parametrize("name", ["proposal-1", "classifier-1"])
 def test_the_recipes_build_their_networks(name):
-    assert build(read_recipe(name)).count_params() > 100_000
+    assert build_network(read_recipe(name)).count_params() > 100_000
 
 
 def test_first_and_second_stage_share_grid_and_features():
@@ -350,7 +350,7 @@ def test_proposals_near_a_lesion_are_it_those_far_off_are_none_those_between_nei
     truth = np.zeros((40, 40, 10), np.uint8)
     sure, unsure = np.array([[10, 10, 5], [11, 10, 5]]), np.array([[30, 30, 5]])
     truth[tuple(sure.T)], truth[tuple(unsure.T)] = 1, 2
-    case = Case(
+    case = TrainingScan(
         "x", np.ones(truth.shape, np.float16), truth, np.ones(truth.shape, bool),
         {"lesion": [sure, unsure], "mimic": [], "dark": [np.zeros((0, 3), int)], "any": []},
     )  # fmt: skip
@@ -409,11 +409,13 @@ def test_a_classifier_is_trained_by_one_command_and_goes_into_a_card(
     monkeypatch.setattr(proposal_classification, "find_anatomy", unseen)
     given = (written(tmp_path / "first", rng),)
     data = lessons(1)
-    entry = train(recipe, Material((data,), validation=(data,), given=given), tmp_path / "out")
+    entry = train(
+        recipe, TrainingData((data,), validation=(data,), pretrained=given), tmp_path / "out"
+    )
     assert entry["builder"] == "classifier"
     assert all(np.isfinite(one).all() for one in read_weights(tmp_path / "out/x.npz").values())
     kept = list((tmp_path / "first" / "proposed").iterdir())
-    assert len(kept) == len(find_cases(data))
+    assert len(kept) == len(find_training_scans(data))
     read = np.load(kept[0])
     assert read["patches"].shape[1:] == (16, 16, 5, 3)
     assert set(read["kinds"]) >= {proposal_classification.LESION, proposal_classification.HARD}
@@ -426,8 +428,8 @@ def unseen(_):
 def test_the_same_seed_draws_the_same_batch(recipe, lessons, tmp_path, rng, monkeypatch):
     monkeypatch.setattr(proposal_classification, "find_anatomy", unseen)
     name, path = written(tmp_path / "first", rng)
-    sources = Sources(find_cases(lessons(1)), given={name: path})
-    teach, told = TASKS["classification"].teach(recipe, sources, 1)
+    sources = Sources(find_training_scans(lessons(1)), pretrained={name: path})
+    teach, told = TASKS["classification"].make_batches(recipe, sources, 1)
     (patches, places), truths = teach(np.random.default_rng(3))
     (again, _), _ = teach(np.random.default_rng(3))
     np.testing.assert_array_equal(patches, again)
@@ -439,7 +441,7 @@ def test_the_same_seed_draws_the_same_batch(recipe, lessons, tmp_path, rng, monk
 
 def test_a_classifier_without_a_first_stage_is_refused(recipe, lessons):
     with pytest.raises(ValueError, match="learns after a network that proposes"):
-        TASKS["classification"].teach(recipe, Sources(find_cases(lessons(1))), 1)
+        TASKS["classification"].make_batches(recipe, Sources(find_training_scans(lessons(1))), 1)
 
 
 @pytest.mark.parametrize(
@@ -453,14 +455,18 @@ def test_a_first_stage_that_training_did_not_write_is_refused(recipe, tmp_path, 
     path = tmp_path / "proposal-1.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=f"an entry that training wrote {sentence}"):
-        TASKS["classification"].teach(recipe, Sources([], given={"proposal-1": path}), 1)
+        TASKS["classification"].make_batches(
+            recipe, Sources([], pretrained={"proposal-1": path}), 1
+        )
 
 
 def test_a_first_stage_of_another_grid_is_refused(recipe, lessons, tmp_path, rng):
     name, path = written(tmp_path / "first", rng)
     other = replace(recipe, grid={**recipe.grid, "order": 1})
     with pytest.raises(ValueError, match="must see the same grid"):
-        TASKS["classification"].teach(other, Sources(find_cases(lessons(1)), given={name: path}), 1)
+        TASKS["classification"].make_batches(
+            other, Sources(find_training_scans(lessons(1)), pretrained={name: path}), 1
+        )
 
 
 def test_a_network_is_not_shown_what_its_card_hides(rng):

@@ -173,7 +173,7 @@ def _train(given: argparse.Namespace) -> int:
     from bids_cmb.parallel.processes import sentence
 
     set_threads(given.threads)
-    from bids_cmb.training.train import Material, cross_validate, read_recipe, train
+    from bids_cmb.training.train import TrainingData, cross_validate, read_recipe, train
 
     others = {
         name: getattr(given, name)
@@ -182,17 +182,17 @@ def _train(given: argparse.Namespace) -> int:
     }
     try:
         truth = _reviewed_truth(given) if given.reviews else given.truth
-        material = Material(
+        material = TrainingData(
             tuple(given.data), tuple(given.validation), truth, given.fine_tune,
-            given=tuple(map(_role, given.given)),
+            pretrained=tuple(map(_role, given.given)),
         )  # fmt: skip
         recipe = replace(read_recipe(given.recipe), **others)
         if given.folds:
             cross_validate(
-                recipe, material, given.out, folds=given.folds, hours=given.hours, say=_tell
+                recipe, material, given.out, folds=given.folds, hours=given.hours, log=_tell
             )
         else:
-            train(recipe, material, given.out, hours=given.hours, say=_tell)
+            train(recipe, material, given.out, hours=given.hours, log=_tell)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
         return 1

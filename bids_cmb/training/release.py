@@ -31,8 +31,8 @@ from bids_cmb.metrics.scores import Case, case_of_points, froc, rank_lesions
 from bids_cmb.networks.inference import Models
 from bids_cmb.simulation.head_model import list_head_models
 from bids_cmb.simulation.simulate import simulate_dataset
-from bids_cmb.training import data as cases
-from bids_cmb.training.train import Material, read_recipe, train
+from bids_cmb.training import data as training_data
+from bids_cmb.training.train import TrainingData, read_recipe, train
 
 LEAST_SLOPE = 0.05  # of a calibration: a likelier candidate stays the likelier one
 DEFINITE = 0.9  # share of candidates at and above the definite threshold that are microbleeds
@@ -161,16 +161,16 @@ def train_network(given: Mapping, plan: Mapping, means: Means, say: Say) -> tupl
         roles = [
             (role, means.work / "runs" / role / f"{role}.json") for role in given.get("given", ())
         ]
-        material = Material(
+        material = TrainingData(
             tuple(sets / name for name in given["data"]),
             validation=tuple(sets / name for name in given["validation"]),
-            given=tuple(roles),
+            pretrained=tuple(roles),
         )
         total = sum(one["share"] for one in plan["networks"])
         hours = None if means.hours is None else means.hours * given["share"] / total
         began = time.monotonic()
         say(f"{recipe.name}: training begins")
-        train(recipe, material, out, hours=hours, say=lambda text: say(f"{recipe.name}: {text}"))
+        train(recipe, material, out, hours=hours, log=lambda text: say(f"{recipe.name}: {text}"))
         say(f"{recipe.name}: trained in {(time.monotonic() - began) / 60:.0f} minutes")
     return json.loads(path.read_text(encoding="utf-8")), path
 
@@ -215,7 +215,7 @@ def judge(card: Mapping, models: Models, data: Path, say: Say = lambda _: None) 
         say: Told what goes on.
     """
     judged = []
-    for paths in cases.find_cases(data):
+    for paths in training_data.find_training_scans(data):
         lesions = tuple(_true_lesions(paths.lesions))
         judged.append(judge_scan(card, models, paths.image, lesions, name=paths.name))
         say(f"{paths.name}: {len(judged[-1].chance)} candidates")

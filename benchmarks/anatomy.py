@@ -1,6 +1,7 @@
 """How well the anatomy network sees heads that it never learnt from, at any contrast.
 
-    python benchmarks/anatomy.py ANATOMY RESULT.json [--scans DATA ...] [--places N] [--models DIR]
+    python benchmarks/anatomy.py ANATOMY RESULT.json [--scans DATA ...] [--places N]
+        [--model-dir DIR]
 
 Heads of ANATOMY that the simulated benchmark names are painted with random contrasts and looked at
 in slices of 1, 3, 4 and 5 mm; DATA are simulated T2* and SWI datasets with their truth, thin (below
@@ -45,12 +46,12 @@ def main() -> None:
     parser.add_argument("result", type=Path, help="where to")
     parser.add_argument("--scans", type=Path, nargs="*", default=[], help="simulated datasets")
     parser.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
-    parser.add_argument("--models", type=Path, help="folder of cards and weights")
+    parser.add_argument("--model-dir", type=Path, help="folder of cards and weights")
     parser.add_argument("--places", type=int, default=0, help="of each scan (default: 0)")
     parser.add_argument("--contrasts", type=int, default=2, help="for each head (default: 2)")
     asked = parser.parse_args()
     set_threads(asked.threads)
-    models = Models(folder=asked.models)
+    models = Models(folder=asked.model_dir)
     names = json.loads(DEFINITION.read_text(encoding="utf-8"))["anatomy"]
     found = {
         f"{thickness} mm": [

@@ -1,7 +1,7 @@
 """What the parts of the cascade are worth: anchors, and the 3D network after the boxes.
 
     python benchmarks/cascade.py anchors RESULT.json DATA [DATA ...]
-    python benchmarks/cascade.py points RESULT.json DATA [DATA ...] [--models DIR] [--scans N]
+    python benchmarks/cascade.py points RESULT.json DATA [DATA ...] [--model-dir DIR] [--scans N]
     python benchmarks/cascade.py suspects RESULT.json DATA [DATA ...] --entries OUT/NAME.json ...
 
 ``anchors`` clusters the true boxes of simulated scans, and tells how well these anchors and the
@@ -29,7 +29,7 @@ from operating_points import counted, cuts, summed, with_truth
 
 from bids_cmb.detection.boxes import SURE, cluster_sizes, overlap_of_sizes, true_boxes
 from bids_cmb.detection.cascade import Judged, Rules, find_suspects, judge, painted, sees_phase
-from bids_cmb.evaluation.annotations import POSITION, Marks
+from bids_cmb.evaluation.annotations import POSITION, LesionAnnotations
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.networks.architectures.yolo import VOC
 from bids_cmb.networks.inference import Models, entry_patcher, set_threads
@@ -60,7 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("what", choices=("anchors", "points", "suspects"))
     parser.add_argument("result", type=Path, help="where to")
     parser.add_argument("data", type=Path, nargs="+", help="simulated datasets")
-    parser.add_argument("--models", type=Path, help="folder of cards and weights")
+    parser.add_argument("--model-dir", type=Path, help="folder of cards and weights")
     parser.add_argument("--entries", type=Path, nargs="+", default=[], help="of networks for boxes")
     parser.add_argument("--scans", type=int, help="the first so many of each dataset only")
     parser.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
@@ -110,7 +110,7 @@ def fit(sizes: np.ndarray, found: np.ndarray) -> float:
 
 def points(asked: argparse.Namespace) -> dict:
     """What each threshold gives, with and without the 3D network."""
-    said = card("cascade", asked.models)
+    said = card("cascade", asked.model_dir)
     pairs = [pair for data in asked.data for pair in with_truth(data)[: asked.scans]]
     rows, first = [], []
     for at, (paths, truth) in enumerate(pairs, start=1):
@@ -118,7 +118,7 @@ def points(asked: argparse.Namespace) -> dict:
         image, brain = training_data.load_scan_and_brain(paths)
         asked_for = any(map(sees_phase, said["members"]))
         phase = training_data.load_phase(paths, image, brain) if asked_for else None
-        fed, found = judge(image, brain, said, Models(asked.models), phase)
+        fed, found = judge(image, brain, said, Models(asked.model_dir), phase)
         first.append(suspected(found, truth))
         alone = [replace(one, chance=one.suspect.confidence) for one in found]
         for name, judged in ((WITH, found), (WITHOUT, alone)):
@@ -138,9 +138,9 @@ def points(asked: argparse.Namespace) -> dict:
     }
 
 
-def suspected(found: Sequence[Judged], truth: Marks) -> dict[str, int]:
+def suspected(found: Sequence[Judged], truth: LesionAnnotations) -> dict[str, int]:
     """How many suspects there are, and how many sure lesions have one near."""
-    sure = truth.lesions[~truth.lesions["unsure"].to_numpy(bool)]
+    sure = truth.lesions[~truth.lesions["uncertain"].to_numpy(bool)]
     true = sure[POSITION].to_numpy(float).reshape(-1, 1, 3)
     places = np.array([one.centre for one in found]).reshape(1, -1, 3)
     near = np.linalg.norm(true - places, axis=-1) <= FAR_MM
@@ -208,9 +208,9 @@ def suspects(asked: argparse.Namespace) -> dict:
     }
 
 
-def best_near(places: np.ndarray, sure: np.ndarray, truth: Marks) -> np.ndarray:
+def best_near(places: np.ndarray, sure: np.ndarray, truth: LesionAnnotations) -> np.ndarray:
     """For each sure lesion the highest confidence of a suspect near it, 0 if there is none."""
-    lesions = truth.lesions[~truth.lesions["unsure"].to_numpy(bool)]
+    lesions = truth.lesions[~truth.lesions["uncertain"].to_numpy(bool)]
     true = lesions[POSITION].to_numpy(float).reshape(-1, 1, 3)
     near = np.linalg.norm(true - places, axis=-1) <= FAR_MM
     return np.where(near, sure, 0).max(axis=1, initial=0)

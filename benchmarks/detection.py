@@ -16,7 +16,7 @@ import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bids_cmb.evaluation.evaluate import Asked, Evaluation, froc_table, measure
+from bids_cmb.evaluation.evaluate import Evaluation, EvaluationOptions, froc_table, measure
 from bids_cmb.files import write_json
 from bids_cmb.provenance import software
 
@@ -31,7 +31,7 @@ def main() -> None:
         rule: measure(
             asked.derivatives,
             asked.truth,
-            Asked(match=rule, threshold=asked.threshold, seed=asked.seed),
+            EvaluationOptions(match=rule, threshold=asked.threshold, seed=asked.seed),
         )
         for rule in RULES
     }
@@ -62,7 +62,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("derivatives", type=Path, help="output folder of the app")
     parser.add_argument("truth", type=Path, help="derivative dataset, or TSV of coordinates")
     parser.add_argument("--name", required=True, help="of the two files of results")
-    parser.add_argument("--threshold", type=float, default=0.0, help="lowest prob_max that counts")
+    parser.add_argument(
+        "--threshold", type=float, default=0.0, help="lowest probability_max that counts"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     return parser.parse_args()
 

@@ -4,10 +4,11 @@
     python benchmarks/detectors.py table DETECTOR [DETECTOR ...]
 
 ``cost`` runs the app on one participant, a fresh process for each detector, one after the other on
-two threads, with the anatomy network and the pages as a user has them: seconds of the wall and of
-processors, GB of the largest process. ``table`` puts that beside what ``detection.py`` left
+two threads, with the anatomy network and the pages as a user has them: wall-clock and processor
+seconds, GB of the largest process. ``table`` puts that beside what ``detection.py`` left
 of each detector on simulated and real scans, by the VALDO rule, with 95 % intervals over subjects,
-into ``benchmarks/results/detectors.md``: text for readers.
+into ``benchmarks/results/detectors.md``: text for readers. `tests/test_figures.py` holds README and
+docs to it.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.files import read_json, write_json
+from bids_cmb.metrics.scores import count_interval, f1_interval, proportion_interval
 from bids_cmb.networks.model_cards import card, weights_file
 from bids_cmb.provenance import machine, software
 
@@ -109,7 +111,7 @@ def overall(detectors: list[str]) -> list[str]:
             found = read_json(RESULTS / f"{detector}-{name}.json")
             if not found:
                 continue
-            said = [interval(found["rules"]["valdo"][figure]) for figure in FIGURES]
+            said = [interval(*widened) for widened in figures(detector, name)]
             runs = [run for run in costs if run["detector"] == detector]
             spans = [span([run[key] for run in runs]) for key in COSTS]
             size = f"{parameters(detector):,}".replace(",", " ")
@@ -150,9 +152,41 @@ def parameters(detector: str) -> int:
     return total
 
 
-def interval(figure: dict) -> str:
+def figures(detector: str, name: str) -> list[tuple[float, float, float]]:
+    """The figures of a detector on a set of scans: value, low, high.
+
+    Intervals are those over subjects, widened to the exact ones of the bare counts; results of
+    before `evaluate` did so itself are widened here.
+    """
+    found = read_json(RESULTS / f"{detector}-{name}.json")["rules"]["valdo"]
+    hits, false, misses, lesions, scans = (
+        found[key]["value"] for key in ("hits", "false_alarms", "misses", "lesions", "scans")
+    )
+    bare = {
+        "sensitivity": proportion_interval(lesions - misses, lesions),
+        "precision": proportion_interval(hits, hits + false),
+        "f1": f1_interval(hits, false + misses),
+        "fp_per_scan": count_interval(false, scans),
+        "best_f1": f1_interval(*best_counts(detector, name, lesions, scans)),
+    }
+    return [
+        (value["value"], min(value["low"], bare[key][0]), max(value["high"], bare[key][1]))
+        for key, value in ((key, found[key]) for key in FIGURES)
+    ]
+
+
+def best_counts(detector: str, name: str, lesions: float, scans: float) -> tuple[float, float]:
+    """Hits and errors at the threshold of the best F1, from the table of all thresholds."""
+    rows = np.genfromtxt(RESULTS / f"{detector}-{name}.tsv", names=True, delimiter="\t")
+    best = rows[np.nanargmax(rows["f1"])]
+    errors = (1 - best["sensitivity"]) * lesions + best["fp_per_scan"] * scans
+    hits = best["f1"] * errors / (2 * (1 - best["f1"]))
+    return float(np.round(hits)), float(np.round(errors))
+
+
+def interval(value: float, low: float, high: float) -> str:
     """A figure with its interval."""
-    return f"{told(figure['value'])} [{told(figure['low'])}, {told(figure['high'])}]"
+    return f"{told(value)} [{told(low)}, {told(high)}]"
 
 
 def told(value: float | None) -> str:

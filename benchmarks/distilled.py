@@ -21,7 +21,7 @@ import numpy as np
 from operating_points import THRESHOLDS, counted, cuts, summed, with_truth
 
 from bids_cmb.detection.distilled import Seen, candidate_chance, find_spots, judged, look, painted
-from bids_cmb.evaluation.annotations import Marks
+from bids_cmb.evaluation.annotations import LesionAnnotations
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.networks.inference import load_patcher, set_threads
 from bids_cmb.training import data as training_data
@@ -94,8 +94,8 @@ def kinds(said: np.ndarray) -> np.ndarray:
 
 
 def measured(
-    paths: training_data.ScanFiles, truth: Marks, asked: argparse.Namespace, find: Callable,
-    grid: Grid, judges: dict[str, Callable],
+    paths: training_data.ScanFiles, truth: LesionAnnotations, asked: argparse.Namespace,
+    find: Callable, grid: Grid, judges: dict[str, Callable],
 ) -> Iterator[dict]:  # fmt: skip
     """Hits, misses and false alarms of each judge at each threshold, on one scan."""
     image, brain = training_data.load_scan_and_brain(paths)

@@ -21,8 +21,8 @@ from detection import cpu, plain
 from scipy.spatial.distance import cdist
 
 from bids_cmb.bids.tables import columns, lesion_table_of, read_table, write_table
-from bids_cmb.evaluation.annotations import POSITION, Marks, read_marks
-from bids_cmb.evaluation.evaluate import Asked, Evaluation, measure
+from bids_cmb.evaluation.annotations import POSITION, LesionAnnotations, read_annotations
+from bids_cmb.evaluation.evaluate import Evaluation, EvaluationOptions, measure
 from bids_cmb.files import write_json
 from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.networks.model_cards import card
@@ -51,7 +51,7 @@ def main() -> None:
     """Read, judge like a reader, train twice, read again, count, print and write."""
     asked = arguments()
     work, own, threshold = asked.work, asked.own, card(DETECTOR)["threshold"]
-    bundled = ["--detector", DETECTOR, "--folds", asked.member]
+    bundled = ["--detector", DETECTOR, "--members", asked.member]
     app(own, work / "own", *bundled)
     said = review(work / "own", own / "derivatives" / "truth", work / "reviews")
     ways = {
@@ -67,7 +67,7 @@ def main() -> None:
         found = work / f"found-{len(results)}"
         app(asked.others, found, *detector, "--threshold", LOWEST)
         truth = asked.others / "derivatives" / "truth"
-        results[name] = measure(found, truth, Asked(threshold=threshold))
+        results[name] = measure(found, truth, EvaluationOptions(threshold=threshold))
     spared = results[BEFORE].figures["fp_per_scan"].value
     report = {
         "member": asked.member,
@@ -129,8 +129,8 @@ def tuned(asked: argparse.Namespace, how: Sequence[object], folder: Path) -> lis
         call(*train, "--fine-tune", start, *length)
     models = folder / "models"
     entry = folder / f"{recipe}.json"
-    call("-m", "bids_cmb", "models", "card", "mine", entry, "--models", models)
-    return ["--models", models, "--detector", "mine"]
+    call("-m", "bids_cmb", "models", "create", "mine", entry, "--model-dir", models)
+    return ["--model-dir", models, "--detector", "mine"]
 
 
 # --- The ideal reader -----------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def tuned(asked: argparse.Namespace, how: Sequence[object], folder: Path) -> lis
 
 def review(found: Path, truth: Path, folder: Path) -> dict[str, int]:
     """Write a review of every scan as its page would save it; how often each verdict was given."""
-    true = {one.entities["sub"]: one for one in read_marks(truth)}
+    true = {one.entities["sub"]: one for one in read_annotations(truth)}
     said: dict[str, int] = {}
     for mask in sorted(found.glob("sub-*/**/*_label-CMB_*_mask.nii.gz")):
         subject = mask.name.split("_")[0]
@@ -156,10 +156,12 @@ def review(found: Path, truth: Path, folder: Path) -> dict[str, int]:
     return said
 
 
-def verdicts(rows: Sequence[dict], true: Marks) -> list[dict]:
+def verdicts(rows: Sequence[dict], true: LesionAnnotations) -> list[dict]:
     """What somebody says of a scan who knows the truth."""
     places = np.array([[float(row[axis]) for axis in POSITION] for row in rows]).reshape(-1, 3)
-    unsure = (true.lesions["unsure"] | ~true.lesions["counted"]).to_numpy(bool)  # unseen ones too
+    unsure = (true.lesions["uncertain"] | ~true.lesions["included"]).to_numpy(
+        bool
+    )  # unseen ones too
     match = match_valdo(cdist(places, true.positions), unsure)
     words = np.select([match.aside, match.partner >= 0], ["unsure", "accept"], "reject")
     judged = [

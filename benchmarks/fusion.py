@@ -30,7 +30,7 @@ from scipy import ndimage, sparse
 from scipy.sparse.csgraph import connected_components
 
 from bids_cmb.detection.ensemble import detect
-from bids_cmb.evaluation.annotations import Marks
+from bids_cmb.evaluation.annotations import LesionAnnotations
 from bids_cmb.imaging.preprocessing import bounds
 from bids_cmb.imaging.volume import Volume, boxed, load, load_labels
 from bids_cmb.lesions.measure import TOUCHING
@@ -110,7 +110,7 @@ def said(paths: ScanFiles, image: Volume, asked: argparse.Namespace) -> dict[str
     return {name: maps[name] / np.float32(STEPS) for name in asked.detectors}
 
 
-def measured(paths: ScanFiles, truth: Marks, asked: argparse.Namespace) -> list[dict]:
+def measured(paths: ScanFiles, truth: LesionAnnotations, asked: argparse.Namespace) -> list[dict]:
     """Hits, misses and false alarms by each rule at each threshold."""
     image, _ = load(paths.image)
     maps, image = cropped(said(paths, image, asked), image)

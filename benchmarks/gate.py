@@ -23,7 +23,7 @@ from operating_points import counted, cuts, summed, with_truth
 from scipy import ndimage
 
 from bids_cmb.detection.gated import GATES, asker, combined, gate_map, segmented
-from bids_cmb.evaluation.annotations import Marks
+from bids_cmb.evaluation.annotations import LesionAnnotations
 from bids_cmb.imaging.preprocessing import Grid, back_to_scan, preprocess
 from bids_cmb.imaging.volume import Volume, load, load_labels
 from bids_cmb.networks.inference import Models, set_threads
@@ -57,7 +57,7 @@ class Looked:
     found: np.ndarray
     slices: list[float]
     seconds: tuple[float, float]
-    truth: Marks
+    truth: LesionAnnotations
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
         print(f"\r{at} of {len(pairs)}", end="", file=sys.stderr, flush=True)
         looked.append(look(paths, truth, asked))
     print(file=sys.stderr)
-    said = card(asked.detector, asked.models)
+    said = card(asked.detector, asked.model_dir)
     threshold = said["parameters"]["gate_threshold"]
     if asked.choose:
         threshold = chosen(looked, asked.choose)
@@ -102,14 +102,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("data", type=Path, nargs="+", help="simulated datasets")
     parser.add_argument("--choose", type=float, metavar="RECALL", help="of slices, at least")
     parser.add_argument("--scans", type=int, metavar="N", help="the first N only")
-    parser.add_argument("--models", type=Path, help="folder of cards and weights")
+    parser.add_argument("--model-dir", type=Path, help="folder of cards and weights")
     parser.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
     return parser.parse_args()
 
 
-def look(paths: ScanFiles, truth: Marks, asked: argparse.Namespace) -> Looked:
+def look(paths: ScanFiles, truth: LesionAnnotations, asked: argparse.Namespace) -> Looked:
     """Both networks' answers for a scan; its brain is the true one."""
-    said, models = card(asked.detector, asked.models), Models(asked.models)
+    said, models = card(asked.detector, asked.model_dir), Models(asked.model_dir)
     members = {one["name"]: one for one in said["members"]}
     image, _ = load(paths.image)
     brain = Volume(load_labels(paths.brain).data > 0, image.affine)

@@ -1,6 +1,6 @@
 """Where the anatomy network sees the structures of the MNI template: the centroids of its card.
 
-    python benchmarks/mni.py TEMPLATE.nii.gz [--models DIR]
+    python benchmarks/mni.py TEMPLATE.nii.gz [--model-dir DIR]
 
 TEMPLATE is the T1w image of MNI152NLin2009cAsym, or one in the same space. Prints JSON: the centre
 of mass of each structure in mm, the mean of what is seen in the template and in its mirror image
@@ -25,10 +25,10 @@ def main() -> None:
     """Look twice and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("template", type=Path, help="NIfTI in MNI space")
-    parser.add_argument("--models", type=Path, help="folder of cards and weights")
+    parser.add_argument("--model-dir", type=Path, help="folder of cards and weights")
     asked = parser.parse_args()
     image, _ = load(asked.template)
-    models = Models(asked.models)
+    models = Models(asked.model_dir)
     here = centroids(image, models)
     turned = np.diag([-1.0, 1, 1, 1]) @ image.affine
     there = centroids(Volume(image.data, turned), models)

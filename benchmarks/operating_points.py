@@ -1,6 +1,6 @@
 """What each threshold of an ensemble gives on simulated scans, for each member and for all.
 
-    python benchmarks/operating_points.py ensemble RESULT.json DATA [DATA ...] [--models DIR]
+    python benchmarks/operating_points.py ensemble RESULT.json DATA [DATA ...] [--model-dir DIR]
 
 Each DATA is a simulated dataset with its truth. The members see a scan once; their maps, and the
 mean of all, are cut at many thresholds as the app does it (but `large` ones count). The card's
@@ -21,7 +21,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from bids_cmb.detection.ensemble import answers
-from bids_cmb.evaluation.annotations import POSITION, Marks, read_marks
+from bids_cmb.evaluation.annotations import POSITION, LesionAnnotations, read_annotations
 from bids_cmb.imaging.volume import Volume, load, load_labels
 from bids_cmb.lesions.measure import TOUCHING
 from bids_cmb.metrics.matching import match_valdo
@@ -38,7 +38,7 @@ def main() -> None:
     """Measure, print and write."""
     asked = arguments()
     set_threads(asked.threads)
-    names = [one["name"] for one in card(asked.detector, asked.models)["members"]]
+    names = [one["name"] for one in card(asked.detector, asked.model_dir)["members"]]
     groups = [*[(name,) for name in names], tuple(names)]
     pairs = [pair for data in asked.data for pair in with_truth(data)]
     rows = []
@@ -62,27 +62,30 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("detector", help="whose card has members")
     parser.add_argument("result", type=Path, help="where to")
     parser.add_argument("data", type=Path, nargs="+", help="simulated datasets")
-    parser.add_argument("--models", type=Path, help="folder of cards and weights")
+    parser.add_argument("--model-dir", type=Path, help="folder of cards and weights")
     parser.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
     return parser.parse_args()
 
 
-def with_truth(data: Path) -> list[tuple[ScanFiles, Marks]]:
+def with_truth(data: Path) -> list[tuple[ScanFiles, LesionAnnotations]]:
     """The scans of a dataset, each with its true lesions."""
-    truths = {one.name: one for one in read_marks(data / "derivatives" / "truth")}
+    truths = {one.name: one for one in read_annotations(data / "derivatives" / "truth")}
     return [(one, truths[one.name]) for one in find_training_scans(data)]
 
 
 def measured(
-    paths: ScanFiles, truth: Marks, asked: argparse.Namespace, groups: Sequence[tuple[str, ...]]
+    paths: ScanFiles,
+    truth: LesionAnnotations,
+    asked: argparse.Namespace,
+    groups: Sequence[tuple[str, ...]],
 ) -> list[dict]:
     """Hits, misses and false alarms of each group of members at each threshold."""
     image, _ = load(paths.image)
     brain = Volume(load_labels(paths.brain).data > 0, image.affine)
     parts = dict(
-        zip(groups[-1], answers(asked.detector, image, brain, Models(asked.models)), strict=True)
+        zip(groups[-1], answers(asked.detector, image, brain, Models(asked.model_dir)), strict=True)
     )
-    volume = card(asked.detector, asked.models)["min_volume_mm3"]
+    volume = card(asked.detector, asked.model_dir)["min_volume_mm3"]
     return [
         {"members": " ".join(group), "threshold": threshold, **counted(*cut, truth)}
         for group in groups
@@ -114,11 +117,11 @@ def cuts(
         yield threshold, (table[:, :3], table[:, 3])
 
 
-def counted(centres: np.ndarray, tops: np.ndarray, truth: Marks) -> dict:
+def counted(centres: np.ndarray, tops: np.ndarray, truth: LesionAnnotations) -> dict:
     """What the VALDO rule makes of lesions at ``centres`` (N, 3)."""
     true = truth.lesions[POSITION].to_numpy(float).reshape(-1, 3)
     apart = np.linalg.norm(centres[:, None] - true[None], axis=-1)
-    unsure = (truth.lesions["unsure"] | ~truth.lesions["counted"]).to_numpy(bool)
+    unsure = (truth.lesions["uncertain"] | ~truth.lesions["included"]).to_numpy(bool)
     match = match_valdo(apart, unsure)
     large = truth.lesions["diameter_mm"].to_numpy(float) >= LARGE_MM
     wrong = (match.partner < 0) & ~match.aside

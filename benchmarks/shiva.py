@@ -222,11 +222,11 @@ def app(
 ) -> dict[str, float]:
     """The app from the scans to the derivatives, as the script without pages.
 
-    With one thread each, two scans are read at a time.
+    With one thread each, two scans are processed at a time.
     """
     flags = [
         *(flags or ("--report", "none")),
-        "--models",
+        "--model-dir",
         scratch / "models",
         "--detector",
         "shiva-full-size",

@@ -1,8 +1,8 @@
-"""Build the simulated benchmark: one BIDS dataset with its truth for each variant.
+"""Build the simulated benchmark: one BIDS dataset with its truth for each set of priors.
 
     python benchmarks/simulated.py benchmarks/simulated.json ANATOMY OUT
 
-ANATOMY holds the label maps that the definition names. Each variant goes to ``OUT/VARIANT``; one
+ANATOMY holds the label maps that the definition names. Those of each go to ``OUT/NAME``; one
 that is there already and whole is left as it is, so that a broken build can be gone on with after
 its half-made folder was removed. Then, for each:
 
@@ -24,8 +24,8 @@ def main() -> None:
     asked = arguments()
     definition = json.loads(asked.definition.read_text(encoding="utf-8"))
     scans = asked.scans or definition["scans"]
-    for variant in asked.variant or definition["variants"]:
-        folder = asked.out / variant
+    for priors in asked.lesion_priors or definition["lesion_priors"]:
+        folder = asked.out / priors
         if (folder / "dataset_description.json").exists():  # written last
             print(f"{folder}: whole already.")
             continue
@@ -36,7 +36,7 @@ def main() -> None:
                 seed=definition["seed"],
                 anatomy=heads(definition["anatomy"], asked.anatomy, Path(chosen)),
                 protocols=turns(definition["protocols"], scans),
-                priors=variant,
+                priors=priors,
                 workers=asked.workers,
                 progress=said,
             )
@@ -49,7 +49,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("definition", type=Path, help="benchmarks/simulated.json")
     parser.add_argument("anatomy", type=Path, help="folder of label maps")
     parser.add_argument("out", type=Path, help="where to")
-    parser.add_argument("--variant", action="append", help="this one only (default: all)")
+    parser.add_argument(
+        "--lesion-priors", action="append", metavar="NAME", help="only these (default: all)"
+    )
     parser.add_argument("--scans", type=int, help="fewer, for a trial (default: all)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     return parser.parse_args()

@@ -1,6 +1,6 @@
 """What a detector of two stages finds and misses: each stage, both, and every kind of protocol.
 
-    python benchmarks/two_stage.py NAME DATA [--points TABLE] [--models DIR] [--keep FILE]
+    python benchmarks/two_stage.py NAME DATA [--points TABLE] [--model-dir DIR] [--keep FILE]
 
 Every candidate of every scan is kept, however unlikely, so the whole curve shows. The truth is that
 of the dataset (``derivatives/truth``) or a table of points: columns ``subject``, ``x_mm``,
@@ -11,13 +11,11 @@ kept in that file, and read from it the next time, so that another calibration n
 """
 
 import argparse
-import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from bids_cmb.bids.filters import Query
 from bids_cmb.bids.selection import find_scans
@@ -30,7 +28,7 @@ from bids_cmb.metrics.scores import figures
 from bids_cmb.networks.inference import Models
 from bids_cmb.networks.model_cards import card as read_card
 from bids_cmb.provenance import machine, software
-from bids_cmb.training.release import Judged, as_json, judge, judge_scan, logits_of
+from bids_cmb.training.release import Judged, as_json, judge, judge_points, logits_of
 
 RESULTS = Path(__file__).parent / "results"
 FINE_MM, THICK_MM = 0.6, 2.5  # pixels below, slices from
@@ -44,14 +42,14 @@ SHOWN = (
 def main() -> None:
     """Judge, print and write."""
     given = arguments()
-    models = Models(given.models)
-    card = read_card(given.detector, given.models)
+    models = Models(given.model_dir)
+    card = read_card(given.detector, given.model_dir)
     weight = card.get("first_stage_weight", 0.0)
     card = {**card, "first_stage_weight": 0.0}  # chances of the second stage alone
     if given.keep and given.keep.exists():
         judged = [from_json(one) for one in read_json(given.keep)["judged"]]
     elif given.points:
-        judged = list(judge_points(card, models, given.data, given.points))
+        judged = list(judge_points(card, models, given.data, given.points, print))
     else:
         judged = judge(card, models, given.data, print)
     if given.keep:
@@ -98,7 +96,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("name", help="of the file of results")
     parser.add_argument("data", type=Path, help="BIDS dataset")
     parser.add_argument("--points", type=Path, help="table of true positions")
-    parser.add_argument("--models", type=Path, help="folder of cards and weights")
+    parser.add_argument("--model-dir", type=Path, help="folder of cards and weights")
     parser.add_argument("--keep", type=Path, help="file for all that was judged")
     parser.add_argument("--detector", default="two-stage")
     return parser.parse_args()
@@ -121,24 +119,6 @@ def from_json(kept: dict) -> Judged:
 def images(data: Path) -> list[Path]:
     """Find the scans of a dataset."""
     return [scan.path for scan in find_scans(data.absolute(), Query()).scans]
-
-
-def judge_points(card: dict, models: Models, data: Path, table: Path) -> Iterator[Judged]:
-    """Judge the scans of a dataset whose truth is a table of points."""
-    rows = pd.read_csv(table, sep="\t")
-    for path in images(data):
-        subject = path.name.partition("_")[0]
-        lesions = [
-            ((row.x_mm, row.y_mm, row.z_mm), diameter_of(row), True)
-            for row in rows[rows.subject == subject].itertuples()
-        ]
-        print(path.name, len(lesions), "lesions", flush=True)
-        yield judge_scan(card, models, path, lesions, name=path.name.split(".")[0])
-
-
-def diameter_of(row: object) -> float:
-    """Read the diameter of a row, mm; NaN without."""
-    return getattr(row, "diameter_mm", getattr(row, "equiv_diameter_mm", math.nan))
 
 
 def kind_of(path: Path) -> str:

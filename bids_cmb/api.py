@@ -13,9 +13,10 @@ from bids_cmb.anatomy.region_map import region_map
 from bids_cmb.anatomy.scan_anatomy import NETWORK, AnatomyResult
 from bids_cmb.anatomy.segmentation import DEEP_WHITE_MM, find_anatomy
 from bids_cmb.anatomy.user_segmentation import read_segmentation
+from bids_cmb.config import DEFAULT_DETECTOR
 from bids_cmb.detection import ensemble
 from bids_cmb.detection.ensemble import Probability
-from bids_cmb.evaluation.evaluate import Asked, Evaluation, measure
+from bids_cmb.evaluation.evaluate import Evaluation, EvaluationOptions, measure
 from bids_cmb.imaging.loading import load_echoes
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions import locations
@@ -109,7 +110,7 @@ def extract_brain(
 def detect_microbleeds(
     image: Volume,
     brain: Volume,
-    detector: str | Sequence[str] = "ensemble",
+    detector: str | Sequence[str] = DEFAULT_DETECTOR,
     *,
     anatomy: AnatomyResult | None = None,
     models: str | Path | None = None,
@@ -157,7 +158,7 @@ def measure_lesions(
     Returns:
         Labels, uint16 (X, Y, Z), and the lesions, the surest first: ``index`` in the labels,
         ``centre`` in world mm, ``volume`` in mm³, ``diameter`` in mm, ``certainty``, ``flags`` and
-        whether they are ``counted``.
+        whether they are ``included``.
 
     Raises:
         ValueError: If image, mask and probability lie on different grids, or the threshold is out
@@ -183,7 +184,7 @@ def locate_lesions(
     image: Volume,
     anatomy: AnatomyResult,
     *,
-    deep_white_mm: float = DEEP_WHITE_MM,
+    deep_wm_distance_mm: float = DEEP_WHITE_MM,
     models: str | Path | None = None,
 ) -> list[Lesion]:
     """Give each lesion the place where its centre lies.
@@ -192,7 +193,8 @@ def locate_lesions(
         lesions: As `measure_lesions` gives them.
         image: The scan.
         anatomy: As `segment_anatomy` gives it; a network draws it on finer voxels first.
-        deep_white_mm: White matter this close to a lateral ventricle is deep or periventricular.
+        deep_wm_distance_mm: White matter this close to a lateral ventricle is deep or
+            periventricular.
         models: The folder of `segment_anatomy`.
 
     Returns:
@@ -205,7 +207,7 @@ def locate_lesions(
         anatomy = scan_anatomy.refine_anatomy(image, anatomy, Models(folder))
     anatomy = scan_anatomy.add_atlases(anatomy, atlases)
     regions = region_map(
-        anatomy.head, anatomy.lobes, anatomy.capsule, deep_white_mm=deep_white_mm
+        anatomy.head, anatomy.lobes, anatomy.capsule, deep_wm_distance_mm=deep_wm_distance_mm
     )  # fmt: skip
     classes = card(ANATOMY, folder)["classes"]
     return locations.locate_lesions(
@@ -269,8 +271,8 @@ def evaluate(
         ValueError: If a file cannot be used, or both have no scan in common.
         OSError: If one cannot be read.
     """
-    draws = Asked.draws if bootstrap is None else bootstrap
-    settings = Asked(match=match, threshold=threshold, seed=seed, draws=draws)
+    draws = EvaluationOptions.draws if bootstrap is None else bootstrap
+    settings = EvaluationOptions(match=match, threshold=threshold, seed=seed, draws=draws)
     return measure(Path(predictions), Path(truth), settings)
 
 

@@ -12,6 +12,7 @@ import tomli_w
 LEVELS = ("participant", "group")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read at import of numpy
 TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}  # at its own
+DEFAULT_DETECTOR = "ensemble"
 BALANCED = "balanced"  # the operating point of a card's own threshold
 OPERATING_POINTS = ("sensitive", BALANCED, "specific")
 
@@ -41,16 +42,16 @@ class Config:
     shard: tuple[int, ...] | None = None  # (I, N): the I-th of N parts, from 1
     validate: str = "warn"
 
-    detector: tuple[str, ...] = ("ensemble",)
-    models: Path | None = None
-    folds: tuple[str, ...] = ()
+    detector: tuple[str, ...] = (DEFAULT_DETECTOR,)
+    model_dir: Path | None = None
+    members: tuple[str, ...] = ()
     precision: str = "auto"
     anatomy: str = "network"
     operating_point: str = BALANCED
     threshold: float | None = None
     min_volume: float | None = None
-    uncounted: tuple[str, ...] = ("large",)
-    deep_white_mm: float = 10.0
+    exclude_flags: tuple[str, ...] = ("large",)
+    deep_wm_distance_mm: float = 10.0
     templateflow_fetch: bool = False
     derivatives: tuple[Path, ...] = ()
     mask_desc: str = "brain"
@@ -78,14 +79,14 @@ class Config:
 
 RESULT_SETTINGS = (  # those that change what is found in a scan or which files tell of it
     "detector",
-    "folds",
+    "members",
     "precision",
     "anatomy",
     "operating_point",
     "threshold",
     "min_volume",
-    "uncounted",
-    "deep_white_mm",
+    "exclude_flags",
+    "deep_wm_distance_mm",
     "mask_desc",
     "skip_brain_extraction",
     "output_level",

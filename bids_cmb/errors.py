@@ -20,7 +20,7 @@ MEANINGS = {
     USAGE: "The command line makes no sense.",
     BAD_DATA: "The filter or config file makes no sense.",
     NO_INPUT: "There is no usable input.",
-    UNAVAILABLE: "There is no usable GPU, or no Dask cluster, though one was asked for.",
+    UNAVAILABLE: "There is no usable GPU, or no Dask cluster, though one was requested.",
     NO_OUTPUT: "The output cannot be written, or its folder holds another dataset.",
     IO_ERROR: "The output folder cannot be written any more.",
 }

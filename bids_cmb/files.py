@@ -33,6 +33,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Yields:
         The path to write to.
+
+    Raises:
+        OSError: If it cannot be written; it names ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = _held_part(path)
@@ -40,6 +43,10 @@ def replacing(path: Path) -> Iterator[Path]:
         yield beside
         beside.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         beside.replace(path)
+    except OSError as error:  # a full disk names no file, other errors the part
+        if error.errno and error.filename in (None, str(beside)):
+            error.filename = str(path)
+        raise
     finally:
         beside.unlink(missing_ok=True)
         os.close(handle)

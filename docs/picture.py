@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 
 ROWS, REACH_MM = 5, 12
-SHOWN = ("index", "certainty", "prob_max", "diameter_mm", "region", "territory", "side")
+SHOWN = ("index", "certainty", "probability_max", "diameter_mm", "region", "territory", "side")
 
 
 def ras(path):

@@ -113,7 +113,7 @@ def test_map_mask_table_and_counts_tell_the_same(two):
 
     values = np.asarray(labels.dataobj)
     assert [int(row["index"]) for row in rows] == list(range(1, values.max() + 1))
-    counted = [int(row["index"]) for row in rows if row["counted"] == "yes"]
+    counted = [int(row["index"]) for row in rows if row["included"] == "yes"]
     np.testing.assert_array_equal(np.asarray(mask.dataobj) == 1, np.isin(values, counted))
     assert int(scan["n_cmb"]) == len(counted)
     assert ndimage.label(np.asarray(mask.dataobj), np.ones((3, 3, 3)))[1] == len(counted)
@@ -138,7 +138,7 @@ def test_results_lie_on_the_grid_of_the_scan(two):
 def test_the_protocol_stands_beside_the_counts(two):
     [row] = read_table(two[1] / "sub-02/sub-02_scans.tsv")
     assert (row["field_strength_t"], row["echo_time_ms"]) == ("3.0", "20.0")
-    assert (row["in_plane_1_mm"], row["slice_mm"]) == ("1.4", "4.0")
+    assert (row["voxel_size_1_mm"], row["slice_spacing_mm"]) == ("1.4", "4.0")
     assert 900 < float(row["brain_ml"]) < 1900
 
 
@@ -285,7 +285,7 @@ def test_where_nothing_can_be_read_the_code_says_so(tmp_path, capsys):
     assert "no scan fits the selection" in capsys.readouterr().err
     (raw / "sub-01/anat/sub-01_T2starw.nii.gz").touch()
     assert main(words) == 66
-    assert "no scan can be read; unusable: 1" in capsys.readouterr().err
+    assert "no scan can be processed; unusable: 1" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -315,15 +315,15 @@ def test_unknown_detectors_and_flags_are_refused(two, capsys):
     assert main([*words, "--detector", "magic"]) == 64
     names = ", ".join(card_names(DETECTION))
     assert f"must be one of {names}; found 'magic'" in capsys.readouterr().err
-    assert main([*words, "--uncounted", "ugly"]) == 64
+    assert main([*words, "--exclude-flags", "ugly"]) == 64
     assert "flags of large small edge vessel csf; found ugly" in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_the_selection_and_writes_nothing(two, tmp_path, capsys):
     assert main([str(two[0]), str(tmp_path / "out"), "participant", "--dry-run"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("read\tsub-01/anat/sub-01_T2starw.nii.gz\t")
-    assert said[-1] == "Scans that would be read: 2"
+    assert said[0].startswith("process\tsub-01/anat/sub-01_T2starw.nii.gz\t")
+    assert said[-1] == "Scans to process: 2"
     assert not (tmp_path / "out").exists()
 
 
@@ -405,7 +405,7 @@ def test_weights_that_do_not_fit_their_network_are_refused_before_any_scan_is_re
     arrays[name] = arrays[name][..., :-1, :]
     member["sha256"] = write_weights(models / member["weights"], arrays)
     write_json(models / "mine.json", {**said, "name": "mine", "members": [member]})
-    words = [str(two[0]), str(out), "participant", "--anatomy", "none", "--models", str(models)]
+    words = [str(two[0]), str(out), "participant", "--anatomy", "none", "--model-dir", str(models)]
     assert main([*words, "--detector", "mine"]) == 64
     said = capsys.readouterr().err
     assert f"{models / member['weights']}: {name} must have shape" in said
@@ -426,7 +426,7 @@ def test_a_log_that_the_disk_does_not_take_stops_nobody():
     handler = logging.FileHandler("/dev/full")
     logging.getLogger("bids_cmb").addHandler(handler)
     handler.stream.write("left over")
-    app._fall_silent()
+    app._close_logging()
     assert handler not in logging.getLogger("bids_cmb").handlers
 
 
@@ -671,16 +671,20 @@ def test_the_ensemble_runs_from_file_to_tables_and_says_what_it_was(dataset, tmp
     assert 0 <= probability.min() <= probability.max() <= 1
     assert next(home.glob("*seg-structures*dseg.nii.gz")).is_file()
     for row in read_table(next(home.glob("*seg-CMB*dseg.tsv"))):
-        assert row["prob_sd"] is not None
+        assert row["probability_sd"] is not None
         assert row["territory"] in {"lobar", "deep", "infratentorial", None}
-        assert (row["mars_region"] is None) or row["next_region_mm"] or not row["next_region"]
+        assert (
+            (row["mars_region"] is None)
+            or row["nearest_other_region_mm"]
+            or not row["nearest_other_region"]
+        )
 
 
 def test_one_member_of_an_ensemble_can_be_asked_and_another_name_is_refused(two, capfd):
-    words = [*map(str, two), "participant", "--detector", "ensemble", "--dry-run", "--folds"]
+    words = [*map(str, two), "participant", "--detector", "ensemble", "--dry-run", "--members"]
     assert main([*words, "a"]) == 0
     assert main([*words, "z"]) == 64
-    assert "--folds takes members of ensemble, a b c d; found z" in capfd.readouterr().err
+    assert "--members must name members of ensemble, a b c d; found z" in capfd.readouterr().err
 
 
 def test_an_altered_weight_stops_the_app_before_it_starts(two, tmp_path, capfd):
@@ -689,7 +693,7 @@ def test_an_altered_weight_stops_the_app_before_it_starts(two, tmp_path, capfd):
     (models / "ensemble.json").write_text(json.dumps(card("ensemble")))
     for member in card("ensemble")["members"]:
         (models / member["weights"]).write_bytes(b"other numbers")
-    words = [*map(str, two), "participant", "--detector", "ensemble", "--models", str(models)]
+    words = [*map(str, two), "participant", "--detector", "ensemble", "--model-dir", str(models)]
     assert main(words) == 64
     assert "weights must have the checksum of their model card" in capfd.readouterr().err
 

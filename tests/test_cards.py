@@ -72,7 +72,7 @@ def test_weights_never_lie_outside_the_folder_of_their_card(tmp_path):
 def test_folds_are_asked_for_by_name():
     assert [one["name"] for one in members_of(CARD, ("b",))] == ["b"]
     assert len(members_of(CARD)) == 2
-    with pytest.raises(ValueError, match=r"--folds takes members of mine, a b; found c\."):
+    with pytest.raises(ValueError, match=r"--members must name members of mine, a b; found c\."):
         members_of(CARD, ("a", "c"))
 
 

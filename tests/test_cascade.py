@@ -300,7 +300,7 @@ def test_both_networks_are_learnt_one_after_the_other_and_used(trained):
         index = image.index(np.array(box.centre))
         assert ((index > -1) & (index < image.shape)).all()
         assert box.detector == "tiny"
-        assert 0 <= box.chance <= 1
+        assert 0 <= box.probability <= 1
     again, _ = cascade(image, brain(), told, Models(out))
     np.testing.assert_array_equal(found.data, again.data)
     alone = {**told, "members": told["members"][:1]}
@@ -327,7 +327,7 @@ def test_both_networks_are_learnt_without_the_subjects_of_a_fold(unfitted, lesso
 
 @pytest.mark.parametrize(("given", "found"), [((), "found none"), ((("teacher", "x"),), "teacher")])
 def test_patches_are_not_learnt_without_boxes(lessons, tmp_path, given, found):
-    with pytest.raises(ValueError, match=rf"--given boxes=OUT/NAME.json.*{found}"):
+    with pytest.raises(ValueError, match=rf"--pretrained boxes=OUT/NAME.json.*{found}"):
         train(
             read_recipe("cascade-patches"),
             TrainingData((lessons(1),), pretrained=given),

@@ -11,6 +11,7 @@ from bids_cmb.files import write_json
 from bids_cmb.imaging import volume
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.imaging.volume import Volume
+from bids_cmb.training import data
 from bids_cmb.training.data import (
     LESION,
     UNCERTAIN,
@@ -156,6 +157,22 @@ def test_lesions_lie_where_the_scan_is_dark(scan):
     assert dark.size >= 5
     assert np.median(dark) < 0.6  # of the brain's median; spots of 2 mm slices, seen at 1 mm
     assert np.median(case.image[case.loss_mask & (case.labels == 0)]) > 0.9
+
+
+@pytest.mark.parametrize("voxel", [(6, 7, 8), (7, 6, 7), (9, 9, 9), (11, 10, 6)])
+def test_a_lesion_between_the_voxels_of_a_coarse_grid_is_the_nearest_of_them(voxel):
+    """A lesion of one voxel of 0.2 mm, on a grid of 2 mm turned otherwise."""
+    fine = Volume(np.zeros((20, 20, 20), np.float32), OBLIQUE @ np.diag([0.4, 0.4, 0.1, 1]))
+    fine.data[voxel] = 1
+    middle = fine.world(np.array([voxel]))[0]
+    coarse = Volume(np.zeros((9, 9, 9), np.float32), np.diag([2.0, -2.0, 2.0, 1.0]))
+    coarse.affine[:3, 3] = middle - coarse.affine[:3, :3] @ np.array([4.3, 3.8, 4.4])
+    found = data._resample_lesion(fine, coarse)
+    away = np.linalg.norm(coarse.world(np.argwhere(coarse.data == 0)) - middle, axis=1)
+    assert (4, 4, 4) in set(map(tuple, found.tolist()))
+    assert np.linalg.norm(coarse.world(found) - middle, axis=1).min() == pytest.approx(away.min())
+    coarse.affine[:3, 3] += 100.0
+    assert not len(data._resample_lesion(fine, coarse))
 
 
 def test_a_possible_lesion_is_unsure_and_weighs_nothing(scan, rng):

@@ -148,7 +148,7 @@ def test_what_makes_no_sense_is_refused(words, monkeypatch, flags, code, sentenc
         ("n_cpus = true", 65, "n_cpus must be a whole number; found true"),
         ("n_cpus = 1.5", 65, "n_cpus must be a whole number; found 1.5"),
         ("derivatives = 3", 65, "derivatives must be a path, as a text, or a list of these"),
-        ("models = {a = 1}", 65, 'models must be a path, as a text; found {"a": 1}'),
+        ("model_dir = {a = 1}", 65, 'model_dir must be a path, as a text; found {"a": 1}'),
         ("verbosity = 'high'", 65, "verbosity must be a whole number"),
         ("gpu_id = 2026-01-01", 65, 'gpu_id must be a text; found "2026-01-01"'),
         ("mem_mb = -5", 64, "--mem-mb must be an amount of memory like 8000 or 8G; found -5"),
@@ -156,7 +156,7 @@ def test_what_makes_no_sense_is_refused(words, monkeypatch, flags, code, sentenc
         ("shard = [3, 2]", 64, "I from 1 to N, or auto; found 3/2"),
         ("n_cpus = 0", 64, "--n-cpus must be at least 1; found 0"),
         ("threshold = nan", 64, "--threshold must lie above 0 and up to 1; found nan"),
-        ("deep_white_mm = -1", 64, "--deep-white-mm must be 0 to 50 mm"),
+        ("deep_wm_distance_mm = -1", 64, "--deep-wm-distance-mm must be 0 to 50 mm"),
         ("detector = ['radial', 'radial']", 64, "each name once"),
         ("analysis_level = 'session'", 17, "must be participant or group; found session"),
     ],
@@ -174,13 +174,14 @@ def test_a_config_file_is_checked_as_flags_are(words, tmp_path, text, code, sent
 def test_settings_of_a_config_file_are_understood_as_flags_are(words, tmp_path, monkeypatch):
     path = tmp_path / "config.toml"
     path.write_text(
-        "mem_mb = '8G'\nshard = '2/4'\ngpu_id = 0\nparticipant_label = []\nuncounted = []\n"
-        "detector = 'radial'\nderivatives = 'masks'\nverbosity = -1\nthreshold = 1\n"
+        "mem_mb = '8G'\nshard = '2/4'\ngpu_id = 0\nparticipant_label = []\n"
+        "exclude_flags = []\ndetector = 'radial'\nderivatives = 'masks'\n"
+        "verbosity = -1\nthreshold = 1\n"
     )
     (tmp_path / "masks").mkdir()
     monkeypatch.chdir(tmp_path)
     config = configure([*words, "--config-file", str(path)])
-    flags = "--mem-mb 8G --shard 2/4 --gpu-id 0 --uncounted --detector radial --threshold 1 -q"
+    flags = "--mem-mb 8G --shard 2/4 --gpu-id 0 --exclude-flags --detector radial --threshold 1 -q"
     assert config.derivatives == (tmp_path / "masks",)
     expected = configure([*words, *flags.split()])
     assert replace(config, derivatives=()) == expected
@@ -398,3 +399,34 @@ def test_every_command_explains_itself(name, capsys):
         one_command([name, "--help"])
     assert end.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: bids-cmb {name} ")
+
+
+@pytest.mark.parametrize(
+    "flag", ["--folds=c", "--uncounted=csf", "--deep-white-mm=9", "--models=m", "--member=c"]
+)
+def test_a_setting_has_one_name(words, flag):
+    """Neither an earlier name nor the beginning of a name is understood."""
+    code, sentence = refused([*words, flag])
+    assert code == 64
+    assert sentence.startswith(f"unrecognized arguments: {flag}.")
+
+
+@pytest.mark.parametrize(
+    ("line", "refusal"),
+    [
+        ("simulate OUT --n=2", "unrecognized arguments: --n=2"),
+        ("simulate OUT --variant=crowded", "unrecognized arguments: --variant=crowded"),
+        ("train RECIPE DATA OUT --given=a=b", "unrecognized arguments: --given=a=b"),
+        ("train RECIPE DATA OUT --pre=a=b", "unrecognized arguments: --pre=a=b"),
+        ("evaluate FOUND TRUTH OUT --unsure=count", "unrecognized arguments: --unsure=count"),
+        ("compare A B TRUTH OUT --unsure=count", "unrecognized arguments: --unsure=count"),
+        ("import-labels dou SRC OUT --leave-out", "unrecognized arguments: --leave-out"),
+        ("models list --models=m", "unrecognized arguments: --models=m"),
+        ("models card mine JSON", "invalid choice: 'card'"),
+    ],
+)
+def test_a_flag_of_a_command_has_one_name(line, refusal, capsys):
+    with pytest.raises(SystemExit) as end:
+        one_command(line.split())
+    assert end.value.code == 2
+    assert refusal in capsys.readouterr().err

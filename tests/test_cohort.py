@@ -6,8 +6,8 @@ from bids_cmb.config import Config
 from bids_cmb.workflow.participant import (
     MB_PER_SCAN,
     MB_WITH_NETWORKS,
+    RunSummary,
     StatusPage,
-    Tally,
     _duration,
     methods,
     workers_for,
@@ -51,8 +51,8 @@ def test_the_methods_name_the_brain_the_thresholds_and_the_count_rule(config):
     assert "skull-stripped" in methods(config(skip_brain_extraction=True))
     assert "masks were given" in methods(config(derivatives=("masks",)))
     assert "at least 0.31" in methods(config(threshold=0.31))
-    assert "flagged as large or vessel" in methods(config(uncounted=("large", "vessel")))
-    assert "Every lesion was counted" in methods(config(uncounted=()))
+    assert "flagged as large or vessel" in methods(config(exclude_flags=("large", "vessel")))
+    assert "Every lesion was counted" in methods(config(exclude_flags=()))
 
 
 def test_every_reference_of_the_methods_has_a_doi(config):
@@ -62,10 +62,10 @@ def test_every_reference_of_the_methods_has_a_doi(config):
 
 
 def test_the_status_page_loads_itself_until_the_run_has_ended(tmp_path):
-    tally = Tally(
+    totals = RunSummary(
         done=3, failed=[("sub-<b>", "it is <i>truncated</i>.")], last=["sub-02: microbleeds 1"]
     )
-    page = StatusPage(tmp_path / "status.html", 10, tally)
+    page = StatusPage(tmp_path / "status.html", 10, totals)
     page.write(4, "about 2 min")
     text = page.path.read_text()
     assert "4 of 10 scans" in text
@@ -80,4 +80,4 @@ def test_the_status_page_loads_itself_until_the_run_has_ended(tmp_path):
 
 def test_a_status_page_that_cannot_be_written_stops_nothing(tmp_path):
     (tmp_path / "file").write_text("")
-    StatusPage(tmp_path / "file" / "status.html", 1, Tally()).write(0, "")
+    StatusPage(tmp_path / "file" / "status.html", 1, RunSummary()).write(0, "")

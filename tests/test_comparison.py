@@ -8,7 +8,7 @@ from test_evaluation import write_side
 
 from bids_cmb.cli.commands import main
 from bids_cmb.evaluation.comparison import FILES, compare_detectors
-from bids_cmb.evaluation.evaluate import Asked, measure
+from bids_cmb.evaluation.evaluate import EvaluationOptions, measure
 
 TRUTH = {"a": [(0, 4), (40, 44)], "b": [(0, 4)], "c": [], "d": [(0, 4)]}
 FIRST = {"a": [(0, 4), (20, 24)], "b": [(0, 4)], "c": [(0, 4)]}
@@ -20,15 +20,15 @@ SURE = {"first": {"a": [0.9, 0.8], "b": [0.7], "c": [0.6]}, "second": {"a": [0.8
 def three(tmp_path, blank):
     """Two detectors and the truth on disk; the first left sub-d out."""
     for name, sides in (("first", FIRST), ("second", SECOND)):
-        columns = {label: {"prob_max": sure} for label, sure in SURE[name].items()}
+        columns = {label: {"probability_max": sure} for label, sure in SURE[name].items()}
         write_side(tmp_path / name, "swi", sides, blank, columns=columns)
     write_side(tmp_path / "truth", "truth", TRUTH, blank)
     return tmp_path / "first", tmp_path / "second", tmp_path / "truth"
 
 
 def test_differences_are_those_counted_by_hand(three, tmp_path):
-    asked = Asked(draws=40)
-    result = compare_detectors(*three, tmp_path / "out", asked=asked, thresholds=(0.5, 0.1))
+    asked = EvaluationOptions(draws=40)
+    result = compare_detectors(*three, tmp_path / "out", options=asked, thresholds=(0.5, 0.1))
     assert result.missing == ("sub-d",)
     of = {name: (one, other, more.value) for name, (one, other, more) in result.figures.items()}
     assert of["f1"] == (pytest.approx(4 / 7), 1, pytest.approx(3 / 7))
@@ -41,15 +41,17 @@ def test_differences_are_those_counted_by_hand(three, tmp_path):
     scans = result.scans.set_index("scan")
     assert scans["differ"].to_dict() == {"sub-a": "yes", "sub-b": "no", "sub-c": "yes"}
     lesions = result.lesions.set_index(["scan", "index"])
-    fates = lesions.loc[("sub-a", 2), ["fate_first", "fate_second", "rank_first", "rank_second"]]
-    assert fates.tolist() == ["missed", "found", 3, 2]
+    outcomes = lesions.loc[
+        ("sub-a", 2), ["outcome_first", "outcome_second", "rank_first", "rank_second"]
+    ]
+    assert outcomes.tolist() == ["missed", "found", 3, 2]
 
 
 def test_either_side_has_the_figures_of_its_own_evaluation(three, tmp_path):
-    result = compare_detectors(*three, tmp_path / "out", asked=Asked(draws=0))
+    result = compare_detectors(*three, tmp_path / "out", options=EvaluationOptions(draws=0))
     (three[1] / "sub-d").rename(tmp_path / "aside")
     for at in (0, 1):
-        alone = measure(three[at], three[2], Asked(draws=0)).figures
+        alone = measure(three[at], three[2], EvaluationOptions(draws=0)).figures
         for name in ("f1", "best_f1", "sensitivity_at_0.5_fp", "subject_f1_median", "count_mae"):
             assert result.figures[name][at] == pytest.approx(alone[name].value), name
 

@@ -30,7 +30,7 @@ def test_a_saved_config_gives_the_same_config_back(tmp_path, name):
         shard=(2, 5),
         threshold=0.25,
         derivatives=(raw,),
-        uncounted=(),
+        exclude_flags=(),
         overwrite=True,
     )
     path = tmp_path / "config.toml"

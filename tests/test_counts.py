@@ -11,13 +11,13 @@ from bids_cmb.bids.tables import columns, read_table, write_table
 from bids_cmb.cli.run import main
 from bids_cmb.imaging.volume import Volume, save
 from bids_cmb.lesions.measure import Lesion
-from bids_cmb.lesions.table import counts, lesion_row, mars_columns, whereabouts
-from bids_cmb.review.merging import listed
+from bids_cmb.lesions.table import counts, lesion_row, mars_columns, regional_counts
+from bids_cmb.review.merging import location_of
 
 LESION = Lesion(
     index=1, centre=(0, 0, 0), voxel=(0, 0, 0), volume=10, diameter=2.7, largest_diameter=3,
-    slices=2, elongation=1.1, contrast=0.5, edge=9, probability_mean=0.8, probability_max=0.9,
-    spread=None, certainty="definite",
+    slices=2, elongation=1.1, contrast=0.5, distance_to_surface=9, probability_mean=0.8,
+    probability_max=0.9, probability_sd=None, certainty="definite",
 )  # fmt: skip
 TERRITORY = {name: territory for name, territory in by_label().values() if name}
 
@@ -44,7 +44,7 @@ def test_the_lesion_table_alone_gives_the_same_counts_by_region(tmp_path, rng):
         )
     ]
     write_table(tmp_path / "a.tsv", columns("lesion"), [lesion_row(one) for one in lesions])
-    found = whereabouts([listed(row) for row in read_table(tmp_path / "a.tsv")])
+    found = regional_counts([location_of(row) for row in read_table(tmp_path / "a.tsv")])
     assert found == {name: counts(lesions)[name] for name in found}
     assert len(found) == 5 + len(mars_columns())
 
@@ -100,7 +100,7 @@ def test_sizes_are_two_classes_that_hold_all():
 
 
 def test_what_is_not_counted_is_in_no_region():
-    found = counts([lesion("insula", "left", counted=False)])
+    found = counts([lesion("insula", "left", included=False)])
     assert found["n_insula_left"] == found["n_cmb"] == 0
 
 

@@ -1,6 +1,7 @@
 """Names, tables and sidecars are those of BIDS; its own schema is asked."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -110,13 +111,37 @@ def test_a_sidecar_that_cannot_be_read_is_none(tmp_path):
     assert read_json(tmp_path / "none.json") is None
 
 
-@pytest.mark.parametrize("table", ["lesion", "scan", "group"])
+@pytest.mark.parametrize(
+    "table",
+    ["agreement", "boxes", "gate", "group", "lesion", "regions", "review", "reviewed", "scan"],
+)
 def test_every_column_is_described(table):
     for name, about in columns(table).items():
         assert name == name.lower()
         assert len(about["Description"]) > 10
         if name.endswith(("_mm", "_mm3", "_ms", "_t", "_ml")):
             assert "Units" in about
+
+
+def test_nothing_speaks_of_a_column_by_an_earlier_name():
+    """Neither descriptions of tables, nor who writes or shows or reads them, nor the docs."""
+    earlier = re.compile(
+        r"\b(n_uncounted|prob_(mean|max|sd)|edge_mm|next_region(_mm)?|mni_fit_mm|brain_cut(_percent)?"
+        r"|in_plane_[12]_mm|slice_mm|through_mm|n_known|n_with|n_unjudged|n_scans_whole|n_same)\b"
+        r"|[\"'.](un)?counted[\"']"
+    )
+    root = Path(__file__).parents[1]
+    texts = [
+        path
+        for folder in (root / "bids_cmb", root / "docs")
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in {".py", ".json", ".html", ".js", ".md"} and "niivue" not in path.parts
+    ]
+    assert len(texts) > 100
+    found = {path.name: word[0] for path in texts if (word := earlier.search(path.read_text()))}
+    assert found == {}
+    for table, old in (("regions", "place group value"), ("boxes", "chance"), ("gate", "chance")):
+        assert not columns(table).keys() & set(old.split())
 
 
 @pytest.mark.parametrize(

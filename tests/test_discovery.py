@@ -85,9 +85,7 @@ def test_in_an_on_harmony_tree_gre_is_taken_only_when_asked_for_and_never_by_coi
         f"{base}_rec-norm_echo-2_part-mag_GRE.nii.gz",
     )
     assert names(find(root)) == []
-    assert "only when GRE is asked for" in reason(
-        find(root), "OXF2PRI001_echo-2_part-mag_GRE.nii.gz"
-    )
+    assert "only with --suffix GRE" in reason(find(root), "OXF2PRI001_echo-2_part-mag_GRE.nii.gz")
     found = find(root, suffixes=("gre",))
     assert names(found) == [
         "sub-03286_ses-OXF2PRI001_echo-2_part-mag_GRE",
@@ -113,7 +111,7 @@ def test_in_the_bids_examples_uncompressed_images_are_taken_and_maps_are_not(dat
     )  # fmt: skip
     for end in ("Chimap.nii.gz", "T2starmap.nii.gz", "R2starmap.nii.gz"):
         assert "is a map" in reason(find(root, suffixes=("Chimap", "T2starmap", "R2starmap")), end)
-    assert "only when FLASH" in reason(found, "FLASH.nii.gz")
+    assert "only with --suffix FLASH" in reason(found, "FLASH.nii.gz")
     assert names(find(root, suffixes=("flash",))) == ["sub-01_run-1_echo-1_FLASH"]
     [megre] = find(root, suffixes=("MEGRE",)).scans
     assert dict(megre.entities)["echo"] == "02"  # zeros are kept
@@ -219,7 +217,7 @@ def test_of_doubles_the_one_that_can_be_used_goes_first(dataset):
     (root / anat("swi.nii.gz")).write_bytes(b"")
     found = find(root)
     assert [scan.path.name for scan in found.scans] == ["sub-01_swi.nii"]
-    assert not any(c.wanted for c in found.considered)
+    assert not any(c.unusable for c in found.considered)
 
 
 def test_t2starw_and_swi_of_one_session_are_both_taken(dataset):
@@ -264,7 +262,7 @@ def test_the_echo_nearest_60_tesla_milliseconds_is_taken(echoes, times, strength
     [scan] = found.scans
     assert dict(scan.entities)["echo"] == echo
     assert f"is echo {echo} of {len(times)}" in scan.notes[-1]
-    left = [c for c in found.considered if not c.taken]
+    left = [c for c in found.considered if not c.included]
     assert len(left) == len(times) - 1
     assert all(f"echo {echo} is nearest 60 T·ms" in c.reason for c in left)
 
@@ -286,7 +284,7 @@ def test_an_echo_can_be_asked_for_by_number(echoes, dataset):
     root = echoes(0.01, 0.02, 0.03)
     found = find(root, echo=("03",))
     assert names(found) == ["sub-01_acq-one_swi", "sub-01_echo-3_T2starw"]
-    assert "echo 03 was asked for" in reason(found, "echo-1_T2starw.nii.gz")
+    assert "echo 03 was requested" in reason(found, "echo-1_T2starw.nii.gz")
     assert names(find(root, echo=("9",))) == ["sub-01_acq-one_swi"]
 
 
@@ -298,7 +296,7 @@ def test_echoes_can_be_combined(echoes):
     assert scan.path.name == "sub-01_echo-1_T2starw.nii.gz"
     assert [p.name[7:13] for p in scan.more_echoes] == ["echo-2", "echo-3"]
     assert scan.metadata == {"MagneticFieldStrength": 3, "EchoTime": pytest.approx(0.02)}
-    assert all(c.taken for c in found.considered)
+    assert all(c.included for c in found.considered)
     [two] = find(root, echo=("1", "3", "combined")).scans
     assert [p.name[7:13] for p in (two.path, *two.more_echoes)] == ["echo-1", "echo-3"]
 
@@ -316,7 +314,7 @@ def test_only_the_echo_that_is_needed_must_be_there(echoes):
     assert names(find(root)) == ["sub-01_echo-2_T2starw"]
     both = find(root, echo=("combined",))
     assert both.scans == ()
-    assert [c.wanted for c in both.considered] == [True, False, False]
+    assert [c.unusable for c in both.considered] == [True, False, False]
     assert "cannot be combined without" in reason(both, "echo-2_T2starw.nii.gz")
     (root / anat("echo-2_T2starw.nii.gz")).write_bytes(b"")
     assert find(root).scans == ()  # another echo would be another protocol
@@ -373,17 +371,17 @@ def test_a_file_that_was_asked_for_and_cannot_be_used_is_said_to_be_wanted(datas
     spoil(root / anat("swi.nii.gz"))
     found = find(root)
     assert names(found) == ["sub-01_T2starw"]
-    [wanted] = [c for c in found.considered if c.wanted]
-    assert (wanted.relative_path, wanted.taken) == (anat("swi.nii.gz"), False)
+    [wanted] = [c for c in found.considered if c.unusable]
+    assert (wanted.relative_path, wanted.included) == (anat("swi.nii.gz"), False)
     assert wanted.reason == why
-    assert not any(c.wanted for c in find(root, suffixes=("T2starw",)).considered)
+    assert not any(c.unusable for c in find(root, suffixes=("T2starw",)).considered)
 
 
 def test_a_file_without_permission_is_wanted(dataset, monkeypatch):
     root = dataset(anat("swi.nii.gz"))
     monkeypatch.setattr(discovery.os, "access", lambda *_: False)  # root may read everything
     [file] = find(root).considered
-    assert file.wanted
+    assert file.unusable
     assert file.reason == "cannot be read (permission denied)"
 
 
@@ -397,7 +395,7 @@ def test_a_folder_that_cannot_be_read_is_wanted(dataset, monkeypatch):
         return scandir(folder)
 
     monkeypatch.setattr(discovery.os, "scandir", guarded)
-    [file] = [c for c in find(root).considered if c.wanted]
+    [file] = [c for c in find(root).considered if c.unusable]
     assert file.relative_path == "sub-02/anat"
     assert file.reason == "cannot be read (permission denied)"
 
@@ -493,8 +491,8 @@ def test_excluded_subjects_are_left_and_absent_ones_are_said(cohort):
 def test_sessions_are_chosen_and_those_without_are_left(cohort):
     found = find(cohort, sessions=("ses-b",))
     assert names(found) == ["sub-01_ses-b_swi", "sub-02_ses-b_swi"]
-    assert reason(found, "ses-a_swi.nii.gz") == "is of session a, which was not asked for"
-    assert reason(found, "sub-03_swi.nii.gz") == "is of no session, which was not asked for"
+    assert reason(found, "ses-a_swi.nii.gz") == "is of session a, which was not requested"
+    assert reason(found, "sub-03_swi.nii.gz") == "is of no session, which was not requested"
     assert names(find(cohort, sessions=("[ab]",), participants=("02",))) == ["sub-02_ses-b_swi"]
 
 
@@ -654,7 +652,7 @@ def test_a_database_of_pybids_itself_is_read(cohort, tmp_path):
 def test_a_file_that_went_since_the_database_was_made_is_wanted(cohort, tmp_path):
     find(cohort, database_dir=tmp_path / "db")
     (cohort / anat("swi.nii.gz", "03")).unlink()
-    [wanted] = [c for c in find(cohort, database_dir=tmp_path / "db").considered if c.wanted]
+    [wanted] = [c for c in find(cohort, database_dir=tmp_path / "db").considered if c.unusable]
     assert "no longer there" in wanted.reason
 
 

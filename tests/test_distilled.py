@@ -503,7 +503,9 @@ def test_patches_lie_about_microbleeds_and_unsure_ones_are_left_out(lessons, tmp
 
 
 def test_whoever_learns_after_nobody_is_told_what_is_missing(lessons, tmp_path):
-    with pytest.raises(ValueError, match=r"give it --given candidates=OUT/NAME.json; found none"):
+    with pytest.raises(
+        ValueError, match=r"give it --pretrained candidates=OUT/NAME.json; found none"
+    ):
         train(small("teacher"), TrainingData((lessons(1),)), tmp_path / "out")
 
 

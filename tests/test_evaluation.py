@@ -11,9 +11,9 @@ import pytest
 from scipy import ndimage
 
 from bids_cmb.cli.commands import main
-from bids_cmb.evaluation.annotations import POSITION, Marks
+from bids_cmb.evaluation.annotations import POSITION, LesionAnnotations
 from bids_cmb.evaluation.errors_by_class import COLUMNS, size_class
-from bids_cmb.evaluation.evaluate import FILES, Asked, evaluate, measure, pair
+from bids_cmb.evaluation.evaluate import FILES, EvaluationOptions, evaluate, measure, pair
 from bids_cmb.imaging.volume import Volume, save
 from bids_cmb.metrics.matching import RULES
 
@@ -94,14 +94,14 @@ def counts_of(result):
     """Hits, false alarms and misses of each scan, from the table of lesions."""
     table = {}
     for name, lesions in result.lesions.groupby("scan"):
-        fate = lesions["fate"].value_counts()
-        table[name.removeprefix("sub-")] = [fate.get("false alarm", 0), fate.get("missed", 0)]
+        outcome = lesions["outcome"].value_counts()
+        table[name.removeprefix("sub-")] = [outcome.get("false alarm", 0), outcome.get("missed", 0)]
     return table
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_five_small_cases_are_as_counted_by_hand(five, rule):
-    result = measure(*five, Asked(match=rule, draws=0))
+    result = measure(*five, EvaluationOptions(match=rule, draws=0))
     by_hand = dict(zip(FIVE, BY_HAND[rule], strict=True))
     assert counts_of(result) == {name: [fa, miss] for name, (_, fa, miss) in by_hand.items()}
     figures = {name: figure.value for name, figure in result.figures.items()}
@@ -116,7 +116,7 @@ def test_five_small_cases_are_as_counted_by_hand(five, rule):
 @pytest.mark.parametrize("label", FIVE)
 def test_each_case_alone_has_the_figures_counted_by_hand(five, rule, label):
     found, truth = (side / f"sub-{label}" for side in five)
-    result = measure(found, truth, Asked(match=rule, draws=0))
+    result = measure(found, truth, EvaluationOptions(match=rule, draws=0))
     hits, alarms, misses = dict(zip(FIVE, BY_HAND[rule], strict=True))[label]
     lesions = len(FIVE[label][1])
     nan = float("nan")
@@ -175,7 +175,7 @@ def test_the_figures_agree_with_an_independent_count(tmp_path, blank, rule, rng)
     found, truth = sides
     write_side(tmp_path / "found", "swi", found, blank)
     write_side(tmp_path / "truth", "truth", truth, blank)
-    result = measure(tmp_path / "found", tmp_path / "truth", Asked(match=rule, draws=0))
+    result = measure(tmp_path / "found", tmp_path / "truth", EvaluationOptions(match=rule, draws=0))
     counted = np.array([by_brute_force(found[label], truth[label], rule) for label in found])
     hits, alarms, misses = counted.sum(axis=0)
     said = {name: figure.value for name, figure in result.figures.items()}
@@ -225,9 +225,9 @@ def test_masks_are_counted_as_the_organisers_of_valdo_do_it(tmp_path, blank, rng
             save(Volume(mask, blank.affine), tmp_path / side / name, dtype=np.uint8)
         counted.append(as_valdo_counts(*masks, spacing))
         names.append(f"sub-{number:02}")
-    result = measure(tmp_path / "found", tmp_path / "truth", Asked(draws=0))
-    fates = result.lesions.groupby("scan")["fate"].value_counts().unstack(fill_value=0)
-    ours = fates.loc[names, ["hit", "false alarm", "missed"]].to_numpy().tolist()
+    result = measure(tmp_path / "found", tmp_path / "truth", EvaluationOptions(draws=0))
+    outcomes = result.lesions.groupby("scan")["outcome"].value_counts().unstack(fill_value=0)
+    ours = outcomes.loc[names, ["hit", "false alarm", "missed"]].to_numpy().tolist()
     assert ours == [list(each) for each in counted]
     hits, lesions = np.array(counted)[:, 0], result.scans["lesions"].to_numpy()
     misses = np.array(counted)[:, 2]
@@ -238,17 +238,17 @@ def test_masks_are_counted_as_the_organisers_of_valdo_do_it(tmp_path, blank, rng
 
 def test_masks_tables_and_coordinates_give_the_same_figures(five, tmp_path, blank):
     found, truth = five
-    by_table = measure(found, truth, Asked(draws=0)).figures
+    by_table = measure(found, truth, EvaluationOptions(draws=0)).figures
     for path in found.rglob("*.tsv"):
         path.unlink()
-    assert repr(measure(found, truth, Asked(draws=0)).figures) == repr(by_table)
+    assert repr(measure(found, truth, EvaluationOptions(draws=0)).figures) == repr(by_table)
     rows = []
     for label, (_, ranges) in FIVE.items():
         middles = [blank.world(np.array([(a + b - 1) / 2, 10.5, 5])) for a, b in ranges]
         rows += [(f"sub-{label}", *middle) for middle in middles or [(None, None, None)]]
     sheet = pd.DataFrame(rows, columns=["subject", "x_mm", "y_mm", "z_mm"])
     sheet.to_csv(tmp_path / "points.tsv", sep="\t", index=False, na_rep="n/a")
-    of_points = measure(found, tmp_path / "points.tsv", Asked(draws=0)).figures
+    of_points = measure(found, tmp_path / "points.tsv", EvaluationOptions(draws=0)).figures
     assert repr(of_points) == repr(by_table)
 
 
@@ -280,33 +280,33 @@ def test_a_scan_that_failed_is_listed_as_missing_and_one_without_truth_too(five,
 
 
 def test_every_lesion_stands_in_the_table_with_its_fate(five):
-    lesions = measure(*five, Asked(draws=0)).lesions
+    lesions = measure(*five, EvaluationOptions(draws=0)).lesions
     assert tuple(lesions.columns) == COLUMNS
     assert len(lesions) == 14
     of = lesions[lesions["scan"] == "sub-twoonone"].set_index(["set", "index"])
-    assert of["fate"].to_dict() == {
+    assert of["outcome"].to_dict() == {
         ("true", 1): "found", ("found", 1): "false alarm", ("found", 2): "hit",
     }  # fmt: skip
     assert of.loc[("true", 1), ["partner", "distance_mm"]].tolist() == pytest.approx([2, 1.25])
     assert of.loc[("found", 2), ["partner", "distance_mm"]].tolist() == pytest.approx([1, 1.25])
-    both = measure(*five, Asked(match="overlap", draws=0)).lesions
+    both = measure(*five, EvaluationOptions(match="overlap", draws=0)).lesions
     true = both[(both["scan"] == "sub-oneontwo") & (both["set"] == "true")]
     assert true["partner"].tolist() == [1, 1]
     assert true["distance_mm"].tolist() == pytest.approx([1.5, 0.5])
 
 
 def test_a_threshold_sets_found_lesions_aside_but_not_from_the_froc(tmp_path, blank):
-    columns = {"a": {"prob_max": [0.9, 0.4]}}
+    columns = {"a": {"probability_max": [0.9, 0.4]}}
     found = write_side(tmp_path / "f", "swi", {"a": [(0, 4), (40, 44)]}, blank, columns=columns)
     truth = write_side(tmp_path / "t", "truth", {"a": [(0, 4)]}, blank)
-    result = measure(found, truth, Asked(threshold=0.5, draws=0))
+    result = measure(found, truth, EvaluationOptions(threshold=0.5, draws=0))
     assert result.figures["f1"].value == 1
     assert result.curve.threshold.tolist() == [np.inf, 0.9, 0.4]
-    assert result.lesions["fate"].tolist() == ["found", "hit", "below threshold"]
+    assert result.lesions["outcome"].tolist() == ["found", "hit", "below threshold"]
 
 
 def test_the_whole_froc_and_the_ranks_show_what_a_low_threshold_listed(tmp_path, blank):
-    columns = {"a": {"prob_max": [0.9, 0.4, 0.05]}, "b": {"prob_max": [0.6, 0.3]}}
+    columns = {"a": {"probability_max": [0.9, 0.4, 0.05]}, "b": {"probability_max": [0.6, 0.3]}}
     found = write_side(
         tmp_path / "f", "swi",
         {"a": [(0, 4), (30, 34), (50, 54)], "b": [(0, 4), (40, 44)]}, blank, columns=columns,
@@ -315,7 +315,9 @@ def test_the_whole_froc_and_the_ranks_show_what_a_low_threshold_listed(tmp_path,
         tmp_path / "t", "truth", {"a": [(0, 4), (50, 54)], "b": [(20, 24), (40, 44)]}, blank,
         columns={label: {"diameter_mm": [2.4, 3.0]} for label in "ab"},
     )  # fmt: skip
-    result = evaluate(found, truth, tmp_path / "out", asked=Asked(threshold=0.7, draws=10))
+    result = evaluate(
+        found, truth, tmp_path / "out", options=EvaluationOptions(threshold=0.7, draws=10)
+    )
     of = {name: figure.value for name, figure in result.figures.items()}
     assert result.curve.threshold.tolist() == [np.inf, 0.9, 0.6, 0.4, 0.3, 0.05]
     assert (of["best_f1"], of["best_f1_threshold"]) == (pytest.approx(6 / 9), 0.05)
@@ -328,7 +330,7 @@ def test_the_whole_froc_and_the_ranks_show_what_a_low_threshold_listed(tmp_path,
     assert (of["rank_median"], of["rank_auc"]) == (2.5, 1 / 4)
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert report["figures"].keys() >= {"rank_median", "rank_auc", "best_f1_threshold"}
-    assert "when all that was found in its scan is read" in report["definitions"]["rank_median"]
+    assert "when the findings of its scan are reviewed" in report["definitions"]["rank_median"]
     assert set(report["definitions"]) & set(report["figures"]) > {"rank_auc", "f1", "best_f1"}
     text = (tmp_path / "out" / "evaluation.html").read_text()
     assert "Rank of a true lesion, median" in text
@@ -340,7 +342,7 @@ def test_a_froc_of_many_false_alarms_is_drawn_to_its_end(tmp_path, blank):
     found = write_side(tmp_path / "f", "swi", {"a": many}, blank)
     truth = write_side(tmp_path / "t", "truth", {"a": []}, blank)
     write_side(tmp_path / "t", "truth", {"a": [(0, 1)]}, blank)
-    evaluate(found, truth, tmp_path / "out", asked=Asked(draws=0))
+    evaluate(found, truth, tmp_path / "out", options=EvaluationOptions(draws=0))
     text = (tmp_path / "out" / "evaluation.html").read_text()
     points = re.search(r'class="curve" points="([^"]+)"', text).group(1).split()
     assert float(points[-1].split(",")[0]) == pytest.approx(420 - 14)  # 29 false: the right edge
@@ -352,14 +354,16 @@ NOTHING = pd.DataFrame(columns=[*POSITION, "index"])
 
 def scan_marks(**entities):
     """A scan in which nothing is marked."""
-    return Marks(entities, NOTHING)
+    return LesionAnnotations(entities, NOTHING)
 
 
 def test_pairing_scans_looks_at_each_of_them_few_times(monkeypatch):
     """2000 participants of two sessions: not every prediction against every truth."""
     looks = []
-    real = Marks.agrees
-    monkeypatch.setattr(Marks, "agrees", lambda one, other: looks.append(1) or real(one, other))
+    real = LesionAnnotations.agrees
+    monkeypatch.setattr(
+        LesionAnnotations, "agrees", lambda one, other: looks.append(1) or real(one, other)
+    )
     names = [{"sub": f"{n:04}", "ses": ses} for n in range(2000) for ses in "12"]
     found = [scan_marks(**name) for name in names]
     truth = [scan_marks(**name) for name in reversed(names)][:-1]
@@ -381,27 +385,31 @@ def test_what_does_not_say_whose_it_is_fits_any_scan():
 
 
 @pytest.mark.parametrize("word", [{"visible": ["yes", "no"]}, {"certainty": ["definite", "unseen"],
-    "counted": ["yes", "no"]}, {"ignore": ["0", "1"]}])  # fmt: skip
+    "included": ["yes", "no"]}, {"ignore": ["0", "1"]}])  # fmt: skip
 def test_lesions_that_none_can_be_sure_of_are_set_aside_unless_asked(tmp_path, blank, word):
     found = write_side(tmp_path / "f", "swi", {"a": [(0, 4), (40, 44)], "b": []}, blank)
     true = {"a": [(0, 4), (40, 44)], "b": [(0, 4), (40, 44)]}
     truth = write_side(tmp_path / "t", "truth", true, blank, columns={"a": word, "b": word})
     for rule in RULES:
-        figures = measure(found, truth, Asked(match=rule, draws=0)).figures
+        figures = measure(found, truth, EvaluationOptions(match=rule, draws=0)).figures
         assert (figures["lesions"].value, figures["found"].value) == (2, 1)
         assert (figures["hits"].value, figures["false_alarms"].value) == (1, 0)
         assert figures["misses"].value == 1
-        figures = measure(found, truth, Asked(match=rule, unsure="count", draws=0)).figures
+        figures = measure(
+            found, truth, EvaluationOptions(match=rule, uncertain="include", draws=0)
+        ).figures
         assert (figures["lesions"].value, figures["hits"].value) == (4, 2)
         assert figures["misses"].value == 2
 
 
 def test_found_lesions_that_the_app_does_not_count_are_not_counted(tmp_path, blank):
-    columns = {"a": {"counted": ["yes", "no"]}}
+    columns = {"a": {"included": ["yes", "no"]}}
     found = write_side(tmp_path / "f", "swi", {"a": [(0, 4), (40, 44)]}, blank, columns=columns)
     truth = write_side(tmp_path / "t", "truth", {"a": [(0, 4)]}, blank)
     for rule in RULES:
-        assert measure(found, truth, Asked(match=rule, draws=0)).figures["f1"].value == 1
+        assert (
+            measure(found, truth, EvaluationOptions(match=rule, draws=0)).figures["f1"].value == 1
+        )
 
 
 def broken_down(result, by):
@@ -429,7 +437,7 @@ def test_figures_are_broken_down_by_size_place_protocol_and_mimic(tmp_path, blan
     save(Volume(volume, blank.affine), truth / f"{mimics}.nii.gz", dtype=np.uint16)
     (truth / f"{mimics}.tsv").write_text("index\tkind\n3\tvein\n4\tcalcification\n")
 
-    result = measure(found, truth, Asked(draws=0))
+    result = measure(found, truth, EvaluationOptions(draws=0))
     size = broken_down(result, "size")
     assert size.loc["under 2.5 mm", ["lesions", "misses", "sensitivity"]].tolist() == [2, 1, 0.5]
     assert size.loc["2.5 to 5 mm", ["lesions", "false_alarms"]].tolist() == [0, 3]
@@ -446,7 +454,7 @@ def test_figures_are_broken_down_by_size_place_protocol_and_mimic(tmp_path, blan
     assert mimic.loc["vein", ["labelled", "false_alarms", "share"]].tolist() == [1, 1, 0.5]
     assert mimic.loc["calcification", ["labelled", "false_alarms"]].tolist() == [1, 0]
     assert mimic.loc["none", "false_alarms"] == 1
-    alarms = result.lesions[result.lesions["fate"] == "false alarm"]
+    alarms = result.lesions[result.lesions["outcome"] == "false alarm"]
     assert alarms["mimic"].tolist() == ["vein", "none", None]
     assert alarms["mimic_mm"].tolist()[0] <= 0.5
 
@@ -455,9 +463,11 @@ def test_a_protocol_is_told_by_the_apps_own_sidecar(five):
     found, truth = five
     for label in FIVE:
         marker = found / f"sub-{label}/anat/sub-{label}_space-orig_label-CMB_desc-swi_mask.json"
-        known = {"field_strength_t": 1.5, "echo_time_ms": 40.0, "slice_mm": None}
+        known = {"field_strength_t": 1.5, "echo_time_ms": 40.0, "slice_spacing_mm": None}
         marker.write_text(json.dumps({"Microbleeds": known}))
-    assert set(measure(found, truth, Asked(draws=0)).scans["protocol"]) == {"1.5 T, 40 ms"}
+    assert set(measure(found, truth, EvaluationOptions(draws=0)).scans["protocol"]) == {
+        "1.5 T, 40 ms"
+    }
 
 
 @pytest.mark.parametrize(
@@ -495,7 +505,7 @@ def test_the_page_is_whole_needs_no_network_and_trusts_no_name(tmp_path, blank):
     evil = {"a": {"region": ["<script>alert(1)</script>"]}}
     truth = write_side(tmp_path / "t&t", "truth", {"a": [(0, 4)]}, blank, columns=evil)
     found = write_side(tmp_path / "f", "swi", {"a": [(0, 4)], "b": []}, blank)
-    evaluate(found, truth, tmp_path / "out", asked=Asked(draws=20))
+    evaluate(found, truth, tmp_path / "out", options=EvaluationOptions(draws=20))
     text = (tmp_path / "out" / "evaluation.html").read_text("utf-8")
     page = Balanced()
     page.feed(text)
@@ -512,7 +522,7 @@ def test_the_page_is_whole_needs_no_network_and_trusts_no_name(tmp_path, blank):
 def test_a_page_of_healthy_scans_is_whole_too(tmp_path, blank):
     found = write_side(tmp_path / "f", "swi", {"a": [], "b": []}, blank)
     truth = write_side(tmp_path / "t", "truth", {"a": [], "b": []}, blank)
-    evaluate(found, truth, tmp_path / "out", asked=Asked(draws=20))
+    evaluate(found, truth, tmp_path / "out", options=EvaluationOptions(draws=20))
     page = Balanced()
     page.feed((tmp_path / "out" / "evaluation.html").read_text("utf-8"))
     assert page.open_ones == ()
@@ -524,7 +534,7 @@ def test_a_page_of_healthy_scans_is_whole_too(tmp_path, blank):
 
 def test_the_same_evaluation_writes_the_same_bytes(five, tmp_path):
     for folder in ("one", "two"):
-        evaluate(*five, tmp_path / folder, asked=Asked(seed=3, draws=30))
+        evaluate(*five, tmp_path / folder, options=EvaluationOptions(seed=3, draws=30))
     for name in FILES:
         one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
         assert one == two
@@ -554,7 +564,9 @@ def test_one_mask_is_held_against_one_mask_whatever_they_are_called(five, tmp_pa
     found, truth = (next(side.rglob("*oneontwo*.nii.gz")) for side in five)
     for path, name in ((found, "mine_dseg.nii.gz"), (truth, "theirs_dseg.nii.gz")):
         path.rename(tmp_path / name)
-    result = measure(tmp_path / "mine_dseg.nii.gz", tmp_path / "theirs_dseg.nii.gz", Asked(draws=0))
+    result = measure(
+        tmp_path / "mine_dseg.nii.gz", tmp_path / "theirs_dseg.nii.gz", EvaluationOptions(draws=0)
+    )
     assert (result.figures["hits"].value, result.figures["misses"].value) == (1, 1)
 
 
@@ -563,14 +575,14 @@ def test_nothing_in_common_is_refused(five, blank, tmp_path):
     with pytest.raises(
         ValueError, match=r"a scan in common; found sub-nothing, .* here and sub-0, .* 2 more in"
     ):
-        measure(five[0], other, Asked())
+        measure(five[0], other, EvaluationOptions())
 
 
 def test_lesions_of_two_spaces_are_refused(five, tmp_path):
     sheet = tmp_path / "t.tsv"  # as if world millimetres were written in micrometres
     sheet.write_text("subject\tx_mm\ty_mm\tz_mm\ntouching\t40000\t-60000\t-30000\n")
     with pytest.raises(ValueError, match=r"sub-touching: .* one space, world mm; .* mm apart"):
-        measure(five[0], sheet, Asked())
+        measure(five[0], sheet, EvaluationOptions())
 
 
 def test_two_predictions_of_one_scan_are_refused(tmp_path, blank):
@@ -579,7 +591,7 @@ def test_two_predictions_of_one_scan_are_refused(tmp_path, blank):
     truth = write_side(tmp_path / "t", "truth", {"a": [(0, 4)]}, blank)
     with pytest.raises(ValueError, match=r"sub-a: a scan of the truth needs one prediction; "
                                          r"found 2: .*T2starw.* and .*swi"):  # fmt: skip
-        measure(found, truth, Asked())
+        measure(found, truth, EvaluationOptions())
 
 
 def test_one_prediction_of_two_scans_is_refused(tmp_path, blank):
@@ -587,16 +599,22 @@ def test_one_prediction_of_two_scans_is_refused(tmp_path, blank):
     sheet = tmp_path / "t.tsv"
     sheet.write_text("subject\tsession\tx_mm\ty_mm\tz_mm\na\t1\t1\t2\t3\na\t2\t1\t2\t3\n")
     with pytest.raises(ValueError, match="sub-a: a prediction needs one scan of the truth; found"):
-        measure(found, sheet, Asked())
+        measure(found, sheet, EvaluationOptions())
 
 
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        (Asked(match="dice"), "`match` must be one of valdo, overlap, one-to-one; found 'dice'"),
-        (Asked(unsure="drop"), "`unsure` must be one of aside, count; found 'drop'"),
-        (Asked(threshold=50), "`threshold` must lie between 0 and 1; found 50"),
-        (Asked(draws=-1), "must be 0 or more; found -1 and 0"),
+        (
+            EvaluationOptions(match="dice"),
+            "`match` must be one of valdo, overlap, one-to-one; found 'dice'",
+        ),
+        (
+            EvaluationOptions(uncertain="drop"),
+            "`uncertain` must be one of ignore, include; found 'drop'",
+        ),
+        (EvaluationOptions(threshold=50), "`threshold` must lie between 0 and 1; found 50"),
+        (EvaluationOptions(draws=-1), "must be 0 or more; found -1 and 0"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(five, asked, sentence):

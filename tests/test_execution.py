@@ -3,7 +3,10 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -103,3 +106,51 @@ def test_sentences_are_whole():
 def test_this_machine_has_cores_and_memory():
     assert 1 <= cores() <= os.cpu_count()
     assert memory_mb() > 100
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from bids_cmb.parallel.processes import run
+
+def work(path):
+    path.write_text("begun")
+    while not path.with_name("parent is gone").exists():
+        time.sleep(0.02)
+    return 1
+
+if __name__ == "__main__":
+    list(run(work, [Path(sys.argv[1])], workers=2))
+"""
+
+
+def test_a_worker_whose_parent_was_killed_leaves_without_a_traceback(tmp_path):
+    """Its last result has nobody to take it."""
+    script, begun, log = tmp_path / "parent.py", tmp_path / "begun", tmp_path / "log"
+    script.write_text(PARENT)
+    with log.open("w") as file:
+        parent = subprocess.Popen([sys.executable, str(script), str(begun)], stderr=file)
+        _wait_for(begun.exists)
+        workers = _children(parent.pid)
+        parent.kill()
+        parent.wait()
+    (tmp_path / "parent is gone").touch()
+    _wait_for(lambda: not any(map(_runs, workers)))
+    assert workers
+    assert log.read_text() == ""
+
+
+def _children(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def _runs(pid):
+    state = Path(f"/proc/{pid}/stat")
+    return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def _wait_for(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -7,12 +7,12 @@ from bids_cmb.imaging.volume import Volume
 from bids_cmb.quality.familiarity import (
     BINS,
     MEASURES,
-    compared,
+    brain_intensities,
     histogram,
     measures,
-    summarised,
-    tones,
-    trained_on,
+    percentiles_in_training_set,
+    summarize_scans,
+    training_reference,
 )
 
 
@@ -27,10 +27,10 @@ def scan(blank, rng):
 
 def test_measures_are_those_of_the_phantom(scan):
     image, brain = scan
-    found = measures(image, brain, tones(image, brain))
+    found = measures(image, brain, brain_intensities(image, brain))
     assert found.keys() == MEASURES.keys()
-    assert found["in_plane_mm"] == pytest.approx(0.5)
-    assert found["slice_mm"] == pytest.approx(2)
+    assert found["in_plane_voxel_size_mm"] == pytest.approx(0.5)
+    assert found["slice_spacing_mm"] == pytest.approx(2)
     assert found["brain_ml"] == pytest.approx(32 * 40 * 20 * 0.5 / 1000)
     assert found["dark_percent"] == pytest.approx(10, abs=0.01)
     assert found["bright_percent"] == pytest.approx(20, abs=0.01)
@@ -39,30 +39,38 @@ def test_measures_are_those_of_the_phantom(scan):
 def test_measures_and_histogram_do_not_depend_on_the_scale_of_intensity(scan):
     image, brain = scan
     louder = Volume(image.data * 7, image.affine)
-    assert measures(louder, brain, tones(louder, brain)) == pytest.approx(
-        measures(image, brain, tones(image, brain)), rel=1e-3
+    assert measures(louder, brain, brain_intensities(louder, brain)) == pytest.approx(
+        measures(image, brain, brain_intensities(image, brain)), rel=1e-3
     )
-    assert histogram(tones(louder, brain)) == pytest.approx(histogram(tones(image, brain)), abs=0.1)
-    assert sum(histogram(tones(image, brain))) == pytest.approx(100, abs=0.1)
-    assert len(histogram(tones(image, brain))) == len(BINS) - 1
+    assert histogram(brain_intensities(louder, brain)) == pytest.approx(
+        histogram(brain_intensities(image, brain)), abs=0.1
+    )
+    assert sum(histogram(brain_intensities(image, brain))) == pytest.approx(100, abs=0.1)
+    assert len(histogram(brain_intensities(image, brain))) == len(BINS) - 1
 
 
 def test_a_scan_in_their_midst_is_no_stranger_and_one_beyond_them_is(scan):
     image, brain = scan
-    known = trained_on()["measures"]
+    known = training_reference()["measures"]
     middle = {name: values[5] for name, values in known.items()}
     assert all(row["percentile"] == 50 or row["low"] == row["high"] or not row["outside"]
-               for row in compared(middle))  # fmt: skip
-    odd = {row["name"]: row["outside"] for row in compared({**middle, "slice_mm": 12.0})}
-    assert [name for name, outside in odd.items() if outside] == ["slice, mm"]
+               for row in percentiles_in_training_set(middle))  # fmt: skip
+    odd = {
+        row["name"]: row["outside"]
+        for row in percentiles_in_training_set({**middle, "slice_spacing_mm": 12.0})
+    }
+    assert [name for name, outside in odd.items() if outside] == ["slice spacing, mm"]
     assert any(
-        row["outside"] for row in compared(measures(image, brain, tones(image, brain)))
+        row["outside"]
+        for row in percentiles_in_training_set(
+            measures(image, brain, brain_intensities(image, brain))
+        )
     )  # a brain of 13 ml
 
 
 def test_what_is_kept_of_many_scans_are_their_percentiles():
     drawn = [({name: float(value) for name in MEASURES}, [value] * 40) for value in range(101)]
-    kept = summarised(drawn)
+    kept = summarize_scans(drawn)
     assert kept["scans"] == 101
-    assert kept["measures"]["slice_mm"] == [0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100]
+    assert kept["measures"]["slice_spacing_mm"] == [0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100]
     assert kept["histogram"]["95"] == [95] * 40

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -18,6 +19,7 @@ from bids_cmb.files import (
     temporary_folder,
     write_text,
 )
+from bids_cmb.parallel.processes import sentence
 
 
 def names(folder):
@@ -49,6 +51,22 @@ def test_a_failing_writer_leaves_the_old_file_whole_and_nothing_else(tmp_path, f
         write()
     assert path.read_text() == "old"
     assert names(tmp_path) == ["table.tsv"]
+
+
+def test_a_file_that_grows_too_large_is_named(tmp_path):
+    """The system names none when a write fails."""
+    path = tmp_path / "mask.nii.gz"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught, replacing(path) as part:
+            part.write_bytes(bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert sentence(caught.value) == f"{path}: file too large."
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failing_first_writer_leaves_nothing(tmp_path):

@@ -12,9 +12,9 @@ from bids_cmb.bids.filters import (
     image_at,
     listed,
     named_by,
-    objection,
     read_filter_file,
     read_labels,
+    rejection_reason,
     shard_of,
     unmatched,
 )
@@ -33,13 +33,13 @@ def image(name, extension=".nii.gz"):
 )
 def test_a_suffix_is_known_in_any_letter_case(written, suffix):
     assert image(written).spelling == suffix
-    assert objection(image(written), Query()) == ""
+    assert rejection_reason(image(written), Query()) == ""
 
 
 @pytest.mark.parametrize("suffix", ["MEGRE", "GRE", "veno", "SWImag", "FLASH"])
 def test_other_suffixes_are_taken_only_when_asked_for(suffix):
-    assert objection(image(suffix), Query()) == f"is taken only when {suffix} is asked for"
-    assert objection(image(suffix), Query(suffixes=(suffix.swapcase(),))) == ""
+    assert rejection_reason(image(suffix), Query()) == f"is used only with --suffix {suffix}"
+    assert rejection_reason(image(suffix), Query(suffixes=(suffix.swapcase(),))) == ""
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,9 @@ def test_other_suffixes_are_taken_only_when_asked_for(suffix):
     ],
 )
 def test_what_is_no_magnitude_image_of_the_head_is_left_whatever_was_asked(name, why):
-    assert objection(image(name), Query(suffixes=(*KNOWN_SUFFIXES, "mIP", "SWIphase"))) == why
+    assert (
+        rejection_reason(image(name), Query(suffixes=(*KNOWN_SUFFIXES, "mIP", "SWIphase"))) == why
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_what_is_no_magnitude_image_of_the_head_is_left_whatever_was_asked(name,
     ],
 )
 def test_a_magnitude_image_of_the_head_is_taken(name):
-    assert objection(image(name), Query()) == ""
+    assert rejection_reason(image(name), Query()) == ""
 
 
 # Labels
@@ -134,7 +136,7 @@ S, M = "rec-n_swi", "run-3_MEGRE"
 
 
 def taken(**query):
-    return [name for name in (X, Y, S, M) if not objection(image(name), Query(**query))]
+    return [name for name in (X, Y, S, M) if not rejection_reason(image(name), Query(**query))]
 
 
 @pytest.mark.parametrize(

@@ -362,7 +362,7 @@ def test_the_gate_leaves_behind_how_far_it_opened_in_each_slice(head, chained):
     opened = gate_map(design.asker("mine", gate, models), fed.image.data, where)
     for one in left:
         at = np.rint(fed.image.index(np.array(one.place))).astype(int)
-        assert opened[:, :, at[2]].max() >= one.chance > 0
+        assert opened[:, :, at[2]].max() >= one.probability > 0
         assert (at >= 0).all()
         assert (at < fed.image.shape).all()
     slices = {round(float(fed.image.index(np.array(one.place))[2])) for one in left}

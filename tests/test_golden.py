@@ -13,7 +13,7 @@ from bids_cmb.imaging import volume
 from bids_cmb.imaging.volume import Volume
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-TABLE = "index\tplace\tprob_max\n1\tlobar\t0.5\n2\tdeep\t0.25\n"
+TABLE = "index\tplace\tprobability_max\n1\tlobar\t0.5\n2\tdeep\t0.25\n"
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_header_that_moved_is_a_difference(golden, results):
 def test_names_that_changed_on_purpose_are_no_difference(golden, results):
     before = described(golden, results("a"))
     kept = copy.deepcopy(before)
-    folder = results("b", table=TABLE.replace("prob_max", "probability_max"))
+    folder = results("b", table=TABLE.replace("probability_max", "highest_probability"))
     sidecar = folder / "sub-01_dseg.json"
     sidecar.write_text(sidecar.read_text().replace("n_cmb", "n_microbleeds"))
     for path in sorted(folder.glob("*_dseg.*")):
@@ -94,7 +94,7 @@ def test_names_that_changed_on_purpose_are_no_difference(golden, results):
     assert golden.differences(before, after)
     renamed = {
         "files": {"_dseg.": "_lesions."},
-        "names": {"prob_max": "probability_max", "n_cmb": "n_microbleeds"},
+        "names": {"probability_max": "highest_probability", "n_cmb": "n_microbleeds"},
     }
     assert golden.differences(before, after, renamed) == []
     assert golden.differences(before, after, {"ignored": []}) != []

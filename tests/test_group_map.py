@@ -69,11 +69,11 @@ def test_prevalence_by_region_and_by_site(tmp_path):
         row("sub-03", n_cmb=4),
     ]
     rows = region_rows(read, grouping(tmp_path / "participants.tsv"))
-    said = {(one["group"], one["value"], one["place"]): one for one in rows}
+    said = {(one["stratum_variable"], one["stratum"], one["region"]): one for one in rows}
     everyone = said["all", "all", "cmb"]
-    assert (everyone["n_participants"], everyone["n_lesions"], everyone["n_with"]) == (3, 7, 2)
+    assert (everyone["n_participants"], everyone["n_lesions"], everyone["n_positive"]) == (3, 7, 2)
     frontal = said["all", "all", "frontal_left"]
-    assert (frontal["n_known"], frontal["n_lesions"], frontal["prevalence"]) == (2, 2, 0.5)
+    assert (frontal["n_evaluable"], frontal["n_lesions"], frontal["prevalence"]) == (2, 2, 0.5)
     assert said["site", "A", "cmb"]["prevalence"] == 0.5
     assert said["site", "B", "cmb"]["prevalence"] == 1.0
     assert ("age", "70", "cmb") not in said
@@ -128,7 +128,7 @@ def test_many_sites_are_counted_in_one_pass():
     read = [Counted(row(f"sub-{n}")) for n in range(60)]
     groups = {"scanner": {f"sub-{n}": f"scanner {n % 20}" for n in range(60)}}
     rows = region_rows(read, groups)
-    assert len({one["value"] for one in rows if one["group"] == "scanner"}) == 20
+    assert len({one["stratum"] for one in rows if one["stratum_variable"] == "scanner"}) == 20
     few = len(looked)
     looked.clear()
     region_rows(read, {"scanner": {f"sub-{n}": f"scanner {n % 2}" for n in range(60)}})

@@ -23,10 +23,9 @@ from bids_cmb.bids.selection import find_scans
 from bids_cmb.bids.tables import read_table, write_table
 from bids_cmb.cli.commands import main
 from bids_cmb.datasets import dou
-from bids_cmb.datasets.convert import Asked, import_labels
+from bids_cmb.datasets.convert import ImportOptions, import_labels
 from bids_cmb.evaluation.counts import compare_counts
-from bids_cmb.evaluation.evaluate import Asked as Compared
-from bids_cmb.evaluation.evaluate import evaluate
+from bids_cmb.evaluation.evaluate import EvaluationOptions, evaluate
 from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.imaging.volume import Volume, load, load_labels, save
@@ -206,7 +205,7 @@ def imported(tmp_path, scans, write, **asked):
     source, out, said = tmp_path / "source", tmp_path / "out", []
     source.mkdir()
     kind = write(source, scans)
-    made = import_labels(kind, source, out, asked=Asked(**asked), say=said.append)
+    made = import_labels(kind, source, out, options=ImportOptions(**asked), say=said.append)
     return out, said, made
 
 
@@ -275,7 +274,9 @@ def errors(out):
 def test_a_prediction_made_of_the_truth_finds_everything(dataset, tmp_path):
     truth = dataset[0] / "derivatives" / "truth"
     for match in ("valdo", "overlap"):
-        result = evaluate(truth, truth, tmp_path / match, asked=Compared(match=match, draws=0))
+        result = evaluate(
+            truth, truth, tmp_path / match, options=EvaluationOptions(match=match, draws=0)
+        )
         assert result.figures["sensitivity"].value == 1
         assert result.figures["precision"].value == 1
         assert result.figures["scans"].value == 3
@@ -310,8 +311,8 @@ def test_the_way_to_count_is_found_by_darkness(tmp_path, scans, base, flips, ord
         return as_dou(root, volumes, base=base, flips=flips, order=order)
 
     out, said, made = imported(tmp_path, scans, write)
-    assert (made.reckoned.way.base, made.reckoned.way.flips) == (base, flips)
-    assert made.reckoned.way.order == order
+    assert (made.fit.convention.base, made.fit.convention.flips) == (base, flips)
+    assert made.fit.convention.order == order
     assert any("voxel index convention" in one for one in said)
     told = read_json(out / "derivatives/truth/dataset_description.json")["VoxelCounting"]
     assert (told["IndexBase"], told["Flips"], told["Order"]) == (base, flips or "none", order)
@@ -330,7 +331,7 @@ def test_both_kinds_of_mat_files_say_the_same(tmp_path, crumbs):
 
 def test_the_users_word_goes_before_darkness(tmp_path, scans):
     out, _, made = imported(tmp_path, scans, as_dou, base=0, flips="", order="xyz")
-    assert made.reckoned is None
+    assert made.fit is None
     _, table = truth_of(out, "b")
     marked = [float(table[0][f"marked_{axis}_mm"]) for axis in "xyz"]
     assert np.linalg.norm(marked - places("b")[0]) == pytest.approx(
@@ -391,7 +392,7 @@ def test_the_source_stays_as_it_is(tmp_path, scans):
         }
 
     before = state()
-    import_labels("dou", source, tmp_path / "out", asked=Asked(), say=str)
+    import_labels("dou", source, tmp_path / "out", options=ImportOptions(), say=str)
     assert state() == before
     for path in (tmp_path / "out").rglob("*.nii.gz"):
         path.write_bytes(b"")
@@ -405,7 +406,7 @@ def test_synthetic_copies_stay_with_their_subject(tmp_path, scans):
     put(scans["c"], share / "NoCMBSubject" / "007.nii.gz")
     row = list(map(int, counted("b", base=1).ravel()))
     book(share / "list.xlsx", [["007_sCMB_1.nii.gz", *row], ["007_sCMB_2.nii.gz", *row]])
-    import_labels("momeni", share, tmp_path / "out", asked=Asked(), say=str)
+    import_labels("momeni", share, tmp_path / "out", options=ImportOptions(), say=str)
     scans_found = [scan.path.name for scan in find_scans(tmp_path / "out", Query()).scans]
     assert scans_found == [f"sub-007_run-{run:02d}_swi.nii.gz" for run in (1, 2, 3)]
     assert [case.subject for case in find_training_scans(tmp_path / "out")] == ["sub-007"] * 3
@@ -418,7 +419,9 @@ def test_names_that_bids_does_not_know_are_made_plain_and_stay_apart(tmp_path, s
     x, y, z = places("b")[0]
     rows = "".join(f"{name},{x},{y},{z},world\n" for name in both)
     (tmp_path / "s" / "t.csv").write_text("file,x,y,z,space\n" + rows)
-    import_labels("csv", tmp_path / "s", tmp_path / "out", asked=Asked(suffix="swi"), say=str)
+    import_labels(
+        "csv", tmp_path / "s", tmp_path / "out", options=ImportOptions(suffix="swi"), say=str
+    )
     assert [row["participant_id"] for row in read_table(tmp_path / "out/participants.tsv")] == [
         "sub-A1",
         "sub-A1x2",
@@ -526,7 +529,7 @@ def test_counts_of_the_app_are_held_against_the_rating(tmp_path, scans, capsys):
     said = capsys.readouterr()
     assert "2 scans, found 3, rated 5" in said.out
     assert "sub-c/anat/sub-c_T2starw.nii.gz: no prediction" in said.err
-    table = {row["place"]: row for row in read_table(tmp_path / "result/agreement.tsv")}
+    table = {row["region"]: row for row in read_table(tmp_path / "result/agreement.tsv")}
     assert (table["cmb"]["count_mae"], table["cmb"]["count_bias"]) == ("1.0", "-1.0")
     assert table["frontal_left"]["count_mae"] == "0.5"
     assert table["deep"]["n_scans"] == "0"
@@ -574,7 +577,7 @@ def test_voxels_outside_the_image_are_refused(tmp_path, scans):
         imported(tmp_path, scans, write)
 
 
-def test_a_bad_scan_is_left_out_if_asked(tmp_path, scans):
+def test_a_bad_scan_is_skipped_if_asked(tmp_path, scans):
     def write(root, volumes):
         as_world(root, volumes)
         (root / "images" / "c.nii.gz").write_bytes(b"no image")
@@ -584,9 +587,9 @@ def test_a_bad_scan_is_left_out_if_asked(tmp_path, scans):
         imported(tmp_path, scans, write)
     assert not (tmp_path / "out").exists()
     shutil.rmtree(tmp_path / "source")
-    out, said, made = imported(tmp_path, scans, write, leaving_out=True)
-    assert (made.scans, len(made.left_out)) == (2, 1)
-    assert any(one.startswith("left out:") for one in said)
+    out, said, made = imported(tmp_path, scans, write, skip_invalid=True)
+    assert (made.scans, len(made.skipped)) == (2, 1)
+    assert any(one.startswith("skipped:") for one in said)
     assert "c.nii.gz: a NIfTI image was expected" in (out / "README.md").read_text()
 
 
@@ -808,11 +811,11 @@ def test_folders_that_cannot_be_are_refused(tmp_path):
         (full, "needs an empty folder; found files in it"),
     ):
         with pytest.raises(ValueError, match=said):
-            import_labels("csv", source, out, asked=Asked(), say=str)
+            import_labels("csv", source, out, options=ImportOptions(), say=str)
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
-        import_labels("csv", tmp_path / "no", tmp_path / "o", asked=Asked(), say=str)
+        import_labels("csv", tmp_path / "no", tmp_path / "o", options=ImportOptions(), say=str)
     with pytest.raises(ValueError, match="a folder Data with scans is needed"):
-        import_labels("almasni", source, tmp_path / "o", asked=Asked(), say=str)
+        import_labels("almasni", source, tmp_path / "o", options=ImportOptions(), say=str)
 
 
 @pytest.mark.parametrize(
@@ -826,7 +829,9 @@ def test_folders_that_cannot_be_are_refused(tmp_path):
 )
 def test_impossible_wishes_are_refused(asked, said, tmp_path):
     with pytest.raises(ValueError, match=said):
-        import_labels("csv", tmp_path, tmp_path.parent / "o", asked=Asked(**asked), say=str)
+        import_labels(
+            "csv", tmp_path, tmp_path.parent / "o", options=ImportOptions(**asked), say=str
+        )
 
 
 # --- The door -------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def test_a_ball_is_measured_in_world_millimetres(blank, middle):
     assert lesion.elongation == pytest.approx(1, abs=0.05)
     assert lesion.probability_mean == pytest.approx(0.9)
     assert lesion.probability_max == pytest.approx(0.9)
-    assert (lesion.certainty, lesion.flags, lesion.counted) == ("definite", (), True)
+    assert (lesion.certainty, lesion.flags, lesion.included) == ("definite", (), True)
 
 
 def test_a_tube_in_the_slice_is_as_long_as_it_is_drawn(blank):
@@ -117,16 +117,16 @@ def test_what_is_wider_than_a_microbleed_is_listed_and_not_counted(blank, middle
     balls = on(blank, (middle, 14, 0.9))
     labels, [lesion] = find(balls)
     assert lesion.flags == ("large",)
-    assert not lesion.counted
+    assert not lesion.included
     assert labels.data.any()
-    assert find(balls, uncounted=())[1][0].counted
+    assert find(balls, exclude_flags=())[1][0].included
 
 
 def test_any_flag_can_keep_a_lesion_out_of_the_counts(blank):
     data = blank.data.copy()
     data[20:28, 30:31, 16] = 0.6
-    assert find(Volume(data, blank.affine))[1][0].counted
-    assert not find(Volume(data, blank.affine), uncounted=("vessel",))[1][0].counted
+    assert find(Volume(data, blank.affine))[1][0].included
+    assert not find(Volume(data, blank.affine), exclude_flags=("vessel",))[1][0].included
 
 
 def test_what_is_smaller_than_the_smallest_volume_is_no_lesion(blank, middle):
@@ -159,18 +159,18 @@ def test_the_edge_is_as_far_as_the_brain_reaches(blank, middle):
         middle + 7 * blank.affine[:3, 0] / 0.5
     )  # 7 mm along the first axis, 5 mm below the surface
     _, lesions = find(on(blank, (middle, 3, 0.9), (off, 3, 0.6)), brain=brain)
-    assert lesions[0].edge == pytest.approx(12, abs=2.01)  # one slice
-    assert lesions[1].edge == pytest.approx(5, abs=1)
+    assert lesions[0].distance_to_surface == pytest.approx(12, abs=2.01)  # one slice
+    assert lesions[1].distance_to_surface == pytest.approx(5, abs=1)
     outside = find(on(blank, (middle + 13.5 * blank.affine[:3, 0] / 0.5, 3, 0.9)), brain=brain)[1]
-    assert outside[0].edge == 0
+    assert outside[0].distance_to_surface == 0
     assert "edge" in outside[0].flags
 
 
 def test_the_spread_is_the_mean_over_the_lesion(blank, middle):
     spread = on(blank, (middle, 4, 0.2), background=0.9)
     _, [lesion] = find(on(blank, (middle, 4, 0.9)), spread=spread)
-    assert lesion.spread == pytest.approx(0.2)
-    assert find(on(blank, (middle, 4, 0.9)))[1][0].spread is None
+    assert lesion.probability_sd == pytest.approx(0.2)
+    assert find(on(blank, (middle, 4, 0.9)))[1][0].probability_sd is None
 
 
 def test_an_empty_map_has_no_lesions(blank):

@@ -255,7 +255,7 @@ def test_a_scan_that_is_replaced_while_it_is_read_is_not_vouched_for(here, monke
     with monkeypatch.context() as patched:
         patched.setattr(participant, "detect", slowly)
         assert run(here, "--overwrite") == 1
-    assert "must not change while it is read" in capfd.readouterr().err
+    assert "must not change while it is processed" in capfd.readouterr().err
     assert run(here) == 0
     assert mask(here, "a").read_bytes() == mask(here, "b").read_bytes()  # now the same scan
     assert statuses(here) == ["ok", "ok"]

@@ -29,7 +29,7 @@ WIDE = 5.0
 
 
 def box(centre, sides=(WIDE, WIDE, WIDE), **more):
-    said = {"detector": "boxer", "slices": 2, "confidence": 0.75, "chance": 0.875}
+    said = {"detector": "boxer", "slices": 2, "confidence": 0.75, "probability": 0.875}
     return Box(centre=tuple(centre), sides=sides, **{**said, **more})
 
 
@@ -75,7 +75,7 @@ def test_a_box_encloses_the_dark_ball_in_all_three_planes(spotted, tmp_path):
 def test_of_two_boxes_the_nearer_is_drawn_and_none_where_none_holds_the_lesion(spotted):
     image, _, centre = spotted
     seen = preprocess(image, brain(), Grid(axes="slices")).image
-    nearer, other = box(centre, confidence=0.5, chance=0.5), box(centre + [1, 1, 0])
+    nearer, other = box(centre, confidence=0.5, probability=0.5), box(centre + [1, 1, 0])
     rows = evidence_rows(Evidence(boxes=(other, nearer)))
     places = {1: place_in(seen, row(centre)), 2: place_in(seen, row(centre + [9, 0, 0]))}
     told = overlays(seen, places, rows, reach=REACH_MM)
@@ -147,7 +147,7 @@ def test_what_detectors_leave_behind_is_kept_drawn_and_drawn_again(head):
     assert centre == pytest.approx(left.boxes[0].centre, abs=0.01)
     page = output.folder / "sub-01.html"
     text = page.read_text()
-    assert text.count("mm by boxer: confidence 0.75, chance 0.875") >= 3
+    assert text.count("mm by boxer: confidence 0.75, probability 0.875") >= 3
     assert text.count('<rect class="open') == len(left.openings)
     marked = text.count('<rect class="open holds"')
     assert 1 <= marked <= len(read_table(output.labels(".tsv")))

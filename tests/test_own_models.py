@@ -55,9 +55,9 @@ def test_parts_that_one_did_not_train_are_the_packages(entry, tmp_path):
 def test_the_makers_door_says_how_to_use_the_card(entry, tmp_path, capsys):
     models = tmp_path / "models"
     path = entry("a=b")  # a path may hold what divides part and path
-    assert main(["models", "card", "mine", str(path), "--models", str(models)]) == 0
-    assert f"--models {models} --detector mine" in capsys.readouterr().out
-    assert main(["models", "card", "radial", str(path), "--models", str(models)]) == 1
+    assert main(["models", "create", "mine", str(path), "--model-dir", str(models)]) == 0
+    assert f"--model-dir {models} --detector mine" in capsys.readouterr().out
+    assert main(["models", "create", "radial", str(path), "--model-dir", str(models)]) == 1
     assert "needs a name that none of the package has" in capsys.readouterr().err
 
 

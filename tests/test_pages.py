@@ -90,7 +90,7 @@ def test_a_review_goes_from_keys_to_the_cohorts_table(made, page, tmp_path):
     shutil.copy(saved, folder)
     assert main([words[0], str(out), "group", *QUICK, "--reviews", str(folder)]) == 0
     row = read_table(out / "group_microbleeds.tsv")[0]
-    counted = [one["counted"] == "yes" for one in rows]
+    counted = [one["included"] == "yes" for one in rows]
     assert row["reviewed_by"] == "Ann Ähre"
     assert int(row["n_cmb"]) == sum(counted)
     assert int(row["n_cmb_reviewed"]) == 1 + sum(counted[3:]) + 1

@@ -324,7 +324,7 @@ def test_a_hole_in_a_scan_is_no_lesion_and_no_fault_of_the_header(config, heads,
     places = [np.subtract(lesion.centre, image.world(middle)) for lesion in found.lesions]
     assert all(np.linalg.norm(place) > 5 for place in places)
     assert "nonfinite" in found.quality.flags
-    assert "header" not in found.quality.flags
+    assert "header_corrected" not in found.quality.flags
 
 
 def test_a_scan_that_is_not_brighter_than_0_in_the_brain_is_refused_by_name(config, echoes):

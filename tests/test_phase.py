@@ -334,7 +334,7 @@ def test_phase_turns_with_the_slice_it_belongs_to(phased):
     case = load_training_scan(find_training_scans(phased(1))[0], grid, with_phase=True)
     dark = replace(case, phase=(case.image < 0.6).astype(np.float16))
     known = {id(dark): lesson.find_slice_boxes(dark, grid.spacing[0])}
-    drawing = lesson.drawing_of({"shape": [48, 48, 3], "shares": {"lesion": 1}})
+    drawing = lesson.make_patch_sampling({"shape": [48, 48, 3], "shares": {"lesion": 1}})
     for seed in range(6):
         rng = np.random.default_rng(seed)
         image, _ = lesson.sample_patch(known, drawing, rng, inputs=3, most=4, blind=0)
@@ -381,7 +381,7 @@ def mine(tmp_path):
 def run(root, models, name, detector="mine"):
     """Read the first scan; its probability map, its marker and its notes."""
     config = Config(
-        root, root.parent / name, ("participant",), detector=(detector,), models=models,
+        root, root.parent / name, ("participant",), detector=(detector,), model_dir=models,
         anatomy="none", report="none", threshold=0.01, derivatives=(root / "masks",),
     )  # fmt: skip
     scan = find_scans(root, Query(participants=("01",))).scans[0]

@@ -82,12 +82,12 @@ def test_both_rules_of_intensity_become_detectors(added):
 def test_what_was_added_is_as_its_card_says_until_it_is_altered(added, tmp_path, capsys):
     models = tmp_path / "models"
     shutil.copytree(added, models)
-    assert main(["models", "verify", "--models", str(models)]) == 0
+    assert main(["models", "verify", "--model-dir", str(models)]) == 0
     weights = next(models.glob("*fold-1.npz"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert "checksum of their model card" in verify(models)["shiva-v1-replica"]
-    assert main(["models", "verify", "--models", str(models)]) == 1
-    assert main(["models", "list", "--models", str(models)]) == 0
+    assert main(["models", "verify", "--model-dir", str(models)]) == 1
+    assert main(["models", "list", "--model-dir", str(models)]) == 0
     assert "shiva-v1-replica-readme" in capsys.readouterr().out
 
 
@@ -109,11 +109,11 @@ def test_adding_again_replaces(tmp_path):
 
 
 def test_the_door_says_what_to_type_or_what_is_wrong(tmp_path, capsys, monkeypatch):
-    monkeypatch.delenv("BIDS_CMB_MODELS", raising=False)
+    monkeypatch.delenv("BIDS_CMB_MODEL_DIR", raising=False)
     assert main(["models", "add", str(FIXTURES)]) == 64
-    assert main(["models", "add", str(FIXTURES), "--models", str(tmp_path / "m")]) == 0
+    assert main(["models", "add", str(FIXTURES), "--model-dir", str(tmp_path / "m")]) == 0
     assert "--detector shiva-v1-replica" in capsys.readouterr().out
-    assert main(["models", "add", str(tmp_path / "none"), "--models", str(tmp_path)]) == 1
+    assert main(["models", "add", str(tmp_path / "none"), "--model-dir", str(tmp_path)]) == 1
     assert "a model to add must be there" in capsys.readouterr().err
 
 

@@ -42,7 +42,7 @@ def test_an_image_without_noise_has_no_signal_to_noise(blank):
 def flags(*, radius=62, spacing=2.0, field=3.0, echo=0.02, **more):
     inside = ball((80, 80, 80), (40, 40, 40), radius / 2)
     affine = np.diag([2, 2, 2 * spacing / 2, 1])
-    settings = {"header_mended": False, "nonfinite_voxels": 0, **more}
+    settings = {"header_corrected": False, "nonfinite_voxels": 0, **more}
     image = Volume(inside.astype(float), affine)
     brain = Volume(inside, affine)
     return quality(image, brain, field_strength_t=field, echo_time_s=echo, **settings).flags
@@ -58,7 +58,7 @@ def test_what_is_out_of_the_ordinary_is_flagged():
     assert flags(echo=0.005) == ("short_echo",)
     assert flags(echo=None) == ()
     assert flags(field=None) == ()
-    assert flags(header_mended=True) == ("header",)
+    assert flags(header_corrected=True) == ("header_corrected",)
     assert flags(nonfinite_voxels=3) == ("nonfinite",)
 
 
@@ -67,5 +67,5 @@ def test_the_brain_is_measured_in_millilitres():
     brain = Volume(inside, np.diag([-2, 2, 2, 1]))
     settings = {"field_strength_t": 3, "echo_time_s": 0.02}
     image = Volume(inside.astype(float), brain.affine)
-    found = quality(image, brain, **settings, header_mended=False, nonfinite_voxels=0)
+    found = quality(image, brain, **settings, header_corrected=False, nonfinite_voxels=0)
     assert found.brain_ml == pytest.approx(4 / 3 * np.pi * 6.2**3, rel=0.01)

@@ -4,11 +4,17 @@ import numpy as np
 import pytest
 from conftest import OBLIQUE
 
-from bids_cmb.datasets.index_convention import Darkness, Way, darkness, reckon, ways
+from bids_cmb.datasets.index_convention import (
+    Darkness,
+    IndexConvention,
+    candidate_conventions,
+    darkness,
+    infer_convention,
+)
 from bids_cmb.imaging.volume import Volume
 
 SHAPE = (64, 60, 32)
-EVERY = ways((0, 1), ("", "x", "y", "z", "xy", "xz", "yz", "xyz"), ("xyz", "yxz"))
+EVERY = candidate_conventions((0, 1), ("", "x", "y", "z", "xy", "xz", "yz", "xyz"), ("xyz", "yxz"))
 
 
 @pytest.fixture
@@ -38,8 +44,8 @@ def test_the_way_is_told_among_all(spotted, true):
     origin = true.index(np.zeros((1, 3)), SHAPE)
     steps = np.concatenate([true.index(np.eye(3)[[axis]], SHAPE) - origin for axis in range(3)])
     counted = (spots - origin) @ np.linalg.inv(steps)
-    found = reckon(EVERY, [darkness(image, counted, EVERY)])
-    assert found.way == true
+    found = infer_convention(EVERY, [darkness(image, counted, EVERY)])
+    assert found.convention == true
     assert found.points == 4
     assert found.darkness > 0.4 > found.next_best > -0.1
     assert abs(found.chance) < 0.1
@@ -49,14 +55,14 @@ def test_grainy_tissue_is_no_microbleed(rng):
     image = Volume(rng.normal(100, 3, SHAPE), OBLIQUE)
     counted = rng.uniform(10, 20, (6, 3)).round()
     with pytest.raises(ValueError, match="microbleeds are dark, and the 6 points are not"):
-        reckon([Way()], [darkness(image, counted, [Way()])])
+        infer_convention([IndexConvention()], [darkness(image, counted, [IndexConvention()])])
 
 
 def test_two_scans_that_need_two_ways_are_refused():
     one, other = np.array([[0.5], [np.nan]]), np.array([[np.nan], [0.5]])
     seen = [Darkness(points, np.zeros((2, 5))) for points in (one, other)]
     with pytest.raises(ValueError, match="all points must lie in their images; 1 of 2"):
-        reckon([Way(0), Way(1)], seen)
+        infer_convention([IndexConvention(0), IndexConvention(1)], seen)
 
 
 def test_equals_are_refused_and_so_are_near_ones():
@@ -64,6 +70,8 @@ def test_equals_are_refused_and_so_are_near_ones():
     for second in (0.5, 0.46):
         seen = Darkness(np.array([[0.5] * 3, [second] * 3]), chance)
         with pytest.raises(ValueError, match=r"first voxel 0, .* and first voxel 1, .* too near"):
-            reckon([Way(0), Way(1)], [seen])
+            infer_convention([IndexConvention(0), IndexConvention(1)], [seen])
     seen = Darkness(np.array([[0.5] * 3, [0.4] * 3]), chance)
-    assert reckon([Way(0), Way(1)], [seen]).way == Way(0)
+    assert infer_convention(
+        [IndexConvention(0), IndexConvention(1)], [seen]
+    ).convention == IndexConvention(0)

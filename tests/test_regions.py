@@ -77,7 +77,7 @@ def test_white_matter_is_deep_beside_the_ventricle_and_lobar_under_the_cortex(an
 
 
 def test_how_far_deep_white_matter_reaches_is_a_parameter(anatomy, regions):
-    near = region_map(anatomy, deep_white_mm=4.0)
+    near = region_map(anatomy, deep_wm_distance_mm=4.0)
     assert 0 < at(near, "deep white matter").sum() < at(regions, "deep white matter").sum()
 
 

@@ -7,17 +7,23 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
+from bids_cmb.detection.ensemble import calibrated
+from bids_cmb.metrics.matching import match_valdo
+from bids_cmb.metrics.scores import score
+from bids_cmb.networks.inference import Models
 from bids_cmb.simulation.protocols import resolve_protocols
 from bids_cmb.training import release as module
 from bids_cmb.training.release import (
     Judged,
     Means,
     fit_calibration,
+    judge_points,
     protocols_of,
     read_plan,
     release,
     set_operating_points,
     simulate_set,
+    threshold_of_best_f1,
     train_network,
 )
 from bids_cmb.training.train import read_recipe
@@ -66,6 +72,42 @@ def test_operating_points_cost_no_more_than_they_may(rng):
     assert points["balanced"]["threshold"] <= points["specific"]["threshold"]
     assert points["sensitive"]["sensitivity"] >= points["specific"]["sensitivity"] > 0
     assert card["threshold"] == points["balanced"]["threshold"] <= card["definite_threshold"]
+
+
+def test_with_real_scans_the_balanced_threshold_is_set_on_them_and_nothing_else(rng):
+    aims = {"sensitive": 2.0, "balanced": 0.5, "specific": 0.2}
+    simulated, real = judged(rng), judged(rng, scans=5, slope=1.0, offset=-3.0)
+    alone = set_operating_points(simulated, aims)
+    card = set_operating_points(simulated, aims, real)
+    points = {one["name"]: one for one in card["operating_points"]}
+    for name in ("sensitive", "specific"):
+        before = next(one for one in alone["operating_points"] if one["name"] == name)
+        assert {key: points[name][key] for key in before} == before
+    assert card["calibration"] == alone["calibration"]
+    balanced = points["balanced"]
+    assert card["threshold"] == balanced["threshold"] != alone["threshold"]
+    assert balanced["set_on"] == "5 real scans"
+    assert balanced["false_per_scan_on_real"] <= 0.6
+    for other in np.linspace(0.02, 0.98, 25):  # none is better there at so few false ones
+        scored = [one.case(calibrated(one.chance, card["calibration"])) for one in real]
+        metrics = score(scored, match_valdo, threshold=other)
+        assert metrics.fp_per_scan > 0.6 or not metrics.f1 > balanced["f1_on_real"] + 0.001
+
+
+def test_a_threshold_lies_between_the_last_candidate_that_counts_and_the_next():
+    positions = np.column_stack([20.0 * np.arange(4), np.zeros((4, 2))])
+    lesions = tuple((tuple(place), 3.0, True) for place in positions[[0, 1]].tolist())
+    chances = np.array([0.9, 0.8, 0.2, 0.1])
+    one = Judged("sub-01", positions, chances, chances, lesions)
+    threshold = threshold_of_best_f1([one.case(chances)], 0.6)
+    assert threshold == pytest.approx(0.5, abs=1e-3)  # halfway in log-odds
+
+
+def test_a_table_of_points_without_their_subject_is_refused(tmp_path):
+    table = tmp_path / "points.tsv"
+    table.write_text("x_mm\ty_mm\tz_mm\n1\t2\t3\n")
+    with pytest.raises(ValueError, match=r"points\.tsv: must have the columns .* lacks subject"):
+        next(judge_points({}, Models(), tmp_path, table))
 
 
 def test_the_plan_of_the_package_names_recipes_sets_and_protocols_that_exist():

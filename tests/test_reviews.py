@@ -16,7 +16,7 @@ from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.imaging.volume import Volume, load_labels, save
 from bids_cmb.lesions.table import MNI
 from bids_cmb.report.frequency_map import REVIEWED, STEM
-from bids_cmb.review.reviews import agreement_rows, judge, read_reviews
+from bids_cmb.review.reviews import agreement_rows, merge_reviews, read_reviews
 from bids_cmb.training.data import LESION, UNCERTAIN, find_training_scans, load_training_scan
 from bids_cmb.workflow.group import write_group
 
@@ -39,9 +39,9 @@ def read(tmp_path, blank, rng):
             if index < 4:
                 marks[spot] = index
                 place = dict(zip(("x_mm", "y_mm", "z_mm"), at((x, y, z), blank), strict=True))
-                row = {"diameter_mm": 3, "prob_max": 0.9, "certainty": "possible"}
+                row = {"diameter_mm": 3, "probability_max": 0.9, "certainty": "possible"}
                 counted = "no" if index == 3 else "yes"
-                rows.append({"index": index, **place, **row, "counted": counted})
+                rows.append({"index": index, **place, **row, "included": counted})
         save(Volume(data, blank.affine), raw / f"sub-{label}/anat/sub-{label}_T2starw.nii.gz")
         mask = found / MASK.format(label)
         dseg = mask.with_name(f"sub-{label}_space-orig_seg-CMB_desc-T2starw_dseg.nii.gz")
@@ -129,7 +129,7 @@ def place_lesions(found, grid, *, with_map):
 
 def regions_after(found):
     return {
-        row["place"]: (row["n_known"], row["n_with"], row["n_lesions"])
+        row["region"]: (row["n_evaluable"], row["n_positive"], row["n_lesions"])
         for row in read_table(found / "group_regions_reviewed.tsv")
     }
 
@@ -169,7 +169,7 @@ def test_regions_pattern_and_map_are_told_before_and_after_review(read, blank):
     page = (found / "group_microbleeds.html").read_text()
     assert "mixed → strictly lobar" in page
     assert f"{REVIEWED}.png" in page
-    assert "Scans that nobody reviewed (1) stay as they were found" in page
+    assert "Scans that nobody reviewed (1) keep their counts before review" in page
     write_group(found)
     assert not list(found.glob("*reviewed*"))
     assert not list(found.glob("group_agreement*"))
@@ -205,7 +205,7 @@ def test_what_nobody_judged_stays_as_it_was_found(read, blank):
     review(reviews, blank, "A", {2: "reject"})
     write_group(found, reviews=reviews)
     row = read_table(found / "group_microbleeds.tsv")[0]
-    assert (row["n_cmb_reviewed"], row["n_unjudged"]) == ("1", "2")
+    assert (row["n_cmb_reviewed"], row["n_not_reviewed"]) == ("1", "2")
 
 
 def test_the_majority_decides_and_two_minds_are_unsure(read, blank):
@@ -213,7 +213,7 @@ def test_the_majority_decides_and_two_minds_are_unsure(read, blank):
     review(reviews, blank, "A", {1: "accept", 2: "accept", 3: "reject"}, missed=[MISSED])
     review(reviews, blank, "B", {1: "accept", 2: "reject", 3: "unsure"}, missed=[(13, 12, 24)])
     review(reviews, blank, "C", {1: "reject", 3: "unsure"}, missed=[(50, 50, 5)])
-    judged = judge([1, 2, 3], read_reviews(reviews, found)[MASK.format("01")])
+    judged = merge_reviews([1, 2, 3], read_reviews(reviews, found)[MASK.format("01")])
     assert judged.verdicts == {1: "accept", 2: "unsure", 3: "unsure"}
     middle = blank.world(np.array([12.5, 12, 24]))
     assert judged.added == pytest.approx(np.array([middle]), abs=0.01)
@@ -234,9 +234,9 @@ def test_two_readers_agree_as_counted_by_hand(read, blank):
     )
     review(reviews, blank, "B", {1: "accept", 2: "accept", 3: "reject"}, label="02")
     (row,) = agreement_rows(found, read_reviews(reviews, found))
-    assert (row["n_scans"], row["n_lesions"], row["n_same"]) == (2, 5, 4)
+    assert (row["n_scans"], row["n_lesions"], row["n_agree"]) == (2, 5, 4)
     assert row["kappa"] == pytest.approx((0.8 - 0.56) / 0.44, abs=1e-4)
-    assert (row["n_scans_whole"], row["icc"]) == (2, 0)
+    assert (row["n_scans_complete"], row["icc"]) == (2, 0)
 
 
 def test_the_latest_table_of_a_reader_counts(read, blank):
@@ -255,7 +255,7 @@ def test_the_latest_table_of_a_reader_counts(read, blank):
         ({"x_mm": "left"}, "line 2: x_mm, y_mm and z_mm must be numbers"),
         ({"x_mm": "nan"}, "line 2: x_mm, y_mm and z_mm must be numbers"),
         ({"index": "-1"}, "line 2: the index of a lesion must be a whole number; found '-1'"),
-        ({"index": "9"}, "lesion 9 of .* is not there. Was the scan read again"),
+        ({"index": "9"}, "lesion 9 of .* is not there. Was the scan processed again"),
         ({"x_mm": "0"}, "lesion 1 of .* was reviewed at .* and lies at"),
         ({"filename": "../../etc/passwd"}, "must be of a scan of .*; it has no"),
         ({"reader": None}, "line 2 must name its reader and its scan"),

@@ -20,7 +20,7 @@ def broken(tmp_path):
 
 
 def test_weights_that_are_not_those_of_their_card_are_off(broken, capfd):
-    assert main(["selftest", "--models", str(broken)]) == 1
+    assert main(["selftest", "--model-dir", str(broken)]) == 1
     said = capfd.readouterr()
     assert "weights must have the checksum of their model card" in said.err
     assert "self-test failed" in said.out

@@ -75,7 +75,7 @@ def test_each_file_is_read_once(told, tmp_path):
 def test_a_malformed_sidecar_is_passed_over_aloud(told, text, complaint):
     found = told({"swi.json": {"EchoTime": 0.02}, f"{SWI}.json": text})
     assert found.metadata == {"EchoTime": 0.02}
-    assert found.notes == (f"{SWI}.json {complaint} and is passed over.",)
+    assert found.notes == (f"{SWI}.json {complaint} and is ignored.",)
 
 
 def test_a_sidecar_that_is_not_fetched_is_passed_over_aloud(told, tmp_path):

@@ -68,7 +68,7 @@ def dataset(tmp_path_factory):
         for name in ("T2starw", "swi")
     }  # fmt: skip
     (folder / "coarse.json").write_text(json.dumps(coarse))
-    said = ["--n", "2", "--seed", "8", "--protocol", str(folder / "coarse.json"), "--phase"]
+    said = ["--n-scans", "2", "--seed", "8", "--protocol", str(folder / "coarse.json"), "--phase"]
     assert main(["simulate", str(folder / "bids"), *said]) == 0
     return folder / "bids"
 
@@ -277,9 +277,11 @@ def test_a_folder_that_holds_something_is_refused(dataset, capsys):
 
 def test_what_cannot_be_simulated_is_refused_before_anything_is_written(tmp_path, capsys):
     out = tmp_path / "out"
-    assert "`scans` must be at least 1; found 0" in refused(capsys, out, "--n", 0)
+    assert "`scans` must be at least 1; found 0" in refused(capsys, out, "--n-scans", 0)
     assert "random, or one of ukb-swi" in refused(capsys, out, "--protocol", "siemens")
-    assert "The lesion priors must be one of default" in refused(capsys, out, "--variant", "mine")
+    assert "The lesion priors must be one of default" in refused(
+        capsys, out, "--lesion-priors", "mine"
+    )
     assert "found none" in refused(capsys, out, "--anatomy", tmp_path)
     image = nib.Nifti1Image(np.random.default_rng(1).random((9, 9, 9), np.float32), np.eye(4))
     nib.save(image, tmp_path / "head.nii.gz")
@@ -294,7 +296,7 @@ def test_what_cannot_be_simulated_is_refused_before_anything_is_written(tmp_path
 def test_a_full_disk_is_foreseen(tmp_path, capsys, monkeypatch):
     free = namedtuple("free", "total used free")(10**9, 10**9, 10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    said = refused(capsys, tmp_path / "out", "--n", 5, "--protocol", "ukb-swi")
+    said = refused(capsys, tmp_path / "out", "--n-scans", 5, "--protocol", "ukb-swi")
     assert "5 scans need about" in said
     assert "MB of disk; found 1 MB free" in said
 
@@ -305,7 +307,7 @@ def test_half_a_dataset_never_looks_like_a_whole_one(tmp_path, capsys, monkeypat
 
     monkeypatch.setattr(simulate, "simulate_scan", lambda *_, **__: None)
     monkeypatch.setattr(simulate, "_write_scan", full)
-    said = refused(capsys, tmp_path / "out", "--n", 2)
+    said = refused(capsys, tmp_path / "out", "--n-scans", 2)
     assert "scan 1" in said
     assert "no space left on device" in said
     assert not (tmp_path / "out" / "dataset_description.json").exists()

@@ -5,7 +5,7 @@ import numpy as np
 from bids_cmb.report.cohort import count_bars, odd_ones, shifts, size_bars, strata
 
 ROWS = [
-    {"participant_id": f"sub-{at}", "n_cmb": count, "slice_mm": thick, "brain_ml": ml}
+    {"participant_id": f"sub-{at}", "n_cmb": count, "slice_spacing_mm": thick, "brain_ml": ml}
     for at, (count, thick, ml) in enumerate(
         zip([0, 0, 1, 12, 3, 0, 0, 2], [1, 1, 2, 2, 5.5, 5.5, 5.5, None],
             [1100, 1110, 1120, 1130, 1140, 1150, 1160, 600], strict=True)
@@ -48,7 +48,7 @@ def test_even_cohorts_have_nothing_odd():
 
 
 def test_a_hair_off_is_not_odd_however_alike_the_others_are():
-    cut = [{"participant_id": "sub-1", "brain_cut_percent": x} for x in [0.0] * 20 + [0.1, 30]]
+    cut = [{"participant_id": "sub-1", "fov_truncation_percent": x} for x in [0.0] * 20 + [0.1, 30]]
     (one,) = odd_ones(cut)
     assert one["value"] == 30
 

@@ -59,22 +59,22 @@ def region_map(
     lobes: np.ndarray | None = None,
     capsule: np.ndarray | None = None,
     *,
-    deep_white_mm: float = DEEP_WHITE_MM,
+    deep_wm_distance_mm: float = DEEP_WHITE_MM,
 ) -> Volume:
     """The region of every voxel of tissue, on the grid of the anatomy.
 
-    White matter is deep within ``deep_white_mm`` of a lateral ventricle, if cortex is farther, and
-    within `CAPSULE_MM` of a deep nucleus. Of deep white matter, what lies `CALLOSUM_MM` about the
-    midline is callosum, between lentiform and thalamus or caudate (or where an atlas has it)
-    internal capsule, lateral to the putamen external capsule, and the rest deep white matter. All
-    else is lobar.
+    White matter is deep within ``deep_wm_distance_mm`` of a lateral ventricle, if cortex is
+    farther, and within `CAPSULE_MM` of a deep nucleus. Of deep white matter, what lies
+    `CALLOSUM_MM` about the midline is callosum, between lentiform and thalamus or caudate (or
+    where an atlas has it) internal capsule, lateral to the putamen external capsule, and the rest
+    deep white matter. All else is lobar.
 
     Args:
         anatomy: Of the scan.
         lobes: Labels of the lobes in that grid, 0 where none is known, as `anatomy.atlases` gives
             them.
         capsule: Where an atlas has the internal capsule, bool, in that grid.
-        deep_white_mm: How far deep white matter reaches from the ventricles.
+        deep_wm_distance_mm: How far deep white matter reaches from the ventricles.
 
     Returns:
         Labels of ``resources/atlases/mars.json``, `RIGHT` more on the right, `LOBAR_LABEL` in a
@@ -86,10 +86,15 @@ def region_map(
     found[np.isin(codes, [*CORTEX, *WHITE])] = LOBAR_LABEL
     if lobes is not None:
         found = np.where((found == LOBAR_LABEL) & (lobes > 0), lobes, found).astype(np.uint8)
-    depth = _depth(anatomy.structures, deep_white_mm)
+    depth = _depth(anatomy.structures, deep_wm_distance_mm)
     inner = None if capsule is None else capsule[depth]
     _dig(
-        found[depth], codes[depth], anatomy.structures.spacing, beside[depth], inner, deep_white_mm
+        found[depth],
+        codes[depth],
+        anatomy.structures.spacing,
+        beside[depth],
+        inner,
+        deep_wm_distance_mm,
     )
     for name, members in table()["structures"].items():
         found[np.isin(codes, members)] = label_of(name)
@@ -97,19 +102,19 @@ def region_map(
     return Volume(found, anatomy.structures.affine)
 
 
-def _depth(structures: Volume, deep_white_mm: float) -> tuple[slice, ...]:
+def _depth(structures: Volume, deep_wm_distance_mm: float) -> tuple[slice, ...]:
     """The box beyond which nothing is deep, nor of any account for what is."""
     inmost = np.isin(structures.data, [*VENTRICLES, *DEEP])
     if not inmost.any():
         return (slice(0),) * 3
-    reach = np.ceil(2 * max(deep_white_mm, CAPSULE_MM) / structures.spacing).astype(int)
+    reach = np.ceil(2 * max(deep_wm_distance_mm, CAPSULE_MM) / structures.spacing).astype(int)
     low, high = bounds(inmost)
     return tuple(slice(max(a, 0), b) for a, b in zip(low - reach, high + reach, strict=True))
 
 
 def _dig(
     found: np.ndarray, codes: np.ndarray, spacing: np.ndarray, beside: np.ndarray,
-    capsule: np.ndarray | None, deep_white_mm: float,
+    capsule: np.ndarray | None, deep_wm_distance_mm: float,
 ) -> None:  # fmt: skip
     """Write into a map of regions which white matter is deep, and of what kind."""
 
@@ -122,7 +127,9 @@ def _dig(
 
     white = np.isin(codes, WHITE)
     ventricle, cortex = far(VENTRICLES), far(CORTEX)
-    deep = white & ((ventricle <= np.minimum(deep_white_mm, cortex)) | (far(DEEP) <= CAPSULE_MM))
+    deep = white & (
+        (ventricle <= np.minimum(deep_wm_distance_mm, cortex)) | (far(DEEP) <= CAPSULE_MM)
+    )
     found[deep] = label_of("deep white matter")
     found[deep & (far(PUTAMEN) <= CAPSULE_MM) & _lateral(codes, beside)] = label_of(
         "external capsule"
@@ -130,7 +137,7 @@ def _dig(
     between = (far(LENTIFORM) <= INTERNAL_MM) & (far(MEDIAL) <= INTERNAL_MM)
     inner = between if capsule is None else between | capsule
     found[deep & inner] = label_of("internal capsule")
-    found[white & (np.abs(beside) <= CALLOSUM_MM) & (ventricle <= deep_white_mm)] = label_of(
+    found[white & (np.abs(beside) <= CALLOSUM_MM) & (ventricle <= deep_wm_distance_mm)] = label_of(
         "corpus callosum"
     )
 

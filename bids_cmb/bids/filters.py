@@ -214,7 +214,7 @@ def image_at(path: Path, bids_dir: Path) -> Image:
     )
 
 
-def objection(image: Image, query: Query) -> str:
+def rejection_reason(image: Image, query: Query) -> str:
     """The first reason against taking an image, by its name alone; empty if there is none."""
     return next(chain(_unsuited(image), _misnamed(image), _unasked(image, query)), "")
 
@@ -246,14 +246,14 @@ def _unasked(image: Image, query: Query) -> Iterator[str]:
     said = image.said
     by_filter = query.filters and query.suffixes == DEFAULT_SUFFIXES
     if not by_filter and not is_wanted("suffix", image.spelling, query.suffixes):
-        yield f"is taken only when {image.spelling} is asked for"
+        yield f"is used only with --suffix {image.spelling}"
     session = said.get("ses")
     if query.sessions and not named_by(query.sessions, [session] if session else []):
-        yield f"is of {f'session {session}' if session else 'no session'}, which was not asked for"
+        yield f"is of {f'session {session}' if session else 'no session'}, which was not requested"
     for name, wanted in (("acq", query.acq), ("rec", query.rec), ("run", query.run)):
         if wanted and not is_wanted(name, said.get(name), wanted):
             found = f"{name}-{said[name]}" if name in said else f"no {name}"
-            yield f"has {found}, which was not asked for"
+            yield f"has {found}, which was not requested"
     if query.filters and not any(_fits(said, rule) for rule in query.filters.values()):
         yield "matches no query of the filter file"
 

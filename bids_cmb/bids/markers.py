@@ -67,7 +67,7 @@ def is_whole(folder: Path, marker: Mapping) -> bool:
     return True
 
 
-def stamp(path: Path, **more: object) -> dict[str, object]:
+def file_signature(path: Path, **more: object) -> dict[str, object]:
     """Describe a file by its name, size, time of modification and SHA-256.
 
     Args:
@@ -87,36 +87,36 @@ def stamp(path: Path, **more: object) -> dict[str, object]:
     }
 
 
-def stamp_input(path: Path, **more: object) -> dict[str, object]:
-    """Describe an input by `stamp` and its time of status change.
+def input_signature(path: Path, **more: object) -> dict[str, object]:
+    """Describe an input by `file_signature` and its time of status change.
 
     That time cannot be set: a file that was replaced by one of equal size and time differs in it.
     """
     changed = path.stat().st_ctime_ns
-    return {**stamp(path, **more), "Changed": changed}
+    return {**file_signature(path, **more), "Changed": changed}
 
 
-def stamp_outputs(paths: Iterable[Path]) -> list[dict[str, object]]:
+def output_signatures(paths: Iterable[Path]) -> list[dict[str, object]]:
     """Describe files that were just written, in order of their names, once they are on the disc.
 
     Raises:
         OSError: If one cannot be read, or not be brought to the disc.
     """
-    return [_settled(path) for path in sorted(set(paths), key=lambda path: path.name)]
+    return [_synced_signature(path) for path in sorted(set(paths), key=lambda path: path.name)]
 
 
-def _settled(path: Path) -> dict[str, object]:
+def _synced_signature(path: Path) -> dict[str, object]:
     with path.open("rb") as file:
         try:
             os.fsync(file.fileno())
         except OSError as error:
             if error.errno not in NO_SYNC:
                 raise OSError(error.errno, error.strerror, str(path)) from error
-    return stamp(path)
+    return file_signature(path)
 
 
 def digest(path: Path, known: Mapping) -> str:
-    """Take the SHA-256 of a file, from an earlier stamp where size and times are those noted.
+    """Take the SHA-256 of a file, from an earlier signature where size and times are those noted.
 
     Raises:
         OSError: If it cannot be read.

@@ -132,16 +132,16 @@ def _read_object(path: Path) -> tuple[dict[str, Any], str]:
     """A JSON object, or an empty one and what is wrong, as the end of a sentence."""
     try:
         if stat.S_ISFIFO(path.stat().st_mode):  # to open it would wait for ever
-            return {}, "is not a regular file and is passed over"
+            return {}, "is not a regular file and is ignored"
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        return {}, "is not fetched (broken git-annex or DataLad link) and is passed over"
+        return {}, "is not fetched (broken git-annex or DataLad link) and is ignored"
     except OSError as error:
-        return {}, f"{unreadable(error)} and is passed over"
+        return {}, f"{unreadable(error)} and is ignored"
     except (ValueError, RecursionError):
-        return {}, "is not valid JSON and is passed over"
+        return {}, "is not valid JSON and is ignored"
     if not isinstance(content, dict):
-        return {}, "is not a JSON object and is passed over"
+        return {}, "is not a JSON object and is ignored"
     return content, ""
 
 
@@ -168,7 +168,7 @@ def _oddities(name: str, metadata: dict[str, Any]) -> Iterator[str]:
     if milliseconds is not None:
         yield (
             f"{name}: EchoTime {milliseconds:g} looks like ms, not s; "
-            f"read as {milliseconds / 1000:g} s."
+            f"taken as {milliseconds / 1000:g} s."
         )
     for key, highest, unit in (("EchoTime", 1000, "s"), ("MagneticFieldStrength", 25, "T")):
         if key in metadata and _within(metadata[key], highest=highest) is None:

@@ -23,8 +23,8 @@ from bids_cmb.bids.filters import (
     is_wanted,
     listed,
     named_by,
-    objection,
     read_labels,
+    rejection_reason,
     shard_of,
     unmatched,
 )
@@ -107,20 +107,20 @@ class Scan:
 
 
 @dataclass(frozen=True)
-class Considered:
+class ScanDecision:
     """A file that looks like a susceptibility image, and what became of it.
 
     Attributes:
         relative_path: From the root of the dataset, with ``/``.
-        taken: Whether it is looked at.
-        reason: Why it was taken, or left.
-        wanted: Whether it was asked for and cannot be used (not fetched, empty, unreadable).
+        included: Whether it is processed.
+        reason: Why it is included, or not.
+        unusable: Whether it was requested and cannot be used (not fetched, empty, unreadable).
     """
 
     relative_path: str
-    taken: bool
+    included: bool
     reason: str
-    wanted: bool = False
+    unusable: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Selection:
     """The scans to look at and every file considered, sorted by path; warnings in sentences."""
 
     scans: tuple[Scan, ...]
-    considered: tuple[Considered, ...]
+    considered: tuple[ScanDecision, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -162,7 +162,7 @@ def find_scans(bids_dir: Path, query: Query) -> Selection:
         except PermissionError:  # pybids stops at the first link that it may not follow
             paths = seen
         images = [image_at(path, bids_dir) for path in paths]
-        reasons = {image: objection(image, query) for image in images}
+        reasons = {image: rejection_reason(image, query) for image in images}
         found, settled = _settle([i for i, why in reasons.items() if not why], query.echo, read)
         scans += found
         considered += odd + settled
@@ -366,7 +366,7 @@ def _root_of(database: Path) -> Path:
 
 def _walked(
     bids_dir: Path, subjects: list[str], territory: re.Pattern
-) -> tuple[list[Path], list[Considered]]:
+) -> tuple[list[Path], list[ScanDecision]]:
     """The files within ``territory``; and what pybids passes over, or stops at, in silence.
 
     Returns:
@@ -380,7 +380,7 @@ def _walked(
             with os.scandir(folder) as opened:
                 entries = list(opened)
         except OSError as error:
-            odd.append(_left(_relative(folder, bids_dir), unreadable(error), wanted=True))
+            odd.append(_left(_relative(folder, bids_dir), unreadable(error), unusable=True))
             continue
         for entry in entries:
             relative = _relative(Path(entry.path), bids_dir)
@@ -419,8 +419,8 @@ def _relative(path: Path, bids_dir: Path) -> str:
     return path.relative_to(bids_dir).as_posix()
 
 
-def _left(relative_path: str, reason: str, *, wanted: bool = False) -> Considered:
-    return Considered(relative_path, taken=False, reason=reason, wanted=wanted)
+def _left(relative_path: str, reason: str, *, unusable: bool = False) -> ScanDecision:
+    return ScanDecision(relative_path, included=False, reason=reason, unusable=unusable)
 
 
 # Doubles, echoes, files
@@ -431,7 +431,7 @@ Decision = tuple[list[Image], str]  # the images of one scan, and why they are t
 
 def _settle(
     images: list[Image], echo: tuple[str, ...], read: Callable[[Path], Sidecars]
-) -> tuple[list[Scan], list[Considered]]:
+) -> tuple[list[Scan], list[ScanDecision]]:
     """Choose between files that would be written under one name, and between echoes."""
     images, considered = _without_maps(images)
     images, of_others = _without_spines(images, read)
@@ -456,7 +456,7 @@ def _settle(
     return scans, considered
 
 
-def _without_maps(images: list[Image]) -> tuple[list[Image], list[Considered]]:
+def _without_maps(images: list[Image]) -> tuple[list[Image], list[ScanDecision]]:
     """Leave each T2star that has a T2starw of the same name beside it.
 
     BIDS had T2star for images and for maps before it split the name; beside an image it is a map.
@@ -474,7 +474,7 @@ def _without_maps(images: list[Image]) -> tuple[list[Image], list[Considered]]:
 
 def _without_spines(
     images: list[Image], read: Callable[[Path], Sidecars]
-) -> tuple[list[Image], list[Considered]]:
+) -> tuple[list[Image], list[ScanDecision]]:
     """Leave images of the spinal cord, as their sidecars say."""
     parts = {image: part for image in images if (part := of_spine(read(image.path).metadata))}
     why = "shows another part of the body than the brain (BodyPartExamined {})"
@@ -535,10 +535,10 @@ def _settle_echoes(
         whole = taken[0][0][0].relative_path
         return taken, left | dict.fromkeys(echoes, f"is an echo of {whole}, which goes first")
     if "combined" in echo and len(echoes) > 1:
-        why = f"is combined with the others of echoes {_numbers(echoes)}, as asked"
+        why = f"is combined with the others of echoes {_numbers(echoes)}, as requested"
         return [*taken, (echoes, why)], left
     if numbers:
-        return taken + [([i], f"is echo {i.entities['echo']}, as asked") for i in echoes], left
+        return taken + [([i], f"is echo {i.entities['echo']}, as requested") for i in echoes], left
     nearest, others = _nearest_echo(echoes, told)
     return [*taken, nearest], others
 
@@ -546,7 +546,7 @@ def _settle_echoes(
 def _of_other_numbers(echoes: list[Image], numbers: list[str]) -> dict[Image, str]:
     if not numbers:
         return {}
-    why = f"is one of the echoes {_numbers(echoes)}; echo {', '.join(numbers)} was asked for"
+    why = f"is one of the echoes {_numbers(echoes)}; echo {', '.join(numbers)} was requested"
     return {i: why for i in echoes if not is_wanted("echo", i.entities["echo"], numbers)}
 
 
@@ -578,15 +578,15 @@ def _nearest_echo(
 
 def _as_considered(
     together: list[Image], why: str, faults: dict[Image, str]
-) -> Iterator[Considered]:
+) -> Iterator[ScanDecision]:
     for image in together:
         if image in faults:
-            yield _left(image.relative_path, faults[image], wanted=True)
+            yield _left(image.relative_path, faults[image], unusable=True)
         elif faults:
             broken = ", ".join(sorted(other.relative_path for other in faults))
             yield _left(image.relative_path, f"cannot be combined without {broken}")
         else:
-            yield Considered(image.relative_path, taken=True, reason=why)
+            yield ScanDecision(image.relative_path, included=True, reason=why)
 
 
 def _scan(together: list[Image], why: str, told: dict[Image, Sidecars]) -> Scan:

@@ -29,6 +29,12 @@ LESION = 7  # BIDS' standard label for a lesion
 MNI_SPACE = "MNI152NLin2009cAsym"
 PLACE = ("x_mm", "y_mm", "z_mm")
 EVIDENCE = ("boxes", "gate")  # tables of what detectors leave behind
+SCANS = (
+    "Microbleeds of each scan, with the protocol and the quality of the scan. Counts by region of "
+    "MARS (Gregoire et al. 2009) are n/a without the anatomy network, and those of the lobes also "
+    "where the lobe of a lobar lesion is not known; lesions on the midline count on mars_side of "
+    "the lesion table."
+)
 BIDSIGNORE = (
     "*.html",
     "figures",
@@ -77,7 +83,7 @@ class Output:
     scan: Scan
 
     @property
-    def home(self) -> Path:
+    def participant_dir(self) -> Path:
         """The participant's (and session's) folder."""
         entities = dict(self.scan.entities)
         home = self.folder / f"sub-{entities['sub']}"
@@ -94,7 +100,7 @@ class Output:
         entities = {**dict(self.scan.entities), "desc": self.desc, **entities}
         parts = [f"{key}-{entities[key]}" for key in ENTITY_ORDER if key in entities]
         # Always in anat/: the folder swi/ that some datasets have is not in the standard.
-        return self.home / "anat" / ("_".join([*parts, suffix]) + extension)
+        return self.participant_dir / "anat" / ("_".join([*parts, suffix]) + extension)
 
     @property
     def desc(self) -> str:
@@ -141,13 +147,13 @@ class Output:
         parts = [f"{key}-{value}" for key, value in self.scan.entities]
         parts += [f"from-{self.scan.suffix}", f"to-{MNI_SPACE}", "mode-image"]
         parts += [f"desc-{self.scan.desc}"] if self.scan.desc else []
-        return self.home / "anat" / "_".join([*parts, "xfm.txt"])
+        return self.participant_dir / "anat" / "_".join([*parts, "xfm.txt"])
 
     def from_t1w(self) -> Path:
         """Where the transform from the T1w image goes that a segmentation came with."""
         parts = [f"{key}-{value}" for key, value in self.scan.entities]
         parts += ["from-T1w", "to-orig", "mode-image", f"desc-{self.desc}", "xfm.txt"]
-        return self.home / "anat" / "_".join(parts)
+        return self.participant_dir / "anat" / "_".join(parts)
 
     @property
     def figures(self) -> Path:
@@ -255,8 +261,7 @@ def write_dataset(folder: Path, raw: Path) -> None:
     write_table(folder / "descriptions.tsv", ("desc_id", "description"), rows)
     description = {"Description": "What the desc- labels of the file names stand for."}
     write_json(folder / "descriptions.json", description)
-    said = "Microbleeds of each scan, with the protocol and the quality of the scan."
-    write_json(folder / "scans.json", {"Description": said, **columns("scan")})
+    write_json(folder / "scans.json", {"Description": SCANS, **columns("scan")})
 
 
 def refresh_scans_table(home: Path) -> None:
@@ -283,17 +288,22 @@ def scans_table(home: Path) -> Path:
 
 def _current_rows(home: Path) -> list[dict]:
     folder = home.parent.parent if home.name.startswith("ses-") else home.parent
-    return [row for sidecar, row in finished(home) if not open_attempt(folder, source_of(sidecar))]
+    return [
+        row
+        for sidecar, row in completed_results(home)
+        if not open_attempt(folder, source_of(sidecar))
+    ]
 
 
 def has_row(output: Output) -> bool:
     """Whether the table of a scan's session has its row, as its marker has it."""
     mask = output.mask()
     wanted = next(
-        (row for _, row in _results(output.home, mask.name.removesuffix(".nii.gz"))), None
+        (row for _, row in _results(output.participant_dir, mask.name.removesuffix(".nii.gz"))),
+        None,
     )
     try:
-        rows = read_table(scans_table(output.home))
+        rows = read_table(scans_table(output.participant_dir))
     except (OSError, ValueError, csv.Error):
         return False
     return wanted is not None and any(
@@ -305,7 +315,7 @@ def has_row(output: Output) -> bool:
     )
 
 
-def finished(home: Path) -> Iterator[tuple[dict, dict]]:
+def completed_results(home: Path) -> Iterator[tuple[dict, dict]]:
     """The results in a participant's (and session's) folder, by name: (sidecar, scan row)."""
     yield from _results(home, "*_label-CMB_*_mask")
 
@@ -325,13 +335,13 @@ def source_of(sidecar: dict) -> str:
     return str(sources[0]).removeprefix("bids:raw:")
 
 
-def homes(folder: Path) -> Iterator[Path]:
+def participant_dirs(folder: Path) -> Iterator[Path]:
     """Every participant's (and session's) folder of a derivative dataset, by name."""
     for subject in sorted(folder.glob("sub-*")):
-        yield from homes_of(subject)
+        yield from dirs_of_participant(subject)
 
 
-def homes_of(subject: Path) -> Iterator[Path]:
+def dirs_of_participant(subject: Path) -> Iterator[Path]:
     """A participant's folder, and those of the sessions in it, by name; none if there is none."""
     if subject.is_dir():
         yield subject

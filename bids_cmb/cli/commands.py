@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bids_cmb.cli.main import COMMANDS
+from bids_cmb.cli.main import COMMANDS, sentence_of
 from bids_cmb.config import THREADS
 from bids_cmb.errors import ExitError, standard_output
 
@@ -16,6 +16,11 @@ COMPARED = (  # figures that `compare` prints
     *("sensitivity_at_4_fp", "sensitivity_large_at_0.5_fp", "rank_mean", "rank_auc"),
 )
 RATES = ("0.5", "1", "2", "4")  # false alarms per scan, of which the line tells
+OVERRIDES = {  # settings of a recipe that `train` can change
+    "seed": "seed of the random numbers",
+    "epochs": "epochs",
+    "steps": "steps of an epoch",
+}
 SAID = ("sensitivity", "precision", "f1", "fp_per_scan")
 
 
@@ -62,35 +67,46 @@ def _add_command(
     makers: argparse._SubParsersAction, name: str, **more: object
 ) -> argparse.ArgumentParser:
     """Add a command, described as the list of all commands describes it."""
+    more = {"description": sentence_of(COMMANDS[name]), "allow_abbrev": False, **more}
     return makers.add_parser(name, help=COMMANDS[name], **more)
 
 
 def _add_simulate(makers: argparse._SubParsersAction) -> None:
     maker = _add_command(makers, "simulate")
-    maker.add_argument("folder", type=Path, help="where to; must be empty")
-    maker.add_argument("--n", type=int, default=3, help="scans (default: 3)")
-    maker.add_argument("--seed", type=int, default=1, help="of chance (default: 1)")
+    maker.add_argument("folder", type=Path, help="folder for the dataset; must be empty")
+    maker.add_argument(
+        "--n-scans", type=int, default=3, metavar="N", help="scans to simulate (default: 3)"
+    )
+    maker.add_argument(
+        "--seed", type=int, default=1, metavar="N",
+        help="seed of the random numbers (default: 1)",
+    )  # fmt: skip
     maker.add_argument(
         "--anatomy",
         type=Path,
         metavar="DIR",
-        help="folder of FreeSurfer-coded label maps, used in turn (default: made-up heads)",
+        help="folder of label maps with FreeSurfer's codes, used in turn (default: synthetic head "
+        "models)",
     )
     maker.add_argument(
         "--protocol",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="presets of resources/simulation/protocols.json, JSON files like it, or random, "
-        "used in turn (default: random)",
+        help="acquisition protocols, used in turn: presets of resources/simulation/protocols.json, "
+        "JSON files like it, or random (default: random)",
     )
     maker.add_argument(
-        "--variant",
+        "--lesion-priors",
         default="default",
-        help="law of lesions and mimics in resources/simulation/lesion_priors.json",
+        metavar="NAME",
+        help="priors of lesions and mimics, by their name in "
+        "resources/simulation/lesion_priors.json (default: default)",
     )
-    maker.add_argument("--phase", action="store_true", help="write phase images too")
-    maker.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    maker.add_argument("--phase", action="store_true", help="also write phase images")
+    maker.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="parallel processes (default: 1)"
+    )
 
 
 def _simulate(given: argparse.Namespace) -> int:
@@ -101,11 +117,11 @@ def _simulate(given: argparse.Namespace) -> int:
     try:
         numbers = simulate_dataset(
             given.folder,
-            scans=given.n,
+            scans=given.n_scans,
             seed=given.seed,
             anatomy=given.anatomy,
             protocols=given.protocol,
-            priors=given.variant,
+            priors=given.lesion_priors,
             with_phase=given.phase,
             workers=given.workers,
             progress=_say,
@@ -126,45 +142,68 @@ def _say(done: int, scans: int, seconds: float) -> None:
 def _add_train(makers: argparse._SubParsersAction) -> None:
     maker = _add_command(makers, "train")
     maker.add_argument(
-        "recipe", help="name of a recipe of resources/recipes, or a JSON file like it"
+        "recipe", help="name of a recipe in resources/recipes, or a JSON file like it"
     )
     maker.add_argument(
-        "data", type=Path, nargs="+", help="BIDS datasets with truth; for anatomy also label maps"
+        "data",
+        type=Path,
+        nargs="+",
+        help="BIDS datasets with reference labels; for anatomy also label maps",
     )
-    maker.add_argument("out", type=Path, help="where to; training goes on that was begun there")
-    maker.add_argument("--validation", type=Path, nargs="+", default=[], metavar="DIR")
     maker.add_argument(
-        "--truth", type=Path, metavar="DIR", help="its derivatives (default: derivatives/truth)"
+        "out", type=Path, help="output folder; a training that was stopped there resumes"
+    )
+    maker.add_argument(
+        "--validation",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="BIDS datasets to validate on (default: none)",
+    )
+    maker.add_argument(
+        "--truth",
+        type=Path,
+        metavar="DIR",
+        help="derivative dataset with the reference labels (default: derivatives/truth of the "
+        "data)",
     )
     maker.add_argument(
         "--reviews",
         type=Path,
         metavar="DIR",
-        help="reviews of results of the app, which --truth names: what readers left is the truth",
+        help="folder of reviews of the app's results in --truth, to train on the reviewed lesions",
     )
     maker.add_argument(
-        "--fine-tune", type=Path, metavar="NPZ", help="weights to begin with, at a lower rate"
+        "--fine-tune",
+        type=Path,
+        metavar="NPZ",
+        help="initial weights, trained further at a lower learning rate (default: random weights)",
     )
     maker.add_argument(
-        "--given",
+        "--pretrained",
         nargs="+",
         default=[],
         metavar="ROLE=JSON",
-        help="entries of networks that this one learns after, such as teacher=OUT/x.json",
+        help="trained networks that this one builds on, such as teacher=OUT/x.json",
     )
     maker.add_argument(
-        "--folds", type=int, metavar="K", help="cross-validate, the subjects dealt to K folds"
+        "--folds", type=int, metavar="K", help="cross-validate with K folds, split by subject"
     )
-    for name in ("seed", "epochs", "steps"):
-        maker.add_argument(f"--{name}", type=int, help=f"other {name} than the recipe's")
+    for name, about in OVERRIDES.items():
+        maker.add_argument(
+            f"--{name}", type=int, metavar="N", help=f"{about} (default: that of the recipe)"
+        )
     maker.add_argument(
         "--hours",
         type=float,
         metavar="H",
-        help="budget of wall time, of each fold; the learning rate ends low by then (default: "
-        "none, the recipe's epochs)",
+        help="wall-clock time for the training, of each fold; the learning rate decays by then "
+        "(default: no limit, the recipe's epochs)",
     )
-    maker.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
+    maker.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)"
+    )
 
 
 def _train(given: argparse.Namespace) -> int:
@@ -175,16 +214,12 @@ def _train(given: argparse.Namespace) -> int:
     set_threads(given.threads)
     from bids_cmb.training.train import TrainingData, cross_validate, read_recipe, train
 
-    others = {
-        name: getattr(given, name)
-        for name in ("seed", "epochs", "steps")
-        if getattr(given, name) is not None
-    }
+    others = {name: getattr(given, name) for name in OVERRIDES if getattr(given, name) is not None}
     try:
         truth = _reviewed_truth(given) if given.reviews else given.truth
         material = TrainingData(
             tuple(given.data), tuple(given.validation), truth, given.fine_tune,
-            pretrained=tuple(map(_role, given.given)),
+            pretrained=tuple(map(_role, given.pretrained)),
         )  # fmt: skip
         recipe = replace(read_recipe(given.recipe), **others)
         if given.folds:
@@ -220,9 +255,11 @@ def _reviewed_truth(given: argparse.Namespace) -> Path:
 def _add_reviewed(makers: argparse._SubParsersAction) -> None:
     maker = _add_command(makers, "reviews")
     maker.add_argument("found", type=Path, help="output folder of the app that was reviewed")
-    maker.add_argument("reviews", type=Path, help="folder of the tables that readers saved")
-    maker.add_argument("data", type=Path, help="the BIDS dataset it was made from")
-    maker.add_argument("out", type=Path, help="where to, a derivative dataset")
+    maker.add_argument(
+        "reviews", type=Path, help="folder of the review tables saved from the pages"
+    )
+    maker.add_argument("data", type=Path, help="BIDS dataset that the output was made from")
+    maker.add_argument("out", type=Path, help="folder for the reference, a derivative dataset")
 
 
 def _reviewed(given: argparse.Namespace) -> int:
@@ -241,7 +278,7 @@ def _reviewed(given: argparse.Namespace) -> int:
 def _role(said: str) -> tuple[str, Path]:
     role, found, path = said.partition("=")
     if not found:
-        raise ValueError(f"--given takes ROLE=JSON; found {said!r}.")
+        raise ValueError(f"--pretrained takes ROLE=JSON; found {said!r}.")
     return role, Path(path)
 
 
@@ -251,19 +288,37 @@ def _tell(said: str) -> None:
 
 def _add_release(makers: argparse._SubParsersAction) -> None:
     maker = _add_command(makers, "release")
-    maker.add_argument("plan", help="name of a plan of resources/plans, or a JSON file like it")
+    maker.add_argument("plan", help="name of a plan in resources/plans, or a JSON file like it")
     maker.add_argument(
-        "anatomy", type=Path, help="folder of FreeSurfer-coded label maps of whole heads"
+        "anatomy", type=Path, help="folder of label maps of whole heads with FreeSurfer's codes"
     )
-    maker.add_argument("work", type=Path, help="where to; a run that was stopped there goes on")
-    maker.add_argument("--hours", type=float, metavar="H", help="budget of all trainings together")
     maker.add_argument(
-        "--workers", type=int, default=1, help="processes that simulate (default: 1)"
+        "work", type=Path, help="output folder; a run that was stopped there resumes"
     )
-    maker.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
+    maker.add_argument(
+        "--hours",
+        type=float,
+        metavar="H",
+        help="wall-clock time for all trainings together (default: no limit)",
+    )
+    maker.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="parallel processes for the simulation (default: 1)",
+    )
+    maker.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)"
+    )
     maker.add_argument(
         "--small", type=int, nargs=2, metavar=("SCANS", "STEPS"),
-        help="for a trial: scans of a set and steps of an epoch, at most, and two epochs",
+        help="trial run: at most so many scans per set and steps per epoch, and two epochs",
+    )  # fmt: skip
+    maker.add_argument(
+        "--real", type=Path, nargs=2, metavar=("DIR", "TABLE"),
+        help="real scans (a BIDS dataset) and a table of their microbleeds (subject, x_mm, y_mm, "
+        "z_mm), by which the threshold is set; nothing else is",
     )  # fmt: skip
 
 
@@ -276,7 +331,8 @@ def _release(given: argparse.Namespace) -> int:
     from bids_cmb.training.release import Means, read_plan, release
 
     small = tuple(given.small) if given.small else None
-    means = Means(given.anatomy, given.work, given.hours, given.workers, small)
+    real = tuple(given.real) if given.real else None
+    means = Means(given.anatomy, given.work, given.hours, given.workers, small, real)
     try:
         card = release(
             read_plan(given.plan), means, say=lambda text: sys.stderr.write(f"bids_cmb: {text}\n")
@@ -290,7 +346,7 @@ def _release(given: argparse.Namespace) -> int:
             f"{point['sensitivity']:.2f} at {point['false_per_scan']:.2f} false per scan\n"
         )
     sys.stdout.write(
-        f"{given.work / 'release'}: use it with --models and --detector {card['name']}.\n"
+        f"{given.work / 'release'}: use it with --model-dir and --detector {card['name']}.\n"
     )
     return 0
 
@@ -299,21 +355,22 @@ def _add_evaluate(makers: argparse._SubParsersAction) -> None:
     maker = _add_command(
         makers,
         "evaluate",
-        argument_default=argparse.SUPPRESS,  # the defaults stand in `Asked`
+        argument_default=argparse.SUPPRESS,  # the defaults are those of `EvaluationOptions`
     )
     _add_matching(maker, "predictions")
     maker.add_argument(
         "--threshold",
         type=float,
         metavar="P",
-        help="lowest probability that counts; the FROC takes all (default: 0)",
+        help="ignore predicted lesions of a lower probability; the FROC takes all (default: 0)",
     )
     maker.add_argument(
         "--reviews",
         type=Path,
         default=None,
         metavar="DIR",
-        help="reviews of the predictions: figures after them too, and how far readers agree",
+        help="folder of reviews of the predictions, for the figures after review and the agreement "
+        "of the readers",
     )
 
 
@@ -326,33 +383,37 @@ def _add_matching(maker: argparse.ArgumentParser, results: str, **more: str) -> 
         more: Names of further ones, and what they are.
     """
     maker.add_argument(
-        results, type=Path, help="output folder of the app, or masks or tables, or one file"
+        results, type=Path, help="output folder of the app, folder of masks or tables, or one file"
     )
     for name, about in more.items():
         maker.add_argument(name, type=Path, help=about)
     maker.add_argument("truth", type=Path, help="the same, or one table of coordinates")
-    maker.add_argument("folder", type=Path, help="where to; must be empty")
+    maker.add_argument("folder", type=Path, help="output folder; must be empty")
     maker.add_argument(
         "--match",
         choices=("valdo", "overlap", "one-to-one"),
-        help="when found and true are the same lesion: VALDO's rule (nearest, less than 5 mm), any "
-        "overlap of label maps, or pairs within 5 mm (default: valdo)",
+        help="when a predicted and a true lesion match; valdo: the nearest within 5 mm; overlap: "
+        "any overlap of the label maps; one-to-one: best pairs within 5 mm (default: valdo)",
     )
     maker.add_argument(
-        "--unsure",
-        choices=("aside", "count"),
-        help="true lesions marked possible, not visible or not counted: neither missed nor found, "
-        "or like all others (default: aside)",
+        "--uncertain",
+        choices=("ignore", "include"),
+        help="true lesions marked possible, not visible or not included: ignore them (neither "
+        "missed nor found), or include them like all others (default: ignore)",
     )
-    maker.add_argument("--seed", type=int, help="of the bootstrap (default: 0)")
+    maker.add_argument("--seed", type=int, metavar="N", help="seed of the bootstrap (default: 0)")
     maker.add_argument(
-        "--bootstrap", type=int, dest="draws", metavar="N", help="draws (default: 2000)"
+        "--bootstrap",
+        type=int,
+        dest="draws",
+        metavar="N",
+        help="bootstrap samples of the 95 %% intervals (default: 2000)",
     )
     maker.add_argument(
         "--overwrite",
         action="store_true",
         default=False,
-        help="replace what an earlier evaluation wrote",
+        help="replace the files of an earlier evaluation",
     )
 
 
@@ -360,7 +421,7 @@ def _add_compare(makers: argparse._SubParsersAction) -> None:
     maker = _add_command(
         makers,
         "compare",
-        argument_default=argparse.SUPPRESS,  # the defaults stand in `Asked`
+        argument_default=argparse.SUPPRESS,  # the defaults are those of `EvaluationOptions`
     )
     _add_matching(maker, "first", second="the same of another detector")
     maker.add_argument(
@@ -369,17 +430,17 @@ def _add_compare(makers: argparse._SubParsersAction) -> None:
         nargs="+",
         default=[0.0],
         metavar="P",
-        help="lowest probability that counts, for both or for each of them; FROC and ranks take "
-        "all (default: 0)",
+        help="ignore lesions of a lower probability, for both or for each detector; FROC and ranks "
+        "take all (default: 0)",
     )
 
 
 def _compare(given: argparse.Namespace) -> int:
     """Compare two detectors, write, and print the main differences. Returns the exit code."""
     from bids_cmb.evaluation.comparison import compare_detectors
-    from bids_cmb.evaluation.evaluate import Asked
+    from bids_cmb.evaluation.evaluate import EvaluationOptions
 
-    settings = {key: value for key, value in vars(given).items() if hasattr(Asked, key)}
+    settings = {key: value for key, value in vars(given).items() if hasattr(EvaluationOptions, key)}
     thresholds = settings.pop("threshold")
     if len(thresholds) > 2:
         sys.stderr.write(
@@ -393,7 +454,7 @@ def _compare(given: argparse.Namespace) -> int:
             given.second,
             given.truth,
             given.folder,
-            asked=Asked(**settings),
+            options=EvaluationOptions(**settings),
             thresholds=(thresholds[0], thresholds[-1]),
             overwrite=given.overwrite,
         )
@@ -420,17 +481,19 @@ def _compare(given: argparse.Namespace) -> int:
 def _evaluate(given: argparse.Namespace) -> int:
     """Compare, write, and say the figures in a line. Returns the exit code."""
     from bids_cmb.evaluation.counts import rated_table
-    from bids_cmb.evaluation.evaluate import Asked, evaluate
+    from bids_cmb.evaluation.evaluate import EvaluationOptions, evaluate
 
     if table := rated_table(given.truth):
         return _compare_counts(given, table)
-    asked = Asked(**{key: value for key, value in vars(given).items() if hasattr(Asked, key)})
+    options = EvaluationOptions(
+        **{key: value for key, value in vars(given).items() if hasattr(EvaluationOptions, key)}
+    )
     try:
         result = evaluate(
             given.predictions,
             given.truth,
             given.folder,
-            asked=asked,
+            options=options,
             overwrite=given.overwrite,
             reviews=given.reviews,
         )
@@ -485,53 +548,60 @@ def _add_models(makers: argparse._SubParsersAction) -> None:
     verbs = maker.add_subparsers(dest="verb", required=True)
     about = {
         "add": "install SHIVA-CMB's published networks, or others with its model_info.json",
-        "card": "make a detector of networks that `train` left",
-        "list": "what is known of each model",
-        "verify": "whether the weights of each model of the folder are there and unaltered",
+        "create": "create a detector from networks that `train` wrote",
+        "list": "list the models, their checksums and figures",
+        "verify": "check that the weights of each model in the folder are there and unaltered",
     }
     for verb, said in about.items():
-        one = verbs.add_parser(verb, help=said)
+        one = verbs.add_parser(verb, help=said, description=sentence_of(said), allow_abbrev=False)
         if verb == "add":
             one.add_argument(
-                "source", type=Path, nargs="+", help="a zip, a folder, or the networks one by one"
+                "source", type=Path, nargs="+", help="a zip, a folder, or the network files"
             )
-        if verb == "card":
-            one.add_argument("name", help="of the new detector")
+        if verb == "create":
+            one.add_argument("name", help="name of the new detector")
             one.add_argument(
                 "entry",
                 nargs="+",
                 metavar="[PART=]JSON",
-                help="entries that training wrote, such as OUT/ensemble-c.json; where networks "
-                "work one after the other with their part, such as boxes=OUT/cascade-boxes.json",
+                help="entries that training wrote, such as OUT/ensemble-c.json; for detectors of "
+                "several stages with the name of the part, such as boxes=OUT/cascade-boxes.json",
             )
             one.add_argument(
                 "--like",
                 default="ensemble",
                 metavar="DETECTOR",
-                help="whose thresholds, rules and other parts are taken (default: ensemble)",
+                help="detector to take thresholds, rules and other parts from (default: ensemble)",
             )
-            one.add_argument("--threshold", type=float, metavar="P", help="another threshold")
+            one.add_argument(
+                "--threshold",
+                type=float,
+                metavar="P",
+                help="threshold of the detector (default: that of --like)",
+            )
         one.add_argument(
-            "--models",
+            "--model-dir",
             type=Path,
-            default=os.environ.get("BIDS_CMB_MODELS"),
+            default=os.environ.get("BIDS_CMB_MODEL_DIR"),
             metavar="DIR",
-            help="folder of cards and weights (default: $BIDS_CMB_MODELS)",
+            help="folder of model cards and weights (default: $BIDS_CMB_MODEL_DIR)",
         )
 
 
 def _models(given: argparse.Namespace) -> int:
     """Add, list or verify. Returns the exit code."""
-    folder = Path(given.models) if given.models else None
+    folder = Path(given.model_dir) if given.model_dir else None
     if given.verb == "list":
         from bids_cmb.networks.weights import described
 
         sys.stdout.write(described(folder))
         return 0
     if folder is None:
-        sys.stderr.write("bids_cmb: --models DIR, or BIDS_CMB_MODELS, must say where models lie.\n")
+        sys.stderr.write(
+            "bids_cmb: a folder of models is needed: --model-dir DIR, or BIDS_CMB_MODEL_DIR.\n"
+        )
         return 64
-    if given.verb == "card":
+    if given.verb == "create":
         return _make_card(given, folder)
     from bids_cmb.networks.external.shiva import add, verify
 
@@ -564,7 +634,7 @@ def _make_card(given: argparse.Namespace, folder: Path) -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"bids_cmb: {error}\n")
         return 1
-    sys.stdout.write(f"{folder}: --models {folder} --detector {given.name}\n")
+    sys.stdout.write(f"{folder}: --model-dir {folder} --detector {given.name}\n")
     return 0
 
 
@@ -573,51 +643,58 @@ def _add_import(makers: argparse._SubParsersAction) -> None:
     maker.add_argument(
         "format",
         choices=("valdo", "momeni", "dou", "almasni", "csv", "mars"),
-        help="how the labels are kept; see docs/howto/import.md",
+        help="format of the labels: of the dataset of VALDO, Momeni, Dou or Al-masni; csv: a table "
+        "of points; mars: MARS rating sheets; see docs/howto/import.md",
     )
-    maker.add_argument("source", type=Path, help="their folder; only read")
-    maker.add_argument("folder", type=Path, help="where to; must be empty, and not in the source")
+    maker.add_argument("source", type=Path, help="folder of the labels; never changed")
+    maker.add_argument(
+        "folder", type=Path, help="output folder; must be empty, and not in the source"
+    )
     maker.add_argument(
         "--index-base",
         type=int,
         choices=(0, 1),
         dest="base",
-        help="number of the first voxel (default: as the source says, else found by darkness)",
+        help="index of the first voxel (default: that of the source, else inferred from the "
+        "darkness of the points)",
     )
     maker.add_argument(
         "--flips",
         metavar="AXES",
-        help="axes counted from the far end: none, or of x, y, z, such as xz (default: likewise)",
+        help="axes counted from the far end: none, or of x, y, z, such as xz (default: as for "
+        "--index-base)",
     )
     maker.add_argument(
-        "--order", metavar="AXES", help="axes that the three numbers stand for (default: likewise)"
+        "--order",
+        metavar="AXES",
+        help="axes of the three indices, such as yxz (default: as for --index-base)",
     )
     maker.add_argument(
         "--suffix",
         choices=("T2starw", "swi"),
-        help="what the scans are (default: as the source says, else T2starw)",
+        help="BIDS suffix of the scans (default: that of the source, else T2starw)",
     )
     maker.add_argument(
-        "--leave-out",
+        "--skip-invalid",
         action="store_true",
-        help="leave out scans that cannot be used, instead of importing nothing",
+        help="skip scans that cannot be used (default: import nothing if there is one)",
     )
 
 
 def _import(given: argparse.Namespace) -> int:
     """Import, and say what came of it. Returns the exit code."""
-    from bids_cmb.datasets.convert import Asked, import_labels
+    from bids_cmb.datasets.convert import ImportOptions, import_labels
     from bids_cmb.parallel.processes import sentence
 
     flips = "" if given.flips == "none" else given.flips
-    asked = Asked(given.base, flips, given.order, given.suffix, given.leave_out)
+    options = ImportOptions(given.base, flips, given.order, given.suffix, given.skip_invalid)
     try:
-        made = import_labels(given.format, given.source, given.folder, asked=asked, say=_tell)
+        made = import_labels(given.format, given.source, given.folder, options=options, say=_tell)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
         return 1
     lesions = "counts, no positions" if made.lesions is None else f"{made.lesions} microbleeds"
     balls = f", {made.balls} of them balls" if made.balls else ""
-    out = f", {len(made.left_out)} left out" if made.left_out else ""
+    out = f", {len(made.skipped)} skipped" if made.skipped else ""
     sys.stdout.write(f"{given.folder}: {made.scans} scans, {lesions}{balls}{out}.\n")
     return 0

@@ -4,16 +4,21 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "simulate": "make a BIDS dataset of simulated scans with their truth",
-    "train": "train a network on scans with their truth",
-    "release": "simulate, train and judge: from nothing to a detector",
-    "evaluate": "compare what was found with the truth",
+    "simulate": "simulate a BIDS dataset of scans with reference labels",
+    "train": "train a network on scans with reference labels",
+    "release": "simulate, train and evaluate: a new detector by a plan",
+    "evaluate": "compare predicted with true microbleeds",
     "compare": "compare two detectors on the same scans",
-    "reviews": "make a truth of readers' reviews",
-    "models": "add, list or verify models, or make one of your networks",
-    "import-labels": "bring other groups' labels into BIDS",
-    "selftest": "load every network and count one made-up scan",
+    "reviews": "make reference labels from readers' reviews",
+    "models": "add, create, list or verify models",
+    "import-labels": "convert other groups' labels to BIDS",
+    "selftest": "load every network and process a simulated scan",
 }
+
+
+def sentence_of(description: str) -> str:
+    """Turn the description of a command into a sentence."""
+    return f"{description[0].upper()}{description[1:]}."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,8 +16,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bids_cmb import __version__
-from bids_cmb.cli.main import COMMANDS
+from bids_cmb.cli.main import COMMANDS, sentence_of
 from bids_cmb.config import (
+    DEFAULT_DETECTOR,
     LEVELS,
     OPERATING_POINTS,
     TENSORFLOW,
@@ -65,14 +66,14 @@ commands:
 
 examples:
   bids-cmb DATA OUT participant group                     every scan, then the group
-  bids-cmb DATA OUT participant --participant-label 01 --dry-run   what would be read, and why
+  bids-cmb DATA OUT participant --participant-label 01 --dry-run   what would be processed, and why
   bids-cmb DATA OUT participant --detector radial --anatomy none   without networks
-  bids-cmb simulate SCANS --n 3                           scans to try it on
+  bids-cmb simulate SCANS --n-scans 3                     scans to try it on
 
-Flags may be written with - or _. Exit codes: 0 all scans read; 1 some failed; 16 not valid BIDS;
-17 unknown level; 18 nothing selected; 64 usage; 65 bad filter or config file; 66 no usable input;
-69 no GPU or no Dask cluster; 73 output cannot be written, or holds another dataset; 74 output takes
-no more files; 128 + N ended by signal N."""
+Flags may be written with - or _. Exit codes: 0 all scans processed; 1 some failed; 16 not valid
+BIDS; 17 unknown level; 18 nothing selected; 64 usage; 65 bad filter or config file; 66 no usable
+input; 69 no GPU or no Dask cluster; 73 output cannot be written, or holds another dataset; 74
+output cannot be written any more; 128 + N ended by signal N."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     if words[:1] == ["selftest"]:
         return run_selftest(words[1:])
-    if "--bids-exec-spec" in map(_spelled, words):
+    if "--bids-exec-spec" in map(_normalize_flag, words):
         return _describe()
     config = configure(words)
     with _environment(config):
@@ -122,24 +123,36 @@ def _describe() -> int:
 
 
 def run_selftest(words: Sequence[str]) -> int:
-    """Load every network, count one made-up scan, and say how it went. Returns the exit code."""
+    """Load every network, process a simulated scan, print the outcome; returns the exit code."""
     given = _Parser(
-        prog="bids-cmb selftest", description=COMMANDS["selftest"], allow_abbrev=False,
+        prog="bids-cmb selftest", description=sentence_of(COMMANDS["selftest"]), allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )  # fmt: skip
-    given.add_argument("--models", type=Path)
-    given.add_argument("--device", choices=("auto", "gpu", "cpu"))
-    given.add_argument("--gpu-id")
-    given.add_argument("--work-dir", "-w", type=Path)
-    found = given.parse_args([_spelled(word) for word in words])
-    settings = {"models": _models(), **vars(found)}
+    given.add_argument(
+        "--model-dir", type=Path, metavar="DIR",
+        help="folder of your own model cards and weights (default: $BIDS_CMB_MODEL_DIR)",
+    )  # fmt: skip
+    given.add_argument(
+        "--device", choices=("auto", "gpu", "cpu"),
+        help="auto: a GPU if there is a usable one; gpu: fail without one; cpu: never use one "
+        "(default: auto)",
+    )  # fmt: skip
+    given.add_argument(
+        "--gpu-id", metavar="N", help="GPU to use, numbered as by nvidia-smi (default: the first)"
+    )
+    given.add_argument(
+        "--work-dir", "-w", type=Path, metavar="DIR",
+        help="folder for temporary files (default: that of the system)",
+    )  # fmt: skip
+    found = given.parse_args([_normalize_flag(word) for word in words])
+    settings = {"model_dir": _model_dir(), **vars(found)}
     with _environment(Config(Path(), Path(), LEVELS, **settings)):
         from bids_cmb.cli.selftest import selftest
 
         with tempfile.TemporaryDirectory() as folder:
             wrong = selftest(
                 Path(folder),
-                models=settings["models"],
+                models=settings["model_dir"],
                 asked_device=settings.get("device", "auto"),
                 say=_say,
             )
@@ -154,8 +167,8 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _models() -> Path | None:
-    said = os.environ.get("BIDS_CMB_MODELS")
+def _model_dir() -> Path | None:
+    said = os.environ.get("BIDS_CMB_MODEL_DIR")
     return Path(said) if said else None
 
 
@@ -173,7 +186,7 @@ def parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     top.add_argument("bids_dir", nargs="?", type=Path, help="the BIDS dataset; never changed")
-    top.add_argument("output_dir", nargs="?", type=Path, help="where the derivatives go")
+    top.add_argument("output_dir", nargs="?", type=Path, help="folder for the derivatives")
     top.add_argument(
         "analysis_level", nargs="*", help="participant, group, or both, one after the other"
     )
@@ -183,17 +196,23 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--participant-label",
         **labels,
-        help="only these, with or without sub-; quoted globs ('10*'); @FILE for a list",
+        help="process only these participants, with or without sub-; quoted globs ('10*'); @FILE "
+        "for a list (default: all)",
     )
     add(
         "--suffix",
         nargs="+",
-        help="kinds of scan, of T2starw swi MEGRE GRE veno SWImag "
+        metavar="SUFFIX",
+        help="suffixes of the scans to process, of T2starw swi MEGRE GRE veno SWImag "
         f"(default: {' '.join(Config.suffix)})",
     )
-    add("--n-cpus", type=int, metavar="N", help="cores to use (default: all that are granted)")
+    add("--n-cpus", type=int, metavar="N", help="cores to use (default: all that are available)")
     add("--overwrite", action="store_true", help="reprocess scans that already have results")
-    add("--dry-run", action="store_true", help="say which scans would be read, and why; then stop")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="list the scans that would be processed and those that would not, and why; then exit",
+    )
 
     _add_which(top.add_argument_group("which scans").add_argument, labels)
     _add_finding(top.add_argument_group("finding microbleeds").add_argument)
@@ -203,24 +222,49 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_which(add: Callable, labels: dict) -> None:
-    add("--exclude-participant-label", **labels, help="not these")
-    add("--session-label", **labels, help="only these, with or without ses-")
+    add("--exclude-participant-label", **labels, help="do not process these participants")
+    add(
+        "--session-label",
+        **labels,
+        help="process only these sessions, with or without ses- (default: all)",
+    )
     for entity in ("acq", "rec", "run"):
-        add(f"--{entity}", nargs="+", help=f"only scans with this {entity}- label")
+        add(
+            f"--{entity}",
+            nargs="+",
+            metavar="LABEL",
+            help=f"process only scans with one of these {entity}- labels (default: all)",
+        )
     add(
         "--echo",
         nargs="+",
         metavar="N",
-        help="this echo, or `combined` (default: nearest to 60 T ms of field strength times TE)",
+        help="echo to process, or `combined` for the root mean square of all (default: the echo "
+        "whose product of field strength and echo time is nearest to 60 T ms)",
     )
-    add("--bids-filter-file", type=Path, metavar="JSON", help="{query: {entity: value}}")
-    add("--bids-database-dir", type=Path, metavar="DIR", help="a pybids database to use or make")
-    add("--reset-database", action="store_true", help="make that database anew")
-    add("--shard", metavar="I/N", help="the I-th of N parts of the participants; auto: from Slurm")
+    add(
+        "--bids-filter-file",
+        type=Path,
+        metavar="JSON",
+        help="pybids filters: {query: {entity: value}}",
+    )
+    add(
+        "--bids-database-dir",
+        type=Path,
+        metavar="DIR",
+        help="pybids database to use, or to make if there is none",
+    )
+    add("--reset-database", action="store_true", help="rebuild that database")
+    add(
+        "--shard",
+        metavar="I/N",
+        help="process the I-th of N parts of the participants; auto: from the Slurm array",
+    )
     add(
         "--validate",
         choices=("off", "warn", "strict"),
-        help="strict asks bids-validator-deno and stops at errors (default: warn)",
+        help="off: do not check the dataset; warn: report what looks wrong and go on; strict: run "
+        f"bids-validator-deno and stop at errors (default: {Config.validate})",
     )
     add(
         "--skip-bids-validation",
@@ -236,48 +280,67 @@ def _add_finding(add: Callable) -> None:
         "--detector",
         nargs="+",
         metavar="NAME",
-        help="one, or several to average: ensemble (default), cascade, distilled, gated, radial, "
-        "two-stage, or a card of --models",
+        help="detector, or several to average: two-stage, ensemble, cascade, distilled, gated, "
+        f"radial, or a model card of --model-dir (default: {DEFAULT_DETECTOR})",
     )
-    add("--folds", nargs="+", metavar="NAME", help="only these members of an ensemble")
-    add("--models", type=Path, metavar="DIR", help="your model cards and weights, looked at first")
+    add(
+        "--members",
+        nargs="+",
+        metavar="NAME",
+        help="use only these members of an ensemble (default: all)",
+    )
+    add(
+        "--model-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of your own model cards and weights, which come before the bundled ones "
+        "(default: $BIDS_CMB_MODEL_DIR)",
+    )
     add(
         "--anatomy",
         choices=("network", "none"),
-        help="none: the brain by intensity and shape, and no regions (default: network)",
+        help="network: segment the anatomy for brain mask and regions; none: brain mask by "
+        f"intensity and shape, no regions (default: {Config.anatomy})",
     )
     add(
         "--operating-point",
         choices=OPERATING_POINTS,
-        help="sensitive finds more and raises more false alarms, specific fewer; the figures are "
-        f"on the model card (default: {Config.operating_point})",
+        help="threshold of the model card: sensitive finds more with more false alarms, balanced "
+        "is the detector's own, specific raises fewer; the figures are on the card "
+        f"(default: {Config.operating_point})",
     )
     add(
         "--threshold",
         type=float,
         metavar="P",
-        help="probability of a lesion's "
-        "voxels (default: the detector's; of several, 0.5 on the scale that they share)",
+        help="voxels of at least this probability belong to a lesion (default: that of the "
+        "detector; of several detectors 0.5, on their common scale)",
     )
-    add("--min-volume", type=float, metavar="MM3", help="smallest lesion, in mm3")
     add(
-        "--uncounted",
+        "--min-volume",
+        type=float,
+        metavar="MM3",
+        help="drop lesions smaller than this, in mm3 (default: that of the detector)",
+    )
+    add(
+        "--exclude-flags",
         nargs="*",
         metavar="FLAG",
-        help="flags of lesions that are listed but not counted, of large small edge vessel csf "
-        f"(default: {' '.join(Config.uncounted)})",
+        help="list lesions with one of these flags but exclude them from the counts, of large "
+        "small edge vessel csf; without a flag, count all "
+        f"(default: {' '.join(Config.exclude_flags)})",
     )
     add(
-        "--deep-white-mm",
+        "--deep-wm-distance-mm",
         type=float,
         metavar="MM",
         help="white matter this close to a lateral ventricle is deep, not lobar "
-        f"(default: {Config.deep_white_mm:g})",
+        f"(default: {Config.deep_wm_distance_mm:g})",
     )
     add(
         "--templateflow-fetch",
         action="store_true",
-        help="download the atlases of lobes and nuclei that TemplateFlow's archive lacks",
+        help="download the lobe and nucleus atlases that are not in the TemplateFlow archive",
     )
     add(
         "--derivatives",
@@ -285,32 +348,46 @@ def _add_finding(add: Callable) -> None:
         nargs="+",
         type=Path,
         metavar="DIR",
-        help="your brain masks and segmentations",
+        help="derivative datasets with your own brain masks and segmentations",
     )
-    add("--mask-desc", metavar="DESC", help="their desc- label (default: brain)")
-    add("--skip-brain-extraction", action="store_true", help="the scans are skull-stripped")
+    add(
+        "--mask-desc",
+        metavar="DESC",
+        help=f"desc- label of these brain masks (default: {Config.mask_desc})",
+    )
+    add(
+        "--skip-brain-extraction",
+        action="store_true",
+        help="the scans are skull-stripped already",
+    )
 
 
 def _add_output(add: Callable) -> None:
     add(
         "--output-level",
         choices=("minimal", "standard", "full"),
-        help="minimal: lesions; standard: and probability and brain; full: and the scan as seen",
+        help="minimal: lesions; standard: also probability and brain mask; full: also "
+        "structures, regions and the preprocessed scan "
+        f"(default: {Config.output_level})",
     )
     add(
         "--report",
         choices=("static", "interactive", "none"),
-        help="a page for each participant and one for the cohort; interactive: with the scan to "
-        "look through (default: static)",
+        help="static: an HTML page for each participant and one for the cohort; interactive: "
+        f"also with the scan in a viewer; none: no pages (default: {Config.report})",
     )
-    add("--reports-only", action="store_true", help="regenerate pages from existing derivatives")
+    add(
+        "--reports-only",
+        action="store_true",
+        help="regenerate HTML pages from existing derivatives",
+    )
     add(
         "--reviews",
         type=Path,
         metavar="DIR",
-        help="group: reviews that readers saved from the pages, for the counts after them",
+        help="group level: folder of reviews saved from the pages, for the counts after review",
     )
-    add("--boilerplate-only", action="store_true", help="print the methods section; then stop")
+    add("--boilerplate-only", action="store_true", help="print the methods section, then exit")
 
 
 def _add_running(add: Callable) -> None:
@@ -319,33 +396,51 @@ def _add_running(add: Callable) -> None:
         "--omp-nthreads",
         type=int,
         metavar="N",
-        help="threads within one scan (default: the cores over the scans at a time)",
+        help="threads for each scan (default: cores divided by scans processed at a time)",
     )
     add(
         "--device",
         choices=("auto", "gpu", "cpu"),
-        help="gpu: stop if there is none that can be used (default: auto)",
+        help="auto: a GPU if there is a usable one; gpu: stop without one; cpu: never use one "
+        f"(default: {Config.device})",
     )
-    add("--gpu-id", metavar="N", help="the GPU to use, as nvidia-smi numbers them")
+    add("--gpu-id", metavar="N", help="GPU to use, numbered as by nvidia-smi (default: the first)")
     add(
         "--precision",
         choices=("auto", "full", "mixed"),
-        help="mixed: 16 bits in the networks, for processors that have them (default: full)",
+        help="precision of the networks; full: 32 bits; mixed: 16 bits where it costs little, for "
+        "processors that support it; auto: full "
+        f"(default: {Config.precision})",
     )
     add(
         "--dask-scheduler",
         metavar="ADDRESS",
-        help="read the scans on a Dask cluster (tcp://host:8786), or `local`",
+        help="process the scans on a Dask cluster (tcp://host:8786), or `local`",
     )
-    add("--mem-mb", metavar="MB", help="memory to use; 8G is understood")
-    add("--stop-on-first-crash", action="store_true", help="do not go on after a failed scan")
-    add("--work-dir", "-w", type=Path, metavar="DIR", help="for temporary files")
-    add("--clean-workdir", action="store_true", help="remove the work dir at the end")
-    add("--bids-exec-spec", action="store_true", help="print a Boutiques descriptor; then stop")
-    add("--config-file", type=Path, metavar="TOML", help="settings, as a run saves them in logs/")
-    add("--notrack", action="store_true", help="accepted and without effect: nothing is tracked")
-    add("-v", "--verbose", action="count", default=0, help="say more")
-    add("-q", "--quiet", action="count", default=0, help="say only what is wrong")
+    add(
+        "--mem-mb",
+        metavar="MB",
+        help="memory to use in MB, or such as 8G (default: all that is available)",
+    )
+    add("--stop-on-first-crash", action="store_true", help="stop after the first failed scan")
+    add(
+        "--work-dir",
+        "-w",
+        type=Path,
+        metavar="DIR",
+        help="folder for temporary files (default: that of the system)",
+    )
+    add("--clean-workdir", action="store_true", help="remove the work folder at the end")
+    add("--bids-exec-spec", action="store_true", help="print a Boutiques descriptor, then exit")
+    add(
+        "--config-file",
+        type=Path,
+        metavar="TOML",
+        help="settings, as each run saves them in logs/; flags come before them",
+    )
+    add("--notrack", action="store_true", help="accepted without effect: nothing is tracked")
+    add("-v", "--verbose", action="count", default=0, help="log more")
+    add("-q", "--quiet", action="count", default=0, help="log only warnings and errors")
     add("--version", action="version", version=f"bids_cmb {__version__}")
 
 
@@ -355,7 +450,7 @@ def configure(argv: list[str]) -> Config:
     Raises:
         ExitError: If the command line or the config file makes no sense.
     """
-    parsed = vars(parser().parse_intermixed_args([_spelled(word) for word in argv]))
+    parsed = vars(parser().parse_intermixed_args([_normalize_flag(word) for word in argv]))
     # Positionals that were not given come as the word SUPPRESS itself (an oddity of argparse).
     given = {name: value for name, value in parsed.items() if str(value) != argparse.SUPPRESS}
     overwrite, resume = given.pop("overwrite", False), given.pop("resume", False)
@@ -368,8 +463,8 @@ def configure(argv: list[str]) -> Config:
     if not given.get("analysis_level"):
         given.pop("analysis_level", None)
     given = _from_file(given.pop("config_file", None)) | given
-    settings = {name: _settled(name, value) for name, value in given.items()}
-    settings.setdefault("models", _models())
+    settings = {name: _convert_value(name, value) for name, value in given.items()}
+    settings.setdefault("model_dir", _model_dir())
 
     absent = [
         name for name in ("bids_dir", "output_dir", "analysis_level") if not settings.get(name)
@@ -383,7 +478,7 @@ def configure(argv: list[str]) -> Config:
     return config
 
 
-def _spelled(word: str) -> str:
+def _normalize_flag(word: str) -> str:
     """A flag with hyphens, and under its own name."""
     if not word.startswith("--"):
         return word
@@ -459,7 +554,7 @@ def _spoken(value: object) -> str:
     return f"{json.dumps(value, ensure_ascii=False, default=str):.60}"
 
 
-def _settled(name: str, value: object) -> object:
+def _convert_value(name: str, value: object) -> object:
     """A flag's value as Config holds it."""
     if name == "mem_mb":
         return _megabytes(str(value))
@@ -502,9 +597,10 @@ def _check(config: Config) -> None:
         )
     if config.min_volume is not None and not 0 <= config.min_volume < math.inf:
         raise ExitError(USAGE, f"--min-volume must be 0 mm³ or more; found {config.min_volume:g}.")
-    if not 0 <= config.deep_white_mm <= 50:
+    if not 0 <= config.deep_wm_distance_mm <= 50:
         raise ExitError(
-            USAGE, f"--deep-white-mm must be 0 to 50 mm; found {config.deep_white_mm:g}."
+            USAGE,
+            f"--deep-wm-distance-mm must be 0 to 50 mm; found {config.deep_wm_distance_mm:g}.",
         )
     if len(set(config.detector)) < len(config.detector):
         raise ExitError(
@@ -532,8 +628,10 @@ def _check_folders(config: Config) -> None:
     if not raw.is_dir():
         what = "found a file" if raw.exists() else "there is none"
         raise ExitError(NO_INPUT, f"{config.bids_dir}: bids_dir must be a folder; {what}.")
-    if config.models and not config.models.is_dir():
-        raise ExitError(NO_INPUT, f"{config.models}: --models must be a folder; there is none.")
+    if config.model_dir and not config.model_dir.is_dir():
+        raise ExitError(
+            NO_INPUT, f"{config.model_dir}: --model-dir must be a folder; there is none."
+        )
     for folder in config.derivatives:
         if not folder.is_dir():
             raise ExitError(NO_INPUT, f"{folder}: --derivatives must be a folder; there is none.")

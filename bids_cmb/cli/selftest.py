@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from bids_cmb.config import Config
-from bids_cmb.evaluation.evaluate import Asked, measure
+from bids_cmb.evaluation.evaluate import EvaluationOptions, measure
 from bids_cmb.networks.inference import device, load_network, load_patcher, unfit
 from bids_cmb.networks.model_cards import card, card_names, members_of, weights_file
 from bids_cmb.provenance import machine, software
@@ -78,8 +78,8 @@ def _counted(folder: Path, models: Path | None, say: Say) -> list[str]:
     levels = ("participant", "group")
     config = Config(raw, out, levels, models=models, n_cpus=1, verbosity=-1, validate="off")
     if code := run(config):
-        return [f"the app must read the synthetic scan; it ended with exit code {code}."]
-    found = measure(out, raw / "derivatives" / "truth", Asked(draws=10)).figures
+        return [f"the app must process the synthetic scan; it ended with exit code {code}."]
+    found = measure(out, raw / "derivatives" / "truth", EvaluationOptions(draws=10)).figures
     sensitivity, false = found["sensitivity"].value, found["false_alarms"].value
     say(
         f"counted in {time.monotonic() - began:.1f} s: {sensitivity:.0%} of those that are sure "

@@ -10,9 +10,9 @@ from pathlib import Path
 from bids_cmb.bids.spreadsheets import SHEETS, read_sheet
 from bids_cmb.datasets.base import (
     ALL_FLIPS,
-    Open,
+    LabelledDataset,
     Point,
-    Source,
+    UnknownConventions,
     by_stem,
     find_images,
     need,
@@ -20,7 +20,7 @@ from bids_cmb.datasets.base import (
 )
 
 
-def read(folder: Path) -> Source:
+def read(folder: Path) -> LabelledDataset:
     """Every table and the scan of the same name.
 
     Raises:
@@ -41,13 +41,13 @@ def read(folder: Path) -> Source:
         raise ValueError(f"{label}: a table for each scan is needed; found none.")
     images = _susceptibility(find_images(data), data)
     scans, notes = paired(tables, images, data, _points, "a table")
-    return Source(
+    return LabelledDataset(
         title="Cerebral microbleeds on SWI (Al-masni et al. 2020)",
         licence="As agreed with the authors; their page no longer gives the data out.",
         scans=scans,
         links=("doi:10.1016/j.nicl.2020.102464",),
         suffix="swi",
-        open=Open(bases=(0, 1), flips=ALL_FLIPS, orders=("xyz", "yxz")),
+        open=UnknownConventions(bases=(0, 1), flips=ALL_FLIPS, orders=("xyz", "yxz")),
         merged=True,
         notes=notes,
     )

@@ -12,7 +12,7 @@ from bids_cmb.datasets.base import Point
 from bids_cmb.imaging.volume import Volume, load_labels
 from bids_cmb.lesions.label_maps import MOST_OF_ALL
 from bids_cmb.lesions.measure import TOUCHING
-from bids_cmb.lesions.region_growing import WIDEST_MM, Growth, growth, nearest_voxel
+from bids_cmb.lesions.region_growing import WIDEST_MM, GrownRegion, grow_from_point, nearest_voxel
 from bids_cmb.simulation.reference import measure_labels
 
 CORNER_VOXELS = 0.5  # how far the grids of scan and mask may lie apart
@@ -25,7 +25,7 @@ MADE = {
             "nor missing it is an error.",
         },
     },
-    "counted": {
+    "included": {
         "Description": "Whether it has to be found.",
         "Levels": {"yes": "Definite.", "no": "Possible."},
     },
@@ -47,7 +47,7 @@ MADE = {
 }
 
 
-def from_mask(path: Path, image: Volume) -> tuple[Volume, list[dict]]:
+def labels_from_mask(path: Path, image: Volume) -> tuple[Volume, list[dict]]:
     """Lesions of a mask, what touches (26 neighbours) is one; and what is known of each.
 
     Raises:
@@ -93,7 +93,7 @@ def _refuse_grid(path: Path, mask: Volume, image: Volume) -> None:
         )
 
 
-def from_points(
+def labels_from_points(
     points: Sequence[Point], world: np.ndarray, image: Volume, *, merged: bool
 ) -> tuple[Volume, list[dict]]:
     """Points grown to lesions; and what is known of each.
@@ -139,18 +139,18 @@ def _settle(labels: np.ndarray, own: Sequence[tuple[int, int, int]]) -> None:
             labels[box][(pieces > 0) & (pieces != largest)] = 0
 
 
-def _grown(image: Volume, at: np.ndarray, point: Point) -> Growth:
+def _grown(image: Volume, at: np.ndarray, point: Point) -> GrownRegion:
     try:
         if point.diameter_mm is None:
-            return growth(image, at)
+            return grow_from_point(image, at)
         known = min(point.diameter_mm, WIDEST_MM)
-        return growth(image, at, widest_mm=known, ball_mm=known)
+        return grow_from_point(image, at, widest_mm=known, ball_mm=known)
     except ValueError as error:
         raise ValueError(f"{point.where}: {error}") from None
 
 
 def _groups(
-    image: Volume, world: np.ndarray, grown: Sequence[Growth], *, merged: bool
+    image: Volume, world: np.ndarray, grown: Sequence[GrownRegion], *, merged: bool
 ) -> list[list[int]]:
     """Points that mark one lesion: those in one voxel, and if ``merged`` those in one dark spot."""
     groups: list[tuple[list[int], set]] = []
@@ -172,7 +172,7 @@ def _away(image: Volume, box: tuple[slice, ...], place: np.ndarray) -> np.ndarra
     return np.linalg.norm(apart, axis=1).reshape(index.shape[:3]).astype(np.float32)
 
 
-def _facts(points: Sequence[Point], grown: Sequence[Growth], middle: np.ndarray) -> dict:
+def _facts(points: Sequence[Point], grown: Sequence[GrownRegion], middle: np.ndarray) -> dict:
     sure = any(point.certainty == "definite" for point in points)
     levels = [one.level for one in grown if one.level is not None]
     return {
@@ -201,9 +201,9 @@ def lesion_table(labels: Volume, image: Volume, facts: Sequence[dict]) -> list[d
     table = []
     for index, fact in enumerate(facts, start=1):
         row = {**empty, **rows[index], **fact}
-        row["counted"] = "yes" if fact["certainty"] == "definite" else "no"
+        row["included"] = "yes" if fact["certainty"] == "definite" else "no"
         row["name"] = f"CMB{index:03d}"
         if not known:
-            row["edge_mm"] = row["flags"] = None
+            row["distance_to_brain_surface_mm"] = row["flags"] = None
         table.append(row)
     return table

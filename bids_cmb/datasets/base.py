@@ -48,7 +48,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Open:
+class UnknownConventions:
     """What the source leaves open of how its points are counted: all that is possible.
 
     Attributes:
@@ -63,7 +63,7 @@ class Open:
 
 
 @dataclass(frozen=True)
-class Source:
+class LabelledDataset:
     """A folder of labels, read.
 
     Attributes:
@@ -86,7 +86,7 @@ class Source:
     suffix: str = "T2starw"
     known: dict = field(default_factory=dict)
     world: bool = False
-    open: Open = Open()
+    open: UnknownConventions = UnknownConventions()
     merged: bool = False
     notes: tuple[str, ...] = ()
 
@@ -154,7 +154,7 @@ def paired(
         Labelled(name, name, images[name], points(path)) for name, path in sorted(marked.items())
     ]
     alone = len(images.keys() - marked.keys())
-    return tuple(scans), (f"{alone} scans without {what} are left out.",) if alone else ()
+    return tuple(scans), (f"{alone} scans without {what} are skipped.",) if alone else ()
 
 
 def need(folder: Path, names: Iterable[str], what: str) -> Path:

@@ -15,10 +15,22 @@ import numpy as np
 
 from bids_cmb.bids.tables import BIDS_VERSION, columns, write_table
 from bids_cmb.datasets import almasni, dou, mars_sheets, momeni, plain_tables, valdo
-from bids_cmb.datasets.annotations import from_mask, from_points, lesion_table, truth_columns
-from bids_cmb.datasets.base import Labelled, Open, Source
-from bids_cmb.datasets.index_convention import Darkness, Reckoned, Way, darkness, reckon, ways
-from bids_cmb.evaluation.counts import COUNTS, known_sum, tallied
+from bids_cmb.datasets.annotations import (
+    labels_from_mask,
+    labels_from_points,
+    lesion_table,
+    truth_columns,
+)
+from bids_cmb.datasets.base import Labelled, LabelledDataset, UnknownConventions
+from bids_cmb.datasets.index_convention import (
+    ConventionFit,
+    Darkness,
+    IndexConvention,
+    candidate_conventions,
+    darkness,
+    infer_convention,
+)
+from bids_cmb.evaluation.counts import COUNTS, mars_counts, sum_or_none
 from bids_cmb.files import read_json, replacing, write_json, write_text
 from bids_cmb.imaging.volume import Intake, Volume, load, save
 from bids_cmb.lesions.region_growing import BALL_MM, WIDEST_MM, nearest_voxel
@@ -37,7 +49,7 @@ IGNORED = "*_swi.*\n"  # not yet in the standard
 
 
 @dataclass(frozen=True)
-class Asked:
+class ImportOptions:
     """What the user says of the source; None is for the source to say, or to be found out.
 
     Attributes:
@@ -45,14 +57,14 @@ class Asked:
         flips: Axes counted from the far end, of ``x``, ``y``, ``z``; empty for none.
         order: Axes of the image that the three numbers stand for.
         suffix: Of the scans in BIDS, ``T2starw`` or ``swi``.
-        leaving_out: Whether scans that cannot be used are left out, not a reason to refuse all.
+        skip_invalid: Whether scans that cannot be used are skipped, not a reason to refuse all.
     """
 
     base: int | None = None
     flips: str | None = None
     order: str | None = None
     suffix: str | None = None
-    leaving_out: bool = False
+    skip_invalid: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,15 +75,15 @@ class Imported:
         scans: How many.
         lesions: In all of them; None for a rating sheet.
         balls: How many of them could not be grown and are balls.
-        reckoned: How voxels were counted, where that was found out.
-        left_out: A sentence for each scan that was left out.
+        fit: Of the index convention, where it was inferred.
+        skipped: A sentence for each scan that was skipped.
     """
 
     scans: int
     lesions: int | None
     balls: int
-    reckoned: Reckoned | None
-    left_out: tuple[str, ...]
+    fit: ConventionFit | None
+    skipped: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -84,7 +96,7 @@ class _Place:
 
 
 def import_labels(
-    kind: str, source: Path, out: Path, *, asked: Asked, say: Callable[[str], None]
+    kind: str, source: Path, out: Path, *, options: ImportOptions, say: Callable[[str], None]
 ) -> Imported:
     """Read a source, check all of it, and write it as BIDS with truth.
 
@@ -92,7 +104,7 @@ def import_labels(
         kind: A key of ``READERS``.
         source: Its folder; only read.
         out: Where to; must not hold anything.
-        asked: What the user says of it.
+        options: What the user says of it.
         say: Takes a sentence for whoever waits.
 
     Raises:
@@ -101,33 +113,33 @@ def import_labels(
         OSError: If something cannot be read or written.
     """
     _refuse_folders(source, out)
-    _possible(asked)
+    _possible(options)
     read = READERS[kind](source)
     if not read.scans:
         raise ValueError(f"{source}: at least one scan with labels is needed; found none.")
-    read = replace(read, suffix=asked.suffix or read.suffix, open=_narrowed(read, asked))
+    read = replace(read, suffix=options.suffix or read.suffix, open=_narrowed(read, options))
     for note in read.notes:
         say(note)
-    candidates = ways(read.open.bases, read.open.flips, read.open.orders)
-    good, seen, left_out = _checked(read, candidates, leaving_out=asked.leaving_out)
-    for sentence in left_out:
-        say(f"left out: {sentence}")
+    candidates = candidate_conventions(read.open.bases, read.open.flips, read.open.orders)
+    good, seen, skipped = _checked(read, candidates, skip_invalid=options.skip_invalid)
+    for sentence in skipped:
+        say(f"skipped: {sentence}")
     read = replace(read, scans=tuple(good))
-    told = None not in (asked.base, asked.flips, asked.order)
-    reckoned = None if read.world or not seen or told else _reckoned(source, candidates, seen)
-    way = reckoned.way if reckoned else candidates[0]
-    if reckoned:
-        say(f"voxel index convention: {way}; {_why(reckoned)}.")
+    told = None not in (options.base, options.flips, options.order)
+    fit = None if read.world or not seen or told else _inferred(source, candidates, seen)
+    way = fit.convention if fit else candidates[0]
+    if fit:
+        say(f"voxel index convention: {way}; {_why(fit)}.")
     rows, balls = [], 0
     for at, place in enumerate(places(read), start=1):
         row, own = _write_scan(out, source, place, read, way)
         rows.append(row)
         balls += own
         say(f"{at} of {len(read.scans)}: {place.scan.name} is {place.stem}.")
-    _write_dataset(out, kind, read, rows, _told(read, reckoned, way), left_out)
+    _write_dataset(out, kind, read, rows, _told(read, fit, way), skipped)
     rated = any(scan.counts is not None for scan in read.scans)
     lesions = None if rated else sum(row["n_cmb"] for row in rows)
-    return Imported(len(rows), lesions, balls, reckoned, tuple(left_out))
+    return Imported(len(rows), lesions, balls, fit, tuple(skipped))
 
 
 def _refuse_folders(source: Path, out: Path) -> None:
@@ -140,25 +152,25 @@ def _refuse_folders(source: Path, out: Path) -> None:
         raise ValueError(f"{out}: an imported dataset needs an empty folder; found files in it.")
 
 
-def _possible(asked: Asked) -> None:
-    if asked.base not in (None, 0, 1):
-        raise ValueError(f"`index-base` must be 0 or 1; found {asked.base}.")
-    if asked.flips is not None and not (
-        set(asked.flips) <= set("xyz") and len(set(asked.flips)) == len(asked.flips)
+def _possible(options: ImportOptions) -> None:
+    if options.base not in (None, 0, 1):
+        raise ValueError(f"`index-base` must be 0 or 1; found {options.base}.")
+    if options.flips is not None and not (
+        set(options.flips) <= set("xyz") and len(set(options.flips)) == len(options.flips)
     ):
-        raise ValueError(f"`flips` must be none or of x, y, z, each once; found {asked.flips!r}.")
-    if asked.order is not None and sorted(asked.order) != list("xyz"):
-        raise ValueError(f"`order` must be x, y and z in some order; found {asked.order!r}.")
-    if asked.suffix not in (None, *SUFFIXES):
-        raise ValueError(f"`suffix` must be {' or '.join(SUFFIXES)}; found {asked.suffix!r}.")
+        raise ValueError(f"`flips` must be none or of x, y, z, each once; found {options.flips!r}.")
+    if options.order is not None and sorted(options.order) != list("xyz"):
+        raise ValueError(f"`order` must be x, y and z in some order; found {options.order!r}.")
+    if options.suffix not in (None, *SUFFIXES):
+        raise ValueError(f"`suffix` must be {' or '.join(SUFFIXES)}; found {options.suffix!r}.")
 
 
-def _narrowed(read: Source, asked: Asked) -> Open:
+def _narrowed(read: LabelledDataset, options: ImportOptions) -> UnknownConventions:
     """What is still open after the user's word."""
     given = {
-        "bases": None if asked.base is None else (asked.base,),
-        "flips": None if asked.flips is None else ("".join(sorted(asked.flips)),),
-        "orders": None if asked.order is None else (asked.order,),
+        "bases": None if options.base is None else (options.base,),
+        "flips": None if options.flips is None else ("".join(sorted(options.flips)),),
+        "orders": None if options.order is None else (options.order,),
     }
     return replace(read.open, **{name: value for name, value in given.items() if value})
 
@@ -167,7 +179,7 @@ def _narrowed(read: Source, asked: Asked) -> Open:
 
 
 def _checked(
-    read: Source, candidates: Sequence[Way], *, leaving_out: bool
+    read: LabelledDataset, candidates: Sequence[IndexConvention], *, skip_invalid: bool
 ) -> tuple[list[Labelled], list[Darkness], list[str]]:
     """The scans that can be used, how dark their points lie, and a sentence for each other one."""
     good, seen, wrong = [], [], []
@@ -175,7 +187,7 @@ def _checked(
         try:
             image, _ = load(scan.image)
             if scan.mask:
-                from_mask(scan.mask, image)
+                labels_from_mask(scan.mask, image)
             points = np.array([point.at for point in scan.points]).reshape(-1, 3)
             if read.world:
                 _inside(scan, image)
@@ -185,7 +197,7 @@ def _checked(
                 seen.append(lost)
             good.append(scan)
         except ValueError as error:
-            if not leaving_out:
+            if not skip_invalid:
                 raise
             wrong.append(str(error))
     if not good:
@@ -213,14 +225,16 @@ def _some_way_inside(scan: Labelled, lost: Darkness, image: Volume) -> None:
         )
 
 
-def _reckoned(source: Path, candidates: Sequence[Way], seen: Sequence[Darkness]) -> Reckoned:
+def _inferred(
+    source: Path, candidates: Sequence[IndexConvention], seen: Sequence[Darkness]
+) -> ConventionFit:
     try:
-        return reckon(candidates, seen)
+        return infer_convention(candidates, seen)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
 
 
-def _why(found: Reckoned) -> str:
+def _why(found: ConventionFit) -> str:
     said = (
         f"the {found.points} points lack {100 * found.darkness:.0f} % of the signal around them, "
         f"places beside them {100 * found.chance:.0f} %"
@@ -233,7 +247,7 @@ def _why(found: Reckoned) -> str:
 # --- Names ----------------------------------------------------------------------------------------
 
 
-def places(read: Source) -> list[_Place]:
+def places(read: LabelledDataset) -> list[_Place]:
     """What every scan is called in BIDS: the source's names as far as BIDS allows them."""
     scans_of = Counter(scan.subject for scan in read.scans)
     labels: dict[str, str] = {}
@@ -259,7 +273,9 @@ def places(read: Source) -> list[_Place]:
 # --- One scan -------------------------------------------------------------------------------------
 
 
-def _write_scan(out: Path, source: Path, place: _Place, read: Source, way: Way) -> tuple[dict, int]:
+def _write_scan(
+    out: Path, source: Path, place: _Place, read: LabelledDataset, way: IndexConvention
+) -> tuple[dict, int]:
     """A scan, its sidecar and its truth; its row of participants, and how many are balls."""
     scan = place.scan
     image, intake = load(scan.image)
@@ -277,12 +293,12 @@ def _write_scan(out: Path, source: Path, place: _Place, read: Source, way: Way) 
     row = {"participant_id": place.label, "scan": (home / path.name).as_posix()}
     row |= {"source_id": scan.name, "source_file": original, "source_part": scan.kind or None}
     if scan.counts is not None:
-        return {**row, **tallied(scan.counts)}, 0
+        return {**row, **mars_counts(scan.counts)}, 0
     if scan.mask:
-        labels, facts = from_mask(scan.mask, image)
+        labels, facts = labels_from_mask(scan.mask, image)
     else:
         world = _world(scan, image, read, way)
-        labels, facts = from_points(scan.points, world, image, merged=read.merged)
+        labels, facts = labels_from_points(scan.points, world, image, merged=read.merged)
     table = lesion_table(labels, image, facts)
     stem = out / "derivatives" / "truth" / home / f"{place.stem}_space-orig_seg-CMB_desc-truth_dseg"
     save(labels, stem.with_name(f"{stem.name}.nii.gz"), dtype=np.uint16)
@@ -299,7 +315,9 @@ def _write_scan(out: Path, source: Path, place: _Place, read: Source, way: Way) 
     return {**row, "n_cmb": len(table), "n_possible": possible}, balls
 
 
-def _world(scan: Labelled, image: Volume, read: Source, way: Way) -> np.ndarray:
+def _world(
+    scan: Labelled, image: Volume, read: LabelledDataset, way: IndexConvention
+) -> np.ndarray:
     """Where the points of a scan lie, world mm, (N, 3)."""
     given = np.array([point.at for point in scan.points]).reshape(-1, 3)
     return given if read.world else image.world(way.index(given, image.shape))
@@ -337,18 +355,23 @@ ABOUT = {
 }
 
 
-def _told(read: Source, reckoned: Reckoned | None, way: Way) -> dict:
+def _told(read: LabelledDataset, fit: ConventionFit | None, way: IndexConvention) -> dict:
     """How voxels were counted, for the dataset's description."""
     if read.world or not any(scan.points for scan in read.scans):
         return {}
     said = {"IndexBase": way.base, "Flips": way.flips or "none", "Order": way.order}
-    if reckoned is None:
+    if fit is None:
         return {"VoxelCounting": {**said, "Decided": "by the user"}}
-    return {"VoxelCounting": {**said, "Decided": f"by local darkness: {_why(reckoned)}."}}
+    return {"VoxelCounting": {**said, "Decided": f"by local darkness: {_why(fit)}."}}
 
 
 def _write_dataset(
-    out: Path, kind: str, read: Source, rows: list[dict], counting: dict, left_out: list[str]
+    out: Path,
+    kind: str,
+    read: LabelledDataset,
+    rows: list[dict],
+    counting: dict,
+    skipped: list[str],
 ) -> None:
     """What makes the folder a dataset; the descriptions last, so that no half of one has them."""
     rated = any(scan.counts is not None for scan in read.scans)
@@ -357,7 +380,7 @@ def _write_dataset(
     write_table(out / "participants.tsv", people[0], people)
     write_json(out / "participants.json", {key: ABOUT[key] for key in list(people[0])[1:]})
     write_text(out / ".bidsignore", IGNORED)
-    write_text(out / "README.md", _readme(kind, read, rows, counting, left_out))
+    write_text(out / "README.md", _readme(kind, read, rows, counting, skipped))
     described = {**ABOUT, **columns("scan")}
     if rated:
         write_table(truth / COUNTS, rows[0], rows)
@@ -399,14 +422,16 @@ def _people(rows: list[dict]) -> list[dict]:
         one["source_id"].append(row["source_id"])
         one["source_part"].append(row["source_part"])
         one["n_scans"] += 1
-        one["n_cmb"] = known_sum([one["n_cmb"], row["n_cmb"]])
+        one["n_cmb"] = sum_or_none([one["n_cmb"], row["n_cmb"]])
     for one in people.values():
         one["source_id"] = " ".join(one["source_id"])
         one["source_part"] = " ".join(sorted(set(filter(None, one["source_part"])))) or None
     return list(people.values())
 
 
-def _readme(kind: str, read: Source, rows: list[dict], counting: dict, left_out: list[str]) -> str:
+def _readme(
+    kind: str, read: LabelledDataset, rows: list[dict], counting: dict, skipped: list[str]
+) -> str:
     """What the data are, whose, under which terms, and what was done to them."""
     said = [
         f"# {read.title}",
@@ -442,6 +467,6 @@ def _readme(kind: str, read: Source, rows: list[dict], counting: dict, left_out:
             f"The source gives no positions, only counts: `derivatives/truth/{COUNTS}`, which "
             "`evaluate` compares with the counts of the app. There is nothing to train on."
         )
-    if left_out:
-        said.append("Left out:\n\n" + "\n".join(f"- {sentence}" for sentence in left_out))
+    if skipped:
+        said.append("Skipped:\n\n" + "\n".join(f"- {sentence}" for sentence in skipped))
     return "\n\n".join(said) + "\n"

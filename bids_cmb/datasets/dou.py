@@ -9,9 +9,9 @@ import numpy as np
 
 from bids_cmb.datasets.base import (
     ALL_FLIPS,
-    Open,
+    LabelledDataset,
     Point,
-    Source,
+    UnknownConventions,
     by_stem,
     find_images,
     paired,
@@ -21,7 +21,7 @@ KEY = "cen"
 MATLAB_7_3 = b"\x89HDF"
 
 
-def read(folder: Path) -> Source:
+def read(folder: Path) -> LabelledDataset:
     """Every ``.mat`` file and the scan of the same name.
 
     Raises:
@@ -33,14 +33,14 @@ def read(folder: Path) -> Source:
     if not marked:
         raise ValueError(f"{folder}: files ….mat with positions are needed; found none.")
     scans, notes = paired(marked, images, folder, _points, "a .mat file")
-    return Source(
+    return LabelledDataset(
         title="Cerebral microbleeds on SWI (Dou et al. 2016)",
         licence="Given by the authors for research; see their page for terms.",
         scans=scans,
         links=("doi:10.1109/TMI.2016.2528129",),
         suffix="swi",
         known={"MagneticFieldStrength": 3, "EchoTime": 0.024, "RepetitionTime": 0.017},
-        open=Open(bases=(0, 1), flips=ALL_FLIPS, orders=("xyz", "yxz")),
+        open=UnknownConventions(bases=(0, 1), flips=ALL_FLIPS, orders=("xyz", "yxz")),
         notes=notes,
     )
 

@@ -1,7 +1,7 @@
 """Which way somebody counted voxels: from 0 or 1, from which end, which axis first.
 
-Microbleeds are dark. Of all ways that a source leaves open, the one is taken under which its points
-lie in the darkest spots, if no other comes near and chance does not reach it.
+Microbleeds are dark. Of all conventions that a source leaves open, the one is taken under which its
+points lie in the darkest spots, if no other comes near and chance does not reach it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ MARGIN, APART = 0.1, 2.0  # share of the best, and standard errors, that the nex
 
 
 @dataclass(frozen=True)
-class Way:
+class IndexConvention:
     """One way to count voxels.
 
     Attributes:
@@ -55,8 +55,8 @@ class Darkness:
 
     Attributes:
         points: For each way and point, share of the surround's signal that is lost; NaN outside
-            the image. Shape (ways, N).
-        chance: The same for places beside the points, under every way, shape (ways, M).
+            the image. Shape (conventions, N).
+        chance: The same for places beside the points, shape (conventions, M).
     """
 
     points: np.ndarray
@@ -64,30 +64,32 @@ class Darkness:
 
 
 @dataclass(frozen=True)
-class Reckoned:
-    """The way that was taken, and why.
+class ConventionFit:
+    """The convention that was inferred, and why.
 
     Attributes:
-        way: It.
+        convention: It.
         darkness: Mean over its points, share of the surround's signal.
         chance: The same beside them.
-        next_best: Of the way that comes next; None if there was no other.
+        next_best: Of the convention that comes next; None if there was no other.
         points: How many.
     """
 
-    way: Way
+    convention: IndexConvention
     darkness: float
     chance: float
     next_best: float | None
     points: int
 
 
-def ways(bases: Iterable[int], flips: Iterable[str], orders: Iterable[str]) -> list[Way]:
-    """Every combination."""
-    return [Way(*one) for one in product(bases, flips, orders)]
+def candidate_conventions(
+    bases: Iterable[int], flips: Iterable[str], orders: Iterable[str]
+) -> list[IndexConvention]:
+    """Give every combination."""
+    return [IndexConvention(*one) for one in product(bases, flips, orders)]
 
 
-def darkness(image: Volume, points: np.ndarray, candidates: Sequence[Way]) -> Darkness:
+def darkness(image: Volume, points: np.ndarray, candidates: Sequence[IndexConvention]) -> Darkness:
     """How dark points lie under each way to count.
 
     Args:
@@ -139,7 +141,9 @@ def _lost(image: Volume, place: np.ndarray) -> float:
     return 1 - core / around
 
 
-def reckon(candidates: Sequence[Way], seen: Sequence[Darkness]) -> Reckoned:
+def infer_convention(
+    candidates: Sequence[IndexConvention], seen: Sequence[Darkness]
+) -> ConventionFit:
     """The way to count that all points speak for.
 
     Args:
@@ -150,7 +154,7 @@ def reckon(candidates: Sequence[Way], seen: Sequence[Darkness]) -> Reckoned:
         ValueError: If no way has all points in the image, none beats chance, or two come too near
             to each other.
     """
-    points = np.concatenate([one.points for one in seen], axis=1)  # (ways, N)
+    points = np.concatenate([one.points for one in seen], axis=1)  # (conventions, N)
     chance = np.concatenate([one.chance for one in seen], axis=1)
     number = points.shape[1]
     inside = np.isfinite(points).all(axis=1)
@@ -173,14 +177,16 @@ def reckon(candidates: Sequence[Way], seen: Sequence[Darkness]) -> Reckoned:
         )
     others = [at for at in order[1:] if inside[at]]
     if not others:
-        return Reckoned(candidates[best], float(means[best]), usual, None, number)
+        return ConventionFit(candidates[best], float(means[best]), usual, None, number)
     for other in others:
         _refuse_near(candidates, points, (best, int(other)), spread)
-    return Reckoned(candidates[best], float(means[best]), usual, float(means[others[0]]), number)
+    return ConventionFit(
+        candidates[best], float(means[best]), usual, float(means[others[0]]), number
+    )
 
 
 def _refuse_near(
-    candidates: Sequence[Way], points: np.ndarray, pair: tuple[int, int], spread: float
+    candidates: Sequence[IndexConvention], points: np.ndarray, pair: tuple[int, int], spread: float
 ) -> None:
     best, other = pair
     apart = points[best] - points[other]

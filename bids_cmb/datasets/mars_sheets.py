@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bids_cmb.anatomy.mars import names
 from bids_cmb.bids.spreadsheets import Cell, header_and_rows
-from bids_cmb.datasets.base import Labelled, Source, stem, subject_of
+from bids_cmb.datasets.base import Labelled, LabelledDataset, stem, subject_of
 from bids_cmb.datasets.plain_tables import SURE, by_scan, name_of, the_table
 
 SIDES = {"left": "left", "l": "left", "right": "right", "r": "right"}
@@ -24,7 +24,7 @@ SYNONYMS = {
 LONG = ("file", "region", "side", "count")
 
 
-def read(folder: Path) -> Source:
+def read(folder: Path) -> LabelledDataset:
     """The counts of every scan that the one sheet of a folder names.
 
     Raises:
@@ -42,7 +42,7 @@ def read(folder: Path) -> Source:
         scans.append(
             Labelled(name, name_of(first.get("subject")) or subject_of(name), image, counts=counts)
         )
-    return Source(
+    return LabelledDataset(
         title=f"Microbleeds rated by MARS, {table.name}",
         licence="As the source's; bids_cmb does not know it.",
         scans=tuple(scans),

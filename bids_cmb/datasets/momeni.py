@@ -8,14 +8,22 @@ import re
 from pathlib import Path
 
 from bids_cmb.bids.spreadsheets import WORKBOOKS, Cell, read_sheet
-from bids_cmb.datasets.base import Labelled, Open, Point, Source, by_stem, find_images, stem
+from bids_cmb.datasets.base import (
+    Labelled,
+    LabelledDataset,
+    Point,
+    UnknownConventions,
+    by_stem,
+    find_images,
+    stem,
+)
 
 WITH = ("rCMB_DefiniteSubject", "sCMB_DefiniteSubject", "sCMB_NoCMBSubject")
 WITHOUT = "NoCMBSubject"
 COPY = re.compile(r"_(r|s|rs)CMB(_.*)?$")  # synthetic copies of one scan stay with its subject
 
 
-def read(folder: Path) -> Source:
+def read(folder: Path) -> LabelledDataset:
     """Every scan of the four folders that are there.
 
     Raises:
@@ -50,7 +58,7 @@ def read(folder: Path) -> Source:
         )
         for name, path in sorted(named.items())
     )
-    return Source(
+    return LabelledDataset(
         title="Synthetic and real cerebral microbleeds on SWI (CSIRO, AIBL)",
         licence="CSIRO, non-commercial use, no redistribution (see the licence on the data's "
         "page). Networks trained on these scans inherit this.",
@@ -64,7 +72,7 @@ def read(folder: Path) -> Source:
             "FlipAngle": 20,
             "SkullStripped": True,
         },
-        open=Open(bases=(1,)),
+        open=UnknownConventions(bases=(1,)),
     )
 
 

@@ -12,9 +12,9 @@ from bids_cmb.bids.spreadsheets import SHEETS, Cell, header_and_rows
 from bids_cmb.datasets.base import (
     ALL_FLIPS,
     Labelled,
-    Open,
+    LabelledDataset,
     Point,
-    Source,
+    UnknownConventions,
     find_images,
     stem,
     subject_of,
@@ -24,7 +24,7 @@ NEEDED = ("file", "x", "y", "z", "space")
 SURE = ("definite", "possible")
 
 
-def read(folder: Path) -> Source:
+def read(folder: Path) -> LabelledDataset:
     """The scans that the one table of a folder names; the table itself may be given as well.
 
     Raises:
@@ -45,12 +45,12 @@ def read(folder: Path) -> Source:
             Labelled(name, name_of(first.get("subject")) or subject_of(name), image, tuple(points))
         )
     bases = (0, 1) if base is None else (int(base),)
-    return Source(
+    return LabelledDataset(
         title=f"Microbleeds by {table.name}",
         licence="As the source's; bids_cmb does not know it.",
         scans=tuple(scans),
         world=world,
-        open=Open(bases=bases, flips=ALL_FLIPS, orders=("xyz", "yxz")),
+        open=UnknownConventions(bases=bases, flips=ALL_FLIPS, orders=("xyz", "yxz")),
     )
 
 

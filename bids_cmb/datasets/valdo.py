@@ -5,12 +5,12 @@ Source: doi:10.5281/zenodo.4520773; Sudre et al., Med Image Anal 2024;91:103029.
 
 from pathlib import Path
 
-from bids_cmb.datasets.base import Labelled, Source
+from bids_cmb.datasets.base import Labelled, LabelledDataset
 
 SCAN, MASK = "_space-T2S_desc-masked_T2S.nii.gz", "_space-T2S_CMB.nii.gz"
 
 
-def read(folder: Path) -> Source:
+def read(folder: Path) -> LabelledDataset:
     """Every subject's scan and mask.
 
     Raises:
@@ -37,7 +37,7 @@ def read(folder: Path) -> Source:
         Labelled(subject, subject, found[SCAN][subject], mask=found[MASK][subject])
         for subject in subjects
     )
-    return Source(
+    return LabelledDataset(
         title="VALDO 2021, task 2: cerebral microbleeds",
         licence="CC BY-NC-SA 4.0: with attribution, not for commercial use, to be shared alike. "
         "Networks trained on these scans inherit this.",

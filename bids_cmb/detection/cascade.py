@@ -106,7 +106,7 @@ def boxed(name: str, grid: Volume, one: Judged) -> Box:
         sides=(*one.size, float((1 + last - first) * grid.spacing[2])),
         slices=one.suspect.boxes,
         confidence=one.suspect.confidence,
-        chance=one.chance,
+        probability=one.chance,
     )
 
 

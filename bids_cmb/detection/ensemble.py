@@ -363,7 +363,7 @@ def _chained(
         )
     if models.folds:
         raise ValueError(
-            f"--folds takes members of an ensemble; found {' '.join(models.folds)} for "
+            f"--members must name members of an ensemble; found {' '.join(models.folds)} for "
             f"{said['name']}, whose networks work one after the other."
         )
     more = (phase,) if _takes_phase(said) else ()

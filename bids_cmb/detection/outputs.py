@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from bids_cmb.bids.tables import PLACE, rounded
 from bids_cmb.imaging.volume import Volume
 
-SIDES = ("in_plane_1_mm", "in_plane_2_mm", "through_mm")
+SIDES = ("in_plane_extent_1_mm", "in_plane_extent_2_mm", "through_plane_extent_mm")
 Place = tuple[float, float, float]
 
 
@@ -20,7 +20,7 @@ class Box:
         sides: mm along the scan's own axes: two in the plane of its slices, and through them.
         slices: In how many slices of the detector's grid it was seen.
         confidence: Of the surest of them, 0 to 1.
-        chance: That it is a microbleed, by the detector's last word, 0 to 1.
+        probability: That it is a microbleed, by the detector's last word, 0 to 1.
     """
 
     detector: str
@@ -28,7 +28,7 @@ class Box:
     sides: Place
     slices: int
     confidence: float
-    chance: float
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Opening:
     Attributes:
         detector: Whose.
         place: World mm, the middle of where it opens farthest.
-        chance: There, 0 to 1.
+        probability: There, 0 to 1.
         threshold: From which on the gate is open.
     """
 
     detector: str
     place: Place
-    chance: float
+    probability: float
     threshold: float
 
 
@@ -84,7 +84,7 @@ def evidence_rows(evidence: Evidence) -> dict[str, list[dict]]:
             **{name: rounded(side, 2) for name, side in zip(SIDES, one.sides, strict=True)},
             "slices": one.slices,
             "confidence": rounded(one.confidence, 4),
-            "chance": rounded(one.chance, 4),
+            "probability": rounded(one.probability, 4),
         }
         for one in evidence.boxes
     ]
@@ -92,7 +92,7 @@ def evidence_rows(evidence: Evidence) -> dict[str, list[dict]]:
         {
             "detector": one.detector,
             **_place(one.place),
-            "chance": rounded(one.chance, 4),
+            "probability": rounded(one.probability, 4),
             "threshold": one.threshold,
         }
         for one in evidence.openings

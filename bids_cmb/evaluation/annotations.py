@@ -1,4 +1,4 @@
-"""Marks: the lesions that somebody or something marked in each scan, from tables and label maps.
+"""The lesions that somebody or something marked in each scan, from tables and label maps.
 
 Found and true lesions come the same way: a folder of ours, any folder of masks or tables, one
 mask, or one table of coordinates for many scans.
@@ -35,14 +35,14 @@ YES, NO = {"yes", "true", "1", "1.0"}, {"no", "false", "0", "0.0"}
 
 
 @dataclass(frozen=True, eq=False)
-class Marks:
+class LesionAnnotations:
     """The lesions marked in one scan.
 
     Attributes:
         entities: Which scan: its ``sub``, ``ses``, ``acq``, … as far as the marks say.
         lesions: A row each: ``index`` (its value in the label map), ``x_mm``, ``y_mm``, ``z_mm``
-            (world, RAS+), ``diameter_mm``, ``probability`` (0 to 1), ``unsure``, ``counted``, and
-            of ``PLACES`` those that are known.
+            (world, RAS+), ``diameter_mm``, ``probability`` (0 to 1), ``uncertain``, ``included``,
+            and of ``PLACES`` those that are known.
         image: Its mask or label map, if there is one.
         about: Facts of the scan, from the sidecar.
         file: What was read; None where one table names many scans.
@@ -64,7 +64,7 @@ class Marks:
         """World mm, shape (N, 3)."""
         return self.lesions[POSITION].to_numpy(float)
 
-    def agrees(self, other: "Marks") -> bool:
+    def agrees(self, other: "LesionAnnotations") -> bool:
         """Whether both can be of one scan: no entity that both name differs."""
         common = self.entities.keys() & other.entities.keys()
         return all(self.entities[key] == other.entities[key] for key in common)
@@ -92,7 +92,7 @@ class Mimics:
         return self.kinds[at].astype(object), away
 
 
-def read_marks(path: Path) -> list[Marks]:
+def read_annotations(path: Path) -> list[LesionAnnotations]:
     """The lesions of every scan in a folder or a file.
 
     A folder is read by the first of ``KINDS_OF_FILE`` that any of its files fits, one file per
@@ -116,7 +116,7 @@ def read_marks(path: Path) -> list[Marks]:
     return [_one(path, alone=True)]
 
 
-def read_mimics(truth: Marks) -> Mimics | None:
+def read_mimics(truth: LesionAnnotations) -> Mimics | None:
     """The mimics of a scan, from the files that lie beside its true lesions; None without any.
 
     They are called like those, ``seg-mimics`` in place of ``seg-CMB``: a table with ``kind``, and
@@ -146,7 +146,7 @@ def read_mimics(truth: Marks) -> Mimics | None:
     return Mimics(numbers, labels.world(voxels), named.reindex(values, fill_value="n/a").to_numpy())
 
 
-def shared_volume(found: Marks, truth: Marks) -> np.ndarray:
+def shared_volume(found: LesionAnnotations, truth: LesionAnnotations) -> np.ndarray:
     """What every found lesion has in common with every true one, mm³, shape (F, T).
 
     Raises:
@@ -196,7 +196,7 @@ def _marker(file: Path) -> Path:
     return file.with_name(name.removesuffix("_dseg").removesuffix("_mask") + "_mask.json")
 
 
-def _one(path: Path, *, alone: bool = False) -> Marks:
+def _one(path: Path, *, alone: bool = False) -> LesionAnnotations:
     """The marks of one scan. A file that was named alone need not say whose it is."""
     entities = _entities(path.name)
     if "sub" not in entities and not alone:
@@ -205,15 +205,15 @@ def _one(path: Path, *, alone: bool = False) -> Marks:
     if path.suffix == ".tsv":
         images = [file for end in (".nii.gz", ".nii") if (file := _beside(path, end)).exists()]
         lesions = _lesions(path, _read(path))
-        return Marks(entities, lesions, images[0] if images else None, about, path)
+        return LesionAnnotations(entities, lesions, images[0] if images else None, about, path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(
             f"{path}: a folder, an image (.nii, .nii.gz) or a table (.tsv) is expected."
         )
-    return Marks(entities, _measured(path), path, about, path)
+    return LesionAnnotations(entities, _measured(path), path, about, path)
 
 
-def _many(path: Path) -> list[Marks]:
+def _many(path: Path) -> list[LesionAnnotations]:
     """The marks of every scan that a table of coordinates names; ``n/a`` three times for none."""
     table = _read(path)
     who = _who(table)
@@ -235,7 +235,11 @@ def _many(path: Path) -> list[Marks]:
             for key, label in zip(("sub", "ses"), labels, strict=False)
             if isinstance(label, str)
         }
-        marks.append(Marks(named, _lesions(path, rows[where.loc[rows.index].notna().all(axis=1)])))
+        marks.append(
+            LesionAnnotations(
+                named, _lesions(path, rows[where.loc[rows.index].notna().all(axis=1)])
+            )
+        )
     return marks
 
 
@@ -247,7 +251,7 @@ def _who(table: pd.DataFrame) -> list[str]:
 
 
 def _lesions(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a table as `Marks` has them, whatever columns it came with."""
+    """The rows of a table as `LesionAnnotations` has them, whatever columns it came with."""
     _need(path, table, POSITION)
     numbers = _numbers(path, table[POSITION])
     if numbers.isna().any(axis=None):
@@ -258,11 +262,11 @@ def _lesions(path: Path, table: pd.DataFrame) -> pd.DataFrame:
             "index": _indices(path, table),
             **{axis: numbers[axis] for axis in POSITION},
             "diameter_mm": _first(path, table, ("diameter_mm", "equiv_diameter_mm"), np.nan),
-            "probability": _first(path, table, ("prob_max", "probability"), 1.0),
-            "unsure": _says(table, "visible", NO)
+            "probability": _first(path, table, ("probability_max", "probability"), 1.0),
+            "uncertain": _says(table, "visible", NO)
             | _says(table, "ignore", YES)
-            | _says(table, "certainty", {"possible"}),
-            "counted": ~_says(table, "counted", NO),
+            | _says(table, "certainty", {"possible", "unseen"}),
+            "included": ~_says(table, "included", NO),
         }
     ).reset_index(drop=True)
     if not plain["probability"].between(0, 1).all():
@@ -312,8 +316,8 @@ def _measured(path: Path) -> pd.DataFrame:
             **{axis: world[:, at] for at, axis in enumerate(POSITION)},
             "diameter_mm": np.cbrt(6 * voxels * labels.voxel_volume / np.pi),
             "probability": np.ones(len(present)) if sure else np.minimum(highest, 1.0),
-            "unsure": np.zeros(len(present), bool),
-            "counted": np.ones(len(present), bool),
+            "uncertain": np.zeros(len(present), bool),
+            "included": np.ones(len(present), bool),
         }
     )
 

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from bids_cmb.bids.tables import write_table
-from bids_cmb.evaluation.annotations import POSITION, read_marks
-from bids_cmb.evaluation.errors_by_class import Scan, fates, scan_row
+from bids_cmb.evaluation.annotations import POSITION, read_annotations
+from bids_cmb.evaluation.errors_by_class import ScanComparison, classify_lesions, scan_row
 from bids_cmb.evaluation.evaluate import (
-    Asked,
+    EvaluationOptions,
     check_folder,
     check_settings,
     pair_scans,
@@ -35,7 +35,7 @@ class Comparison:
     """What two detectors found in the same scans.
 
     Attributes:
-        asked: How they were compared; its threshold is the first detector's.
+        options: How they were compared; its threshold is the first detector's.
         thresholds: Of both.
         figures: By name: the first detector's, the second's, and the second minus the first with
             its 95 % interval over subjects, the same ones drawn for both.
@@ -45,7 +45,7 @@ class Comparison:
         missing: Scans of the truth that either left without a prediction; they are in no figure.
     """
 
-    asked: Asked
+    options: EvaluationOptions
     thresholds: tuple[float, float]
     figures: dict[str, tuple[float, float, Figure]]
     scans: pd.DataFrame
@@ -59,7 +59,7 @@ def compare_detectors(
     truth: Path,
     folder: Path,
     *,
-    asked: Asked,
+    options: EvaluationOptions,
     thresholds: tuple[float, float] = (0.0, 0.0),
     overwrite: bool = False,
 ) -> Comparison:
@@ -70,21 +70,21 @@ def compare_detectors(
         second: The same of another detector, of the same scans.
         truth: The same of the true lesions; or a table of coordinates for many scans.
         folder: Where to; must not hold anything unless ``overwrite``.
-        asked: How to compare; its threshold is not looked at.
+        options: How to compare; its threshold is not looked at.
         thresholds: Lowest probability that counts, of each detector. FROC and ranks take all, so
             the app should have been run with a lower ``--threshold`` than these.
         overwrite: Whether an earlier comparison there may be replaced.
 
     Raises:
-        ValueError: If ``folder`` is not empty, something asked for is not possible, a file cannot
+        ValueError: If ``folder`` is not empty, an option is not possible, a file cannot
             be used, a scan has several predictions, or the three have no scan in common.
         OSError: If a file cannot be read or written.
     """
     check_folder(folder, overwrite=overwrite)
     for threshold in thresholds:
-        check_settings(replace(asked, threshold=threshold))
-    both, missing = _common_scans(first, second, truth, asked)
-    result = compare_scans(*both, replace(asked, threshold=thresholds[0]), thresholds)
+        check_settings(replace(options, threshold=threshold))
+    both, missing = _common_scans(first, second, truth, options)
+    result = compare_scans(*both, replace(options, threshold=thresholds[0]), thresholds)
     result = replace(result, missing=missing)
     names = tuple(path.resolve().name for path in (first, second, truth))
     write_comparison(result, folder, names=names)
@@ -92,13 +92,13 @@ def compare_detectors(
 
 
 def _common_scans(
-    first: Path, second: Path, truth: Path, asked: Asked
-) -> tuple[tuple[list[Scan], list[Scan]], tuple[str, ...]]:
+    first: Path, second: Path, truth: Path, options: EvaluationOptions
+) -> tuple[tuple[list[ScanComparison], list[ScanComparison]], tuple[str, ...]]:
     """The scans of all three by name, and those of the truth that lack a prediction."""
-    true = read_marks(truth)
+    true = read_annotations(truth)
     of = []
     for path in (first, second):
-        scans, _, _ = pair_scans(read_marks(path), true, asked, places=(path, truth))
+        scans, _, _ = pair_scans(read_annotations(path), true, options, places=(path, truth))
         of.append({scan.name: scan for scan in scans})
     names = sorted(of[0].keys() & of[1].keys())
     if not names:
@@ -111,26 +111,29 @@ def _common_scans(
 
 
 def compare_scans(
-    first: Sequence[Scan], second: Sequence[Scan], asked: Asked, thresholds: tuple[float, float]
+    first: Sequence[ScanComparison],
+    second: Sequence[ScanComparison],
+    options: EvaluationOptions,
+    thresholds: tuple[float, float],
 ) -> Comparison:
     """Compare what two detectors found in the same scans; see `compare_detectors`."""
-    rule = RULES[asked.match]
+    rule = RULES[options.match]
     figures = compare_figures(
         [scan.case for scan in first],
         [scan.case for scan in second],
         rule,
         thresholds=thresholds,
-        seed=asked.seed,
-        draws=asked.draws,
+        seed=options.seed,
+        draws=options.draws,
     )
     scans, lesions = [], []
     for pair in zip(first, second, strict=True):
         tables = [
-            fates(scan, rule, threshold=threshold)
+            classify_lesions(scan, rule, threshold=threshold)
             for scan, threshold in zip(pair, thresholds, strict=True)
         ]
         rows = [scan_row(scan, table) for scan, table in zip(pair, tables, strict=True)]
-        sure = [table[table["fate"].isin(["found", "missed"])] for table in tables]
+        sure = [table[table["outcome"].isin(["found", "missed"])] for table in tables]
         ranks = [float(table["rank"].astype(float).mean()) for table in sure]
         known = {key: rows[0][key] for key in ("scan", "participant_id", "protocol", "lesions")}
         of_both = {
@@ -146,7 +149,7 @@ def compare_scans(
         )  # fmt: skip
         lesions.append(_lesions(*sure))
     return Comparison(
-        asked,
+        options,
         thresholds,
         {name: of for name, of in figures.items() if name not in SAME},
         pd.DataFrame(scans),
@@ -158,7 +161,7 @@ def compare_scans(
 def _lesions(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """The same true lesions with both detectors, a row each."""
     table = first[list(LESION)].reset_index(drop=True)
-    for key in ("fate", "rank", "false_above"):
+    for key in ("outcome", "rank", "false_above"):
         table[f"{key}_first"] = first[key].to_numpy()
         table[f"{key}_second"] = second[key].to_numpy()
     return table
@@ -182,7 +185,7 @@ def write_comparison(result: Comparison, folder: Path, *, names: tuple[str, ...]
     write_table(figures, rows[0], rows)
     write_table(scans, result.scans.columns, plain_rows(result.scans))
     write_table(lesions, result.lesions.columns, plain_rows(result.lesions))
-    settings = {key: value for key, value in asdict(result.asked).items() if key != "threshold"}
+    settings = {key: value for key, value in asdict(result.options).items() if key != "threshold"}
     differing = result.scans[result.scans["differ"] == "yes"]
     write_json(
         report,
@@ -190,7 +193,7 @@ def write_comparison(result: Comparison, folder: Path, *, names: tuple[str, ...]
             **dict(zip(("first", "second", "truth"), names, strict=True)),
             **settings,
             "thresholds": list(result.thresholds),
-            "reach_mm": None if result.asked.match == "overlap" else REACH,
+            "reach_mm": None if result.options.match == "overlap" else REACH,
             "software": software(),
             "scans": len(result.scans),
             "lesions": len(result.lesions),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.anatomy.mars import names, pattern
-from bids_cmb.bids.tables import finished, homes, read_table, write_table
+from bids_cmb.bids.tables import completed_results, participant_dirs, read_table, write_table
 from bids_cmb.files import write_json
 from bids_cmb.lesions.table import TERRITORIES, burden, mars_columns
 from bids_cmb.metrics.scores import count_agreement
@@ -16,7 +16,7 @@ from bids_cmb.provenance import software
 COUNTS = "phenotype/mars.tsv"  # where BIDS keeps what was assessed
 
 
-def tallied(counts: dict[str, int]) -> dict[str, object]:
+def mars_counts(counts: dict[str, int]) -> dict[str, object]:
     """A rating as the columns of the app's scan table; None for what was not rated.
 
     Args:
@@ -29,14 +29,14 @@ def tallied(counts: dict[str, int]) -> dict[str, object]:
         for name, _, _ in mars_columns()
     }
     by_territory = {
-        name: known_sum(
+        name: sum_or_none(
             by_region[column] for column, region, _ in mars_columns() if region in names(name)
         )
         for name in TERRITORIES
     }
-    total = known_sum(by_territory.values())
+    total = sum_or_none(by_territory.values())
     possible = sum(value for name, value in counts.items() if name.endswith("_possible"))
-    cerebellar = known_sum(by_region[f"n_cerebellum_{side}"] for side in ("left", "right"))
+    cerebellar = sum_or_none(by_region[f"n_cerebellum_{side}"] for side in ("left", "right"))
     return {
         "n_cmb": total,
         "n_definite": None if total is None else total - possible,
@@ -48,7 +48,7 @@ def tallied(counts: dict[str, int]) -> dict[str, object]:
     }
 
 
-def known_sum(parts: Iterable[int | None]) -> int | None:
+def sum_or_none(parts: Iterable[int | None]) -> int | None:
     """The sum; None if a part is not known."""
     parts = list(parts)
     return None if None in parts else sum(parts)
@@ -85,7 +85,7 @@ def compare_counts(results: Path, table: Path, folder: Path, *, overwrite: bool)
 
     Args:
         results: Output folder of the app.
-        table: As `tallied` fills it.
+        table: As `mars_counts` fills it.
         folder: Where to; must not hold anything unless ``overwrite``.
         overwrite: Whether an earlier comparison there may be replaced.
 
@@ -99,8 +99,8 @@ def compare_counts(results: Path, table: Path, folder: Path, *, overwrite: bool)
             f"{folder}: an evaluation needs an empty folder or --overwrite; found files in it."
         )
     found: dict[tuple, list[tuple[str, dict]]] = {}
-    for home in homes(results):
-        for sidecar, row in finished(home):
+    for home in participant_dirs(results):
+        for sidecar, row in completed_results(home):
             found.setdefault(_entities(row["filename"]), []).append((_source(sidecar, row), row))
     pairs, missing = [], []
     rows = read_table(table)
@@ -169,7 +169,7 @@ def _places() -> list[str]:
 def _agreement(place: str, pairs: Sequence[tuple[str, dict, dict]]) -> dict[str, object]:
     both = [(_number(own.get(place)), _number(rated.get(place))) for _, own, rated in pairs]
     known = np.array([pair for pair in both if None not in pair], float).reshape(-1, 2)
-    row = {"place": place.removeprefix("n_"), "n_scans": len(known)}
+    row = {"region": place.removeprefix("n_"), "n_scans": len(known)}
     if not len(known):
         return row
     figures = count_agreement(known[:, 0], known[:, 1])

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
 
-from bids_cmb.evaluation.annotations import PLACES, POSITION, Marks, Mimics
+from bids_cmb.evaluation.annotations import PLACES, POSITION, LesionAnnotations, Mimics
 from bids_cmb.metrics.matching import Match, Rule
 from bids_cmb.metrics.scores import (
     UNKNOWN,
@@ -28,7 +28,7 @@ SIZES = (  # by diameter, the upper bound in mm left out
     ("5 to 10 mm", 10.0),
     ("10 mm and more", np.inf),
 )
-COUNTED = ("found", "missed", "hit", "false alarm")  # fates that enter the figures
+COUNTED = ("found", "missed", "hit", "false alarm")  # outcomes that enter the figures
 COLUMNS = (
     *(
         "scan",
@@ -41,7 +41,7 @@ COLUMNS = (
         *PLACES,
         "protocol",
     ),
-    *("probability", "fate", "partner", "distance_mm", "rank", "false_above"),
+    *("probability", "outcome", "partner", "distance_mm", "rank", "false_above"),
     *("mimic", "mimic_mm"),
 )
 BARE = {  # the exact interval of each ratio of counts
@@ -54,7 +54,7 @@ BARE = {  # the exact interval of each ratio of counts
 
 
 @dataclass(frozen=True, eq=False)
-class Scan:
+class ScanComparison:
     """One scan: what was found in it and what is there.
 
     Attributes:
@@ -68,22 +68,22 @@ class Scan:
 
     name: str
     protocol: str
-    found: Marks
-    truth: Marks
+    found: LesionAnnotations
+    truth: LesionAnnotations
     case: Case
     mimics: Mimics | None
 
 
-def fates(scan: Scan, rule: Rule, *, threshold: float) -> pd.DataFrame:
-    """Every true and every found lesion of a scan, and what became of it.
+def classify_lesions(scan: ScanComparison, rule: Rule, *, threshold: float) -> pd.DataFrame:
+    """Classify every true and every found lesion of a scan by its outcome.
 
     Returns:
-        A row each with ``COLUMNS``. ``fate`` of a true lesion: ``found``, ``missed``, ``unsure``;
-        of a found one: ``hit``, ``false alarm``, ``aside``, ``below threshold``. ``partner`` is
-        the index on the other side. ``rank`` and ``false_above`` are those of a true lesion among
-        all that was found in its scan, whatever the threshold, as `Ranks` has them. ``mimic`` is
-        the kind of labelled mimic within 3 mm of a false alarm, ``none`` if there is none, n/a
-        where mimics are not labelled.
+        A row each with ``COLUMNS``. ``outcome`` of a true lesion: ``found``, ``missed``,
+        ``uncertain``; of a found one: ``hit``, ``false alarm``, ``ignored``, ``below threshold``.
+        ``partner`` is the index on the other side. ``rank`` and ``false_above`` are those of a
+        true lesion among all that was found in its scan, whatever the threshold, as `Ranks` has
+        them. ``mimic`` is the kind of labelled mimic within 3 mm of a false alarm, ``none`` if
+        there is none, n/a where mimics are not labelled.
     """
     kept = np.flatnonzero(scan.case.probability >= threshold)
     match = scan.case.match(rule, threshold)
@@ -103,43 +103,50 @@ def fates(scan: Scan, rule: Rule, *, threshold: float) -> pd.DataFrame:
 
 
 def _of_truth(
-    scan: Scan, match: Match, kept: np.ndarray, partner: np.ndarray, away: np.ndarray
+    scan: ScanComparison, match: Match, kept: np.ndarray, partner: np.ndarray, away: np.ndarray
 ) -> pd.DataFrame:
     truth, between = scan.truth.lesions, scan.case.between
-    fates, partners, distances = [], [], []
-    for at, (missed, unsure) in enumerate(zip(match.missed, scan.case.unsure, strict=True)):
+    outcomes, partners, distances = [], [], []
+    for at, (missed, uncertain) in enumerate(zip(match.missed, scan.case.unsure, strict=True)):
         takers = np.flatnonzero(partner == at)
-        if not len(takers) and not missed and not unsure:  # one found lesion over several true ones
+        if (
+            not len(takers) and not missed and not uncertain
+        ):  # one found lesion over several true ones
             takers = kept[between[kept, at] > 0]
         taker = takers[away[takers, at].argmin()] if len(takers) else None
-        fates.append("unsure" if unsure else "missed" if missed else "found")
+        outcomes.append("uncertain" if uncertain else "missed" if missed else "found")
         partners.append(None if taker is None else scan.found.lesions["index"][taker])
         distances.append(np.nan if taker is None else away[taker, at])
     return truth.assign(
-        set="true", fate=fates, partner=partners, distance_mm=distances, probability=np.nan
+        set="true", outcome=outcomes, partner=partners, distance_mm=distances, probability=np.nan
     )
 
 
 def _of_found(
-    scan: Scan, match: Match, kept: np.ndarray, partner: np.ndarray, away: np.ndarray
+    scan: ScanComparison, match: Match, kept: np.ndarray, partner: np.ndarray, away: np.ndarray
 ) -> pd.DataFrame:
     found = scan.found.lesions
-    fate = np.full(len(found), "below threshold", object)
-    fate[kept] = np.where(match.partner >= 0, "hit", "false alarm")
-    fate[kept[match.aside]] = "aside"
+    outcome = np.full(len(found), "below threshold", object)
+    outcome[kept] = np.where(match.partner >= 0, "hit", "false alarm")
+    outcome[kept[match.aside]] = "ignored"
     paired = partner >= 0
     index = np.full(len(found), None, object)
     index[paired] = scan.truth.lesions["index"].to_numpy()[partner[paired]]
     distance = np.full(len(found), np.nan)
     distance[paired] = away[paired, partner[paired]]
-    alarms = fate == "false alarm"
+    alarms = outcome == "false alarm"
     mimic, mimic_mm = np.full(len(found), None, object), np.full(len(found), np.nan)
     if scan.mimics:
         kinds, mm = scan.mimics.nearest(scan.found.positions[alarms])
         mimic[alarms] = np.where(mm <= MIMIC_MM, kinds, "none")
         mimic_mm[alarms] = np.where(mm <= MIMIC_MM, mm, np.nan)
     return found.assign(
-        set="found", fate=fate, partner=index, distance_mm=distance, mimic=mimic, mimic_mm=mimic_mm
+        set="found",
+        outcome=outcome,
+        partner=index,
+        distance_mm=distance,
+        mimic=mimic,
+        mimic_mm=mimic_mm,
     )
 
 
@@ -150,10 +157,13 @@ def size_class(diameter_mm: float) -> str:
     return next(name for name, bound in SIZES if diameter_mm < bound)
 
 
-def scan_row(scan: Scan, lesions: pd.DataFrame) -> dict[str, object]:
+def scan_row(scan: ScanComparison, lesions: pd.DataFrame) -> dict[str, object]:
     """A scan's counts."""
-    fates = lesions["fate"].value_counts()
-    count = {fate: int(fates.get(fate, 0)) for fate in ("found", "missed", "hit", "false alarm")}
+    outcomes = lesions["outcome"].value_counts()
+    count = {
+        outcome: int(outcomes.get(outcome, 0))
+        for outcome in ("found", "missed", "hit", "false alarm")
+    }
     return {
         "scan": scan.name,
         "participant_id": scan.case.subject,
@@ -162,20 +172,25 @@ def scan_row(scan: Scan, lesions: pd.DataFrame) -> dict[str, object]:
         "found": count["hit"] + count["false alarm"],
         "false_alarms": count["false alarm"],
         "misses": count["missed"],
-        "unsure": int(fates.get("unsure", 0)),
-        "aside": int(fates.get("aside", 0)),
+        "uncertain": int(outcomes.get("uncertain", 0)),
+        "ignored": int(outcomes.get("ignored", 0)),
     }
 
 
 def breakdown(
-    lesions: pd.DataFrame, counts: pd.DataFrame, scans: Sequence[Scan], *, seed: int, draws: int
+    lesions: pd.DataFrame,
+    counts: pd.DataFrame,
+    scans: Sequence[ScanComparison],
+    *,
+    seed: int,
+    draws: int,
 ) -> pd.DataFrame:
     """The figures by size, place, protocol and mimic, where anything is known of them.
 
     True lesions count in their own class, false alarms in theirs; hits are true lesions found.
 
     Args:
-        lesions: Of all scans, as `fates` has them.
+        lesions: Of all scans, as `classify_lesions` gives them.
         counts: Of all scans, as `scan_row` has them.
         scans: All.
         seed: Of the bootstrap over subjects.
@@ -202,7 +217,7 @@ class _Table:
 
 
 def _by(by: str, lesions: pd.DataFrame, counts: pd.DataFrame) -> _Table | None:
-    lesions = lesions[lesions["fate"].isin(COUNTED)]
+    lesions = lesions[lesions["outcome"].isin(COUNTED)]
     if lesions[by].isna().all():
         return None
     lesions = lesions.assign(**{by: lesions[by].fillna(UNKNOWN)})
@@ -213,8 +228,11 @@ def _by(by: str, lesions: pd.DataFrame, counts: pd.DataFrame) -> _Table | None:
         crossed = pd.crosstab(table["participant_id"], table[column])
         return crossed.reindex(index=subjects, columns=classes, fill_value=0).to_numpy(float)
 
-    hits, misses = of(lesions[lesions["fate"] == "found"]), of(lesions[lesions["fate"] == "missed"])
-    alarms = of(lesions[lesions["fate"] == "false alarm"])
+    hits, misses = (
+        of(lesions[lesions["outcome"] == "found"]),
+        of(lesions[lesions["outcome"] == "missed"]),
+    )
+    alarms = of(lesions[lesions["outcome"] == "false alarm"])
     scans = counts["participant_id"].value_counts().reindex(subjects).to_numpy(float)[:, None]
     scans = of(counts) if by == "protocol" else np.broadcast_to(scans, alarms.shape)
     known = {"scans": scans, "lesions": hits + misses, "misses": misses, "false_alarms": alarms}
@@ -227,7 +245,7 @@ def _by(by: str, lesions: pd.DataFrame, counts: pd.DataFrame) -> _Table | None:
     return _Table(by, classes, known, ratios)
 
 
-def _by_mimic(lesions: pd.DataFrame, scans: Sequence[Scan]) -> _Table | None:
+def _by_mimic(lesions: pd.DataFrame, scans: Sequence[ScanComparison]) -> _Table | None:
     """Which mimics cause the false alarms, of the scans in which mimics are labelled."""
     known = [scan for scan in scans if scan.mimics is not None]
     kinds = sorted({kind for scan in known for kind in scan.mimics.numbers})
@@ -240,7 +258,7 @@ def _by_mimic(lesions: pd.DataFrame, scans: Sequence[Scan]) -> _Table | None:
         row = subjects.index(scan.case.subject)
         labelled[row] += [scan.mimics.numbers.get(kind, 0) for kind in classes]
         of_scans[row] += 1
-    alarms = lesions[(lesions["fate"] == "false alarm") & lesions["mimic"].notna()]
+    alarms = lesions[(lesions["outcome"] == "false alarm") & lesions["mimic"].notna()]
     crossed = pd.crosstab(alarms["participant_id"], alarms["mimic"])
     blamed = crossed.reindex(index=subjects, columns=classes, fill_value=0).to_numpy(float)
     every = blamed.sum(axis=1, keepdims=True) + np.zeros_like(blamed)

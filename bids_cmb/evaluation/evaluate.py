@@ -11,38 +11,55 @@ import pandas as pd
 from scipy.spatial.distance import cdist
 
 from bids_cmb.bids.tables import read_table, write_table
-from bids_cmb.evaluation.annotations import POSITION, Marks, read_marks, read_mimics, shared_volume
-from bids_cmb.evaluation.errors_by_class import Scan, breakdown, fates, scan_row
+from bids_cmb.evaluation.annotations import (
+    POSITION,
+    LesionAnnotations,
+    read_annotations,
+    read_mimics,
+    shared_volume,
+)
+from bids_cmb.evaluation.errors_by_class import (
+    ScanComparison,
+    breakdown,
+    classify_lesions,
+    scan_row,
+)
 from bids_cmb.evaluation.page import DEFINITIONS, page
 from bids_cmb.files import write_json, write_text
 from bids_cmb.metrics.matching import REACH, RULES
 from bids_cmb.metrics.scores import UNKNOWN, Case, Figure, Froc, figures, froc
 from bids_cmb.provenance import software
-from bids_cmb.review.reviews import Review, agreement_rows, judge, read_reviews, reviewed_rows
+from bids_cmb.review.reviews import (
+    Review,
+    agreement_rows,
+    merge_reviews,
+    read_reviews,
+    reviewed_rows,
+)
 
 DRAWS = 2000
 FILES = ("metrics.tsv", "lesions.tsv", "froc.tsv", "metrics.json", "evaluation.html")
 REVIEWS = "reviews.tsv"
-UNSURE = ("aside", "count")
+UNCERTAIN = ("ignore", "include")
 HEAD_MM = 300.0  # no two places of one head lie this far apart
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationOptions:
     """How to evaluate.
 
     Attributes:
         match: The rule, a key of ``RULES``.
         threshold: Found lesions of a lower probability are left out; the FROC takes all.
-        unsure: ``aside`` if true lesions that are marked possible, not visible or not counted are
-            neither missed nor found, ``count`` if they are lesions like all others.
+        uncertain: ``ignore`` if true lesions that are marked possible, not visible or not included
+            are neither missed nor found, ``include`` if they are lesions like all others.
         seed: Of the bootstrap.
         draws: Of the bootstrap.
     """
 
     match: str = "valdo"
     threshold: float = 0.0
-    unsure: str = "aside"
+    uncertain: str = "ignore"
     seed: int = 0
     draws: int = DRAWS
 
@@ -52,19 +69,19 @@ class Evaluation:
     """All that an evaluation found out.
 
     Attributes:
-        asked: How it was made.
+        options: How it was made.
         figures: By name, over all scans that have a prediction; ``…_all_scans`` over the missing
             ones too, as if nothing had been found there.
         curve: The FROC.
         breakdown: A row for each figure of each class: ``by``, ``class``, ``figure``, ``value``,
             ``low``, ``high``.
-        lesions: Every true and found lesion and its fate.
+        lesions: Every true and found lesion and its outcome.
         scans: Their counts, a row each.
         missing: Scans of the truth without a prediction; they are in no other figure.
         without_truth: Scans with a prediction that the truth does not know; likewise.
     """
 
-    asked: Asked
+    options: EvaluationOptions
     figures: dict[str, Figure]
     curve: Froc
     breakdown: pd.DataFrame
@@ -94,7 +111,7 @@ def evaluate(
     truth: Path,
     folder: Path,
     *,
-    asked: Asked,
+    options: EvaluationOptions,
     overwrite: bool = False,
     reviews: Path | None = None,
 ) -> Evaluation:
@@ -104,7 +121,7 @@ def evaluate(
         predictions: Output folder of the app, folder of masks or tables, or one such file.
         truth: The same; or a table of coordinates for many scans.
         folder: Where to; must not hold anything unless ``overwrite``.
-        asked: How to compare.
+        options: How to compare.
         overwrite: Whether an earlier evaluation there may be replaced.
         reviews: Folder of reviews of the predictions, for the figures after them.
 
@@ -113,10 +130,10 @@ def evaluate(
         OSError: If a file cannot be read or written.
     """
     check_folder(folder, overwrite=overwrite)
-    result = measure(predictions, truth, asked)
-    judged = measure_reviewed(predictions, truth, reviews, asked) if reviews else None
+    result = measure(predictions, truth, options)
+    reviewed = measure_reviewed(predictions, truth, reviews, options) if reviews else None
     names = (predictions.resolve().name, truth.resolve().name)
-    write(result, folder, names=names, reviewed=judged)
+    write(result, folder, names=names, reviewed=reviewed)
     return result
 
 
@@ -132,19 +149,23 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
         )
 
 
-def measure(predictions: Path, truth: Path, asked: Asked) -> Evaluation:
+def measure(predictions: Path, truth: Path, options: EvaluationOptions) -> Evaluation:
     """Compare found with true lesions.
 
     Raises:
-        ValueError: If something asked for is not possible, a file cannot be used, a scan has
+        ValueError: If an option is not possible, a file cannot be used, a scan has
             several predictions, or predictions and truth have no scan in common.
         OSError: If a file cannot be read.
     """
-    check_settings(asked)
-    return compare(read_marks(predictions), read_marks(truth), asked, places=(predictions, truth))
+    check_settings(options)
+    return compare(
+        read_annotations(predictions), read_annotations(truth), options, places=(predictions, truth)
+    )
 
 
-def measure_reviewed(predictions: Path, truth: Path, reviews: Path, asked: Asked) -> Reviewed:
+def measure_reviewed(
+    predictions: Path, truth: Path, reviews: Path, options: EvaluationOptions
+) -> Reviewed:
     """Compare what readers left of the found lesions, and what they added, with true ones.
 
     Only the scans that were reviewed are compared, as found and as reviewed. A lesion that they
@@ -155,12 +176,12 @@ def measure_reviewed(predictions: Path, truth: Path, reviews: Path, asked: Asked
         OSError: If a file cannot be read.
     """
     known = read_reviews(reviews, predictions)
-    found, true = read_marks(predictions), read_marks(truth)
+    found, true = read_annotations(predictions), read_annotations(truth)
     by_mask = {_mask_of(marks, predictions): marks for marks in found}
-    changed = {mask: reviewed_marks(by_mask[mask], own) for mask, own in known.items()}
+    changed = {mask: reviewed_annotations(by_mask[mask], own) for mask, own in known.items()}
     places = (predictions, truth)
-    result = compare(list(changed.values()), true, asked, places=places)
-    before = compare([by_mask[mask] for mask in changed], true, asked, places=places)
+    result = compare(list(changed.values()), true, options, places=places)
+    before = compare([by_mask[mask] for mask in changed], true, options, places=places)
     numbers = reviewed_rows(predictions, known)
     of_scan = {marks.name: numbers[mask] for mask, marks in changed.items()}
     left = {row["scan"]: row["found"] for row in result.scans.to_dict("records")}
@@ -178,7 +199,7 @@ def _numbers_of(scan: str, of_scan: dict[str, dict]) -> dict:
     return fitting[0] if fitting else dict.fromkeys(next(iter(of_scan.values())))
 
 
-def _mask_of(marks: Marks, folder: Path) -> str:
+def _mask_of(marks: LesionAnnotations, folder: Path) -> str:
     """The lesion mask that goes with the marks of a scan, as reviews name it."""
     if marks.file is None or not folder.is_dir():
         return ""
@@ -186,46 +207,50 @@ def _mask_of(marks: Marks, folder: Path) -> str:
     return marks.file.with_name(name).relative_to(folder).as_posix()
 
 
-def reviewed_marks(found: Marks, reviews: Sequence[Review]) -> Marks:
+def reviewed_annotations(found: LesionAnnotations, reviews: Sequence[Review]) -> LesionAnnotations:
     """The lesions that the readers of a scan left, and those that they added."""
-    judged = judge(found.lesions["index"].tolist(), reviews)
-    said = found.lesions["index"].map(judged.verdicts)
-    kept = found.lesions[said.isin(["accept", "unjudged"])].copy()
-    kept["counted"] |= said[kept.index] == "accept"
+    consensus = merge_reviews(found.lesions["index"].tolist(), reviews)
+    said = found.lesions["index"].map(consensus.verdicts)
+    kept = found.lesions[said.isin(["accept", "not_reviewed"])].copy()
+    kept["included"] |= said[kept.index] == "accept"
     highest = int(found.lesions["index"].max()) if len(found.lesions) else 0
-    added = pd.DataFrame(judged.added, columns=POSITION).assign(
-        index=np.arange(len(judged.added)) + highest + 1,
-        diameter_mm=np.nan, probability=1.0, unsure=False, counted=True,
+    added = pd.DataFrame(consensus.added, columns=POSITION).assign(
+        index=np.arange(len(consensus.added)) + highest + 1,
+        diameter_mm=np.nan, probability=1.0, uncertain=False, included=True,
     )  # fmt: skip
     parts = [part for part in (kept, added) if len(part)] or [kept]
     return replace(found, lesions=pd.concat(parts, ignore_index=True))
 
 
 def compare(
-    found: Sequence[Marks], true: Sequence[Marks], asked: Asked, *, places: tuple[Path, Path]
+    found: Sequence[LesionAnnotations],
+    true: Sequence[LesionAnnotations],
+    options: EvaluationOptions,
+    *,
+    places: tuple[Path, Path],
 ) -> Evaluation:
     """Compare lesions that were read; see `measure`.
 
     Args:
         found: Of every scan.
         true: Likewise.
-        asked: How to compare.
+        options: How to compare.
         places: Where predictions and truth lie.
     """
-    scans, missing, rest = pair_scans(found, true, asked, places=places)
-    rule, cases = RULES[asked.match], [scan.case for scan in scans]
-    tables = [fates(scan, rule, threshold=asked.threshold) for scan in scans]
+    scans, missing, rest = pair_scans(found, true, options, places=places)
+    rule, cases = RULES[options.match], [scan.case for scan in scans]
+    tables = [classify_lesions(scan, rule, threshold=options.threshold) for scan in scans]
     lesions = pd.concat(tables, ignore_index=True)
     counts = pd.DataFrame([scan_row(scan, of) for scan, of in zip(scans, tables, strict=True)])
-    chance = {"seed": asked.seed, "draws": asked.draws}
-    known = figures(cases, rule, threshold=asked.threshold, **chance)
-    absent = [_absent_case(marks, asked) for marks in missing]
+    chance = {"seed": options.seed, "draws": options.draws}
+    known = figures(cases, rule, threshold=options.threshold, **chance)
+    absent = [_absent_case(marks, options) for marks in missing]
     every = known
     if absent:
-        every = figures([*cases, *absent], rule, threshold=asked.threshold, **chance)
+        every = figures([*cases, *absent], rule, threshold=options.threshold, **chance)
     lost = float(sum((~case.unsure).sum() for case in absent))
     return Evaluation(
-        asked,
+        options,
         {
             **known,
             "missing_scans": Figure(float(len(missing)), np.nan, np.nan),
@@ -243,14 +268,18 @@ def compare(
 
 
 def pair_scans(
-    found: Sequence[Marks], true: Sequence[Marks], asked: Asked, *, places: tuple[Path, Path]
-) -> tuple[list[Scan], list[Marks], list[Marks]]:
+    found: Sequence[LesionAnnotations],
+    true: Sequence[LesionAnnotations],
+    options: EvaluationOptions,
+    *,
+    places: tuple[Path, Path],
+) -> tuple[list[ScanComparison], list[LesionAnnotations], list[LesionAnnotations]]:
     """Hold what was found against what is there, in every scan of both.
 
     Args:
         found: Of every scan.
         true: Likewise.
-        asked: How to compare.
+        options: How to compare.
         places: Where predictions and truth lie.
 
     Returns:
@@ -269,12 +298,16 @@ def pair_scans(
             f"{_few(found)} here and {_few(true)} in {truth}."
         )
     protocols = read_protocols(truth)
-    return [_scan(*both, asked, protocols) for both in pairs], missing, rest
+    return [_scan(*both, options, protocols) for both in pairs], missing, rest
 
 
 def pair(
-    found: Sequence[Marks], truth: Sequence[Marks]
-) -> tuple[list[tuple[Marks, Marks]], list[Marks], list[Marks]]:
+    found: Sequence[LesionAnnotations], truth: Sequence[LesionAnnotations]
+) -> tuple[
+    list[tuple[LesionAnnotations, LesionAnnotations]],
+    list[LesionAnnotations],
+    list[LesionAnnotations],
+]:
     """Find the prediction of every scan of the truth.
 
     Two are of one scan if no entity that both name differs; one that names the same wins.
@@ -327,39 +360,44 @@ def read_protocols(truth: Path) -> dict[str, str]:
     return {}
 
 
-def check_settings(asked: Asked) -> None:
+def check_settings(options: EvaluationOptions) -> None:
     """Refuse what is not possible.
 
     Raises:
         ValueError: Likewise.
     """
     for name, value, allowed in (
-        ("match", asked.match, tuple(RULES)),
-        ("unsure", asked.unsure, UNSURE),
+        ("match", options.match, tuple(RULES)),
+        ("uncertain", options.uncertain, UNCERTAIN),
     ):
         if value not in allowed:
             raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; found {value!r}.")
-    if not 0 <= asked.threshold <= 1:
-        raise ValueError(f"`threshold` must lie between 0 and 1; found {asked.threshold:g}.")
-    if asked.draws < 0 or asked.seed < 0:
+    if not 0 <= options.threshold <= 1:
+        raise ValueError(f"`threshold` must lie between 0 and 1; found {options.threshold:g}.")
+    if options.draws < 0 or options.seed < 0:
         raise ValueError(
-            f"`bootstrap` and `seed` must be 0 or more; found {asked.draws} and {asked.seed}."
+            f"`bootstrap` and `seed` must be 0 or more; found {options.draws} and {options.seed}."
         )
 
 
-def _only(marks: list[Marks], rule: str) -> None:
+def _only(marks: list[LesionAnnotations], rule: str) -> None:
     if len(marks) > 1:
         names = " and ".join(one.file.name if one.file else one.name for one in marks[:3])
         raise ValueError(f"{rule}; found {len(marks)}: {names}.")
 
 
-def _few(marks: list[Marks]) -> str:
+def _few(marks: list[LesionAnnotations]) -> str:
     names = sorted(one.name for one in marks)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _scan(found: Marks, truth: Marks, asked: Asked, protocols: dict[str, str]) -> Scan:
-    counted = found.lesions["counted"].to_numpy(bool)
+def _scan(
+    found: LesionAnnotations,
+    truth: LesionAnnotations,
+    options: EvaluationOptions,
+    protocols: dict[str, str],
+) -> ScanComparison:
+    counted = found.lesions["included"].to_numpy(bool)
     found = replace(found, lesions=found.lesions[counted].reset_index(drop=True))
     between = cdist(found.positions, truth.positions)
     if between.size and between.min() > HEAD_MM:
@@ -367,35 +405,35 @@ def _scan(found: Marks, truth: Marks, asked: Asked, protocols: dict[str, str]) -
             f"{truth.name}: found and true lesions must be given in one space, world mm; those "
             f"nearest to each other are {between.min():.0f} mm apart."
         )
-    if asked.match == "overlap":
+    if options.match == "overlap":
         between = shared_volume(found, truth)
     subject = truth.entities.get("sub") or found.entities.get("sub") or ""
     case = Case(
         f"sub-{subject}" if subject else truth.name,
         found.lesions["probability"].to_numpy(float),
         between,
-        _unsure(truth, asked),
+        _uncertain(truth, options),
         truth.lesions["diameter_mm"].to_numpy(float),
         truth.name,
     )
     protocol = protocols.get(f"sub-{subject}") or _protocol(found.about) or UNKNOWN
-    return Scan(truth.name, protocol, found, truth, case, read_mimics(truth))
+    return ScanComparison(truth.name, protocol, found, truth, case, read_mimics(truth))
 
 
-def _unsure(truth: Marks, asked: Asked) -> np.ndarray:
-    """Which true lesions are set aside, shape (T,)."""
-    unsure = truth.lesions["unsure"] | ~truth.lesions["counted"]
-    return unsure.to_numpy(bool) & (asked.unsure == "aside")
+def _uncertain(truth: LesionAnnotations, options: EvaluationOptions) -> np.ndarray:
+    """Which true lesions are ignored, shape (T,)."""
+    uncertain = truth.lesions["uncertain"] | ~truth.lesions["included"]
+    return uncertain.to_numpy(bool) & (options.uncertain == "ignore")
 
 
-def _absent_case(truth: Marks, asked: Asked) -> Case:
+def _absent_case(truth: LesionAnnotations, options: EvaluationOptions) -> Case:
     """A scan without a prediction, as if nothing had been found in it."""
     subject = truth.entities.get("sub")
     return Case(
         f"sub-{subject}" if subject else truth.name,
         np.zeros(0),
         np.zeros((0, len(truth.lesions))),
-        _unsure(truth, asked),
+        _uncertain(truth, options),
         truth.lesions["diameter_mm"].to_numpy(float),
         truth.name,
     )
@@ -404,7 +442,7 @@ def _absent_case(truth: Marks, asked: Asked) -> Case:
 def _protocol(about: dict) -> str:
     """What the app's sidecar says of the scan, as a name: ``3 T, 20 ms, 4 mm``."""
     known = about.get("Microbleeds") or {}
-    facts = (("field_strength_t", "T"), ("echo_time_ms", "ms"), ("slice_mm", "mm"))
+    facts = (("field_strength_t", "T"), ("echo_time_ms", "ms"), ("slice_spacing_mm", "mm"))
     return ", ".join(f"{known[key]:g} {unit}" for key, unit in facts if known.get(key) is not None)
 
 
@@ -425,10 +463,10 @@ def write(
     write_table(lesions, result.lesions.columns, plain_rows(result.lesions))
     falling = froc_table(result.curve)
     write_table(curve, falling.columns, plain_rows(falling))
-    settings = {"predictions": names[0], "truth": names[1], **asdict(result.asked)}
+    settings = {"predictions": names[0], "truth": names[1], **asdict(result.options)}
     content = {
         **settings,
-        "reach_mm": None if result.asked.match == "overlap" else REACH,
+        "reach_mm": None if result.options.match == "overlap" else REACH,
         "software": software(),
         "missing": list(result.missing),
         "without_truth": list(result.without_truth),

@@ -41,7 +41,7 @@ MAIN = (  # what the page shows first: name, title, what it is
     (
         "rank_median",
         "Rank of a true lesion, median",
-        "when all that was found in its scan is read, the likeliest first: how many until it is "
+        "when the findings of its scan are reviewed, the likeliest first: how many until it is "
         "found; one more than all if never; lower is better",
     ),
     ("rank_mean", "Rank of a true lesion, mean", "likewise; lower is better"),
@@ -53,7 +53,7 @@ MAIN = (  # what the page shows first: name, title, what it is
     (
         "rank_auc",
         "Rank AUC",
-        "chance that what hits a true lesion has a higher probability than a false alarm of the "
+        "probability that what hits a true lesion scores higher than a false alarm of the "
         "same scan; equals count half, a lesion never found 0; mean over true lesions",
     ),
     ("subject_sensitivity", "Sensitivity per subject", "median over subjects with lesions"),
@@ -87,10 +87,10 @@ RULES = {
     "none is a false alarm.",
     "one-to-one": "One-to-one: as many pairs within 5 mm as can be, each lesion in one at most.",
 }
-ASIDE = {
-    "aside": "All true lesions are matched alike; then those marked possible, not visible or not "
-    "counted are set aside with what was matched to them: no misses, no hits, no false alarms.",
-    "count": "True lesions marked possible or not visible count like all others.",
+UNCERTAIN = {
+    "ignore": "All true lesions are matched alike; then those marked possible, not visible or not "
+    "included are ignored with what was matched to them: no misses, no hits, no false alarms.",
+    "include": "True lesions marked possible or not visible count like all others.",
 }
 
 
@@ -108,7 +108,7 @@ def page(
     """The whole page as HTML.
 
     Args:
-        settings: ``predictions`` and ``truth`` by name, ``match``, ``threshold``, ``unsure``,
+        settings: ``predictions`` and ``truth`` by name, ``match``, ``threshold``, ``uncertain``,
             ``seed`` and ``draws``.
         figures: Over all scans, by name.
         froc: ``sensitivity`` and ``fp_per_scan`` while the threshold falls.
@@ -128,7 +128,7 @@ def page(
         predictions=escape(settings["predictions"]),
         truth=escape(settings["truth"]),
         summary=_summary(figures, settings),
-        rule=f"{RULES[settings['match']]} {ASIDE[settings['unsure']]}",
+        rule=f"{RULES[settings['match']]} {UNCERTAIN[settings['uncertain']]}",
         absent=_absent(missing, without_truth),
         main=_main(figures) + (_after(*reviewed) if reviewed else ""),
         froc=_froc(froc, figures),
@@ -164,8 +164,8 @@ def _after(reviewed: dict[str, Figure], agreement: Sequence[dict]) -> str:
         readers = escape(f"{one['reader_1']} and {one['reader_2']}")
         known = {key: "–" if one[key] is None else one[key] for key in ("kappa", "icc")}
         said += (
-            f"<p>{readers}: {one['n_same']} of {one['n_lesions']} lesions judged alike, kappa "
-            f"{known['kappa']}; ICC of counts {known['icc']} ({one['n_scans_whole']} scans).</p>"
+            f"<p>{readers}: same verdict on {one['n_agree']} of {one['n_lesions']} lesions, kappa "
+            f"{known['kappa']}; ICC of counts {known['icc']} ({one['n_scans_complete']} scans).</p>"
         )
     return said
 

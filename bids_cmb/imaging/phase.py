@@ -13,7 +13,15 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.bids.filters import INDICES, PHASE, PHASE_LABELS, Image, Query, image_at, objection
+from bids_cmb.bids.filters import (
+    INDICES,
+    PHASE,
+    PHASE_LABELS,
+    Image,
+    Query,
+    image_at,
+    rejection_reason,
+)
 from bids_cmb.bids.metadata import echo_time_s, sidecar_reader
 from bids_cmb.imaging.preprocessing import Grid, near, preprocess
 from bids_cmb.imaging.volume import Volume, load
@@ -97,7 +105,7 @@ def find_phase(scan: Path) -> Partner:
         for image in beside.values()
         if ranks[chosen][0]
         and image.spelling == own.spelling
-        and not objection(image, Query(suffixes=(own.spelling,)))
+        and not rejection_reason(image, Query(suffixes=(own.spelling,)))
         and _rank(image, chosen) == ranks[chosen]
     ]
     if rivals:

@@ -17,7 +17,7 @@ def locate_lesions(
     *,
     classes: Sequence[dict],
     atlases: Atlases,
-    uncounted: Sequence[str] = ("large",),
+    exclude_flags: Sequence[str] = ("large",),
 ) -> list[Lesion]:
     """Give each lesion the place where its centre lies.
 
@@ -27,7 +27,7 @@ def locate_lesions(
         regions: Of MARS, on the grid of the anatomy, as `anatomy.region_map.region_map` gives them.
         classes: Of the anatomy network's card.
         atlases: That name parcels.
-        uncounted: Flags that keep a lesion out of the counts; ``csf`` is known only now.
+        exclude_flags: Flags that exclude a lesion from the counts; ``csf`` is known only now.
 
     Returns:
         The same lesions in the same order.
@@ -40,24 +40,24 @@ def locate_lesions(
         lesions, places(anatomy, centres, classes), nearby, strict=True
     ):
         parcel = parcel_at(place.mni, region.territory, region.name, atlases)
-        located.append(replace(_with_location(lesion, place, region, uncounted), parcel=parcel))
+        located.append(replace(_with_location(lesion, place, region, exclude_flags), parcel=parcel))
     return located
 
 
 def _with_location(
-    lesion: Lesion, place: Place, region: Region, uncounted: Sequence[str]
+    lesion: Lesion, place: Place, region: Region, exclude_flags: Sequence[str]
 ) -> Lesion:
     flags = lesion.flags if region.away == 0 else (*lesion.flags, "csf")
     return replace(
         lesion,
         flags=flags,
-        counted=not set(flags) & set(uncounted),
+        included=not set(flags) & set(exclude_flags),
         region=place.structure,
         side=place.side,
         mni=place.mni,
         territory=region.territory,
         mars=region.name,
-        next_mars=region.next_name,
-        next_mars_mm=region.next_away,
+        nearest_other_mars=region.next_name,
+        nearest_other_mars_mm=region.next_away,
         left=region.left,
     )

@@ -32,21 +32,21 @@ class Lesion:
         slices: Slices it is seen on.
         elongation: In-plane long axis to short axis, 1 for a disc.
         contrast: 1 - its mean intensity / the median of the shell around it; 0 not darker, 1 black.
-        edge: mm from its centre to the surface of the brain mask; 0 outside.
+        distance_to_surface: mm from its centre to the surface of the brain mask; 0 outside.
         probability_mean: Over its voxels, 0 to 1.
         probability_max: Over its voxels, 0 to 1.
-        spread: Mean standard deviation over the members of an ensemble; None with one member.
+        probability_sd: Mean standard deviation over the members of an ensemble; None with one.
         certainty: ``definite`` or ``possible``.
         flags: What a reader should know, of ``FLAGS``.
-        counted: Whether it enters the counts: no flag of the count rule applies.
+        included: Whether it is counted: it has no flag that excludes lesions.
         region: Structure it lies in, without side; None where nobody looked, or none is near.
         territory: ``lobar``, ``deep`` or ``infratentorial``; None like ``region``.
         side: ``left``, ``right`` or ``midline``; None where nobody looked.
         mni: Centre in MNI152NLin2009cAsym, mm; None without a fit to it.
         mars: Region of MARS it lies in or nearest to; None like ``region``, and in a lobe where no
             atlas tells lobes apart.
-        next_mars: The region that is nearest but for it; None if none is within reach.
-        next_mars_mm: mm from the centre to that.
+        nearest_other_mars: The region that is nearest but for it; None if none is within reach.
+        nearest_other_mars_mm: mm from the centre to that.
         left: Whether it lies left of the midline; None where nobody looked.
         parcel: Its name in an atlas at its MNI position; None without the atlas.
     """
@@ -60,20 +60,20 @@ class Lesion:
     slices: int
     elongation: float
     contrast: float
-    edge: float
+    distance_to_surface: float
     probability_mean: float
     probability_max: float
-    spread: float | None
+    probability_sd: float | None
     certainty: str
     flags: tuple[str, ...] = ()
-    counted: bool = True
+    included: bool = True
     region: str | None = None
     territory: str | None = None
     side: str | None = None
     mni: tuple[float, float, float] | None = None
     mars: str | None = None
-    next_mars: str | None = None
-    next_mars_mm: float | None = None
+    nearest_other_mars: str | None = None
+    nearest_other_mars_mm: float | None = None
     left: bool | None = None
     parcel: str | None = None
 
@@ -86,7 +86,7 @@ def find_lesions(  # noqa: PLR0913
     threshold: float,
     definite: float,
     min_volume: float = 0.0,
-    uncounted: tuple[str, ...] = ("large",),
+    exclude_flags: tuple[str, ...] = ("large",),
     spread: Volume | None = None,
     instances: Volume | None = None,
 ) -> tuple[Volume, list[Lesion]]:
@@ -99,7 +99,7 @@ def find_lesions(  # noqa: PLR0913
         threshold: Voxels at or above it count; those that touch (26 neighbours) are one lesion.
         definite: A lesion whose highest probability reaches it is definite, else possible.
         min_volume: mm³; what is smaller is no lesion.
-        uncounted: Flags that keep a lesion out of the counts. It stays in map and table.
+        exclude_flags: Flags that exclude a lesion from the counts. It stays in map and table.
         spread: Standard deviation over the members, on the same grid, where there are several.
         instances: Which candidate a voxel belongs to, from 1, 0 elsewhere, on the same grid, where
             the detector tells: those of one candidate are one lesion, whatever it touches.
@@ -143,14 +143,14 @@ def find_lesions(  # noqa: PLR0913
             contrast=_contrast(
                 inside, image.data[box], brain.data[box] & (pieces[box] == 0), image
             ),
-            edge=_edge(place, brain, surface),
+            distance_to_surface=_distance_to_surface(place, brain, surface),
             probability_mean=float(chances.mean(dtype=float)),
             probability_max=float(chances.max()),
-            spread=float(spread.data[box][inside].mean(dtype=float)) if spread else None,
+            probability_sd=float(spread.data[box][inside].mean(dtype=float)) if spread else None,
             certainty="definite" if chances.max() >= definite else "possible",
         )
         flags = _flags(measured)
-        found[piece] = replace(measured, flags=flags, counted=not set(flags) & set(uncounted))
+        found[piece] = replace(measured, flags=flags, included=not set(flags) & set(exclude_flags))
 
     order = sorted(found.values(), key=_surest_then_highest)
     numbers = np.zeros(count + 1, np.uint16)
@@ -228,7 +228,7 @@ def _surface(brain: Volume) -> cKDTree:
     return cKDTree(brain.world(np.argwhere(shell)))
 
 
-def _edge(place: dict, brain: Volume, surface: cKDTree) -> float:
+def _distance_to_surface(place: dict, brain: Volume, surface: cKDTree) -> float:
     """Distance to the brain's surface in mm, 0 for a centre outside the brain."""
     at = tuple(np.round(place["voxel"]).astype(int))
     return float(surface.query(place["centre"])[0]) if brain.data[at] else 0.0
@@ -238,7 +238,7 @@ def _flags(lesion: Lesion) -> tuple[str, ...]:
     said = {
         "large": lesion.largest_diameter > LARGEST_MM,
         "small": lesion.diameter < SMALLEST_MM,
-        "edge": lesion.edge < EDGE_MM,
+        "edge": lesion.distance_to_surface < EDGE_MM,
         "vessel": lesion.elongation > ELONGATED,
     }
     return tuple(

@@ -26,7 +26,7 @@ FACES = ndimage.generate_binary_structure(3, 1)  # thick slices leak through cor
 
 
 @dataclass(frozen=True, eq=False)
-class Growth:
+class GrownRegion:
     """A lesion grown from a point.
 
     Attributes:
@@ -40,21 +40,21 @@ class Growth:
     level: float | None
 
 
-def grow(image: Volume, point_mm: np.ndarray, *, widest_mm: float = WIDEST_MM) -> np.ndarray:
-    """The voxels of the dark spot at a point, bool (X, Y, Z); see `growth`."""
-    found = growth(image, point_mm, widest_mm=widest_mm)
+def grow_region(image: Volume, point_mm: np.ndarray, *, widest_mm: float = WIDEST_MM) -> np.ndarray:
+    """The voxels of the dark spot at a point, bool (X, Y, Z); see `grow_from_point`."""
+    found = grow_from_point(image, point_mm, widest_mm=widest_mm)
     mask = np.zeros(image.shape, bool)
     mask[found.box] = found.inside
     return mask
 
 
-def growth(
+def grow_from_point(
     image: Volume,
     point_mm: np.ndarray,
     *,
     widest_mm: float = WIDEST_MM,
     ball_mm: float = BALL_MM,
-) -> Growth:
+) -> GrownRegion:
     """The dark spot at a point, by the rule that heads this module.
 
     Args:
@@ -88,10 +88,10 @@ def growth(
         for level, most in _limits(float(data[seed]), shell):
             inside = _connected((data <= most) & ~cut, seed)
             if _fits(inside, world, widest_mm):
-                return Growth(box, inside, level)
+                return GrownRegion(box, inside, level)
     ball = away <= ball_mm / 2
     ball[voxel] = True
-    return Growth(box, ball, None)
+    return GrownRegion(box, ball, None)
 
 
 def nearest_voxel(image: Volume, point_mm: np.ndarray) -> tuple[int, int, int]:

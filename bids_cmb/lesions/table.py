@@ -30,20 +30,24 @@ def lesion_row(lesion: Lesion) -> dict[str, object]:
         "slices": lesion.slices,
         "elongation": rounded(lesion.elongation, 2),
         "contrast": rounded(lesion.contrast, 3),
-        "edge_mm": rounded(lesion.edge, 2),
-        "prob_mean": rounded(lesion.probability_mean, 4),
-        "prob_max": rounded(lesion.probability_max, 4),
-        "prob_sd": None if lesion.spread is None else rounded(lesion.spread, 4),
+        "distance_to_brain_surface_mm": rounded(lesion.distance_to_surface, 2),
+        "probability_mean": rounded(lesion.probability_mean, 4),
+        "probability_max": rounded(lesion.probability_max, 4),
+        "probability_sd": None
+        if lesion.probability_sd is None
+        else rounded(lesion.probability_sd, 4),
         "certainty": lesion.certainty,
         "flags": ",".join(lesion.flags) or None,
-        "counted": "yes" if lesion.counted else "no",
+        "included": "yes" if lesion.included else "no",
         "region": lesion.region,
         "territory": lesion.territory,
         "side": lesion.side,
         "mars_region": lesion.mars,
         "mars_side": None if lesion.left is None else "left" if lesion.left else "right",
-        "next_region": lesion.next_mars,
-        "next_region_mm": None if lesion.next_mars_mm is None else rounded(lesion.next_mars_mm, 1),
+        "nearest_other_region": lesion.nearest_other_mars,
+        "nearest_other_region_mm": None
+        if lesion.nearest_other_mars_mm is None
+        else rounded(lesion.nearest_other_mars_mm, 1),
         "atlas_region": lesion.parcel,
         **dict.fromkeys(MNI),
         **({} if lesion.mni is None else _position(lesion.mni)),
@@ -57,23 +61,23 @@ def _position(mni: tuple[float, float, float]) -> dict[str, object]:
 def counts(lesions: Iterable[Lesion]) -> dict[str, object]:
     """The numbers of one scan that follow from its lesions, as columns of the scan table."""
     lesions = list(lesions)
-    counted = [lesion for lesion in lesions if lesion.counted]
+    counted = [lesion for lesion in lesions if lesion.included]
     definite = sum(lesion.certainty == "definite" for lesion in counted)
     small = sum(lesion.largest_diameter < 5 for lesion in counted)
     return {
         "n_cmb": len(counted),
         "n_definite": definite,
         "n_possible": len(counted) - definite,
-        "n_uncounted": len(lesions) - len(counted),
+        "n_excluded": len(lesions) - len(counted),
         "cmb_volume_mm3": rounded(sum(lesion.volume for lesion in counted), 3),
         "n_under_5mm": small,
         "n_5mm_or_more": len(counted) - small,
         "burden": burden(len(counted)),
-        **whereabouts(counted),
+        **regional_counts(counted),
     }
 
 
-def whereabouts(counted: Sequence[Lesion]) -> dict[str, object]:
+def regional_counts(counted: Sequence[Lesion]) -> dict[str, object]:
     """The columns of the scan table that follow from where its counted lesions lie.
 
     Args:

@@ -119,7 +119,7 @@ def members_of(said: dict, folds: tuple[str, ...] = ()) -> list[dict]:
     unknown = [fold for fold in folds if fold not in names]
     if unknown and names:
         raise ValueError(
-            f"--folds takes members of {said['name']}, {' '.join(names)}; "
+            f"--members must name members of {said['name']}, {' '.join(names)}; "
             f"found {' '.join(unknown)}."
         )
     return [member for member in members if not folds or member["name"] in folds]

@@ -21,8 +21,8 @@ BINS = np.linspace(0, 2.5, 41)  # of the histogram, in medians of the brain
 DARK, BRIGHT = 0.6, 1.4  # of the brain's median
 WHITE = 99.5  # percentile of the brain that is white in pictures
 MEASURES = {  # what they are called
-    "in_plane_mm": "voxel in plane, mm",
-    "slice_mm": "slice, mm",
+    "in_plane_voxel_size_mm": "in-plane voxel size, mm",
+    "slice_spacing_mm": "slice spacing, mm",
     "brain_ml": "brain, ml",
     "brain_snr": "signal to noise",
     "spread": "spread of intensity",
@@ -32,7 +32,7 @@ MEASURES = {  # what they are called
 
 
 @dataclass(frozen=True, eq=False)
-class Tones:
+class BrainIntensities:
     """Intensities of a brain, shape (N,), their quartiles, and what pictures show white."""
 
     values: np.ndarray
@@ -42,7 +42,7 @@ class Tones:
     white: float
 
 
-def tones(image: Volume, brain: Volume) -> Tones:
+def brain_intensities(image: Volume, brain: Volume) -> BrainIntensities:
     """The intensities of a brain, looked up once.
 
     Args:
@@ -50,10 +50,10 @@ def tones(image: Volume, brain: Volume) -> Tones:
         brain: Its brain mask, bool, on the same grid.
     """
     values = image.data[brain.data > 0]
-    return Tones(values, *map(float, np.percentile(values, [25, 50, 75, WHITE])))
+    return BrainIntensities(values, *map(float, np.percentile(values, [25, 50, 75, WHITE])))
 
 
-def measures(image: Volume, brain: Volume, heard: Tones) -> dict[str, float]:
+def measures(image: Volume, brain: Volume, intensities: BrainIntensities) -> dict[str, float]:
     """A scan in the numbers of ``MEASURES``.
 
     The spread is the distance of the quartiles within the brain, in medians.
@@ -61,30 +61,30 @@ def measures(image: Volume, brain: Volume, heard: Tones) -> dict[str, float]:
     Args:
         image: The scan.
         brain: Its brain mask, bool, on the same grid.
-        heard: Its intensities.
+        intensities: Its intensities.
     """
-    inside, level = heard.values, heard.middle or 1.0
+    inside, level = intensities.values, intensities.middle or 1.0
     found = {
-        "in_plane_mm": float(np.delete(image.spacing, image.slice_axis).max()),
-        "slice_mm": float(image.spacing[image.slice_axis]),
+        "in_plane_voxel_size_mm": float(np.delete(image.spacing, image.slice_axis).max()),
+        "slice_spacing_mm": float(image.spacing[image.slice_axis]),
         "brain_ml": volume_ml(brain),
-        "brain_snr": signal_to_noise(image, brain, heard.middle),
-        "spread": (heard.high - heard.low) / level,
+        "brain_snr": signal_to_noise(image, brain, intensities.middle),
+        "spread": (intensities.high - intensities.low) / level,
         "dark_percent": 100 * float((inside < DARK * level).mean()),
         "bright_percent": 100 * float((inside > BRIGHT * level).mean()),
     }
     return {name: round(value, 3) for name, value in found.items()}
 
 
-def histogram(heard: Tones) -> list[float]:
+def histogram(intensities: BrainIntensities) -> list[float]:
     """Per cent of the brain's voxels in each of ``BINS``; the last takes all that is brighter."""
-    relative = heard.values / np.float32(heard.middle or 1)
+    relative = intensities.values / np.float32(intensities.middle or 1)
     at = np.clip(relative / float(BINS[1]), 0, len(BINS) - 2).astype(np.uint8)  # the bins are even
     counts = np.bincount(at, minlength=len(BINS) - 1)
     return (100 * counts / max(len(relative), 1)).round(3).tolist()
 
 
-def compared(found: dict[str, float]) -> list[dict[str, object]]:
+def percentiles_in_training_set(found: dict[str, float]) -> list[dict[str, object]]:
     """Each measure against the training scans.
 
     Returns:
@@ -93,7 +93,7 @@ def compared(found: dict[str, float]) -> list[dict[str, object]]:
     """
     rows = []
     for key, name in MEASURES.items():
-        known = trained_on()["measures"][key]
+        known = training_reference()["measures"][key]
         value = found[key]
         slack = 0.01 * abs(value)  # 0.99 mm is no stranger to 1 mm
         rows.append(
@@ -109,7 +109,7 @@ def compared(found: dict[str, float]) -> list[dict[str, object]]:
     return rows
 
 
-def summarised(scans: list[tuple[dict[str, float], list[float]]]) -> dict:
+def summarize_scans(scans: list[tuple[dict[str, float], list[float]]]) -> dict:
     """Measures and histograms of many scans, as in ``resources/quality/training_scans.json``."""
     return {
         "scans": len(scans),
@@ -126,7 +126,7 @@ def summarised(scans: list[tuple[dict[str, float], list[float]]]) -> dict:
 
 
 @lru_cache(maxsize=1)
-def trained_on() -> dict:
+def training_reference() -> dict:
     """What is known of the training scans."""
     text = (
         resources.files("bids_cmb")

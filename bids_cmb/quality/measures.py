@@ -18,14 +18,14 @@ class Quality:
 
     Attributes:
         brain_ml: Volume of the brain mask.
-        brain_cut_percent: Brain on the worst face of the field of view, of its largest
+        fov_truncation_percent: Brain on the worst face of the field of view, of its largest
             cross-section parallel to that face. 0 is a brain covered whole.
         brain_snr: Median intensity in the brain / noise. Higher is better.
         flags: Which of these, or of the protocol, is out of the ordinary.
     """
 
     brain_ml: float
-    brain_cut_percent: float
+    fov_truncation_percent: float
     brain_snr: float
     flags: tuple[str, ...]
 
@@ -36,7 +36,7 @@ def quality(
     *,
     field_strength_t: float | None,
     echo_time_s: float | None,
-    header_mended: bool,
+    header_corrected: bool,
     nonfinite_voxels: int,
 ) -> Quality:
     """Measure a scan and say what is out of the ordinary.
@@ -46,7 +46,7 @@ def quality(
         brain: Its brain mask, bool, on the same grid.
         field_strength_t: B0 in tesla, None if unknown.
         echo_time_s: TE in seconds, None if unknown.
-        header_mended: Whether something in the header had to be mended or preferred.
+        header_corrected: Whether something in the header had to be corrected or preferred.
         nonfinite_voxels: NaN and infinite voxels in the file.
     """
     brain_ml = volume_ml(brain)
@@ -54,10 +54,10 @@ def quality(
     product = 1000 * field_strength_t * echo_time_s if field_strength_t and echo_time_s else None
     said = {
         "brain_volume": not PLAUSIBLE_ML[0] <= brain_ml <= PLAUSIBLE_ML[1],
-        "brain_cut": cut > CUT_PERCENT,
+        "partial_coverage": cut > CUT_PERCENT,
         "thick_slices": image.spacing.max() > THICK_MM,
         "short_echo": product is not None and product < SHORT_ECHO,
-        "header": header_mended,
+        "header_corrected": header_corrected,
         "nonfinite": nonfinite_voxels > 0,
     }
     flags = tuple(flag for flag, is_so in said.items() if is_so)

@@ -12,16 +12,16 @@ MOST_COUNTED = 10  # microbleeds of a scan that have a bar of their own
 MEASURES = {  # columns of the scan table: what they are called, and what is never odd
     "brain_ml": ("brain, ml", 50),
     "brain_snr": ("signal to noise", 2),
-    "brain_cut_percent": ("brain cut, %", 5),
-    "mni_fit_mm": ("fit to MNI, mm", 0.5),
+    "fov_truncation_percent": ("FOV truncation, %", 5),
+    "mni_registration_rms_mm": ("MNI registration RMS, mm", 0.5),
     "n_cmb": ("microbleeds", 3),
-    "n_uncounted": ("listed, not counted", 3),
+    "n_excluded": ("excluded lesions", 3),
 }
 PROTOCOL: dict[str, Callable[[Mapping], object]] = {
     "field strength": lambda row: _unit(row, "field_strength_t", "T"),
     "echo time": lambda row: _within(row, "echo_time_ms", (15, 20, 25, 30, 40), "ms"),
-    "slices": lambda row: _within(row, "slice_mm", (1, 2, 3, 4, 5), "mm"),
-    "in plane": lambda row: _within(row, "in_plane_1_mm", (0.5, 0.75, 1), "mm"),
+    "slices": lambda row: _within(row, "slice_spacing_mm", (1, 2, 3, 4, 5), "mm"),
+    "in plane": lambda row: _within(row, "voxel_size_1_mm", (0.5, 0.75, 1), "mm"),
     "detector": lambda row: row.get("detector"),
     "quality flags": lambda row: row.get("quality_flags") or "none",
 }

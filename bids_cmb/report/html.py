@@ -20,9 +20,9 @@ from bids_cmb.bids.markers import read_marker
 from bids_cmb.bids.tables import (
     Output,
     columns,
+    completed_results,
+    dirs_of_participant,
     figures_of,
-    finished,
-    homes_of,
     lesion_table_of,
     read_table,
     source_of,
@@ -30,7 +30,7 @@ from bids_cmb.bids.tables import (
 )
 from bids_cmb.files import read_json, write_text
 from bids_cmb.provenance import fingerprint, software
-from bids_cmb.quality.familiarity import compared, trained_on
+from bids_cmb.quality.familiarity import percentiles_in_training_set, training_reference
 from bids_cmb.report.cohort import count_bars, odd_ones, shifts, size_bars, strata
 from bids_cmb.report.viewer import VIEWER
 from bids_cmb.review.reviews import place_of
@@ -92,8 +92,8 @@ def refresh_page(folder: Path, subject: str) -> None:
         write_page(folder, subject)
         return
     page_of(folder, subject).unlink(missing_ok=True)
-    homes = [home.name for home in homes_of(folder / f"sub-{subject}")]
-    for part in ("other", *(name for name in homes if name.startswith("ses-"))):
+    names = [home.name for home in dirs_of_participant(folder / f"sub-{subject}")]
+    for part in ("other", *(name for name in names if name.startswith("ses-"))):
         (folder / f"sub-{subject}_{part}.html").unlink(missing_ok=True)
 
 
@@ -114,8 +114,8 @@ def shows_result(output: Output) -> bool:
 def _masks(folder: Path, subject: str) -> list[Path]:
     return [
         home / str(row["filename"])
-        for home in homes_of(folder / f"sub-{subject}")
-        for _, row in finished(home)
+        for home in dirs_of_participant(folder / f"sub-{subject}")
+        for _, row in completed_results(home)
     ]
 
 
@@ -147,8 +147,8 @@ def _session(mask: Path) -> str | None:
 def _scans(folder: Path, subject: str) -> list[dict]:
     return [
         _scan(folder, subject, home / str(row["filename"]), sidecar, row)
-        for home in homes_of(folder / f"sub-{subject}")
-        for sidecar, row in finished(home)
+        for home in dirs_of_participant(folder / f"sub-{subject}")
+        for sidecar, row in completed_results(home)
     ]
 
 
@@ -190,7 +190,7 @@ def _about(title: str, scans: list[dict]) -> dict:
                 "session_id": scan["session"],
                 "lesions": [
                     {"index": int(one["index"]), "at": [float(x) for x in place_of(one)]}
-                    for one in (*scan["counted"], *scan["uncounted"])
+                    for one in (*scan["included"], *scan["excluded"])
                 ],
                 "view": scan["view"],
             }
@@ -226,12 +226,12 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
         "outdated": open_attempt(folder, source_of(sidecar)),
         "view": quote(view.relative_to(folder).as_posix()) if view.is_file() else None,
         "row": row,
-        "counted": [one for one in lesions if one["counted"] == "yes"],
-        "uncounted": [one for one in lesions if one["counted"] != "yes"],
+        "included": [one for one in lesions if one["included"] == "yes"],
+        "excluded": [one for one in lesions if one["included"] != "yes"],
         "slabs": slabs,
         "quality": quality.relative_to(folder).as_posix() if quality.is_file() else None,
         "look": look,
-        "unlike": compared(drawn["measures"]) if "measures" in drawn else [],
+        "unlike": percentiles_in_training_set(drawn["measures"]) if "measures" in drawn else [],
         "histogram": _histogram(drawn["histogram"]) if "histogram" in drawn else None,
         "boxed": "boxes" in drawn,
         "gates": [_gate(one) for one in drawn.get("gate", [])],
@@ -259,12 +259,12 @@ def _gate(strip: Mapping) -> dict:
         {
             "x": round((at - min(places)) * unit, 2),
             "width": round(0.9 * wide * unit, 2),
-            "height": round(100 * chance, 1),
-            "chance": chance,
-            "open": chance >= strip["threshold"],
+            "height": round(100 * probability, 1),
+            "probability": probability,
+            "open": probability >= strip["threshold"],
             "lesions": [],
         }
-        for at, chance in strip["slices"]
+        for at, probability in strip["slices"]
     ]
     for index, place in strip["lesions"]:
         nearest = min(range(len(places)), key=lambda at: abs(places[at] - place))
@@ -295,7 +295,7 @@ class Cohort:
 
 def _histogram(shares: list[float]) -> dict[str, str]:
     """A scan's histogram and the band of the training scans, as points of SVG polygons."""
-    band = trained_on()["histogram"]
+    band = training_reference()["histogram"]
     high = max(*shares, *band["95"])
     right = len(shares)
 
@@ -326,12 +326,10 @@ def write_group_page(folder: Path, cohort: Cohort, picture: str, after: str = ""
     reviewed = [row for row in read if row.get("n_cmb_reviewed") is not None]
     page = _pages().get_template("group.html").render(
         rows=cohort.rows,
-        regions=[one for one in cohort.regions if one["group"] == "all"],
+        regions=_of_everyone(cohort.regions),
         picture=picture if (folder / picture).is_file() else None,
         picture_after=after if reviewed and (folder / after).is_file() else None,
-        regions_after={
-            one["place"]: one for one in cohort.regions_reviewed if one["group"] == "all"
-        },
+        regions_after={row["region"]: row for row in _of_everyone(cohort.regions_reviewed)},
         shifts=shifts(read) if reviewed else [],
         read=len(counts),
         lesions=sum(counts),
@@ -349,6 +347,10 @@ def write_group_page(folder: Path, cohort: Cohort, picture: str, after: str = ""
         after=sum(int(row["n_cmb_reviewed"]) for row in reviewed),
     )  # fmt: skip
     write_text(folder / "group_microbleeds.html", page)
+
+
+def _of_everyone(rows: Sequence[Mapping]) -> list[Mapping]:
+    return [row for row in rows if row["stratum_variable"] == "all"]
 
 
 def write_status(path: Path, **facts: object) -> None:

@@ -46,9 +46,9 @@ def methods_text(
         f"A lesion whose highest probability reaches {cut['definite']:g} is called definite, any "
         "other possible, after the two grades of MARS [1].",
         f"{anatomy['description']} {TERRITORIES}" if anatomy else "",
-        _counting(settings["uncounted"]),
+        _counting(settings["exclude_flags"]),
         "Sizes are those on the image, blooming included. Results are BIDS derivatives [2]. "
-        "They are for research, and no person has reviewed them unless this is said elsewhere.",
+        "They are for research, and were not reviewed by a person unless stated elsewhere.",
     ]
     numbered = [f"{number}. {text}" for number, text in enumerate(references, start=1)]
     paragraph = " ".join(filter(None, sentences))
@@ -59,7 +59,9 @@ def _cited(citation: dict) -> str:
     return f"{citation['text']} doi:{citation['doi']}"
 
 
-def _counting(uncounted: list[str]) -> str:
-    if not uncounted:
+def _counting(exclude_flags: list[str]) -> str:
+    if not exclude_flags:
         return "Every lesion was counted."
-    return f"Lesions flagged as {' or '.join(uncounted)} were listed but not counted."
+    return (
+        f"Lesions flagged as {' or '.join(exclude_flags)} were listed but excluded from the counts."
+    )

@@ -72,9 +72,9 @@ def box_about(
         reach: As `overlays` has it.
 
     Returns:
-        ``sides`` in mm, ``detector``, ``confidence`` and ``chance``; and as ``drawn`` left, top,
-        width and height in each plane of `PLANES`, in percent of the picture. None if no box holds
-        the centre.
+        ``sides`` in mm, ``detector``, ``confidence`` and ``probability``; and as ``drawn`` left,
+        top, width and height in each plane of `PLANES`, in percent of the picture. None if no box
+        holds the centre.
     """
     holding = []
     for middle, row in boxes:
@@ -97,7 +97,7 @@ def box_about(
         "detector": row["detector"],
         "sides": sides.round(1).tolist(),
         "confidence": float(row["confidence"]),
-        "chance": float(row["chance"]),
+        "probability": float(row["probability"]),
         "drawn": drawn,
     }
 
@@ -107,7 +107,7 @@ def strip(seen: Volume, rows: Rows, places: Mapping[int, np.ndarray]) -> dict[st
 
     Returns:
         ``detector``, ``threshold``; ``slices``, each its place in mm from the first of the pictures
-        and its chance; ``lesions``, each its index and place; ``ends``, what lies there.
+        and its probability; ``lesions``, each its index and place; ``ends``, what lies there.
     """
     mm = float(seen.spacing[2])
     return {
@@ -115,7 +115,8 @@ def strip(seen: Volume, rows: Rows, places: Mapping[int, np.ndarray]) -> dict[st
         "threshold": float(rows[0]["threshold"]),
         "ends": ENDS[int(np.argmax(abs(seen.affine[:3, 2])))],
         "slices": [
-            [round(float(place_in(seen, row)[2]) * mm, 2), float(row["chance"])] for row in rows
+            [round(float(place_in(seen, row)[2]) * mm, 2), float(row["probability"])]
+            for row in rows
         ],
         "lesions": [[index, round(float(at[2]) * mm, 2)] for index, at in places.items()],
     }

@@ -17,13 +17,13 @@ from bids_cmb.bids.tables import lesion_table_of, read_table
 from bids_cmb.files import read_json
 from bids_cmb.imaging.registration import read_transform
 from bids_cmb.imaging.volume import load_labels
-from bids_cmb.lesions.table import MNI, whereabouts
-from bids_cmb.review.reviews import Review, judge, standing
+from bids_cmb.lesions.table import MNI, regional_counts
+from bids_cmb.review.reviews import Review, accepted_lesions, merge_reviews
 
 
 @dataclass(frozen=True)
-class Spot:
-    """Where a lesion lies, as `whereabouts` counts it; None for what is not known."""
+class LesionLocation:
+    """Where a lesion lies, as `regional_counts` counts it; None for what is not known."""
 
     side: str | None
     left: bool | None
@@ -32,7 +32,7 @@ class Spot:
 
 
 @dataclass(frozen=True, eq=False)
-class Settled:
+class ReviewedCounts:
     """A scan after its review.
 
     Attributes:
@@ -44,8 +44,10 @@ class Settled:
     mni: list[tuple[float, ...]]
 
 
-def settle(found: Path, reviews: Mapping[str, Sequence[Review]]) -> dict[str, Settled]:
-    """Every scan that somebody reviewed, by lesion mask.
+def reviewed_counts(
+    found: Path, reviews: Mapping[str, Sequence[Review]]
+) -> dict[str, ReviewedCounts]:
+    """Count what is left of every reviewed scan, by lesion mask.
 
     Args:
         found: The derivative dataset that was reviewed.
@@ -55,41 +57,41 @@ def settle(found: Path, reviews: Mapping[str, Sequence[Review]]) -> dict[str, Se
         ValueError: If a map of regions or an affine is none.
         OSError: If a file cannot be read.
     """
-    return {mask: _settled(found / mask, own) for mask, own in reviews.items()}
+    return {mask: _reviewed_counts(found / mask, own) for mask, own in reviews.items()}
 
 
-def _settled(mask: Path, reviews: Sequence[Review]) -> Settled:
+def _reviewed_counts(mask: Path, reviews: Sequence[Review]) -> ReviewedCounts:
     rows = read_table(lesion_table_of(mask))
-    judged = judge([int(row["index"]) for row in rows], reviews)
-    left = standing(rows, judged)
-    spots = [listed(row) for row in left] + _added(mask, judged.added)
-    places = [tuple(float(row[axis]) for axis in MNI) for row in left if has_place(row)]
-    counts = {"n_cmb": len(spots), **whereabouts(spots)}
-    return Settled(counts, places + _in_mni(mask, judged.added))
+    consensus = merge_reviews([int(row["index"]) for row in rows], reviews)
+    left = accepted_lesions(rows, consensus)
+    locations = [location_of(row) for row in left] + _added(mask, consensus.added)
+    places = [tuple(float(row[axis]) for axis in MNI) for row in left if has_mni_position(row)]
+    counts = {"n_cmb": len(locations), **regional_counts(locations)}
+    return ReviewedCounts(counts, places + _in_mni(mask, consensus.added))
 
 
-def has_place(row: Mapping) -> bool:
+def has_mni_position(row: Mapping) -> bool:
     """Whether a row of the lesion table has an MNI position."""
     return None not in [row.get(axis) for axis in MNI]
 
 
-def listed(row: Mapping) -> Spot:
+def location_of(row: Mapping) -> LesionLocation:
     """Where a row of the lesion table lies."""
     leans = row.get("mars_side")
     left = None if leans is None else leans == "left"
-    return Spot(row.get("side"), left, row.get("territory"), row.get("mars_region"))
+    return LesionLocation(row.get("side"), left, row.get("territory"), row.get("mars_region"))
 
 
-def _added(mask: Path, points: np.ndarray) -> list[Spot]:
+def _added(mask: Path, points: np.ndarray) -> list[LesionLocation]:
     """Where lesions lie that readers added."""
     file = _written(mask, "_seg-regions_", ".nii.gz") if len(points) else None
     if file is None:
-        return [Spot(None, None, None, None) for _ in points]
+        return [LesionLocation(None, None, None, None) for _ in points]
     regions = load_labels(file)
     found = []
     for point in points:
         left, territory, name = spot_of(regions, point)
-        found.append(Spot("left" if left else "right", left, territory, name))
+        found.append(LesionLocation("left" if left else "right", left, territory, name))
     return found
 
 

@@ -21,9 +21,9 @@ from bids_cmb.bids.tables import (
 )
 from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.volume import Volume, load, load_labels, save
-from bids_cmb.lesions.region_growing import grow
+from bids_cmb.lesions.region_growing import grow_region
 from bids_cmb.provenance import generated_by
-from bids_cmb.review.reviews import Judged, Review, judge, read_reviews, read_whole
+from bids_cmb.review.reviews import Consensus, Review, is_complete, merge_reviews, read_reviews
 
 REJECTED = "rejected"
 MIMICS = ("index", "name", "kind", "x_mm", "y_mm", "z_mm")
@@ -33,35 +33,37 @@ ABOUT = {"SpatialReference": "orig", "Manual": True}
 def write_truth(
     found: Path, raw: Path, reviews: Path, folder: Path, *, say: Callable[[str], None]
 ) -> int:
-    """Write the truth of every scan that was read whole, as a derivative dataset.
+    """Write the truth of every scan that was reviewed completely, as a derivative dataset.
 
-    A scan is read whole if each of its counted lesions was judged, or a reader says so; of others
-    nobody knows what is missing, and they are left out.
+    A scan is reviewed completely if each of its counted lesions has a verdict, or a reader says
+    so; of others nobody knows what is missing, and they are skipped.
 
     Args:
         found: The derivative dataset that was reviewed.
         raw: The dataset it was made from.
         reviews: Folder of the reviews.
         folder: Where to; files have the names they have in ``found``.
-        say: Told of each scan that is left out.
+        say: Told of each scan that is skipped.
 
     Returns:
         How many scans were written.
 
     Raises:
-        ValueError: If a review cannot be used, or no scan was read whole.
+        ValueError: If a review cannot be used, or no scan was reviewed completely.
         OSError: If a file cannot be read or written.
     """
     written = 0
     for mask, own in read_reviews(reviews, found).items():
         rows = read_table(lesion_table_of(found / mask))
-        if not any(read_whole(one, rows) for one in own):
-            say(f"{mask}: left out; no reader has judged every lesion or marked it complete.")
+        if not any(is_complete(one, rows) for one in own):
+            say(f"{mask}: skipped; no reader gave every lesion a verdict or marked it complete.")
             continue
         _write_scan(found, raw, mask, own, folder)
         written += 1
     if not written:
-        raise ValueError(f"{reviews}: a truth needs a scan that was read whole; found none.")
+        raise ValueError(
+            f"{reviews}: a reference needs a scan that was reviewed completely; found none."
+        )
     description = {
         "Name": "Truth from reviews of bids_cmb's results",
         "BIDSVersion": BIDS_VERSION,
@@ -75,13 +77,13 @@ def write_truth(
 def _write_scan(found: Path, raw: Path, mask: str, reviews: Sequence[Review], folder: Path) -> None:
     table = lesion_table_of(found / mask)
     rows = {int(row["index"]): row for row in read_table(table)}
-    judged = judge(rows, reviews)
+    consensus = merge_reviews(rows, reviews)
     image = _image(found / mask, raw)
     stored = load_labels(table.with_suffix(".nii.gz"))
-    lesions, mimics, said = _divided(stored, rows, judged)
-    for point, sure in _points(judged):
+    lesions, mimics, said = _divided(stored, rows, consensus)
+    for point, sure in _points(consensus):
         try:
-            grown = grow(image, point)
+            grown = grow_region(image, point)
         except ValueError as error:
             raise ValueError(f"{mask}: {error}") from error
         grown &= lesions == 0
@@ -98,12 +100,12 @@ def _write_scan(found: Path, raw: Path, mask: str, reviews: Sequence[Review], fo
     kinds = [
         {**{key: row.get(key) for key in MIMICS}, "kind": REJECTED}
         for index, row in rows.items()
-        if judged.verdicts[index] == "reject"
+        if consensus.verdicts[index] == "reject"
     ]
     write_table(_mimics(place, ".tsv"), MIMICS, kinds)
     write_json(_mimics(place, ".json"), {"Description": "Rejected by the readers.", **ABOUT})
     write_table(place, columns("lesion"), said)
-    about = {"Description": "True microbleeds, by review.", "Readers": list(judged.readers)}
+    about = {"Description": "True microbleeds, by review.", "Readers": list(consensus.readers)}
     write_json(place.with_suffix(".json"), {**about, **ABOUT, **columns("lesion")})
     save(Volume(lesions, image.affine), place.with_suffix(".nii.gz"), dtype=np.uint16)
 
@@ -123,32 +125,34 @@ def _image(mask: Path, raw: Path) -> Volume:
 
 
 def _divided(
-    stored: Volume, rows: Mapping[int, dict], judged: Judged
+    stored: Volume, rows: Mapping[int, dict], consensus: Consensus
 ) -> tuple[np.ndarray, np.ndarray, list[dict]]:
     """Labels of what is true or unsure, those of what is not, and a row for each of the former."""
     lesions, mimics = (np.zeros(stored.shape, np.uint16) for _ in range(2))
     said: list[dict] = []
     for old, row in rows.items():
         own = np.rint(stored.data) == old
-        if judged.verdicts[old] == "reject":
+        if consensus.verdicts[old] == "reject":
             mimics[own] = old
             continue
-        index, sure = len(said) + 1, judged.verdicts[old] == "accept"
+        index, sure = len(said) + 1, consensus.verdicts[old] == "accept"
         lesions[own] = index
         new = {"index": index, "name": f"CMB{index:03d}", **_certain(sure=sure)}
         said.append({**{key: row.get(key) for key in columns("lesion")}, **new})
     return lesions, mimics, said
 
 
-def _points(judged: Judged) -> list[tuple[np.ndarray, bool]]:
+def _points(consensus: Consensus) -> list[tuple[np.ndarray, bool]]:
     """Places of lesions that were missed, and whether the readers are sure."""
-    return [(point, True) for point in judged.added] + [(point, False) for point in judged.doubtful]
+    return [(point, True) for point in consensus.added] + [
+        (point, False) for point in consensus.doubtful
+    ]
 
 
 def _certain(*, sure: bool) -> dict[str, str]:
     return {
         "certainty": "definite" if sure else "possible",
-        "counted": "yes" if sure else "no",
+        "included": "yes" if sure else "no",
     }
 
 

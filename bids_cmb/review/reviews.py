@@ -3,7 +3,7 @@
 Where readers differ the majority decides: a lesion that more accept than reject counts, one that
 more reject does not, and everything between is unsure. A lesion that the app missed counts if more
 than half of a scan's readers marked it, each within ``REACH`` of the others' mark; one that fewer
-marked is unsure. Lesions that nobody judged stay as they were found.
+marked is unsure. Lesions without a verdict stay as they were found.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,12 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.bids.tables import PLACE, finished, homes, lesion_table_of, read_table
+from bids_cmb.bids.tables import (
+    PLACE,
+    completed_results,
+    lesion_table_of,
+    participant_dirs,
+    read_table,
+)
 from bids_cmb.lesions.table import burden
 from bids_cmb.metrics.agreement import intraclass_correlation, weighted_kappa
 from bids_cmb.metrics.matching import REACH
 
-JUDGED = ("accept", "reject", "unsure")
+VERDICTS = ("accept", "reject", "unsure")
 MISSED, COMPLETE = "missed", "complete"
 NEEDED = ("filename", "index", *PLACE, "verdict", "reader", "date")
 FORMULA = ("=", "+", "-", "@")  # what a cell begins with that spreadsheets compute
@@ -32,7 +38,7 @@ class Review:
     Attributes:
         reader: Name, as the reader gave it.
         mask: Lesion mask of the scan, relative to the derivative dataset.
-        verdicts: Of each lesion that was judged, by its index: one of ``JUDGED``.
+        verdicts: Of each lesion with a verdict, by its index: one of ``VERDICTS``.
         places: World mm of every lesion that the review lists, by its index.
         missed: World mm of the lesions that the reader found besides, shape (N, 3).
         complete: Whether the reader says to have looked at the whole scan.
@@ -51,12 +57,12 @@ class Review:
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class Consensus:
     """What the readers of a scan agreed on.
 
     Attributes:
         readers: Their names, sorted.
-        verdicts: Of each lesion, by its index: one of ``JUDGED``, or ``unjudged``.
+        verdicts: Of each lesion, by its index: one of ``VERDICTS``, or ``not_reviewed``.
         added: World mm of lesions that the app missed, shape (N, 3).
         doubtful: World mm of those that not enough readers marked, shape (M, 3).
     """
@@ -90,8 +96,8 @@ def read_reviews(folder: Path, found: Path) -> dict[str, list[Review]]:
         raise ValueError(f"{folder}: reviews are tables (.tsv) that a page saved; found none.")
     known = {
         (home / str(row["filename"])).relative_to(found).as_posix(): home / str(row["filename"])
-        for home in homes(found)
-        for _, row in finished(home)
+        for home in participant_dirs(found)
+        for _, row in completed_results(home)
     }
     latest: dict[tuple[str, str], Review] = {}
     for file in files:
@@ -131,8 +137,8 @@ def _one(file: Path, mask: str, reader: str, lines: list[tuple[int, dict]]) -> R
     missed, complete = [], False
     for line, row in lines:
         said = row["verdict"]
-        if said not in (*JUDGED, MISSED, COMPLETE, None):
-            levels = ", ".join((*JUDGED, MISSED, COMPLETE))
+        if said not in (*VERDICTS, MISSED, COMPLETE, None):
+            levels = ", ".join((*VERDICTS, MISSED, COMPLETE))
             raise ValueError(
                 f"{file}: line {line}: a verdict must be one of {levels} or n/a; found {said!r}."
             )
@@ -183,8 +189,8 @@ def _belongs(review: Review, known: Mapping[str, Path], found: Path) -> None:
         if index not in there or np.abs(np.subtract(place, there[index])).max() > SAME_MM:
             now = f"lies at {there[index]}" if index in there else "is not there"
             raise ValueError(
-                f"{review.file}: a review must be of the results that stand: lesion {index} of "
-                f"{review.mask} was reviewed at {place} and {now}. Was the scan read again?"
+                f"{review.file}: a review must be of the current results: lesion {index} of "
+                f"{review.mask} was reviewed at {place} and {now}. Was the scan processed again?"
             )
 
 
@@ -193,8 +199,8 @@ def place_of(row: Mapping) -> tuple[float, ...]:
     return tuple(float(row[axis]) for axis in PLACE)
 
 
-def judge(indices: Iterable[int], reviews: Sequence[Review]) -> Judged:
-    """What the readers of a scan agreed on.
+def merge_reviews(indices: Iterable[int], reviews: Sequence[Review]) -> Consensus:
+    """Merge the reviews of a scan: the majority decides.
 
     Args:
         indices: Of the lesions that were found.
@@ -206,14 +212,14 @@ def judge(indices: Iterable[int], reviews: Sequence[Review]) -> Judged:
         for_it = said.count("accept") - said.count("reject")
         sure = len(said) - said.count("unsure")
         if not said:
-            verdicts[index] = "unjudged"
+            verdicts[index] = "not_reviewed"
         elif 2 * sure <= len(said) or for_it == 0:
             verdicts[index] = "unsure"
         else:
             verdicts[index] = "accept" if for_it > 0 else "reject"
     added, doubtful = _shared([one.missed for one in reviews])
     readers = tuple(sorted(one.reader for one in reviews))
-    return Judged(readers, verdicts, added, doubtful)
+    return Consensus(readers, verdicts, added, doubtful)
 
 
 def _shared(marked: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -239,38 +245,38 @@ def _shared(marked: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def read_whole(review: Review, rows: Sequence[Mapping]) -> bool:
-    """Whether the reader judged every counted lesion, or says to have looked at the whole scan."""
-    counted = {int(row["index"]) for row in rows if row["counted"] == "yes"}
+def is_complete(review: Review, rows: Sequence[Mapping]) -> bool:
+    """Whether the reader gave every counted lesion a verdict, or marked the scan complete."""
+    counted = {int(row["index"]) for row in rows if row["included"] == "yes"}
     return review.complete or (bool(counted) and counted <= review.verdicts.keys())
 
 
-def standing(rows: Sequence[Mapping], judged: Judged) -> list[Mapping]:
+def accepted_lesions(rows: Sequence[Mapping], consensus: Consensus) -> list[Mapping]:
     """Of a scan's lesion table, those that count after review."""
     return [
         row
         for row in rows
-        if (said := judged.verdicts[int(row["index"])]) == "accept"
-        or (said == "unjudged" and row["counted"] == "yes")
+        if (said := consensus.verdicts[int(row["index"])]) == "accept"
+        or (said == "not_reviewed" and row["included"] == "yes")
     ]
 
 
-def after(rows: Sequence[Mapping], judged: Judged) -> dict[str, object]:
+def counts_after_review(rows: Sequence[Mapping], consensus: Consensus) -> dict[str, object]:
     """The numbers of a scan after its review, in the columns ``reviewed``.
 
     Args:
         rows: Of its lesion table.
-        judged: What its readers agreed on.
+        consensus: What its readers agreed on.
     """
-    said = list(judged.verdicts.values())
-    count = len(standing(rows, judged)) + len(judged.added)
+    said = list(consensus.verdicts.values())
+    count = len(accepted_lesions(rows, consensus)) + len(consensus.added)
     return {
-        "reviewed_by": ", ".join(judged.readers),
+        "reviewed_by": ", ".join(consensus.readers),
         "n_accepted": said.count("accept"),
         "n_rejected": said.count("reject"),
-        "n_unsure": said.count("unsure") + len(judged.doubtful),
-        "n_unjudged": said.count("unjudged"),
-        "n_added": len(judged.added),
+        "n_unsure": said.count("unsure") + len(consensus.doubtful),
+        "n_not_reviewed": said.count("not_reviewed"),
+        "n_added": len(consensus.added),
         "n_cmb_reviewed": count,
         "burden_reviewed": burden(count),
     }
@@ -281,7 +287,9 @@ def reviewed_rows(found: Path, reviews: Mapping[str, Sequence[Review]]) -> dict[
     made = {}
     for mask, own in reviews.items():
         rows = read_table(lesion_table_of(found / mask))
-        made[mask] = after(rows, judge([int(row["index"]) for row in rows], own))
+        made[mask] = counts_after_review(
+            rows, merge_reviews([int(row["index"]) for row in rows], own)
+        )
     return made
 
 
@@ -289,7 +297,7 @@ def agreement_rows(found: Path, reviews: Mapping[str, Sequence[Review]]) -> list
     """How far every two readers agree, in the columns ``agreement``.
 
     Verdicts are compared where both accept or reject; counts (accepted and missed) on scans that
-    both judged whole: each counted lesion, or said to be complete.
+    both reviewed completely: a verdict on each counted lesion, or marked complete.
     """
     tables = {mask: read_table(lesion_table_of(found / mask)) for mask in reviews}
     readers = sorted({one.reader for own in reviews.values() for one in own})
@@ -316,16 +324,16 @@ def _agreement(reviews: Mapping, tables: Mapping, pair: tuple[str, str]) -> dict
             (int(first[index] == "accept"), int(second[index] == "accept"))
             for index in sorted(first.keys() & second.keys())
         ]
-        if all(read_whole(one, tables[mask]) for one in both):
+        if all(is_complete(one, tables[mask]) for one in both):
             counts.append(tuple(_count(one) for one in both))
     said, numbers = np.array(verdicts).reshape(-1, 2), np.array(counts).reshape(-1, 2)
     kappa = weighted_kappa(said[:, 0], said[:, 1], classes=2) if len(said) else np.nan
     return {
         "n_scans": scans,
         "n_lesions": len(said),
-        "n_same": int((said[:, 0] == said[:, 1]).sum()),
+        "n_agree": int((said[:, 0] == said[:, 1]).sum()),
         "kappa": _known(kappa),
-        "n_scans_whole": len(numbers),
+        "n_scans_complete": len(numbers),
         "icc": _known(intraclass_correlation(numbers)),
     }
 

@@ -45,7 +45,7 @@ CERTAINTY_COLUMN = {
         "unseen": "Less: it is not in the label map.",
     },
 }
-COUNTED_COLUMN = {
+INCLUDED_COLUMN = {
     "Description": "Whether it has to be found.",
     "Levels": {"yes": "Definite.", "no": "Possible or unseen."},
 }
@@ -68,7 +68,7 @@ def get_lesion_columns() -> dict[str, dict]:
     return {
         **columns("lesion"),
         "certainty": CERTAINTY_COLUMN,
-        "counted": COUNTED_COLUMN,
+        "included": INCLUDED_COLUMN,
         **TRUTH_COLUMNS,
     }
 
@@ -196,11 +196,11 @@ def _tabulate_lesions(
         }  # fmt: skip
         if row in seen and (index := 1 + seen.index(row)) in rows:
             certainty = "definite" if depth >= MIN_DEFINITE_LOSS else "possible"
-            counted = "yes" if depth >= MIN_DEFINITE_LOSS else "no"
-            table.append({**rows[index], "certainty": certainty, "counted": counted, **extra})
+            included = "yes" if depth >= MIN_DEFINITE_LOSS else "no"
+            table.append({**rows[index], "certainty": certainty, "included": included, **extra})
         else:
             place = {name: row[name] for name in ("x_mm", "y_mm", "z_mm")}
-            unseen.append({**place, "certainty": "unseen", "counted": "no", **extra})
+            unseen.append({**place, "certainty": "unseen", "included": "no", **extra})
     empty = dict.fromkeys([*columns("lesion"), *TRUTH_COLUMNS])
     numbered = enumerate(unseen, start=len(table) + 1)
     table += [
@@ -230,7 +230,12 @@ def measure_labels(labels: Volume, image: Volume, brain: Volume) -> dict[int, di
             box = boxes[lesion.index - 1]
             index = int(labels.data[box][labelled.data[box] == lesion.index][0])
             row = lesion_row(replace(lesion, index=index))
-            rows[index] = {**row, "prob_mean": None, "prob_max": None, "prob_sd": None}
+            rows[index] = {
+                **row,
+                "probability_mean": None,
+                "probability_max": None,
+                "probability_sd": None,
+            }
     return rows
 
 

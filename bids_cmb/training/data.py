@@ -321,7 +321,11 @@ def resample_lesions(path: Path, like: Volume) -> tuple[np.ndarray, list[np.ndar
 
 
 def _resample_lesion(lesion: Volume, like: Volume) -> np.ndarray:
-    """List the voxels (N, 3) that a lesion fills in part, at least the fullest one."""
+    """Find the voxels (N, 3) of the grid of ``like`` that a lesion fills in part, at least one.
+
+    The lesion is sampled at the middles of those voxels, so one that lies between them is given the
+    nearest; beyond the grid it has none.
+    """
     padded = Volume(
         np.pad(lesion.data, 1).astype(np.float32), _shift_affine(lesion.affine, (-1, -1, -1))
     )
@@ -334,7 +338,9 @@ def _resample_lesion(lesion: Volume, like: Volume) -> np.ndarray:
     share = resample(padded, _shift_affine(like.affine, first), tuple(last - first)).data
     full = share.max()
     if full <= 0:
-        return np.zeros((0, 3), int)
+        middle = lesion.world(np.argwhere(lesion.data).mean(axis=0)[None])
+        nearest = np.rint(like.index(middle)).astype(int)
+        return nearest[((nearest >= 0) & (nearest < like.shape)).all(axis=1)]
     return first + np.argwhere(share >= min(MIN_LESION_FRACTION, 0.6 * full))
 
 

@@ -10,24 +10,28 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from bids_cmb.anatomy.brain_extraction import find_brain
 from bids_cmb.anatomy.segmentation import brain_of, find_anatomy
+from bids_cmb.bids.filters import Query
+from bids_cmb.bids.selection import find_scans
+from bids_cmb.config import BALANCED
 from bids_cmb.detection import ensemble
 from bids_cmb.detection.proposals import CLIP
 from bids_cmb.detection.two_stage import combine, decide, propose
 from bids_cmb.files import load_object, write_json
 from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.metrics.matching import REACH, match_valdo
-from bids_cmb.metrics.scores import Case, case_of_points, froc, rank_lesions
+from bids_cmb.metrics.scores import Case, case_of_points, froc, rank_lesions, score
 from bids_cmb.networks.inference import Models
 from bids_cmb.simulation.head_model import list_head_models
 from bids_cmb.simulation.simulate import simulate_dataset
@@ -35,6 +39,7 @@ from bids_cmb.training import data as training_data
 from bids_cmb.training.train import TrainingData, read_recipe, train
 
 LEAST_SLOPE = 0.05  # of a calibration: a likelier candidate stays the likelier one
+MOST_FALSE_ON_REAL = 0.6  # per scan, of a threshold that is set on real ones
 DEFINITE = 0.9  # share of candidates at and above the definite threshold that are microbleeds
 PLANS = files("bids_cmb") / "resources" / "plans"
 Say = Callable[[str], None]
@@ -51,6 +56,8 @@ class Means:
         hours: Of training in all, wall time; as long as the recipes say without.
         workers: Processes that simulate.
         small: Scans of a set and steps of an epoch, at most, for a trial; as planned without.
+        real: A BIDS dataset of real scans and a table of their microbleeds, as `judge_points` takes
+            them, to set the threshold on; without, it is set on the scans that the plan names.
     """
 
     anatomy: Path
@@ -58,6 +65,7 @@ class Means:
     hours: float | None = None
     workers: int = 1
     small: tuple[int, int] | None = None
+    real: tuple[Path, Path] | None = None
 
 
 def read_plan(name: str) -> dict:
@@ -111,7 +119,8 @@ def release(plan: Mapping, means: Means, *, say: Say = lambda _: None) -> dict:
     card["members"] = [entry for entry, _ in entries]
     write_json(out / f"{card['name']}.json", card)
     judged = judge(card, Models(out), means.work / "sets" / plan["judged"], say)
-    card |= set_operating_points(judged, plan["aims"])
+    real = list(judge_points(card, Models(out), *means.real, say)) if means.real else []
+    card |= set_operating_points(judged, plan["aims"], real)
     write_json(out / f"{card['name']}.json", card)
     write_json(out / "judged.json", {"scans": [as_json(one) for one in judged]})
     return card
@@ -138,7 +147,7 @@ def simulate_set(name: str, given: Mapping, plan: Mapping, means: Means, say: Sa
             (Path(chosen) / path.name).symlink_to(path.absolute())
         simulate_dataset(
             part, scans=scans, seed=given["seed"], anatomy=Path(chosen), protocols=protocols,
-            priors=given["law"], workers=means.workers,
+            priors=given["lesion_priors"], workers=means.workers,
             progress=lambda done, of, _: say(f"{name}: {done} of {of} scans simulated"),
         )  # fmt: skip
     part.rename(folder)
@@ -159,7 +168,8 @@ def train_network(given: Mapping, plan: Mapping, means: Means, say: Say) -> tupl
     path = out / f"{recipe.name}.json"
     if not path.is_file():
         roles = [
-            (role, means.work / "runs" / role / f"{role}.json") for role in given.get("given", ())
+            (role, means.work / "runs" / role / f"{role}.json")
+            for role in given.get("pretrained", ())
         ]
         material = TrainingData(
             tuple(sets / name for name in given["data"]),
@@ -222,6 +232,42 @@ def judge(card: Mapping, models: Models, data: Path, say: Say = lambda _: None) 
     return judged
 
 
+def judge_points(
+    card: Mapping, models: Models, data: Path, table: Path, say: Say = lambda _: None
+) -> Iterator[Judged]:
+    """Run a detector of two stages on scans whose truth is a table of points.
+
+    Args:
+        card: Of the detector.
+        models: Where its weights lie.
+        data: A BIDS dataset.
+        table: Tab-separated, with the columns ``subject`` (``sub-01``), ``x_mm``, ``y_mm``,
+            ``z_mm``, and ``diameter_mm`` or ``equiv_diameter_mm`` if known.
+        say: Told what goes on.
+
+    Raises:
+        ValueError: If the table lacks a column, or the dataset has no scan to process.
+    """
+    rows = pd.read_csv(table, sep="\t")
+    if lacking := sorted({"subject", "x_mm", "y_mm", "z_mm"} - set(rows)):
+        raise ValueError(f"{table}: must have the columns subject, x_mm, y_mm and z_mm; lacks "
+                         f"{', '.join(lacking)}.")  # fmt: skip
+    scans = find_scans(data.absolute(), Query()).scans
+    if not scans:
+        raise ValueError(f"{data}: must have scans to process; found none.")
+    for path in (scan.path for scan in scans):
+        of_scan = rows[rows.subject == path.name.partition("_")[0]]
+        lesions = [((row.x_mm, row.y_mm, row.z_mm), _diameter(row), True)
+                   for row in of_scan.itertuples()]  # fmt: skip
+        yield judge_scan(card, models, path, lesions, name=path.name.split(".")[0])
+        say(f"{path.name}: {len(lesions)} lesions")
+
+
+def _diameter(row: object) -> float:
+    """Read the diameter of a row, mm; NaN without."""
+    return getattr(row, "diameter_mm", getattr(row, "equiv_diameter_mm", math.nan))
+
+
 def judge_scan(
     card: Mapping, models: Models, path: Path, lesions: Sequence[Lesion], *, name: str
 ) -> Judged:  # fmt: skip
@@ -259,12 +305,17 @@ def _number(cell: str) -> float:
     return math.nan if cell == "n/a" else float(cell)
 
 
-def set_operating_points(judged: Sequence[Judged], aims: Mapping[str, float]) -> dict:
+def set_operating_points(
+    judged: Sequence[Judged], aims: Mapping[str, float], real: Sequence[Judged] = ()
+) -> dict:
     """Calibrate the chances, and choose the threshold of each aim.
 
     Args:
         judged: Scans that no network learnt from.
         aims: Of each operating point, the false candidates per scan that it may cost.
+        real: Real scans with truth. With them, the threshold of ``balanced`` is the one of the
+            best F1 there at no more than `MOST_FALSE_ON_REAL` false candidates per scan; nothing
+            else is set by them.
 
     Returns:
         What goes onto the card: ``calibration``, ``first_stage_weight``, ``operating_points`` with
@@ -272,32 +323,70 @@ def set_operating_points(judged: Sequence[Judged], aims: Mapping[str, float]) ->
     """
     fitted = fit_calibration(judged)
     weight = fitted.pop("first_stage_weight")
-    scored = [
-        one.case(ensemble.calibrated(combine(logits_of(one), one.proposed, weight), fitted))
-        for one in judged
-    ]
-    found = froc(scored, match_valdo)
-    points, metrics = [], found.metrics
-    for name, aim in aims.items():
-        at = found.reading(aim)
-        point = {
-            "name": name,
-            "threshold": math.floor(min(float(found.threshold[at]), 1.0) * 1e4) / 1e4,
-            "false_per_scan_aimed_at": aim,
-            "false_per_scan": round(float(metrics.fp_per_scan[at]), 3),
-            "sensitivity": round(float(metrics.sensitivity[at]), 3),
-            "sensitivity_large": round(float(metrics.sensitivity_large[at]), 3),
-            "f1": round(float(metrics.f1[at]), 3),
-        }
+
+    def scored(scans: Sequence[Judged]) -> list[Case]:
+        return [
+            one.case(ensemble.calibrated(combine(logits_of(one), one.proposed, weight), fitted))
+            for one in scans
+        ]
+
+    simulated, measured = scored(judged), scored(real)
+    found = froc(simulated, match_valdo)
+    thresholds = {
+        name: _rounded_down(min(float(found.threshold[found.reading(aim)]), 1.0))
+        for name, aim in aims.items()
+    }
+    if measured:
+        thresholds[BALANCED] = threshold_of_best_f1(measured, MOST_FALSE_ON_REAL)
+    points = []
+    for name, threshold in thresholds.items():
+        point = {"name": name, "threshold": threshold, **_figures_at(threshold, simulated)}
+        if measured and name == BALANCED:
+            point["set_on"] = f"{len(real)} real scans"
+        else:
+            point["false_per_scan_aimed_at"] = aims[name]
+        if measured:
+            figures = _figures_at(threshold, measured)
+            point |= {f"{key}_on_real": value for key, value in figures.items()}
         points.append(point)
-    threshold = next(one["threshold"] for one in points if one["name"] == "balanced")
     return {
         "calibration": fitted,
         "first_stage_weight": weight,
         "operating_points": points,
-        "threshold": threshold,
-        "definite_threshold": max(DEFINITE, threshold),
+        "threshold": thresholds[BALANCED],
+        "definite_threshold": max(DEFINITE, thresholds[BALANCED]),
     }
+
+
+def threshold_of_best_f1(scored: Sequence[Case], most_false: float) -> float:
+    """Find the threshold of the best F1 at no more false candidates per scan than that.
+
+    It lies halfway, in log-odds, between the least likely candidate that counts and the next, so
+    that a last digit which another processor gives differently moves no candidate over it. Of
+    equal F1, the higher threshold.
+    """
+    found = froc(scored, match_valdo)
+    f1 = np.where(found.metrics.fp_per_scan <= most_false, np.nan_to_num(found.metrics.f1), -1)
+    at = int(np.argmax(f1))
+    here = float(found.threshold[at])
+    below = found.threshold[found.threshold < here]
+    between = logit(np.clip([here, below[0] if len(below) else 0], CLIP, 1 - CLIP)).mean()
+    return _rounded_down(float(expit(between)))
+
+
+def _figures_at(threshold: float, scored: Sequence[Case]) -> dict[str, float]:
+    """Give what an operating point costs and finds on these scans."""
+    metrics = score(scored, match_valdo, threshold=threshold)
+    return {
+        "false_per_scan": round(float(metrics.fp_per_scan), 3),
+        "sensitivity": round(float(metrics.sensitivity), 3),
+        "sensitivity_large": round(float(metrics.sensitivity_large), 3),
+        "f1": round(float(metrics.f1), 3),
+    }
+
+
+def _rounded_down(chance: float) -> float:
+    return math.floor(chance * 1e4) / 1e4
 
 
 def fit_calibration(judged: Sequence[Judged]) -> dict[str, float]:

@@ -210,7 +210,9 @@ def cross_validate(
         log: Called with a line of progress.
 
     Returns:
-        The entry of each fold's network, with the subjects that it has not seen.
+        The entry of each fold's network, with the subjects that it was not trained on. Which of its
+        epochs is kept was chosen by their validation loss, so figures on them are a little too
+        good.
 
     Raises:
         ValueError: If there are fewer subjects than folds; or as `train`.

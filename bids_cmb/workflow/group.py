@@ -16,9 +16,9 @@ from bids_cmb.bids.filters import listed
 from bids_cmb.bids.metadata import unreadable
 from bids_cmb.bids.tables import (
     columns,
-    finished,
-    homes,
+    completed_results,
     lesion_table_of,
+    participant_dirs,
     read_table,
     source_of,
     write_table,
@@ -27,12 +27,12 @@ from bids_cmb.files import parse_json, write_json
 from bids_cmb.lesions.table import MNI, TERRITORIES, mars_columns
 from bids_cmb.report.frequency_map import REVIEWED, STEM, write_map
 from bids_cmb.report.html import Cohort, write_group_page
-from bids_cmb.review.merging import Settled, has_place, settle
+from bids_cmb.review.merging import ReviewedCounts, has_mni_position, reviewed_counts
 from bids_cmb.review.reviews import Review, agreement_rows, read_reviews, reviewed_rows
 
 WHERE = (*(f"n_{name}" for name in TERRITORIES), "lobar_class", "pattern")  # after review too
 GROUPING = ("site", "center", "centre", "scanner", "manufacturer", "field_strength")
-STANDS = "what an earlier run found in it stands in the folder"
+STANDS = "its earlier result is still in the folder"
 log = logging.getLogger(__name__)
 
 
@@ -76,12 +76,12 @@ def write_group(
         log.warning("%s", said)
     described = {**columns("group"), **columns("scan")}
     agreement: list[dict] = []
-    settled: dict[str, Settled] = {}
+    reviewed: dict[str, ReviewedCounts] = {}
     if reviews is not None:
         described |= columns("reviewed")
         known = read_reviews(reviews, folder)
-        settled = settle(folder, known)
-        agreement = _take_in_reviews(folder, known, settled, rows)
+        reviewed = reviewed_counts(folder, known)
+        agreement = _take_in_reviews(folder, known, reviewed, rows)
     write_table(folder / "group_microbleeds.tsv", described, rows)
     write_json(folder / "group_microbleeds.json", described)
     read = [row for row in rows if row["status"] == "ok"]
@@ -92,7 +92,7 @@ def write_group(
     lesions = counted_lesions(folder, read)
     write_map(folder, positions(lesions), len({row["participant_id"] for row in read}))
     diameters = [float(one["diameter_mm"]) for own in lesions.values() for one in own]
-    after = _after_review(folder, read, groups, settled, positions(lesions))
+    after = _after_review(folder, read, groups, reviewed, positions(lesions))
     cohort = Cohort(rows, table, diameters, groups, agreement, after)
     write_group_page(folder, cohort, f"{STEM}.png", f"{REVIEWED}.png")
     tally = dict.fromkeys(columns("group")["status"]["Levels"], 0)
@@ -157,13 +157,13 @@ def region_rows(read: list[dict], groups: dict[str, dict[str, str]]) -> list[dic
             low, high = wilson(with_any, len(most))
             made.append(
                 {
-                    "group": column,
-                    "value": value,
-                    "place": place.removeprefix("n_"),
+                    "stratum_variable": column,
+                    "stratum": value,
+                    "region": place.removeprefix("n_"),
                     "n_participants": len(people),
-                    "n_known": len(most),
+                    "n_evaluable": len(most),
                     "n_lesions": sum(most.values()) if most else None,
-                    "n_with": with_any if most else None,
+                    "n_positive": with_any if most else None,
                     "prevalence": round(with_any / len(most), 4) if most else None,
                     "prevalence_low": low,
                     "prevalence_high": high,
@@ -197,7 +197,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float] | tuple[None, Non
 def _take_in_reviews(
     folder: Path,
     known: dict[str, list[Review]],
-    settled: dict[str, Settled],
+    reviewed: dict[str, ReviewedCounts],
     rows: list[dict],
 ) -> list[dict]:
     """Add the counts after review to the rows; how far the readers agree."""
@@ -207,7 +207,7 @@ def _take_in_reviews(
         mask = str(row["filename"])
         row.update(nothing)
         if mask in counts:
-            where = {name: settled[mask].counts[name] for name in WHERE}
+            where = {name: reviewed[mask].counts[name] for name in WHERE}
             row.update({**counts[mask], **{f"{name}_reviewed": n for name, n in where.items()}})
     agreement = agreement_rows(folder, known)
     write_table(folder / "group_agreement.tsv", columns("agreement"), agreement)
@@ -219,7 +219,7 @@ def _after_review(
     folder: Path,
     read: list[dict],
     groups: dict,
-    settled: dict[str, Settled],
+    reviewed: dict[str, ReviewedCounts],
     before: dict[str, list[tuple[float, ...]]],
 ) -> list[dict]:
     """Write regions and map after review, or take them back; the rows of the former.
@@ -230,20 +230,20 @@ def _after_review(
         folder: The derivative dataset.
         read: Rows of the scans that were read.
         groups: As `grouping` gives them.
-        settled: The scans that somebody reviewed.
+        reviewed: The scans that somebody reviewed.
         before: MNI positions of each participant's counted lesions.
     """
     tables = [folder / f"group_regions_reviewed{end}" for end in (".tsv", ".json")]
-    if not settled:
+    if not reviewed:
         agreed = [folder / f"group_agreement{end}" for end in (".tsv", ".json")]
         for place in (*tables, *agreed):
             place.unlink(missing_ok=True)
         write_map(folder, {}, 0, REVIEWED)
         return []
-    touched = {str(row["participant_id"]) for row in read if str(row["filename"]) in settled}
+    touched = {str(row["participant_id"]) for row in read if str(row["filename"]) in reviewed}
     rows, places = [], {who: own for who, own in before.items() if who not in touched}
     for row in read:
-        one, who = settled.get(str(row["filename"])), str(row["participant_id"])
+        one, who = reviewed.get(str(row["filename"])), str(row["participant_id"])
         rows.append({**row, **one.counts} if one else row)
         if who in touched:
             own = one.mni if one else positions(counted_lesions(folder, [row]))[who]
@@ -261,7 +261,7 @@ def counted_lesions(folder: Path, read: list[dict]) -> dict[str, list[dict]]:
     for row in read:
         table = lesion_table_of(folder / str(row["filename"]))
         own = read_table(table) if table.is_file() else []
-        counted = [lesion for lesion in own if lesion.get("counted") == "yes"]
+        counted = [lesion for lesion in own if lesion.get("included") == "yes"]
         found.setdefault(str(row["participant_id"]), []).extend(counted)
     return found
 
@@ -269,7 +269,7 @@ def counted_lesions(folder: Path, read: list[dict]) -> dict[str, list[dict]]:
 def positions(lesions: dict[str, list[dict]]) -> dict[str, list[tuple[float, ...]]]:
     """MNI positions of each participant's lesions, mm, of those that have one."""
     return {
-        who: [tuple(float(one[axis]) for axis in MNI) for one in own if has_place(one)]
+        who: [tuple(float(one[axis]) for axis in MNI) for one in own if has_mni_position(one)]
         for who, own in lesions.items()
     }
 
@@ -284,8 +284,8 @@ def group_rows(folder: Path, raw: Path | None = None) -> list[dict[str, object]]
         raw: The dataset that they read, to tell which scans are gone; None if it is not there.
     """
     results: dict[str, list[dict[str, object]]] = {}
-    for home in homes(folder):
-        for sidecar, counts in finished(home):
+    for home in participant_dirs(folder):
+        for sidecar, counts in completed_results(home):
             source = source_of(sidecar)
             name = (home / counts["filename"]).relative_to(folder).as_posix()
             row = {**_who(source), "status": "ok", "reason": None, **counts, "filename": name}
@@ -338,8 +338,8 @@ def mixed_settings(folder: Path, rows: Sequence[dict]) -> list[str]:
     """
     masks = {str(row["filename"]) for row in rows if row["status"] == "ok"}
     ways: dict[str, Counter] = {}
-    for home in homes(folder):
-        for sidecar, counts in finished(home):
+    for home in participant_dirs(folder):
+        for sidecar, counts in completed_results(home):
             if (home / counts["filename"]).relative_to(folder).as_posix() in masks:
                 for key, value in _way(sidecar).items():
                     ways.setdefault(key, Counter())[value] += 1

@@ -13,7 +13,7 @@ from bids_cmb import __version__
 from bids_cmb.anatomy.atlases import Atlases, find_atlases
 from bids_cmb.anatomy.scan_anatomy import BrainSource
 from bids_cmb.bids.companions import Segmentation, find_mask, find_segmentation
-from bids_cmb.bids.markers import digest, stamp_input
+from bids_cmb.bids.markers import digest, input_signature
 from bids_cmb.bids.selection import Scan
 from bids_cmb.config import Config, result_settings
 from bids_cmb.detection.ensemble import at_operating_point, takes_phase, thresholds_of
@@ -122,8 +122,8 @@ def resolve_inputs(scan: Scan, config: Config) -> ScanInputs:
         phase,
         _readable(phase.path) if phase else None,
         find_atlases() if has_anatomy else None,
-        card(ANATOMY, config.models) if has_anatomy else None,
-        {name: card(name, config.models) for name in config.detector},
+        card(ANATOMY, config.model_dir) if has_anatomy else None,
+        {name: card(name, config.model_dir) for name in config.detector},
         models,
         result_settings(config),
     )
@@ -131,7 +131,7 @@ def resolve_inputs(scan: Scan, config: Config) -> ScanInputs:
 
 def models_of(config: Config) -> Models:
     """Give which networks a run uses, and how."""
-    return Models(config.models, config.folds, config.precision)
+    return Models(config.model_dir, config.members, config.precision)
 
 
 def match_phase(scan: Scan, detectors: Iterable[str], models: Models) -> Partner | None:
@@ -149,7 +149,7 @@ def _readable(path: Path | None) -> Path | None:
 
 def uses_networks(config: Config) -> bool:
     """Check whether any network is needed for a run."""
-    return _any_network(config.anatomy, [card(name, config.models) for name in config.detector])
+    return _any_network(config.anatomy, [card(name, config.model_dir) for name in config.detector])
 
 
 def _any_network(anatomy: object, cards: Iterable[Mapping]) -> bool:
@@ -159,7 +159,7 @@ def _any_network(anatomy: object, cards: Iterable[Mapping]) -> bool:
 def resolve_thresholds(config: Config) -> Thresholds:
     """Give the thresholds of a run, as `choose_thresholds`."""
     cards = [
-        at_operating_point(card(name, config.models), config.operating_point)
+        at_operating_point(card(name, config.model_dir), config.operating_point)
         for name in config.detector
     ]
     return choose_thresholds(cards, config.threshold, config.min_volume)
@@ -195,7 +195,7 @@ def record_inputs(inputs: ScanInputs) -> InputRecord:
         OSError: If one cannot be read.
     """
     began = time.monotonic()
-    stamps = tuple(stamp_input(path, Role=role) for role, path in inputs.roles)
+    stamps = tuple(input_signature(path, Role=role) for role, path in inputs.roles)
     digests = [[stamp["Role"], stamp["SHA256"]] for stamp in stamps]
     return InputRecord(stamps, fingerprint_of(inputs, digests), began)
 
@@ -237,7 +237,7 @@ def is_current(marker: Mapping, inputs: ScanInputs) -> bool:
 
 
 def check_unchanged(inputs: ScanInputs, record: InputRecord, config: Config) -> None:
-    """Refuse a scan of which a file was replaced while it was read.
+    """Refuse a scan of which a file was replaced while it was processed.
 
     Raises:
         ValueError: If one was; the sentence names it.
@@ -245,13 +245,13 @@ def check_unchanged(inputs: ScanInputs, record: InputRecord, config: Config) -> 
     for (_, path), before in zip(inputs.roles, record.stamps, strict=True):
         if not _is_same(path, before):
             raise ValueError(
-                f"{path}: must not change while it is read; it was replaced or removed meanwhile. "
-                "The next run reads it again."
+                f"{path}: must not change while it is processed; it was replaced or removed "
+                "meanwhile. The next run processes it again."
             )
     if resolve_inputs(inputs.scan, config).roles != inputs.roles:
         raise ValueError(
-            f"{inputs.scan.path}: the files given for it must not change while it is read; some "
-            "came or went meanwhile. The next run reads it again."
+            f"{inputs.scan.path}: the files given for it must not change while it is processed; "
+            "some came or went meanwhile. The next run processes it again."
         )
 
 

@@ -13,7 +13,7 @@ from bids_cmb.anatomy.refinement import MEMBER as TISSUE
 from bids_cmb.anatomy.scan_anatomy import AnatomyResult, BrainMask
 from bids_cmb.anatomy.segmentation import itk_affine
 from bids_cmb.bids.attempts import forget_attempt
-from bids_cmb.bids.markers import names_in, stamp_outputs
+from bids_cmb.bids.markers import names_in, output_signatures
 from bids_cmb.bids.tables import Output, columns, refresh_scans_table, write_table
 from bids_cmb.detection.ensemble import Probability
 from bids_cmb.detection.outputs import evidence_rows
@@ -33,7 +33,7 @@ from bids_cmb.workflow.inputs import InputRecord, ScanInputs, Thresholds
 
 PROTOCOL = ("EchoTime", "MagneticFieldStrength", "Manufacturer", "ManufacturersModelName")
 LABELS = "Lesions, each voxel with the index that its lesion has in the table of the same name."
-BRAIN = "Brain, within which lesions were sought."
+BRAIN = "Brain, within which lesions were searched."
 STRUCTURES = "Structures of the brain, FreeSurfer's codes, by {}."
 REGIONS = (
     "Regions of MARS, left, and 20 more on the right; 14 and 34 are lobar, of a lobe not known."
@@ -152,7 +152,7 @@ def primary_grid(detectors: Mapping[str, Mapping], folds: tuple[str, ...]) -> tu
 
 def remove_half_written(output: Output) -> None:
     """Remove what processes that died left half-written where a scan's files go."""
-    for folder in (output.home, output.mask().parent, output.figures):
+    for folder in (output.participant_dir, output.mask().parent, output.figures):
         remove_leftovers(folder)
 
 
@@ -174,7 +174,7 @@ def remove_previous_outputs(output: Output) -> None:
 
 def show_state(output: Output) -> None:
     """Bring the table of a scan's session and its participant's page, if any, up to date."""
-    refresh_scans_table(output.home)
+    refresh_scans_table(output.participant_dir)
     if page_of(output.folder, output.scan.subject).is_file():
         refresh_page(output.folder, output.scan.subject)
 
@@ -222,7 +222,7 @@ def _write(place: Callable[..., Path], volume: Volume, dtype: type, sidecar: Map
 
 def _write_lesions(output: Output, result: ScanResult, about: Mapping) -> list[Path]:
     labels, grid = result.labels, result.image.affine
-    counted = np.isin(labels.data, [lesion.index for lesion in result.lesions if lesion.counted])
+    counted = np.isin(labels.data, [lesion.index for lesion in result.lesions if lesion.included])
     save(Volume(counted, grid), output.mask(), dtype=np.uint8)
     sidecar = {"Description": LABELS, "Manual": False, **columns("lesion"), **about}
     files = _write(output.labels, labels, np.uint16, sidecar)
@@ -297,13 +297,13 @@ def scan_row(result: ScanResult, inputs: ScanInputs) -> dict[str, object]:
         "threshold_definite": thresholds.definite,
         "field_strength_t": scan.field_strength_t,
         "echo_time_ms": _rounded(scan.echo_time_s, 3, factor=1000),
-        "in_plane_1_mm": _rounded(in_plane[0], 3),
-        "in_plane_2_mm": _rounded(in_plane[1], 3),
-        "slice_mm": _rounded(image.spacing[image.slice_axis], 3),
+        "voxel_size_1_mm": _rounded(in_plane[0], 3),
+        "voxel_size_2_mm": _rounded(in_plane[1], 3),
+        "slice_spacing_mm": _rounded(image.spacing[image.slice_axis], 3),
         "brain_ml": round(result.quality.brain_ml, 1),
-        "brain_cut_percent": round(result.quality.brain_cut_percent, 1),
+        "fov_truncation_percent": round(result.quality.fov_truncation_percent, 1),
         "brain_snr": round(result.quality.brain_snr, 1),
-        "mni_fit_mm": _rounded(result.anatomy.head and result.anatomy.head.fit_mm, 1),
+        "mni_registration_rms_mm": _rounded(result.anatomy.head and result.anatomy.head.fit_mm, 1),
         "nonfinite_voxels": result.header.nonfinite_voxels,
         "quality_flags": ",".join(result.quality.flags) or None,
     }
@@ -323,14 +323,14 @@ def provenance_sidecar(
     """Describe the lesion mask, but for the counts: all that made them."""
     metadata = inputs.scan.metadata
     return {
-        "Description": "Counted cerebral microbleeds, 1; the lesions one by one stand in "
+        "Description": "Counted cerebral microbleeds, 1; each lesion is described in "
         f"{output.labels('.tsv').name}.",
         "Type": "Lesion",
         "Manual": False,
         "Sources": output.sources(result.phase.path),
         "SpatialReference": "orig",
         **{key: metadata[key] for key in PROTOCOL if key in metadata},
-        "Provenance": {**_provenance(result, inputs, record), "Files": stamp_outputs(files)},
+        "Provenance": {**_provenance(result, inputs, record), "Files": output_signatures(files)},
     }
 
 

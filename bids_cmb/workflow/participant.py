@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bids_cmb.bids.attempts import FAILED, SELECTED, note_attempt
 from bids_cmb.bids.attempts import FOLDER as ATTEMPTS
-from bids_cmb.bids.selection import Considered, Scan, Selection
+from bids_cmb.bids.selection import Scan, ScanDecision, Selection
 from bids_cmb.bids.tables import Output, write_dataset, write_table
 from bids_cmb.config import TENSORFLOW, THREADS, Config, result_settings
 from bids_cmb.files import remove_leftovers, write_text
@@ -31,40 +31,40 @@ from bids_cmb.workflow.scan import (
     RESULT,
     complete,
     lacking,
+    mark_current,
     regenerate_report,
-    settle,
 )
 
 log = logging.getLogger(__name__)
 
 MB_PER_SCAN = 1500  # peak of one worker on a scan of 512 x 512 x 160 voxels, benchmarks/
 MB_WITH_NETWORKS = 2500  # the same where TensorFlow runs
-HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # every further scan would end alike
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # every further scan would end alike
 LAST = 20  # scans that the status page names
-SELECTION_COLUMNS = ("filename", "taken", "reason")
+SELECTION_COLUMNS = ("filename", "selected", "reason")
 
 
 @dataclass
-class Tally:
+class RunSummary:
     """How the scans of a run ended.
 
     Attributes:
-        done: Scans that were read.
-        skipped: Scans whose results stood already.
+        done: Scans that were processed.
+        skipped: Scans that were already complete.
         drawn: Of these, scans whose pictures and page were made.
         failed: (scan, sentence) of those that could not be used.
-        unfinished: Scans that the run ended without processing.
-        hopeless: Whether the output folder took no more files.
+        not_processed: Scans that the run ended without processing.
+        output_unwritable: Whether the output folder could not be written any more.
         removed: Whether the output folder was removed during the run.
-        last: Sentences of the scans that were read last.
+        last: Sentences of the scans that were processed last.
     """
 
     done: int = 0
     skipped: int = 0
     drawn: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
-    unfinished: int = 0
-    hopeless: bool = False
+    not_processed: int = 0
+    output_unwritable: bool = False
     removed: bool = False
     last: list[str] = field(default_factory=list)
 
@@ -77,13 +77,17 @@ def count_scans(number: int) -> str:
 def write_selection(path: Path, selection: Selection) -> None:
     """Write what was considered, taken or not, and why."""
     rows = (
-        {"filename": one.relative_path, "taken": "yes" if one.taken else "no", "reason": one.reason}
+        {
+            "filename": one.relative_path,
+            "selected": "yes" if one.included else "no",
+            "reason": one.reason,
+        }
         for one in selection.considered
     )
     write_table(path, SELECTION_COLUMNS, rows)
 
 
-def process_all(selection: Selection, config: Config, logs: Path) -> Tally:
+def process_all(selection: Selection, config: Config, logs: Path) -> RunSummary:
     """Process every scan of a selection that is not done yet, a few at a time.
 
     Args:
@@ -91,10 +95,10 @@ def process_all(selection: Selection, config: Config, logs: Path) -> Tally:
         config: What the run was asked to do.
         logs: The run's own folder, for its status and its crash files.
     """
-    tally = Tally()
+    totals = RunSummary()
     if config.reports_only:  # the methods stay those of the run that made the results
-        _draw_again(selection.scans, config, tally)
-        return tally
+        _regenerate_reports(selection.scans, config, totals)
+        return totals
     write_dataset(config.output_dir, config.bids_dir)
     write_methods(config, logs)
     status = Status(logs / "status.jsonl")
@@ -102,16 +106,16 @@ def process_all(selection: Selection, config: Config, logs: Path) -> Tally:
     for folder in (config.output_dir, config.output_dir / "logs" / ATTEMPTS):
         remove_leftovers(folder)
     for one in selection.considered:
-        if one.wanted:
-            _note_unusable(one, config, status, tally)
+        if one.unusable:
+            _note_unusable(one, config, status, totals)
     waiting = _choose(selection.scans, config, status)
-    tally.skipped = len(selection.scans) - len(waiting)
-    if tally.skipped:
-        log.info("%d of %s already complete.", tally.skipped, count_scans(len(selection.scans)))
+    totals.skipped = len(selection.scans) - len(waiting)
+    if totals.skipped:
+        log.info("%d of %s already complete.", totals.skipped, count_scans(len(selection.scans)))
     if waiting:
-        _process_waiting(waiting, config, status, tally)
-    tally.removed = tally.removed or not status.path.is_file()
-    return tally
+        _process_waiting(waiting, config, status, totals)
+    totals.removed = totals.removed or not status.path.is_file()
+    return totals
 
 
 def _choose(scans: Sequence[Scan], config: Config, status: "Status") -> list[Scan]:
@@ -127,23 +131,25 @@ def _choose(scans: Sequence[Scan], config: Config, status: "Status") -> list[Sca
     return [scan for scan, _ in chosen]
 
 
-def _note_unusable(image: Considered, config: Config, status: "Status", tally: Tally) -> None:
+def _note_unusable(
+    image: ScanDecision, config: Config, status: "Status", totals: RunSummary
+) -> None:
     """Say, note down and count that a scan which was asked for cannot be opened."""
-    tally.failed.append((image.relative_path, image.reason))
+    totals.failed.append((image.relative_path, image.reason))
     status.add(image.relative_path, "failed", reason=image.reason)
     note_attempt(config.output_dir, image.relative_path, FAILED, image.reason)
     log.error("%s %s.", image.relative_path, image.reason)
 
 
-def _draw_again(scans: list[Scan], config: Config, tally: Tally) -> None:
-    """Make the pages of scans anew, a few at a time; a failure is one failure."""
+def _regenerate_reports(scans: list[Scan], config: Config, totals: RunSummary) -> None:
+    """Regenerate the pages of scans, a few at a time; a failure is one failure."""
     work = functools.partial(regenerate_report, config=config)
     workers = workers_for(replace(config, detector=("radial",), anatomy="none"), len(scans))
     for outcome in processes.run(work, scans, workers=workers):
         if outcome.error:
-            _failed(scans[outcome.at], outcome, tally)
+            _failed(scans[outcome.at], outcome, totals)
         else:
-            tally.done += 1
+            totals.done += 1
 
 
 def _lacking(scan: Scan, config: Config) -> str:
@@ -151,17 +157,19 @@ def _lacking(scan: Scan, config: Config) -> str:
     try:
         what = lacking(scan, config)
         if what == NOTHING:
-            settle(scan, config)
+            mark_current(scan, config)
     except OSError:
         return RESULT  # the attempt to process it will say what is wrong
     return what
 
 
-def _process_waiting(scans: list[Scan], config: Config, status: "Status", tally: Tally) -> None:
+def _process_waiting(
+    scans: list[Scan], config: Config, status: "Status", totals: RunSummary
+) -> None:
     workers = workers_for(config, len(scans))
     log.info("%s to process, %d at a time.", count_scans(len(scans)), workers)
     began, ended = time.monotonic(), 0
-    page = StatusPage(status.path.with_suffix(".html"), len(scans), tally)
+    page = StatusPage(status.path.with_suffix(".html"), len(scans), totals)
     page.write(ended, "")
     log.info("Progress page: %s", page.path)
     cores = config.n_cpus or processes.cores()
@@ -170,25 +178,29 @@ def _process_waiting(scans: list[Scan], config: Config, status: "Status", tally:
     try:
         for outcome in outcomes:
             ended += 1
-            tally.removed = not status.path.is_file()
+            totals.removed = not status.path.is_file()
             left = (time.monotonic() - began) / ended * (len(scans) - ended)
-            _take_in(scans[outcome.at], outcome, config, status, tally)
+            _record_outcome(scans[outcome.at], outcome, config, status, totals)
             words = _duration(left) if left else ""
             log.info("%d of %d scans%s.", ended, len(scans), f"; {words} left" if left else "")
             page.write(ended, words)
-            tally.hopeless = tally.hopeless or outcome.errno in HOPELESS
-            if tally.removed or tally.hopeless or (outcome.error and config.stop_on_first_crash):
+            totals.output_unwritable = totals.output_unwritable or outcome.errno in UNWRITABLE
+            if (
+                totals.removed
+                or totals.output_unwritable
+                or (outcome.error and config.stop_on_first_crash)
+            ):
                 break
     finally:
         outcomes.close()
         page.write(ended, None)
-        tally.unfinished = len(scans) - ended
+        totals.not_processed = len(scans) - ended
 
 
 def _outcomes(
     work: Callable, scans: list[Scan], config: Config, workers: int
 ) -> Iterator[processes.Outcome]:
-    """The scans read, by processes of ours or by a Dask cluster."""
+    """Process the scans, by processes of ours or on a Dask cluster."""
     if not config.dask_scheduler:
         return processes.run(work, scans, workers=workers)
     environment = dict.fromkeys(THREADS, str(config.omp_nthreads)) | TENSORFLOW
@@ -205,14 +217,14 @@ def _outcomes(
     )
 
 
-def _take_in(
-    scan: Scan, outcome: processes.Outcome, config: Config, status: "Status", tally: Tally
+def _record_outcome(
+    scan: Scan, outcome: processes.Outcome, config: Config, status: "Status", totals: RunSummary
 ) -> None:
     """Say, note down and count how one scan ended."""
     if outcome.error:
-        _failed(scan, outcome, tally)
+        _failed(scan, outcome, totals)
         status.add(scan.relative_path, "failed", outcome.seconds, reason=_reason(scan, outcome))
-        _note_failure(scan, outcome, config, tally)
+        _note_failure(scan, outcome, config, totals)
         if is_defect(scan, outcome, config):
             status.crash(scan, outcome, config)
         else:
@@ -220,24 +232,26 @@ def _take_in(
         return
     summary = outcome.result
     if summary.lacked != RESULT:
-        tally.skipped += 1
-        tally.drawn += summary.lacked == REPORT
+        totals.skipped += 1
+        totals.drawn += summary.lacked == REPORT
         status.add(scan.relative_path, "ok", outcome.seconds)
         return
-    tally.done += 1
+    totals.done += 1
     flags = f"; {', '.join(summary.quality_flags)}" if summary.quality_flags else ""
     said = f"{scan.name}: microbleeds {summary.n_cmb}, definite {summary.n_definite}; "
     said += f"{outcome.seconds:.1f} s{flags}."
     log.info("%s", said)
-    tally.last = [*tally.last, said][-LAST:]
+    totals.last = [*totals.last, said][-LAST:]
     for note in summary.notes:
         log.info("%s", note)
     status.add(scan.relative_path, "ok", outcome.seconds)
 
 
-def _note_failure(scan: Scan, outcome: processes.Outcome, config: Config, tally: Tally) -> None:
+def _note_failure(
+    scan: Scan, outcome: processes.Outcome, config: Config, totals: RunSummary
+) -> None:
     """Note that a scan failed, so that an earlier result of it counts as such in no table."""
-    if tally.removed or outcome.errno in HOPELESS:
+    if totals.removed or outcome.errno in UNWRITABLE:
         return
     note_attempt(config.output_dir, scan.relative_path, FAILED, _reason(scan, outcome))
     output = Output(config.output_dir, scan)
@@ -260,10 +274,10 @@ def is_defect(scan: Scan, outcome: processes.Outcome, config: Config) -> bool:
     return unexpected or not any(str(path) in outcome.error for path in inputs)
 
 
-def _failed(scan: Scan, outcome: processes.Outcome, tally: Tally) -> None:
+def _failed(scan: Scan, outcome: processes.Outcome, totals: RunSummary) -> None:
     """Say and count that a scan failed."""
     reason = _reason(scan, outcome)
-    tally.failed.append((scan.relative_path, reason))
+    totals.failed.append((scan.relative_path, reason))
     log.error("%s failed: %s", scan.relative_path, reason)
 
 
@@ -273,7 +287,7 @@ def _reason(scan: Scan, outcome: processes.Outcome) -> str:
 
 
 def workers_for(config: Config, scans: int) -> int:
-    """Scans to read at a time: what cores and memory allow, and no more than there are."""
+    """Scans to process at a time: what cores and memory allow, and no more than there are."""
     cores = config.n_cpus or processes.cores()
     memory = config.mem_mb or processes.memory_mb()
     by_memory = max(1, memory // _mb_per_scan(config))
@@ -285,7 +299,7 @@ def workers_for(config: Config, scans: int) -> int:
 
 def _mb_per_scan(config: Config) -> int:
     """Memory that one process needs, as the detectors' cards say it, or as it was measured."""
-    said = [card(name, config.models).get("memory_mb", 0) for name in config.detector]
+    said = [card(name, config.model_dir).get("memory_mb", 0) for name in config.detector]
     return max(MB_WITH_NETWORKS if uses_networks(config) else MB_PER_SCAN, *said)
 
 
@@ -334,13 +348,13 @@ class StatusPage:
     Attributes:
         path: Of the page.
         scans: To be read in this run.
-        tally: How those that ended did.
+        totals: How those that ended did.
         began: When, UTC.
     """
 
     path: Path
     scans: int
-    tally: Tally
+    totals: RunSummary
     began: str = field(default_factory=_now)
 
     def write(self, ended: int, left: str | None) -> None:
@@ -357,10 +371,10 @@ class StatusPage:
                 self.path,
                 scans=self.scans,
                 ended=ended,
-                done=self.tally.done,
-                skipped=self.tally.skipped,
-                failed=self.tally.failed,
-                last=self.tally.last[::-1],
+                done=self.totals.done,
+                skipped=self.totals.skipped,
+                failed=self.totals.failed,
+                last=self.totals.last[::-1],
                 left=left,
                 began=self.began,
                 time=_now(),
@@ -379,7 +393,7 @@ def write_methods(config: Config, logs: Path) -> str:
 
 def methods(config: Config) -> str:
     """The methods section of this run."""
-    anatomy = card(ANATOMY, config.models) if config.anatomy == "network" else None
+    anatomy = card(ANATOMY, config.model_dir) if config.anatomy == "network" else None
     found = "outlined by the anatomy network" if anatomy else "outlined by intensity and shape"
     if config.skip_brain_extraction:
         brain = "The scans were skull-stripped; their non-zero voxels, filled, are the brain."
@@ -391,7 +405,7 @@ def methods(config: Config) -> str:
     else:
         brain = f"The brain was {found}."
     return methods_text(
-        [card(name, config.models) for name in config.detector],
+        [card(name, config.model_dir) for name in config.detector],
         result_settings(config),
         cut=asdict(resolve_thresholds(config)),
         brain=brain,

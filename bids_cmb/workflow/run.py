@@ -49,11 +49,11 @@ def run(config: Config) -> int:
     Raises:
         ExitError: If the run cannot begin or cannot go on.
     """
-    _talk(config.verbosity)
+    _configure_logging(config.verbosity)
     try:
         return _levels(config)
     finally:
-        _fall_silent()
+        _close_logging()
 
 
 def _levels(config: Config) -> int:
@@ -67,7 +67,7 @@ def _levels(config: Config) -> int:
     return code
 
 
-def _talk(verbosity: int) -> None:
+def _configure_logging(verbosity: int) -> None:
     """Send the log to stderr: from info on, with -v everything, with -q only what is wrong."""
     level = {-1: logging.WARNING, 0: logging.INFO}.get(max(verbosity, -1), logging.DEBUG)
     logging.raiseExceptions = False  # a log that is not taken must not stop the run
@@ -79,7 +79,7 @@ def _talk(verbosity: int) -> None:
     log.propagate = False
 
 
-def _fall_silent() -> None:
+def _close_logging() -> None:
     for handler in list(log.handlers):
         log.removeHandler(handler)
         with suppress(OSError):  # a full disk, said already
@@ -103,43 +103,43 @@ def _participant_level(config: Config) -> int:
     _validate(config)
     selection = _select(config)
     if config.dry_run:
-        return _show(selection)
+        return _print_selection(selection)
     _look_for_atlases(config)
     _check_networks(config)
     _check_output(config)
     try:
         logs = _run_folder(config)
         write_selection(logs / "selection.tsv", selection)
-        tally = process_all(selection, config, logs)
+        totals = process_all(selection, config, logs)
     except OSError as error:
         raise _unwritable(config, error) from error
     log.info(
         "%s processed, %d already complete, %d failed, %d not processed. Results: %s",
-        count_scans(tally.done),
-        *(tally.skipped, len(tally.failed), tally.unfinished, config.output_dir),
+        count_scans(totals.done),
+        *(totals.skipped, len(totals.failed), totals.not_processed, config.output_dir),
     )
-    if tally.drawn:
-        log.info("Figures and reports added to %s.", count_scans(tally.drawn))
-    if tally.failed and not config.reports_only:
+    if totals.drawn:
+        log.info("Figures and reports added to %s.", count_scans(totals.drawn))
+    if totals.failed and not config.reports_only:
         log.warning("The reasons of failures: %s", logs / "status.jsonl")
-    if tally.removed:
+    if totals.removed:
         raise ExitError(IO_ERROR, f"{config.output_dir} was removed during the run. {STARTS_ANEW}")
-    if tally.hopeless:
+    if totals.output_unwritable:
         raise ExitError(
             IO_ERROR,
             f"{config.output_dir} cannot be written any more: the disk is full, a quota exceeded, "
             f"or it is read-only. {GOES_ON}",
         )
-    return SOME_FAILED if tally.failed or tally.unfinished else OK
+    return SOME_FAILED if totals.failed or totals.not_processed else OK
 
 
 def _check_detectors(config: Config) -> None:
     try:
         for name in config.detector:
-            check_detector(name, config.models)
-            at_operating_point(card(name, config.models), config.operating_point)
+            check_detector(name, config.model_dir)
+            at_operating_point(card(name, config.model_dir), config.operating_point)
         for name in _cards_of(config):
-            check_weights(name, card(name, config.models), config.models)
+            check_weights(name, card(name, config.model_dir), config.model_dir)
         folds = {fold for name in config.detector for fold in _folds(name, config)}
     except ValueError as error:
         raise ExitError(USAGE, str(error)) from error
@@ -149,16 +149,16 @@ def _check_detectors(config: Config) -> None:
             "--operating-point takes one detector, since several share a scale of their own; "
             f"found {', '.join(config.detector)}. Use --threshold.",
         )
-    if config.folds:
+    if config.members:
         log.info("Ensemble members selected: %s.", ", ".join(sorted(folds)))
-    unknown = set(config.uncounted) - set(FLAGS)
+    unknown = set(config.exclude_flags) - set(FLAGS)
     if unknown:
-        rule = f"--uncounted takes flags of {' '.join(FLAGS)}"
+        rule = f"--exclude-flags takes flags of {' '.join(FLAGS)}"
         raise ExitError(USAGE, f"{rule}; found {' '.join(sorted(unknown))}.")
 
 
 def _folds(name: str, config: Config) -> list[str]:
-    return [one["name"] for one in members_of(card(name, config.models), config.folds)]
+    return [one["name"] for one in members_of(card(name, config.model_dir), config.members)]
 
 
 def _check_device(config: Config) -> None:
@@ -174,10 +174,10 @@ def _check_device(config: Config) -> None:
 def _check_networks(config: Config) -> None:
     """Stop before work if weights of the user's own cards do not fit their networks."""
     own = [
-        (member, weights_file(name, member, config.models))
+        (member, weights_file(name, member, config.model_dir))
         for name in _cards_of(config)
-        if not is_packaged(name, config.models)
-        for member in members_of(card(name, config.models), config.folds)
+        if not is_packaged(name, config.model_dir)
+        for member in members_of(card(name, config.model_dir), config.members)
     ]
     if config.reports_only or not own:
         return
@@ -211,7 +211,7 @@ def _look_for_atlases(config: Config) -> None:
 
 
 def _validate(config: Config) -> None:
-    """Look at the dataset as --validate says; only ``strict`` stops at what can be read.
+    """Look at the dataset as --validate says; only ``strict`` stops at what can be used.
 
     Raises:
         ExitError: If the dataset is not valid BIDS, or its description cannot be read safely.
@@ -239,7 +239,7 @@ def _select(config: Config) -> Selection:
     """What the dataset holds of what was asked for.
 
     Raises:
-        ExitError: If a label or a filter is wrong, or nothing is left to read.
+        ExitError: If a label or a filter is wrong, or nothing is left to process.
     """
     filters, notes = {}, ()
     if config.bids_filter_file:
@@ -279,19 +279,19 @@ def _select(config: Config) -> Selection:
         *(len(selection.scans), len(selection.considered)),
     )
     if not selection.scans and not config.dry_run:
-        _nothing_to_read(config, selection)
+        _refuse_empty_selection(config, selection)
     return selection
 
 
-def _nothing_to_read(config: Config, selection: Selection) -> None:
-    """Say why there is no scan to read: broken files, or a selection that none fits."""
-    broken = [one for one in selection.considered if one.wanted]
+def _refuse_empty_selection(config: Config, selection: Selection) -> None:
+    """Say why there is no scan to process: broken files, or a selection that none fits."""
+    broken = [one for one in selection.considered if one.unusable]
     if broken:
         for one in broken:
             log.error("%s %s.", one.relative_path, one.reason)
         raise ExitError(
             NO_INPUT,
-            f"{config.bids_dir}: no scan can be read; unusable: {len(broken)}.",
+            f"{config.bids_dir}: no scan can be processed; unusable: {len(broken)}.",
         )
     for one in selection.considered[:20]:
         log.warning("Excluded: %s (%s)", one.relative_path, one.reason)
@@ -301,14 +301,15 @@ def _nothing_to_read(config: Config, selection: Selection) -> None:
     )
 
 
-def _show(selection: Selection) -> int:
-    """Print what would be read and what would not, and why."""
+def _print_selection(selection: Selection) -> int:
+    """Print which scans would be processed and which not, and why."""
     for one in selection.considered:
-        sys.stdout.write(f"{'read' if one.taken else 'left'}\t{one.relative_path}\t{one.reason}\n")
-    sys.stdout.write(f"Scans that would be read: {len(selection.scans)}\n")
+        verb = "process" if one.included else "skip"
+        sys.stdout.write(f"{verb}\t{one.relative_path}\t{one.reason}\n")
+    sys.stdout.write(f"Scans to process: {len(selection.scans)}\n")
     if selection.scans:
         return OK
-    return NO_INPUT if any(one.wanted for one in selection.considered) else NOTHING_SELECTED
+    return NO_INPUT if any(one.unusable for one in selection.considered) else NOTHING_SELECTED
 
 
 def _unwritable(config: Config, error: OSError) -> ExitError:
@@ -369,14 +370,14 @@ def _group_level(config: Config) -> int:
     _check_output(config)
     try:
         participants = config.bids_dir / "participants.tsv"
-        tally = write_group(config.output_dir, participants, config.reviews, raw=config.bids_dir)
+        totals = write_group(config.output_dir, participants, config.reviews, raw=config.bids_dir)
     except ValueError as error:
         raise ExitError(NO_INPUT, str(error)) from error
     except OSError as error:
         raise _unwritable(config, error) from error
     log.info(
-        "Group table: %d read, %d failed, %d missing, %d outdated, %d gone: %s",
-        *(tally[status] for status in ("ok", "failed", "missing", "outdated", "gone")),
+        "Group table: %d processed, %d failed, %d missing, %d outdated, %d gone: %s",
+        *(totals[status] for status in ("ok", "failed", "missing", "outdated", "gone")),
         config.output_dir / "group_microbleeds.tsv",
     )
     return OK

@@ -117,9 +117,11 @@ def analyze_scan(inputs: ScanInputs, config: Config) -> ScanResult:
     phase = load_phase(inputs.phase, image, brain.mask, inputs.scan.path.name)
     probability = detect(config.detector, image, brain.mask, inputs.models, phase.map, anatomy.head)
     thresholds = resolve_thresholds(config)
-    labels, lesions = measure_lesions(probability, image, brain.mask, thresholds, config.uncounted)
+    labels, lesions = measure_lesions(
+        probability, image, brain.mask, thresholds, config.exclude_flags
+    )
     anatomy, regions = complete_anatomy(image, anatomy, inputs, config, has_lesions=bool(lesions))
-    lesions = place_lesions(lesions, anatomy, regions, inputs, config.uncounted)
+    lesions = place_lesions(lesions, anatomy, regions, inputs, config.exclude_flags)
     return ScanResult(
         image=image,
         header=header,
@@ -140,7 +142,7 @@ def measure_lesions(
     image: Volume,
     brain: Volume,
     thresholds: Thresholds,
-    uncounted: tuple[str, ...] = ("large",),
+    exclude_flags: tuple[str, ...] = ("large",),
 ) -> tuple[Volume, list[Lesion]]:
     """Cut the probability of the detectors into lesions and measure each one.
 
@@ -149,7 +151,7 @@ def measure_lesions(
         image: The scan.
         brain: Its brain mask, bool, on the same grid.
         thresholds: At which to cut.
-        uncounted: Flags that keep a lesion out of the counts.
+        exclude_flags: Flags that exclude a lesion from the counts.
 
     Returns:
         As `lesions.measure.find_lesions`.
@@ -159,7 +161,7 @@ def measure_lesions(
         image,
         brain,
         **asdict(thresholds),
-        uncounted=uncounted,
+        exclude_flags=exclude_flags,
         spread=probability.spread,
         instances=probability.evidence.instances,
     )
@@ -181,7 +183,7 @@ def complete_anatomy(
         anatomy = refine_anatomy(image, anatomy, inputs.models)
     anatomy = add_atlases(anatomy, inputs.atlases)
     regions = region_map(
-        anatomy.head, anatomy.lobes, anatomy.capsule, deep_white_mm=config.deep_white_mm
+        anatomy.head, anatomy.lobes, anatomy.capsule, deep_wm_distance_mm=config.deep_wm_distance_mm
     )
     return anatomy, regions
 
@@ -191,7 +193,7 @@ def place_lesions(
     anatomy: AnatomyResult,
     regions: Volume | None,
     inputs: ScanInputs,
-    uncounted: tuple[str, ...],
+    exclude_flags: tuple[str, ...],
 ) -> list[Lesion]:
     """Give each lesion its place, where the anatomy is known."""
     if regions is None:
@@ -202,7 +204,7 @@ def place_lesions(
         regions,
         classes=inputs.anatomy_card["classes"],
         atlases=inputs.atlases,
-        uncounted=uncounted,
+        exclude_flags=exclude_flags,
     )
 
 
@@ -213,7 +215,7 @@ def measure_quality(image: Volume, brain: Volume, header: Intake, scan: Scan) ->
         brain,
         field_strength_t=scan.field_strength_t,
         echo_time_s=scan.echo_time_s,
-        header_mended=header.header_mended,
+        header_corrected=header.header_mended,
         nonfinite_voxels=header.nonfinite_voxels,
     )
 
@@ -230,7 +232,7 @@ def _starting_networks(inputs: ScanInputs, threads: int) -> Iterator[None]:
 def _show_result(output: Output, report: str) -> None:
     """Bring the table of the session and the page of the participant up to date."""
     forget_attempts(output)
-    refresh_scans_table(output.home)
+    refresh_scans_table(output.participant_dir)
     subject = output.scan.subject
     if report != "none":
         write_page(output.folder, subject)
@@ -251,7 +253,7 @@ def complete(scan: Scan, config: Config) -> Summary:
     missing = RESULT if config.overwrite else lacking(scan, config)
     if missing == RESULT:
         return process_scan(scan, config)
-    settle(scan, config)
+    mark_current(scan, config)
     if missing == REPORT:
         regenerate_report(scan, config)
     row = (read_marker(Output(config.output_dir, scan).mask(".json")) or {}).get("Microbleeds", {})
@@ -279,7 +281,7 @@ def is_complete(scan: Scan, config: Config) -> bool:
     return is_current(marker, resolve_inputs(scan, config))
 
 
-def settle(scan: Scan, config: Config) -> None:
+def mark_current(scan: Scan, config: Config) -> None:
     """Note that the result of a scan is current, and see to its row in the session's table."""
     output = Output(config.output_dir, scan)
     if any(open_attempt(output.folder, source) for source in sources_of(output)):
@@ -287,7 +289,7 @@ def settle(scan: Scan, config: Config) -> None:
         show_state(output)
     if not has_row(output):
         remove_half_written(output)
-        refresh_scans_table(output.home)
+        refresh_scans_table(output.participant_dir)
 
 
 def regenerate_report(scan: Scan, config: Config) -> None:
@@ -307,7 +309,7 @@ def regenerate_report(scan: Scan, config: Config) -> None:
     image, _ = load_echoes((scan.path, *scan.more_echoes))
     brain = load_brain_mask(output.brain(), image)
     settings = marker.get("Provenance", {}).get("Settings", {})
-    detectors = _known_cards(settings.get("detector", config.detector), config.models)
+    detectors = _known_cards(settings.get("detector", config.detector), config.model_dir)
     remove_half_written(output)
     draw(
         output,
@@ -315,7 +317,7 @@ def regenerate_report(scan: Scan, config: Config) -> None:
         brain,
         load_labels(output.labels()),
         read_table(output.labels(".tsv")),
-        look=primary_grid(detectors, tuple(settings.get("folds", ()))),
+        look=primary_grid(detectors, tuple(settings.get("members", ()))),
         evidence=_evidence_tables(output),
         interactive=config.report == "interactive",
     )

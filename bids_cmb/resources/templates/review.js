@@ -40,7 +40,7 @@ function show() {
     find(".complete", home).checked = Boolean(review.complete[scan.filename]);
     showMissed(home, scan);
   }
-  find("#progress").textContent = `${judged} of ${listed} lesions judged`;
+  find("#progress").textContent = `${judged} of ${listed} lesions reviewed`;
 }
 
 function showMissed(home, scan) {

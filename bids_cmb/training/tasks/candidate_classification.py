@@ -65,7 +65,7 @@ def assign_labels(
 def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFunction, str]:  # noqa: ARG001
     if "boxes" not in sources.pretrained:
         raise ValueError(
-            "Patches are learnt after a network for boxes: --given boxes=OUT/NAME.json; found "
+            "Patches are learnt after a network for boxes: --pretrained boxes=OUT/NAME.json; found "
             f"{', '.join(sources.pretrained) or 'none'}."
         )
     path = sources.pretrained["boxes"]

@@ -75,8 +75,8 @@ def load_pretrained(recipe: Recipe, sources: Sources, role: str) -> tuple[dict, 
     """
     if role not in sources.pretrained:
         raise ValueError(
-            f"{recipe.name} learns after another network: give it --given {role}=OUT/NAME.json; "
-            f"found {', '.join(sources.pretrained) or 'none'}."
+            f"{recipe.name} learns after another network: give it "
+            f"--pretrained {role}=OUT/NAME.json; found {', '.join(sources.pretrained) or 'none'}."
         )
     path = Path(sources.pretrained[role])
     entry = load_pretrained_entry(path, recipe)

@@ -82,8 +82,8 @@ def load_first_stage(recipe: Recipe, sources: Sources) -> tuple[FirstStage, list
     if not paths:
         raise ValueError(
             f"{recipe.name} learns after a network that proposes: give it "
-            "--given proposal-1=OUT/proposal-1.json; found "
-            f"{', '.join(sources.pretrained) or 'none'}."
+            f"--pretrained proposal-1=OUT/proposal-1.json; "
+            f"found {', '.join(sources.pretrained) or 'none'}."
         )
     entries = [load_pretrained_entry(path, recipe) for path in paths]
     networks = [

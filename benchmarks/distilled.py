@@ -23,7 +23,7 @@ from operating_points import THRESHOLDS, counted, cuts, summed, with_truth
 from bids_cmb.detection.distilled import Seen, candidate_chance, find_spots, judged, look, painted
 from bids_cmb.evaluation.annotations import LesionAnnotations
 from bids_cmb.imaging.preprocessing import Grid, preprocess
-from bids_cmb.networks.inference import load_patcher, set_threads
+from bids_cmb.networks.inference import load_patch_model, set_threads
 from bids_cmb.training import data as training_data
 
 MIN_VOLUME_MM3 = 1.0
@@ -75,7 +75,7 @@ def arguments() -> argparse.Namespace:
 def network(path: Path) -> tuple[Callable, Grid]:
     """How to ask a network, and what it is fed."""
     entry = json.loads(path.read_text(encoding="utf-8"))
-    return load_patcher(entry, path.with_name(entry["weights"])), Grid.from_card(entry["grid"])
+    return load_patch_model(entry, path.with_name(entry["weights"])), Grid.from_card(entry["grid"])
 
 
 def asked_of(given: list[str]) -> dict[str, Callable]:

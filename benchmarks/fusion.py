@@ -35,7 +35,7 @@ from bids_cmb.imaging.preprocessing import bounds
 from bids_cmb.imaging.volume import Volume, boxed, load, load_labels
 from bids_cmb.lesions.measure import TOUCHING
 from bids_cmb.networks.inference import set_threads
-from bids_cmb.networks.model_cards import card
+from bids_cmb.networks.model_cards import load_card
 from bids_cmb.training.data import ScanFiles
 
 NEAR_MM = 2.5
@@ -114,7 +114,7 @@ def measured(paths: ScanFiles, truth: LesionAnnotations, asked: argparse.Namespa
     """Hits, misses and false alarms by each rule at each threshold."""
     image, _ = load(paths.image)
     maps, image = cropped(said(paths, image, asked), image)
-    cards = {name: card(name) for name in maps}
+    cards = {name: load_card(name) for name in maps}
     rows = []
 
     def note(name: str, threshold: float, centres: np.ndarray, tops: np.ndarray) -> None:

@@ -32,8 +32,8 @@ from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import find_lesions
 from bids_cmb.networks.architectures.cnn3d import cnn3d
 from bids_cmb.networks.architectures.yolo import yolo
-from bids_cmb.networks.inference import Models
-from bids_cmb.networks.model_cards import MEMBER, card
+from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.networks.model_cards import MEMBER_KEYS, load_card
 from bids_cmb.training.losses import BoxLoss
 from bids_cmb.training.tasks import box_detection as lesson
 from bids_cmb.training.tasks.candidate_classification import assign_labels
@@ -62,7 +62,7 @@ def test_the_published_detector_has_its_parameters_and_cells():
     [((16, 32, 16), 1_355_322), ((16, 16, 16), 1_093_178), ((32, 32, 32), 2_928_186)],
 )
 def test_the_published_3d_network_has_its_parameters(shape, count):
-    assert cnn3d(shape=shape, folded=True).count_params() == count  # normalisations not counted
+    assert cnn3d(shape=shape, fused=True).count_params() == count  # normalisations not counted
 
 
 def test_the_detector_that_ships_has_cells_of_2_4_mm():
@@ -281,7 +281,7 @@ def trained(lessons, tmp_path, tiny):
     given = (("boxes", out / "tiny-boxes.json"),)
     patches = train(second, TrainingData((data,), pretrained=given), tmp_path / "second")
     (tmp_path / "second" / "tiny-patches.npz").rename(out / "tiny-patches.npz")
-    told = {**card("cascade"), "name": "tiny"}
+    told = {**load_card("cascade"), "name": "tiny"}
     told["parameters"] = {"confidence": 0.01, "most": 20}
     told["members"] = [{**boxes, "name": "boxes"}, {**patches, "name": "patches"}]
     (out / "tiny.json").write_text(json.dumps(told))
@@ -291,7 +291,7 @@ def trained(lessons, tmp_path, tiny):
 def test_both_networks_are_learnt_one_after_the_other_and_used(trained):
     told, out = trained
     image = scan((ball(3), 0.7))
-    found, left = cascade(image, brain(), told, Models(out))
+    found, left = cascade(image, brain(), told, ModelOptions(out))
     assert found.data.dtype == np.float32
     assert found.shape == image.shape
     assert 0 < found.data.max() <= 1
@@ -301,14 +301,14 @@ def test_both_networks_are_learnt_one_after_the_other_and_used(trained):
         assert ((index > -1) & (index < image.shape)).all()
         assert box.detector == "tiny"
         assert 0 <= box.probability <= 1
-    again, _ = cascade(image, brain(), told, Models(out))
+    again, _ = cascade(image, brain(), told, ModelOptions(out))
     np.testing.assert_array_equal(found.data, again.data)
     alone = {**told, "members": told["members"][:1]}
-    _, suspects = judge(image, brain(), alone, Models(out))
+    _, suspects = judge(image, brain(), alone, ModelOptions(out))
     assert all(one.chance == one.suspect.confidence for one in suspects)
     lost = {**told, "members": told["members"][1:]}
     with pytest.raises(ValueError, match="must be boxes and patches; found patches for tiny"):
-        cascade(image, brain(), lost, Models(out))
+        cascade(image, brain(), lost, ModelOptions(out))
 
 
 def test_both_networks_are_learnt_without_the_subjects_of_a_fold(unfitted, lessons, tmp_path, tiny):
@@ -337,7 +337,7 @@ def test_patches_are_not_learnt_without_boxes(lessons, tmp_path, given, found):
 
 def test_patches_and_boxes_lie_on_one_grid(lessons, tmp_path):
     entry = tmp_path / "b.json"
-    entry.write_text(json.dumps({**dict.fromkeys(MEMBER, "x"), "grid": {"spacing": 1}}))
+    entry.write_text(json.dumps({**dict.fromkeys(MEMBER_KEYS, "x"), "grid": {"spacing": 1}}))
     material = TrainingData((lessons(1),), pretrained=(("boxes", entry),))
     with pytest.raises(ValueError, match="must see the same grid"):
         train(read_recipe("cascade-patches"), material, tmp_path / "o")
@@ -390,7 +390,7 @@ def test_boxes_outside_the_brain_are_no_suspects():
 
 def test_a_card_that_asks_for_what_no_cascade_has_is_refused():
     assert rules_of({"name": "mine"}) == Rules()
-    assert rules_of(card("cascade")).confidence < 0.1
+    assert rules_of(load_card("cascade")).confidence < 0.1
     with pytest.raises(ValueError, match=r"may be confidence, .*; found zeal for mine"):
         rules_of({"name": "mine", "parameters": {"zeal": 1}})
     with pytest.raises(ValueError, match=r"those of pixels in mm; found \[None, None, 2\]"):
@@ -452,7 +452,7 @@ def test_the_cascade_that_ships_finds_the_microbleeds_of_a_phantom():
     image, _, placed = phantom(np.random.default_rng(7), bleeds=6, spacing=(1.0, 1.0, 3.0))
     inside = find_brain(image)
     found = detect("cascade", image, inside).mean
-    said = card("cascade")
+    said = load_card("cascade")
     assert not found.data[~inside.data].any()
     _, lesions = find_lesions(
         found, image, inside, threshold=said["threshold"], definite=said["definite_threshold"]

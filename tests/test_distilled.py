@@ -27,8 +27,8 @@ from bids_cmb.imaging.preprocessing import Grid, Preprocessed
 from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.networks.architectures.candidate_detector import cdet
 from bids_cmb.networks.architectures.candidate_discriminator import cdisc_student, cdisc_teacher
-from bids_cmb.networks.inference import Models, folded, load_patcher
-from bids_cmb.networks.model_cards import MEMBER
+from bids_cmb.networks.inference import ModelOptions, fuse_batchnorm, load_patch_model
+from bids_cmb.networks.model_cards import MEMBER_KEYS
 from bids_cmb.networks.weights import read_weights, write_weights
 from bids_cmb.training.data import find_training_scans
 from bids_cmb.training.distillation import (
@@ -117,9 +117,9 @@ def test_a_network_in_use_computes_what_was_trained(name, biased, rng, tmp_path)
     arrays = {one.path: np.asarray(one) for one in model.variables}
     digest = write_weights(tmp_path / "w.npz", arrays, dtype=np.float32)
     member = {"name": name, "builder": name, "arguments": arguments, "sha256": digest}
-    ask = load_patcher(member, tmp_path / "w.npz")
+    ask = load_patch_model(member, tmp_path / "w.npz")
     assert any("_norm/" in path for path in arrays)
-    assert not any("_norm/" in path for path in folded(arrays))
+    assert not any("_norm/" in path for path in fuse_batchnorm(arrays))
     np.testing.assert_allclose(ask(images), np.asarray(model(images)), atol=2e-4)
 
 
@@ -345,7 +345,7 @@ def test_what_the_student_refuses_is_not_painted_as_likely(heads, monkeypatch):
 
         return ask
 
-    monkeypatch.setattr(distilled, "load_patcher", patcher)
+    monkeypatch.setattr(distilled, "load_patch_model", patcher)
     grid = read_recipe("distilled-candidates").grid
     members = [
         {"name": name, "grid": grid, "weights": "w.npz"} for name in ("candidates", "student")
@@ -354,7 +354,7 @@ def test_what_the_student_refuses_is_not_painted_as_likely(heads, monkeypatch):
         "name": "distilled", "members": members,
         "parameters": {"candidate_threshold": 0.2, "most_candidates": 4000},
     }  # fmt: skip
-    found, _ = distilled.distilled(image, brain, card, Models())
+    found, _ = distilled.distilled(image, brain, card, ModelOptions())
     assert found.shape == image.shape
     assert found.data.dtype == np.float32
     likely = found.data > 0.5
@@ -363,7 +363,7 @@ def test_what_the_student_refuses_is_not_painted_as_likely(heads, monkeypatch):
         around = tuple(slice(at - 2, at + 3) for at in index)
         assert likely[around].any(), bleed
     assert (found.data > 0).sum() > 1.2 * likely.sum()  # refused spots stay, with a low chance
-    again, _ = distilled.distilled(image, brain, card, Models())
+    again, _ = distilled.distilled(image, brain, card, ModelOptions())
     np.testing.assert_array_equal(found.data, again.data)
 
 
@@ -511,7 +511,7 @@ def test_whoever_learns_after_nobody_is_told_what_is_missing(lessons, tmp_path):
 
 def test_whoever_learns_after_somebody_with_another_grid_is_refused(lessons, tmp_path):
     path = tmp_path / "c.json"
-    path.write_text(json.dumps({**dict.fromkeys(MEMBER, "x"), "grid": {"spacing": 1}}))
+    path.write_text(json.dumps({**dict.fromkeys(MEMBER_KEYS, "x"), "grid": {"spacing": 1}}))
     material = TrainingData((lessons(1),), pretrained=(("candidates", path),))
     with pytest.raises(ValueError, match=r"must see the same grid, .*; found \{'spacing': 1\}"):
         train(small("teacher"), material, tmp_path / "out")

@@ -16,8 +16,8 @@ from bids_cmb.detection.gated import TILE, ask_tiles, combined, gate_map, segmen
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.networks.architectures.resnet_gate import resnet_gate
 from bids_cmb.networks.architectures.resunet import resunet
-from bids_cmb.networks.inference import Models, load_patcher
-from bids_cmb.networks.model_cards import card
+from bids_cmb.networks.inference import ModelOptions, load_patch_model
+from bids_cmb.networks.model_cards import load_card
 from bids_cmb.networks.weights import write_weights
 from bids_cmb.training.data import LESION, UNCERTAIN
 from bids_cmb.training.losses import FocalTverskyLoss, TileLoss
@@ -77,10 +77,10 @@ def chained(tmp_path):
                 ("gate", resnet_gate, SMALL_GATE), ("segmenter", resunet, SMALL_UNET),
             )
         ]  # fmt: skip
-        said = card("gated") | {"name": "mine", "members": members}
+        said = load_card("gated") | {"name": "mine", "members": members}
         said["parameters"] = {"gate": "hard", "gate_threshold": 0.5} | parameters
         (tmp_path / "mine.json").write_text(json.dumps(said))
-        return Models(tmp_path)
+        return ModelOptions(tmp_path)
 
     return make
 
@@ -146,7 +146,7 @@ def test_a_saved_network_needs_keras_and_nothing_of_ours(network, rng, tmp_path)
 def test_taking_normalisations_into_convolutions_changes_nothing(network, rng, tmp_path):
     builder, arguments, model = network
     member = written(model, tmp_path / "w.npz", builder, arguments)
-    ask = load_patcher(member, tmp_path / "w.npz")
+    ask = load_patch_model(member, tmp_path / "w.npz")
     image = rng.random((3, 16, 24, 3), np.float32)
     np.testing.assert_allclose(ask(image), model.predict(image, verbose=0), atol=1e-4)
 
@@ -356,7 +356,7 @@ def test_the_gate_leaves_behind_how_far_it_opened_in_each_slice(head, chained):
     image, brain, _ = head
     models = chained(gate_threshold=0.25)
     left = detect("mine", image, brain, models).evidence.openings
-    gate = card("mine", models.folder)["members"][0]
+    gate = load_card("mine", models.folder)["members"][0]
     fed = preprocess(image, brain, Grid.from_card(gate["grid"]))
     where = np.ones(fed.image.shape, bool)
     opened = gate_map(design.asker("mine", gate, models), fed.image.data, where)
@@ -373,7 +373,7 @@ def test_the_gate_leaves_behind_how_far_it_opened_in_each_slice(head, chained):
 
 
 def median_of_the_gate(image, brain, models):
-    gate = card("mine", models.folder)["members"][0]
+    gate = load_card("mine", models.folder)["members"][0]
     fed = preprocess(image, brain, Grid.from_card(gate["grid"]))
     opened = gate_map(design.asker("mine", gate, models), fed.image.data, fed.brain.data)
     return float(np.median(opened[fed.brain.data]))
@@ -419,7 +419,7 @@ def test_a_card_that_is_none_of_a_gated_detector_is_refused(head, chained, chang
 
 def test_the_packages_detector_finds_the_microbleeds_of_a_phantom(head):
     image, brain, bleeds = head
-    said = card("gated")
+    said = load_card("gated")
     chance = detect("gated", image, brain).mean.data
     near = [
         np.linalg.norm(image.world(np.argwhere(chance >= said["threshold"])) - one.centre, axis=1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bids_cmb.imaging import volume
-from bids_cmb.networks.inference import answer, load_network
+from bids_cmb.networks.inference import load_network, predict
 from bids_cmb.networks.weights import read_weights
 from bids_cmb.training import train as training
 from bids_cmb.training.losses import LesionLoss, StructuresLoss
@@ -66,7 +66,7 @@ def test_training_leaves_weights_that_the_app_loads(data, recipe, tmp_path):
         recipe, TrainingData((data,), validation=(data,)), tmp_path / "out", log=told.append
     )
     network = load_network(entry, tmp_path / "out" / "tiny.npz")
-    found = answer(network, np.zeros((16, 16, 16), np.float32))
+    found = predict(network, np.zeros((16, 16, 16), np.float32))
     assert found.shape == (16, 16, 16)
     assert json.loads((tmp_path / "out" / "tiny.json").read_text())["sha256"] == entry["sha256"]
     assert any("to go" in said for said in told)

@@ -27,7 +27,7 @@ from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.lesions.measure import find_lesions
 from bids_cmb.networks.architectures.classifier import classifier
 from bids_cmb.networks.architectures.unet import unet
-from bids_cmb.networks.inference import Models, load_network, load_patcher
+from bids_cmb.networks.inference import ModelOptions, load_network, load_patch_model
 from bids_cmb.networks.weights import read_weights, write_weights
 from bids_cmb.training.data import TrainingScan, find_training_scans
 from bids_cmb.training.recipe import Sources
@@ -213,7 +213,7 @@ def test_a_classifier_in_use_computes_what_was_trained(rng, tmp_path):
     arrays = {one.path: np.asarray(one) for one in model.weights}
     digest = write_weights(tmp_path / "w.npz", arrays, dtype=np.float32)
     member = {"name": "x", "builder": "classifier", "arguments": SMALL, "sha256": digest}
-    ask = load_patcher(member, tmp_path / "w.npz")
+    ask = load_patch_model(member, tmp_path / "w.npz")
     patches = rng.random((3, 12, 12, 5, 3), np.float32)
     places = rng.random((3, len(PLACE_FEATURES)), np.float32)
     np.testing.assert_allclose(
@@ -268,8 +268,8 @@ def test_faultless_stages_find_every_microbleed_and_nothing_else(heads, monkeypa
         return ask
 
     monkeypatch.setattr(two_stage, "load_network", lambda *_, **__: Dark())
-    monkeypatch.setattr(two_stage, "answer", see_dark)
-    monkeypatch.setattr(two_stage, "load_patcher", load_round)
+    monkeypatch.setattr(two_stage, "predict", see_dark)
+    monkeypatch.setattr(two_stage, "load_patch_model", load_round)
     grid = read_recipe("proposal-1").grid
     members = [
         {"name": name, "builder": name, "grid": grid, "weights": "w.npz",
@@ -277,14 +277,14 @@ def test_faultless_stages_find_every_microbleed_and_nothing_else(heads, monkeypa
         for name in ("unet", "classifier")
     ]  # fmt: skip
     card = {"name": "pair", "members": members, "parameters": {"most": 4000}}
-    chance, evidence = two_stage.two_stage(image, brain, card, Models())
+    chance, evidence = two_stage.two_stage(image, brain, card, ModelOptions())
     for bleed in truth["six"]:
         index = np.rint(image.index(np.array([bleed.centre])))[0].astype(int)
         around = tuple(slice(at - 2, at + 3) for at in index)
         assert (chance.data[around] > 0.5).any(), bleed
     assert (evidence.instances.data[chance.data > 0] > 0).all()
     assert (chance.data > 0).sum() > 1.2 * (chance.data > 0.5).sum()  # refused ones stay
-    again, _ = two_stage.two_stage(image, brain, card, Models())
+    again, _ = two_stage.two_stage(image, brain, card, ModelOptions())
     np.testing.assert_array_equal(chance.data, again.data)
 
 
@@ -295,13 +295,15 @@ def test_a_classifier_looks_at_flipped_patches_too_and_its_log_odds_are_averaged
         seen.append(patches)
         return np.full((len(patches), 1), float(len(seen)))
 
-    monkeypatch.setattr(two_stage, "load_patcher", lambda *_, **__: ask)
+    monkeypatch.setattr(two_stage, "load_patch_model", lambda *_, **__: ask)
     member = {"name": "c", "builder": "classifier", "weights": "w.npz", "flips": [[0], [0, 1]],
               "arguments": {"shape": [40, 40, 9]}}  # fmt: skip
     grid = bumps(((30, 36, 9), 0.9))
     fed = Preprocessed(Volume(1 - grid.data, OBLIQUE), Volume(everywhere(), OBLIQUE))
     proposals = [Proposal((30, 36, 9), 0.9)]
-    chance = two_stage.decide(fed, grid, proposals, {"name": "p", "members": [member]}, Models())
+    chance = two_stage.decide(
+        fed, grid, proposals, {"name": "p", "members": [member]}, ModelOptions()
+    )
     assert chance == pytest.approx(1 / (1 + np.exp(-2.0)))  # of log-odds 1, 2 and 3
     np.testing.assert_array_equal(seen[1], seen[0][:, ::-1])
     np.testing.assert_array_equal(seen[2], seen[0][:, ::-1, ::-1])
@@ -313,7 +315,7 @@ def test_a_classifier_may_look_without_the_anatomy_too(monkeypatch):
         assert (places[:, PLACE_FEATURES.index("depth")] > 0).all()  # the shape is always shown
         return np.where(known, 4.0, -1.0)[:, None]
 
-    monkeypatch.setattr(two_stage, "load_patcher", lambda *_, **__: ask)
+    monkeypatch.setattr(two_stage, "load_patch_model", lambda *_, **__: ask)
     grid = bumps(((30, 36, 9), 0.9))
     fed = Preprocessed(Volume(1 - grid.data, OBLIQUE), Volume(everywhere(), OBLIQUE))
     white, brain = Volume(np.full(SHAPE, 2, np.uint16), OBLIQUE), Volume(everywhere(), OBLIQUE)
@@ -324,7 +326,7 @@ def test_a_classifier_may_look_without_the_anatomy_too(monkeypatch):
                   "arguments": {"shape": [40, 40, 9]}}  # fmt: skip
         card = {"name": "p", "members": [member]}
         proposals = [Proposal((30, 36, 9), 0.9)]
-        chance = two_stage.decide(fed, grid, proposals, card, Models(), anatomy)
+        chance = two_stage.decide(fed, grid, proposals, card, ModelOptions(), anatomy)
         log_odds.append(float(np.log(chance / (1 - chance))[0]))
     assert log_odds == pytest.approx([4.0, 2.75, -1.0], abs=1e-4)
 
@@ -338,9 +340,9 @@ def test_members_on_different_grids_are_refused(heads):
     ]
     brain = Volume(np.ones(image.shape, bool), image.affine)
     with pytest.raises(ValueError, match="must see one grid; found 2"):
-        two_stage.propose(image, brain, {"name": "pair", "members": members}, Models())
+        two_stage.propose(image, brain, {"name": "pair", "members": members}, ModelOptions())
     with pytest.raises(ValueError, match="needs a U-Net; found none"):
-        two_stage.propose(image, brain, {"name": "pair", "members": members[1:]}, Models())
+        two_stage.propose(image, brain, {"name": "pair", "members": members[1:]}, ModelOptions())
 
 
 # --- Training -------------------------------------------------------------------------------------

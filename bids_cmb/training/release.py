@@ -32,7 +32,7 @@ from bids_cmb.files import load_object, write_json
 from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.metrics.matching import REACH, match_valdo
 from bids_cmb.metrics.scores import Case, case_of_points, froc, rank_lesions, score
-from bids_cmb.networks.inference import Models
+from bids_cmb.networks.inference import ModelOptions
 from bids_cmb.simulation.head_model import list_head_models
 from bids_cmb.simulation.simulate import simulate_dataset
 from bids_cmb.training import data as training_data
@@ -118,8 +118,8 @@ def release(plan: Mapping, means: Means, *, say: Say = lambda _: None) -> dict:
     card = {**plan["card"], "threshold": 0.5, "definite_threshold": 0.5}
     card["members"] = [entry for entry, _ in entries]
     write_json(out / f"{card['name']}.json", card)
-    judged = judge(card, Models(out), means.work / "sets" / plan["judged"], say)
-    real = list(judge_points(card, Models(out), *means.real, say)) if means.real else []
+    judged = judge(card, ModelOptions(out), means.work / "sets" / plan["judged"], say)
+    real = list(judge_points(card, ModelOptions(out), *means.real, say)) if means.real else []
     card |= set_operating_points(judged, plan["aims"], real)
     write_json(out / f"{card['name']}.json", card)
     write_json(out / "judged.json", {"scans": [as_json(one) for one in judged]})
@@ -215,7 +215,9 @@ class Judged:
         )
 
 
-def judge(card: Mapping, models: Models, data: Path, say: Say = lambda _: None) -> list[Judged]:
+def judge(
+    card: Mapping, models: ModelOptions, data: Path, say: Say = lambda _: None
+) -> list[Judged]:
     """Run a detector of two stages on a dataset with truth, as the app would.
 
     Args:
@@ -233,7 +235,7 @@ def judge(card: Mapping, models: Models, data: Path, say: Say = lambda _: None) 
 
 
 def judge_points(
-    card: Mapping, models: Models, data: Path, table: Path, say: Say = lambda _: None
+    card: Mapping, models: ModelOptions, data: Path, table: Path, say: Say = lambda _: None
 ) -> Iterator[Judged]:
     """Run a detector of two stages on scans whose truth is a table of points.
 
@@ -269,7 +271,7 @@ def _diameter(row: object) -> float:
 
 
 def judge_scan(
-    card: Mapping, models: Models, path: Path, lesions: Sequence[Lesion], *, name: str
+    card: Mapping, models: ModelOptions, path: Path, lesions: Sequence[Lesion], *, name: str
 ) -> Judged:  # fmt: skip
     """Run a detector of two stages on one scan, as the app would.
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from bids_cmb import __version__
 from bids_cmb.files import load_object, read_json, write_json
-from bids_cmb.networks.inference import builder, device
+from bids_cmb.networks.inference import describe_device, get_builder
 from bids_cmb.networks.weights import read_weights, write_weights
 from bids_cmb.provenance import fingerprint, machine, sha256, software
 from bids_cmb.training import data as training_data
@@ -170,7 +170,7 @@ def train(
     slower = FINE_TUNING_RATE_SHARE if data.start else 1.0
     schedule = Schedule(recipe.steps, recipe.epochs, slower * recipe.rate, recipe.patience, hours)
     network.compile(_optimizer(recipe, schedule.rate), loss=task.loss(recipe), jit_compile=False)
-    log(f"{network.count_params():,} parameters, {choose_precision()}, {device()}")
+    log(f"{network.count_params():,} parameters, {choose_precision()}, {describe_device()}")
     for name, content in inputs.items():
         write_json(out / name, content)
     course = TrainingLoop(
@@ -184,8 +184,8 @@ def train(
     )
     figures = {**course.progress.figures(), "ended_by": stop_reason}
     effort = (
-        f"{60 * figures['hours']:.0f} minutes on a {device()}, {figures['core_hours']:.2f} "
-        f"core-hours, {figures['voxels']:,} voxels, {figures['voxels_per_second']:,} per second"
+        f"{60 * figures['hours']:.0f} minutes on a {describe_device()}, "
+        f"{figures['core_hours']:.2f} core-hours, {figures['voxels']:,} voxels, {figures['voxels_per_second']:,} per second"
     )
     log(f"{description}; {effort}; kept epoch {figures['best_epoch']} of {figures['epochs']}")
     draw_report(
@@ -241,7 +241,7 @@ def cross_validate(
 
 def build_network(recipe: Recipe) -> keras.Model:
     """Build the network of a recipe with random weights."""
-    return builder(recipe.builder)(**_arguments(recipe))
+    return get_builder(recipe.builder)(**_arguments(recipe))
 
 
 def _arguments(recipe: Recipe) -> dict:
@@ -274,7 +274,7 @@ def choose_precision() -> str:
     """Choose the policy that trains fastest here: 16 bits where there are units for them."""
     flags = Path("/proc/cpuinfo")
     has = flags.is_file() and "avx512_bf16" in flags.read_text(encoding="utf-8")
-    on_gpu = keras.backend.backend() == "tensorflow" and device().startswith("GPU")
+    on_gpu = keras.backend.backend() == "tensorflow" and describe_device().startswith("GPU")
     return "mixed_bfloat16" if has or on_gpu else "float32"
 
 

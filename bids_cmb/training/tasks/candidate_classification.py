@@ -9,7 +9,7 @@ import numpy as np
 from bids_cmb.detection.boxes import Suspect
 from bids_cmb.detection.cascade import Rules, find_suspects, patch, sees_phase
 from bids_cmb.imaging.preprocessing import Grid, preprocess
-from bids_cmb.networks.inference import entry_patcher
+from bids_cmb.networks.inference import load_trained_model
 from bids_cmb.training import data as training_data
 from bids_cmb.training.recipe import (
     Batch,
@@ -74,7 +74,7 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
     rules, near = Rules(**options.pop("rules")), options.pop("near_mm")
     shift = np.array(options.pop("shift"))
     sampling = make_patch_sampling(options, shape=tuple(recipe.arguments["shape"]))
-    predict, grid = entry_patcher(entry, path), Grid.from_card(recipe.grid)
+    predict, grid = load_trained_model(entry, path), Grid.from_card(recipe.grid)
     candidate_sets = []
     for item in sources.scans:
         scan = training_data.load_scan_and_brain(item)

@@ -16,7 +16,7 @@ from scipy import ndimage
 from bids_cmb.detection.distilled import SIDE, Ask, Seen, candidate_chance, find_spots, look
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed, preprocess
 from bids_cmb.lesions.measure import TOUCHING
-from bids_cmb.networks.inference import entry_patcher
+from bids_cmb.networks.inference import load_trained_model
 from bids_cmb.provenance import fingerprint, sha256
 from bids_cmb.training import data as training_data
 from bids_cmb.training.distillation import StudentLoss, TeacherLoss
@@ -82,7 +82,7 @@ def load_pretrained(recipe: Recipe, sources: Sources, role: str) -> tuple[dict, 
     entry = load_pretrained_entry(path, recipe)
     coarse = keras.config.dtype_policy().compute_dtype == "bfloat16"  # as everything in training
     precision = "mixed" if coarse else "full"
-    return entry, entry_patcher(entry, path, precision=precision)
+    return entry, load_trained_model(entry, path, precision=precision)
 
 
 def load_patches(

@@ -20,7 +20,7 @@ from bids_cmb.detection.proposals import (
 )
 from bids_cmb.imaging.preprocessing import Grid, near, preprocess
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.networks.inference import answer, load_network
+from bids_cmb.networks.inference import load_network, predict
 from bids_cmb.provenance import fingerprint, sha256
 from bids_cmb.training import data as training_data
 from bids_cmb.training.recipe import (
@@ -92,7 +92,7 @@ def load_first_stage(recipe: Recipe, sources: Sources) -> tuple[FirstStage, list
     ]
 
     def ask(image: np.ndarray) -> np.ndarray:
-        return np.mean([answer(network, image) for network in networks], axis=0)
+        return np.mean([predict(network, image) for network in networks], axis=0)
 
     return ask, [entry["sha256"] for entry in entries]
 

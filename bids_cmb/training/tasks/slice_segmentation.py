@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import expit
 
 from bids_cmb.detection.gated import TILE, Ask, ask_tiles
-from bids_cmb.networks.inference import entry_patcher
+from bids_cmb.networks.inference import load_trained_model
 from bids_cmb.networks.model_cards import read_entry
 from bids_cmb.training import data as training_data
 from bids_cmb.training.losses import FocalTverskyLoss
@@ -66,7 +66,7 @@ def _has_lesion(truth: np.ndarray, start: np.ndarray) -> bool:
 def _load_gate(entry: Path) -> Ask:
     """Load the gate of an entry."""
     member = read_entry(entry)
-    predict = entry_patcher(member, entry, precision="mixed")
+    predict = load_trained_model(member, entry, precision="mixed")
     return lambda batch: expit(predict(batch))
 
 

@@ -11,7 +11,7 @@ from bids_cmb.anatomy.refinement import KINDS, heard, kinds_of, opinion, shown
 from bids_cmb.anatomy.segmentation import brain_of, find_anatomy
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.imaging.volume import load, resample_like
-from bids_cmb.networks.model_cards import ANATOMY, card
+from bids_cmb.networks.model_cards import ANATOMY, load_card
 from bids_cmb.training import data as training_data
 from bids_cmb.training.losses import TissueLoss
 from bids_cmb.training.recipe import (
@@ -101,7 +101,7 @@ def sample_patch(
 
 def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFunction, str]:  # noqa: ARG001
     check_no_label_maps(sources, "tissues")
-    grid, classes = Grid.from_card(recipe.grid), card(ANATOMY)["classes"]
+    grid, classes = Grid.from_card(recipe.grid), load_card(ANATOMY)["classes"]
     scans = [load_tissue_scan(scan, grid, classes) for scan in sources.scans]
     known, sampling = {id(scan.case): scan for scan in scans}, make_patch_sampling(recipe.drawing)
 

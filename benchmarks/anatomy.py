@@ -27,10 +27,10 @@ from bids_cmb.anatomy.segmentation import WHITE, Anatomy, brain_of, find_anatomy
 from bids_cmb.anatomy.user_segmentation import read_segmentation
 from bids_cmb.bids.tables import read_table
 from bids_cmb.imaging.volume import Volume, load, load_labels, resample
-from bids_cmb.networks.inference import Models, set_threads
-from bids_cmb.networks.model_cards import card
-from bids_cmb.training.data import Paths, find_cases
-from bids_cmb.training.synthetic_contrast import degrade, paint, painted_subject
+from bids_cmb.networks.inference import ModelOptions, set_threads
+from bids_cmb.networks.model_cards import load_card
+from bids_cmb.training.data import ScanFiles, find_training_scans
+from bids_cmb.training.synthetic_contrast import degrade, paint_labels, sample_subject
 
 SLICES_MM = (1, 3, 4, 5)
 THICK_MM = 2.5
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--contrasts", type=int, default=2, help="for each head (default: 2)")
     asked = parser.parse_args()
     set_threads(asked.threads)
-    models = Models(folder=asked.model_dir)
+    models = ModelOptions(folder=asked.model_dir)
     names = json.loads(DEFINITION.read_text(encoding="utf-8"))["anatomy"]
     found = {
         f"{thickness} mm": [
@@ -61,7 +61,7 @@ def main() -> None:
         ]
         for thickness in SLICES_MM
     }
-    for paths in [one for data in asked.scans for one in find_cases(data)]:
+    for paths in [one for data in asked.scans for one in find_training_scans(data)]:
         image, _ = load(paths.image)
         slices = "thin slices" if max(image.spacing) < THICK_MM else "thick slices"
         figures, of_lesions, of_places = scanned(paths, image, models, asked.places)
@@ -73,11 +73,11 @@ def main() -> None:
     asked.result.write_text(json.dumps(means, indent=2) + "\n", encoding="utf-8")
 
 
-def measured(path: Path, thickness: float, seed: int, models: Models) -> dict[str, float]:
+def measured(path: Path, thickness: float, seed: int, models: ModelOptions) -> dict[str, float]:
     """The figures of one head in one contrast."""
     rng = np.random.default_rng([seed, 7])
-    codes = painted_subject(path, rng).codes
-    seen = thick(degrade(paint(codes, rng), rng, thick=False), thickness)
+    codes = sample_subject(path, rng).codes
+    seen = thick(degrade(paint_labels(codes, rng), rng, thick=False), thickness)
     found, truth = find_anatomy(seen, models), Volume(codes, np.eye(4))
     figures = structures(found, truth, models)
     figures["brain"] = dice(whole(codes), brain_of(found, truth).data)
@@ -85,7 +85,7 @@ def measured(path: Path, thickness: float, seed: int, models: Models) -> dict[st
 
 
 def scanned(
-    paths: Paths, image: Volume, models: Models, count: int
+    paths: ScanFiles, image: Volume, models: ModelOptions, count: int
 ) -> tuple[dict[str, float], list[dict[str, float]], list[dict[str, float]]]:
     """The figures of one simulated scan, on its own grid, of its lesions and of so many places."""
     found = find_anatomy(image, models)
@@ -111,7 +111,7 @@ def scanned(
 
 
 def located(
-    looks: dict[str, Anatomy], structures_path: Path, centres: list, models: Models
+    looks: dict[str, Anatomy], structures_path: Path, centres: list, models: ModelOptions
 ) -> list[dict[str, float]]:
     """Of each place whether it lies where the rules put it if the structures are known; MNI, mm.
 
@@ -119,7 +119,7 @@ def located(
     on the scan's true structures, so it is the networks that are judged. What does not apply to a
     place is left out.
     """
-    said = card("anatomy", models.folder)
+    said = load_card("anatomy", models.folder)
     classes = said["classes"]
     truth, _ = read_segmentation(structures_path, classes, said["mni_centroids"])
     found, (regions, names) = looks[""], seen(truth, centres, classes)
@@ -151,10 +151,10 @@ def seen(anatomy: Anatomy, centres: list, classes: list) -> tuple[list[Region], 
     )
 
 
-def structures(found: Anatomy, truth: Volume, models: Models) -> dict[str, float]:
+def structures(found: Anatomy, truth: Volume, models: ModelOptions) -> dict[str, float]:
     """Dice of each structure, and the share of brain on its right side, on the truth's grid."""
     codes = truth.data
-    known = card("anatomy", models.folder)["classes"]
+    known = load_card("anatomy", models.folder)["classes"]
     classes, sides = atlas(known).classes, atlas(known).sides
     seen = resample(found.structures, truth.affine, truth.shape, order=0)
     there = np.rint(seen.data).astype(np.uint16)

@@ -31,10 +31,10 @@ from bids_cmb.detection.boxes import SURE, cluster_sizes, overlap_of_sizes, true
 from bids_cmb.detection.cascade import Judged, Rules, find_suspects, judge, painted, sees_phase
 from bids_cmb.evaluation.annotations import POSITION, LesionAnnotations
 from bids_cmb.imaging.preprocessing import Grid, preprocess
-from bids_cmb.networks.architectures.yolo import VOC
-from bids_cmb.networks.inference import Models, entry_patcher, set_threads
-from bids_cmb.networks.model_cards import card
-from bids_cmb.training import data as cases
+from bids_cmb.networks.architectures.yolo import VOC_ANCHORS
+from bids_cmb.networks.inference import ModelOptions, load_trained_model, set_threads
+from bids_cmb.networks.model_cards import load_card
+from bids_cmb.training import data as training_data
 from bids_cmb.training.train import read_recipe
 
 CELL_MM = 32 * 224 / 448  # of the published detector
@@ -73,10 +73,12 @@ def anchors(asked: argparse.Namespace) -> dict:
     grid = Grid.from_card(recipe.grid)
     rows = []
     for data in asked.data:
-        for paths in cases.find_cases(data)[: asked.scans]:
-            case = cases.case_of(paths, preprocess(*cases.read_scan(paths), grid))
-            for voxels in case.centres["lesion"]:
-                sure = case.truth[tuple(voxels[0])] == cases.LESION
+        for paths in training_data.find_training_scans(data)[: asked.scans]:
+            case = training_data.make_training_scan(
+                paths, preprocess(*training_data.load_scan_and_brain(paths), grid)
+            )
+            for voxels in case.sampling_centres["lesion"]:
+                sure = case.labels[tuple(voxels[0])] == training_data.LESION
                 rows.append(true_boxes(voxels.astype(int), grid.spacing[0], sure=sure))
     boxes = np.concatenate(rows)
     sizes = boxes[boxes[:, 5] == SURE][:, 3:5] * grid.spacing[0]  # mm
@@ -86,7 +88,7 @@ def anchors(asked: argparse.Namespace) -> dict:
         "boxes": len(sizes),
         "sides_mm": dict(zip(("5 %", "50 %", "95 %"), quantiles(sizes), strict=True)),
         "mean_iou": {
-            "published (VOC)": fit(sizes, CELL_MM * np.array(VOC)),
+            "published (VOC)": fit(sizes, CELL_MM * np.array(VOC_ANCHORS)),
             "of the recipe": fit(sizes, used),
             **{f"k-means, {count}": fit(sizes, found) for count, found in clusters.items()},
         },
@@ -108,15 +110,15 @@ def fit(sizes: np.ndarray, found: np.ndarray) -> float:
 
 def points(asked: argparse.Namespace) -> dict:
     """What each threshold gives, with and without the 3D network."""
-    said = card("cascade", asked.model_dir)
+    said = load_card("cascade", asked.model_dir)
     pairs = [pair for data in asked.data for pair in with_truth(data)[: asked.scans]]
     rows, first = [], []
     for at, (paths, truth) in enumerate(pairs, start=1):
         print(f"\r{at} of {len(pairs)}", end="", file=sys.stderr, flush=True)
-        image, brain = cases.read_scan(paths)
+        image, brain = training_data.load_scan_and_brain(paths)
         asked_for = any(map(sees_phase, said["members"]))
-        phase = cases.phase_of(paths, image, brain) if asked_for else None
-        fed, found = judge(image, brain, said, Models(asked.model_dir), phase)
+        phase = training_data.load_phase(paths, image, brain) if asked_for else None
+        fed, found = judge(image, brain, said, ModelOptions(asked.model_dir), phase)
         first.append(suspected(found, truth))
         alone = [replace(one, chance=one.suspect.confidence) for one in found]
         for name, judged in ((WITH, found), (WITHOUT, alone)):
@@ -150,17 +152,17 @@ def suspected(found: Sequence[Judged], truth: LesionAnnotations) -> dict[str, in
 def suspects(asked: argparse.Namespace) -> dict:
     """How many microbleeds each network for boxes has among so many suspects."""
     entries = {path: json.loads(path.read_text(encoding="utf-8")) for path in asked.entries}
-    asks = {path: entry_patcher(entry, path) for path, entry in entries.items()}
+    asks = {path: load_trained_model(entry, path) for path, entry in entries.items()}
     pairs = [pair for data in asked.data for pair in with_truth(data)[: asked.scans]]
     found: dict[str, list] = {}
     phased = set()
     for at, (paths, truth) in enumerate(pairs, start=1):
         print(f"\r{at} of {len(pairs)}", end="", file=sys.stderr, flush=True)
-        scan = cases.read_scan(paths)
+        scan = training_data.load_scan_and_brain(paths)
         for path, entry in entries.items():
             grid, ways = Grid.from_card(entry["grid"]), {path.parent.name: None}
             if sees_phase(entry):
-                ways = {name: cases.phase_on(paths, *scan, grid) for name in ways}
+                ways = {name: training_data.load_phase_on_grid(paths, *scan, grid) for name in ways}
                 phased |= {at for phase in ways.values() if phase is not None}
                 ways |= {f"{name}, phase left out": None for name in list(ways)}
             fed = preprocess(*scan, grid)

@@ -24,7 +24,7 @@ import numpy as np
 
 from bids_cmb.files import read_json, write_json
 from bids_cmb.metrics.scores import count_interval, f1_interval, proportion_interval
-from bids_cmb.networks.model_cards import card, weights_file
+from bids_cmb.networks.model_cards import load_card, locate_weights
 from bids_cmb.provenance import machine, software
 
 ROOT = Path(__file__).parents[1]
@@ -146,8 +146,8 @@ def by_protocol(detectors: list[str]) -> list[str]:
 def parameters(detector: str) -> int:
     """Numbers in the weights of a detector's networks, those of normalisations included."""
     total = 0
-    for member in card(detector).get("members", ()):
-        with np.load(weights_file(detector, member)) as arrays:
+    for member in load_card(detector).get("members", ()):
+        with np.load(locate_weights(detector, member)) as arrays:
             total += sum(arrays[name].size for name in arrays.files)
     return total
 

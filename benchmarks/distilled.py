@@ -23,8 +23,8 @@ from operating_points import THRESHOLDS, counted, cuts, summed, with_truth
 from bids_cmb.detection.distilled import Seen, candidate_chance, find_spots, judged, look, painted
 from bids_cmb.evaluation.annotations import LesionAnnotations
 from bids_cmb.imaging.preprocessing import Grid, preprocess
-from bids_cmb.networks.inference import load_patcher, set_threads
-from bids_cmb.training import data as cases
+from bids_cmb.networks.inference import load_patch_model, set_threads
+from bids_cmb.training import data as training_data
 
 MIN_VOLUME_MM3 = 1.0
 
@@ -75,7 +75,7 @@ def arguments() -> argparse.Namespace:
 def network(path: Path) -> tuple[Callable, Grid]:
     """How to ask a network, and what it is fed."""
     entry = json.loads(path.read_text(encoding="utf-8"))
-    return load_patcher(entry, path.with_name(entry["weights"])), Grid.from_card(entry["grid"])
+    return load_patch_model(entry, path.with_name(entry["weights"])), Grid.from_card(entry["grid"])
 
 
 def asked_of(given: list[str]) -> dict[str, Callable]:
@@ -94,12 +94,11 @@ def kinds(said: np.ndarray) -> np.ndarray:
 
 
 def measured(
-    paths: cases.Paths, truth: LesionAnnotations, asked: argparse.Namespace, find: Callable,
-    grid: Grid,
-    judges: dict[str, Callable],
+    paths: training_data.ScanFiles, truth: LesionAnnotations, asked: argparse.Namespace,
+    find: Callable, grid: Grid, judges: dict[str, Callable],
 ) -> Iterator[dict]:  # fmt: skip
     """Hits, misses and false alarms of each judge at each threshold, on one scan."""
-    image, brain = cases.read_scan(paths)
+    image, brain = training_data.load_scan_and_brain(paths)
     seen = look(preprocess(image, brain, grid))
     if asked.without_symmetry:
         seen = Seen(seen.channels * np.array([1, 0], np.float32), seen.brain)

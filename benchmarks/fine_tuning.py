@@ -25,7 +25,7 @@ from bids_cmb.evaluation.annotations import POSITION, LesionAnnotations, read_an
 from bids_cmb.evaluation.evaluate import Evaluation, EvaluationOptions, measure
 from bids_cmb.files import write_json
 from bids_cmb.metrics.matching import match_valdo
-from bids_cmb.networks.model_cards import card
+from bids_cmb.networks.model_cards import load_card
 from bids_cmb.provenance import software
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +50,7 @@ SHOWN = (
 def main() -> None:
     """Read, judge like a reader, train twice, read again, count, print and write."""
     asked = arguments()
-    work, own, threshold = asked.work, asked.own, card(DETECTOR)["threshold"]
+    work, own, threshold = asked.work, asked.own, load_card(DETECTOR)["threshold"]
     bundled = ["--detector", DETECTOR, "--members", asked.member]
     app(own, work / "own", *bundled)
     said = review(work / "own", own / "derivatives" / "truth", work / "reviews")

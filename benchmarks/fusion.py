@@ -35,8 +35,8 @@ from bids_cmb.imaging.preprocessing import bounds
 from bids_cmb.imaging.volume import Volume, boxed, load, load_labels
 from bids_cmb.lesions.measure import TOUCHING
 from bids_cmb.networks.inference import set_threads
-from bids_cmb.networks.model_cards import card
-from bids_cmb.training.data import Paths
+from bids_cmb.networks.model_cards import load_card
+from bids_cmb.training.data import ScanFiles
 
 NEAR_MM = 2.5
 LOW = 0.3
@@ -91,12 +91,12 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def map_file(asked: argparse.Namespace, paths: Paths) -> Path:
+def map_file(asked: argparse.Namespace, paths: ScanFiles) -> Path:
     """Where the maps of a scan are kept."""
     return asked.maps / f"{paths.image.parents[2].name}_{paths.image.name}.npz"
 
 
-def said(paths: Paths, image: Volume, asked: argparse.Namespace) -> dict[str, np.ndarray]:
+def said(paths: ScanFiles, image: Volume, asked: argparse.Namespace) -> dict[str, np.ndarray]:
     """What each detector says of a scan, 0 to 1."""
     file = map_file(asked, paths) if asked.maps else None
     maps = dict(np.load(file)) if file and file.is_file() else {}
@@ -110,11 +110,11 @@ def said(paths: Paths, image: Volume, asked: argparse.Namespace) -> dict[str, np
     return {name: maps[name] / np.float32(STEPS) for name in asked.detectors}
 
 
-def measured(paths: Paths, truth: LesionAnnotations, asked: argparse.Namespace) -> list[dict]:
+def measured(paths: ScanFiles, truth: LesionAnnotations, asked: argparse.Namespace) -> list[dict]:
     """Hits, misses and false alarms by each rule at each threshold."""
     image, _ = load(paths.image)
     maps, image = cropped(said(paths, image, asked), image)
-    cards = {name: card(name) for name in maps}
+    cards = {name: load_card(name) for name in maps}
     rows = []
 
     def note(name: str, threshold: float, centres: np.ndarray, tops: np.ndarray) -> None:

@@ -26,9 +26,9 @@ from bids_cmb.detection.gated import GATES, asker, combined, gate_map, segmented
 from bids_cmb.evaluation.annotations import LesionAnnotations
 from bids_cmb.imaging.preprocessing import Grid, back_to_scan, preprocess
 from bids_cmb.imaging.volume import Volume, load, load_labels
-from bids_cmb.networks.inference import Models, set_threads
-from bids_cmb.networks.model_cards import card
-from bids_cmb.training.data import LESION, Paths, true_voxels
+from bids_cmb.networks.inference import ModelOptions, set_threads
+from bids_cmb.networks.model_cards import load_card
+from bids_cmb.training.data import LESION, ScanFiles, resample_lesions
 
 AT = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9)  # gate thresholds told of
 
@@ -70,7 +70,7 @@ def main() -> None:
         print(f"\r{at} of {len(pairs)}", end="", file=sys.stderr, flush=True)
         looked.append(look(paths, truth, asked))
     print(file=sys.stderr)
-    said = card(asked.detector, asked.model_dir)
+    said = load_card(asked.detector, asked.model_dir)
     threshold = said["parameters"]["gate_threshold"]
     if asked.choose:
         threshold = chosen(looked, asked.choose)
@@ -107,9 +107,9 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def look(paths: Paths, truth: LesionAnnotations, asked: argparse.Namespace) -> Looked:
+def look(paths: ScanFiles, truth: LesionAnnotations, asked: argparse.Namespace) -> Looked:
     """Both networks' answers for a scan; its brain is the true one."""
-    said, models = card(asked.detector, asked.model_dir), Models(asked.model_dir)
+    said, models = load_card(asked.detector, asked.model_dir), ModelOptions(asked.model_dir)
     members = {one["name"]: one for one in said["members"]}
     image, _ = load(paths.image)
     brain = Volume(load_labels(paths.brain).data > 0, image.affine)
@@ -135,7 +135,7 @@ def look(paths: Paths, truth: LesionAnnotations, asked: argparse.Namespace) -> L
 
 def at_lesions(lesions: Path, opened: Volume) -> list[float]:
     """For each slice of each sure microbleed how open the gate is at most."""
-    codes, places = true_voxels(lesions, opened)
+    codes, places = resample_lesions(lesions, opened)
     sure = [voxels for voxels in places if codes[tuple(voxels[0])] == LESION]
     return [
         float(opened.data[tuple(voxels[voxels[:, 2] == z].T)].max())
@@ -175,7 +175,7 @@ def points(looked: list[Looked], how: str, threshold: float, volume: float) -> l
         whole = Volume(combined(opened, found, how, threshold), one.affine)
         chance = np.where(one.mask, back_to_scan(whole, one.scan).data, 0)
         for at, cut in cuts(chance, one.scan, volume):
-            rows.append({"members": how, "threshold": at, **counted(*cut, one.truth)})
+            rows.append({"members": how, "threshold": at, **counted(*cut, one.labels)})
     return summed(rows, how, len(looked))
 
 

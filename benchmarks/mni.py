@@ -16,7 +16,7 @@ import numpy as np
 from bids_cmb.anatomy.labels import mirrored_codes
 from bids_cmb.anatomy.segmentation import find_anatomy, structure_centroids
 from bids_cmb.imaging.volume import Volume, load
-from bids_cmb.networks.inference import Models
+from bids_cmb.networks.inference import ModelOptions
 
 MIRROR = np.array([-1, 1, 1])
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--model-dir", type=Path, help="folder of cards and weights")
     asked = parser.parse_args()
     image, _ = load(asked.template)
-    models = Models(asked.model_dir)
+    models = ModelOptions(asked.model_dir)
     here = centroids(image, models)
     turned = np.diag([-1.0, 1, 1, 1]) @ image.affine
     there = centroids(Volume(image.data, turned), models)
@@ -41,7 +41,7 @@ def main() -> None:
     print(json.dumps({str(code): at.round(1).tolist() for code, at in both.items()}))
 
 
-def centroids(image: Volume, models: Models) -> dict[int, np.ndarray]:
+def centroids(image: Volume, models: ModelOptions) -> dict[int, np.ndarray]:
     """Of the structures that the network sees."""
     return structure_centroids(find_anatomy(image, models).structures)
 

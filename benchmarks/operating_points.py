@@ -25,9 +25,9 @@ from bids_cmb.evaluation.annotations import POSITION, LesionAnnotations, read_an
 from bids_cmb.imaging.volume import Volume, load, load_labels
 from bids_cmb.lesions.measure import TOUCHING
 from bids_cmb.metrics.matching import match_valdo
-from bids_cmb.networks.inference import Models, set_threads
-from bids_cmb.networks.model_cards import card
-from bids_cmb.training.data import Paths, find_cases
+from bids_cmb.networks.inference import ModelOptions, set_threads
+from bids_cmb.networks.model_cards import load_card
+from bids_cmb.training.data import ScanFiles, find_training_scans
 
 THRESHOLDS = (0.05, *np.arange(0.1, 0.91, 0.05).round(2), 0.925, 0.95, 0.97, 0.98, 0.99)
 LOW = 0.05  # from which on lesions are used for the calibration
@@ -38,7 +38,7 @@ def main() -> None:
     """Measure, print and write."""
     asked = arguments()
     set_threads(asked.threads)
-    names = [one["name"] for one in card(asked.detector, asked.model_dir)["members"]]
+    names = [one["name"] for one in load_card(asked.detector, asked.model_dir)["members"]]
     groups = [*[(name,) for name in names], tuple(names)]
     pairs = [pair for data in asked.data for pair in with_truth(data)]
     rows = []
@@ -67,14 +67,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def with_truth(data: Path) -> list[tuple[Paths, LesionAnnotations]]:
+def with_truth(data: Path) -> list[tuple[ScanFiles, LesionAnnotations]]:
     """The scans of a dataset, each with its true lesions."""
     truths = {one.name: one for one in read_annotations(data / "derivatives" / "truth")}
-    return [(one, truths[one.name]) for one in find_cases(data)]
+    return [(one, truths[one.name]) for one in find_training_scans(data)]
 
 
 def measured(
-    paths: Paths,
+    paths: ScanFiles,
     truth: LesionAnnotations,
     asked: argparse.Namespace,
     groups: Sequence[tuple[str, ...]],
@@ -83,9 +83,13 @@ def measured(
     image, _ = load(paths.image)
     brain = Volume(load_labels(paths.brain).data > 0, image.affine)
     parts = dict(
-        zip(groups[-1], answers(asked.detector, image, brain, Models(asked.model_dir)), strict=True)
+        zip(
+            groups[-1],
+            answers(asked.detector, image, brain, ModelOptions(asked.model_dir)),
+            strict=True,
+        )
     )
-    volume = card(asked.detector, asked.model_dir)["min_volume_mm3"]
+    volume = load_card(asked.detector, asked.model_dir)["min_volume_mm3"]
     return [
         {"members": " ".join(group), "threshold": threshold, **counted(*cut, truth)}
         for group in groups

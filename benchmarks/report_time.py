@@ -20,7 +20,7 @@ from bids_cmb.bids.selection import Scan, find_scans
 from bids_cmb.bids.tables import Output, read_table
 from bids_cmb.imaging.loading import load_echoes
 from bids_cmb.imaging.volume import load_labels
-from bids_cmb.networks.model_cards import card
+from bids_cmb.networks.model_cards import load_card
 from bids_cmb.provenance import machine
 from bids_cmb.report.figures import draw
 from bids_cmb.report.html import write_page
@@ -56,7 +56,7 @@ def measured(out: Path, scan: Scan) -> dict[str, object]:
     image, _ = load_echoes((scan.path, *scan.more_echoes))
     brain = load_brain_mask(output.brain(), image)
     labels, rows = load_labels(output.labels()), read_table(output.labels(".tsv"))
-    look = primary_grid({"ensemble": card("ensemble")}, ())
+    look = primary_grid({"ensemble": load_card("ensemble")}, ())
     made = {"scan": scan.name, "voxels": list(image.shape), "lesions": len(rows)}
     for kind in ("static", "interactive"):
         seconds = []

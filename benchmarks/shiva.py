@@ -134,7 +134,7 @@ def networks(scratch: Path) -> None:
     import keras  # noqa: PLC0415
 
     from bids_cmb.networks.architectures.shiva import shiva  # noqa: PLC0415
-    from bids_cmb.networks.external.shiva import add, md5  # noqa: PLC0415
+    from bids_cmb.networks.external.shiva import compute_md5, install_models  # noqa: PLC0415
 
     files = []
     for fold in range(3):
@@ -147,10 +147,10 @@ def networks(scratch: Path) -> None:
         model.save(scratch / f"fold_{fold}.keras")
         path = scratch / f"fold_{fold}.h5"
         model.save(path)
-        files.append({"name": path.name, "md5": md5(path)})
+        files.append({"name": path.name, "md5": compute_md5(path)})
     about = {"version": "full size", "architecture": TAG, "files": files}
     (scratch / "model_info.json").write_text(json.dumps(about))
-    add(
+    install_models(
         [scratch / one["name"] for one in files] + [scratch / "model_info.json"],
         scratch / "models",
         print,
@@ -265,13 +265,13 @@ def difference(bids_dir: Path, scratch: Path, inputs: list[Path]) -> float:
 
 def work() -> float:
     """Multiplications and additions of one fold, computed layer by layer."""
-    from bids_cmb.networks.external.tiled_unet import convolutions  # noqa: PLC0415
+    from bids_cmb.networks.external.tiled_unet import list_kernels  # noqa: PLC0415
 
     def voxels(level: int) -> int:
         return int(np.prod([side // 2**level for side in SHIVA.shape]))
 
     total = 0
-    for name, shape in convolutions(WIDTHS).items():
+    for name, shape in list_kernels(WIDTHS).items():
         level = int(name.split("_")[0].lstrip("downup")) if name[0] in "du" else 0
         total += 2 * int(np.prod(shape)) * voxels(level)
     return total

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bids_cmb.imaging.volume import Volume, load, load_labels
 from bids_cmb.quality.familiarity import brain_intensities, histogram, measures, summarize_scans
-from bids_cmb.training.data import find_cases
+from bids_cmb.training.data import find_training_scans
 
 PLACE = Path(__file__).parent.parent / "bids_cmb" / "resources" / "quality" / "training_scans.json"
 
@@ -22,7 +22,7 @@ def main() -> None:
     """Measure and write."""
     made = []
     for folder in sys.argv[1:]:
-        for paths in find_cases(Path(folder)):
+        for paths in find_training_scans(Path(folder)):
             image, _ = load(paths.image)
             brain = Volume(load_labels(paths.brain).data > 0, image.affine)
             intensities = brain_intensities(image, brain)

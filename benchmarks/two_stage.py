@@ -25,8 +25,8 @@ from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.volume import load
 from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.metrics.scores import figures
-from bids_cmb.networks.inference import Models
-from bids_cmb.networks.model_cards import card as read_card
+from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.networks.model_cards import load_card as read_card
 from bids_cmb.provenance import machine, software
 from bids_cmb.training.release import Judged, as_json, judge, judge_points, logits_of
 
@@ -42,7 +42,7 @@ SHOWN = (
 def main() -> None:
     """Judge, print and write."""
     given = arguments()
-    models = Models(given.model_dir)
+    models = ModelOptions(given.model_dir)
     card = read_card(given.detector, given.model_dir)
     weight = card.get("first_stage_weight", 0.0)
     card = {**card, "first_stage_weight": 0.0}  # chances of the second stage alone

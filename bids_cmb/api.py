@@ -21,8 +21,8 @@ from bids_cmb.imaging.loading import load_echoes
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions import locations
 from bids_cmb.lesions.measure import Lesion, find_lesions
-from bids_cmb.networks.inference import Models
-from bids_cmb.networks.model_cards import ANATOMY, card
+from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.networks.model_cards import ANATOMY, load_card
 from bids_cmb.simulation import simulate
 from bids_cmb.simulation.lesion_priors import load_priors
 from bids_cmb.simulation.phantom import make_procedural_head
@@ -70,8 +70,8 @@ def segment_anatomy(
     """
     folder = _path(model_dir)
     if segmentation is None:
-        return AnatomyResult(find_anatomy(image, Models(folder)), source=NETWORK)
-    about, path = card(ANATOMY, folder), Path(segmentation)
+        return AnatomyResult(find_anatomy(image, ModelOptions(folder)), source=NETWORK)
+    about, path = load_card(ANATOMY, folder), Path(segmentation)
     head, lobes = read_segmentation(path, about["classes"], about["mni_centroids"])
     return AnatomyResult(head, lobes, str(path), segmentation=path)
 
@@ -133,7 +133,7 @@ def detect_microbleeds(
     """
     _check_grid("`brain`", brain, image)
     head = None if anatomy is None else anatomy.head
-    return ensemble.detect(detector, image, brain, Models(_path(model_dir)), None, head)
+    return ensemble.detect(detector, image, brain, ModelOptions(_path(model_dir)), None, head)
 
 
 def measure_lesions(
@@ -168,7 +168,7 @@ def measure_lesions(
         raise ValueError(f"`threshold` must be above 0 and up to 1; found {threshold}.")
     _check_grid("`brain`", brain, image)
     _check_grid("`probability`", probability.mean, image)
-    cards = [card(name, _path(model_dir)) for name in probability.members]
+    cards = [load_card(name, _path(model_dir)) for name in probability.members]
     return find_lesions(
         probability.mean,
         image,
@@ -204,12 +204,12 @@ def locate_lesions(
     """
     folder, atlases = _path(model_dir), find_atlases()
     if lesions and anatomy.segmentation is None:
-        anatomy = scan_anatomy.refine_anatomy(image, anatomy, Models(folder))
+        anatomy = scan_anatomy.refine_anatomy(image, anatomy, ModelOptions(folder))
     anatomy = scan_anatomy.add_atlases(anatomy, atlases)
     regions = region_map(
         anatomy.head, anatomy.lobes, anatomy.capsule, deep_wm_distance_mm=deep_wm_distance_mm
     )  # fmt: skip
-    classes = card(ANATOMY, folder)["classes"]
+    classes = load_card(ANATOMY, folder)["classes"]
     return locations.locate_lesions(
         lesions, anatomy.head, regions, classes=classes, atlases=atlases
     )

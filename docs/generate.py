@@ -17,7 +17,7 @@ import numpy as np
 
 from bids_cmb.bids.tables import columns
 from bids_cmb.config import Config
-from bids_cmb.networks.model_cards import ANATOMY, card, card_names, weights_file
+from bids_cmb.networks.model_cards import ANATOMY, list_cards, load_card, locate_weights
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -60,8 +60,8 @@ def main() -> None:
 
 def pages() -> dict[Path, str]:
     """Every page that is generated: its path and its text."""
-    names = card_names()
-    cards = {name: card(name) for name in names}
+    names = list_cards()
+    cards = {name: load_card(name) for name in names}
     return {
         DOCS / "models" / "index.md": models_page(cards),
         **{DOCS / "models" / f"{name}.md": model_page(cards[name]) for name in names},
@@ -249,7 +249,7 @@ def _voxels(grid: Mapping) -> str:
 
 
 def _files(about: Mapping) -> list[Path]:
-    return [weights_file(about["name"], member) for member in about.get("members", [])]
+    return [locate_weights(about["name"], member) for member in about.get("members", [])]
 
 
 def _megabytes(files: Iterable[Path]) -> str:

@@ -17,7 +17,7 @@ from bids_cmb.bids.tables import write_table
 from bids_cmb.files import write_json
 from bids_cmb.imaging import volume
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.networks.model_cards import card
+from bids_cmb.networks.model_cards import load_card
 from bids_cmb.parallel import processes
 from bids_cmb.simulation.geometry import measure_geometry
 from bids_cmb.simulation.head_model import crop
@@ -149,7 +149,7 @@ def unfitted(monkeypatch):
         course.progress.rows.append(row)
         return "epochs"
 
-    monkeypatch.setattr(learning.Course, "run", run)
+    monkeypatch.setattr(learning.TrainingLoop, "run", run)
     return drawn
 
 
@@ -177,7 +177,7 @@ def _lesson(root, subject, rng):
 @pytest.fixture(scope="session")
 def known(made_up):
     """A made-up head, nodding and turned, and the answer that a faultless network would give."""
-    classes = card("anatomy")["classes"]
+    classes = load_card("anatomy")["classes"]
     head = crop(made_up.labels)
     turn = from_matvec(euler2mat(0.06, -0.08, 0.1), [12, -7, 20])
     codes = Volume(head.data[::2, ::2, ::2], turn @ head.affine @ np.diag([2, 2, 2, 1]))
@@ -191,4 +191,4 @@ def known(made_up):
 def anatomy(known):
     """What lies where in that head."""
     codes, chances = known
-    return read_structures(chances, codes.affine, card("anatomy")["classes"], {})
+    return read_structures(chances, codes.affine, load_card("anatomy")["classes"], {})

@@ -15,10 +15,10 @@ from bids_cmb.anatomy.segmentation import (
     structure_centroids,
 )
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.networks.model_cards import card
+from bids_cmb.networks.model_cards import load_card
 from bids_cmb.simulation.tissue_properties import is_brain
 
-CLASSES = card("anatomy")["classes"]
+CLASSES = load_card("anatomy")["classes"]
 
 
 def test_a_faultless_answer_gives_back_the_head(known, anatomy):

@@ -20,7 +20,7 @@ from bids_cmb.bids.tables import read_table
 from bids_cmb.cli import run as cli
 from bids_cmb.cli.main import main as one_command
 from bids_cmb.files import write_json
-from bids_cmb.networks.model_cards import DETECTION, card, card_names, weights_file
+from bids_cmb.networks.model_cards import DETECTION, list_cards, load_card, locate_weights
 from bids_cmb.networks.weights import read_weights, write_weights
 from bids_cmb.workflow import run as app
 
@@ -243,7 +243,7 @@ def test_sidecars_say_what_made_the_result(two):
 def test_the_methods_say_what_was_done(two, capsys):
     text = next(two[1].glob("logs/*/CITATION.md")).read_text()
     assert "radial symmetry" in text
-    assert f"at least {card('radial')['threshold']:g}" in text
+    assert f"at least {load_card('radial')['threshold']:g}" in text
     assert main([*map(str, two), "participant", "--boilerplate-only", "--threshold", "0.3"]) == 0
     assert "at least 0.3" in capsys.readouterr().out
 
@@ -330,7 +330,7 @@ def test_a_malformed_filter_file_is_bad_data(two, tmp_path, capsys):
 def test_unknown_detectors_and_flags_are_refused(two, capsys):
     words = [*map(str, two), "participant"]
     assert main([*words, "--detector", "magic"]) == 64
-    names = ", ".join(card_names(DETECTION))
+    names = ", ".join(list_cards(DETECTION))
     assert f"must be one of {names}; found 'magic'" in capsys.readouterr().err
     assert main([*words, "--exclude-flags", "ugly"]) == 64
     assert "flags of large small edge vessel csf; found ugly" in capsys.readouterr().err
@@ -415,9 +415,9 @@ def test_weights_that_do_not_fit_their_network_are_refused_before_any_scan_is_re
     """The checksum is that of the card, and all are numbers; the last layer lacks a channel."""
     models, out = tmp_path / "models", tmp_path / "out"
     models.mkdir()
-    said = json.loads(json.dumps(card("ensemble")))
+    said = json.loads(json.dumps(load_card("ensemble")))
     member = said["members"][0]
-    arrays = read_weights(weights_file("ensemble", member))
+    arrays = read_weights(locate_weights("ensemble", member))
     name = max(key for key in arrays if key.endswith("/kernel"))
     arrays[name] = arrays[name][..., :-1, :]
     member["sha256"] = write_weights(models / member["weights"], arrays)
@@ -688,7 +688,7 @@ def test_the_ensemble_runs_from_file_to_tables_and_says_what_it_was(dataset, tmp
     home = out / "sub-01" / "anat"
     made = json.loads(next(home.glob("*label-CMB*_mask.json")).read_text())
     said = made["Provenance"]["Detectors"][0]
-    wanted = {one["name"]: one["sha256"] for one in card("ensemble")["members"]}
+    wanted = {one["name"]: one["sha256"] for one in load_card("ensemble")["members"]}
     assert said["WeightsSHA256"] == wanted
     assert made["Provenance"]["Anatomy"]["Name"] == "anatomy"
     assert made["Provenance"]["Machine"]["Device"] == "CPU"
@@ -715,8 +715,8 @@ def test_one_member_of_an_ensemble_can_be_asked_and_another_name_is_refused(two,
 def test_an_altered_weight_stops_the_app_before_it_starts(two, tmp_path, capfd):
     models = tmp_path / "models"
     models.mkdir()
-    (models / "ensemble.json").write_text(json.dumps(card("ensemble")))
-    for member in card("ensemble")["members"]:
+    (models / "ensemble.json").write_text(json.dumps(load_card("ensemble")))
+    for member in load_card("ensemble")["members"]:
         (models / member["weights"]).write_bytes(b"other numbers")
     words = [*map(str, two), "participant", "--detector", "ensemble", "--model-dir", str(models)]
     assert main(words) == 64

@@ -9,10 +9,10 @@ from bids_cmb.networks import model_cards
 from bids_cmb.networks.model_cards import (
     ANATOMY,
     DETECTION,
-    card,
-    card_names,
-    members_of,
-    weights_file,
+    list_cards,
+    load_card,
+    locate_weights,
+    select_members,
 )
 
 MEMBER = {
@@ -31,55 +31,55 @@ def shelf(tmp_path, **contents):
 
 
 def test_the_package_has_a_detector_without_and_one_with_networks():
-    assert {"radial", "ensemble"} <= set(card_names(DETECTION))
-    assert "members" not in card("radial")
-    assert len(card("ensemble")["members"]) >= 1
+    assert {"radial", "ensemble"} <= set(list_cards(DETECTION))
+    assert "members" not in load_card("radial")
+    assert len(load_card("ensemble")["members"]) >= 1
 
 
 def test_every_card_of_the_package_says_where_it_comes_from():
-    for name in card_names():
-        said = card(name)
+    for name in list_cards():
+        said = load_card(name)
         assert said["name"] == name
-        for member in members_of(said):
-            assert weights_file(name, member).is_file()
+        for member in select_members(said):
+            assert locate_weights(name, member).is_file()
             assert len(member["sha256"]) == 64
 
 
 def test_a_folder_of_the_user_comes_first(tmp_path):
     models = shelf(tmp_path, mine=CARD, radial={**CARD, "name": "radial"})
-    assert "mine" in card_names(DETECTION, models)
-    assert "mine" not in card_names(ANATOMY, models)
-    assert card("radial", models)["description"] == "Mine."
-    assert weights_file("mine", MEMBER, models) == tmp_path / "w.npz"
+    assert "mine" in list_cards(DETECTION, models)
+    assert "mine" not in list_cards(ANATOMY, models)
+    assert load_card("radial", models)["description"] == "Mine."
+    assert locate_weights("mine", MEMBER, models) == tmp_path / "w.npz"
 
 
 def test_a_card_is_parsed_once_and_again_when_it_has_changed(tmp_path, monkeypatch):
     parsed, load = [], model_cards.load_json
     monkeypatch.setattr(model_cards, "load_json", lambda path: parsed.append(path) or load(path))
     models = shelf(tmp_path, mine=CARD)
-    card("mine", models)["threshold"] = 0.1  # of one's copy
-    assert card("mine", models)["threshold"] == 0.5
+    load_card("mine", models)["threshold"] = 0.1  # of one's copy
+    assert load_card("mine", models)["threshold"] == 0.5
     assert len(parsed) == 1
     shelf(tmp_path, mine={**CARD, "threshold": 0.25})
-    assert card("mine", models)["threshold"] == 0.25
+    assert load_card("mine", models)["threshold"] == 0.25
 
 
 def test_weights_never_lie_outside_the_folder_of_their_card(tmp_path):
     member = {**MEMBER, "weights": "../../elsewhere/w.npz"}
-    assert weights_file("mine", member, shelf(tmp_path, mine=CARD)) == tmp_path / "w.npz"
+    assert locate_weights("mine", member, shelf(tmp_path, mine=CARD)) == tmp_path / "w.npz"
 
 
 def test_folds_are_asked_for_by_name():
-    assert [one["name"] for one in members_of(CARD, ("b",))] == ["b"]
-    assert len(members_of(CARD)) == 2
+    assert [one["name"] for one in select_members(CARD, ("b",))] == ["b"]
+    assert len(select_members(CARD)) == 2
     with pytest.raises(ValueError, match=r"--members must name members of mine, a b; found c\."):
-        members_of(CARD, ("a", "c"))
+        select_members(CARD, ("a", "c"))
 
 
 @pytest.mark.parametrize("name", ["nobody", "../cards/radial", "/etc/passwd"])
 def test_an_unknown_name_is_refused(name):
     with pytest.raises(ValueError, match=r"A detector must be one of .*radial.*; found "):
-        card(name)
+        load_card(name)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_an_unknown_name_is_refused(name):
 )
 def test_a_card_that_says_too_little_is_refused(tmp_path, said, sentence):
     with pytest.raises(ValueError, match=sentence):
-        card("mine", shelf(tmp_path, mine=said))
+        load_card("mine", shelf(tmp_path, mine=said))
 
 
 @pytest.mark.parametrize(
@@ -123,20 +123,20 @@ def test_a_card_that_says_too_little_is_refused(tmp_path, said, sentence):
 )
 def test_a_card_with_a_value_that_cannot_be_is_refused(tmp_path, changes, sentence):
     with pytest.raises(ValueError, match=rf"mine\.json: .*{sentence}"):
-        card("mine", shelf(tmp_path, mine={**CARD, **changes}))
+        load_card("mine", shelf(tmp_path, mine={**CARD, **changes}))
 
 
 @pytest.mark.parametrize("text", ['{"x":' + "[" * 100_000, '{"x":' + "[" * 600 + "]" * 600 + "}"])
 def test_a_card_of_nested_brackets_is_refused(tmp_path, text):
     with pytest.raises(ValueError, match="must be JSON; found more than 64 levels"):
-        card("mine", shelf(tmp_path, mine=text))
+        load_card("mine", shelf(tmp_path, mine=text))
 
 
 def test_a_broken_card_does_not_hide_the_others(tmp_path):
     models = shelf(tmp_path, mine=CARD, broken="{")
     os.mkfifo(tmp_path / "pipe.json")
-    assert "mine" in card_names(DETECTION, models)
+    assert "mine" in list_cards(DETECTION, models)
     with pytest.raises(ValueError, match=r"must be one of .*mine.*; found 'other'"):
-        card("other", models)
+        load_card("other", models)
     with pytest.raises(ValueError, match="found 'pipe'"):
-        card("pipe", models)
+        load_card("pipe", models)

@@ -32,12 +32,12 @@ from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import find_lesions
 from bids_cmb.networks.architectures.cnn3d import cnn3d
 from bids_cmb.networks.architectures.yolo import yolo
-from bids_cmb.networks.inference import Models
-from bids_cmb.networks.model_cards import MEMBER, card
+from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.networks.model_cards import MEMBER_KEYS, load_card
 from bids_cmb.training.losses import BoxLoss
 from bids_cmb.training.tasks import box_detection as lesson
-from bids_cmb.training.tasks.candidate_classification import line_up
-from bids_cmb.training.train import Material, build, cross_validate, read_recipe, train
+from bids_cmb.training.tasks.candidate_classification import assign_labels
+from bids_cmb.training.train import TrainingData, build_network, cross_validate, read_recipe, train
 
 TINY = {"anchors": ANCHORS, "stages": [[4], [6], [8, 4, 8]], "head": [8, 8], "passed": 3,
         "inputs": 2}  # fmt: skip
@@ -62,12 +62,12 @@ def test_the_published_detector_has_its_parameters_and_cells():
     [((16, 32, 16), 1_355_322), ((16, 16, 16), 1_093_178), ((32, 32, 32), 2_928_186)],
 )
 def test_the_published_3d_network_has_its_parameters(shape, count):
-    assert cnn3d(shape=shape, folded=True).count_params() == count  # normalisations not counted
+    assert cnn3d(shape=shape, fused=True).count_params() == count  # normalisations not counted
 
 
 def test_the_detector_that_ships_has_cells_of_2_4_mm():
     recipe = read_recipe("cascade-boxes")
-    model = build(recipe)
+    model = build_network(recipe)
     anchors = len(recipe.arguments["anchors"])
     assert model.compute_output_shape((1, 64, 48, 2)) == (1, 16, 12, 5 * anchors)
     assert recipe.grid["spacing"][0] * 4 == pytest.approx(2.4)
@@ -107,7 +107,7 @@ def test_a_saved_network_needs_none_of_our_code(kind, tmp_path, rng):
 @pytest.mark.parametrize("name", RECIPES)
 def test_one_step_moves_every_weight(name, rng):
     recipe = read_recipe(name)
-    model = build(recipe)
+    model = build_network(recipe)
     if name == "cascade-boxes":
         image = rng.random((4, 32, 32, 2), np.float32)
         truth = np.zeros((4, 3, 5), np.float32)
@@ -210,16 +210,16 @@ def test_a_perfect_answer_costs_nothing_and_any_other_something():
 def test_boxes_turn_with_the_part_of_the_slice_that_is_drawn(lessons):
     recipe = read_recipe("cascade-boxes")
     from bids_cmb.imaging.preprocessing import Grid  # noqa: PLC0415
-    from bids_cmb.training import data as cases  # noqa: PLC0415
+    from bids_cmb.training import data as training_data  # noqa: PLC0415
 
     grid = Grid.from_card(recipe.grid)
-    case = cases.read_case(cases.find_cases(lessons(1))[0], grid)
-    known = {id(case): lesson.boxed(case, grid.spacing[0])}
-    drawing = cases.Drawing(shape=(64, 64, 3), shares={"lesion": 1.0})
+    case = training_data.load_training_scan(training_data.find_training_scans(lessons(1))[0], grid)
+    known = {id(case): lesson.find_slice_boxes(case, grid.spacing[0])}
+    drawing = training_data.PatchSampling(shape=(64, 64, 3), shares={"lesion": 1.0})
     seen = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        image, boxes = lesson.draw(known, drawing, rng, inputs=2, most=4)
+        image, boxes = lesson.sample_patch(known, drawing, rng, inputs=2, most=4)
         assert image.shape == (64, 64, 2)
         assert boxes.shape == (4, 5)
         for x, y, w, h, _ in boxes[boxes[:, 4] > 0]:
@@ -234,18 +234,18 @@ def test_boxes_turn_with_the_part_of_the_slice_that_is_drawn(lessons):
 
 
 def test_suspects_near_a_lesion_are_right_and_near_an_unsure_one_neither(rng):
-    from bids_cmb.training.data import LESION, UNSURE, Case  # noqa: PLC0415
+    from bids_cmb.training.data import LESION, UNCERTAIN, TrainingScan  # noqa: PLC0415
 
     truth = np.zeros((40, 40, 10), np.uint8)
-    truth[10:12, 10:12, 5], truth[30, 30, 5] = LESION, UNSURE
-    lesions = [np.argwhere(truth == LESION), np.argwhere(truth == UNSURE)]
-    case = Case("sub-1", rng.random(truth.shape), truth, truth >= 0, {"lesion": lesions})
+    truth[10:12, 10:12, 5], truth[30, 30, 5] = LESION, UNCERTAIN
+    lesions = [np.argwhere(truth == LESION), np.argwhere(truth == UNCERTAIN)]
+    case = TrainingScan("sub-1", rng.random(truth.shape), truth, truth >= 0, {"lesion": lesions})
     places = [(11, 10, 5), (13, 10, 5), (30, 31, 5), (20, 20, 5)]
     suspects = [Suspect(tuple(map(float, at)), (4, 4), (5, 5), 0.5, 1) for at in places]
-    found = line_up(case, suspects, (0.6, 0.6, 2.0), near=1.3)
-    np.testing.assert_array_equal(found.wrong, [(20, 20, 5)])
-    np.testing.assert_allclose(found.right[0], [(11, 10, 5), (13, 10, 5), (10.5, 10.5, 5)])
-    assert len(found.right) == 1
+    found = assign_labels(case, suspects, (0.6, 0.6, 2.0), near=1.3)
+    np.testing.assert_array_equal(found.negatives, [(20, 20, 5)])
+    np.testing.assert_allclose(found.positives[0], [(11, 10, 5), (13, 10, 5), (10.5, 10.5, 5)])
+    assert len(found.positives) == 1
 
 
 @pytest.fixture
@@ -274,14 +274,14 @@ def trained(lessons, tmp_path, tiny):
     """A tiny cascade, trained for two steps: its card, and the folder it lies in."""
     data, (first, second) = lessons(2), tiny
     out = tmp_path / "out"
-    boxes = train(first, Material((data,)), out)
+    boxes = train(first, TrainingData((data,)), out)
     (out / "recipe.json").unlink()
     for name in ("curves.tsv", "best.weights.h5"):
         (out / name).unlink()
     given = (("boxes", out / "tiny-boxes.json"),)
-    patches = train(second, Material((data,), given=given), tmp_path / "second")
+    patches = train(second, TrainingData((data,), pretrained=given), tmp_path / "second")
     (tmp_path / "second" / "tiny-patches.npz").rename(out / "tiny-patches.npz")
-    told = {**card("cascade"), "name": "tiny"}
+    told = {**load_card("cascade"), "name": "tiny"}
     told["parameters"] = {"confidence": 0.01, "most": 20}
     told["members"] = [{**boxes, "name": "boxes"}, {**patches, "name": "patches"}]
     (out / "tiny.json").write_text(json.dumps(told))
@@ -291,7 +291,7 @@ def trained(lessons, tmp_path, tiny):
 def test_both_networks_are_learnt_one_after_the_other_and_used(trained):
     told, out = trained
     image = scan((ball(3), 0.7))
-    found, left = cascade(image, brain(), told, Models(out))
+    found, left = cascade(image, brain(), told, ModelOptions(out))
     assert found.data.dtype == np.float32
     assert found.shape == image.shape
     assert 0 < found.data.max() <= 1
@@ -301,21 +301,23 @@ def test_both_networks_are_learnt_one_after_the_other_and_used(trained):
         assert ((index > -1) & (index < image.shape)).all()
         assert box.detector == "tiny"
         assert 0 <= box.probability <= 1
-    again, _ = cascade(image, brain(), told, Models(out))
+    again, _ = cascade(image, brain(), told, ModelOptions(out))
     np.testing.assert_array_equal(found.data, again.data)
     alone = {**told, "members": told["members"][:1]}
-    _, suspects = judge(image, brain(), alone, Models(out))
+    _, suspects = judge(image, brain(), alone, ModelOptions(out))
     assert all(one.chance == one.suspect.confidence for one in suspects)
     lost = {**told, "members": told["members"][1:]}
     with pytest.raises(ValueError, match="must be boxes and patches; found patches for tiny"):
-        cascade(image, brain(), lost, Models(out))
+        cascade(image, brain(), lost, ModelOptions(out))
 
 
 def test_both_networks_are_learnt_without_the_subjects_of_a_fold(unfitted, lessons, tmp_path, tiny):
     data, (first, second) = lessons(2), tiny
-    boxes = cross_validate(first, Material((data,)), tmp_path / "boxes", folds=2)
+    boxes = cross_validate(first, TrainingData((data,)), tmp_path / "boxes", folds=2)
     given = (("boxes", tmp_path / "boxes/fold-1/tiny-boxes-1.json"),)
-    patches = cross_validate(second, Material((data,), given=given), tmp_path / "p", folds=2)
+    patches = cross_validate(
+        second, TrainingData((data,), pretrained=given), tmp_path / "p", folds=2
+    )
     for entries in (boxes, patches):
         assert [one["left_out"] for one in entries] == [("sub-01",), ("sub-02",)]
         assert all(one["training"]["data"].startswith("1 scans") for one in entries)
@@ -326,20 +328,24 @@ def test_both_networks_are_learnt_without_the_subjects_of_a_fold(unfitted, lesso
 @pytest.mark.parametrize(("given", "found"), [((), "found none"), ((("teacher", "x"),), "teacher")])
 def test_patches_are_not_learnt_without_boxes(lessons, tmp_path, given, found):
     with pytest.raises(ValueError, match=rf"--pretrained boxes=OUT/NAME.json.*{found}"):
-        train(read_recipe("cascade-patches"), Material((lessons(1),), given=given), tmp_path / "o")
+        train(
+            read_recipe("cascade-patches"),
+            TrainingData((lessons(1),), pretrained=given),
+            tmp_path / "o",
+        )
 
 
 def test_patches_and_boxes_lie_on_one_grid(lessons, tmp_path):
     entry = tmp_path / "b.json"
-    entry.write_text(json.dumps({**dict.fromkeys(MEMBER, "x"), "grid": {"spacing": 1}}))
-    material = Material((lessons(1),), given=(("boxes", entry),))
+    entry.write_text(json.dumps({**dict.fromkeys(MEMBER_KEYS, "x"), "grid": {"spacing": 1}}))
+    material = TrainingData((lessons(1),), pretrained=(("boxes", entry),))
     with pytest.raises(ValueError, match="must see the same grid"):
         train(read_recipe("cascade-patches"), material, tmp_path / "o")
 
 
 def test_boxes_are_not_learnt_from_label_maps(tmp_path):
     with pytest.raises(ValueError, match="boxes are learnt from BIDS datasets"):
-        train(read_recipe("cascade-boxes"), Material((tmp_path / "maps",)), tmp_path / "o")
+        train(read_recipe("cascade-boxes"), TrainingData((tmp_path / "maps",)), tmp_path / "o")
 
 
 # In use
@@ -384,7 +390,7 @@ def test_boxes_outside_the_brain_are_no_suspects():
 
 def test_a_card_that_asks_for_what_no_cascade_has_is_refused():
     assert rules_of({"name": "mine"}) == Rules()
-    assert rules_of(card("cascade")).confidence < 0.1
+    assert rules_of(load_card("cascade")).confidence < 0.1
     with pytest.raises(ValueError, match=r"may be confidence, .*; found zeal for mine"):
         rules_of({"name": "mine", "parameters": {"zeal": 1}})
     with pytest.raises(ValueError, match=r"those of pixels in mm; found \[None, None, 2\]"):
@@ -446,7 +452,7 @@ def test_the_cascade_that_ships_finds_the_microbleeds_of_a_phantom():
     image, _, placed = phantom(np.random.default_rng(7), bleeds=6, spacing=(1.0, 1.0, 3.0))
     inside = find_brain(image)
     found = detect("cascade", image, inside).mean
-    said = card("cascade")
+    said = load_card("cascade")
     assert not found.data[~inside.data].any()
     _, lesions = find_lesions(
         found, image, inside, threshold=said["threshold"], definite=said["definite_threshold"]

@@ -14,16 +14,16 @@ from bids_cmb.imaging.volume import Volume
 from bids_cmb.training import data
 from bids_cmb.training.data import (
     LESION,
-    UNSURE,
-    Case,
-    Drawing,
-    Paths,
-    batch,
-    draw,
-    find_cases,
-    read_case,
-    read_scan,
-    varied,
+    UNCERTAIN,
+    PatchSampling,
+    ScanFiles,
+    TrainingScan,
+    augment_intensity,
+    find_training_scans,
+    load_scan_and_brain,
+    load_training_scan,
+    sample_batch,
+    sample_patch,
 )
 
 GRID = Grid(spacing=(1, 1, 1), margin=4, intensity="brain-median")
@@ -35,7 +35,7 @@ def scan(lessons):
 
 
 def test_a_scan_is_found_with_its_truth(scan):
-    (paths,) = find_cases(scan)
+    (paths,) = find_training_scans(scan)
     assert paths.subject == "sub-01"
     assert paths.lesions.name.endswith("seg-CMB_desc-truth_dseg.nii.gz")
     assert paths.brain is not None
@@ -44,12 +44,12 @@ def test_a_scan_is_found_with_its_truth(scan):
 
 def test_a_dataset_may_be_named_from_where_one_is(scan, monkeypatch):
     monkeypatch.chdir(scan.parent)
-    assert find_cases(Path(scan.name)) == find_cases(scan)
+    assert find_training_scans(Path(scan.name)) == find_training_scans(scan)
 
 
 def test_data_without_a_truth_are_refused(scan, tmp_path):
     with pytest.raises(ValueError, match="a truth needs label maps of microbleeds"):
-        find_cases(scan, tmp_path / "nowhere")
+        find_training_scans(scan, tmp_path / "nowhere")
 
 
 CMB = "seg-CMB_desc-{}_dseg"
@@ -75,7 +75,9 @@ def several(tmp_path, blank):
 
 def of(folder, kind="lesions"):
     """The name of each scan and that of its truth of a kind."""
-    found = {one.image.name.split(".")[0]: getattr(one, kind) for one in find_cases(folder)}
+    found = {
+        one.image.name.split(".")[0]: getattr(one, kind) for one in find_training_scans(folder)
+    }
     return {name: path and path.name.split(".")[0] for name, path in found.items()}
 
 
@@ -139,22 +141,22 @@ def test_scans_of_the_folder_swi_have_their_truth_in_anat_as_the_app_writes_it(s
 def test_a_truth_that_is_ambiguous_is_refused(several, scans, truths, sentence):
     names = [f"sub-01_{CMB.format(desc)}" for desc in truths]
     with pytest.raises(ValueError, match=sentence):
-        find_cases(several([f"sub-01_{scan}" for scan in scans], names))
+        find_training_scans(several([f"sub-01_{scan}" for scan in scans], names))
 
 
 def test_a_truth_of_another_participant_is_refused(several):
     root = several(["sub-01_swi"], [f"sub-02_{CMB.format('truth')}"])
     with pytest.raises(ValueError, match=r"folder of its participant; found sub-02 .*sub-01"):
-        find_cases(root)
+        find_training_scans(root)
 
 
 def test_lesions_lie_where_the_scan_is_dark(scan):
-    (paths,) = find_cases(scan)
-    case = read_case(paths, GRID)
-    dark = case.image[case.truth == LESION]
+    (paths,) = find_training_scans(scan)
+    case = load_training_scan(paths, GRID)
+    dark = case.image[case.labels == LESION]
     assert dark.size >= 5
     assert np.median(dark) < 0.6  # of the brain's median; spots of 2 mm slices, seen at 1 mm
-    assert np.median(case.image[case.heard & (case.truth == 0)]) > 0.9
+    assert np.median(case.image[case.loss_mask & (case.labels == 0)]) > 0.9
 
 
 @pytest.mark.parametrize("voxel", [(6, 7, 8), (7, 6, 7), (9, 9, 9), (11, 10, 6)])
@@ -165,34 +167,38 @@ def test_a_lesion_between_the_voxels_of_a_coarse_grid_is_the_nearest_of_them(vox
     middle = fine.world(np.array([voxel]))[0]
     coarse = Volume(np.zeros((9, 9, 9), np.float32), np.diag([2.0, -2.0, 2.0, 1.0]))
     coarse.affine[:3, 3] = middle - coarse.affine[:3, :3] @ np.array([4.3, 3.8, 4.4])
-    found = data._lesion_voxels(fine, coarse)
+    found = data._resample_lesion(fine, coarse)
     away = np.linalg.norm(coarse.world(np.argwhere(coarse.data == 0)) - middle, axis=1)
     assert (4, 4, 4) in set(map(tuple, found.tolist()))
     assert np.linalg.norm(coarse.world(found) - middle, axis=1).min() == pytest.approx(away.min())
     coarse.affine[:3, 3] += 100.0
-    assert not len(data._lesion_voxels(fine, coarse))
+    assert not len(data._resample_lesion(fine, coarse))
 
 
 def test_a_possible_lesion_is_unsure_and_weighs_nothing(scan, rng):
-    (paths,) = find_cases(scan)
-    case = read_case(paths, GRID)
-    assert (case.truth == UNSURE).any()
-    only_second = {**case.centres, "lesion": case.centres["lesion"][1:]}
-    drawing = Drawing((16, 16, 16), {"lesion": 1.0})
-    about = Case(case.name, case.image, case.truth, case.heard, only_second)
-    _, truth = draw([about], drawing, rng)
+    (paths,) = find_training_scans(scan)
+    case = load_training_scan(paths, GRID)
+    assert (case.labels == UNCERTAIN).any()
+    only_second = {**case.sampling_centres, "lesion": case.sampling_centres["lesion"][1:]}
+    drawing = PatchSampling((16, 16, 16), {"lesion": 1.0})
+    about = TrainingScan(case.name, case.image, case.labels, case.loss_mask, only_second)
+    _, truth = sample_patch([about], drawing, rng)
     assert (truth[..., 1] == 0).any()
     assert not truth[..., 0][truth[..., 1] == 0].any()
 
 
 def test_patches_around_lesions_hold_their_lesion(scan, rng):
-    (paths,) = find_cases(scan)
-    case = read_case(paths, GRID)
-    first = Case(
-        case.name, case.image, case.truth, case.heard, {"lesion": case.centres["lesion"][:1]}
+    (paths,) = find_training_scans(scan)
+    case = load_training_scan(paths, GRID)
+    first = TrainingScan(
+        case.name,
+        case.image,
+        case.labels,
+        case.loss_mask,
+        {"lesion": case.sampling_centres["lesion"][:1]},
     )
     for _ in range(20):
-        image, truth = draw([first], Drawing((24, 24, 24), {"lesion": 1.0}), rng)
+        image, truth = sample_patch([first], PatchSampling((24, 24, 24), {"lesion": 1.0}), rng)
         assert image.shape == (24, 24, 24, 1)
         lesion = truth[..., 0] > 0
         assert lesion.any()
@@ -200,54 +206,54 @@ def test_patches_around_lesions_hold_their_lesion(scan, rng):
 
 
 def test_what_is_far_from_the_brain_weighs_nothing(scan):
-    (paths,) = find_cases(scan)
-    case = read_case(paths, GRID)
-    assert not case.heard.all()
+    (paths,) = find_training_scans(scan)
+    case = load_training_scan(paths, GRID)
+    assert not case.loss_mask.all()
     spacing = 1.0
-    assert case.heard.sum() * spacing**3 > (case.image > 0.5).sum()
+    assert case.loss_mask.sum() * spacing**3 > (case.image > 0.5).sum()
 
 
 def test_without_a_brain_truth_the_brain_is_found(scan):
-    (paths,) = find_cases(scan)
-    bare = Paths(paths.name, paths.image, paths.lesions, None, None, None)
+    (paths,) = find_training_scans(scan)
+    bare = ScanFiles(paths.name, paths.image, paths.lesions, None, None, None)
     with pytest.raises(ValueError, match="No brain was found"):  # 40 ml are no brain
-        read_case(bare, GRID)
+        load_training_scan(bare, GRID)
 
 
 def test_a_brain_of_another_grid_is_looked_up_in_the_world(scan):
-    (paths,) = find_cases(scan)
-    image, before = read_scan(paths)
+    (paths,) = find_training_scans(scan)
+    image, before = load_scan_and_brain(paths)
     whole = volume.load_labels(paths.brain)
     affine = whole.affine @ from_matvec(np.diag([-2.0, 2, 1]), [95, 0, 0])
     coarse = volume.resample(whole, affine, (48, 56, 36), order=0)
     volume.save(coarse, paths.brain, dtype=np.uint16)
-    image, brain = read_scan(paths)
+    image, brain = load_scan_and_brain(paths)
     assert brain.shape == image.shape
     assert (brain.data == before.data).mean() > 0.97
 
 
 @pytest.mark.parametrize("kind", ["lesions", "brain"])
 def test_a_truth_that_lost_its_place_is_refused(scan, kind):
-    (paths,) = find_cases(scan)
+    (paths,) = find_training_scans(scan)
     path = getattr(paths, kind)
     labels = volume.load_labels(path)
     astray = from_matvec(np.diag([0.5, 0.5, 2.0]), [0, 0, 0])
     volume.save(Volume(labels.data, astray), path, dtype=np.uint16)
     with pytest.raises(ValueError, match=rf"{path.name}: a truth with as many voxels as its scan"):
-        read_case(paths, GRID)
+        load_training_scan(paths, GRID)
     volume.save(
         Volume(labels.data[:-1], from_matvec(np.eye(3), [900, 0, 0])), path, dtype=np.uint16
     )
     with pytest.raises(ValueError, match=rf"{path.name}: a truth must lie within its scan; found"):
-        read_case(paths, GRID)
+        load_training_scan(paths, GRID)
 
 
 def test_the_same_seed_draws_the_same_batch(scan):
-    (paths,) = find_cases(scan)
-    case = read_case(paths, GRID)
-    drawing = Drawing((16, 16, 8), {"lesion": 0.5, "any": 0.5}, swaps=False)
+    (paths,) = find_training_scans(scan)
+    case = load_training_scan(paths, GRID)
+    drawing = PatchSampling((16, 16, 8), {"lesion": 0.5, "any": 0.5}, swaps=False)
     one, same, other = (
-        batch([case], drawing, np.random.default_rng(seed), size=3) for seed in (1, 1, 2)
+        sample_batch([case], drawing, np.random.default_rng(seed), size=3) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(one[0], same[0])
     np.testing.assert_array_equal(one[1], same[1])
@@ -258,11 +264,11 @@ def test_the_same_seed_draws_the_same_batch(scan):
 
 @pytest.mark.parametrize("grain", [0.0, 2.0])
 def test_noise_of_interpolated_pixels_is_as_strong_and_hangs_together(grain):
-    drawing = Drawing((64, 64, 8), {"any": 1.0}, (1, 1), (1, 1), noise=0.1, grain=grain)
+    drawing = PatchSampling((64, 64, 8), {"any": 1.0}, (1, 1), (1, 1), noise=0.1, grain=grain)
     alike, strength = [], []
     for seed in range(20):
         plain = np.ones((64, 64, 8, 1), np.float32)
-        noise = varied(plain, drawing, np.random.default_rng(seed))[..., 0] - 1
+        noise = augment_intensity(plain, drawing, np.random.default_rng(seed))[..., 0] - 1
         alike.append(np.corrcoef(noise[1:].ravel(), noise[:-1].ravel())[0, 1])
         strength.append(noise.std())
         between = np.corrcoef(noise[..., 1:].ravel(), noise[..., :-1].ravel())[0, 1]

@@ -5,14 +5,14 @@ import pytest
 
 from bids_cmb.anatomy.labels import LEFT, NO_SIDE, RIGHT, atlas
 from bids_cmb.imaging.preprocessing import Grid
-from bids_cmb.training.data import Paths
+from bids_cmb.training.data import ScanFiles
 from bids_cmb.training.synthetic_contrast import (
     Subject,
-    batch,
     degrade,
-    draw,
-    paint,
-    scanned_subject,
+    load_subject,
+    paint_labels,
+    sample_batch,
+    sample_patch,
 )
 
 CLASSES = [{"codes": [0]}, {"codes": [2, 41]}, {"codes": [3, 42]}, {"codes": [16]}]
@@ -37,7 +37,7 @@ def test_each_code_has_the_class_and_the_side_of_its_structure():
 def test_left_and_right_of_a_structure_have_nearly_one_shade(rng):
     codes = codes_of_a_head()
     for _ in range(5):
-        image = paint(codes, rng)
+        image = paint_labels(codes, rng)
         left, right = np.median(image[codes == 2]), np.median(image[codes == 41])
         assert abs(left - right) < 0.12 * max(left, right) + 1e-6
 
@@ -46,7 +46,7 @@ def test_contrasts_differ(rng):
     codes = codes_of_a_head()
     ratios = [
         np.median(image[codes == 3]) / np.median(image[codes == 2])
-        for image in (paint(codes, rng) for _ in range(12))
+        for image in (paint_labels(codes, rng) for _ in range(12))
     ]
     assert min(ratios) < 0.95
     assert max(ratios) > 1.05
@@ -64,7 +64,7 @@ def test_thick_slices_mix_what_lies_one_above_the_other(rng):
 def test_truth_lies_on_its_anatomy_also_mirrored(rng):
     codes, known = codes_of_a_head(), atlas(CLASSES)
     for _ in range(10):
-        image, truth = draw(Subject(codes, None), known, (56, 56, 56), rng)
+        image, truth = sample_patch(Subject(codes, None), known, (56, 56, 56), rng)
         assert image.shape == (56, 56, 56)
         assert truth.shape == (56, 56, 56, 2)
         left = np.argwhere(truth[..., 1] == LEFT)[:, 0].mean()
@@ -75,7 +75,7 @@ def test_truth_lies_on_its_anatomy_also_mirrored(rng):
 def test_a_scan_is_cut_together_with_its_codes(rng):
     codes = codes_of_a_head()
     scan = Subject(codes, (codes == 41).astype(np.float16) + 0.01)
-    image, truth = draw(scan, atlas(CLASSES), (48, 48, 48), rng)
+    image, truth = sample_patch(scan, atlas(CLASSES), (48, 48, 48), rng)
     bright = image > 0.5 * image.max()
     white_of_one_side = (truth[..., 0] == 1) & (truth[..., 1] != NO_SIDE)
     assert (bright & white_of_one_side).sum() > 0.95 * bright.sum()
@@ -84,13 +84,14 @@ def test_a_scan_is_cut_together_with_its_codes(rng):
 def test_the_same_seed_paints_the_same():
     subject, known = Subject(codes_of_a_head(), None), atlas(CLASSES)
     one, same = (
-        batch([subject], known, (32, 32, 32), np.random.default_rng(3), size=2) for _ in range(2)
+        sample_batch([subject], known, (32, 32, 32), np.random.default_rng(3), size=2)
+        for _ in range(2)
     )
     np.testing.assert_array_equal(one[0], same[0])
     np.testing.assert_array_equal(one[1], same[1])
 
 
 def test_a_scan_without_structures_teaches_no_anatomy(tmp_path):
-    paths = Paths("sub-01", tmp_path / "sub-01_swi.nii.gz", None, None, None, None)
+    paths = ScanFiles("sub-01", tmp_path / "sub-01_swi.nii.gz", None, None, None, None)
     with pytest.raises(ValueError, match=r"sub-01_swi.nii.gz: anatomy is learnt from a truth"):
-        scanned_subject(paths, Grid())
+        load_subject(paths, Grid())

@@ -16,8 +16,8 @@ from bids_cmb.detection.ensemble import (
     thresholds_of,
 )
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.networks.inference import Models
-from bids_cmb.networks.model_cards import DETECTION, card, card_names
+from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.networks.model_cards import DETECTION, list_cards, load_card
 
 SPACING = np.array([0.6, 0.5, 3.0])  # mm
 SHAPE = (76, 88, 11)
@@ -62,13 +62,13 @@ def chance(*things):
 
 
 def test_a_clean_dot_in_tissue_is_a_microbleed():
-    assert chance((ball(3), 0.5)) >= card("radial")["threshold"]
-    assert chance((ball(3), 0.8)) >= card("radial")["definite_threshold"]
+    assert chance((ball(3), 0.5)) >= load_card("radial")["threshold"]
+    assert chance((ball(3), 0.8)) >= load_card("radial")["definite_threshold"]
 
 
 @pytest.mark.parametrize("diameter", [2, 3, 5])
 def test_dark_dots_of_the_usual_sizes_pass(diameter):
-    assert chance((ball(diameter), 0.8)) >= card("radial")["threshold"]
+    assert chance((ball(diameter), 0.8)) >= load_card("radial")["threshold"]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_dark_dots_of_the_usual_sizes_pass(diameter):
     }.items(),
 )  # fmt: skip
 def test_mimics_are_refused(what, things):
-    assert chance(*things) < 0.5 * card("radial")["threshold"], what
+    assert chance(*things) < 0.5 * load_card("radial")["threshold"], what
 
 
 def test_a_dot_on_the_surface_is_refused():
@@ -176,7 +176,7 @@ def painters(monkeypatch):
             for name, (_, threshold) in told.items()
         }
         functions = {name: painter(value) for name, (value, _) in told.items()}
-        monkeypatch.setattr(bids_cmb.detection.ensemble, "card", lambda name, *_: cards[name])
+        monkeypatch.setattr(bids_cmb.detection.ensemble, "load_card", lambda name, *_: cards[name])
         monkeypatch.setattr(bids_cmb.detection.ensemble, "_FUNCTIONS", functions)
         return detect(list(told), scan(), brain()), thresholds_of(list(cards.values()))
 
@@ -242,16 +242,16 @@ def test_what_is_definite_for_each_detector_is_definite_for_their_mean(painters)
 
 
 def own_card(models, name="radial", **changes):
-    said = {**json.loads(json.dumps(card("radial"))), "name": name, **changes}
+    said = {**json.loads(json.dumps(load_card("radial"))), "name": name, **changes}
     (models / f"{name}.json").write_text(json.dumps(said))
-    return Models(models)
+    return ModelOptions(models)
 
 
 def test_the_gates_of_ones_own_card_are_those_that_are_used(tmp_path):
     """A gate that nothing passes leaves nothing."""
     spot = scan((ball(3), 0.7))
     assert detect("radial", spot, brain()).mean.data.max() > 0.5
-    parameters = json.loads(json.dumps(card("radial")["parameters"]))
+    parameters = json.loads(json.dumps(load_card("radial")["parameters"]))
     parameters["gates"].append(
         {"measure": "diameter", "keep": "above", "midpoint": 500.0, "width": 1.0}
     )
@@ -292,14 +292,14 @@ def test_a_card_of_something_else_is_no_detector():
         check_detector("anatomy")
 
 
-@pytest.mark.parametrize("name", card_names(DETECTION))
+@pytest.mark.parametrize("name", list_cards(DETECTION))
 def test_the_cards_of_the_package_are_detectors(name):
     check_detector(name)
 
 
 def test_every_card_says_what_a_reader_and_the_app_need():
-    for name in card_names(DETECTION):
-        told = card(name)
+    for name in list_cards(DETECTION):
+        told = load_card(name)
         assert told["name"] == name
         assert {"task", "description", "citation"} <= set(told)
         assert {"parameters"} <= set(told) or {"members", "licence", "training"} <= set(told)
@@ -310,7 +310,7 @@ def test_every_card_says_what_a_reader_and_the_app_need():
 
 
 def test_every_gate_measures_something_of_a_candidate():
-    for gate in card("radial")["parameters"]["gates"]:
+    for gate in load_card("radial")["parameters"]["gates"]:
         assert gate["measure"] in bids_cmb.detection.ensemble.Candidate.__dataclass_fields__
         assert gate["keep"] in {"above", "below"}
         assert gate["width"] > 0
@@ -365,5 +365,5 @@ def test_an_operating_point_sets_the_threshold_and_balanced_is_that_of_the_card(
 def test_an_operating_point_that_a_card_lacks_is_refused():
     rule = "ensemble: --operating-point must be one that its model card has; found sensitive"
     with pytest.raises(ValueError, match=rule):
-        at_operating_point(card("ensemble"), "sensitive")
-    assert at_operating_point(card("ensemble"), "balanced") == card("ensemble")
+        at_operating_point(load_card("ensemble"), "sensitive")
+    assert at_operating_point(load_card("ensemble"), "balanced") == load_card("ensemble")

@@ -26,21 +26,21 @@ from bids_cmb.imaging.preprocessing import Grid, Preprocessed
 from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.networks.architectures.candidate_detector import cdet
 from bids_cmb.networks.architectures.candidate_discriminator import cdisc_student, cdisc_teacher
-from bids_cmb.networks.inference import Models, folded, load_patcher
-from bids_cmb.networks.model_cards import MEMBER
+from bids_cmb.networks.inference import ModelOptions, fuse_batchnorm, load_patch_model
+from bids_cmb.networks.model_cards import MEMBER_KEYS
 from bids_cmb.networks.weights import read_weights, write_weights
-from bids_cmb.training.data import find_cases
+from bids_cmb.training.data import find_training_scans
 from bids_cmb.training.distillation import (
     CandidateLoss,
     StudentLoss,
     TeacherLoss,
-    divergence,
-    kinds_loss,
+    kl_divergence,
+    patch_loss,
 )
 from bids_cmb.training.recipe import Sources
 from bids_cmb.training.tasks import candidate_detection, distillation
-from bids_cmb.training.tasks.distillation import ROOM, read_patches
-from bids_cmb.training.train import TASKS, Material, build, read_recipe, train
+from bids_cmb.training.tasks.distillation import MARGIN_VOXELS, load_patches
+from bids_cmb.training.train import TASKS, TrainingData, build_network, read_recipe, train
 
 BUILDERS = {"cdet": cdet, "cdisc_teacher": cdisc_teacher, "cdisc_student": cdisc_student}
 LOSSES = {"cdet": CandidateLoss, "cdisc_teacher": TeacherLoss, "cdisc_student": StudentLoss}
@@ -116,9 +116,9 @@ def test_a_network_in_use_computes_what_was_trained(name, biased, rng, tmp_path)
     arrays = {one.path: np.asarray(one) for one in model.variables}
     digest = write_weights(tmp_path / "w.npz", arrays, dtype=np.float32)
     member = {"name": name, "builder": name, "arguments": arguments, "sha256": digest}
-    ask = load_patcher(member, tmp_path / "w.npz")
+    ask = load_patch_model(member, tmp_path / "w.npz")
     assert any("_norm/" in path for path in arrays)
-    assert not any("_norm/" in path for path in folded(arrays))
+    assert not any("_norm/" in path for path in fuse_batchnorm(arrays))
     np.testing.assert_allclose(ask(images), np.asarray(model(images)), atol=2e-4)
 
 
@@ -154,7 +154,7 @@ def test_distillation_is_the_divergence_of_softened_logits():
     meant = 1 / (1 + np.exp(-2.0))
     by_hand = np.log(2) + meant * np.log(meant) + (1 - meant) * np.log(1 - meant)
     assert by_hand == pytest.approx(0.6931 - 0.3653, abs=1e-3)
-    assert float(divergence(teacher, student, 4.0)) == pytest.approx(by_hand, rel=1e-5)
+    assert float(kl_divergence(teacher, student, 4.0)) == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_the_student_is_punished_as_published(rng):
@@ -175,14 +175,14 @@ def test_the_student_is_punished_as_published(rng):
 
 def test_a_teacher_that_is_agreed_with_costs_nothing(rng):
     logits = rng.normal(size=(5, 2)).astype(np.float32)
-    assert float(divergence(logits, logits + 3, 4.0)) == pytest.approx(0, abs=1e-6)
+    assert float(kl_divergence(logits, logits + 3, 4.0)) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_heavy_positive_counts_as_often_as_it_weighs():
     logits = np.array([[0, 2.0], [0, -1], [0, -1]], np.float32)
     twice = np.array([[0, 2.0], [0, 2], [0, -1], [0, -1]], np.float32)
-    loss = kinds_loss(np.array([1.0, 0, 0], np.float32), logits, 2.0)
-    same = kinds_loss(np.array([1.0, 1, 0, 0], np.float32), twice, 1.0)
+    loss = patch_loss(np.array([1.0, 0, 0], np.float32), logits, 2.0)
+    same = patch_loss(np.array([1.0, 1, 0, 0], np.float32), twice, 1.0)
     dice_of = [1 - (2 * n * 0.8808 + 1) / (n + n * 0.8808 + 2 * 0.2689 + 1) for n in (1, 2)]
     assert float(loss) - dice_of[0] == pytest.approx(float(same) - dice_of[1], abs=1e-3)
 
@@ -344,7 +344,7 @@ def test_what_the_student_refuses_is_not_painted_as_likely(heads, monkeypatch):
 
         return ask
 
-    monkeypatch.setattr(distilled, "load_patcher", patcher)
+    monkeypatch.setattr(distilled, "load_patch_model", patcher)
     grid = read_recipe("distilled-candidates").grid
     members = [
         {"name": name, "grid": grid, "weights": "w.npz"} for name in ("candidates", "student")
@@ -353,7 +353,7 @@ def test_what_the_student_refuses_is_not_painted_as_likely(heads, monkeypatch):
         "name": "distilled", "members": members,
         "parameters": {"candidate_threshold": 0.2, "most_candidates": 4000},
     }  # fmt: skip
-    found, _ = distilled.distilled(image, brain, card, Models())
+    found, _ = distilled.distilled(image, brain, card, ModelOptions())
     assert found.shape == image.shape
     assert found.data.dtype == np.float32
     likely = found.data > 0.5
@@ -362,7 +362,7 @@ def test_what_the_student_refuses_is_not_painted_as_likely(heads, monkeypatch):
         around = tuple(slice(at - 2, at + 3) for at in index)
         assert likely[around].any(), bleed
     assert (found.data > 0).sum() > 1.2 * likely.sum()  # refused spots stay, with a low chance
-    again, _ = distilled.distilled(image, brain, card, Models())
+    again, _ = distilled.distilled(image, brain, card, ModelOptions())
     np.testing.assert_array_equal(found.data, again.data)
 
 
@@ -385,7 +385,7 @@ def small(part, **more):
 
 @pytest.mark.parametrize("part", ["candidates", "teacher", "student"])
 def test_the_recipes_of_the_package_build_their_networks(part):
-    assert build(read_recipe(f"distilled-{part}")).count_params() > 100_000
+    assert build_network(read_recipe(f"distilled-{part}")).count_params() > 100_000
 
 
 def guessed(_, seen):
@@ -399,7 +399,7 @@ def written(part, folder):
     """A network that somebody trained before, its weights by chance."""
     recipe, folder = small(part), folder / part
     folder.mkdir(parents=True)
-    arrays = {one.path: np.asarray(one) for one in build(recipe).variables}
+    arrays = {one.path: np.asarray(one) for one in build_network(recipe).variables}
     digest = write_weights(folder / "w.npz", arrays)
     entry = {
         "name": part, "builder": recipe.builder, "arguments": recipe.arguments,
@@ -414,21 +414,21 @@ def written(part, folder):
 def test_candidates_and_a_teacher_are_trained_by_one_command(part, lessons, tmp_path, monkeypatch):
     monkeypatch.setattr(distillation, "candidate_chance", guessed)
     given = (written("candidates", tmp_path),) if part == "teacher" else ()
-    entry = train(small(part), Material((lessons(1),), given=given), tmp_path / "out")
+    entry = train(small(part), TrainingData((lessons(1),), pretrained=given), tmp_path / "out")
     assert entry["builder"] == small(part).builder
     assert all(np.isfinite(one).all() for one in read_weights(tmp_path / "out/x.npz").values())
 
 
 def test_scans_of_two_datasets_keep_their_symmetry_though_they_have_one_name(lessons, monkeypatch):
     """A and B of docs/notes/training.md both begin with sub-001."""
-    (paths,) = find_cases(lessons(1))
-    bright = candidate_detection.read_lesson(paths, Grid.from_card(small("candidates").grid))
+    (paths,) = find_training_scans(lessons(1))
+    bright = candidate_detection.load_symmetry_scan(paths, Grid.from_card(small("candidates").grid))
     bright = replace(bright, symmetric=np.full_like(bright.symmetric, 0.25))
     black = replace(bright.case, image=np.zeros_like(bright.case.image))
-    read = iter([bright, candidate_detection.Lesson(black, np.ones_like(bright.symmetric))])
-    monkeypatch.setattr(candidate_detection, "read_lesson", lambda *_: next(read))
+    read = iter([bright, candidate_detection.SymmetryScan(black, np.ones_like(bright.symmetric))])
+    monkeypatch.setattr(candidate_detection, "load_symmetry_scan", lambda *_: next(read))
     recipe = replace(small("candidates"), batch=24)
-    teach, _ = TASKS["candidates"].teach(recipe, Sources([paths, paths]), 1)
+    teach, _ = TASKS["candidates"].make_batches(recipe, Sources([paths, paths]), 1)
     images, _ = teach(np.random.default_rng(1))
     dark = images[..., 0].min(axis=(1, 2, 3), where=images[..., 1] > 0, initial=1) == 1
     assert 0 < dark.sum() < 24
@@ -438,13 +438,13 @@ def test_scans_of_two_datasets_keep_their_symmetry_though_they_have_one_name(les
 def test_a_student_learns_after_a_teacher_from_what_was_found_once(lessons, tmp_path, monkeypatch):
     monkeypatch.setattr(distillation, "candidate_chance", guessed)
     data, given = lessons(2), (written("candidates", tmp_path), written("teacher", tmp_path))
-    sources = Sources(find_cases(data), given=dict(given))
-    _, told = TASKS["teacher"].teach(small("teacher"), sources, 1)
+    sources = Sources(find_training_scans(data), pretrained=dict(given))
+    _, told = TASKS["teacher"].make_batches(small("teacher"), sources, 1)
     assert told == "2 scans, 4 patches about microbleeds and 2 others"
     kept = sorted((tmp_path / "candidates" / "seen").iterdir())
     when = [path.stat().st_mtime_ns for path in kept]
     assert len(when) == 2
-    entry = train(small("student"), Material((data,), given=given), tmp_path / "out")
+    entry = train(small("student"), TrainingData((data,), pretrained=given), tmp_path / "out")
     assert entry["builder"] == "cdisc_student"
     assert entry["training"]["data"].split(";")[0].endswith("2 others, a teacher")
     curves = np.genfromtxt(tmp_path / "out" / "curves.tsv", names=True, delimiter="\t")
@@ -464,16 +464,18 @@ def test_the_student_is_told_what_the_teacher_says_of_the_patch_it_sees(
             logits(images).reshape(-1, 1, 1, 1, 4), (len(images), 24, 24, 24, 4)
         )
 
-    monkeypatch.setattr(distillation, "given_network", given_network)
-    sources = Sources(find_cases(lessons(1)), given={"candidates": tmp_path / "c.json"})
-    teach, told = TASKS["student"].teach(small("student"), sources, 1)
+    monkeypatch.setattr(distillation, "load_pretrained", given_network)
+    sources = Sources(
+        find_training_scans(lessons(1)), pretrained={"candidates": tmp_path / "c.json"}
+    )
+    teach, told = TASKS["student"].make_batches(small("student"), sources, 1)
     images, truths = teach(np.random.default_rng(1))
     np.testing.assert_array_equal(truths[:, 0], [0, 1])
     middle = images[:, 8:16, 8:16, 10:14].sum(axis=(1, 2, 3))
     np.testing.assert_allclose(truths[:, 1:], middle, rtol=1e-5)
     again, _ = teach(np.random.default_rng(1))
     np.testing.assert_array_equal(again, images)  # the same chance, the same batch
-    alone, told = TASKS["student"].teach(small("student", loss={"alpha": 0}), sources, 1)
+    alone, told = TASKS["student"].make_batches(small("student", loss={"alpha": 0}), sources, 1)
     assert told.endswith("no teacher")
     assert (alone(np.random.default_rng(1))[1][:, 1:] == 0).all()
 
@@ -487,8 +489,8 @@ def test_patches_lie_about_microbleeds_and_unsure_ones_are_left_out(lessons, tmp
     def dark(images):
         return np.stack([0 * images[..., 0], 40 * (images[..., 0] - 0.7)], -1)
 
-    found = read_patches(find_cases(data)[0], entry, dark, recipe, tmp_path / "seen")
-    side = 24 + 2 * ROOM
+    found = load_patches(find_training_scans(data)[0], entry, dark, recipe, tmp_path / "seen")
+    side = 24 + 2 * MARGIN_VOXELS
     assert found.images.shape[1:] == (side, side, side, 2)
     # the sure one as a lesion and as a spot; the possible one, as dark, is neither right nor wrong
     assert found.positive.sum() == 2
@@ -503,17 +505,17 @@ def test_whoever_learns_after_nobody_is_told_what_is_missing(lessons, tmp_path):
     with pytest.raises(
         ValueError, match=r"give it --pretrained candidates=OUT/NAME.json; found none"
     ):
-        train(small("teacher"), Material((lessons(1),)), tmp_path / "out")
+        train(small("teacher"), TrainingData((lessons(1),)), tmp_path / "out")
 
 
 def test_whoever_learns_after_somebody_with_another_grid_is_refused(lessons, tmp_path):
     path = tmp_path / "c.json"
-    path.write_text(json.dumps({**dict.fromkeys(MEMBER, "x"), "grid": {"spacing": 1}}))
-    material = Material((lessons(1),), given=(("candidates", path),))
+    path.write_text(json.dumps({**dict.fromkeys(MEMBER_KEYS, "x"), "grid": {"spacing": 1}}))
+    material = TrainingData((lessons(1),), pretrained=(("candidates", path),))
     with pytest.raises(ValueError, match=r"must see the same grid, .*; found \{'spacing': 1\}"):
         train(small("teacher"), material, tmp_path / "out")
 
 
 def test_nothing_is_learnt_from_label_maps(tmp_path):
     with pytest.raises(ValueError, match="lesions are learnt from BIDS datasets"):
-        train(small("candidates"), Material((tmp_path / "maps",)), tmp_path / "out")
+        train(small("candidates"), TrainingData((tmp_path / "maps",)), tmp_path / "out")

@@ -14,12 +14,12 @@ import pytest
 
 from bids_cmb.networks import inference
 from bids_cmb.networks.external.keras_h5 import read_unet_h5
-from bids_cmb.networks.external.shiva import widths_of
-from bids_cmb.networks.external.tiled_unet import convolutions, staged
+from bids_cmb.networks.external.shiva import parse_widths
+from bids_cmb.networks.external.tiled_unet import build_tiled_unet, list_kernels
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FOLDS = sorted(FIXTURES.glob("*.h5"))
-KERNELS = convolutions(widths_of(FOLDS[0].name))
+KERNELS = list_kernels(parse_widths(FOLDS[0].name))
 SHAPE, EVERY = (130, 150, 134), 7
 
 
@@ -51,8 +51,10 @@ def rewired(change):
 @pytest.mark.parametrize("fold", range(3))
 def test_answers_are_those_of_keras_2_under_python_3_7(fold):
     image = np.random.RandomState(5).rand(*SHAPE).astype(np.float32)
-    arrays = inference.folded(read_unet_h5(FOLDS[fold], KERNELS))
-    found = staged(inference._tensorflow(), arrays, widths_of(FOLDS[0].name))(image, None)
+    arrays = inference.fuse_batchnorm(read_unet_h5(FOLDS[fold], KERNELS))
+    found = build_tiled_unet(inference._tensorflow(), arrays, parse_widths(FOLDS[0].name))(
+        image, None
+    )
     stored = np.load(FIXTURES / "shiva_v1_answers.npz")[f"fold_{fold}"]
     np.testing.assert_allclose(found[::EVERY, ::EVERY, ::EVERY], stored, atol=1e-4)
 
@@ -129,7 +131,7 @@ def test_layers_of_another_kind_are_refused(altered):
 
 
 def test_another_size_is_refused_with_layer_expected_and_found_shape():
-    wider = convolutions((2, 4, 4, 5, 6, 8, 10))
+    wider = list_kernels((2, 4, 4, 5, 6, 8, 10))
     with pytest.raises(
         ValueError,
         match=r"layer conv3d_2 must be down1_first with kernel \(3, 3, 3, 2, 4\); found kernel "

@@ -16,14 +16,14 @@ from bids_cmb.detection.gated import TILE, ask_tiles, combined, gate_map, segmen
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.networks.architectures.resnet_gate import resnet_gate
 from bids_cmb.networks.architectures.resunet import resunet
-from bids_cmb.networks.inference import Models, load_patcher
-from bids_cmb.networks.model_cards import card
+from bids_cmb.networks.inference import ModelOptions, load_patch_model
+from bids_cmb.networks.model_cards import load_card
 from bids_cmb.networks.weights import write_weights
-from bids_cmb.training.data import LESION, UNSURE
+from bids_cmb.training.data import LESION, UNCERTAIN
 from bids_cmb.training.losses import FocalTverskyLoss, TileLoss
-from bids_cmb.training.recipe import drawing_of
-from bids_cmb.training.tasks.tile_classification import RIM, holds
-from bids_cmb.training.train import Material, build, cross_validate, read_recipe, train
+from bids_cmb.training.recipe import make_patch_sampling
+from bids_cmb.training.tasks.tile_classification import RIM_VOXELS, label_tile
+from bids_cmb.training.train import TrainingData, build_network, cross_validate, read_recipe, train
 
 PUBLISHED_GATE = {
     "widths": [64, 128, 256, 512], "blocks": [3, 4, 6, 3], "bottleneck": True, "stem": 7,
@@ -77,10 +77,10 @@ def chained(tmp_path):
                 ("gate", resnet_gate, SMALL_GATE), ("segmenter", resunet, SMALL_UNET),
             )
         ]  # fmt: skip
-        said = card("gated") | {"name": "mine", "members": members}
+        said = load_card("gated") | {"name": "mine", "members": members}
         said["parameters"] = {"gate": "hard", "gate_threshold": 0.5} | parameters
         (tmp_path / "mine.json").write_text(json.dumps(said))
-        return Models(tmp_path)
+        return ModelOptions(tmp_path)
 
     return make
 
@@ -113,8 +113,8 @@ def test_the_published_resunet_has_the_published_parameters():
 
 
 def test_those_that_ship_have_this_many_parameters():
-    assert build(read_recipe("gated-gate")).count_params() == 180_693
-    assert build(read_recipe("gated-segmenter")).count_params() == 681_433
+    assert build_network(read_recipe("gated-gate")).count_params() == 180_693
+    assert build_network(read_recipe("gated-segmenter")).count_params() == 681_433
 
 
 def test_tiles_get_one_answer_and_slices_one_for_each_pixel():
@@ -146,7 +146,7 @@ def test_a_saved_network_needs_keras_and_nothing_of_ours(network, rng, tmp_path)
 def test_taking_normalisations_into_convolutions_changes_nothing(network, rng, tmp_path):
     builder, arguments, model = network
     member = written(model, tmp_path / "w.npz", builder, arguments)
-    ask = load_patcher(member, tmp_path / "w.npz")
+    ask = load_patch_model(member, tmp_path / "w.npz")
     image = rng.random((3, 16, 24, 3), np.float32)
     np.testing.assert_allclose(ask(image), model.predict(image, verbose=0), atol=1e-4)
 
@@ -234,17 +234,17 @@ def tile_with(code, at, z=1):
 
 
 def test_a_tile_is_asked_about_where_the_answer_is_sure():
-    assert holds(tile_with(LESION, 16)) == 1
-    assert holds(np.zeros((TILE, TILE, 3), np.uint8)) == 0
-    assert holds(tile_with(UNSURE, 16)) is None
-    assert holds(tile_with(LESION, RIM - 1)) is None  # half of it may lie outside
-    assert holds(tile_with(LESION, 16, z=2)) is None  # on the next slice only
+    assert label_tile(tile_with(LESION, 16)) == 1
+    assert label_tile(np.zeros((TILE, TILE, 3), np.uint8)) == 0
+    assert label_tile(tile_with(UNCERTAIN, 16)) is None
+    assert label_tile(tile_with(LESION, RIM_VOXELS - 1)) is None  # half of it may lie outside
+    assert label_tile(tile_with(LESION, 16, z=2)) is None  # on the next slice only
 
 
 def test_the_gate_is_taught_on_tiles_of_the_size_it_is_asked_about():
-    drawing = drawing_of(read_recipe("gated-gate").drawing)
+    drawing = make_patch_sampling(read_recipe("gated-gate").drawing)
     assert drawing.shape == (TILE, TILE, 3)
-    assert max(drawing.reach) <= TILE // 2 - RIM  # what is drawn is not on the rim
+    assert max(drawing.reach) <= TILE // 2 - RIM_VOXELS  # what is drawn is not on the rim
     assert read_recipe("gated-gate").grid == read_recipe("gated-segmenter").grid
 
 
@@ -252,12 +252,12 @@ def test_gate_then_segmenter_are_taught_and_work(lessons, tmp_path):
     data = lessons(2)
     gate = read_recipe("gated-gate")
     gate = replace(gate, arguments=SMALL_GATE, batch=6, steps=2, epochs=1)
-    entry = train(gate, Material((data,)), tmp_path / "gate")
+    entry = train(gate, TrainingData((data,)), tmp_path / "gate")
     assert "2 scans with 4 lesions" in entry["training"]["data"]
     unet = read_recipe("gated-segmenter")
     unet = replace(unet, arguments={**SMALL_UNET, "start": -4}, batch=4, steps=2, epochs=1)
     given = (("gate", tmp_path / "gate" / "gated-gate.json"),)
-    entry = train(unet, Material((data,), (data,), given=given), tmp_path / "unet")
+    entry = train(unet, TrainingData((data,), (data,), pretrained=given), tmp_path / "unet")
     assert "false alarms of a gate" in entry["training"]["data"]
     assert (tmp_path / "unet/report.png").read_bytes().startswith(b"\x89PNG")
 
@@ -265,11 +265,13 @@ def test_gate_then_segmenter_are_taught_and_work(lessons, tmp_path):
 def test_gate_and_segmenter_are_taught_without_the_subjects_of_a_fold(unfitted, lessons, tmp_path):
     data = lessons(2)
     gate = replace(read_recipe("gated-gate"), arguments=SMALL_GATE, batch=6, steps=2, epochs=1)
-    gates = cross_validate(gate, Material((data,)), tmp_path / "gate", folds=2)
+    gates = cross_validate(gate, TrainingData((data,)), tmp_path / "gate", folds=2)
     unet = replace(read_recipe("gated-segmenter"), batch=4, steps=2, epochs=1)
     unet = replace(unet, arguments={**SMALL_UNET, "start": -4})
     given = (("gate", tmp_path / "gate/fold-1/gated-gate-1.json"),)
-    unets = cross_validate(unet, Material((data,), given=given), tmp_path / "unet", folds=2)
+    unets = cross_validate(
+        unet, TrainingData((data,), pretrained=given), tmp_path / "unet", folds=2
+    )
     for entries in (gates, unets):
         assert [one["left_out"] for one in entries] == [("sub-01",), ("sub-02",)]
         assert all(one["training"]["data"].startswith("1 scans") for one in entries)
@@ -278,12 +280,12 @@ def test_gate_and_segmenter_are_taught_without_the_subjects_of_a_fold(unfitted, 
 
 
 def test_half_of_the_gates_batches_are_lesions(lessons):
-    from bids_cmb.training.data import find_cases  # noqa: PLC0415
+    from bids_cmb.training.data import find_training_scans  # noqa: PLC0415
     from bids_cmb.training.recipe import Sources  # noqa: PLC0415
     from bids_cmb.training.tasks import tile_classification as gate  # noqa: PLC0415
 
     recipe = replace(read_recipe("gated-gate"), batch=16)
-    teach, _ = gate.TASK.teach(recipe, Sources(find_cases(lessons(1))), 0)
+    teach, _ = gate.TASK.make_batches(recipe, Sources(find_training_scans(lessons(1))), 0)
     images, truths = teach(np.random.default_rng(0))
     assert images.shape == (16, TILE, TILE, 3)
     known = truths[truths[:, 1] > 0]
@@ -354,7 +356,7 @@ def test_the_gate_leaves_behind_how_far_it_opened_in_each_slice(head, chained):
     image, brain, _ = head
     models = chained(gate_threshold=0.25)
     left = detect("mine", image, brain, models).evidence.openings
-    gate = card("mine", models.folder)["members"][0]
+    gate = load_card("mine", models.folder)["members"][0]
     fed = preprocess(image, brain, Grid.from_card(gate["grid"]))
     where = np.ones(fed.image.shape, bool)
     opened = gate_map(design.asker("mine", gate, models), fed.image.data, where)
@@ -371,7 +373,7 @@ def test_the_gate_leaves_behind_how_far_it_opened_in_each_slice(head, chained):
 
 
 def median_of_the_gate(image, brain, models):
-    gate = card("mine", models.folder)["members"][0]
+    gate = load_card("mine", models.folder)["members"][0]
     fed = preprocess(image, brain, Grid.from_card(gate["grid"]))
     opened = gate_map(design.asker("mine", gate, models), fed.image.data, fed.brain.data)
     return float(np.median(opened[fed.brain.data]))
@@ -417,7 +419,7 @@ def test_a_card_that_is_none_of_a_gated_detector_is_refused(head, chained, chang
 
 def test_the_packages_detector_finds_the_microbleeds_of_a_phantom(head):
     image, brain, bleeds = head
-    said = card("gated")
+    said = load_card("gated")
     chance = detect("gated", image, brain).mean.data
     near = [
         np.linalg.norm(image.world(np.argwhere(chance >= said["threshold"])) - one.centre, axis=1)

@@ -29,7 +29,7 @@ from bids_cmb.evaluation.evaluate import EvaluationOptions, evaluate
 from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.imaging.volume import Volume, load, load_labels, save
-from bids_cmb.training.data import find_cases, read_case
+from bids_cmb.training.data import find_training_scans, load_training_scan
 
 VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
 SHAPE = (84, 100, 44)
@@ -283,11 +283,11 @@ def test_a_prediction_made_of_the_truth_finds_everything(dataset, tmp_path):
 
 
 def test_training_reads_it(dataset):
-    cases = find_cases(dataset[0])
+    cases = find_training_scans(dataset[0])
     assert [one.subject for one in cases] == ["sub-a", "sub-b", "sub-c"]
-    case = read_case(cases[1], Grid(spacing=(1, 1, 2), margin=4, intensity="brain-median"))
-    assert np.median(case.image[case.truth == 1]) < 0.7
-    assert len(case.centres["lesion"]) == 1
+    case = load_training_scan(cases[1], Grid(spacing=(1, 1, 2), margin=4, intensity="brain-median"))
+    assert np.median(case.image[case.labels == 1]) < 0.7
+    assert len(case.sampling_centres["lesion"]) == 1
 
 
 def test_what_not_all_raters_saw_is_possible(tmp_path, scans):
@@ -409,7 +409,7 @@ def test_synthetic_copies_stay_with_their_subject(tmp_path, scans):
     import_labels("momeni", share, tmp_path / "out", options=ImportOptions(), say=str)
     scans_found = [scan.path.name for scan in find_scans(tmp_path / "out", Query()).scans]
     assert scans_found == [f"sub-007_run-{run:02d}_swi.nii.gz" for run in (1, 2, 3)]
-    assert [case.subject for case in find_cases(tmp_path / "out")] == ["sub-007"] * 3
+    assert [case.subject for case in find_training_scans(tmp_path / "out")] == ["sub-007"] * 3
 
 
 def test_names_that_bids_does_not_know_are_made_plain_and_stay_apart(tmp_path, scans):

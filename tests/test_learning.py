@@ -10,7 +10,7 @@ import pytest
 
 from bids_cmb.files import read_json
 from bids_cmb.training import course as learning
-from bids_cmb.training.course import Course, Drawn, Progress, Schedule
+from bids_cmb.training.course import Prefetcher, Progress, Schedule, TrainingLoop
 
 
 class HaltError(RuntimeError):
@@ -34,7 +34,7 @@ def draw(epoch, step):
 
 def course(out, *, schedule=None, drawn=draw, judged=True, say=lambda _: None):
     schedule = schedule or Schedule(3, 4, 0.01, 8)
-    return Course(
+    return TrainingLoop(
         network(), schedule, drawn, draw(99, 0) if judged else None, 2, out, say,
         (time.monotonic(), time.process_time()),
     )  # fmt: skip
@@ -59,7 +59,7 @@ def scripted(monkeypatch):
 @pytest.mark.parametrize("halt", [(1, 0), (1, 2), (3, 1)])
 def test_a_training_that_was_interrupted_ends_like_one_that_was_not(tmp_path, monkeypatch, halt):
     """With a state after every step: the one that was being taken is all that is lost."""
-    monkeypatch.setattr(learning, "SAVE_S", 0.0)
+    monkeypatch.setattr(learning, "SAVE_INTERVAL_S", 0.0)
 
     def fails(epoch, step):
         if (epoch, step) == halt:
@@ -125,9 +125,9 @@ def progress(*losses):
 def test_one_lucky_epoch_does_not_use_up_the_patience():
     """The median of three epochs still falls, though no epoch is better than the second."""
     lucky = progress(1.0, 0.1, 0.9, 0.8, 0.7, 0.6)
-    assert not lucky.waits(2)
+    assert not lucky.has_stalled(2)
     assert lucky.best == 2
-    assert progress(1.0, 0.9, 0.8, 0.9, 0.9, 0.9).waits(2)
+    assert progress(1.0, 0.9, 0.8, 0.9, 0.9, 0.9).has_stalled(2)
 
 
 def test_the_rate_is_that_of_a_cosine_with_a_warm_start():
@@ -184,22 +184,22 @@ def test_a_budget_that_reading_used_up_is_refused(tmp_path):
 
 
 def test_batches_come_in_order_whatever_the_timing(monkeypatch):
-    monkeypatch.setattr(learning, "DRAWERS", 3)
+    monkeypatch.setattr(learning, "PREFETCH_THREADS", 3)
 
     def uneven(epoch, step):
         time.sleep(0.02 * (step % 2 == 0))
         return epoch, step
 
     places = [(epoch, step) for epoch in range(2) for step in range(5)]
-    with Drawn(uneven, places) as drawn:
+    with Prefetcher(uneven, places) as drawn:
         assert [drawn.take() for _ in places] == places
 
 
 def test_no_more_batches_wait_than_there_is_room_for():
     begun = []
-    with Drawn(lambda *place: begun.append(place), ((0, step) for step in range(100))):
+    with Prefetcher(lambda *place: begun.append(place), ((0, step) for step in range(100))):
         time.sleep(0.2)
-        assert len(begun) <= learning.AHEAD
+        assert len(begun) <= learning.PREFETCHED_BATCHES
     assert threading.active_count() < 20
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bids_cmb.networks import inference
-from bids_cmb.networks.inference import answer, folded, load_network
+from bids_cmb.networks.inference import fuse_batchnorm, load_network, predict
 from bids_cmb.networks.weights import write_weights
 
 ARGUMENTS = {"widths": [2, 4, 4]}
@@ -51,20 +51,20 @@ def test_taking_normalisations_into_convolutions_changes_nothing(model, rng, tmp
     image = rng.random((16, 24, 8), np.float32)
     before = np.asarray(model(image[None, ..., None]))[0, ..., 0]
     network = load_network(member_of(model, tmp_path / "w.npz"), tmp_path / "w.npz")
-    np.testing.assert_allclose(logit(answer(network, image)), before, atol=1e-4)
+    np.testing.assert_allclose(logit(predict(network, image)), before, atol=1e-4)
 
 
 def test_folded_weights_have_no_normalisation_left(model):
     arrays = {one.path: np.asarray(one) for one in model.variables}
     assert any("_norm" in name for name in arrays)
-    assert not any("_norm" in name for name in folded(arrays))
+    assert not any("_norm" in name for name in fuse_batchnorm(arrays))
 
 
 def test_temperature_and_offset_bend_the_probability_and_nothing_else(model, rng, tmp_path):
     image = rng.random((8, 8, 8), np.float32)
     path = tmp_path / "w.npz"
-    plain = answer(load_network(member_of(model, path), path), image)
-    bent = answer(load_network(member_of(model, path, temperature=2.0, offset=1.0), path), image)
+    plain = predict(load_network(member_of(model, path), path), image)
+    bent = predict(load_network(member_of(model, path, temperature=2.0, offset=1.0), path), image)
     np.testing.assert_allclose(logit(bent), (logit(plain) - 1) / 2, atol=1e-4)
 
 
@@ -72,38 +72,38 @@ def test_flips_are_averaged(model, rng, tmp_path):
     image = rng.random((8, 12, 8), np.float32)
     path = tmp_path / "w.npz"
     network = load_network(member_of(model, path), path)
-    turned = answer(network, image[::-1].copy())[::-1]
-    both = answer(load_network(member_of(model, path, flips=[[0]]), path), image)
-    np.testing.assert_allclose(both, (answer(network, image) + turned) / 2, atol=1e-6)
+    turned = predict(network, image[::-1].copy())[::-1]
+    both = predict(load_network(member_of(model, path, flips=[[0]]), path), image)
+    np.testing.assert_allclose(both, (predict(network, image) + turned) / 2, atol=1e-6)
 
 
 def test_slabs_give_what_the_whole_gives(model, rng, tmp_path, monkeypatch):
     image = rng.random((8, 160, 8), np.float32)
     path = tmp_path / "w.npz"
     network = load_network(member_of(model, path), path)
-    whole = answer(network, image)
-    monkeypatch.setattr(inference, "MOST_VOXELS", image.size // 3)
-    np.testing.assert_allclose(answer(network, image), whole, atol=1e-6)
+    whole = predict(network, image)
+    monkeypatch.setattr(inference, "MAX_VOXELS_AT_ONCE", image.size // 3)
+    np.testing.assert_allclose(predict(network, image), whole, atol=1e-6)
 
 
 def test_a_side_that_is_no_multiple_is_refused(model, tmp_path):
     path = tmp_path / "w.npz"
     network = load_network(member_of(model, path), path)
     with pytest.raises(ValueError, match=r"must be multiples of \(4, 4, 4\); found \(8, 8, 6\)"):
-        answer(network, np.zeros((8, 8, 6), np.float32))
+        predict(network, np.zeros((8, 8, 6), np.float32))
 
 
 def test_flat_levels_ask_less_of_the_slices(rng, tmp_path):
     path, arguments = tmp_path / "w.npz", {**ARGUMENTS, "flat": 1}
     member = {**member_of(trained(rng, flat=1), path), "arguments": arguments}
     network = load_network(member, path)
-    assert answer(network, np.zeros((8, 8, 6), np.float32)).shape == (8, 8, 6)
+    assert predict(network, np.zeros((8, 8, 6), np.float32)).shape == (8, 8, 6)
 
 
 def test_anatomy_answers_with_chances_of_classes_and_a_side(rng, tmp_path):
     path, arguments = tmp_path / "w.npz", {**ARGUMENTS, "outputs": 4}
     member = {**member_of(trained(rng, outputs=4), path), "arguments": arguments}
-    found = answer(load_network(member, path), rng.random((8, 8, 8), np.float32))
+    found = predict(load_network(member, path), rng.random((8, 8, 8), np.float32))
     assert found.shape == (8, 8, 8, 4)
     assert found.dtype == np.uint8
     assert (abs(found[..., :3].sum(axis=-1, dtype=int) - 255) <= 2).all()
@@ -114,7 +114,7 @@ def test_packing_answers_as_finely_as_it_is_asked(rng, tmp_path):
     member = {**member_of(trained(rng, packed=True), path), "arguments": arguments}
     network = load_network(member, path)
     assert network.multiple == (8, 8, 8)
-    assert answer(network, rng.random((16, 8, 8), np.float32)).shape == (16, 8, 8)
+    assert predict(network, rng.random((16, 8, 8), np.float32)).shape == (16, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -136,19 +136,19 @@ def test_weights_of_another_network_are_refused(model, tmp_path, change, sentenc
     with pytest.raises(ValueError, match=rf"w.npz: .*{sentence}"):
         load_network(member, path)
     if "builder" not in change:
-        assert re.search(rf"w.npz: .*{sentence}", inference.misfit([(member, path)]))
+        assert re.search(rf"w.npz: .*{sentence}", inference.find_misfit([(member, path)]))
 
 
 def test_weights_that_fit_have_no_misfit(model, tmp_path):
     path = tmp_path / "w.npz"
-    assert not inference.misfit([(member_of(model, path), path)])
+    assert not inference.find_misfit([(member_of(model, path), path)])
 
 
 def test_sixteen_bits_are_nearly_as_good(model, rng, tmp_path):
     image = rng.random((16, 16, 16), np.float32)
     path = tmp_path / "w.npz"
     full, mixed = (
-        answer(load_network(member_of(model, path), path, precision=precision), image)
+        predict(load_network(member_of(model, path), path, precision=precision), image)
         for precision in ("full", "mixed")
     )
     assert 0 < abs(full - mixed).max() < 0.03
@@ -156,7 +156,7 @@ def test_sixteen_bits_are_nearly_as_good(model, rng, tmp_path):
 
 def test_without_a_gpu_it_is_said_what_was_looked_at(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    said = inference.no_gpu()
+    said = inference.explain_missing_gpu()
     assert "CUDA_VISIBLE_DEVICES is '-1'" in said
     assert "driver" in said
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bids_cmb.cli.commands import main
-from bids_cmb.networks.external.shiva import verify
-from bids_cmb.networks.model_cards import card
+from bids_cmb.networks.external.shiva import verify_models
+from bids_cmb.networks.model_cards import load_card
 from bids_cmb.networks.user_models import make_card
 from bids_cmb.networks.weights import read_weights, write_weights
 
@@ -30,12 +30,12 @@ def entry(tmp_path):
 def test_networks_of_ones_own_are_a_detector_with_the_rules_of_ours(entry, tmp_path):
     models = tmp_path / "models"
     make_card("mine", [("", entry("one", 1.0)), ("two", entry("other", 2.0))], models)
-    said, ours = card("mine", models), card("ensemble")
+    said, ours = load_card("mine", models), load_card("ensemble")
     assert [one["name"] for one in said["members"]] == ["one", "two"]
     assert said["threshold"] == ours["threshold"]
     assert said["min_volume_mm3"] == ours["min_volume_mm3"]
     assert "metrics" not in said  # those were measured with other networks
-    assert verify(models) == {"mine": ""}
+    assert verify_models(models) == {"mine": ""}
     second = read_weights(models / said["members"][1]["weights"])  # of one name, both kept
     np.testing.assert_array_equal(second["w"], [2, 2, 2])
 
@@ -43,13 +43,13 @@ def test_networks_of_ones_own_are_a_detector_with_the_rules_of_ours(entry, tmp_p
 def test_parts_that_one_did_not_train_are_the_packages(entry, tmp_path):
     models = tmp_path / "models"
     make_card("mine", [("patches", entry("new"))], models, like="cascade", threshold=0.9)
-    parts = {one["name"]: one["sha256"] for one in card("mine", models)["members"]}
-    ours = {one["name"]: one["sha256"] for one in card("cascade")["members"]}
+    parts = {one["name"]: one["sha256"] for one in load_card("mine", models)["members"]}
+    ours = {one["name"]: one["sha256"] for one in load_card("cascade")["members"]}
     assert parts["boxes"] == ours["boxes"]
     assert parts["patches"] != ours["patches"]
-    assert card("mine", models)["design"] == "cascade"
-    assert card("mine", models)["definite_threshold"] == 0.9  # never below the other
-    assert verify(models) == {"mine": ""}
+    assert load_card("mine", models)["design"] == "cascade"
+    assert load_card("mine", models)["definite_threshold"] == 0.9  # never below the other
+    assert verify_models(models) == {"mine": ""}
 
 
 def test_the_makers_door_says_how_to_use_the_card(entry, tmp_path, capsys):

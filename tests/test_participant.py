@@ -25,7 +25,7 @@ from bids_cmb.config import Config
 from bids_cmb.imaging import volume
 from bids_cmb.imaging.loading import load_echoes
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.networks.model_cards import card
+from bids_cmb.networks.model_cards import load_card
 from bids_cmb.simulation.tissue_properties import is_brain
 from bids_cmb.workflow import inputs
 from bids_cmb.workflow import scan as participant
@@ -102,7 +102,7 @@ def test_echoes_on_different_grids_are_refused(echoes, blank):
 
 
 def test_the_thresholds_are_those_of_the_card_unless_they_are_given(config):
-    on_card = card("radial")
+    on_card = load_card("radial")
     cut = resolve_thresholds(config)
     assert (cut.threshold, cut.definite) == (on_card["threshold"], on_card["definite_threshold"])
     assert cut.min_volume == on_card["min_volume_mm3"]
@@ -280,7 +280,7 @@ def test_a_segmentation_in_the_scans_space_is_used_as_it_is(own_space, label, ch
     inside, regions = complete_anatomy(
         image, inside, resolve_inputs(scan, config), config, has_lesions=True
     )
-    classes = card("anatomy")["classes"]
+    classes = load_card("anatomy")["classes"]
     codes_of_classes = {one[side] for one in classes for side in ("left", "right")}
     same = np.isin(codes, list(codes_of_classes - {0, 24}))
     assert same.sum() > 100_000

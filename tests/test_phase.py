@@ -20,10 +20,15 @@ from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.user_models import make_card
 from bids_cmb.networks.weights import write_weights
 from bids_cmb.simulation import physics
-from bids_cmb.training.data import find_cases, phase_on, read_case, read_scan
+from bids_cmb.training.data import (
+    find_training_scans,
+    load_phase_on_grid,
+    load_scan_and_brain,
+    load_training_scan,
+)
 from bids_cmb.training.recipe import Sources
 from bids_cmb.training.tasks import box_detection as lesson
-from bids_cmb.training.train import build, read_recipe
+from bids_cmb.training.train import build_network, read_recipe
 from bids_cmb.workflow import inputs
 from bids_cmb.workflow.inputs import fingerprint_of, resolve_inputs
 from bids_cmb.workflow.scan import is_complete, process_scan
@@ -299,20 +304,20 @@ def phased(lessons, stored, seen):
 
 def test_a_case_has_its_phase_only_if_that_is_asked_for(phased):
     grid = Grid.from_card(read_recipe("cascade-boxes-phase").grid)
-    first, second = find_cases(phased())
+    first, second = find_training_scans(phased())
     assert (first.phase.name, second.phase) == ("sub-01_part-phase_T2starw.nii.gz", None)
-    assert read_case(first, grid).phase is None
-    assert read_case(second, grid, with_phase=True).phase is None
-    case = read_case(first, grid, with_phase=True)
+    assert load_training_scan(first, grid).phase is None
+    assert load_training_scan(second, grid, with_phase=True).phase is None
+    case = load_training_scan(first, grid, with_phase=True)
     assert (case.phase.dtype, case.phase.shape) == (np.float16, case.image.shape)
-    expected = phase_on(first, *read_scan(first), grid)
+    expected = load_phase_on_grid(first, *load_scan_and_brain(first), grid)
     np.testing.assert_allclose(case.phase, expected, atol=1e-3)
 
 
 def test_some_patches_are_shown_without_their_phase(phased):
     recipe = read_recipe("cascade-boxes-phase")
     recipe = replace(recipe, batch=60, drawing={**recipe.drawing, "shares": {"lesion": 1}})
-    teach, told = lesson.TASK.teach(recipe, Sources(find_cases(phased(1))), 1)
+    teach, told = lesson.TASK.make_batches(recipe, Sources(find_training_scans(phased(1))), 1)
     assert told.endswith("1 of them with phase")
     images, _ = teach(np.random.default_rng(1))
     assert images.shape == (60, 96, 96, 3)
@@ -320,19 +325,19 @@ def test_some_patches_are_shown_without_their_phase(phased):
     assert 8 <= blank.sum() <= 30  # three of ten
     assert np.percentile(images[~blank][..., 2], 99.9) > 0.6
     all_blind = replace(recipe, drawing={**recipe.drawing, "blind": 1.0})
-    teach, _ = lesson.TASK.teach(all_blind, Sources(find_cases(phased(1))), 1)
+    teach, _ = lesson.TASK.make_batches(all_blind, Sources(find_training_scans(phased(1))), 1)
     assert (teach(np.random.default_rng(1))[0][..., 2] == 0.5).all()
 
 
 def test_phase_turns_with_the_slice_it_belongs_to(phased):
     grid = Grid.from_card(read_recipe("cascade-boxes-phase").grid)
-    case = read_case(find_cases(phased(1))[0], grid, with_phase=True)
+    case = load_training_scan(find_training_scans(phased(1))[0], grid, with_phase=True)
     dark = replace(case, phase=(case.image < 0.6).astype(np.float16))
-    known = {id(dark): lesson.boxed(dark, grid.spacing[0])}
-    drawing = lesson.drawing_of({"shape": [48, 48, 3], "shares": {"lesion": 1}})
+    known = {id(dark): lesson.find_slice_boxes(dark, grid.spacing[0])}
+    drawing = lesson.make_patch_sampling({"shape": [48, 48, 3], "shares": {"lesion": 1}})
     for seed in range(6):
         rng = np.random.default_rng(seed)
-        image, _ = lesson.draw(known, drawing, rng, inputs=3, most=4, blind=0)
+        image, _ = lesson.sample_patch(known, drawing, rng, inputs=3, most=4, blind=0)
         alike = np.corrcoef(image[..., 0].ravel(), image[..., 2].ravel())[0, 1]
         assert alike > 0.7  # 1 - phase is dark where the image is, wherever that came to lie
 
@@ -341,10 +346,10 @@ def test_what_is_drawn_without_phase_is_what_it_always_was(phased):
     """Two channels: a phase image beside the scan changes no batch."""
     recipe = read_recipe("cascade-boxes")
     root = phased(1)
-    teach, told = lesson.TASK.teach(recipe, Sources(find_cases(root)), 1)
+    teach, told = lesson.TASK.make_batches(recipe, Sources(find_training_scans(root)), 1)
     before = teach(np.random.default_rng(1))[0]
     next((root / "sub-01/anat").glob("*part-phase*.nii.gz")).unlink()
-    teach, again = lesson.TASK.teach(recipe, Sources(find_cases(root)), 1)
+    teach, again = lesson.TASK.make_batches(recipe, Sources(find_training_scans(root)), 1)
     np.testing.assert_array_equal(teach(np.random.default_rng(1))[0], before)
     assert told == again
     assert "phase" not in told
@@ -362,7 +367,7 @@ def mine(tmp_path):
     small = {"stages": [[4], [6], [8]], "head": [8, 8], "passed": 3, "start": 0}
     recipe = replace(recipe, name="x", arguments={**recipe.arguments, **small})
     keras.utils.set_random_seed(1)
-    model = build(recipe)
+    model = build_network(recipe)
     arrays = {one.path: keras.ops.convert_to_numpy(one.value) for one in model.weights}
     out = tmp_path / "out"
     said = {"name": "x", "builder": "yolo", "weights": "x.npz", "grid": recipe.grid,

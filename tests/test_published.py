@@ -16,10 +16,17 @@ from bids_cmb.anatomy.brain_extraction import find_brain
 from bids_cmb.cli.commands import main
 from bids_cmb.detection.ensemble import detect
 from bids_cmb.networks.external import shiva
-from bids_cmb.networks.external.shiva import RELEASES, Release, add, md5, verify, widths_of
-from bids_cmb.networks.inference import Models, load_network
-from bids_cmb.networks.model_cards import card
-from bids_cmb.networks.weights import digest_of
+from bids_cmb.networks.external.shiva import (
+    RELEASES,
+    Release,
+    compute_md5,
+    install_models,
+    parse_widths,
+    verify_models,
+)
+from bids_cmb.networks.inference import ModelOptions, load_network
+from bids_cmb.networks.model_cards import load_card
+from bids_cmb.networks.weights import compute_digest
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FOLDS = sorted(FIXTURES.glob("*.h5"))
@@ -42,7 +49,7 @@ def replica(tmp_path):
 @pytest.fixture(scope="module")
 def added(tmp_path_factory):
     models = tmp_path_factory.mktemp("models")
-    add([FIXTURES], models, quiet)
+    install_models([FIXTURES], models, quiet)
     return models
 
 
@@ -55,28 +62,31 @@ def describe(folder, **changes):
 def refused(folder_or_sources, models, sentence):
     sources = folder_or_sources if isinstance(folder_or_sources, list) else [folder_or_sources]
     with pytest.raises(ValueError, match=sentence):
-        add(sources, models, quiet)
+        install_models(sources, models, quiet)
     assert not models.exists() or list(models.iterdir()) == []
 
 
 def test_widths_follow_from_the_tag():
-    assert widths_of("Unet3Dv2-10.7.2-1.8") == [10, 18, 32, 58, 104, 187, 337]
+    assert parse_widths("Unet3Dv2-10.7.2-1.8") == [10, 18, 32, 58, 104, 187, 337]
 
 
 def test_the_releases_are_those_that_were_published():
     """Three folds each, their checksums all different."""
     folds = [digest for release in RELEASES for digest in release.folds.values()]
     assert len(set(folds)) == 6
-    assert widths_of(RELEASES[0].architecture)[-1] == 337
+    assert parse_widths(RELEASES[0].architecture)[-1] == 337
 
 
 def test_both_rules_of_intensity_become_detectors(added):
-    plain, literal = card("shiva-v1-replica", added), card("shiva-v1-replica-readme", added)
+    plain, literal = (
+        load_card("shiva-v1-replica", added),
+        load_card("shiva-v1-replica-readme", added),
+    )
     assert [one["grid"]["intensity"] for one in plain["members"]] == ["shiva"] * 3
     assert [one["grid"]["intensity"] for one in literal["members"]] == ["shiva-readme"] * 3
     assert plain["threshold"] == 0.5
     assert "NC" in plain["licence"]
-    assert plain["members"][0]["source"]["md5"] == md5(FOLDS[0])
+    assert plain["members"][0]["source"]["md5"] == compute_md5(FOLDS[0])
 
 
 def test_what_was_added_is_as_its_card_says_until_it_is_altered(added, tmp_path, capsys):
@@ -85,7 +95,7 @@ def test_what_was_added_is_as_its_card_says_until_it_is_altered(added, tmp_path,
     assert main(["models", "verify", "--model-dir", str(models)]) == 0
     weights = next(models.glob("*fold-1.npz"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    assert "checksum of their model card" in verify(models)["shiva-v1-replica"]
+    assert "checksum of their model card" in verify_models(models)["shiva-v1-replica"]
     assert main(["models", "verify", "--model-dir", str(models)]) == 1
     assert main(["models", "list", "--model-dir", str(models)]) == 0
     assert "shiva-v1-replica-readme" in capsys.readouterr().out
@@ -98,13 +108,13 @@ def test_an_archive_and_single_files_do_as_well_as_a_folder(tmp_path, added):
             packed.write(path, f"deep/er/{path.name}")
     for at, sources in enumerate([[archive], [*FOLDS, FIXTURES / "model_info.json"]]):
         models = tmp_path / str(at)
-        assert add(sources, models, quiet)[0] == "shiva-v1-replica"
-        assert card("shiva-v1-replica", models) == card("shiva-v1-replica", added)
+        assert install_models(sources, models, quiet)[0] == "shiva-v1-replica"
+        assert load_card("shiva-v1-replica", models) == load_card("shiva-v1-replica", added)
 
 
 def test_adding_again_replaces(tmp_path):
     for _ in range(2):
-        add([FIXTURES], tmp_path, quiet)
+        install_models([FIXTURES], tmp_path, quiet)
     assert len(list(tmp_path.iterdir())) == 5
 
 
@@ -125,10 +135,10 @@ def test_published_names_with_other_bytes_are_refused(tmp_path):
 
 def test_published_networks_are_known_by_checksum_under_any_name(tmp_path, monkeypatch):
     """As if the replicas were the published ones."""
-    folds = {f"n{at}-{path.name}": md5(path) for at, path in enumerate(FOLDS)}
+    folds = {f"n{at}-{path.name}": compute_md5(path) for at, path in enumerate(FOLDS)}
     release = Release("shiva-v1", "Unet3Dv2-2.7.2-1.3", folds)
     monkeypatch.setattr(shiva, "RELEASES", (release,))
-    assert add(FOLDS, tmp_path / "m", quiet) == ["shiva-v1", "shiva-v1-readme"]
+    assert install_models(FOLDS, tmp_path / "m", quiet) == ["shiva-v1", "shiva-v1-readme"]
     refused(FOLDS[:2], tmp_path / "n", "shiva-v1 has 3 networks, to be added together; n2-.* is m")
 
 
@@ -189,7 +199,7 @@ def test_links_in_an_archive_are_refused(tmp_path):
 def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(shiva, "MOST_UNPACKED", 10**6)
+    monkeypatch.setattr(shiva, "MAX_UNPACKED_BYTES", 10**6)
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("a.h5", bytes(10**7))
@@ -212,7 +222,9 @@ def second(tmp_path_factory):
     residual((160, 214, 176)).export(folder / "fold_0.tf_inference", verbose=False)
     said = {
         "version": "v2-replica", "model_format": "tf_inference", "architecture": "ResUnet3D",
-        "files": [{"name": "fold_0.tf_inference", "md5": md5(folder / "fold_0.tf_inference")}],
+        "files": [
+            {"name": "fold_0.tf_inference", "md5": compute_md5(folder / "fold_0.tf_inference")}
+        ],
     }  # fmt: skip
     (folder / "model_info.json").write_text(json.dumps(said))
     return folder
@@ -222,29 +234,29 @@ def test_the_md5_of_a_folder_is_over_the_bytes_of_its_files_by_path(tmp_path):
     for name, content in (("b/x", b"2"), ("a", b"1"), ("c", b"3")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    assert md5(tmp_path) == hashlib.md5(b"123", usedforsecurity=False).hexdigest()
+    assert compute_md5(tmp_path) == hashlib.md5(b"123", usedforsecurity=False).hexdigest()
 
 
 def test_a_savedmodel_is_added_and_loaded_from_its_new_place(second, tmp_path):
-    names = add([second], tmp_path / "m", quiet)
-    said = card(names[0], tmp_path / "m")
+    names = install_models([second], tmp_path / "m", quiet)
+    said = load_card(names[0], tmp_path / "m")
     (member,) = said["members"]
     assert member["builder"] == "savedmodel"
     load_network(member, tmp_path / "m" / member["weights"])
-    assert verify(tmp_path / "m") == {"shiva-v2-replica": "", "shiva-v2-replica-readme": ""}
+    assert verify_models(tmp_path / "m") == {"shiva-v2-replica": "", "shiva-v2-replica-readme": ""}
 
 
 def test_a_savedmodel_of_another_shape_or_with_a_link_is_refused(second, tmp_path):
     other = tmp_path / "other"
     module(lambda tf, image: tf.sigmoid(image), other / "fold_0.tf_inference")
     describe_like = json.loads((second / "model_info.json").read_text())
-    describe_like["files"][0]["md5"] = md5(other / "fold_0.tf_inference")
+    describe_like["files"][0]["md5"] = compute_md5(other / "fold_0.tf_inference")
     (other / "model_info.json").write_text(json.dumps(describe_like))
     refused(other, tmp_path / "m", r"must have shape \(None, 160, 214, 176, 1\)")
     linked = tmp_path / "linked"
     shutil.copytree(second, linked)
     (linked / "fold_0.tf_inference" / "extra").symlink_to("/etc/passwd")
-    describe_like["files"][0]["md5"] = md5(linked / "fold_0.tf_inference")
+    describe_like["files"][0]["md5"] = compute_md5(linked / "fold_0.tf_inference")
     (linked / "model_info.json").write_text(json.dumps(describe_like))
     refused(linked, tmp_path / "m", "must hold files, no links; extra")
 
@@ -252,7 +264,7 @@ def test_a_savedmodel_of_another_shape_or_with_a_link_is_refused(second, tmp_pat
 def describe_new(folder, name, *, version="v1-graph"):
     said = {
         "version": version, "architecture": "ResUnet3D",
-        "files": [{"name": name, "md5": md5(folder / name)}],
+        "files": [{"name": name, "md5": compute_md5(folder / name)}],
     }  # fmt: skip
     (folder / "model_info.json").write_text(json.dumps(said))
 
@@ -272,7 +284,7 @@ def test_a_card_of_a_version_1_graph_writes_nothing_when_a_scan_is_read(tmp_path
     version_one(tmp_path / "fold-0", tmp_path / "written", where="main_op")
     member = {
         "name": "fold-0", "builder": "savedmodel", "arguments": {}, "grid": {"shape": [24, 20, 16]},
-        "weights": "fold-0", "sha256": digest_of(tmp_path / "fold-0"),
+        "weights": "fold-0", "sha256": compute_digest(tmp_path / "fold-0"),
     }  # fmt: skip
     with pytest.raises(ValueError, match="a SavedModel must be of TensorFlow 2"):
         load_network(member, tmp_path / "fold-0")
@@ -293,14 +305,14 @@ def test_replicas_of_both_releases_read_a_scan_and_are_averaged_on_its_grid(
     """Probabilities on the scan's grid; 0 outside the brain; the spread is that of the two."""
     models = tmp_path / "models"
     shutil.copytree(added, models)
-    add([second], models, quiet)
+    install_models([second], models, quiet)
     image, _, _ = phantom(np.random.default_rng(2), bleeds=3, spacing=(1.0, 1.0, 3.0))
     brain = find_brain(image)
     each = [
-        detect(name, image, brain, Models(models)).mean.data
+        detect(name, image, brain, ModelOptions(models)).mean.data
         for name in ("shiva-v1-replica", "shiva-v2-replica")
     ]
-    both = detect(["shiva-v1-replica", "shiva-v2-replica"], image, brain, Models(models))
+    both = detect(["shiva-v1-replica", "shiva-v2-replica"], image, brain, ModelOptions(models))
     np.testing.assert_allclose(both.mean.data, np.mean(each, axis=0), atol=2e-4)  # both cut at 0.5
     np.testing.assert_allclose(both.spread.data, np.std(each, axis=0), atol=2e-4)
     inside = brain.data > 0

@@ -10,7 +10,7 @@ from scipy.special import expit, logit
 from bids_cmb.detection.ensemble import calibrated
 from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.metrics.scores import score
-from bids_cmb.networks.inference import Models
+from bids_cmb.networks.inference import ModelOptions
 from bids_cmb.simulation.protocols import resolve_protocols
 from bids_cmb.training import release as module
 from bids_cmb.training.release import (
@@ -107,7 +107,7 @@ def test_a_table_of_points_without_their_subject_is_refused(tmp_path):
     table = tmp_path / "points.tsv"
     table.write_text("x_mm\ty_mm\tz_mm\n1\t2\t3\n")
     with pytest.raises(ValueError, match=r"points\.tsv: must have the columns .* lacks subject"):
-        next(judge_points({}, Models(), tmp_path, table))
+        next(judge_points({}, ModelOptions(), tmp_path, table))
 
 
 def test_the_plan_of_the_package_names_recipes_sets_and_protocols_that_exist():

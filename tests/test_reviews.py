@@ -17,7 +17,7 @@ from bids_cmb.imaging.volume import Volume, load_labels, save
 from bids_cmb.lesions.table import MNI
 from bids_cmb.report.frequency_map import REVIEWED, STEM
 from bids_cmb.review.reviews import agreement_rows, merge_reviews, read_reviews
-from bids_cmb.training.data import LESION, UNSURE, find_cases, read_case
+from bids_cmb.training.data import LESION, UNCERTAIN, find_training_scans, load_training_scan
 from bids_cmb.workflow.group import write_group
 
 MASK = "sub-{0}/anat/sub-{0}_space-orig_label-CMB_desc-T2starw_mask.nii.gz"
@@ -295,16 +295,16 @@ def test_reviews_become_a_truth_that_networks_can_learn_from(read, blank, tmp_pa
     truth = tmp_path / "truth"
     assert main(["reviews", str(found), str(reviews), str(raw), str(truth)]) == 0
     assert "sub-02" in capsys.readouterr().err
-    (paths,) = find_cases(raw, truth)
+    (paths,) = find_training_scans(raw, truth)
     labels = load_labels(paths.lesions).data
     assert set(np.unique(labels)) == {0, 1, 2, 3}
     grown = np.argwhere(labels == 3)
     assert len(grown) == 25  # the dark square of 5 x 5 voxels, no more
     assert grown.mean(axis=0) == pytest.approx(MISSED)
-    case = read_case(paths, Grid(axes="slices"))
-    assert (case.truth == LESION).sum() == 50
-    assert (case.truth == UNSURE).sum() == 25
-    assert [len(places) for places in case.centres["mimic"]] == [25]
+    case = load_training_scan(paths, Grid(axes="slices"))
+    assert (case.labels == LESION).sum() == 50
+    assert (case.labels == UNCERTAIN).sum() == 25
+    assert [len(places) for places in case.sampling_centres["mimic"]] == [25]
     rows = read_table(next((truth / "sub-01/anat").glob("*seg-CMB*.tsv")))
     assert [row["certainty"] for row in rows] == ["definite", "possible", "definite"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bids_cmb.networks import inference
-from bids_cmb.networks.external.saved_model import check_operations, signature_of
+from bids_cmb.networks.external.saved_model import check_operations, load_signature
 
 SHAPE = (24, 20, 16)
 
@@ -55,7 +55,7 @@ def module(ask, folder, shape=(None, *SHAPE, 1)):
 def test_the_answer_is_that_of_the_network(saved, rng):
     model, folder = saved
     image = rng.random(SHAPE, np.float32)
-    found = signature_of(inference._tensorflow(), folder, SHAPE)(image)
+    found = load_signature(inference._tensorflow(), folder, SHAPE)(image)
     expected = np.asarray(model(image[None, ..., None]))[0, ..., 0]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert found.std() > 0.001
@@ -73,7 +73,7 @@ def test_the_dtype_is_read_from_the_file(tmp_path, rng):
     made = Half()
     tf.saved_model.save(made, str(tmp_path / "m"), signatures={"serving_default": made.serve})
     image = rng.random(SHAPE, np.float32)
-    found = signature_of(tf, tmp_path / "m", SHAPE)(image)
+    found = load_signature(tf, tmp_path / "m", SHAPE)(image)
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-image)), atol=2e-3)
     assert found.dtype == np.float32
 
@@ -82,13 +82,13 @@ def test_another_input_shape_is_refused(saved):
     with pytest.raises(
         ValueError, match=r"the input of a SavedModel must have shape \(None, 160, 214, 176, 1\)"
     ):
-        signature_of(inference._tensorflow(), saved[1], (160, 214, 176))
+        load_signature(inference._tensorflow(), saved[1], (160, 214, 176))
 
 
 def test_another_output_shape_is_refused(tmp_path):
     folder = module(lambda tf, image: tf.reduce_sum(image), tmp_path / "m")
     with pytest.raises(ValueError, match="the output of a SavedModel must have shape"):
-        signature_of(inference._tensorflow(), folder, SHAPE)
+        load_signature(inference._tensorflow(), folder, SHAPE)
 
 
 def test_a_network_that_writes_files_is_refused_and_has_written_none(tmp_path):
@@ -98,7 +98,7 @@ def test_a_network_that_writes_files_is_refused_and_has_written_none(tmp_path):
 
     folder = module(ask, tmp_path / "m")
     with pytest.raises(ValueError, match="arithmetic only; found the operation WriteFile"):
-        signature_of(inference._tensorflow(), folder, SHAPE)
+        load_signature(inference._tensorflow(), folder, SHAPE)
     assert not (tmp_path / "written").exists()
 
 
@@ -160,7 +160,7 @@ def version_one(folder, written, *, where):
 def test_a_version_1_graph_writes_no_file_at_loading_nor_when_asked(tmp_path, where):
     folder = version_one(tmp_path / "m", tmp_path / "written", where=where)
     with pytest.raises(ValueError, match="m: a SavedModel must be of TensorFlow 2"):
-        signature_of(inference._tensorflow(), folder, SHAPE)
+        load_signature(inference._tensorflow(), folder, SHAPE)
     assert not list(tmp_path.glob("written*"))
 
 
@@ -250,4 +250,4 @@ def test_lost_variables_are_a_sentence(saved, tmp_path):
     folder.mkdir()
     (folder / "saved_model.pb").write_bytes((saved[1] / "saved_model.pb").read_bytes())
     with pytest.raises(ValueError, match="a SavedModel must be whole"):
-        signature_of(inference._tensorflow(), folder, SHAPE)
+        load_signature(inference._tensorflow(), folder, SHAPE)

@@ -13,11 +13,11 @@ from bids_cmb.anatomy.mars import by_label
 from bids_cmb.anatomy.segmentation import itk_affine, places
 from bids_cmb.anatomy.user_segmentation import carry, moved, read_segmentation
 from bids_cmb.imaging.volume import Volume, resample, save
-from bids_cmb.networks.model_cards import card
+from bids_cmb.networks.model_cards import load_card
 from bids_cmb.simulation.tissue_properties import is_brain
 
-CLASSES = card("anatomy")["classes"]
-CENTROIDS = card("anatomy")["mni_centroids"]
+CLASSES = load_card("anatomy")["classes"]
+CENTROIDS = load_card("anatomy")["mni_centroids"]
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ import pytest
 
 from bids_cmb.cli.run import main
 from bids_cmb.cli.selftest import selftest
-from bids_cmb.networks.model_cards import card
+from bids_cmb.networks.model_cards import load_card
 
 
 @pytest.fixture
 def broken(tmp_path):
     """A folder of models whose weights are other numbers than those of their card."""
-    said = {**card("ensemble"), "name": "mine"}
+    said = {**load_card("ensemble"), "name": "mine"}
     (tmp_path / "mine.json").write_text(json.dumps(said))
     for member in said["members"]:
         (tmp_path / member["weights"]).write_bytes(b"other numbers")
@@ -27,7 +27,7 @@ def test_weights_that_are_not_those_of_their_card_are_off(broken, capfd):
 
 
 def test_a_gpu_that_was_asked_for_and_is_not_there_is_off(tmp_path, monkeypatch):
-    monkeypatch.setattr("bids_cmb.networks.inference.device", lambda: "CPU")
+    monkeypatch.setattr("bids_cmb.networks.inference.describe_device", lambda: "CPU")
     monkeypatch.setattr("bids_cmb.cli.selftest._counted", lambda *_: [])
     told = []
     wrong = selftest(tmp_path, models=None, asked_device="gpu", say=told.append)

@@ -13,13 +13,13 @@ from bids_cmb.anatomy.refinement import KINDS, finer, heard, kinds_of, opinion, 
 from bids_cmb.anatomy.segmentation import places
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.imaging.volume import Volume, resample
-from bids_cmb.networks.inference import Models
-from bids_cmb.networks.model_cards import card
-from bids_cmb.training.data import Case, Drawing, Paths
+from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.networks.model_cards import load_card
+from bids_cmb.training.data import PatchSampling, ScanFiles, TrainingScan
 from bids_cmb.training.losses import TissueLoss
-from bids_cmb.training.tasks.tissue import PULL, Seen, draw, read_seen
+from bids_cmb.training.tasks.tissue import CENTRE_WEIGHT, TissueScan, load_tissue_scan, sample_patch
 
-CLASSES = card("anatomy")["classes"]
+CLASSES = load_card("anatomy")["classes"]
 PAIRS = (
     ("cerebral white matter", "cerebral cortex"),
     ("cerebellar white matter", "cerebellar cortex"),
@@ -30,7 +30,7 @@ WHITE, PUTAMEN = KINDS.index("cerebral white matter"), KINDS.index("putamen")
 @pytest.fixture
 def models(tmp_path):
     """A folder with an anatomy card that has a network for tissue."""
-    said = card("anatomy")
+    said = load_card("anatomy")
     grid = {
         "spacing": [1, 1, None], "finest": 1.5, "axes": "slices", "multiple": [4, 4, 2],
         "margin": 6, "intensity": "brain-median",
@@ -41,7 +41,7 @@ def models(tmp_path):
     }  # fmt: skip
     said["members"] = [said["members"][0], member]
     (tmp_path / "anatomy.json").write_text(json.dumps(said))
-    return Models(folder=tmp_path)
+    return ModelOptions(folder=tmp_path)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def by_brightness(monkeypatch):
             said[dark, one] = 0
         return said
 
-    monkeypatch.setattr(refinement, "load_patcher", lambda *_, **__: ask)
+    monkeypatch.setattr(refinement, "load_patch_model", lambda *_, **__: ask)
 
 
 def spots(anatomy, code, count=5):
@@ -158,7 +158,7 @@ def test_what_the_finer_network_leaves_to_the_first_one_stays(anatomy, models):
 def test_where_the_first_network_sees_no_tissue_the_finer_one_is_not_asked(
     anatomy, models, monkeypatch
 ):
-    ask = refinement.load_patcher()
+    ask = refinement.load_patch_model()
 
     def everywhere(batch):
         said = ask(batch)
@@ -166,7 +166,7 @@ def test_where_the_first_network_sees_no_tissue_the_finer_one_is_not_asked(
         said[..., WHITE] += 0.01
         return said
 
-    monkeypatch.setattr(refinement, "load_patcher", lambda *_, **__: everywhere)
+    monkeypatch.setattr(refinement, "load_patch_model", lambda *_, **__: everywhere)
     found = finer(scan(anatomy, []), anatomy, models)[0].structures
     asked = heard(opinion(anatomy, kinds_of(CLASSES), found.affine, found.shape))
     assert np.array_equal(np.isin(found.data, (0, 14, 15, 24)), ~asked)
@@ -188,10 +188,10 @@ def test_a_segmentation_of_the_user_and_a_card_without_that_network_have_the_las
     image = scan(anatomy, [])
     mine = replace(anatomy, chances=None)
     assert finer(image, mine, models) == (mine, None)
-    said = card("anatomy")
+    said = load_card("anatomy")
     said["members"] = said["members"][:1]
     (tmp_path / "anatomy.json").write_text(json.dumps(said))
-    assert finer(image, anatomy, Models(folder=tmp_path)) == (anatomy, None)
+    assert finer(image, anatomy, ModelOptions(folder=tmp_path)) == (anatomy, None)
 
 
 @pytest.mark.usefixtures("by_brightness")
@@ -208,7 +208,7 @@ def test_a_scan_without_brightness_keeps_its_structures(anatomy, models):
 def test_a_network_that_hardly_sees_what_the_first_one_is_sure_of_is_not_believed(
     anatomy, models, monkeypatch, share, believed
 ):
-    rng, ask = np.random.default_rng(0), refinement.load_patcher()
+    rng, ask = np.random.default_rng(0), refinement.load_patch_model()
 
     def blind(batch):
         said = ask(batch)
@@ -216,7 +216,7 @@ def test_a_network_that_hardly_sees_what_the_first_one_is_sure_of_is_not_believe
         said[..., WHITE] += 0.01
         return said
 
-    monkeypatch.setattr(refinement, "load_patcher", lambda *_, **__: blind)
+    monkeypatch.setattr(refinement, "load_patch_model", lambda *_, **__: blind)
     found, why = finer(scan(anatomy, []), anatomy, models)
     assert (found is not anatomy) == believed
     assert believed or "sees no putamen" in why
@@ -230,24 +230,24 @@ def seen(rng):
     kinds = rng.integers(1, len(KINDS), (40, 44, 12)).astype(np.uint8)
     told = np.zeros((*kinds.shape, len(KINDS) - 1), np.uint8)
     lesion = np.array([[20, 22, 6]], np.int16)
-    case = Case(
+    case = TrainingScan(
         "one", (kinds / 4).astype(np.float16), np.zeros(kinds.shape, np.uint8),
         np.ones(kinds.shape, bool), {"lesion": [lesion], "any": [lesion]},
     )  # fmt: skip
-    return Seen(case, told, kinds, np.array([1.0, 1.0, 3.0]))
+    return TissueScan(case, told, kinds, np.array([1.0, 1.0, 3.0]))
 
 
 def test_patch_and_truth_are_turned_alike_and_the_lesion_weighs_most():
     one = seen(np.random.default_rng(1))
-    still = Drawing(
+    still = PatchSampling(
         (16, 16, 8), {"lesion": 1.0}, gain=(1, 1), gamma=(1, 1), noise=0.0, reach=(4, 4, 1)
     )
     for seed in range(12):
-        image, truth = draw({id(one.case): one}, still, np.random.default_rng(seed))
+        image, truth = sample_patch({id(one.case): one}, still, np.random.default_rng(seed))
         kinds, weight = truth[..., 0], truth[..., 1]
         assert image.shape == (16, 16, 8, len(KINDS))
         assert np.array_equal(np.rint(4 * image[..., 0]), kinds)
-        assert weight.max() == pytest.approx(1 + PULL)
+        assert weight.max() == pytest.approx(1 + CENTRE_WEIGHT)
         heaviest = np.unravel_index(weight.argmax(), weight.shape)
         assert kinds[heaviest] == one.kinds[20, 22, 6]
         assert (weight[kinds == 0] == 0).all()
@@ -255,17 +255,19 @@ def test_patch_and_truth_are_turned_alike_and_the_lesion_weighs_most():
 
 def test_the_same_seed_draws_the_same_patch():
     one = seen(np.random.default_rng(2))
-    drawing = Drawing((16, 16, 8), {"lesion": 1.0}, reach=(4, 4, 1))
-    first, again = (draw({id(one.case): one}, drawing, np.random.default_rng(5)) for _ in range(2))
+    drawing = PatchSampling((16, 16, 8), {"lesion": 1.0}, reach=(4, 4, 1))
+    first, again = (
+        sample_patch({id(one.case): one}, drawing, np.random.default_rng(5)) for _ in range(2)
+    )
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_a_scan_without_structures_teaches_no_tissue(tmp_path):
-    paths = Paths("one", tmp_path / "one.nii.gz", tmp_path / "les.nii.gz", None, None, None)
+    paths = ScanFiles("one", tmp_path / "one.nii.gz", tmp_path / "les.nii.gz", None, None, None)
     with pytest.raises(
         ValueError, match=r"one\.nii\.gz: tissue is learnt from a truth of structures"
     ):
-        read_seen(paths, Grid(), CLASSES)
+        load_tissue_scan(paths, Grid(), CLASSES)
 
 
 def test_the_loss_is_the_weighted_mean_of_what_a_log_softmax_says():

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from bids_cmb.imaging import volume
-from bids_cmb.networks.inference import answer, load_network
+from bids_cmb.networks.inference import load_network, predict
 from bids_cmb.networks.weights import read_weights
 from bids_cmb.training import train as training
 from bids_cmb.training.losses import LesionLoss, StructuresLoss
-from bids_cmb.training.train import Material, build, cross_validate, read_recipe, train
+from bids_cmb.training.train import TrainingData, build_network, cross_validate, read_recipe, train
 
 
 class HaltError(RuntimeError):
@@ -40,7 +40,7 @@ def arrays_of(folder):
 
 def test_every_recipe_of_the_package_builds_its_network():
     for name in ("ensemble-a", "ensemble-b", "ensemble-c", "ensemble-d", "anatomy"):
-        assert build(read_recipe(name)).count_params() > 100_000
+        assert build_network(read_recipe(name)).count_params() > 100_000
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,11 @@ def test_what_is_no_recipe_is_refused_in_a_sentence(tmp_path, content, sentence)
 
 def test_training_leaves_weights_that_the_app_loads(data, recipe, tmp_path):
     told = []
-    entry = train(recipe, Material((data,), validation=(data,)), tmp_path / "out", say=told.append)
+    entry = train(
+        recipe, TrainingData((data,), validation=(data,)), tmp_path / "out", log=told.append
+    )
     network = load_network(entry, tmp_path / "out" / "tiny.npz")
-    found = answer(network, np.zeros((16, 16, 16), np.float32))
+    found = predict(network, np.zeros((16, 16, 16), np.float32))
     assert found.shape == (16, 16, 16)
     assert json.loads((tmp_path / "out" / "tiny.json").read_text())["sha256"] == entry["sha256"]
     assert any("to go" in said for said in told)
@@ -80,7 +82,7 @@ def test_training_leaves_weights_that_the_app_loads(data, recipe, tmp_path):
 
 
 def test_one_step_moves_every_weight(recipe, rng):
-    network = build(recipe)
+    network = build_network(recipe)
     network.compile("sgd", loss=LesionLoss())
     before = [keras.ops.convert_to_numpy(one.value) for one in network.trainable_variables]
     image = rng.random((2, 8, 8, 8, 1), np.float32)
@@ -91,13 +93,13 @@ def test_one_step_moves_every_weight(recipe, rng):
 
 
 def test_normalisations_are_measured_anew_as_the_mean_over_batches(recipe, rng):
-    network = build(recipe)
+    network = build_network(recipe)
     batches = rng.random((3, 2, 8, 8, 8, 1), np.float32)
     first = network.get_layer("down0_first_norm")
     seen = keras.Model(network.input, network.get_layer("down0_first").output)(
         batches.reshape(6, 8, 8, 8, 1)
     )
-    training.settle(network, lambda at: batches[at], 3)
+    training.recalibrate_batchnorm(network, lambda at: batches[at], 3)
     mean = np.asarray(seen, np.float32).mean(axis=(0, 1, 2, 3))
     np.testing.assert_allclose(np.asarray(first.moving_mean), mean, atol=1e-4)
     assert first.momentum == 0.98
@@ -109,13 +111,15 @@ def test_training_that_was_interrupted_ends_like_one_that_was_not(data, recipe, 
             raise HaltError("the power went")
 
     keras.utils.set_random_seed(recipe.seed)
-    before = {one.path: keras.ops.convert_to_numpy(one.value) for one in build(recipe).weights}
-    material = Material((data,), validation=(data,))
+    before = {
+        one.path: keras.ops.convert_to_numpy(one.value) for one in build_network(recipe).weights
+    }
+    material = TrainingData((data,), validation=(data,))
     train(recipe, material, tmp_path / "whole")
     with pytest.raises(HaltError, match="the power went"):
-        train(recipe, material, tmp_path / "halted", say=fails)
+        train(recipe, material, tmp_path / "halted", log=fails)
     told = []
-    entry = train(recipe, material, tmp_path / "halted", say=told.append)
+    entry = train(recipe, material, tmp_path / "halted", log=told.append)
     assert not any(said.startswith("epoch 1") for said in told)
     whole, halted = arrays_of(tmp_path / "whole"), arrays_of(tmp_path / "halted")
     learnt = [name for name in whole if "moving" not in name]
@@ -129,39 +133,39 @@ def test_training_that_was_interrupted_ends_like_one_that_was_not(data, recipe, 
 @pytest.mark.parametrize("hours", [0, -1, float("nan")])
 def test_a_budget_of_nothing_is_refused_and_nothing_is_written(data, recipe, tmp_path, hours):
     with pytest.raises(ValueError, match="A budget must be more than 0 hours; found"):
-        train(recipe, Material((data,)), tmp_path / "out", hours=hours)
+        train(recipe, TrainingData((data,)), tmp_path / "out", hours=hours)
     assert not (tmp_path / "out").exists()
 
 
 def test_data_that_cannot_be_used_claim_no_folder(data, recipe, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(ValueError, match="a truth needs label maps of microbleeds"):
-        train(recipe, Material((data,), truth=tmp_path / "nowhere"), out)
+        train(recipe, TrainingData((data,), truth=tmp_path / "nowhere"), out)
     assert not out.exists()
 
 
 @pytest.mark.usefixtures("unfitted")
 def test_a_folder_keeps_to_its_data(data, recipe, tmp_path):
-    train(recipe, Material((data,)), tmp_path / "out")
+    train(recipe, TrainingData((data,)), tmp_path / "out")
     with pytest.raises(ValueError, match=r"material.json: .* it began with; .* \(validation\)"):
-        train(recipe, Material((data,), validation=(data,)), tmp_path / "out")
+        train(recipe, TrainingData((data,), validation=(data,)), tmp_path / "out")
     truth = next((data / "derivatives/truth/sub-01/anat").glob("*seg-CMB*.nii.gz"))
     other = data / "derivatives/truth/sub-02/anat" / truth.name.replace("sub-01", "sub-02")
     labels = volume.load_labels(other)
     volume.save(volume.Volume(0 * labels.data, labels.affine), other, dtype=np.uint16)
     with pytest.raises(ValueError, match=r"material.json: .* it began with; .* \(data\)"):
-        train(recipe, Material((data,)), tmp_path / "out")
+        train(recipe, TrainingData((data,)), tmp_path / "out")
 
 
 def test_a_dataset_is_no_folder_to_train_in(data, recipe):
     with pytest.raises(ValueError, match="trained in a folder of its own; found a dataset"):
-        train(recipe, Material((data,)), data)
+        train(recipe, TrainingData((data,)), data)
     assert not (data / "recipe.json").exists()
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_one_others(data, recipe, tmp_path):
     for name, seed in (("one", 1), ("same", 1), ("other", 2)):
-        train(replace(recipe, seed=seed), Material((data,)), tmp_path / name)
+        train(replace(recipe, seed=seed), TrainingData((data,)), tmp_path / name)
     one, same, other = (arrays_of(tmp_path / name) for name in ("one", "same", "other"))
     assert all((one[name] == same[name]).all() for name in one)
     assert any((one[name] != other[name]).any() for name in one)
@@ -169,32 +173,32 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(data, recip
 
 @pytest.mark.usefixtures("unfitted")
 def test_a_folder_keeps_to_its_recipe(data, recipe, tmp_path):
-    train(recipe, Material((data,)), tmp_path / "out")
+    train(recipe, TrainingData((data,)), tmp_path / "out")
     with pytest.raises(ValueError, match=r"recipe.json: training goes on .* \(rate\)"):
-        train(replace(recipe, rate=1.0), Material((data,)), tmp_path / "out")
+        train(replace(recipe, rate=1.0), TrainingData((data,)), tmp_path / "out")
 
 
 def test_fine_tuning_begins_with_the_weights_it_is_given(data, recipe, tmp_path):
-    train(recipe, Material((data,)), tmp_path / "first")
+    train(recipe, TrainingData((data,)), tmp_path / "first")
     start = tmp_path / "first" / "tiny.npz"
     still = replace(recipe, rate=1e-9, epochs=2)
-    train(still, Material((data,), start=start), tmp_path / "second")
+    train(still, TrainingData((data,), start=start), tmp_path / "second")
     first, second = arrays_of(tmp_path / "first"), arrays_of(tmp_path / "second")
     for name in first:
         if "moving" not in name:
             np.testing.assert_allclose(second[name], first[name], atol=1e-2)
     wider = replace(recipe, arguments={"widths": [4, 8]})
     with pytest.raises(ValueError, match=r"must be those of the recipe's network"):
-        train(wider, Material((data,), start=start), tmp_path / "third")
+        train(wider, TrainingData((data,), start=start), tmp_path / "third")
 
 
 @pytest.mark.usefixtures("unfitted")
 def test_a_fold_does_not_learn_from_the_subjects_it_is_tried_on(data, recipe, tmp_path):
-    entries = cross_validate(recipe, Material((data,)), tmp_path / "cv", folds=2)
+    entries = cross_validate(recipe, TrainingData((data,)), tmp_path / "cv", folds=2)
     assert [entry["left_out"] for entry in entries] == [("sub-01",), ("sub-02",)]
     assert all("1 scans" in entry["training"]["data"] for entry in entries)
     with pytest.raises(ValueError, match="Folds must be 2 or more and no more than subjects"):
-        cross_validate(recipe, Material((data,)), tmp_path / "cv", folds=3)
+        cross_validate(recipe, TrainingData((data,)), tmp_path / "cv", folds=3)
 
 
 def test_anatomy_is_learnt_from_simulated_scans(data, tmp_path):
@@ -203,7 +207,7 @@ def test_anatomy_is_learnt_from_simulated_scans(data, tmp_path):
         given, name="tiny", arguments={"widths": [2, 4]}, patch=(16, 16, 16), batch=1, steps=1,
         epochs=1,
     )  # fmt: skip
-    entry = train(small, Material((data,)), tmp_path / "out")
+    entry = train(small, TrainingData((data,)), tmp_path / "out")
     assert entry["arguments"]["outputs"] == len(given.classes) + 1
 
 
@@ -220,12 +224,12 @@ def test_a_recipe_that_is_none_is_refused(tmp_path, monkeypatch, name, sentence)
 
 def test_an_unknown_builder_is_refused(recipe):
     with pytest.raises(ValueError, match="found 'oracle'"):
-        build(replace(recipe, builder="oracle"))
+        build_network(replace(recipe, builder="oracle"))
 
 
 def test_lesions_are_not_learnt_from_label_maps(recipe, tmp_path):
     with pytest.raises(ValueError, match="lesions are learnt from BIDS datasets"):
-        train(recipe, Material((tmp_path / "maps",)), tmp_path / "out")
+        train(recipe, TrainingData((tmp_path / "maps",)), tmp_path / "out")
 
 
 def test_voxels_without_weight_do_not_count(rng):
@@ -250,4 +254,4 @@ def test_a_perfect_answer_costs_next_to_nothing(rng):
 
 
 def test_precision_is_one_that_keras_knows():
-    assert keras.DTypePolicy(training.precision()).compute_dtype in ("bfloat16", "float32")
+    assert keras.DTypePolicy(training.choose_precision()).compute_dtype in ("bfloat16", "float32")

@@ -26,12 +26,12 @@ from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.lesions.measure import find_lesions
 from bids_cmb.networks.architectures.classifier import classifier
 from bids_cmb.networks.architectures.unet import unet
-from bids_cmb.networks.inference import Models, load_network, load_patcher
+from bids_cmb.networks.inference import ModelOptions, load_network, load_patch_model
 from bids_cmb.networks.weights import read_weights, write_weights
-from bids_cmb.training.data import Case, find_cases
+from bids_cmb.training.data import TrainingScan, find_training_scans
 from bids_cmb.training.recipe import Sources
 from bids_cmb.training.tasks import proposal_classification
-from bids_cmb.training.train import TASKS, Material, build, read_recipe, train
+from bids_cmb.training.train import TASKS, TrainingData, build_network, read_recipe, train
 
 SHAPE = (80, 72, 20)  # of OBLIQUE: 0.5 x 0.5 x 2 mm, LAS, turned
 
@@ -212,7 +212,7 @@ def test_a_classifier_in_use_computes_what_was_trained(rng, tmp_path):
     arrays = {one.path: np.asarray(one) for one in model.weights}
     digest = write_weights(tmp_path / "w.npz", arrays, dtype=np.float32)
     member = {"name": "x", "builder": "classifier", "arguments": SMALL, "sha256": digest}
-    ask = load_patcher(member, tmp_path / "w.npz")
+    ask = load_patch_model(member, tmp_path / "w.npz")
     patches = rng.random((3, 12, 12, 5, 3), np.float32)
     places = rng.random((3, len(PLACE_FEATURES)), np.float32)
     np.testing.assert_allclose(
@@ -238,7 +238,7 @@ def test_a_packed_network_asks_for_the_sides_that_it_needs(packed, flat, rng, tm
 
 @pytest.mark.parametrize("name", ["proposal-1", "classifier-1"])
 def test_the_recipes_build_their_networks(name):
-    assert build(read_recipe(name)).count_params() > 100_000
+    assert build_network(read_recipe(name)).count_params() > 100_000
 
 
 def test_first_and_second_stage_share_grid_and_features():
@@ -267,8 +267,8 @@ def test_faultless_stages_find_every_microbleed_and_nothing_else(heads, monkeypa
         return ask
 
     monkeypatch.setattr(two_stage, "load_network", lambda *_, **__: Dark())
-    monkeypatch.setattr(two_stage, "answer", see_dark)
-    monkeypatch.setattr(two_stage, "load_patcher", load_round)
+    monkeypatch.setattr(two_stage, "predict", see_dark)
+    monkeypatch.setattr(two_stage, "load_patch_model", load_round)
     grid = read_recipe("proposal-1").grid
     members = [
         {"name": name, "builder": name, "grid": grid, "weights": "w.npz",
@@ -276,14 +276,14 @@ def test_faultless_stages_find_every_microbleed_and_nothing_else(heads, monkeypa
         for name in ("unet", "classifier")
     ]  # fmt: skip
     card = {"name": "pair", "members": members, "parameters": {"most": 4000}}
-    chance, evidence = two_stage.two_stage(image, brain, card, Models())
+    chance, evidence = two_stage.two_stage(image, brain, card, ModelOptions())
     for bleed in truth["six"]:
         index = np.rint(image.index(np.array([bleed.centre])))[0].astype(int)
         around = tuple(slice(at - 2, at + 3) for at in index)
         assert (chance.data[around] > 0.5).any(), bleed
     assert (evidence.instances.data[chance.data > 0] > 0).all()
     assert (chance.data > 0).sum() > 1.2 * (chance.data > 0.5).sum()  # refused ones stay
-    again, _ = two_stage.two_stage(image, brain, card, Models())
+    again, _ = two_stage.two_stage(image, brain, card, ModelOptions())
     np.testing.assert_array_equal(chance.data, again.data)
 
 
@@ -294,13 +294,15 @@ def test_a_classifier_looks_at_flipped_patches_too_and_its_log_odds_are_averaged
         seen.append(patches)
         return np.full((len(patches), 1), float(len(seen)))
 
-    monkeypatch.setattr(two_stage, "load_patcher", lambda *_, **__: ask)
+    monkeypatch.setattr(two_stage, "load_patch_model", lambda *_, **__: ask)
     member = {"name": "c", "builder": "classifier", "weights": "w.npz", "flips": [[0], [0, 1]],
               "arguments": {"shape": [40, 40, 9]}}  # fmt: skip
     grid = bumps(((30, 36, 9), 0.9))
     fed = Preprocessed(Volume(1 - grid.data, OBLIQUE), Volume(everywhere(), OBLIQUE))
     proposals = [Proposal((30, 36, 9), 0.9)]
-    chance = two_stage.decide(fed, grid, proposals, {"name": "p", "members": [member]}, Models())
+    chance = two_stage.decide(
+        fed, grid, proposals, {"name": "p", "members": [member]}, ModelOptions()
+    )
     assert chance == pytest.approx(1 / (1 + np.exp(-2.0)))  # of log-odds 1, 2 and 3
     np.testing.assert_array_equal(seen[1], seen[0][:, ::-1])
     np.testing.assert_array_equal(seen[2], seen[0][:, ::-1, ::-1])
@@ -312,7 +314,7 @@ def test_a_classifier_may_look_without_the_anatomy_too(monkeypatch):
         assert (places[:, PLACE_FEATURES.index("depth")] > 0).all()  # the shape is always shown
         return np.where(known, 4.0, -1.0)[:, None]
 
-    monkeypatch.setattr(two_stage, "load_patcher", lambda *_, **__: ask)
+    monkeypatch.setattr(two_stage, "load_patch_model", lambda *_, **__: ask)
     grid = bumps(((30, 36, 9), 0.9))
     fed = Preprocessed(Volume(1 - grid.data, OBLIQUE), Volume(everywhere(), OBLIQUE))
     white, brain = Volume(np.full(SHAPE, 2, np.uint16), OBLIQUE), Volume(everywhere(), OBLIQUE)
@@ -323,7 +325,7 @@ def test_a_classifier_may_look_without_the_anatomy_too(monkeypatch):
                   "arguments": {"shape": [40, 40, 9]}}  # fmt: skip
         card = {"name": "p", "members": [member]}
         proposals = [Proposal((30, 36, 9), 0.9)]
-        chance = two_stage.decide(fed, grid, proposals, card, Models(), anatomy)
+        chance = two_stage.decide(fed, grid, proposals, card, ModelOptions(), anatomy)
         log_odds.append(float(np.log(chance / (1 - chance))[0]))
     assert log_odds == pytest.approx([4.0, 2.75, -1.0], abs=1e-4)
 
@@ -337,9 +339,9 @@ def test_members_on_different_grids_are_refused(heads):
     ]
     brain = Volume(np.ones(image.shape, bool), image.affine)
     with pytest.raises(ValueError, match="must see one grid; found 2"):
-        two_stage.propose(image, brain, {"name": "pair", "members": members}, Models())
+        two_stage.propose(image, brain, {"name": "pair", "members": members}, ModelOptions())
     with pytest.raises(ValueError, match="needs a U-Net; found none"):
-        two_stage.propose(image, brain, {"name": "pair", "members": members[1:]}, Models())
+        two_stage.propose(image, brain, {"name": "pair", "members": members[1:]}, ModelOptions())
 
 
 # --- Training -------------------------------------------------------------------------------------
@@ -349,7 +351,7 @@ def test_proposals_near_a_lesion_are_it_those_far_off_are_none_those_between_nei
     truth = np.zeros((40, 40, 10), np.uint8)
     sure, unsure = np.array([[10, 10, 5], [11, 10, 5]]), np.array([[30, 30, 5]])
     truth[tuple(sure.T)], truth[tuple(unsure.T)] = 1, 2
-    case = Case(
+    case = TrainingScan(
         "x", np.ones(truth.shape, np.float16), truth, np.ones(truth.shape, bool),
         {"lesion": [sure, unsure], "mimic": [], "dark": [np.zeros((0, 3), int)], "any": []},
     )  # fmt: skip
@@ -408,11 +410,13 @@ def test_a_classifier_is_trained_by_one_command_and_goes_into_a_card(
     monkeypatch.setattr(proposal_classification, "find_anatomy", unseen)
     given = (written(tmp_path / "first", rng),)
     data = lessons(1)
-    entry = train(recipe, Material((data,), validation=(data,), given=given), tmp_path / "out")
+    entry = train(
+        recipe, TrainingData((data,), validation=(data,), pretrained=given), tmp_path / "out"
+    )
     assert entry["builder"] == "classifier"
     assert all(np.isfinite(one).all() for one in read_weights(tmp_path / "out/x.npz").values())
     kept = list((tmp_path / "first" / "proposed").iterdir())
-    assert len(kept) == len(find_cases(data))
+    assert len(kept) == len(find_training_scans(data))
     read = np.load(kept[0])
     assert read["patches"].shape[1:] == (16, 16, 5, 3)
     assert set(read["kinds"]) >= {proposal_classification.LESION, proposal_classification.HARD}
@@ -425,8 +429,8 @@ def unseen(_):
 def test_the_same_seed_draws_the_same_batch(recipe, lessons, tmp_path, rng, monkeypatch):
     monkeypatch.setattr(proposal_classification, "find_anatomy", unseen)
     name, path = written(tmp_path / "first", rng)
-    sources = Sources(find_cases(lessons(1)), given={name: path})
-    teach, told = TASKS["classification"].teach(recipe, sources, 1)
+    sources = Sources(find_training_scans(lessons(1)), pretrained={name: path})
+    teach, told = TASKS["classification"].make_batches(recipe, sources, 1)
     (patches, places), truths = teach(np.random.default_rng(3))
     (again, _), _ = teach(np.random.default_rng(3))
     np.testing.assert_array_equal(patches, again)
@@ -438,7 +442,7 @@ def test_the_same_seed_draws_the_same_batch(recipe, lessons, tmp_path, rng, monk
 
 def test_a_classifier_without_a_first_stage_is_refused(recipe, lessons):
     with pytest.raises(ValueError, match="learns after a network that proposes"):
-        TASKS["classification"].teach(recipe, Sources(find_cases(lessons(1))), 1)
+        TASKS["classification"].make_batches(recipe, Sources(find_training_scans(lessons(1))), 1)
 
 
 @pytest.mark.parametrize(
@@ -452,14 +456,18 @@ def test_a_first_stage_that_training_did_not_write_is_refused(recipe, tmp_path, 
     path = tmp_path / "proposal-1.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=f"an entry that training wrote {sentence}"):
-        TASKS["classification"].teach(recipe, Sources([], given={"proposal-1": path}), 1)
+        TASKS["classification"].make_batches(
+            recipe, Sources([], pretrained={"proposal-1": path}), 1
+        )
 
 
 def test_a_first_stage_of_another_grid_is_refused(recipe, lessons, tmp_path, rng):
     name, path = written(tmp_path / "first", rng)
     other = replace(recipe, grid={**recipe.grid, "order": 1})
     with pytest.raises(ValueError, match="must see the same grid"):
-        TASKS["classification"].teach(other, Sources(find_cases(lessons(1)), given={name: path}), 1)
+        TASKS["classification"].make_batches(
+            other, Sources(find_training_scans(lessons(1)), pretrained={name: path}), 1
+        )
 
 
 def test_a_network_is_not_shown_what_its_card_hides(rng):

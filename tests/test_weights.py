@@ -8,8 +8,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from bids_cmb.networks.model_cards import DETECTION, card, card_names
-from bids_cmb.networks.weights import check_weights, described, read_weights, write_weights
+from bids_cmb.networks.model_cards import DETECTION, list_cards, load_card
+from bids_cmb.networks.weights import check_weights, describe_models, read_weights, write_weights
 
 ARRAYS = {"b/kernel": np.linspace(-2, 2, 24).reshape(2, 3, 4), "a/bias": np.arange(3.0)}
 
@@ -80,8 +80,8 @@ def test_numbers_that_half_precision_cannot_hold_are_refused(tmp_path):
 
 
 def test_every_weight_of_the_package_is_the_one_on_its_card():
-    for name in card_names():
-        check_weights(name, card(name))
+    for name in list_cards():
+        check_weights(name, load_card(name))
 
 
 def test_the_list_of_models_says_what_is_wrong(tmp_path):
@@ -94,7 +94,7 @@ def test_the_list_of_models_says_what_is_wrong(tmp_path):
         f'"definite_threshold": 0.9, "min_volume_mm3": 1, "members": [{member}]}}'
     )
     (tmp_path / "odd.json").write_text("[]")
-    said = described(tmp_path)
+    said = describe_models(tmp_path)
     assert "member a: unet, voxels of 1 mm" in said
     assert "the weights that a model card names must be there" in said
     assert "odd: " in said
@@ -117,4 +117,4 @@ def test_weights_of_the_user_are_finite_numbers_before_any_scan_is_read(tmp_path
     with pytest.raises(
         ValueError, match=r"w\.npz: weights must be .* found a number in a that is not"
     ):
-        check_weights("mine", card("mine", tmp_path), tmp_path)
+        check_weights("mine", load_card("mine", tmp_path), tmp_path)

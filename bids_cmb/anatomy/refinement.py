@@ -15,8 +15,13 @@ import numpy as np
 from bids_cmb.anatomy.segmentation import FLUID_OUTSIDE, OUTSIDE, Anatomy, brain_of, sided
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.imaging.volume import Volume, resample
-from bids_cmb.networks.inference import STEPS, Models, in_slabs, load_patcher
-from bids_cmb.networks.model_cards import ANATOMY, card, weights_file
+from bids_cmb.networks.inference import (
+    PROBABILITY_STEPS,
+    ModelOptions,
+    load_patch_model,
+    predict_in_slabs,
+)
+from bids_cmb.networks.model_cards import ANATOMY, load_card, locate_weights
 
 MEMBER = "tissue"  # of the anatomy's card
 AT_ONCE = 3_000_000  # voxels
@@ -70,7 +75,7 @@ def opinion(
         away = np.abs(at[:, None] - np.arange(told.shape[axis]))
         shares = np.maximum(1 - away, 0).astype(np.float32)  # (fine, coarse)
         told = np.moveaxis(np.tensordot(shares, told, axes=(1, axis)), 0, axis)
-    return np.clip(np.rint(told), 0, STEPS).astype(np.uint8)
+    return np.clip(np.rint(told), 0, PROBABILITY_STEPS).astype(np.uint8)
 
 
 def shown(image: np.ndarray, told: np.ndarray) -> np.ndarray:
@@ -81,7 +86,7 @@ def shown(image: np.ndarray, told: np.ndarray) -> np.ndarray:
         told: As `opinion` gives it, (..., kinds - 1).
     """
     bright = np.clip(image.astype(np.float32), 0, BRIGHTEST)[..., None]
-    return np.concatenate([bright, told.astype(np.float32) / STEPS], axis=-1)
+    return np.concatenate([bright, told.astype(np.float32) / PROBABILITY_STEPS], axis=-1)
 
 
 def heard(told: np.ndarray) -> np.ndarray:
@@ -90,7 +95,7 @@ def heard(told: np.ndarray) -> np.ndarray:
 
 
 def finer(
-    image: Volume, anatomy: Anatomy, models: Models | None = None
+    image: Volume, anatomy: Anatomy, models: ModelOptions | None = None
 ) -> tuple[Anatomy, str | None]:
     """The same head, its structures on finer voxels.
 
@@ -111,13 +116,13 @@ def finer(
     Raises:
         ValueError: If the network cannot be loaded.
     """
-    models = models or Models()
-    said = card(ANATOMY, models.folder)
+    models = models or ModelOptions()
+    said = load_card(ANATOMY, models.folder)
     member = next((one for one in said["members"] if one["name"] == MEMBER), None)
     if member is None or anatomy.chances is None:
         return anatomy, None
-    path = weights_file(ANATOMY, member, models.folder)
-    ask = load_patcher(member, path, precision=models.precision)
+    path = locate_weights(ANATOMY, member, models.folder)
+    ask = load_patch_model(member, path, precision=models.precision)
     grid = Grid.from_card(member["grid"])
     try:
         fed = preprocess(image, brain_of(anatomy, image), grid).image
@@ -129,7 +134,7 @@ def finer(
     def run(part: np.ndarray) -> np.ndarray:
         return ask(part)[0].argmax(axis=-1).astype(np.uint8)
 
-    found = in_slabs(run, grid.multiple, shown(fed.data, told), AT_ONCE, OVERLAP)
+    found = predict_in_slabs(run, grid.multiple, shown(fed.data, told), AT_ONCE, OVERLAP)
     found[~heard(told)] = KINDS.index(NO_TISSUE)
     lost = _lost(found, told, fed.voxel_volume)
     if lost is not None:

@@ -12,8 +12,8 @@ from bids_cmb.anatomy.segmentation import POOR_FIT_MM, Anatomy, brain_of, find_a
 from bids_cmb.anatomy.user_segmentation import Carried, carry, read_segmentation
 from bids_cmb.bids.companions import Segmentation
 from bids_cmb.imaging.volume import Volume, load_labels, resample_like
-from bids_cmb.networks.inference import Models
-from bids_cmb.networks.model_cards import ANATOMY, card
+from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.networks.model_cards import ANATOMY, load_card
 
 NETWORK = "the anatomy network"
 
@@ -71,7 +71,7 @@ class BrainMask:
 
 def segment_anatomy(
     image: Volume,
-    models: Models,
+    models: ModelOptions,
     brain: BrainSource,
     *,
     segmentation: Segmentation | None = None,
@@ -94,7 +94,7 @@ def segment_anatomy(
     """
     if segmentation is None:
         return segment_with_network(image, models) if network else AnatomyResult()
-    about = card(ANATOMY, models.folder)
+    about = load_card(ANATOMY, models.folder)
     head, lobes = read_segmentation(segmentation.path, about["classes"], about["mni_centroids"])
     result = AnatomyResult(
         head, lobes, str(segmentation.path), segmentation=segmentation.path
@@ -106,7 +106,7 @@ def segment_anatomy(
     return _carried_to_scan(result, segmentation, (image, mask), otherwise)
 
 
-def segment_with_network(image: Volume, models: Models) -> AnatomyResult:
+def segment_with_network(image: Volume, models: ModelOptions) -> AnatomyResult:
     """Segment the head with the network; a note says so if it recognises nothing."""
     try:
         return AnatomyResult(find_anatomy(image, models), None, NETWORK)
@@ -130,7 +130,7 @@ def _carried_to_scan(
     return replace(result, head=carried.anatomy, carried=carried)
 
 
-def refine_anatomy(image: Volume, result: AnatomyResult, models: Models) -> AnatomyResult:
+def refine_anatomy(image: Volume, result: AnatomyResult, models: ModelOptions) -> AnatomyResult:
     """Draw the structures on finer voxels; a note says why if they stay as they are."""
     head, reason = finer(image, result.head, models)
     notes = () if reason is None else (f"structures on 2 mm voxels: {reason}.",)

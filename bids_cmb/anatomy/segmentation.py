@@ -13,8 +13,8 @@ from scipy import ndimage
 from bids_cmb.anatomy.labels import SULCUS_HALF_WIDTH_MM
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.imaging.volume import Volume, resample
-from bids_cmb.networks.inference import STEPS, Models, answer, load_network
-from bids_cmb.networks.model_cards import ANATOMY, card, members_of, weights_file
+from bids_cmb.networks.inference import PROBABILITY_STEPS, ModelOptions, load_network, predict
+from bids_cmb.networks.model_cards import ANATOMY, load_card, locate_weights, select_members
 
 FLUID_OUTSIDE, OUTSIDE = "fluid outside the brain", "outside"  # classes that are no brain
 NEAR_MIDLINE_MM = 30.0  # from where on voxels say nothing about where the midline is
@@ -70,7 +70,7 @@ class Place:
     mni: tuple[float, float, float] | None
 
 
-def find_anatomy(image: Volume, models: Models | None = None) -> Anatomy:
+def find_anatomy(image: Volume, models: ModelOptions | None = None) -> Anatomy:
     """Ask the network what lies where.
 
     Args:
@@ -80,15 +80,15 @@ def find_anatomy(image: Volume, models: Models | None = None) -> Anatomy:
     Raises:
         ValueError: If the network cannot be loaded, or it finds no brain.
     """
-    models = models or Models()
-    said = card(ANATOMY, models.folder)
-    member = members_of(said)[0]
+    models = models or ModelOptions()
+    said = load_card(ANATOMY, models.folder)
+    member = select_members(said)[0]
     grid = Grid.from_card(member["grid"])
     whole = Volume(np.ones(image.shape, bool), image.affine)
     fed = preprocess(image, whole, grid).image
-    path = weights_file(ANATOMY, member, models.folder)
+    path = locate_weights(ANATOMY, member, models.folder)
     network = load_network(member, path, precision=models.precision)
-    found = answer(network, fed.data)
+    found = predict(network, fed.data)
     return read_structures(found, fed.affine, said["classes"], said.get("mni_centroids", {}))
 
 
@@ -145,10 +145,12 @@ def _closed(tissue: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 def _midline(tissue: np.ndarray, left: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, float]:
     """The plane that parts left from right best, by least squares over the brain near it."""
-    decided = np.abs(2 * left.astype(np.int16) - STEPS) > 1  # what lies astride has no side
+    decided = (
+        np.abs(2 * left.astype(np.int16) - PROBABILITY_STEPS) > 1
+    )  # what lies astride has no side
     voxels = np.argwhere(tissue & decided)[::7]
     world = Volume(tissue, affine).world(voxels)
-    turned = np.where(left[tuple(voxels.T)] > STEPS / 2, 1.0, -1.0)
+    turned = np.where(left[tuple(voxels.T)] > PROBABILITY_STEPS / 2, 1.0, -1.0)
     normal, offset = np.array([-1.0, 0, 0]), float(world[:, 0].mean())
     for _ in range(3):
         near = np.abs(world @ normal + offset) < NEAR_MIDLINE_MM

@@ -212,22 +212,22 @@ def _train(given: argparse.Namespace) -> int:
     from bids_cmb.parallel.processes import sentence
 
     set_threads(given.threads)
-    from bids_cmb.training.train import Material, cross_validate, read_recipe, train
+    from bids_cmb.training.train import TrainingData, cross_validate, read_recipe, train
 
     others = {name: getattr(given, name) for name in OVERRIDES if getattr(given, name) is not None}
     try:
         truth = _reviewed_truth(given) if given.reviews else given.truth
-        material = Material(
+        material = TrainingData(
             tuple(given.data), tuple(given.validation), truth, given.fine_tune,
-            given=tuple(map(_role, given.pretrained)),
+            pretrained=tuple(map(_role, given.pretrained)),
         )  # fmt: skip
         recipe = replace(read_recipe(given.recipe), **others)
         if given.folds:
             cross_validate(
-                recipe, material, given.out, folds=given.folds, hours=given.hours, say=_tell
+                recipe, material, given.out, folds=given.folds, hours=given.hours, log=_tell
             )
         else:
-            train(recipe, material, given.out, hours=given.hours, say=_tell)
+            train(recipe, material, given.out, hours=given.hours, log=_tell)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
         return 1
@@ -592,9 +592,9 @@ def _models(given: argparse.Namespace) -> int:
     """Add, list or verify. Returns the exit code."""
     folder = Path(given.model_dir) if given.model_dir else None
     if given.verb == "list":
-        from bids_cmb.networks.weights import described
+        from bids_cmb.networks.weights import describe_models
 
-        sys.stdout.write(described(folder))
+        sys.stdout.write(describe_models(folder))
         return 0
     if folder is None:
         sys.stderr.write(
@@ -603,17 +603,17 @@ def _models(given: argparse.Namespace) -> int:
         return 64
     if given.verb == "create":
         return _make_card(given, folder)
-    from bids_cmb.networks.external.shiva import add, verify
+    from bids_cmb.networks.external.shiva import install_models, verify_models
 
     if given.verb == "add":
         try:
-            names = add(given.source, folder, _tell)
+            names = install_models(given.source, folder, _tell)
         except (ValueError, OSError) as error:
             sys.stderr.write(f"bids_cmb: {error}\n")
             return 1
         sys.stdout.write(f"{folder}: --detector {names[0]}, or {names[1]}\n")
         return 0
-    found = verify(folder)
+    found = verify_models(folder)
     for name, wrong in found.items():
         sys.stdout.write(f"{name}: {wrong or 'as on its card'}\n")
     return 1 if any(found.values()) else 0

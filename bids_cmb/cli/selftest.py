@@ -7,8 +7,13 @@ from pathlib import Path
 
 from bids_cmb.config import Config
 from bids_cmb.evaluation.evaluate import EvaluationOptions, measure
-from bids_cmb.networks.inference import device, load_network, load_patcher, unfit
-from bids_cmb.networks.model_cards import card, card_names, members_of, weights_file
+from bids_cmb.networks.inference import (
+    describe_device,
+    find_device_problem,
+    load_network,
+    load_patch_model,
+)
+from bids_cmb.networks.model_cards import list_cards, load_card, locate_weights, select_members
 from bids_cmb.provenance import machine, software
 from bids_cmb.simulation.simulate import simulate_dataset
 from bids_cmb.workflow.run import run
@@ -34,11 +39,11 @@ def selftest(folder: Path, *, models: Path | None, asked_device: str, say: Say) 
         What is off, in sentences; empty if all is well.
     """
     say(", ".join(f"{name} {version}" for name, version in software().items()))
-    say(f"tensorflow {_tensorflow_version()}, {device()}, {machine()['Cores']} cores")
+    say(f"tensorflow {_tensorflow_version()}, {describe_device()}, {machine()['Cores']} cores")
     wrong = []
-    if said := unfit(asked_device):
+    if said := find_device_problem(asked_device):
         wrong.append(said)
-    wrong += [said for name in card_names(models=models) for said in _loaded(name, models, say)]
+    wrong += [said for name in list_cards(models=models) for said in _loaded(name, models, say)]
     return wrong or _counted(folder, models, say)
 
 
@@ -54,12 +59,12 @@ def _tensorflow_version() -> str:
 def _loaded(name: str, models: Path | None, say: Say) -> list[str]:
     """Load the networks of a card; what is wrong with them."""
     wrong = []
-    said = card(name, models)
-    loaded = load_patcher if "design" in said else load_network
-    for member in members_of(said):
+    said = load_card(name, models)
+    loaded = load_patch_model if "design" in said else load_network
+    for member in select_members(said):
         began = time.monotonic()
         try:
-            loaded(member, weights_file(name, member, models))
+            loaded(member, locate_weights(name, member, models))
         except ValueError as error:
             wrong.append(str(error))
             continue

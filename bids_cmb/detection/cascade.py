@@ -17,8 +17,8 @@ from bids_cmb.imaging.phase import NEUTRAL, on_grid
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed, cut, preprocess
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import LARGEST_MM, TOUCHING
-from bids_cmb.networks.inference import Models, load_patcher
-from bids_cmb.networks.model_cards import weights_file
+from bids_cmb.networks.inference import ModelOptions, load_patch_model
+from bids_cmb.networks.model_cards import locate_weights
 
 AT_ONCE = 8  # slices
 WITHOUT_PHASE = 2  # channels; one more is phase
@@ -67,7 +67,7 @@ class Judged:
 
 
 def cascade(
-    image: Volume, brain: Volume, card: dict, models: Models, phase: Volume | None = None
+    image: Volume, brain: Volume, card: dict, models: ModelOptions, phase: Volume | None = None
 ) -> tuple[Volume, Evidence]:
     """The chance of microbleed at every voxel, and the box of every suspect.
 
@@ -116,7 +116,7 @@ def sees_phase(member: Mapping) -> bool:
 
 
 def judge(
-    image: Volume, brain: Volume, card: dict, models: Models, phase: Volume | None = None
+    image: Volume, brain: Volume, card: dict, models: ModelOptions, phase: Volume | None = None
 ) -> tuple[Preprocessed, list[Judged]]:
     """Every suspect and its chance; and the scan as the networks see it. As `cascade`."""
     parts = {member["name"]: member for member in card["members"]}
@@ -127,8 +127,8 @@ def judge(
         )
 
     def loaded(member: Mapping) -> Ask:
-        path = weights_file(card["name"], member, models.folder)
-        return load_patcher(member, path, precision=models.precision)
+        path = locate_weights(card["name"], member, models.folder)
+        return load_patch_model(member, path, precision=models.precision)
 
     member = parts["boxes"]
     grid, rules = Grid.from_card(member["grid"]), rules_of(card)

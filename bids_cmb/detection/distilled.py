@@ -19,8 +19,8 @@ from bids_cmb.detection.radial_symmetry import radial_symmetry
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed, back_to_scan, near, preprocess
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import TOUCHING
-from bids_cmb.networks.inference import Models, in_slabs, load_patcher
-from bids_cmb.networks.model_cards import weights_file
+from bids_cmb.networks.inference import ModelOptions, load_patch_model, predict_in_slabs
+from bids_cmb.networks.model_cards import locate_weights
 
 SIDE = 24  # voxels of the student's patch, along each axis
 FLUID = 2.0  # brain medians: what is as bright or brighter has no darkness
@@ -63,7 +63,7 @@ class Spot:
 
 
 def distilled(
-    image: Volume, brain: Volume, card: Mapping, models: Models
+    image: Volume, brain: Volume, card: Mapping, models: ModelOptions
 ) -> tuple[Volume, Evidence]:
     """Find spots and ask the student about each.
 
@@ -83,9 +83,9 @@ def distilled(
     """
     members = {member["name"]: member for member in card["members"]}
     find, judge = (
-        load_patcher(
+        load_patch_model(
             members[part],
-            weights_file(card["name"], members[part], models.folder),
+            locate_weights(card["name"], members[part], models.folder),
             precision=models.precision,
         )
         for part in ("candidates", "student")
@@ -144,7 +144,7 @@ def candidate_chance(ask: Ask, seen: Seen) -> np.ndarray:
 
     odd = -np.array(seen.brain.shape) % MULTIPLE
     padded = np.pad(seen.channels, [*((0, more) for more in odd), (0, 0)])
-    found = in_slabs(chance, MULTIPLE, padded, MOST_VOXELS, OVERLAP)
+    found = predict_in_slabs(chance, MULTIPLE, padded, MOST_VOXELS, OVERLAP)
     kept = found[tuple(map(slice, seen.brain.shape))]
     return np.where(seen.brain.data, kept, 0).astype(np.float32)
 

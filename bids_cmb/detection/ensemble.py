@@ -24,8 +24,14 @@ from bids_cmb.detection.radial_symmetry import Candidate, find_candidates
 from bids_cmb.detection.two_stage import two_stage
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed, back_to_scan, bounds, preprocess
 from bids_cmb.imaging.volume import Volume, boxed
-from bids_cmb.networks.inference import Models, Network, answer, give_back, load_network
-from bids_cmb.networks.model_cards import DETECTION, card, card_names, members_of, weights_file
+from bids_cmb.networks.inference import ModelOptions, Network, load_network, predict, release_memory
+from bids_cmb.networks.model_cards import (
+    DETECTION,
+    list_cards,
+    load_card,
+    locate_weights,
+    select_members,
+)
 
 LEAST = 1e-6  # chance below which, and above 1 less which, log-odds say no more
 COMMON_THRESHOLD = 0.5  # of the mean of several detectors, on the scale that they share
@@ -63,7 +69,7 @@ class Probability:
 
 
 def detect(
-    names: str | Sequence[str], image: Volume, brain: Volume, models: Models | None = None,
+    names: str | Sequence[str], image: Volume, brain: Volume, models: ModelOptions | None = None,
     phase: Volume | None = None, anatomy: Anatomy | None = None,
 ) -> Probability:  # fmt: skip
     """Ask one or several detectors for the chance of microbleed at every voxel.
@@ -88,16 +94,16 @@ def detect(
     asked = (names,) if isinstance(names, str) else tuple(names)
     if not asked or len(set(asked)) < len(asked):
         raise ValueError(f"Detectors must be named once each; found {list(asked)}.")
-    models = models or Models()
+    models = models or ModelOptions()
     told = {name: _told(name, image, brain, models, phase, anatomy) for name in asked}
     found = {name: parts for name, (parts, _) in told.items()}
     for name, parts in found.items():
         _check_chances(name, parts)
     evidence = together(left for _, left in told.values())
-    curves = {name: card(name, models.folder).get("calibration") for name in asked}
+    curves = {name: load_card(name, models.folder).get("calibration") for name in asked}
     chances = [calibrated(_mean(parts), curves[name]) for name, parts in found.items()]
     if len(asked) > 1:
-        thresholds = [card(name, models.folder)["threshold"] for name in asked]
+        thresholds = [load_card(name, models.folder)["threshold"] for name in asked]
         chances = list(map(on_common_scale, chances, thresholds))
     mean = Volume(np.round(_mean(chances) * STEPS) / np.float32(STEPS), image.affine)
     if len(asked) == 1:
@@ -196,9 +202,9 @@ def check_detector(name: str, models: Path | None = None) -> None:
             networks nor the name of a function, an unknown design, a grid that cannot be, or
             other parts and parameters than the package's card of that design.
     """
-    said = card(name, models)
+    said = load_card(name, models)
     if said["task"] != DETECTION:
-        names = ", ".join(card_names(DETECTION, models))
+        names = ", ".join(list_cards(DETECTION, models))
         raise ValueError(f"A detector must be one of {names}; found {name!r}, for {said['task']}.")
     if "members" not in said and name not in _FUNCTIONS:
         raise ValueError(
@@ -216,7 +222,7 @@ def check_detector(name: str, models: Path | None = None) -> None:
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}, member {member['name']}: {error}") from error
     if "design" in said or "members" not in said:
-        _check_design(name, said, card(said.get("design", name)))
+        _check_design(name, said, load_card(said.get("design", name)))
 
 
 def _check_design(name: str, said: Mapping, model: Mapping) -> None:
@@ -272,13 +278,13 @@ def calibrated(chance: np.ndarray, curve: Mapping[str, float] | None) -> np.ndar
     return out
 
 
-def takes_phase(names: Iterable[str], models: Models) -> bool:
+def takes_phase(names: Iterable[str], models: ModelOptions) -> bool:
     """Whether any of these detectors has a network that takes phase.
 
     Raises:
         ValueError: If a name is unknown.
     """
-    cards = [card(name, models.folder) for name in names]
+    cards = [load_card(name, models.folder) for name in names]
     return any(_takes_phase(said) for said in cards)
 
 
@@ -287,7 +293,7 @@ def _takes_phase(said: Mapping) -> bool:
 
 
 def answers(
-    name: str, image: Volume, brain: Volume, models: Models, phase: Volume | None = None,
+    name: str, image: Volume, brain: Volume, models: ModelOptions, phase: Volume | None = None,
     anatomy: Anatomy | None = None,
 ) -> list[np.ndarray]:  # fmt: skip
     """What each member of a detector says before any calibration.
@@ -310,11 +316,11 @@ def answers(
 
 
 def _told(
-    name: str, image: Volume, brain: Volume, models: Models, phase: Volume | None,
+    name: str, image: Volume, brain: Volume, models: ModelOptions, phase: Volume | None,
     anatomy: Anatomy | None,
 ) -> tuple[list[np.ndarray], Evidence]:  # fmt: skip
     """As `answers`, and the evidence."""
-    said = card(name, models.folder)
+    said = load_card(name, models.folder)
     if "members" not in said:
         return [_FUNCTIONS[name](image, brain, said["parameters"]).data], Evidence()
     if "design" in said:
@@ -323,18 +329,18 @@ def _told(
     return _averaged(said, image, brain, models), Evidence()
 
 
-def _averaged(said: dict, image: Volume, brain: Volume, models: Models) -> list[np.ndarray]:
+def _averaged(said: dict, image: Volume, brain: Volume, models: ModelOptions) -> list[np.ndarray]:
     """What the members of an ensemble say, each on its own grid."""
     low, high = bounds(np.asarray(brain.data) > 0)
     box, window = tuple(map(slice, low, high)), boxed(image, low, high)
     found, fed = [], {}
-    members = members_of(said, models.folds)
+    members = select_members(said, models.members)
     with ThreadPoolExecutor(1) as aside:  # a member is asked while the next one is loaded
         loaded = [
             aside.submit(
                 load_network,
                 member,
-                weights_file(said["name"], member, models.folder),
+                locate_weights(said["name"], member, models.folder),
                 precision=models.precision,
             )
             for member in members
@@ -347,12 +353,12 @@ def _averaged(said: dict, image: Volume, brain: Volume, models: Models) -> list[
             chance = np.zeros(image.shape, np.float32)
             chance[box] = np.where(brain.data[box], seen.data, 0)
             found.append(chance)
-            give_back()
+            release_memory()
     return found
 
 
 def _chained(
-    said: dict, image: Volume, brain: Volume, models: Models, phase: Volume | None,
+    said: dict, image: Volume, brain: Volume, models: ModelOptions, phase: Volume | None,
     anatomy: Anatomy | None,
 ) -> tuple[np.ndarray, Evidence]:  # fmt: skip
     """What a detector says whose networks work one after the other, by its design."""
@@ -361,15 +367,15 @@ def _chained(
             f"The design of a detector must be one of {', '.join(DESIGNS)}; "
             f"found {said['design']!r} for {said['name']}."
         )
-    if models.folds:
+    if models.members:
         raise ValueError(
-            f"--members must name members of an ensemble; found {' '.join(models.folds)} for "
+            f"--members must name members of an ensemble; found {' '.join(models.members)} for "
             f"{said['name']}, whose networks work one after the other."
         )
     more = (phase,) if _takes_phase(said) else ()
     more = (anatomy,) if said["design"] in WITH_ANATOMY else more
     chance, evidence = DESIGNS[said["design"]](image, brain, said, models, *more)
-    give_back()
+    release_memory()
     return np.where(brain.data, chance.data, 0).astype(np.float32), evidence
 
 
@@ -377,7 +383,7 @@ def _asked(network: Network, window: Volume, fed: Preprocessed) -> Volume:
     """What a network says of a scan on its own grid, on that of a part of the scan."""
     # A voxel more than the brain: its edge lies between voxels of the network's grid.
     where = ndimage.binary_dilation(fed.brain.data, np.ones((3, 3, 3), bool))
-    found = Volume(answer(network, fed.image.data, where), fed.image.affine)
+    found = Volume(predict(network, fed.image.data, where), fed.image.affine)
     return back_to_scan(found, window)
 
 
@@ -396,7 +402,7 @@ def radial(image: Volume, brain: Volume, parameters: Mapping | None = None) -> V
         ValueError: If ``brain`` is empty or not on the grid of ``image``, or if the median of the
             image inside it is not above 0.
     """
-    gates = (parameters or card("radial")["parameters"])["gates"]
+    gates = (parameters or load_card("radial")["parameters"])["gates"]
     data = np.zeros(image.shape, np.float32)
     for candidate in find_candidates(image, brain):
         spot = tuple(candidate.voxels.T)

@@ -13,8 +13,8 @@ from scipy.special import expit
 from bids_cmb.detection.outputs import Evidence, Opening
 from bids_cmb.imaging.preprocessing import Grid, back_to_scan, bounds, preprocess
 from bids_cmb.imaging.volume import Volume, boxed
-from bids_cmb.networks.inference import Models, load_patcher
-from bids_cmb.networks.model_cards import weights_file
+from bids_cmb.networks.inference import ModelOptions, load_patch_model
+from bids_cmb.networks.model_cards import locate_weights
 
 GATES = ("off", "hard", "soft")
 TILE = 32  # voxels a side, as the gate's recipe has it
@@ -23,7 +23,9 @@ SLICES = 4  # at once
 Ask = Callable[[np.ndarray], np.ndarray]
 
 
-def gated(image: Volume, brain: Volume, said: dict, models: Models) -> tuple[Volume, Evidence]:
+def gated(
+    image: Volume, brain: Volume, said: dict, models: ModelOptions
+) -> tuple[Volume, Evidence]:
     """The chance of microbleed at every voxel, and how far the gate opened in each slice.
 
     Args:
@@ -58,10 +60,10 @@ def gated(image: Volume, brain: Volume, said: dict, models: Models) -> tuple[Vol
     return Volume(chance, image.affine), Evidence(openings=openings)
 
 
-def asker(name: str, member: dict, models: Models) -> Ask:
+def asker(name: str, member: dict, models: ModelOptions) -> Ask:
     """From batches (B, X, Y, 3) to chances, of a member of the card of that name."""
-    ask = load_patcher(
-        member, weights_file(name, member, models.folder), precision=models.precision
+    ask = load_patch_model(
+        member, locate_weights(name, member, models.folder), precision=models.precision
     )
     return lambda batch: expit(ask(batch))
 

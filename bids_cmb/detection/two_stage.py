@@ -29,8 +29,8 @@ from bids_cmb.detection.proposals import (
 )
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed, back_to_scan, near, preprocess
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.networks.inference import Models, answer, load_network, load_patcher
-from bids_cmb.networks.model_cards import weights_file
+from bids_cmb.networks.inference import ModelOptions, load_network, load_patch_model, predict
+from bids_cmb.networks.model_cards import locate_weights
 
 PATCHES_AT_ONCE = 32
 PROPOSE, DECIDE = "unet", "classifier"  # the builders of the two stages
@@ -38,7 +38,11 @@ WIDE = ndimage.generate_binary_structure(3, 3)
 
 
 def two_stage(
-    image: Volume, brain: Volume, card: Mapping, models: Models, anatomy: Anatomy | None = None
+    image: Volume,
+    brain: Volume,
+    card: Mapping,
+    models: ModelOptions,
+    anatomy: Anatomy | None = None,
 ) -> tuple[Volume, Evidence]:
     """Find proposals, judge each, and paint its chance into its extent.
 
@@ -65,7 +69,7 @@ def two_stage(
 
 
 def propose(
-    image: Volume, brain: Volume, card: Mapping, models: Models
+    image: Volume, brain: Volume, card: Mapping, models: ModelOptions
 ) -> tuple[Preprocessed, Volume, list[Proposal]]:
     """Run the first stage.
 
@@ -84,7 +88,7 @@ def propose(
     fed = preprocess(image, brain, grids.pop())
     inside = near(fed.brain)
     seen = [
-        answer(load_network(member, _path(card, member, models), precision=models.precision),
+        predict(load_network(member, _path(card, member, models), precision=models.precision),
                fed.image.data, inside)
         for member in members
     ]  # fmt: skip
@@ -95,7 +99,7 @@ def propose(
 
 def decide(
     fed: Preprocessed, probability: Volume, proposals: Sequence[Proposal], card: Mapping,
-    models: Models, anatomy: Anatomy | None = None,
+    models: ModelOptions, anatomy: Anatomy | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Run the second stage.
 
@@ -112,7 +116,7 @@ def decide(
     places = describe_places(voxels, probability, fed.brain, anatomy)
     logits = np.zeros(len(voxels))
     for member in members:
-        ask = load_patcher(member, _path(card, member, models), precision=models.precision)
+        ask = load_patch_model(member, _path(card, member, models), precision=models.precision)
         shape = member["arguments"]["shape"]
         for first in range(0, len(voxels), PATCHES_AT_ONCE):
             group = slice(first, first + PATCHES_AT_ONCE)
@@ -194,5 +198,5 @@ def _members(card: Mapping, builder: str) -> list[Mapping]:
     return [member for member in card["members"] if member["builder"] == builder]
 
 
-def _path(card: Mapping, member: Mapping, models: Models):
-    return weights_file(card["name"], member, models.folder)
+def _path(card: Mapping, member: Mapping, models: ModelOptions):
+    return locate_weights(card["name"], member, models.folder)

@@ -1,4 +1,4 @@
-"""Model cards: what is known about each detector and network, as data; nothing in them is run.
+"""Model cards: detectors and networks described as data; nothing in them is run.
 
 A card is ``<name>.json`` in the package or in a folder that the user names, which comes first. The
 weights of its members lie beside it.
@@ -15,50 +15,50 @@ from bids_cmb.files import load_json, load_object
 
 Rule = tuple[Callable[[object], bool], str]  # whether a value holds, and what it must be
 DETECTION, ANATOMY = "cerebral microbleeds", "anatomy"
-_SHELF = Path(str(files("bids_cmb") / "resources" / "models"))
-NEEDED = {
+_PACKAGED_DIR = Path(str(files("bids_cmb") / "resources" / "models"))
+REQUIRED_KEYS = {
     DETECTION: ("name", "description", "threshold", "definite_threshold", "min_volume_mm3"),
     ANATOMY: ("name", "description", "members", "classes"),
 }
-CURVE = ("slope", "offset")
-MEMBER = ("name", "builder", "arguments", "grid", "weights", "sha256")
+CALIBRATION_KEYS = ("slope", "offset")
+MEMBER_KEYS = ("name", "builder", "arguments", "grid", "weights", "sha256")
 
 
-def card_names(task: str | None = None, models: Path | None = None) -> list[str]:
-    """Every card, in alphabetical order.
+def list_cards(task: str | None = None, models: Path | None = None) -> list[str]:
+    """List the names of all cards, in alphabetical order.
 
     Args:
         task: Only those for it, `DETECTION` or `ANATOMY`.
         models: The user's folder of cards.
     """
-    shelves = [_SHELF, *([models] if models else [])]
-    names = sorted({path.stem for shelf in shelves for path in shelf.glob("*.json")})
-    names = [name for name in names if _path(name, models)]  # a pipe is no card
-    return [name for name in names if task is None or _task(name, models) == task]
+    folders = [_PACKAGED_DIR, *([models] if models else [])]
+    names = sorted({path.stem for folder in folders for path in folder.glob("*.json")})
+    names = [name for name in names if _find_path(name, models)]  # a pipe is no card
+    return [name for name in names if task is None or _read_task(name, models) == task]
 
 
-def _task(name: str, models: Path | None) -> str | None:
-    """What a card is for; None if it is none that can be used."""
+def _read_task(name: str, models: Path | None) -> str | None:
+    """Read the task of a card; None if it cannot be used."""
     try:
-        return card(name, models)["task"]
+        return load_card(name, models)["task"]
     except ValueError:
         return None
 
 
-def card(name: str, models: Path | None = None) -> dict:
-    """Read a card; again only if its file has changed. Not to be changed in place.
+def load_card(name: str, models: Path | None = None) -> dict:
+    """Load a card; again only if its file has changed. Do not change it in place.
 
     Args:
         name: Of the detector or network.
         models: The user's folder of cards.
 
     Raises:
-        ValueError: If there is none of that name, or it lacks what a card must say.
+        ValueError: If there is none of that name, or it lacks a required key.
     """
-    path = _path(name, models)
+    path = _find_path(name, models)
     if path is None:
         raise ValueError(
-            f"A detector must be one of {', '.join(card_names(DETECTION, models))}; found {name!r}."
+            f"A detector must be one of {', '.join(list_cards(DETECTION, models))}; found {name!r}."
         )
     changed = path.stat()
     return dict(_read(path, (changed.st_mtime_ns, changed.st_size, changed.st_ino)))
@@ -67,22 +67,22 @@ def card(name: str, models: Path | None = None) -> dict:
 @lru_cache(maxsize=32)
 def _read(path: Path, _: tuple[int, ...]) -> dict:
     try:
-        said = load_json(path)
+        card = load_json(path)
     except ValueError as error:
         raise ValueError(f"{path}: a model card must be JSON; {error}.") from error
     except OSError as error:
         raise ValueError(f"{path}: a model card must be readable; {error.strerror}.") from error
-    if lacking := list(_lacking(said)):
+    if lacking := list(_list_missing(card)):
         raise ValueError(f"{path}: a model card must hold {', '.join(lacking)}; found none.")
-    for place, value, (holds, rule) in _values(said):
+    for place, value, (holds, rule) in _list_checked(card):
         if not holds(value):
             raise ValueError(
                 f"{path}: {place} of a model card must be {rule}; found {json.dumps(value):.60}."
             )
-    names = [member["name"] for member in said.get("members", [])]
+    names = [member["name"] for member in card.get("members", [])]
     if len(set(names)) < len(names):
         raise ValueError(f"{path}: members of a model card must have names of their own.")
-    return said
+    return card
 
 
 def read_entry(path: Path) -> dict:
@@ -93,66 +93,66 @@ def read_entry(path: Path) -> dict:
         OSError: If it cannot be read.
     """
     entry = load_object(path, "an entry that training wrote")
-    if lacking := [key for key in MEMBER if key not in entry]:
+    if lacking := [key for key in MEMBER_KEYS if key not in entry]:
         raise ValueError(
-            f"{path}: an entry that training wrote must hold {', '.join(MEMBER)}; "
+            f"{path}: an entry that training wrote must hold {', '.join(MEMBER_KEYS)}; "
             f"found no {', '.join(lacking)}."
         )
     return entry
 
 
-def weights_file(name: str, member: dict, models: Path | None = None) -> Path:
-    """Where the weights of a card's member lie."""
-    path = _path(name, models)
-    home = _SHELF if path is None else path.parent
+def locate_weights(name: str, member: dict, models: Path | None = None) -> Path:
+    """Locate the weights of a card's member."""
+    path = _find_path(name, models)
+    home = _PACKAGED_DIR if path is None else path.parent
     return home / Path(member["weights"]).name  # never out of the folder
 
 
-def members_of(said: dict, folds: tuple[str, ...] = ()) -> list[dict]:
-    """The members of a card, or those of them that are asked for by name.
+def select_members(card: dict, folds: tuple[str, ...] = ()) -> list[dict]:
+    """Select the members of a card, all or those of some names.
 
     Raises:
         ValueError: If a card has no member of that name.
     """
-    members = said.get("members", [])
+    members = card.get("members", [])
     names = [member["name"] for member in members]
-    unknown = [fold for fold in folds if fold not in names]
-    if unknown and names:
+    unknown_names = [fold for fold in folds if fold not in names]
+    if unknown_names and names:
         raise ValueError(
-            f"--members must name members of {said['name']}, {' '.join(names)}; "
-            f"found {' '.join(unknown)}."
+            f"--members must name members of {card['name']}, {' '.join(names)}; "
+            f"found {' '.join(unknown_names)}."
         )
     return [member for member in members if not folds or member["name"] in folds]
 
 
-def _path(name: str, models: Path | None) -> Path | None:
-    shelves = [*([models] if models else []), _SHELF]
-    places = [shelf / f"{name}.json" for shelf in shelves if Path(name).name == name]
-    return next((place for place in places if place.is_file()), None)
+def _find_path(name: str, models: Path | None) -> Path | None:
+    folders = [*([models] if models else []), _PACKAGED_DIR]
+    paths = [folder / f"{name}.json" for folder in folders if Path(name).name == name]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def is_packaged(name: str, models: Path | None = None) -> bool:
-    """Whether a card of that name is one of the package, not the user's."""
-    path = _path(name, models)
-    return path is not None and path.parent == _SHELF
+    """Check whether a card of that name is one of the package, not the user's."""
+    path = _find_path(name, models)
+    return path is not None and path.parent == _PACKAGED_DIR
 
 
-def _lacking(said: object) -> Iterator[str]:
-    """What a card should say and does not."""
-    if not isinstance(said, dict) or said.get("task") not in list(NEEDED):
-        yield f"a task, {' or '.join(NEEDED)}"
+def _list_missing(card: object) -> Iterator[str]:
+    """List the keys that a card lacks."""
+    if not isinstance(card, dict) or card.get("task") not in list(REQUIRED_KEYS):
+        yield f"a task, {' or '.join(REQUIRED_KEYS)}"
         return
-    yield from (key for key in NEEDED[said["task"]] if key not in said)
-    members = said.get("members", [])
+    yield from (key for key in REQUIRED_KEYS[card["task"]] if key not in card)
+    members = card.get("members", [])
     for member in members if isinstance(members, list) else []:
         if isinstance(member, dict):
-            yield from (f"{key} of each member" for key in MEMBER if key not in member)
+            yield from (f"{key} of each member" for key in MEMBER_KEYS if key not in member)
 
 
-def _values(said: Mapping) -> Iterator[tuple[str, object, Rule]]:
-    """Everything of a card that has a rule: where it stands, what it is, the rule."""
-    yield from ((key, said[key], rule) for key, rule in RULES.items() if key in said)
-    members = said.get("members", [])
+def _list_checked(card: Mapping) -> Iterator[tuple[str, object, Rule]]:
+    """List every value of a card that has a rule: its key, the value, the rule."""
+    yield from ((key, card[key], rule) for key, rule in RULES.items() if key in card)
+    members = card.get("members", [])
     for member in members if isinstance(members, list) else []:
         yield "each of the members", member, OBJECT
         for key, rule in MEMBER_RULES.items():
@@ -164,13 +164,13 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _cites(value: object) -> bool:
+def _is_citation(value: object) -> bool:
     return isinstance(value, list) and all(
-        isinstance(one, dict) and {"text", "doi"} <= set(one) for one in value
+        isinstance(item, dict) and {"text", "doi"} <= set(item) for item in value
     )
 
 
-def _turns(value: object) -> bool:
+def _is_flips(value: object) -> bool:
     return isinstance(value, list) and all(
         isinstance(axes, list) and all(axis in (0, 1, 2) for axis in axes) for axes in value
     )
@@ -179,23 +179,28 @@ def _turns(value: object) -> bool:
 TEXT: Rule = (lambda value: isinstance(value, str) and bool(value), "a text")
 OBJECT: Rule = (lambda value: isinstance(value, dict), "an object")
 NUMBER: Rule = (_is_number, "a number")
-CHANCE: Rule = (lambda value: _is_number(value) and 0 < value <= 1, "a number above 0 and up to 1")
-AMOUNT: Rule = (lambda value: _is_number(value) and value >= 0, "a number of at least 0")
+PROBABILITY: Rule = (
+    lambda value: _is_number(value) and 0 < value <= 1,
+    "a number above 0 and up to 1",
+)
+NON_NEGATIVE: Rule = (lambda value: _is_number(value) and value >= 0, "a number of at least 0")
 POSITIVE: Rule = (lambda value: _is_number(value) and value > 0, "a number above 0")
 RULES = {
     "name": TEXT,
     "description": TEXT,
     "design": TEXT,
-    "threshold": CHANCE,
-    "definite_threshold": CHANCE,
-    "min_volume_mm3": AMOUNT,
-    "memory_mb": AMOUNT,
+    "threshold": PROBABILITY,
+    "definite_threshold": PROBABILITY,
+    "min_volume_mm3": NON_NEGATIVE,
+    "memory_mb": NON_NEGATIVE,
     "parameters": OBJECT,
     "calibration": (
-        lambda value: isinstance(value, dict) and all(map(_is_number, map(value.get, CURVE))),
+        lambda value: (
+            isinstance(value, dict) and all(map(_is_number, map(value.get, CALIBRATION_KEYS)))
+        ),
         "an object with the numbers slope and offset",
     ),
-    "citation": (_cites, "a list of objects with text and doi"),
+    "citation": (_is_citation, "a list of objects with text and doi"),
     "members": (lambda value: isinstance(value, list) and bool(value), "a list of networks"),
 }
 MEMBER_RULES = {
@@ -207,6 +212,6 @@ MEMBER_RULES = {
     "sha256": TEXT,
     "temperature": POSITIVE,
     "offset": NUMBER,
-    "flips": (_turns, "a list of lists of axes, 0 to 2"),
+    "flips": (_is_flips, "a list of lists of axes, 0 to 2"),
     "blind": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
 }

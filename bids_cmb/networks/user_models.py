@@ -1,14 +1,27 @@
-"""Networks that the user trained become a detector: a card, and their weights beside it."""
+"""User-trained networks as a detector: a card, and their weights beside it."""
 
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bids_cmb.files import replacing, write_json
-from bids_cmb.networks.model_cards import DETECTION, card, card_names, read_entry, weights_file
+from bids_cmb.networks.model_cards import (
+    DETECTION,
+    list_cards,
+    load_card,
+    locate_weights,
+    read_entry,
+)
 from bids_cmb.networks.weights import check_file
 
-KEPT = ("design", "parameters", "citation", "licence", "definite_threshold", "min_volume_mm3")
+COPIED_KEYS = (
+    "design",
+    "parameters",
+    "citation",
+    "licence",
+    "definite_threshold",
+    "min_volume_mm3",
+)
 
 
 def make_card(
@@ -19,12 +32,12 @@ def make_card(
     like: str = "ensemble",
     threshold: float | None = None,
 ) -> Path:
-    """Put networks that `training.train` left into a folder of models, with a card.
+    """Copy networks that `training.train` wrote into a folder of models, with a card.
 
     Args:
         name: Of the new detector.
-        entries: For each network its part in the detector and the entry that training wrote; a
-            part that is empty is called as its recipe was. Of a detector whose networks work one
+        entries: For each network its part in the detector and the entry that training wrote; an
+            empty part is named as its recipe was. Of a detector whose networks work one
             after the other, parts that are not named are those of ``like``.
         models: The user's folder of cards.
         like: The detector whose design, thresholds and rules are taken.
@@ -38,43 +51,45 @@ def make_card(
             others.
         OSError: If something cannot be read or written.
     """
-    if Path(name).name != name or name in card_names():
+    if Path(name).name != name or name in list_cards():
         raise ValueError(
             f"A detector of one's own needs a name that none of the package has "
-            f"({', '.join(card_names())}); found {name!r}."
+            f"({', '.join(list_cards())}); found {name!r}."
         )
-    base = card(like, models)
-    known = base.get("members", [])
-    held = {one["name"]: (one, weights_file(like, one, models)) for one in known}
-    chosen = dict(held) if "design" in base else {}
+    base = load_card(like, models)
+    base_list = base.get("members", [])
+    base_members = {
+        member["name"]: (member, locate_weights(like, member, models)) for member in base_list
+    }
+    chosen = dict(base_members) if "design" in base else {}
     for part, path in entries:
         entry = read_entry(path)
         part = part or entry["name"]  # noqa: PLW2901
-        if "design" in base and part not in held:
+        if "design" in base and part not in base_members:
             raise ValueError(
-                f"A part of {like} must be one of {', '.join(held)}, as in {next(iter(held))}="
-                f"OUT/NAME.json; found {part}."
+                f"A part of {like} must be one of {', '.join(base_members)}, as in "
+                f"{next(iter(base_members))}=OUT/NAME.json; found {part}."
             )
         chosen[part] = (entry, path.with_name(Path(entry["weights"]).name))
-    members = [_kept(name, part, *one, models) for part, one in chosen.items()]
-    said = {
+    members = [_copy_member(name, part, *member, models) for part, member in chosen.items()]
+    new_card = {
         "name": name,
         "task": DETECTION,
         "description": f"User-trained networks; the remaining settings are those of {like}.",
-        **{key: base[key] for key in KEPT if key in base},
+        **{key: base[key] for key in COPIED_KEYS if key in base},
         "threshold": base["threshold"] if threshold is None else threshold,
         "members": members,
     }
-    if not 0 < said["threshold"] <= 1:
+    if not 0 < new_card["threshold"] <= 1:
         raise ValueError(f"--threshold must lie above 0 and up to 1; found {threshold:g}.")
-    said["definite_threshold"] = max(said["definite_threshold"], said["threshold"])
+    new_card["definite_threshold"] = max(new_card["definite_threshold"], new_card["threshold"])
     place = models / f"{name}.json"
-    write_json(place, said)
+    write_json(place, new_card)
     return place
 
 
-def _kept(name: str, part: str, entry: Mapping, weights: Path, models: Path) -> dict:
-    """The entry of a member whose weights now lie in the folder."""
+def _copy_member(name: str, part: str, entry: Mapping, weights: Path, models: Path) -> dict:
+    """Copy a member's weights into the folder and return its entry."""
     check_file(weights, entry["sha256"])
     place = models / f"{name}-{part}{weights.suffix}"
     models.mkdir(parents=True, exist_ok=True)

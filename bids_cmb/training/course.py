@@ -1,7 +1,7 @@
-"""How a network learns: batches drawn beside the step, a budget, and a state to go on from.
+"""The training loop: batches prefetched beside the step, a time budget, and a state to resume from.
 
-Everything that decides how learning goes on stands in ``state/state.json``, which names the weights
-beside it: what was interrupted goes on as if it had not been.
+Everything that decides how training goes on stands in ``state/state.json``, which names the weights
+beside it: an interrupted training resumes as if it had not been.
 """
 
 import math
@@ -19,29 +19,31 @@ import keras
 from bids_cmb.files import read_json, write_json, write_text
 from bids_cmb.parallel.processes import cores
 
-AHEAD = 4  # batches that are drawn before their step
-DRAWERS = max(1, min(4, cores() // 2))  # threads that draw; the steps have the other cores
-SAVE_S = 300.0  # between states: what a killed run loses at most
-SMOOTHED = 3  # epochs whose median decides whether training still gets better
-FIRST, LOWEST = 0.05, 0.01  # learning rates, as shares of the highest
-WARM = 0.05  # share of a budget in which the rate rises, if that is shorter than an epoch
-EARLIER = "training_metadata.json"  # the state of an earlier version
+PREFETCHED_BATCHES = 4  # batches that are drawn before their step
+PREFETCH_THREADS = max(1, min(4, cores() // 2))  # threads that draw; the steps have the other cores
+SAVE_INTERVAL_S = 300.0  # between states: what a killed run loses at most
+SMOOTHING_EPOCHS = 3  # epochs whose median decides whether training still gets better
+INITIAL_RATE_SHARE, FINAL_RATE_SHARE = 0.05, 0.01  # learning rates, as shares of the highest
+WARMUP_BUDGET_SHARE = (
+    0.05  # share of a budget in which the rate rises, if that is shorter than an epoch
+)
+LEGACY_STATE_NAME = "training_metadata.json"  # the state of an earlier version
 COLUMNS = (
     *("epoch", "loss", "val_loss", "rate", "voxels", "voxels_per_s", "waiting"),
     *("hours", "core_hours"),
 )
-Place = tuple[int, int]
+BatchIndex = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a network learns, and how fast.
+    """How long a network is trained, and at which rate.
 
     Attributes:
         steps: In an epoch.
         epochs: At most.
         rate: The highest learning rate; it rises in the first epoch and falls by a cosine.
-        patience: Epochs without a better median of `SMOOTHED` epochs after which learning ends.
+        patience: Epochs without a better median of `SMOOTHING_EPOCHS` epochs after which it ends.
         hours: At most, of wall time; None without a budget.
     """
 
@@ -59,29 +61,31 @@ class Schedule:
             used: Share of the budget that is used up; the cosine follows whichever is further on,
                 so the rate is low at the end of the steps and at that of the budget.
         """
-        risen = max(step / self.steps, used / WARM)
+        risen = max(step / self.steps, used / WARMUP_BUDGET_SHARE)
         if risen < 1:
-            return self.rate * (FIRST + (1 - FIRST) * risen)
+            return self.rate * (INITIAL_RATE_SHARE + (1 - INITIAL_RATE_SHARE) * risen)
         share = (step - self.steps) / max(1, self.steps * (self.epochs - 1))
-        done = min(1.0, max(0.0, share, (used - WARM) / (1 - WARM)))
-        return self.rate * (LOWEST + (1 - LOWEST) * (1 + math.cos(math.pi * done)) / 2)
+        done = min(1.0, max(0.0, share, (used - WARMUP_BUDGET_SHARE) / (1 - WARMUP_BUDGET_SHARE)))
+        return self.rate * (
+            FINAL_RATE_SHARE + (1 - FINAL_RATE_SHARE) * (1 + math.cos(math.pi * done)) / 2
+        )
 
 
 @dataclass
 class Progress:
-    """How far a training came.
+    """How far a training has come.
 
     Attributes:
         epoch: From 0.
         step: Of the epoch, the next one.
         loss: Mean over the epoch's steps so far.
-        voxels: That the network was shown.
+        voxels: That were trained on.
         steps_s: Wall time of all steps, s.
         waited_s: The part of it that steps waited for their batch, s.
         learning_s: Wall time of steps and validations, s.
-        other_s: Wall time of all else, above all of reading, s.
+        other_s: Wall time of all else, above all of loading, s.
         core_s: Processor time of this process, all threads together, s.
-        rows: What is known of each finished epoch: `COLUMNS`, ``waited_s`` and ``steps_s``.
+        rows: Of each finished epoch: `COLUMNS`, ``waited_s`` and ``steps_s``.
     """
 
     epoch: int = 0
@@ -96,8 +100,8 @@ class Progress:
     rows: list[dict] = field(default_factory=list)
 
     @property
-    def watched(self) -> list[float]:
-        """The loss of each epoch that tells good from bad: the validation's, if there is one."""
+    def monitored_losses(self) -> list[float]:
+        """The monitored loss of each epoch: the validation's, if there is one."""
         return [row["val_loss"] if row["val_loss"] is not None else row["loss"]
                 for row in self.rows]  # fmt: skip
 
@@ -106,14 +110,14 @@ class Progress:
         """Number of the epoch with the lowest loss of validation, from 1; the last without one."""
         if self.rows[-1]["val_loss"] is None:
             return len(self.rows)
-        return 1 + min(range(len(self.rows)), key=self.watched.__getitem__)
+        return 1 + min(range(len(self.rows)), key=self.monitored_losses.__getitem__)
 
-    def waits(self, patience: int) -> bool:
+    def has_stalled(self, patience: int) -> bool:
         """Tell whether the smoothed curve has not got better for ``patience`` epochs."""
-        watched = self.watched
+        losses = self.monitored_losses
         smooth = [
-            statistics.median(watched[at : at + SMOOTHED])
-            for at in range(len(watched) - SMOOTHED + 1)
+            statistics.median(losses[start : start + SMOOTHING_EPOCHS])
+            for start in range(len(losses) - SMOOTHING_EPOCHS + 1)
         ]
         lowest = min(range(len(smooth)), key=smooth.__getitem__, default=0)
         return len(smooth) - 1 - lowest >= max(1, patience)
@@ -131,154 +135,166 @@ class Progress:
         }
 
 
-class Drawn:
-    """Batches, drawn by threads beside the steps and handed out in the order of their places.
+class Prefetcher:
+    """Prefetch batches by threads beside the steps, and return them in order.
 
-    At most `AHEAD` wait at a time. What a batch holds depends on its place alone, never on timing.
+    At most `PREFETCHED_BATCHES` wait. A batch depends on its index alone, never on timing.
     """
 
-    def __init__(self, draw: Callable, places: Iterable[Place]):
-        """``draw`` draws the batch of an epoch and a step."""
+    def __init__(self, draw: Callable, places: Iterable[BatchIndex]):
+        """Prepare; ``draw`` samples the batch of an epoch and a step."""
         self._draw, self._places = draw, iter(places)
-        self._threads = ThreadPoolExecutor(DRAWERS, "drawing")
+        self._threads = ThreadPoolExecutor(PREFETCH_THREADS, "drawing")
         self._waiting: deque[Future] = deque()
 
-    def __enter__(self) -> "Drawn":
-        """Begin to draw."""
-        for _ in range(AHEAD):
-            self._begin()
+    def __enter__(self) -> "Prefetcher":
+        """Start to sample."""
+        for _ in range(PREFETCHED_BATCHES):
+            self._submit()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Draw no more."""
+        """Stop the threads."""
         self._threads.shutdown(cancel_futures=True)
 
     def take(self) -> tuple:
-        """Return the next batch; what went wrong when it was drawn is raised here."""
+        """Return the next batch; what failed while it was sampled is raised here."""
         batch = self._waiting.popleft()
-        self._begin()
+        self._submit()
         return batch.result()
 
-    def _begin(self) -> None:
+    def _submit(self) -> None:
         place = next(self._places, None)
         if place is not None:
             self._waiting.append(self._threads.submit(self._draw, *place))
 
 
-def voxels_of(images: object) -> int:
+def count_voxels(images: object) -> int:
     """Count the voxels of a batch of images, channels aside; of several inputs all images."""
-    shapes = [one.shape for one in keras.tree.flatten(images)]
+    shapes = [image.shape for image in keras.tree.flatten(images)]
     return sum(math.prod(shape[:-1]) for shape in shapes if len(shape) >= 4)
 
 
-class Course:
-    """The training of one network in one folder, which may have been begun before."""
+class TrainingLoop:
+    """Train one network in one folder, where training may have begun before."""
 
     def __init__(
-        self, network: keras.Model, schedule: Schedule, draw: Callable, judged: tuple | None,
-        batch: int, out: Path, say: Callable[[str], None], since: tuple[float, float],
+        self, network: keras.Model, schedule: Schedule, draw: Callable, validation: tuple | None,
+        batch: int, out: Path, log: Callable[[str], None], started: tuple[float, float],
     ):  # fmt: skip
         """Prepare a training.
 
         Args:
             network: Compiled, with averaged weights (``use_ema``).
             schedule: How long and how fast.
-            draw: Draws images and truths of an epoch and a step.
-            judged: Images and truths of the validation; None without.
+            draw: Samples images and labels of an epoch and a step.
+            validation: Images and labels of the validation; None without.
             batch: Patches at once in the validation.
             out: The folder: ``curves.tsv``, ``best.weights.h5`` and ``state``.
-            say: Told of each epoch.
-            since: `time.monotonic` and `time.process_time` when this run began.
+            log: Called with a line for each epoch.
+            started: `time.monotonic` and `time.process_time` when this run began.
         """
-        self.network, self.schedule, self.draw, self.judged = network, schedule, draw, judged
-        self.batch, self.out, self.say = batch, out, say
+        self.network, self.schedule, self.draw, self.validation = (
+            network,
+            schedule,
+            draw,
+            validation,
+        )
+        self.batch, self.out, self.log = batch, out, log
         self.state, self.best = out / "state", out / "best.weights.h5"
         self.progress = Progress()
-        self._wall, self._core = since
-        self._saved_at = self._judging_s = 0.0
+        self._wall, self._core = started
+        self._saved_at = self._validation_s = 0.0
         self._first, self._spent = 0, False
 
     def run(self) -> str:
-        """Learn to the end, and leave the best weights in the network.
+        """Train to the end, and leave the best weights in the network.
 
         Returns:
             What ended it: ``epochs``, ``patience`` or ``hours``.
 
         Raises:
             ValueError: If the state is one of an earlier version, the loss is no number any more,
-                or the budget leaves no time to learn.
+                or the budget leaves no time to train.
             OSError: If something cannot be read or written.
         """
         self.network.optimizer.build(self.network.trainable_variables)
         self._restore()
-        self._clock(learning=False)
+        self._update_times(learning=False)
         self._saved_at, self._first = self._wall, self.progress.epoch
         now, schedule = self.progress, self.schedule
-        if self._used() >= 1 and not now.rows and not now.step:
+        if self._budget_share() >= 1 and not now.rows and not now.step:
             raise ValueError(
                 f"A budget must leave time to learn; found {schedule.hours:g} hours, of which "
                 f"reading took {now.other_s / 3600:.2g}."
             )
         steps = schedule.steps
         places = range(now.epoch * steps + now.step, schedule.epochs * steps)
-        if not (ended := self._ended()):
-            with Drawn(self.draw, (divmod(place, steps) for place in places)) as drawn:
-                while not (ended := self._ended()):
-                    self._learn(drawn)
-                    self._close()
+        if not (stop_reason := self._stop_reason()):
+            with Prefetcher(self.draw, (divmod(place, steps) for place in places)) as batches:
+                while not (stop_reason := self._stop_reason()):
+                    self._train_epoch(batches)
+                    self._finish_epoch()
         self.network.load_weights(self.best)
-        return ended
+        return stop_reason
 
     # --- An epoch ---------------------------------------------------------------------------------
 
-    def _learn(self, drawn: Drawn) -> None:
-        """Take the steps of an epoch that are left, as far as the budget goes."""
+    def _train_epoch(self, batches: Prefetcher) -> None:
+        """Take the remaining steps of an epoch, as far as the budget goes."""
         now, schedule, network = self.progress, self.schedule, self.network
         while now.step < schedule.steps:
-            if now.step and self._used() >= 1:
+            if now.step and self._budget_share() >= 1:
                 self._spent = True
                 return
             began = time.monotonic()
-            images, truths = drawn.take()
+            images, truths = batches.take()
             taken = time.monotonic()
-            network.optimizer.learning_rate = self._rate()
+            network.optimizer.learning_rate = self._learning_rate()
             self._seed_dropout()
             network.reset_metrics()  # not every version of Keras does so: the loss is this batch's
             loss = network.train_on_batch(images, truths, return_dict=True)["loss"]
             ended = time.monotonic()
             now.step += 1
             now.loss += (float(loss) - now.loss) / now.step
-            now.voxels += voxels_of(images)
+            now.voxels += count_voxels(images)
             now.steps_s += ended - began
             now.waited_s += taken - began
-            if ended - self._saved_at >= SAVE_S:
+            if ended - self._saved_at >= SAVE_INTERVAL_S:
                 self._save()
 
     def _seed_dropout(self) -> None:
-        """Let what dropout leaves out depend on the step alone; Keras keeps no state of it."""
+        """Let dropout depend on the step alone; Keras keeps no state of it."""
         place = self.progress.epoch * self.schedule.steps + self.progress.step
         for number, variable in enumerate(self.network.variables):
             if variable.path.endswith("seed_generator_state"):
                 variable.assign([number, place])
 
-    def _close(self) -> None:
-        """Judge an epoch, keep its weights if they are the best, and write down all of it."""
+    def _finish_epoch(self) -> None:
+        """Validate an epoch, keep its weights if they are the best, and save the state."""
         now = self.progress
-        row = {"epoch": now.epoch + 1, "loss": now.loss, "val_loss": None, "rate": self._rate()}
-        self._must_be_a_number(now.loss)
-        with averaged(self.network):
-            if self.judged is not None:
+        row = {
+            "epoch": now.epoch + 1,
+            "loss": now.loss,
+            "val_loss": None,
+            "rate": self._learning_rate(),
+        }
+        self._check_finite(now.loss)
+        with averaged_weights(self.network):
+            if self.validation is not None:
                 began = time.monotonic()
                 row["val_loss"] = float(self.network.evaluate(
-                    *self.judged, batch_size=self.batch, verbose=0, return_dict=True
+                    *self.validation, batch_size=self.batch, verbose=0, return_dict=True
                 )["loss"])  # fmt: skip
-                self._must_be_a_number(row["val_loss"])
-                self._judging_s = time.monotonic() - began
-            if self.judged is None or row["val_loss"] < min(now.watched, default=math.inf):
+                self._check_finite(row["val_loss"])
+                self._validation_s = time.monotonic() - began
+            if self.validation is None or row["val_loss"] < min(
+                now.monitored_losses, default=math.inf
+            ):
                 beside = self.out / f".{self.best.name}"
                 self.network.save_weights(beside)
                 beside.replace(self.best)
-        self._clock()
+        self._update_times()
         last = now.rows[-1] if now.rows else dict.fromkeys(("voxels", "steps_s", "waited_s"), 0)
         took = max(now.steps_s - last["steps_s"], 1e-9)
         row |= {
@@ -293,42 +309,46 @@ class Course:
         now.rows.append(row)
         now.epoch, now.step, now.loss = now.epoch + 1, 0, 0.0
         self._save()
-        self._tell(row)
+        self._log_epoch(row)
 
-    def _rate(self) -> float:
+    def _learning_rate(self) -> float:
         now = self.progress
-        return self.schedule.rate_at(now.epoch * self.schedule.steps + now.step, self._used())
+        return self.schedule.rate_at(
+            now.epoch * self.schedule.steps + now.step, self._budget_share()
+        )
 
-    def _used(self) -> float:
-        """Share of the budget that is used up, 0 to 1; reading and the next validation aside."""
+    def _budget_share(self) -> float:
+        """Compute the used share of the budget, 0 to 1, without loading and the next validation."""
         if self.schedule.hours is None:
             return 0.0
-        whole = 3600 * self.schedule.hours - self.progress.other_s - self._judging_s
+        whole = 3600 * self.schedule.hours - self.progress.other_s - self._validation_s
         used = self.progress.learning_s + time.monotonic() - self._wall
         return min(1.0, used / whole) if whole > 0 else 1.0
 
-    def _ended(self) -> str:
+    def _stop_reason(self) -> str:
         now, schedule = self.progress, self.schedule
         if now.epoch >= schedule.epochs:
             return "epochs"
-        if now.waits(schedule.patience):
+        if now.has_stalled(schedule.patience):
             return "patience"
-        return "hours" if now.rows and (self._spent or self._used() >= 1) else ""
+        return "hours" if now.rows and (self._spent or self._budget_share() >= 1) else ""
 
-    def _tell(self, row: dict) -> None:
+    def _log_epoch(self, row: dict) -> None:
         now, schedule = self.progress, self.schedule
-        began = now.rows[self._first - 1]["hours"] if self._first else 0.0
-        left = (row["hours"] - began) / (now.epoch - self._first) * (schedule.epochs - now.epoch)
+        first_hours = now.rows[self._first - 1]["hours"] if self._first else 0.0
+        left = (
+            (row["hours"] - first_hours) / (now.epoch - self._first) * (schedule.epochs - now.epoch)
+        )
         if schedule.hours is not None:
             left = min(left, max(0.0, schedule.hours - row["hours"]))
-        judged = "" if row["val_loss"] is None else f", val_loss {row['val_loss']:.4f}"
-        self.say(
-            f"epoch {row['epoch']} of {schedule.epochs}: loss {row['loss']:.4f}{judged}; "
+        validation_text = "" if row["val_loss"] is None else f", val_loss {row['val_loss']:.4f}"
+        self.log(
+            f"epoch {row['epoch']} of {schedule.epochs}: loss {row['loss']:.4f}{validation_text}; "
             f"{row['voxels_per_s']:,} voxels/s, {100 * row['waiting']:.0f} % of it waiting for "
             f"data; about {60 * left:.0f} min to go"
         )
 
-    def _must_be_a_number(self, loss: float) -> None:
+    def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise ValueError(
                 f"{self.out}: the loss must stay a number; found {loss} in epoch "
@@ -338,7 +358,7 @@ class Course:
 
     # --- The state --------------------------------------------------------------------------------
 
-    def _clock(self, *, learning: bool = True) -> None:
+    def _update_times(self, *, learning: bool = True) -> None:
         """Count the time since the last call."""
         wall, core, now = time.monotonic(), time.process_time(), self.progress
         if learning:
@@ -351,8 +371,8 @@ class Course:
     def _save(self) -> None:
         """Write the state: weights first, then what names them; so a kill leaves a whole one."""
         now = self.progress
-        self._must_be_a_number(now.loss)
-        self._clock()
+        self._check_finite(now.loss)
+        self._update_times()
         self.state.mkdir(parents=True, exist_ok=True)
         weights = self.state / f"{now.epoch}-{now.step}.weights.h5"
         self.network.save_weights(weights)
@@ -361,13 +381,13 @@ class Course:
             if old != weights:
                 old.unlink(missing_ok=True)
         if now.rows:
-            write_text(self.out / "curves.tsv", curves_of(now.rows))
+            write_text(self.out / "curves.tsv", format_curves(now.rows))
         self._saved_at = time.monotonic()
 
     def _restore(self) -> None:
         stored = read_json(self.state / "state.json")
         if stored is None:
-            if any((self.state / name).exists() for name in ("state.json", EARLIER)):
+            if any((self.state / name).exists() for name in ("state.json", LEGACY_STATE_NAME)):
                 raise ValueError(
                     f"{self.state}: a training goes on from its state.json; found none that can be "
                     "read. Train in another folder; what lies here stays as it is."
@@ -379,7 +399,7 @@ class Course:
 
 
 @contextmanager
-def averaged(network: keras.Model) -> Iterator[None]:
+def averaged_weights(network: keras.Model) -> Iterator[None]:
     """Put the averaged weights into a network, and take them out again."""
     swap = keras.callbacks.SwapEMAWeights()
     swap.set_model(network)
@@ -390,8 +410,8 @@ def averaged(network: keras.Model) -> Iterator[None]:
         swap.on_test_end()
 
 
-def curves_of(rows: Sequence[dict]) -> str:
-    """Write the curves of a training as a table, tab-separated, missing numbers as ``n/a``."""
+def format_curves(rows: Sequence[dict]) -> str:
+    """Format the curves of a training as a table, tab-separated, missing numbers as ``n/a``."""
     lines = [[f"{row[name]:.6g}" if isinstance(row[name], float) else str(row[name])
               for name in COLUMNS] for row in rows]  # fmt: skip
     text = "\n".join("\t".join(line) for line in [COLUMNS, *lines]) + "\n"

@@ -1,6 +1,6 @@
-"""Scans with their truth, as a network in training is fed: read once, kept on its grid."""
+"""Training scans: found with their reference labels, loaded once, kept on a network's grid."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,14 +18,16 @@ from bids_cmb.imaging.preprocessing import Grid, Preprocessed, cut, near, prepro
 from bids_cmb.imaging.volume import Volume, load, load_labels, resample, resample_like
 from bids_cmb.lesions.label_maps import label_map
 
-LESION, UNSURE = 1, 2  # values of `Case.truth`; 0 is neither
-SHARE = 0.4  # of a voxel of the network's grid that a lesion must fill
-DARK = 0.25  # of the brain's median, below the mean of the surround: could be taken for a lesion
+LESION, UNCERTAIN = 1, 2  # values of `Case.labels`; 0 is neither
+MIN_LESION_FRACTION = 0.4  # of a voxel of the network's grid that a lesion must fill
+MIN_DARKNESS = (
+    0.25  # of the brain's median, below the mean of the surround: could be taken for a lesion
+)
 
 
 @dataclass(frozen=True)
-class Paths:
-    """The files of one scan and of its truth; those that may be missing are None."""
+class ScanFiles:
+    """The files of one scan and of its reference; those that may be missing are None."""
 
     name: str
     image: Path
@@ -36,7 +38,7 @@ class Paths:
 
     @property
     def phase(self) -> Path | None:
-        """The phase image beside it, looked for when it is asked for."""
+        """The phase image beside the scan, searched for at each call."""
         return find_phase(self.image).path
 
     @property
@@ -46,83 +48,83 @@ class Paths:
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class TrainingScan:
     """One scan on a network's grid.
 
     Attributes:
         name: Subject and scan.
         image: float16, scaled by the grid's rule, (X, Y, Z).
-        truth: uint8, `LESION`, `UNSURE` or 0, (X, Y, Z).
-        heard: bool, where the network is told what is there: the brain and its surface, (X, Y, Z).
-        centres: Voxels to draw patches around, for each kind a list of (N, 3): one for each
-            lesion, one for each mimic; a single one for dark spots and one for any place.
+        labels: uint8, `LESION`, `UNCERTAIN` or 0, (X, Y, Z).
+        loss_mask: bool, where the loss is computed: the brain and its surface, (X, Y, Z).
+        sampling_centres: Voxels to sample patches around, for each kind a list of (N, 3): one for
+            each lesion, one for each mimic; a single one for dark spots and one for any place.
         phase: float16, 0 to 1 as `imaging.phase.on_grid` has it, (X, Y, Z); None where there is
-            none, or nobody asked for it.
+            none, or it was not requested.
     """
 
     name: str
     image: np.ndarray
-    truth: np.ndarray
-    heard: np.ndarray
-    centres: dict[str, list[np.ndarray]]
+    labels: np.ndarray
+    loss_mask: np.ndarray
+    sampling_centres: dict[str, list[np.ndarray]]
     phase: np.ndarray | None = None
 
 
-def find_cases(data: Path, truth: Path | None = None) -> list[Paths]:
-    """Find every scan of a BIDS dataset that has a truth.
+def find_training_scans(data: Path, truth: Path | None = None) -> list[ScanFiles]:
+    """Find every scan of a BIDS dataset that has reference labels.
 
-    A truth is of a scan if their entities are equal. Of several it is the one whose ``desc`` is
-    the scan's suffix (behind the scan's own ``desc``, if it has one), as the app names its results.
+    A reference is of a scan if their entities are equal. Of several it is the one whose ``desc`` is
+    the scan's suffix (after the scan's own ``desc``, if it has one), as the app names its results.
 
     Args:
         data: The dataset.
-        truth: The derivative dataset with the truth; ``data/derivatives/truth`` without.
+        truth: The derivative dataset with the reference; ``data/derivatives/truth`` without.
 
     Raises:
-        ValueError: If no scan of the dataset has a truth, a scan has several, one file fits
+        ValueError: If no scan of the dataset has a reference, a scan has several, one file fits
             several scans, or a file lies in the folder of another participant.
     """
     data = data.absolute()  # as the paths of scans are
-    home = truth or data / "derivatives" / "truth"
+    reference_dir = truth or data / "derivatives" / "truth"
     scans = find_scans(data, Query()).scans
-    alike: dict[tuple, list[Scan]] = {}
+    same_entities: dict[tuple, list[Scan]] = {}
     for scan in scans:
-        alike.setdefault(scan.entities, []).append(scan)
-    taken: dict[Path, Scan] = {}
-    kept = []
+        same_entities.setdefault(scan.entities, []).append(scan)
+    owners: dict[Path, Scan] = {}
+    matched = []
     for scan in scans:
-        folder = home / scan.path.parent.relative_to(data)
-        paths = _paths(scan, _Shelf(folder, scan, alike[scan.entities]))
+        folder = reference_dir / scan.path.parent.relative_to(data)
+        paths = _match_files(scan, _ReferenceImages(folder, scan, same_entities[scan.entities]))
         if paths.lesions is None:
             continue
         for path in (paths.lesions, paths.mimics, paths.structures, paths.brain):
-            if path is not None and taken.setdefault(path, scan) is not scan:
-                other = taken[path]
+            if path is not None and owners.setdefault(path, scan) is not scan:
+                other = owners[path]
                 raise ValueError(
                     f"{path}: a file of the truth must be of one scan; found that it fits "
                     f"{other.name} and {scan.name} (desc-{other.desc}{other.suffix} or "
                     f"desc-{scan.desc}{scan.suffix} in its name would tell)."
                 )
-        kept.append(paths)
-    if not kept:
+        matched.append(paths)
+    if not matched:
         raise ValueError(
-            f"{home}: a truth needs label maps of microbleeds (…seg-CMB…dseg or mask); found none "
-            f"for any of {len(scans)} scans."
+            f"{reference_dir}: a truth needs label maps of microbleeds (…seg-CMB…dseg or mask); "
+            f"found none for any of {len(scans)} scans."
         )
-    return kept
+    return matched
 
 
-class _Shelf:
-    """The images of the truth that are of one scan by their names."""
+class _ReferenceImages:
+    """The reference images that belong to one scan by their names."""
 
-    def __init__(self, folder: Path, scan: Scan, alike: Sequence[Scan]):
-        """``alike`` are the scans of the same entities, of which some differ in their suffix."""
-        self.scan, self.own = scan, scan.desc + scan.suffix
-        others = {one.desc + one.suffix for one in alike} | DESCRIBED.keys()
+    def __init__(self, folder: Path, scan: Scan, same_entities: Sequence[Scan]):
+        """List them; ``same_entities`` are scans of the same entities with other suffixes."""
+        self.scan, self.description = scan, scan.desc + scan.suffix
+        others = {item.desc + item.suffix for item in same_entities} | DESCRIBED.keys()
         # Beside scans of a folder swi/, which is not in the standard, our derivatives have anat/.
         folders = dict.fromkeys((folder, folder.with_name("anat")))
         self.images = []
-        for path in [path for one in folders for path in sorted(one.glob("sub-*.nii*"))]:
+        for path in [path for item in folders for path in sorted(item.glob("sub-*.nii*"))]:
             *pairs, suffix = path.name.partition(".")[0].split("_")
             named = dict(pair.partition("-")[::2] for pair in pairs)
             if named.get("sub") != scan.subject:
@@ -131,13 +133,19 @@ class _Shelf:
                     f"{named.get('sub', '')} in its name and sub-{scan.subject} in that of the "
                     "folder."
                 )
-            ours = {key: named.pop(key) for key in OURS if key in named}
-            at_home = ours.get("space", "orig").lower() in ("orig", scan.suffix.lower())
-            mine = ours.get("desc") == self.own or ours.get("desc") not in others
-            if at_home and mine and named == dict(scan.entities):
-                self.images.append((path, ours, suffix))
+            app_entities = {key: named.pop(key) for key in OURS if key in named}
+            in_scan_space = app_entities.get("space", "orig").lower() in (
+                "orig",
+                scan.suffix.lower(),
+            )
+            is_described = (
+                app_entities.get("desc") == self.description
+                or app_entities.get("desc") not in others
+            )
+            if in_scan_space and is_described and named == dict(scan.entities):
+                self.images.append((path, app_entities, suffix))
 
-    def only(self, key: str, label: str, suffixes: Sequence[str]) -> Path | None:
+    def find(self, key: str, label: str, suffixes: Sequence[str]) -> Path | None:
         """Find the image whose entity ``key`` begins with ``label``, by the first suffix any has.
 
         Raises:
@@ -145,59 +153,67 @@ class _Shelf:
         """
         for suffix in suffixes:
             fitting = [
-                (path, ours)
-                for path, ours, of in self.images
-                if of == suffix and ours.get(key, "").startswith(label)
+                (path, app_entities)
+                for path, app_entities, image_suffix in self.images
+                if image_suffix == suffix and app_entities.get(key, "").startswith(label)
             ]
-            sure = [(path, ours) for path, ours in fitting if ours.get("desc") == self.own]
-            found = [path for path, _ in sure or fitting]
-            if len(found) > 1:
+            described = [
+                (path, app_entities)
+                for path, app_entities in fitting
+                if app_entities.get("desc") == self.description
+            ]
+            paths = [path for path, _ in described or fitting]
+            if len(paths) > 1:
                 raise ValueError(
                     f"{self.scan.name}: a scan needs one truth of {key}-{label}; found "
-                    f"{len(found)}: {' and '.join(path.name for path in found[:3])}."
+                    f"{len(paths)}: {' and '.join(path.name for path in paths[:3])}."
                 )
-            if found:
-                return found[0]
+            if paths:
+                return paths[0]
         return None
 
 
-def _paths(scan: Scan, shelf: _Shelf) -> Paths:
+def _match_files(scan: Scan, shelf: _ReferenceImages) -> ScanFiles:
     stem = scan.path.name.split(".")[0].rsplit("_", 1)[0]
     maps = ("dseg", "mask")
-    return Paths(
+    return ScanFiles(
         stem,
         scan.path,
-        shelf.only("seg", "CMB", maps) or shelf.only("label", "CMB", maps[::-1]),
-        shelf.only("seg", "mimics", maps),
-        shelf.only("seg", "structures", maps),
-        shelf.only("label", "brain", maps[::-1]),
+        shelf.find("seg", "CMB", maps) or shelf.find("label", "CMB", maps[::-1]),
+        shelf.find("seg", "mimics", maps),
+        shelf.find("seg", "structures", maps),
+        shelf.find("label", "brain", maps[::-1]),
     )
 
 
 # --- Lesions --------------------------------------------------------------------------------------
 
 
-def read_case(paths: Paths, grid: Grid, *, with_phase: bool = False) -> Case:
-    """A scan and its lesions on the grid of a network, and its phase if asked for.
+def load_training_scan(paths: ScanFiles, grid: Grid, *, with_phase: bool = False) -> TrainingScan:
+    """Load a scan and its lesions on the grid of a network, with its phase if requested.
 
     Raises:
         ValueError: If a file cannot be used.
         OSError: If it cannot be read.
     """
-    scan = read_scan(paths)
-    case = case_of(paths, preprocess(*scan, grid))
-    seen = phase_on(paths, *scan, grid) if with_phase else None
-    return case if seen is None else replace(case, phase=seen.astype(np.float16))
+    scan = load_scan_and_brain(paths)
+    training_scan = make_training_scan(paths, preprocess(*scan, grid))
+    phase = load_phase_on_grid(paths, *scan, grid) if with_phase else None
+    return (
+        training_scan if phase is None else replace(training_scan, phase=phase.astype(np.float16))
+    )
 
 
-def phase_on(paths: Paths, image: Volume, brain: Volume, grid: Grid) -> np.ndarray | None:
-    """The phase of a scan on the grid of a network, as `phase_of`."""
-    seen = phase_of(paths, image, brain)
-    return None if seen is None else on_grid(seen, brain, grid)
+def load_phase_on_grid(
+    paths: ScanFiles, image: Volume, brain: Volume, grid: Grid
+) -> np.ndarray | None:
+    """Load the phase of a scan on the grid of a network; None as in `load_phase`."""
+    phase = load_phase(paths, image, brain)
+    return None if phase is None else on_grid(phase, brain, grid)
 
 
-def phase_of(paths: Paths, image: Volume, brain: Volume) -> Volume | None:
-    """The calm map of a scan's phase; None without one, or if its sign cannot be told.
+def load_phase(paths: ScanFiles, image: Volume, brain: Volume) -> Volume | None:
+    """Load the normalized phase of a scan; None without one, or if its sign is undecided.
 
     Raises:
         ValueError: If the file cannot be used.
@@ -212,8 +228,8 @@ def phase_of(paths: Paths, image: Volume, brain: Volume) -> Volume | None:
         return None
 
 
-def read_scan(paths: Paths) -> tuple[Volume, Volume]:
-    """A scan and its brain: the true one, or the one that is found without.
+def load_scan_and_brain(paths: ScanFiles) -> tuple[Volume, Volume]:
+    """Load a scan and its brain mask: the reference one, or an extracted one without.
 
     Raises:
         ValueError: If a file cannot be used.
@@ -221,40 +237,40 @@ def read_scan(paths: Paths) -> tuple[Volume, Volume]:
     """
     image, _ = load(paths.image)
     if paths.lesions is not None:
-        _must_lie_on(paths.lesions, load_labels(paths.lesions), paths.image, image)
+        _check_overlap(paths.lesions, load_labels(paths.lesions), paths.image, image)
     if paths.brain is None:
         return image, find_brain(image)
     brain = load_labels(paths.brain)
-    _must_lie_on(paths.brain, brain, paths.image, image)
+    _check_overlap(paths.brain, brain, paths.image, image)
     return image, Volume(resample_like(brain, image, order=0).data > 0, image.affine)
 
 
-def _must_lie_on(path: Path, truth: Volume, where: Path, image: Volume) -> None:
-    """Refuse a truth that is not where its scan is.
+def _check_overlap(path: Path, reference: Volume, scan_path: Path, image: Volume) -> None:
+    """Check that a reference overlaps its scan.
 
     Raises:
-        ValueError: If nothing that is marked lies within the scan, or the truth has the voxels of
-            the scan but its affine puts them somewhere else.
+        ValueError: If nothing that is marked lies within the scan, or the reference has the voxels
+            of the scan but its affine puts them somewhere else.
     """
-    if truth.shape == image.shape:
+    if reference.shape == image.shape:
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape])).reshape(3, -1).T
-        away = np.linalg.norm(truth.world(corners) - image.world(corners), axis=1).max()
+        away = np.linalg.norm(reference.world(corners) - image.world(corners), axis=1).max()
         if away > image.spacing.max():
             raise ValueError(
                 f"{path}: a truth with as many voxels as its scan must lie where the scan lies; "
-                f"found them up to {away:.1f} mm apart ({where.name})."
+                f"found them up to {away:.1f} mm apart ({scan_path.name})."
             )
-    marked = np.argwhere(truth.data > 0)
-    at = image.index(truth.world(marked))
-    inside = ((at > -0.5) & (at < np.array(image.shape) - 0.5)).all(axis=1)
+    marked = np.argwhere(reference.data > 0)
+    index = image.index(reference.world(marked))
+    inside = ((index > -0.5) & (index < np.array(image.shape) - 0.5)).all(axis=1)
     if len(marked) and not inside.any():
         raise ValueError(
-            f"{path}: a truth must lie within its scan; found nothing of it in {where.name}."
+            f"{path}: a truth must lie within its scan; found nothing of it in {scan_path.name}."
         )
 
 
-def structures_of(paths: Paths, what: str) -> Volume:
-    """The true structures of a scan, FreeSurfer's codes, which ``what`` is learnt from.
+def load_structures(paths: ScanFiles, what: str) -> Volume:
+    """Load the reference structures of a scan, FreeSurfer codes, to learn ``what`` from.
 
     Raises:
         ValueError: If it has none, or they cannot be used.
@@ -268,113 +284,122 @@ def structures_of(paths: Paths, what: str) -> Volume:
     return load_labels(paths.structures)
 
 
-def case_of(paths: Paths, fed: Preprocessed) -> Case:
-    """The lesions of a scan that is on the grid of a network already; see `read_case`."""
-    truth, lesions = true_voxels(paths.lesions, fed.image)
-    heard = near(fed.brain)
+def make_training_scan(paths: ScanFiles, fed: Preprocessed) -> TrainingScan:
+    """Make a training scan of a preprocessed image; see `load_training_scan`."""
+    labels, lesions = resample_lesions(paths.lesions, fed.image)
+    loss_mask = near(fed.brain)
     centres = {
         "lesion": lesions,
-        "mimic": _mimic_centres(paths.mimics, fed.image, heard),
-        "dark": [_dark_spots(fed.image, fed.brain.data & (truth == 0))],
-        "any": [_some(np.argwhere(fed.brain.data))],
+        "mimic": _find_mimic_voxels(paths.mimics, fed.image, loss_mask),
+        "dark": [_find_dark_spots(fed.image, fed.brain.data & (labels == 0))],
+        "any": [_subsample(np.argwhere(fed.brain.data))],
     }
-    return Case(paths.name, fed.image.data.astype(np.float16), truth, heard, centres)
+    return TrainingScan(paths.name, fed.image.data.astype(np.float16), labels, loss_mask, centres)
 
 
-def true_voxels(path: Path, like: Volume) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The lesions of a label map on the grid of ``like``: `Case.truth`, and each one's voxels."""
+def resample_lesions(path: Path, like: Volume) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Resample the lesions of a label map to the grid of ``like``.
+
+    Returns:
+        labels: As `TrainingScan.labels`.
+        voxels: Of each lesion, int16 (N, 3).
+    """
     stored = label_map(path)
-    indices, unsure = stored.data, _unsure(path)
-    truth, voxels_of = np.zeros(like.shape, np.uint8), []
+    indices, uncertain = stored.data, _find_uncertain(path)
+    labels, voxels_of = np.zeros(like.shape, np.uint8), []
     for index, box in enumerate(ndimage.find_objects(indices), start=1):
         if box is None:
             continue
-        part = Volume(indices[box] == index, _moved(stored.affine, [side.start for side in box]))
-        voxels = _lesion_voxels(part, like)
+        part = Volume(
+            indices[box] == index, _shift_affine(stored.affine, [side.start for side in box])
+        )
+        voxels = _resample_lesion(part, like)
         if len(voxels):
-            truth[tuple(voxels.T)] = UNSURE if index in unsure else LESION
+            labels[tuple(voxels.T)] = UNCERTAIN if index in uncertain else LESION
             voxels_of.append(voxels.astype(np.int16))
-    return truth, voxels_of
+    return labels, voxels_of
 
 
-def _lesion_voxels(lesion: Volume, like: Volume) -> np.ndarray:
+def _resample_lesion(lesion: Volume, like: Volume) -> np.ndarray:
     """Find the voxels (N, 3) of the grid of ``like`` that a lesion fills in part, at least one.
 
     The lesion is sampled at the middles of those voxels, so one that lies between them is given the
     nearest; beyond the grid it has none.
     """
-    padded = Volume(np.pad(lesion.data, 1).astype(np.float32), _moved(lesion.affine, (-1, -1, -1)))
+    padded = Volume(
+        np.pad(lesion.data, 1).astype(np.float32), _shift_affine(lesion.affine, (-1, -1, -1))
+    )
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in padded.shape])).reshape(3, -1).T
-    at = like.index(padded.world(corners))
-    first = np.maximum(np.floor(at.min(0)).astype(int), 0)
-    last = np.minimum(np.ceil(at.max(0)).astype(int) + 1, like.shape)
+    index = like.index(padded.world(corners))
+    first = np.maximum(np.floor(index.min(0)).astype(int), 0)
+    last = np.minimum(np.ceil(index.max(0)).astype(int) + 1, like.shape)
     if (last <= first).any():
         return np.zeros((0, 3), int)
-    share = resample(padded, _moved(like.affine, first), tuple(last - first)).data
+    share = resample(padded, _shift_affine(like.affine, first), tuple(last - first)).data
     full = share.max()
     if full <= 0:
         middle = lesion.world(np.argwhere(lesion.data).mean(axis=0)[None])
         nearest = np.rint(like.index(middle)).astype(int)
         return nearest[((nearest >= 0) & (nearest < like.shape)).all(axis=1)]
-    return first + np.argwhere(share >= min(SHARE, 0.6 * full))
+    return first + np.argwhere(share >= min(MIN_LESION_FRACTION, 0.6 * full))
 
 
-def _moved(affine: np.ndarray, start: Sequence[int]) -> np.ndarray:
-    """The affine of a grid that begins at voxel ``start``."""
+def _shift_affine(affine: np.ndarray, start: Sequence[int]) -> np.ndarray:
+    """Shift an affine to a grid that begins at voxel ``start``."""
     return affine @ from_matvec(np.eye(3), start)
 
 
-def _unsure(lesions: Path) -> set[int]:
-    """Indices of the lesions that their table does not call definite."""
+def _find_uncertain(lesions: Path) -> set[int]:
+    """List the indices of lesions that their table does not call definite."""
     table = lesions.with_name(lesions.name.partition(".")[0] + ".tsv")
     if not table.is_file():
         return set()
     lines = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]
     if not lines or "certainty" not in lines[0]:
         return set()
-    at = lines[0].index("certainty")
-    return {int(line[0]) for line in lines[1:] if line[at] != "definite"}
+    column = lines[0].index("certainty")
+    return {int(line[0]) for line in lines[1:] if line[column] != "definite"}
 
 
-def _mimic_centres(path: Path | None, like: Volume, heard: np.ndarray) -> list[np.ndarray]:
-    """For each mimic the voxels of the network's grid that lie in it and are heard of."""
+def _find_mimic_voxels(path: Path | None, like: Volume, loss_mask: np.ndarray) -> list[np.ndarray]:
+    """List for each mimic its voxels on the network's grid within the loss mask."""
     if path is None:
         return []
     mimics = load_labels(path)
     voxels = np.argwhere(mimics.data > 0)
-    index = np.rint(mimics.data[tuple(voxels.T)]).astype(int)
-    at = np.rint(like.index(mimics.world(voxels))).astype(int)
-    inside = ((at >= 0) & (at < like.shape)).all(axis=1)
-    at, index = at[inside], index[inside]
-    kept = heard[tuple(at.T)]
-    at, index = at[kept].astype(np.int16), index[kept]
-    order = np.argsort(index, kind="stable")
-    cuts = np.flatnonzero(np.diff(index[order])) + 1
-    return [part for part in np.split(at[order], cuts) if len(part)]
+    label = np.rint(mimics.data[tuple(voxels.T)]).astype(int)
+    voxel = np.rint(like.index(mimics.world(voxels))).astype(int)
+    inside = ((voxel >= 0) & (voxel < like.shape)).all(axis=1)
+    voxel, label = voxel[inside], label[inside]
+    kept = loss_mask[tuple(voxel.T)]
+    voxel, label = voxel[kept].astype(np.int16), label[kept]
+    order = np.argsort(label, kind="stable")
+    cuts = np.flatnonzero(np.diff(label[order])) + 1
+    return [part for part in np.split(voxel[order], cuts) if len(part)]
 
 
-def _dark_spots(image: Volume, where: np.ndarray) -> np.ndarray:
-    """Local minima that are clearly darker than their surround of 9 mm, (N, 3)."""
+def _find_dark_spots(image: Volume, mask: np.ndarray) -> np.ndarray:
+    """Find local minima that are clearly darker than their surround of 9 mm, (N, 3)."""
     data = image.data
-    around = ndimage.uniform_filter(data, np.maximum(3, np.round(9 / image.spacing)).astype(int))
+    surround = ndimage.uniform_filter(data, np.maximum(3, np.round(9 / image.spacing)).astype(int))
     lowest = data == ndimage.minimum_filter(data, 3)
-    return _some(np.argwhere(lowest & where & (data < around - DARK)))
+    return _subsample(np.argwhere(lowest & mask & (data < surround - MIN_DARKNESS)))
 
 
-def _some(voxels: np.ndarray, most: int = 20_000) -> np.ndarray:
-    return voxels[:: max(1, len(voxels) // most)].astype(np.int16)
+def _subsample(voxels: np.ndarray, max_count: int = 20_000) -> np.ndarray:
+    return voxels[:: max(1, len(voxels) // max_count)].astype(np.int16)
 
 
 # --- Patches --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """How patches are drawn and varied.
+class PatchSampling:
+    """How patches are sampled and augmented.
 
     Attributes:
         shape: Voxels of a patch.
-        shares: How often a patch is drawn around each kind of centre.
+        shares: Sampling weight of each kind of centre.
         gain: Least and most that a patch is multiplied by.
         gamma: Least and most exponent of its values.
         noise: Most noise that is added, in brain medians.
@@ -395,73 +420,68 @@ class Drawing:
     reach: tuple[int, int, int] | None = None
 
 
-def batches(
-    cases: Sequence[Case], drawing: Drawing, *, size: int, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches without end: images (B, X, Y, Z, 1) and truths with weights (B, X, Y, Z, 2).
-
-    The same seed gives the same batches.
-    """
-    at = 0
-    while True:
-        yield batch(cases, drawing, np.random.default_rng([seed, at]), size=size)
-        at += 1
-
-
-def batch(
-    cases: Sequence[Case], drawing: Drawing, rng: np.random.Generator, *, size: int
+def sample_batch(
+    scans: Sequence[TrainingScan], sampling: PatchSampling, rng: np.random.Generator, *, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One batch; see `batches`."""
-    return together(draw(cases, drawing, rng) for _ in range(size))
+    """Sample a batch: images (B, X, Y, Z, 1), and labels with weights (B, X, Y, Z, 2)."""
+    return collate(sample_patch(scans, sampling, rng) for _ in range(size))
 
 
-def together(
-    drawn: Iterable[tuple[np.ndarray, np.ndarray]],
+def collate(
+    samples: Iterable[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Patches and their truths as one batch."""
-    images, truths = zip(*drawn, strict=True)
+    """Collate patches and their labels into one batch."""
+    images, truths = zip(*samples, strict=True)
     return np.stack(images), np.stack(truths)
 
 
-def draw(
-    cases: Sequence[Case], drawing: Drawing, rng: np.random.Generator
+def sample_patch(
+    scans: Sequence[TrainingScan], sampling: PatchSampling, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One patch and its truth with weights, varied: (X, Y, Z, 1) and (X, Y, Z, 2)."""
-    image, codes, heard = draw_codes(cases, drawing, rng)
-    told = np.stack([codes == LESION, heard & (codes != UNSURE)], axis=-1)
-    return image, told.astype(np.float32)
+    """Sample and augment a patch (X, Y, Z, 1) and its labels with weights (X, Y, Z, 2)."""
+    image, codes, loss_mask = sample_patch_labels(scans, sampling, rng)
+    labels = np.stack([codes == LESION, loss_mask & (codes != UNCERTAIN)], axis=-1)
+    return image, labels.astype(np.float32)
 
 
-def draw_codes(
-    cases: Sequence[Case], drawing: Drawing, rng: np.random.Generator
+def sample_patch_labels(
+    scans: Sequence[TrainingScan], sampling: PatchSampling, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One patch, varied, (X, Y, Z, 1), its `Case.truth` and where it is heard of, (X, Y, Z)."""
-    case, centre = drawn(cases, drawing.shares, rng)
-    shape = np.array(drawing.shape)
-    reach = shape // 3 if drawing.reach is None else np.array(drawing.reach)
+    """Sample and augment a patch with its labels and loss mask.
+
+    Returns:
+        image: float32, (X, Y, Z, 1).
+        labels: As `TrainingScan.labels`, (X, Y, Z).
+        loss_mask: bool, (X, Y, Z).
+    """
+    scan, centre = sample_centre(scans, sampling.shares, rng)
+    shape = np.array(sampling.shape)
+    reach = shape // 3 if sampling.reach is None else np.array(sampling.reach)
     start = centre - shape // 2 + rng.integers(-reach, reach + 1)
-    parts = [cut(data, start, shape) for data in (case.image, case.truth, case.heard)]
-    stacked = np.stack([one.astype(np.float32) for one in parts], axis=-1)
-    stacked = turned(stacked, rng, swaps=drawing.swaps)
-    image = varied(stacked[..., :1], drawing, rng)
+    parts = [cut(data, start, shape) for data in (scan.image, scan.labels, scan.loss_mask)]
+    stacked = np.stack([part.astype(np.float32) for part in parts], axis=-1)
+    stacked = flip_randomly(stacked, rng, swaps=sampling.swaps)
+    image = augment_intensity(stacked[..., :1], sampling, rng)
     return image, stacked[..., 1].astype(np.uint8), stacked[..., 2] > 0
 
 
-def drawn(
-    cases: Sequence[Case], shares: Mapping[str, float], rng: np.random.Generator
-) -> tuple[Case, np.ndarray]:
-    """A case, and a voxel of it to draw a patch around, of a kind as often as ``shares`` say."""
-    case = cases[rng.integers(len(cases))]
-    kinds = [kind for kind, places in case.centres.items() if any(map(len, places))]
+def sample_centre(
+    scans: Sequence[TrainingScan], shares: Mapping[str, float], rng: np.random.Generator
+) -> tuple[TrainingScan, np.ndarray]:
+    """Sample a scan, and a voxel of it to centre a patch on, its kind weighted by ``shares``."""
+    scan = scans[rng.integers(len(scans))]
+    kinds = [
+        kind for kind, candidates in scan.sampling_centres.items() if any(map(len, candidates))
+    ]
     chances = np.array([shares.get(kind, 0) for kind in kinds]) + 1e-9
     kind = kinds[rng.choice(len(kinds), p=chances / chances.sum())]
-    places = [one for one in case.centres[kind] if len(one)]
-    place = places[rng.integers(len(places))]
-    return case, place[rng.integers(len(place))].astype(int)
+    candidates = [voxels for voxels in scan.sampling_centres[kind] if len(voxels)]
+    chosen = candidates[rng.integers(len(candidates))]
+    return scan, chosen[rng.integers(len(chosen))].astype(int)
 
 
-def turned(stacked: np.ndarray, rng: np.random.Generator, *, swaps: bool) -> np.ndarray:
-    """A patch (X, Y, Z, C) turned around along any axes, at times with the first two swapped."""
+def flip_randomly(stacked: np.ndarray, rng: np.random.Generator, *, swaps: bool) -> np.ndarray:
+    """Flip a patch (X, Y, Z, C) along random axes, at times swapping the first two."""
     for axis in range(3):
         if rng.random() < 0.5:
             stacked = np.flip(stacked, axis)
@@ -470,18 +490,20 @@ def turned(stacked: np.ndarray, rng: np.random.Generator, *, swaps: bool) -> np.
     return stacked
 
 
-def varied(image: np.ndarray, drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
-    """An image in brain medians with another contrast, another brightness and more noise."""
-    image = np.maximum(image, 0) ** np.float32(rng.uniform(*drawing.gamma))
-    image = image * np.float32(np.exp(rng.uniform(*np.log(drawing.gain))))
+def augment_intensity(
+    image: np.ndarray, sampling: PatchSampling, rng: np.random.Generator
+) -> np.ndarray:
+    """Vary contrast, brightness and noise of an image in brain medians."""
+    image = np.maximum(image, 0) ** np.float32(rng.uniform(*sampling.gamma))
+    image = image * np.float32(np.exp(rng.uniform(*np.log(sampling.gain))))
     noise = rng.standard_normal(image.shape, np.float32)
-    strength = np.float32(rng.uniform(0, drawing.noise))
-    if drawing.grain:
-        noise = _smooth_noise(noise, rng.uniform(0, drawing.grain))
+    strength = np.float32(rng.uniform(0, sampling.noise))
+    if sampling.grain:
+        noise = _smooth_noise(noise, rng.uniform(0, sampling.grain))
     return image + strength * noise * (image != 0)
 
 
 def _smooth_noise(noise: np.ndarray, width: float) -> np.ndarray:
-    """Smooth noise within slices by ``width`` voxels, standard deviation; its strength stays."""
+    """Smooth noise within slices by ``width`` voxels (standard deviation), keeping its strength."""
     smooth = ndimage.gaussian_filter(noise, (width, width, 0, 0)[: noise.ndim])
     return smooth * np.float32(1 / max(smooth.std(), 1e-6))

@@ -1,4 +1,4 @@
-"""What the networks of the detector `distilled` are punished for.
+"""Losses of the detector `distilled`.
 
 After Sundaresan et al. 2023, doi:10.3389/fninf.2023.1204186, and for the distillation Hinton et
 al. 2015, arXiv:1503.02531.
@@ -7,30 +7,30 @@ al. 2015, arXiv:1503.02531.
 import keras
 from keras import ops
 
-SMOOTH = 1.0  # voxels or patches; a batch without lesions is no catastrophe
+DICE_SMOOTH = 1.0  # voxels or patches; a batch without lesions is no catastrophe
 
 
 class CandidateLoss(keras.losses.Loss):
-    """Cross-entropy as the voxels weigh, and Dice of the microbleeds, one for one.
+    """Weighted cross-entropy of voxels and soft Dice of the microbleeds, in equal parts.
 
-    The truth has two channels, (B, X, Y, Z, 2): 1 in a lesion, and the weight of the voxel (0
-    where nobody knows, or where nobody will look).
+    The reference has two channels, (B, X, Y, Z, 2): 1 in a lesion, and the weight of the voxel (0
+    where the label is unknown or irrelevant).
     """
 
     def __init__(self):
-        """Nothing can be set."""
+        """Take no arguments."""
         super().__init__(name="candidate_loss")
 
     def call(self, y_true, y_pred):
-        """The loss of a batch of logits, (B, X, Y, Z, 2)."""
-        return voxels_loss(y_true[..., 0], y_true[..., 1], y_pred)
+        """Compute the loss of a batch of logits, (B, X, Y, Z, 2)."""
+        return voxel_loss(y_true[..., 0], y_true[..., 1], y_pred)
 
 
 class TeacherLoss(keras.losses.Loss):
-    """Voxels as `CandidateLoss` and the patch's kind, one for one.
+    """Loss of voxels as `CandidateLoss` and of the patch's kind, in equal parts.
 
-    The truth has three channels, (B, X, Y, Z, 3): those of `CandidateLoss`, and 1 everywhere in a
-    patch about a microbleed, 0 in others.
+    The reference has three channels, (B, X, Y, Z, 3): those of `CandidateLoss`, and 1 everywhere
+    in a patch about a microbleed, 0 in others.
     """
 
     def __init__(self, *, positive_weight: float = 1.0):
@@ -39,18 +39,21 @@ class TeacherLoss(keras.losses.Loss):
         self.positive_weight = positive_weight
 
     def call(self, y_true, y_pred):
-        """The loss of a batch of logits, (B, X, Y, Z, 4), as `cdisc_teacher` gives them."""
-        voxels = voxels_loss(y_true[..., 0], y_true[..., 1], y_pred[..., :2])
+        """Compute the loss of a batch of logits, (B, X, Y, Z, 4), as `cdisc_teacher` gives them."""
+        voxels = voxel_loss(y_true[..., 0], y_true[..., 1], y_pred[..., :2])
         truth = ops.mean(y_true[..., 2], axis=(1, 2, 3))
         kinds = ops.mean(y_pred[..., 2:], axis=(1, 2, 3))  # the same everywhere
-        return voxels + kinds_loss(truth, kinds, self.positive_weight)
+        return voxels + patch_loss(truth, kinds, self.positive_weight)
 
 
 class StudentLoss(keras.losses.Loss):
-    """The patch's kind, and what the teacher thinks of it.
+    """Loss of the patch's kind, and of its distance from the teacher's prediction.
 
-    Hard loss + alpha T² KL(teacher at T ‖ student at T) + (1 - alpha) cross-entropy. The truth has
-    three channels, (B, 3): 1 for a microbleed, and the two logits of the teacher.
+    Hard loss + alpha T² KL(teacher at T ‖ student at T) + (1 - alpha) cross-entropy. The reference
+    has three channels, (B, 3): 1 for a microbleed, and the two logits of the teacher.
+
+    Source:
+        Hinton et al. 2015, arXiv:1503.02531.
     """
 
     def __init__(
@@ -62,42 +65,45 @@ class StudentLoss(keras.losses.Loss):
         self.positive_weight = positive_weight
 
     def call(self, y_true, y_pred):
-        """The loss of a batch of logits, (B, 2)."""
+        """Compute the loss of a batch of logits, (B, 2)."""
         truth, teacher = y_true[:, 0], y_true[:, 1:]
-        hard = kinds_loss(truth, y_pred, self.positive_weight)
-        again = _entropy(truth, y_pred, self.positive_weight)
-        apart = divergence(teacher, y_pred, self.temperature)
-        return hard + self.alpha * self.temperature**2 * apart + (1 - self.alpha) * again
+        hard = patch_loss(truth, y_pred, self.positive_weight)
+        cross_entropy = _cross_entropy(truth, y_pred, self.positive_weight)
+        kl = kl_divergence(teacher, y_pred, self.temperature)
+        return hard + self.alpha * self.temperature**2 * kl + (1 - self.alpha) * cross_entropy
 
 
-def voxels_loss(truth, weight, logits):
-    """Weighted mean of the cross-entropy, plus 1 less Dice of the microbleeds over the batch."""
+def voxel_loss(truth, weight, logits):
+    """Compute the weighted mean cross-entropy plus 1 - Dice of the microbleeds over the batch."""
     odds = logits[..., 1] - logits[..., 0]
     entropy = ops.softplus(odds) - odds * truth
     known = ops.cast(weight > 0, odds.dtype)
-    found = known * ops.sigmoid(odds)
-    mean = ops.sum(weight * entropy) / (ops.sum(weight) + SMOOTH)
-    return mean + _dice(known * truth, found)
+    predicted = known * ops.sigmoid(odds)
+    mean = ops.sum(weight * entropy) / (ops.sum(weight) + DICE_SMOOTH)
+    return mean + _dice_loss(known * truth, predicted)
 
 
-def kinds_loss(truth, logits, positive_weight: float):
-    """Weighted mean of the cross-entropy of patches, plus 1 less Dice of the microbleeds."""
+def patch_loss(truth, logits, positive_weight: float):
+    """Compute the weighted mean cross-entropy of patches plus 1 - Dice of the microbleeds."""
     chances = ops.sigmoid(logits[:, 1] - logits[:, 0])
-    return _entropy(truth, logits, positive_weight) + _dice(truth, chances)
+    return _cross_entropy(truth, logits, positive_weight) + _dice_loss(truth, chances)
 
 
-def divergence(teacher, student, temperature: float):
-    """Mean of KL(teacher ‖ student) over the batch, both softened by ``temperature``, in nats."""
-    meant, said = ops.log_softmax(teacher / temperature), ops.log_softmax(student / temperature)
-    return ops.mean(ops.sum(ops.exp(meant) * (meant - said), axis=-1))
+def kl_divergence(teacher, student, temperature: float):
+    """Compute the mean KL(teacher ‖ student) in nats, both softened by ``temperature``."""
+    target, predicted = (
+        ops.log_softmax(teacher / temperature),
+        ops.log_softmax(student / temperature),
+    )
+    return ops.mean(ops.sum(ops.exp(target) * (target - predicted), axis=-1))
 
 
-def _entropy(truth, logits, positive_weight: float):
+def _cross_entropy(truth, logits, positive_weight: float):
     odds = logits[:, 1] - logits[:, 0]
     weight = 1 + (positive_weight - 1) * truth
     return ops.sum(weight * (ops.softplus(odds) - odds * truth)) / ops.sum(weight)
 
 
-def _dice(truth, found):
-    common, total = ops.sum(truth * found), ops.sum(truth) + ops.sum(found)
-    return 1 - (2 * common + SMOOTH) / (total + SMOOTH)
+def _dice_loss(truth, predicted):
+    intersection, total = ops.sum(truth * predicted), ops.sum(truth) + ops.sum(predicted)
+    return 1 - (2 * intersection + DICE_SMOOTH) / (total + DICE_SMOOTH)

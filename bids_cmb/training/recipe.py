@@ -1,4 +1,4 @@
-"""A task: what a network is shown, what it is told, and how wrong it is."""
+"""Recipes, and the protocol of a training task: its batches, its loss, its preview."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +10,10 @@ import numpy as np
 from bids_cmb.files import replacing
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.networks.model_cards import read_entry
-from bids_cmb.training.data import Drawing, Paths
+from bids_cmb.training.data import PatchSampling, ScanFiles
 
 Batch = tuple[np.ndarray, np.ndarray]
-Teach = Callable[[np.random.Generator], Batch]
+BatchFunction = Callable[[np.random.Generator], Batch]
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Recipe:
         task: What it learns: one of `training.train.TASKS`.
         builder: Of the network, one of `networks.inference.BUILDERS`.
         arguments: For the builder.
-        grid: What the network is fed, as `Grid.from_card` reads it.
-        seed: Of weights, patches and their variation.
+        grid: Input grid of the network, as `Grid.from_card` reads it.
+        seed: Of weights, patches and their augmentation.
         batch: Patches in a step.
         steps: In an epoch.
         epochs: At most.
@@ -36,12 +36,12 @@ class Recipe:
         patience: Epochs without a better median validation, of three, after which training ends.
         settle: Batches after training, over which the normalisations are measured anew, under
             the weights that are kept.
-        drawing: How patches are drawn; what it holds is the task's own affair.
+        drawing: How patches are sampled; each task reads its own keys.
         loss: Arguments of the loss.
         patch: For anatomy: voxels of a part of a head.
-        people: For anatomy: people drawn from each label map.
+        people: For anatomy: people sampled from each label map.
         scanned: For anatomy: share of batches that are simulated scans, if there are any.
-        classes: For anatomy: what the network tells apart.
+        classes: For anatomy: the classes of the network.
     """
 
     name: str
@@ -68,50 +68,50 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Sources:
-    """What batches are drawn from.
+    """What batches are sampled from.
 
     Attributes:
-        scans: With their truth.
+        scans: With their reference labels.
         label_maps: Folders of heads.
-        given: Entries (``.json``, weights beside) of networks that this one learns after, by what
-            they are to it: a teacher, whoever finds the candidates.
+        pretrained: Entries (``.json``, weights beside) of networks that this one builds on, by
+            role: a teacher, or the network that proposes the candidates.
     """
 
-    scans: Sequence[Paths]
+    scans: Sequence[ScanFiles]
     label_maps: Sequence[Path] = ()
-    given: Mapping[str, Path] = field(default_factory=dict)
+    pretrained: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Task:
-    """How one kind of network is taught.
+    """How one kind of network is trained.
 
     Attributes:
-        teach: From the recipe, the sources and a seed to what draws a batch, images and truths
-            that `fit` takes, and in words what it draws from.
+        make_batches: Takes the recipe, the sources and a seed; returns a function that samples a
+            batch, images and labels as `keras.Model.fit` takes them, and a description of the data.
         loss: Of a recipe.
-        shown: Images, truths and answers of a few examples → three arrays (N, X, Y, Z) for the
-            report; None where pictures say nothing.
+        preview: Turns images, labels and predictions of a few examples into three arrays
+            (N, X, Y, Z) for the report; None where pictures show nothing.
         arguments: Further ones for the builder.
     """
 
-    teach: Callable[[Recipe, Sources, int], tuple[Teach, str]]
+    make_batches: Callable[[Recipe, Sources, int], tuple[BatchFunction, str]]
     loss: Callable[[Recipe], keras.losses.Loss]
-    shown: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, ...]] | None = None
+    preview: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, ...]] | None = None
     arguments: Callable[[Recipe], dict] = lambda _: {}
 
 
-def drawing_of(given: Mapping, **more: object) -> Drawing:
-    """How patches are drawn and varied, from a recipe's ``drawing``."""
-    read = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
-    return Drawing(**read, **more)
+def make_patch_sampling(options: Mapping, **more: object) -> PatchSampling:
+    """Make a `PatchSampling` of a recipe's ``drawing``."""
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
+    return PatchSampling(**values, **more)
 
 
-def read_given(path: Path, recipe: Recipe) -> dict:
-    """Read the entry of a network that this one learns after.
+def load_pretrained_entry(path: Path, recipe: Recipe) -> dict:
+    """Read the entry of a network that this one builds on.
 
     Raises:
-        ValueError: If it is no entry of a network, or that sees another grid.
+        ValueError: If it is no entry of a network, or of one with another grid.
         OSError: If it cannot be read.
     """
     entry = read_entry(path)
@@ -123,8 +123,8 @@ def read_given(path: Path, recipe: Recipe) -> dict:
     return entry
 
 
-def refuse_label_maps(sources: Sources, what: str) -> None:
-    """Say that ``what`` cannot be learnt from label maps alone.
+def check_no_label_maps(sources: Sources, what: str) -> None:
+    """Check that ``what`` is not to be learnt from label maps alone.
 
     Raises:
         ValueError: If there are some.
@@ -136,8 +136,10 @@ def refuse_label_maps(sources: Sources, what: str) -> None:
         )
 
 
-def keep_arrays(path: Path, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Read named arrays from a file; where it is not there, make and write them first.
+def load_or_make_arrays(
+    path: Path, make: Callable[[], Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Load named arrays from a file; where it is missing, make and write them first.
 
     Args:
         path: Of the ``.npz``; its name tells all that the arrays depend on.
@@ -147,9 +149,9 @@ def keep_arrays(path: Path, make: Callable[[], Mapping[str, np.ndarray]]) -> dic
         OSError: If the file cannot be read or written.
     """
     if not path.is_file():
-        made = make()
+        arrays = make()
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as beside, beside.open("wb") as file:
-            np.savez(file, **made)
+            np.savez(file, **arrays)
     with np.load(path, allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}

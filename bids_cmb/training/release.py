@@ -32,11 +32,11 @@ from bids_cmb.files import load_object, write_json
 from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.metrics.matching import REACH, match_valdo
 from bids_cmb.metrics.scores import Case, case_of_points, froc, rank_lesions, score
-from bids_cmb.networks.inference import Models
+from bids_cmb.networks.inference import ModelOptions
 from bids_cmb.simulation.head_model import list_head_models
 from bids_cmb.simulation.simulate import simulate_dataset
-from bids_cmb.training import data as cases
-from bids_cmb.training.train import Material, read_recipe, train
+from bids_cmb.training import data as training_data
+from bids_cmb.training.train import TrainingData, read_recipe, train
 
 LEAST_SLOPE = 0.05  # of a calibration: a likelier candidate stays the likelier one
 MOST_FALSE_ON_REAL = 0.6  # per scan, of a threshold that is set on real ones
@@ -129,8 +129,8 @@ def release(plan: Mapping, means: Means, *, say: Say = lambda _: None) -> dict:
     card = {**plan["card"], "threshold": 0.5, "definite_threshold": 0.5}
     card["members"] = [entry for entry, _ in entries]
     write_json(out / f"{card['name']}.json", card)
-    judged = judge(card, Models(out), means.work / "sets" / plan["judged"], say)
-    real = list(judge_points(card, Models(out), *means.real, say)) if means.real else []
+    judged = judge(card, ModelOptions(out), means.work / "sets" / plan["judged"], say)
+    real = list(judge_points(card, ModelOptions(out), *means.real, say)) if means.real else []
     card |= set_operating_points(judged, plan["aims"], real)
     write_json(out / f"{card['name']}.json", card)
     write_json(out / "judged.json", {"scans": [as_json(one) for one in judged]})
@@ -182,16 +182,16 @@ def train_network(given: Mapping, plan: Mapping, means: Means, say: Say) -> tupl
             (role, means.work / "runs" / role / f"{role}.json")
             for role in given.get("pretrained", ())
         ]
-        material = Material(
+        material = TrainingData(
             tuple(sets / name for name in given["data"]),
             validation=tuple(sets / name for name in given["validation"]),
-            given=tuple(roles),
+            pretrained=tuple(roles),
         )
         total = sum(one["share"] for one in plan["networks"])
         hours = None if means.hours is None else means.hours * given["share"] / total
         began = time.monotonic()
         say(f"{recipe.name}: training begins")
-        train(recipe, material, out, hours=hours, say=lambda text: say(f"{recipe.name}: {text}"))
+        train(recipe, material, out, hours=hours, log=lambda text: say(f"{recipe.name}: {text}"))
         say(f"{recipe.name}: trained in {(time.monotonic() - began) / 60:.0f} minutes")
     return json.loads(path.read_text(encoding="utf-8")), path
 
@@ -226,7 +226,9 @@ class Judged:
         )
 
 
-def judge(card: Mapping, models: Models, data: Path, say: Say = lambda _: None) -> list[Judged]:
+def judge(
+    card: Mapping, models: ModelOptions, data: Path, say: Say = lambda _: None
+) -> list[Judged]:
     """Run a detector of two stages on a dataset with truth, as the app would.
 
     Args:
@@ -236,7 +238,7 @@ def judge(card: Mapping, models: Models, data: Path, say: Say = lambda _: None) 
         say: Told what goes on.
     """
     judged = []
-    for paths in cases.find_cases(data):
+    for paths in training_data.find_training_scans(data):
         lesions = tuple(_true_lesions(paths.lesions))
         judged.append(judge_scan(card, models, paths.image, lesions, name=paths.name))
         say(f"{paths.name}: {len(judged[-1].chance)} candidates")
@@ -244,7 +246,7 @@ def judge(card: Mapping, models: Models, data: Path, say: Say = lambda _: None) 
 
 
 def judge_points(
-    card: Mapping, models: Models, data: Path, table: Path, say: Say = lambda _: None
+    card: Mapping, models: ModelOptions, data: Path, table: Path, say: Say = lambda _: None
 ) -> Iterator[Judged]:
     """Run a detector of two stages on scans whose truth is a table of points.
 
@@ -280,7 +282,7 @@ def _diameter(row: object) -> float:
 
 
 def judge_scan(
-    card: Mapping, models: Models, path: Path, lesions: Sequence[Lesion], *, name: str
+    card: Mapping, models: ModelOptions, path: Path, lesions: Sequence[Lesion], *, name: str
 ) -> Judged:  # fmt: skip
     """Run a detector of two stages on one scan, as the app would.
 

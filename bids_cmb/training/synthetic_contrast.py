@@ -1,4 +1,4 @@
-"""Label maps painted with any contrast, as a network learns anatomy from: no scan is needed.
+"""Label maps rendered with random contrast, so that anatomy is learnt without scans.
 
 After Billot et al. 2023 (SynthSeg, doi:10.1016/j.media.2023.102789): what is random in training
 (contrast, bias, resolution, noise, what was cut away) is ignored in use.
@@ -16,22 +16,22 @@ from bids_cmb.imaging.preprocessing import Grid, cut, preprocess
 from bids_cmb.imaging.volume import Volume, load, resample_like
 from bids_cmb.simulation.head_model import load_head_model, resample_labels, sample_deformation
 from bids_cmb.simulation.noise import sample_noise, upsample
-from bids_cmb.training.data import Paths, structures_of, together
+from bids_cmb.training.data import ScanFiles, collate, load_structures
 
 BOX_MM = (192, 232, 216)  # of a head, about its brain's centre
-LIKE_T2STAR = 0.5  # how often a label map is painted like a T2* scan
-STRIPPED = 0.35  # how often all but the brain is blank
-ENDS = 0.2  # how often the field of view ends within the part that is shown
-THICK = 0.6  # how often a painted head is seen in thick slices
+T2STAR_PROBABILITY = 0.5  # how often a label map is painted like a T2* scan
+SKULL_STRIP_PROBABILITY = 0.35  # how often all but the brain is blank
+TRUNCATION_PROBABILITY = 0.2  # how often the field of view ends within the part that is shown
+THICK_SLICE_PROBABILITY = 0.6  # how often a painted head is seen in thick slices
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A head to learn from, its axes in the order and direction of RAS+.
+    """A head to train on, its axes in the order and direction of RAS+.
 
     Attributes:
         codes: uint16, FreeSurfer codes, (X, Y, Z).
-        image: float16, if it was scanned; None if it is to be painted.
+        image: float16, if it was scanned; None if it is to be rendered.
         spacing: mm between voxels.
     """
 
@@ -40,8 +40,8 @@ class Subject:
     spacing: float = 1.0
 
 
-def painted_subject(path: Path, rng: np.random.Generator, spacing: float = 1.0) -> Subject:
-    """A person drawn from a label map, on voxels of ``spacing`` mm.
+def sample_subject(path: Path, rng: np.random.Generator, spacing: float = 1.0) -> Subject:
+    """Sample a person from a label map, on voxels of ``spacing`` mm.
 
     Raises:
         ValueError: If the file is no label map of a head.
@@ -54,14 +54,14 @@ def painted_subject(path: Path, rng: np.random.Generator, spacing: float = 1.0) 
     return Subject(resample_labels(person, affine, shape).data.astype(np.uint16), None, spacing)
 
 
-def scanned_subject(paths: Paths, grid: Grid) -> Subject:
-    """A simulated scan and its structures on the network's grid.
+def load_subject(paths: ScanFiles, grid: Grid) -> Subject:
+    """Load a simulated scan and its structures on the network's grid.
 
     Raises:
-        ValueError: If the scan has no truth of structures, or a file cannot be used.
+        ValueError: If the scan has no reference structures, or a file cannot be used.
         OSError: If a file cannot be read.
     """
-    stored = structures_of(paths, "anatomy")
+    stored = load_structures(paths, "anatomy")
     image, _ = load(paths.image)
     whole = Volume(np.ones(image.shape, bool), image.affine)
     fed = preprocess(image, whole, grid).image
@@ -69,21 +69,21 @@ def scanned_subject(paths: Paths, grid: Grid) -> Subject:
     return Subject(np.rint(codes).astype(np.uint16), fed.data.astype(np.float16), fed.spacing[0])
 
 
-def batch(
+def sample_batch(
     subjects: Sequence[Subject], known: Atlas, shape: Sequence[int], rng: np.random.Generator, *,
     size: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Images (B, X, Y, Z, 1), and classes and sides (B, X, Y, Z, 2)."""
-    images, truths = together(
-        draw(subjects[rng.integers(len(subjects))], known, shape, rng) for _ in range(size)
+    """Sample a batch: images (B, X, Y, Z, 1), and classes and sides (B, X, Y, Z, 2)."""
+    images, truths = collate(
+        sample_patch(subjects[rng.integers(len(subjects))], known, shape, rng) for _ in range(size)
     )
     return images[..., None], truths
 
 
-def draw(
+def sample_patch(
     subject: Subject, known: Atlas, shape: Sequence[int], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One part of a head: its image (X, Y, Z), and its classes and sides (X, Y, Z, 2)."""
+    """Sample a patch of a head: its image (X, Y, Z), and classes and sides (X, Y, Z, 2)."""
     size, shape = np.array(subject.codes.shape), np.array(shape)
     low = np.minimum(0, size - shape)
     start = rng.integers(low, np.maximum(size - shape, 0) + 1)
@@ -93,17 +93,19 @@ def draw(
         codes = mirrored_codes()[codes[::-1]]
         image = None if image is None else image[::-1]
     if image is None:
-        image = degrade(paint(codes, rng), rng, subject.spacing)
-    image, codes = _ended(_varied(image.astype(np.float32), rng), codes, rng)
+        image = degrade(paint_labels(codes, rng), rng, subject.spacing)
+    image, codes = _truncate_field_of_view(
+        _augment_gamma(image.astype(np.float32), rng), codes, rng
+    )
     truth = np.stack([known.classes[codes].astype(np.float32), known.sides[codes]], axis=-1)
-    return _scaled(image, rng).astype(np.float32), truth
+    return _scale_intensity(image, rng).astype(np.float32), truth
 
 
-def paint(codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A label map with a random contrast, a texture, and perhaps stripped, float32 (X, Y, Z)."""
+def paint_labels(codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Render a label map with random contrast and texture, perhaps stripped, float32 (X, Y, Z)."""
     present = np.unique(codes)
     table = np.zeros(2**16, np.float32)
-    shades = _like_t2star(rng) if rng.random() < LIKE_T2STAR else {}
+    shades = _sample_t2star_shades(rng) if rng.random() < T2STAR_PROBABILITY else {}
     twin = mirrored_codes()
     for code in present[present > 0]:
         other = twin[code]
@@ -115,7 +117,7 @@ def paint(codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     coarse = upsample(sample_noise(rng, (20, 20, 20), rng.uniform(0.6, 2.0)), codes.shape)
     fine = rng.standard_normal(codes.shape, np.float32)
     image *= 1 + rng.uniform(0, 0.1) * coarse + rng.uniform(0, 0.15) * fine
-    if rng.random() < STRIPPED:
+    if rng.random() < SKULL_STRIP_PROBABILITY:
         inside = (codes > 0) & (codes < 500)
         if rng.random() < 0.5:
             inside &= codes != 24
@@ -125,8 +127,8 @@ def paint(codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.maximum(image, 0)
 
 
-def _like_t2star(rng: np.random.Generator) -> dict[int, float]:
-    """Shades as gradient-echo scans have them: fluid bright or dark, deep nuclei darker."""
+def _sample_t2star_shades(rng: np.random.Generator) -> dict[int, float]:
+    """Sample intensities as in gradient-echo scans: fluid bright or dark, deep nuclei darker."""
     white, grey = 0.5, 0.5 * rng.uniform(0.95, 1.4)
     fluid = 0.5 * float(np.exp(rng.uniform(np.log(0.4), np.log(2.5))))
     iron = rng.uniform(0.5, 1.0)
@@ -141,24 +143,26 @@ def _like_t2star(rng: np.random.Generator) -> dict[int, float]:
 def degrade(
     image: np.ndarray, rng: np.random.Generator, spacing: float = 1.0, *, thick: bool = True
 ) -> np.ndarray:
-    """Blur, bias, perhaps thick slices, and noise; float32 (X, Y, Z), ``spacing`` in mm."""
+    """Add blur, bias, perhaps thick slices, and noise; float32 (X, Y, Z), ``spacing`` in mm."""
     image = ndimage.gaussian_filter(image, rng.uniform(0.2, 0.9) / spacing, truncate=2)
     bias = upsample(sample_noise(rng, (6, 6, 6), 1.0), image.shape)
     image = image * np.exp(rng.uniform(0, 0.35) * bias)
-    if thick and rng.random() < THICK:
+    if thick and rng.random() < THICK_SLICE_PROBABILITY:
         axis = int(rng.choice(3, p=[0.15, 0.2, 0.65]))
-        image = _sliced(image, axis, max(1.0, rng.uniform(1.5, 6.5) / spacing), rng)
+        image = _average_slices(image, axis, max(1.0, rng.uniform(1.5, 6.5) / spacing), rng)
     if thick and rng.random() < 0.3:
         for axis in range(3):
-            image = _sliced(image, axis, max(1.0, rng.uniform(1.0, 3.0) / spacing), rng)
+            image = _average_slices(image, axis, max(1.0, rng.uniform(1.0, 3.0) / spacing), rng)
     level = rng.uniform(0, 0.06) * float(image.max() + 1e-6)
     noise = level * rng.standard_normal(image.shape, np.float32)
     blank = image <= 1e-4 if rng.random() < 0.5 else False
     return np.where(blank, 0, np.abs(image + noise))
 
 
-def _sliced(image: np.ndarray, axis: int, thickness: float, rng: np.random.Generator) -> np.ndarray:
-    """As slices of a thickness in voxels show it, interpolated back."""
+def _average_slices(
+    image: np.ndarray, axis: int, thickness: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Average an image over slices of a thickness in voxels, and interpolate back."""
     count = image.shape[axis]
     middles = np.arange(rng.uniform(0, thickness), count, thickness)
     place = np.arange(count)
@@ -169,17 +173,17 @@ def _sliced(image: np.ndarray, axis: int, thickness: float, rng: np.random.Gener
     return np.moveaxis(np.tensordot(whole, image, axes=(1, axis)), 0, axis)
 
 
-def _varied(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The same with another gamma."""
+def _augment_gamma(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Raise an image to a random gamma."""
     top = float(image.max()) or 1.0
     return top * (image / top) ** np.float32(rng.uniform(0.7, 1.4))
 
 
-def _ended(
+def _truncate_field_of_view(
     image: np.ndarray, codes: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Perhaps with a field of view that ends; beyond it there is nothing, in the truth too."""
-    if rng.random() > ENDS:
+    """Perhaps truncate the field of view, in image and labels."""
+    if rng.random() > TRUNCATION_PROBABILITY:
         return image, codes
     axis = int(rng.integers(1, 3))
     kept = np.arange(image.shape[axis]) >= rng.integers(image.shape[axis] // 2)
@@ -188,8 +192,8 @@ def _ended(
     return image * kept, codes * kept
 
 
-def _scaled(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Scaled about as the rule ``foreground`` does it for a whole head."""
+def _scale_intensity(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Scale an image about as the rule ``foreground`` does it for a whole head."""
     bright = image[image > image.mean()]
     level = float(bright.mean()) if len(bright) else 1.0
     return image / max(level, 1e-6) * np.float32(np.exp(rng.uniform(-0.3, 0.3)))

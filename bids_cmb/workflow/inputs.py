@@ -18,8 +18,8 @@ from bids_cmb.bids.selection import Scan
 from bids_cmb.config import Config, result_settings
 from bids_cmb.detection.ensemble import at_operating_point, takes_phase, thresholds_of
 from bids_cmb.imaging.phase import Partner, find_phase, units_of
-from bids_cmb.networks.inference import Models
-from bids_cmb.networks.model_cards import ANATOMY, card
+from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.networks.model_cards import ANATOMY, load_card
 from bids_cmb.provenance import engines, fingerprint, package_digest, sha256
 
 
@@ -63,7 +63,7 @@ class ScanInputs:
     atlases: Atlases | None
     anatomy_card: Mapping | None
     detectors: Mapping[str, Mapping]
-    models: Models
+    models: ModelOptions
     settings: Mapping[str, object]
 
     @property
@@ -122,19 +122,19 @@ def resolve_inputs(scan: Scan, config: Config) -> ScanInputs:
         phase,
         _readable(phase.path) if phase else None,
         find_atlases() if has_anatomy else None,
-        card(ANATOMY, config.model_dir) if has_anatomy else None,
-        {name: card(name, config.model_dir) for name in config.detector},
+        load_card(ANATOMY, config.model_dir) if has_anatomy else None,
+        {name: load_card(name, config.model_dir) for name in config.detector},
         models,
         result_settings(config),
     )
 
 
-def models_of(config: Config) -> Models:
+def models_of(config: Config) -> ModelOptions:
     """Give which networks a run uses, and how."""
-    return Models(config.model_dir, config.members, config.precision)
+    return ModelOptions(config.model_dir, config.members, config.precision)
 
 
-def match_phase(scan: Scan, detectors: Iterable[str], models: Models) -> Partner | None:
+def match_phase(scan: Scan, detectors: Iterable[str], models: ModelOptions) -> Partner | None:
     """Find the phase image of a scan; None, and no folder is read, where no network takes phase."""
     if not takes_phase(detectors, models):
         return None
@@ -149,7 +149,9 @@ def _readable(path: Path | None) -> Path | None:
 
 def uses_networks(config: Config) -> bool:
     """Check whether any network is needed for a run."""
-    return _any_network(config.anatomy, [card(name, config.model_dir) for name in config.detector])
+    return _any_network(
+        config.anatomy, [load_card(name, config.model_dir) for name in config.detector]
+    )
 
 
 def _any_network(anatomy: object, cards: Iterable[Mapping]) -> bool:
@@ -159,7 +161,7 @@ def _any_network(anatomy: object, cards: Iterable[Mapping]) -> bool:
 def resolve_thresholds(config: Config) -> Thresholds:
     """Give the thresholds of a run, as `choose_thresholds`."""
     cards = [
-        at_operating_point(card(name, config.model_dir), config.operating_point)
+        at_operating_point(load_card(name, config.model_dir), config.operating_point)
         for name in config.detector
     ]
     return choose_thresholds(cards, config.threshold, config.min_volume)

@@ -23,8 +23,8 @@ from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.imaging.volume import Intake, Volume, resample_like, save
 from bids_cmb.lesions.measure import Lesion
 from bids_cmb.lesions.table import counts, lesion_row
-from bids_cmb.networks.inference import device
-from bids_cmb.networks.model_cards import ANATOMY, members_of
+from bids_cmb.networks.inference import describe_device
+from bids_cmb.networks.model_cards import ANATOMY, select_members
 from bids_cmb.provenance import fingerprint, machine, package_digest, software
 from bids_cmb.quality.measures import Quality
 from bids_cmb.report.figures import draw, remove_pictures
@@ -129,7 +129,7 @@ def _draw(
         result.labels,
         rows,
         evidence=evidence_rows(result.probability.evidence),
-        look=primary_grid(inputs.detectors, inputs.models.folds),
+        look=primary_grid(inputs.detectors, inputs.models.members),
         interactive=interactive,
     )
 
@@ -142,7 +142,7 @@ def primary_grid(detectors: Mapping[str, Mapping], folds: tuple[str, ...]) -> tu
         folds: Members that were used; empty for all.
     """
     for name, card in detectors.items():
-        for member in members_of(card, folds):
+        for member in select_members(card, folds):
             return f"{name}, network {member['name']}", Grid.from_card(member["grid"])
     return ", ".join(detectors), Grid()
 
@@ -336,7 +336,7 @@ def provenance_sidecar(
 
 def _provenance(result: ScanResult, inputs: ScanInputs, record: InputRecord) -> dict[str, object]:
     phase, carried = result.phase.path, result.anatomy.carried
-    folds = inputs.models.folds
+    folds = inputs.models.members
     return {
         "Fingerprint": record.fingerprint,
         "Input": list(record.stamps),
@@ -347,7 +347,7 @@ def _provenance(result: ScanResult, inputs: ScanInputs, record: InputRecord) -> 
         "Anatomy": _anatomy_named(result.anatomy, inputs.anatomy_card),
         "Software": software(),
         "CodeSHA256": package_digest(),
-        "Machine": {**machine(), "Device": device() if inputs.uses_networks else "CPU"},
+        "Machine": {**machine(), "Device": describe_device() if inputs.uses_networks else "CPU"},
         "Finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **({} if carried is None else {"Registration": carried.figures}),
     }
@@ -355,7 +355,7 @@ def _provenance(result: ScanResult, inputs: ScanInputs, record: InputRecord) -> 
 
 def _named(name: str, card: Mapping, folds: tuple[str, ...] = ()) -> dict[str, object]:
     """Name a model by the hash of its card and those of the weights of each member."""
-    weights = {member["name"]: member["sha256"] for member in members_of(dict(card), folds)}
+    weights = {member["name"]: member["sha256"] for member in select_members(dict(card), folds)}
     return {
         "Name": name,
         "CardSHA256": fingerprint(card=card),

@@ -16,8 +16,8 @@ from bids_cmb.bids.selection import Scan, ScanDecision, Selection
 from bids_cmb.bids.tables import Output, write_dataset, write_table
 from bids_cmb.config import TENSORFLOW, THREADS, Config, result_settings
 from bids_cmb.files import remove_leftovers, write_text
-from bids_cmb.networks.inference import unfit
-from bids_cmb.networks.model_cards import ANATOMY, card
+from bids_cmb.networks.inference import find_device_problem
+from bids_cmb.networks.model_cards import ANATOMY, load_card
 from bids_cmb.parallel import dask as dask_cluster
 from bids_cmb.parallel import processes
 from bids_cmb.provenance import machine, software
@@ -212,7 +212,7 @@ def _outcomes(
         address=config.dask_scheduler,
         workers=workers,
         environment=environment,
-        fault=functools.partial(unfit, config.device),
+        fault=functools.partial(find_device_problem, config.device),
         say=log.info,
     )
 
@@ -299,7 +299,7 @@ def workers_for(config: Config, scans: int) -> int:
 
 def _mb_per_scan(config: Config) -> int:
     """Memory that one process needs, as the detectors' cards say it, or as it was measured."""
-    said = [card(name, config.model_dir).get("memory_mb", 0) for name in config.detector]
+    said = [load_card(name, config.model_dir).get("memory_mb", 0) for name in config.detector]
     return max(MB_WITH_NETWORKS if uses_networks(config) else MB_PER_SCAN, *said)
 
 
@@ -393,7 +393,7 @@ def write_methods(config: Config, logs: Path) -> str:
 
 def methods(config: Config) -> str:
     """The methods section of this run."""
-    anatomy = card(ANATOMY, config.model_dir) if config.anatomy == "network" else None
+    anatomy = load_card(ANATOMY, config.model_dir) if config.anatomy == "network" else None
     found = "outlined by the anatomy network" if anatomy else "outlined by intensity and shape"
     if config.skip_brain_extraction:
         brain = "The scans were skull-stripped; their non-zero voxels, filled, are the brain."
@@ -405,7 +405,7 @@ def methods(config: Config) -> str:
     else:
         brain = f"The brain was {found}."
     return methods_text(
-        [card(name, config.model_dir) for name in config.detector],
+        [load_card(name, config.model_dir) for name in config.detector],
         result_settings(config),
         cut=asdict(resolve_thresholds(config)),
         brain=brain,

@@ -30,8 +30,14 @@ from bids_cmb.errors import (
 )
 from bids_cmb.files import obstacle, read_json
 from bids_cmb.lesions.measure import FLAGS
-from bids_cmb.networks.inference import misfit, unfit
-from bids_cmb.networks.model_cards import ANATOMY, card, is_packaged, members_of, weights_file
+from bids_cmb.networks.inference import find_device_problem, find_misfit
+from bids_cmb.networks.model_cards import (
+    ANATOMY,
+    is_packaged,
+    load_card,
+    locate_weights,
+    select_members,
+)
 from bids_cmb.networks.weights import check_weights
 from bids_cmb.parallel import processes
 from bids_cmb.parallel.dask import LOCAL
@@ -137,9 +143,9 @@ def _check_detectors(config: Config) -> None:
     try:
         for name in config.detector:
             check_detector(name, config.model_dir)
-            at_operating_point(card(name, config.model_dir), config.operating_point)
+            at_operating_point(load_card(name, config.model_dir), config.operating_point)
         for name in _cards_of(config):
-            check_weights(name, card(name, config.model_dir), config.model_dir)
+            check_weights(name, load_card(name, config.model_dir), config.model_dir)
         folds = {fold for name in config.detector for fold in _folds(name, config)}
     except ValueError as error:
         raise ExitError(USAGE, str(error)) from error
@@ -158,7 +164,9 @@ def _check_detectors(config: Config) -> None:
 
 
 def _folds(name: str, config: Config) -> list[str]:
-    return [one["name"] for one in members_of(card(name, config.model_dir), config.members)]
+    return [
+        one["name"] for one in select_members(load_card(name, config.model_dir), config.members)
+    ]
 
 
 def _check_device(config: Config) -> None:
@@ -166,7 +174,9 @@ def _check_device(config: Config) -> None:
     elsewhere = config.dask_scheduler not in (None, LOCAL)  # there the workers are asked
     if config.device != "gpu" or elsewhere:
         return
-    (outcome,) = processes.run(unfit, [config.device], workers=1)  # TensorFlow stays out of ours
+    (outcome,) = processes.run(
+        find_device_problem, [config.device], workers=1
+    )  # TensorFlow stays out of ours
     if said := outcome.error or outcome.result:
         raise ExitError(UNAVAILABLE, said)
 
@@ -174,14 +184,14 @@ def _check_device(config: Config) -> None:
 def _check_networks(config: Config) -> None:
     """Stop before work if weights of the user's own cards do not fit their networks."""
     own = [
-        (member, weights_file(name, member, config.model_dir))
+        (member, locate_weights(name, member, config.model_dir))
         for name in _cards_of(config)
         if not is_packaged(name, config.model_dir)
-        for member in members_of(card(name, config.model_dir), config.members)
+        for member in select_members(load_card(name, config.model_dir), config.members)
     ]
     if config.reports_only or not own:
         return
-    (outcome,) = processes.run(misfit, [own], workers=1)  # TensorFlow stays out of ours
+    (outcome,) = processes.run(find_misfit, [own], workers=1)  # TensorFlow stays out of ours
     if reason := outcome.error or outcome.result:
         raise ExitError(USAGE, reason)
 

@@ -26,7 +26,7 @@ from bids_cmb.imaging.volume import Intake, Volume, load_labels
 from bids_cmb.lesions.locations import locate_lesions
 from bids_cmb.lesions.measure import Lesion, find_lesions
 from bids_cmb.networks.inference import set_threads
-from bids_cmb.networks.model_cards import card, card_names
+from bids_cmb.networks.model_cards import list_cards, load_card
 from bids_cmb.quality.measures import Quality, quality
 from bids_cmb.report.figures import are_drawn, draw
 from bids_cmb.report.html import page_of, refresh_page, shows_result, write_page
@@ -326,8 +326,8 @@ def regenerate_report(scan: Scan, config: Config) -> None:
 
 def _known_cards(names: list[str] | tuple[str, ...], models: Path | None) -> dict[str, dict]:
     """Give the model cards of detectors; an empty one for a card that is gone."""
-    known = card_names(models=models)
-    return {name: card(name, models) if name in known else {} for name in names}
+    known = list_cards(models=models)
+    return {name: load_card(name, models) if name in known else {} for name in names}
 
 
 def _evidence_tables(output: Output) -> dict[str, list[dict]]:

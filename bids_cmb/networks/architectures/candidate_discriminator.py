@@ -1,4 +1,4 @@
-"""Teacher and student that tell a microbleed from what looks like one, in a patch of 24 voxels.
+"""Teacher and student that classify a patch of 24 voxels as microbleed or mimic.
 
 The teacher learns two things at once, which voxels are microbleed and what the patch is; the
 student has the teacher's layers without those for voxels. Layers and widths after Sundaresan et
@@ -9,15 +9,22 @@ of our code.
 import keras
 from keras import layers
 
-from bids_cmb.networks.architectures.candidate_detector import MOMENTUM, decoded, encoded, twice
+from bids_cmb.networks.architectures.candidate_detector import (
+    MOMENTUM,
+    convolve_twice,
+    decode,
+    encode,
+)
 
-SIDE = 24  # voxels of a patch, along each axis
-FULL = "float32"  # in 16 bits a CPU's gradient of kernels larger than their image is at times NaN
+PATCH_SIDE_VOXELS = 24  # voxels of a patch, along each axis
+FULL_PRECISION = (
+    "float32"  # in 16 bits a CPU's gradient of kernels larger than their image is at times NaN
+)
 
 
 def cdisc_teacher(
     *, width: int = 64, inputs: int = 2, start: float = 0.0, biased: bool = False,
-    folded: bool = False,
+    fused: bool = False,
 ) -> keras.Model:  # fmt: skip
     """Build the teacher.
 
@@ -26,26 +33,32 @@ def cdisc_teacher(
         inputs: Channels of the image.
         start: Log-odds that a voxel is microbleed before training.
         biased: As `cdet.cdet`.
-        folded: As `cdet.cdet`.
+        fused: As `cdet.cdet`.
 
     Returns:
         From (B, 24, 24, 24, inputs) to logits, float32, (B, 24, 24, 24, 4): of no and of a
         microbleed in the voxel, and of no and of a microbleed in the middle of the patch, the
         latter two the same at every voxel.
     """
-    image = keras.Input((SIDE, SIDE, SIDE, inputs), name="image")
-    bias = {"biased": biased, "folded": folded}
-    levels = encoded(image, width, **bias)
-    kind = layers.Reshape((1, 1, 1, 2), dtype=FULL, name="kind_voxel")(
-        _classified(levels[-1], width, **bias)
+    image = keras.Input(
+        (PATCH_SIDE_VOXELS, PATCH_SIDE_VOXELS, PATCH_SIDE_VOXELS, inputs), name="image"
     )
-    everywhere = layers.UpSampling3D(SIDE, dtype=FULL, name="kind_everywhere")(kind)
-    voxels = decoded(levels, width, start=start, **bias)
-    return keras.Model(image, layers.Concatenate(dtype=FULL, name="both")([voxels, everywhere]))
+    bias = {"biased": biased, "fused": fused}
+    levels = encode(image, width, **bias)
+    kind = layers.Reshape((1, 1, 1, 2), dtype=FULL_PRECISION, name="kind_voxel")(
+        _classify(levels[-1], width, **bias)
+    )
+    everywhere = layers.UpSampling3D(
+        PATCH_SIDE_VOXELS, dtype=FULL_PRECISION, name="kind_everywhere"
+    )(kind)
+    voxels = decode(levels, width, start=start, **bias)
+    return keras.Model(
+        image, layers.Concatenate(dtype=FULL_PRECISION, name="both")([voxels, everywhere])
+    )
 
 
 def cdisc_student(
-    *, width: int = 64, inputs: int = 2, biased: bool = False, folded: bool = False
+    *, width: int = 64, inputs: int = 2, biased: bool = False, fused: bool = False
 ) -> keras.Model:
     """Build the student.
 
@@ -53,30 +66,32 @@ def cdisc_student(
         width: As `cdisc_teacher`.
         inputs: As `cdisc_teacher`.
         biased: As `cdet.cdet`.
-        folded: As `cdet.cdet`.
+        fused: As `cdet.cdet`.
 
     Returns:
         From (B, 24, 24, 24, inputs) to logits of no and of a microbleed in the middle of the
         patch, float32, (B, 2).
     """
-    image = keras.Input((SIDE, SIDE, SIDE, inputs), name="image")
-    bias = {"biased": biased, "folded": folded}
-    return keras.Model(image, _classified(encoded(image, width, **bias)[-1], width, **bias))
+    image = keras.Input(
+        (PATCH_SIDE_VOXELS, PATCH_SIDE_VOXELS, PATCH_SIDE_VOXELS, inputs), name="image"
+    )
+    bias = {"biased": biased, "fused": fused}
+    return keras.Model(image, _classify(encode(image, width, **bias)[-1], width, **bias))
 
 
-def _classified(x, width: int, *, biased: bool, folded: bool):
-    """What the coarsest level, (B, 6, 6, 6, 4 width), says of the whole patch: logits (B, 2)."""
-    x = layers.Conv3D(2 * width, 1, use_bias=biased, dtype=FULL, name="kind_entry")(x)
-    # Padded after the convolution, and the normalisation stays when others are folded: TensorFlow
+def _classify(x, width: int, *, biased: bool, fused: bool):
+    """Classify the whole patch from the coarsest level, (B, 6, 6, 6, 4 width): logits (B, 2)."""
+    x = layers.Conv3D(2 * width, 1, use_bias=biased, dtype=FULL_PRECISION, name="kind_entry")(x)
+    # Padded after the convolution, and the normalisation stays when others are fused: TensorFlow
     # computes a padding that is followed by a convolution wrongly on CPUs (`networks.inference`).
-    x = layers.ZeroPadding3D(1, dtype=FULL, name="kind_pad")(x)
-    x = layers.BatchNormalization(momentum=MOMENTUM, dtype=FULL, name="kind_padded")(x)
-    x = layers.Activation("relu", dtype=FULL, name="kind_relu")(x)
+    x = layers.ZeroPadding3D(1, dtype=FULL_PRECISION, name="kind_pad")(x)
+    x = layers.BatchNormalization(momentum=MOMENTUM, dtype=FULL_PRECISION, name="kind_padded")(x)
+    x = layers.Activation("relu", dtype=FULL_PRECISION, name="kind_relu")(x)
     for level in range(2):
-        x = layers.MaxPooling3D(2, dtype=FULL, name=f"kind{level}_pool")(x)
-        bias = {"biased": biased, "folded": folded}
-        x = twice(x, 2 * width, (3, 3), f"kind{level}", dtype=FULL, **bias)
-    x = layers.Flatten(dtype=FULL, name="kind_flat")(x)
-    x = layers.Dense(2 * width, dtype=FULL, name="kind_wide")(x)
-    x = layers.Dense(width // 2, dtype=FULL, name="kind_narrow")(x)
-    return layers.Dense(2, dtype=FULL, name="kind")(x)
+        x = layers.MaxPooling3D(2, dtype=FULL_PRECISION, name=f"kind{level}_pool")(x)
+        bias = {"biased": biased, "fused": fused}
+        x = convolve_twice(x, 2 * width, (3, 3), f"kind{level}", dtype=FULL_PRECISION, **bias)
+    x = layers.Flatten(dtype=FULL_PRECISION, name="kind_flat")(x)
+    x = layers.Dense(2 * width, dtype=FULL_PRECISION, name="kind_wide")(x)
+    x = layers.Dense(width // 2, dtype=FULL_PRECISION, name="kind_narrow")(x)
+    return layers.Dense(2, dtype=FULL_PRECISION, name="kind")(x)

@@ -1,4 +1,4 @@
-"""A network that says how likely the dark spot in the middle of a patch is a microbleed."""
+"""Classifier of the dark spot in the middle of a patch: microbleed or not."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from keras import layers
 def classifier(  # noqa: PLR0913
     *, shape: tuple[int, int, int] = (40, 40, 9), inputs: int = 3, places: int = 32,
     widths: Sequence[int] = (24, 48, 96), place: Sequence[int] = (32, 32), dense: int = 64,
-    dropout: float = 0.3, start: float = 0.0, folded: bool = False,
+    dropout: float = 0.3, start: float = 0.0, fused: bool = False,
 ) -> keras.Model:  # fmt: skip
     """Build the network.
 
@@ -23,7 +23,7 @@ def classifier(  # noqa: PLR0913
         dense: Numbers of the layer that sees all.
         dropout: Share of what it sees that is left out in training.
         start: Bias of the answer before training.
-        folded: Whether the normalisations are left out, their numbers having been taken into the
+        fused: Whether the normalisations are left out, their numbers having been taken into the
             convolutions before them: for use, not for training.
 
     Returns:
@@ -31,16 +31,16 @@ def classifier(  # noqa: PLR0913
     """
     patch = keras.Input((*shape, inputs), name="patch")
     where = keras.Input((places,), name="place")
-    x = _convolved(patch, widths[0], (2, 2, 1), "pack", folded=folded, strides=(2, 2, 1))
+    x = _convolve(patch, widths[0], (2, 2, 1), "pack", fused=fused, strides=(2, 2, 1))
     for level, width in enumerate(widths):
-        x = _convolved(x, width, (3, 3, 3), f"level{level}_first", folded=folded)
-        x = _convolved(x, width, (3, 3, 3), f"level{level}_second", folded=folded)
+        x = _convolve(x, width, (3, 3, 3), f"level{level}_first", fused=fused)
+        x = _convolve(x, width, (3, 3, 3), f"level{level}_second", fused=fused)
         if level < len(widths) - 1:
             step = (2, 2, 1) if level == 0 else (2, 2, 2)
             x = layers.MaxPooling3D(step, padding="same", name=f"level{level}_pool")(x)
     sides = [(side // 2, side - side // 2 - 1) for side in x.shape[1:4]]
     middle = layers.Flatten(name="middle")(layers.Cropping3D(sides, name="crop")(x))
-    seen = [
+    pooled = [
         middle,
         layers.GlobalAveragePooling3D(name="mean")(x),
         layers.GlobalMaxPooling3D(name="highest")(x),
@@ -48,8 +48,8 @@ def classifier(  # noqa: PLR0913
     located = where
     for turn, width in enumerate(place):
         located = layers.Dense(width, activation="relu", name=f"place{turn}")(located)
-    x = layers.Concatenate(name="all")([*seen, located])
-    if not folded:
+    x = layers.Concatenate(name="all")([*pooled, located])
+    if not fused:
         x = layers.Dropout(dropout, name="dropout")(x)
     x = layers.Dense(dense, activation="relu", name="dense")(x)
     bias = keras.initializers.Constant(start)
@@ -57,8 +57,8 @@ def classifier(  # noqa: PLR0913
     return keras.Model([patch, where], last(x))
 
 
-def _convolved(x, width: int, kernel: Sequence[int], name: str, *, folded: bool, strides=1):
-    x = layers.Conv3D(width, kernel, strides=strides, padding="same", use_bias=folded, name=name)(x)
-    if not folded:
+def _convolve(x, width: int, kernel: Sequence[int], name: str, *, fused: bool, strides=1):
+    x = layers.Conv3D(width, kernel, strides=strides, padding="same", use_bias=fused, name=name)(x)
+    if not fused:
         x = layers.BatchNormalization(momentum=0.98, name=f"{name}_norm")(x)
     return layers.Activation("relu", name=f"{name}_relu")(x)

@@ -1,6 +1,6 @@
-"""A 3D network that says of a patch whether a microbleed is in its middle; Al-masni et al. 2020.
+"""3D classifier of patches, microbleed in the middle or not; Al-masni et al. 2020.
 
-Unlike theirs it normalises before the activation, so that the normalisation can be taken into the
+Unlike theirs it normalises before the activation, so that the normalisation can be fused into the
 convolution, and along the channels.
 """
 
@@ -14,7 +14,7 @@ def cnn3d(
     *, shape: tuple[int, int, int] = (16, 32, 16), inputs: int = 1,
     stages: Sequence[Sequence[int]] = ((32, 64, 64), (128, 128)),
     dense: Sequence[int] = (32, 8), outputs: int = 2, dropout: float = 0.3, start: float = 0.0,
-    folded: bool = False,
+    fused: bool = False,
 ) -> keras.Model:  # fmt: skip
     """Build the network.
 
@@ -27,7 +27,7 @@ def cnn3d(
         outputs: 2 as published; 1 says the same.
         dropout: Share of the first dense layer that is left out in training.
         start: Bias of the answer before training.
-        folded: Whether the normalisations are left out, their numbers having been taken into the
+        fused: Whether the normalisations are left out, their numbers having been taken into the
             convolutions before them.
 
     Returns:
@@ -35,18 +35,18 @@ def cnn3d(
     """
     image = keras.Input((*shape, inputs), name="image")
     x = image
-    for at, widths in enumerate(stages):
+    for number, widths in enumerate(stages):
         for turn, width in enumerate(widths):
-            name = f"stage{at}_{turn}"
-            x = layers.Conv3D(width, 3, padding="same", use_bias=folded, name=name)(x)
-            if not folded:
+            name = f"stage{number}_{turn}"
+            x = layers.Conv3D(width, 3, padding="same", use_bias=fused, name=name)(x)
+            if not fused:
                 x = layers.BatchNormalization(momentum=0.98, name=f"{name}_norm")(x)
             x = layers.Activation("relu", name=f"{name}_relu")(x)
-        x = layers.MaxPooling3D(2, name=f"stage{at}_pool")(x)
+        x = layers.MaxPooling3D(2, name=f"stage{number}_pool")(x)
     x = layers.Flatten(name="flat")(x)
-    for at, width in enumerate(dense):
-        x = layers.Dense(width, activation="relu", name=f"dense{at}")(x)
-        if at == 0 and not folded:
+    for number, width in enumerate(dense):
+        x = layers.Dense(width, activation="relu", name=f"dense{number}")(x)
+        if number == 0 and not fused:
             x = layers.Dropout(dropout, name="dropout")(x)
     bias = keras.initializers.Constant(start)
     last = layers.Dense(outputs, dtype="float32", bias_initializer=bias, name="answer")

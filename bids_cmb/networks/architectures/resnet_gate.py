@@ -1,7 +1,7 @@
-"""A residual network that says whether a tile of a slice holds a microbleed.
+"""Residual network that classifies whether a tile of a slice holds a microbleed.
 
-ResNet (He et al. 2016) with what small things ask for: the stem keeps every pixel (at a stride of
-32 a microbleed of 6 pixels is gone before it is seen), and every place of the tile gets an answer
+ResNet (He et al. 2016) adapted to small objects: the stem keeps every pixel (at a stride of
+32 a microbleed of 6 pixels is gone before it is seen), and every place of the tile gets a logit
 of its own; the tile's is their log-sum-exp, a soft maximum. An average would drown one place in all
 others.
 """
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import keras
 from keras import layers, ops
 
-WIDER = 4  # times a bottleneck's width that it gives on
-DROPPED = 0.3  # of the units before the answer, in training
+BOTTLENECK_EXPANSION = 4  # times a bottleneck's width that it gives on
+DROPOUT = 0.3  # of the units before the answer, in training
 
 
 def resnet_gate(
     *, widths: Sequence[int] = (12, 24, 48, 96), blocks: Sequence[int] = (1, 1, 1, 1),
     bottleneck: bool = False, stem: int = 3, dense: Sequence[int] = (64,),
-    inputs: int = 3, start: float = 0.0, folded: bool = False,
+    inputs: int = 3, start: float = 0.0, fused: bool = False,
 ) -> keras.Model:  # fmt: skip
     """Build the network.
 
@@ -36,61 +36,61 @@ def resnet_gate(
             some.
         inputs: Channels of the tile: its slices.
         start: Bias of a place's answer before training.
-        folded: As in `unet`.
+        fused: As in `unet`.
 
     Returns:
         From (B, X, Y, inputs) to logits, float32, (B, 1).
     """
     tile = keras.Input((None, None, inputs), name="tile")  # (B, X, Y, inputs)
-    x = _convolved(tile, widths[0], stem, 1, "stem", folded=folded)
+    x = _convolve(tile, widths[0], stem, 1, "stem", fused=fused)
     x = layers.Activation("relu", name="stem_relu")(x)
-    block = _narrowed if bottleneck else _plain
+    block = _bottleneck_block if bottleneck else _basic_block
     for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
         for number in range(count):
             stride = 2 if level and not number else 1
-            x = block(x, width, stride, f"level{level}_block{number}", folded=folded)
-    for at, units in enumerate(dense):
-        x = layers.Conv2D(units, 1, activation="relu", name=f"dense{at}")(x)
-        x = layers.Dropout(DROPPED, name=f"dense{at}_dropout")(x)
+            x = block(x, width, stride, f"level{level}_block{number}", fused=fused)
+    for number, units in enumerate(dense):
+        x = layers.Conv2D(units, 1, activation="relu", name=f"dense{number}")(x)
+        x = layers.Dropout(DROPOUT, name=f"dense{number}_dropout")(x)
     bias = keras.initializers.Constant(start)
     places = layers.Conv2D(1, 1, dtype="float32", bias_initializer=bias, name="answer")(x)
     return keras.Model(tile, ops.logsumexp(places, axis=(1, 2)))  # (B, 1)
 
 
-def _plain(x, width: int, stride: int, name: str, *, folded: bool):
-    """Two convolutions of 3 x 3 beside a way past them."""
-    past = _past(x, width, stride, name, folded=folded)
-    x = _convolved(x, width, 3, stride, f"{name}_first", folded=folded)
+def _basic_block(x, width: int, stride: int, name: str, *, fused: bool):
+    """Apply two convolutions of 3 x 3 beside a shortcut."""
+    shortcut = _shortcut(x, width, stride, name, fused=fused)
+    x = _convolve(x, width, 3, stride, f"{name}_first", fused=fused)
     x = layers.Activation("relu", name=f"{name}_first_relu")(x)
-    x = _convolved(x, width, 3, 1, f"{name}_second", folded=folded)
-    return _joined(x, past, name)
+    x = _convolve(x, width, 3, 1, f"{name}_second", fused=fused)
+    return _add_shortcut(x, shortcut, name)
 
 
-def _narrowed(x, width: int, stride: int, name: str, *, folded: bool):
-    """Narrowed, convolved and widened beside a way past it, as in Keras' ResNet50."""
-    past = _past(x, WIDER * width, stride, name, folded=folded)
-    x = _convolved(x, width, 1, stride, f"{name}_first", folded=folded)
+def _bottleneck_block(x, width: int, stride: int, name: str, *, fused: bool):
+    """Narrow, convolve and widen beside a shortcut, as in Keras' ResNet50."""
+    shortcut = _shortcut(x, BOTTLENECK_EXPANSION * width, stride, name, fused=fused)
+    x = _convolve(x, width, 1, stride, f"{name}_first", fused=fused)
     x = layers.Activation("relu", name=f"{name}_first_relu")(x)
-    x = _convolved(x, width, 3, 1, f"{name}_second", folded=folded)
+    x = _convolve(x, width, 3, 1, f"{name}_second", fused=fused)
     x = layers.Activation("relu", name=f"{name}_second_relu")(x)
-    x = _convolved(x, WIDER * width, 1, 1, f"{name}_third", folded=folded)
-    return _joined(x, past, name)
+    x = _convolve(x, BOTTLENECK_EXPANSION * width, 1, 1, f"{name}_third", fused=fused)
+    return _add_shortcut(x, shortcut, name)
 
 
-def _past(x, width: int, stride: int, name: str, *, folded: bool):
+def _shortcut(x, width: int, stride: int, name: str, *, fused: bool):
     if stride == 1 and x.shape[-1] == width:
         return x
-    return _convolved(x, width, 1, stride, f"{name}_past", folded=folded)
+    return _convolve(x, width, 1, stride, f"{name}_past", fused=fused)
 
 
-def _joined(x, past, name: str):
-    x = layers.Add(name=f"{name}_sum")([x, past])
+def _add_shortcut(x, shortcut, name: str):
+    x = layers.Add(name=f"{name}_sum")([x, shortcut])
     return layers.Activation("relu", name=f"{name}_relu")(x)
 
 
-def _convolved(x, width: int, side: int, stride: int, name: str, *, folded: bool):
+def _convolve(x, width: int, side: int, stride: int, name: str, *, fused: bool):
     x = layers.Conv2D(
-        width, side, strides=stride, padding="same", use_bias=folded,
+        width, side, strides=stride, padding="same", use_bias=fused,
         kernel_initializer="he_normal", name=name,
     )(x)  # fmt: skip
-    return x if folded else layers.BatchNormalization(momentum=0.98, name=f"{name}_norm")(x)
+    return x if fused else layers.BatchNormalization(momentum=0.98, name=f"{name}_norm")(x)

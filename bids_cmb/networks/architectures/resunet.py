@@ -1,4 +1,4 @@
-"""A 2D U-Net of residual blocks, which sees a slice and its neighbours.
+"""2D U-Net of residual blocks for a slice with its neighbours as channels.
 
 The layout is that of the tumour segmenter of S. Kierkegaard's MRI-Image-Analysis; only biases that
 a normalisation takes away again are left out.
@@ -12,7 +12,7 @@ from keras import layers
 
 def resunet(
     *, widths: Sequence[int] = (16, 32, 64, 128, 256), inputs: int = 3, start: float = 0.0,
-    folded: bool = False,
+    fused: bool = False,
 ) -> keras.Model:  # fmt: skip
     """Build the network; the widths that it has without any are the published ones.
 
@@ -20,7 +20,7 @@ def resunet(
         widths: Channels of each level, the finest first.
         inputs: Channels of the image: the slices, the one in question in the middle.
         start: Bias of the answer before training.
-        folded: As in `unet`. The normalisations of the finest level come after the rectifier, as
+        fused: As in `unet`. The normalisations of the finest level come after the rectifier, as
             published, and stay.
 
     Returns:
@@ -39,28 +39,28 @@ def resunet(
     for level, width in enumerate(widths[1:], start=1):
         skips.append(x)
         x = layers.MaxPooling2D(2, name=f"down{level}_pool")(x)
-        x = _block(x, width, f"down{level}", folded=folded)
+        x = _residual_block(x, width, f"down{level}", fused=fused)
     for level in reversed(range(len(skips))):
         x = layers.UpSampling2D(2, name=f"up{level}_wide")(x)
         x = layers.Concatenate(name=f"up{level}_skip")([x, skips[level]])
-        x = _block(x, widths[level], f"up{level}", folded=folded)
+        x = _residual_block(x, widths[level], f"up{level}", fused=fused)
     bias = keras.initializers.Constant(start)
     answer = layers.Conv2D(1, 1, dtype="float32", bias_initializer=bias, name="answer")
     return keras.Model(slices, answer(x))
 
 
-def _block(x, width: int, name: str, *, folded: bool):
-    """1 x 1, 3 x 3, and 1 x 1 past them."""
-    past = _convolved(x, width, 1, f"{name}_past", folded=folded)
-    x = _convolved(x, width, 1, f"{name}_first", folded=folded)
+def _residual_block(x, width: int, name: str, *, fused: bool):
+    """Apply 1 x 1, 3 x 3, and a shortcut of 1 x 1."""
+    shortcut = _convolve(x, width, 1, f"{name}_past", fused=fused)
+    x = _convolve(x, width, 1, f"{name}_first", fused=fused)
     x = layers.Activation("relu", name=f"{name}_first_relu")(x)
-    x = _convolved(x, width, 3, f"{name}_second", folded=folded)
-    x = layers.Add(name=f"{name}_sum")([x, past])
+    x = _convolve(x, width, 3, f"{name}_second", fused=fused)
+    x = layers.Add(name=f"{name}_sum")([x, shortcut])
     return layers.Activation("relu", name=f"{name}_relu")(x)
 
 
-def _convolved(x, width: int, side: int, name: str, *, folded: bool):
+def _convolve(x, width: int, side: int, name: str, *, fused: bool):
     x = layers.Conv2D(
-        width, side, padding="same", use_bias=folded, kernel_initializer="he_normal", name=name
+        width, side, padding="same", use_bias=fused, kernel_initializer="he_normal", name=name
     )(x)
-    return x if folded else layers.BatchNormalization(momentum=0.98, name=f"{name}_norm")(x)
+    return x if fused else layers.BatchNormalization(momentum=0.98, name=f"{name}_norm")(x)

@@ -14,7 +14,7 @@ from keras import layers
 
 def shiva(
     *, widths: Sequence[int], shape: tuple[int, int, int] = (160, 214, 176), last: int = 10,
-    folded: bool = False,
+    fused: bool = False,
 ) -> keras.Model:  # fmt: skip
     """Build the network.
 
@@ -22,7 +22,7 @@ def shiva(
         widths: Channels of each level, the finest first.
         shape: Voxels of the image; each side at least two to the number of levels.
         last: Channels of the two convolutions after the last level.
-        folded: Whether the normalisations are left out, their numbers having been taken into the
+        fused: Whether the normalisations are left out, their numbers having been taken into the
             convolutions before them.
 
     Returns:
@@ -31,8 +31,8 @@ def shiva(
     image = keras.Input((*shape, 1), name="image")
     x, skips = image, []
     for level, width in enumerate(widths):
-        x = _convolved(x, width, f"down{level}_first", folded=folded)
-        x = _convolved(x, width, f"down{level}_second", folded=folded)
+        x = _convolve(x, width, f"down{level}_first", fused=fused)
+        x = _convolve(x, width, f"down{level}_second", fused=fused)
         skips.append(x)
         x = layers.MaxPooling3D(2, name=f"down{level}_pool")(x)
     for level in reversed(range(len(widths))):
@@ -42,15 +42,15 @@ def shiva(
         if any(short):  # halving an odd number of voxels lost the last one: it comes back as zero
             x = layers.ZeroPadding3D([(0, gap) for gap in short], name=f"up{level}_pad")(x)
         x = layers.Concatenate(name=f"up{level}_both")([x, skips[level]])
-        x = _convolved(x, x.shape[-1], f"up{level}_first", folded=folded)
-        x = _convolved(x, widths[level], f"up{level}_second", folded=folded)
-    x = _convolved(x, last, "last_first", folded=folded)
-    x = _convolved(x, last, "last_second", folded=folded)
+        x = _convolve(x, x.shape[-1], f"up{level}_first", fused=fused)
+        x = _convolve(x, widths[level], f"up{level}_second", fused=fused)
+    x = _convolve(x, last, "last_first", fused=fused)
+    x = _convolve(x, last, "last_second", fused=fused)
     return keras.Model(image, layers.Conv3D(1, 1, dtype="float32", name="answer")(x))
 
 
-def _convolved(x, width: int, name: str, *, folded: bool):
-    x = layers.Conv3D(width, 3, padding="same", use_bias=folded, name=name)(x)
-    if not folded:
+def _convolve(x, width: int, name: str, *, fused: bool):
+    x = layers.Conv3D(width, 3, padding="same", use_bias=fused, name=name)(x)
+    if not fused:
         x = layers.BatchNormalization(name=f"{name}_norm")(x)
     return layers.Activation("silu", name=f"{name}_silu")(x)

@@ -1,4 +1,4 @@
-"""A 3D U-Net whose skips are added, not stacked: a third of the work at the finest level.
+"""3D U-Net whose skips are added, not stacked: a third of the work at the finest level.
 
 The layers and the order of their weights are those that Keras builds; nothing is subclassed, so
 that a saved network needs none of our code.
@@ -13,7 +13,7 @@ from keras import layers
 def unet(
     *, widths: Sequence[int] = (16, 32, 64, 96), inputs: int = 1, outputs: int = 1,
     packed: bool | Sequence[int] = False, flat: int = 0, start: float = 0.0,
-    folded: bool = False,
+    fused: bool = False,
 ) -> keras.Model:  # fmt: skip
     """Build the network.
 
@@ -27,7 +27,7 @@ def unet(
         flat: How many levels, from the finest, look at 3 x 3 x 1 voxels and halve the first two
             axes only: for slices that are thicker than pixels.
         start: Bias of the answer before training.
-        folded: Whether the normalisations are left out, their numbers having been taken into the
+        fused: Whether the normalisations are left out, their numbers having been taken into the
             convolutions before them, as `networks.inference` does it: for use, not for training.
 
     Returns:
@@ -42,15 +42,15 @@ def unet(
     x = layers.Conv3D(widths[0], pack, strides=pack, name="pack")(image) if pack else image
     skips = []
     for level, (width, kernel) in enumerate(zip(widths, kernels, strict=True)):
-        x = _twice(x, width, kernel, f"down{level}", folded=folded)
+        x = _convolve_twice(x, width, kernel, f"down{level}", fused=fused)
         if level < len(steps):
             skips.append(x)
             x = layers.MaxPooling3D(steps[level], name=f"down{level}_pool")(x)
     for level in reversed(range(len(steps))):
-        x = _convolved(x, widths[level], (1, 1, 1), f"up{level}_narrow", folded=folded)
+        x = _convolve(x, widths[level], (1, 1, 1), f"up{level}_narrow", fused=fused)
         x = layers.UpSampling3D(steps[level], name=f"up{level}_wide")(x)
         x = layers.Add(name=f"up{level}_skip")([x, skips[level]])
-        x = _twice(x, widths[level], kernels[level], f"up{level}", folded=folded)
+        x = _convolve_twice(x, widths[level], kernels[level], f"up{level}", fused=fused)
     bias = keras.initializers.Constant(start)
     last = {"dtype": "float32", "bias_initializer": bias, "name": "answer"}
     if pack:
@@ -58,13 +58,13 @@ def unet(
     return keras.Model(image, layers.Conv3D(outputs, 1, **last)(x))
 
 
-def _twice(x, width: int, kernel: Sequence[int], name: str, *, folded: bool):
-    x = _convolved(x, width, kernel, f"{name}_first", folded=folded)
-    return _convolved(x, width, kernel, f"{name}_second", folded=folded)
+def _convolve_twice(x, width: int, kernel: Sequence[int], name: str, *, fused: bool):
+    x = _convolve(x, width, kernel, f"{name}_first", fused=fused)
+    return _convolve(x, width, kernel, f"{name}_second", fused=fused)
 
 
-def _convolved(x, width: int, kernel: Sequence[int], name: str, *, folded: bool):
-    x = layers.Conv3D(width, kernel, padding="same", use_bias=folded, name=name)(x)
-    if not folded:
+def _convolve(x, width: int, kernel: Sequence[int], name: str, *, fused: bool):
+    x = layers.Conv3D(width, kernel, padding="same", use_bias=fused, name=name)(x)
+    if not fused:
         x = layers.BatchNormalization(momentum=0.98, name=f"{name}_norm")(x)
     return layers.Activation("relu", name=f"{name}_relu")(x)

@@ -1,7 +1,7 @@
-"""A one-stage detector of boxes in slices, after YOLO v2; after Al-masni et al. 2020.
+"""One-stage detector of boxes in slices, after YOLO v2 and Al-masni et al. 2020.
 
 The published layout is the default of the arguments but for the class, which is one only and
-teaches nothing. Two convolutions answer: one where the boxes are, one how sure; nothing is
+teaches nothing. Two convolutions predict: one where the boxes are, one how sure; nothing is
 subclassed and no function stored, so that a saved network needs none of our code.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
-PUBLISHED = (
+PUBLISHED_STAGES = (
     (32,),
     (64,),
     (128, 64, 128),
@@ -18,14 +18,15 @@ PUBLISHED = (
     (512, 256, 512, 256, 512),
     (1024, 512, 1024, 512, 1024),
 )
-VOC = ((1.3221, 1.73145), (3.19275, 4.00944), (5.05587, 8.09892), (9.47112, 4.84053),
+VOC_ANCHORS = ((1.3221, 1.73145), (3.19275, 4.00944), (5.05587, 8.09892), (9.47112, 4.84053),
        (11.2364, 10.0071))  # fmt: skip
 
 
 def yolo(
-    *, anchors: Sequence[Sequence[float]] = VOC, stages: Sequence[Sequence[int]] = PUBLISHED,
+    *, anchors: Sequence[Sequence[float]] = VOC_ANCHORS,
+    stages: Sequence[Sequence[int]] = PUBLISHED_STAGES,
     head: Sequence[int] = (1024, 1024, 1024), passed: int = 64, inputs: int = 3,
-    classes: int = 0, start: float = 0.0, folded: bool = False,
+    classes: int = 0, start: float = 0.0, fused: bool = False,
 ) -> keras.Model:  # fmt: skip
     """Build the network.
 
@@ -41,7 +42,7 @@ def yolo(
         inputs: Channels of the slice.
         classes: To tell apart; none need no answer.
         start: Bias of the confidence before training.
-        folded: Whether the normalisations are left out, their numbers having been taken into the
+        fused: Whether the normalisations are left out, their numbers having been taken into the
             convolutions before them.
 
     Returns:
@@ -52,17 +53,17 @@ def yolo(
     """
     image = keras.Input((None, None, inputs), name="image")
     x, finer = image, image
-    for at, widths in enumerate(stages):
-        if at:
+    for number, widths in enumerate(stages):
+        if number:
             finer = x
-            x = layers.MaxPooling2D(2, name=f"stage{at}_pool")(x)
+            x = layers.MaxPooling2D(2, name=f"stage{number}_pool")(x)
         for turn, width in enumerate(widths):
-            x = _convolved(x, width, 3 if turn % 2 == 0 else 1, f"stage{at}_{turn}", folded=folded)
+            x = _convolve(x, width, 3 if turn % 2 == 0 else 1, f"stage{number}_{turn}", fused=fused)
     for turn, width in enumerate(head[:-1]):
-        x = _convolved(x, width, 3, f"head_{turn}", folded=folded)
-    fine = _packed(_convolved(finer, passed, 1, "passed", folded=folded))
+        x = _convolve(x, width, 3, f"head_{turn}", fused=fused)
+    fine = _space_to_depth(_convolve(finer, passed, 1, "passed", fused=fused))
     x = layers.Concatenate(name="both")([fine, x])
-    x = _convolved(x, head[-1], 3, "last", folded=folded)
+    x = _convolve(x, head[-1], 3, "last", fused=fused)
     count, exact = len(anchors), {"dtype": "float32"}
     where = layers.Conv2D(4 * count, 1, name="where", **exact)(x)
     bias = keras.initializers.Constant(start)
@@ -70,22 +71,22 @@ def yolo(
     return keras.Model(image, layers.Concatenate(name="answer", **exact)([where, sure]))
 
 
-def _packed(x):
-    """Each 2 x 2 pixels become one with four times the channels, on slices of any size."""
+def _space_to_depth(x):
+    """Stack each 2 x 2 pixels as one with four times the channels, on slices of any size."""
     parts = [(0, 0), (0, 1), (1, 0), (1, 1)]
     shifted = [
         layers.Cropping2D(((i, 0), (j, 0)), name=f"passed_from{i}{j}")(x) if i or j else x
         for i, j in parts
     ]
     every_second = [
-        layers.MaxPooling2D(1, strides=2, name=f"passed_every{i}{j}")(one)
-        for (i, j), one in zip(parts, shifted, strict=True)
+        layers.MaxPooling2D(1, strides=2, name=f"passed_every{i}{j}")(part)
+        for (i, j), part in zip(parts, shifted, strict=True)
     ]
     return layers.Concatenate(name="passed_packed")(every_second)
 
 
-def _convolved(x, width: int, kernel: int, name: str, *, folded: bool):
-    x = layers.Conv2D(width, kernel, padding="same", use_bias=folded, name=name)(x)
-    if not folded:
+def _convolve(x, width: int, kernel: int, name: str, *, fused: bool):
+    x = layers.Conv2D(width, kernel, padding="same", use_bias=fused, name=name)(x)
+    if not fused:
         x = layers.BatchNormalization(momentum=0.98, name=f"{name}_norm")(x)
     return layers.LeakyReLU(negative_slope=0.1, name=f"{name}_leaky")(x)

@@ -1,8 +1,8 @@
-"""Somebody's SavedModel: its operations looked through, then loaded by TensorFlow's own loader.
+"""Somebody's SavedModel: its operations checked, then loaded by TensorFlow's own loader.
 
-A SavedModel is a program. TensorFlow runs parts of it when it is loaded and all of it when it is
-asked, and among its operations are some that read and write files. So the program is read as data
-first, and one that holds anything but arithmetic is refused.
+A SavedModel is a program. TensorFlow runs parts of it when it is loaded and all of it when it
+predicts, and among its operations are some that read and write files. So the program is read as
+data first, and one that holds anything but arithmetic is refused.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,7 +39,7 @@ INIT_OPS = ("saved_model_main_op", "legacy_init_op", "saved_model_init_op", "tab
 INIT_SIGNATURE = "__saved_model_init_op"
 
 
-def signature_of(
+def load_signature(
     tf, folder: Path, shape: tuple[int, int, int]
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Load a SavedModel.
@@ -60,12 +60,12 @@ def signature_of(
     try:
         loaded = tf.saved_model.load(str(folder))
     except Exception as error:  # whatever a damaged or hostile program makes the loader stumble on
-        said = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}: a SavedModel must be whole; {said}.") from error
-    ask = getattr(loaded, "signatures", {}).get("serving_default")
-    if ask is None:
+        message = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}: a SavedModel must be whole; {message}.") from error
+    signature = getattr(loaded, "signatures", {}).get("serving_default")
+    if signature is None:
         raise ValueError(f"{folder}: the objects of a SavedModel must name serving_default.")
-    inputs, outputs = ask.structured_input_signature[1], ask.structured_outputs
+    inputs, outputs = signature.structured_input_signature[1], signature.structured_outputs
     if len(inputs) != 1 or len(outputs) != 1:
         raise ValueError(
             f"{folder}: a SavedModel must have one input and one output; "
@@ -73,23 +73,23 @@ def signature_of(
         )
     (name, takes), (key,) = next(iter(inputs.items())), outputs
     wanted = tf.TensorShape((None, *shape, 1))
-    for what, found in (("input", takes.shape), ("output", outputs[key].shape)):
-        if not found.is_compatible_with(wanted):
+    for what, actual in (("input", takes.shape), ("output", outputs[key].shape)):
+        if not actual.is_compatible_with(wanted):
             raise ValueError(
-                f"{folder}: the {what} of a SavedModel must have shape {_shape(wanted)}; "
-                f"found {_shape(found)}."
+                f"{folder}: the {what} of a SavedModel must have shape {_format_shape(wanted)}; "
+                f"found {_format_shape(actual)}."
             )
 
     def run(image: np.ndarray) -> np.ndarray:
         fed = tf.constant(image[None, ..., None], takes.dtype)
-        return tf.cast(ask(**{name: fed})[key], tf.float32).numpy()[0, ..., 0]
+        return tf.cast(signature(**{name: fed})[key], tf.float32).numpy()[0, ..., 0]
 
     run.model = loaded  # its variables live as long as somebody holds it
     return run
 
 
-def _shape(found) -> tuple:
-    return tuple(found) if found.rank is not None else "any"
+def _format_shape(shape) -> tuple:
+    return tuple(shape) if shape.rank is not None else "any"
 
 
 def check_operations(folder: Path) -> None:
@@ -103,36 +103,40 @@ def check_operations(folder: Path) -> None:
         ValueError: If it is no SavedModel, is of TensorFlow 1, initialises anything when it is
             loaded, or holds another operation; the operation is named.
     """
-    graph = _read(folder)
+    graph = _read_graph(folder)
     library = graph.graph_def.library
-    functions = {one.signature.name: one for one in library.function}
+    functions = {item.signature.name: item for item in library.function}
     nodes = {node.name: node for node in graph.graph_def.node}
     if len(functions) < len(library.function) or len(nodes) < len(graph.graph_def.node):
         raise ValueError(f"{folder}: names in a SavedModel must be unique; found one twice.")
     _check_objects(folder, graph.object_graph_def)
     _check_init_ops(folder, graph, nodes)
 
-    outputs = [one.name for two in graph.signature_def.values() for one in two.outputs.values()]
+    outputs = [
+        item.name
+        for definition in graph.signature_def.values()
+        for item in definition.outputs.values()
+    ]
     roots = {*graph.object_graph_def.concrete_functions}
-    roots |= {one.gradient_func for one in library.gradient}
-    outer, run = _reached(outputs, roots, nodes, functions)
+    roots |= {item.gradient_func for item in library.gradient}
+    outer, run = _find_reached(outputs, roots, nodes, functions)
     saver = [graph.saver_def.save_tensor_name, graph.saver_def.restore_op_name]
-    saving = _reached(saver, (), nodes, functions)[1] - run
+    saving = _find_reached(saver, (), nodes, functions)[1] - run
 
     for node in nodes.values():
         stores = INITIAL_VALUES if node.name not in outer else set()
         if node.op not in ARITHMETIC | set(functions) | stores:
-            raise _refused(folder, node.op)
+            raise _make_refusal(folder, node.op)
     for name, function in functions.items():
         # `api_implements` lets TensorFlow exchange a function for another one when it is called.
         stores = STORING if name in saving and "api_implements" not in function.attr else set()
         for node in function.node_def:
             if node.op not in ARITHMETIC | set(functions) | stores:
-                raise _refused(folder, node.op)
+                raise _make_refusal(folder, node.op)
 
 
-def _read(folder: Path):
-    """The only graph of the program, as data."""
+def _read_graph(folder: Path):
+    """Read the only graph of the program, as data."""
     from google.protobuf.message import DecodeError  # noqa: PLC0415 TensorFlow's own libraries,
     from tensorflow.core.protobuf import saved_model_pb2  # noqa: PLC0415 and as slow to come
 
@@ -158,9 +162,10 @@ def _check_objects(folder: Path, objects) -> None:
     for node in objects.nodes:
         kind = node.WhichOneof("kind")
         if kind not in OBJECTS or node.saveable_objects:
-            found = f"{kind or 'unknown'} object{' with savers' if kind in OBJECTS else ''}"
+            description = f"{kind or 'unknown'} object{' with savers' if kind in OBJECTS else ''}"
             raise ValueError(
-                f"{folder}: a SavedModel must hold variables and functions only; found a {found}."
+                f"{folder}: a SavedModel must hold variables and functions only; "
+                f"found a {description}."
             )
 
 
@@ -168,8 +173,8 @@ def _check_init_ops(folder: Path, graph, nodes: Mapping) -> None:
     """Refuse operations that are meant to be run at loading, but for the one that does nothing."""
     named = [name for key in INIT_OPS for name in graph.collection_def[key].node_list.value]
     signature = graph.signature_def.get(INIT_SIGNATURE)
-    named += [one.name for one in signature.outputs.values()] if signature else []
-    for node in (nodes.get(_node_of(name)) for name in named):
+    named += [output.name for output in signature.outputs.values()] if signature else []
+    for node in (nodes.get(_parse_node(name)) for name in named):
         if node is None or node.op != "NoOp" or node.input:
             what = "one that is missing" if node is None else node.op
             raise ValueError(
@@ -178,41 +183,41 @@ def _check_init_ops(folder: Path, graph, nodes: Mapping) -> None:
             )
 
 
-def _reached(
+def _find_reached(
     names: Iterable[str], called: Iterable[str], nodes: Mapping, functions: Mapping
 ) -> tuple[set[str], set[str]]:
-    """The outer nodes and the functions that are run for some nodes and functions to be run."""
-    outer, waiting, pending = set(), [_node_of(name) for name in names], list(called)
+    """Find the outer nodes and the functions that some nodes and functions need to run."""
+    outer, waiting, pending = set(), [_parse_node(name) for name in names], list(called)
     while waiting:
         node = nodes.get(waiting.pop())
         if node is None or node.name in outer:
             continue
         outer.add(node.name)
-        waiting += map(_node_of, node.input)
-        pending += _called(node)
+        waiting += map(_parse_node, node.input)
+        pending += _list_called(node)
     run = set()
     while pending:
         name = pending.pop()
         if name in functions and name not in run:
             run.add(name)
-            pending += [one for node in functions[name].node_def for one in _called(node)]
+            pending += [name_ for node in functions[name].node_def for name_ in _list_called(node)]
     return outer, run
 
 
-def _node_of(name: str) -> str:
-    """A node by the name of one of its outputs, or of a control input."""
+def _parse_node(name: str) -> str:
+    """Parse the name of a node from that of one of its outputs, or of a control input."""
     return name.lstrip("^").split(":")[0]
 
 
-def _called(node) -> Iterator[str]:
+def _list_called(node) -> Iterator[str]:
     yield node.op
     for value in node.attr.values():
         if value.func.name:
             yield value.func.name
-        yield from (one.name for one in value.list.func)
+        yield from (function.name for function in value.list.func)
 
 
-def _refused(folder: Path, operation: str) -> ValueError:
+def _make_refusal(folder: Path, operation: str) -> ValueError:
     return ValueError(
         f"{folder}: a SavedModel may hold arithmetic only; found the operation {operation}."
     )

@@ -21,14 +21,16 @@ import numpy as np
 from bids_cmb.files import load_json, write_json
 from bids_cmb.imaging.preprocessing import SHIVA
 from bids_cmb.networks.external.keras_h5 import read_unet_h5
-from bids_cmb.networks.external.tiled_unet import convolutions
-from bids_cmb.networks.inference import folded, load_network
-from bids_cmb.networks.model_cards import DETECTION, card
-from bids_cmb.networks.weights import check_weights, digest_of, write_weights
+from bids_cmb.networks.external.tiled_unet import list_kernels
+from bids_cmb.networks.inference import fuse_batchnorm, load_network
+from bids_cmb.networks.model_cards import DETECTION, load_card
+from bids_cmb.networks.weights import check_weights, compute_digest, write_weights
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 UNET = re.compile(r"Unet3Dv2-(\d+)\.(\d+)\.2-(\d+\.?\d*)")
-MOST_UNPACKED = 8 * 2**30  # bytes of an archive; the published ones have less than a tenth of it
+MAX_UNPACKED_BYTES = (
+    8 * 2**30
+)  # bytes of an archive; the published ones have less than a tenth of it
 SAVED = "saved_model.pb"
 CITATION = {
     "text": "Tsuchida A, Goubet M, Boutinaud P, et al. SHIVA-CMB: a deep-learning-based robust "
@@ -83,14 +85,14 @@ RELEASES = (
 )  # fmt: skip
 
 
-def add(sources: Sequence[Path], models: Path, say: Say) -> list[str]:
+def install_models(sources: Sequence[Path], models: Path, log: Log) -> list[str]:
     """Install published networks as detectors.
 
     Args:
         sources: A zip archive, a folder, or the networks one by one; any of them may hold a
             ``model_info.json``, SHIVA's descriptor.
         models: The folder of cards and weights; made if it is missing.
-        say: Told what is done.
+        log: Called with a line of progress.
 
     Returns:
         The detectors that can now be named.
@@ -100,42 +102,48 @@ def add(sources: Sequence[Path], models: Path, say: Say) -> list[str]:
             kind, or none is recognised. Nothing is left behind in ``models``.
         OSError: If something cannot be read or written.
     """
-    with _unpacked(sources) as places:
-        networks = {path: md5(path) for path in _networks(places)}
-        release, found = _recognised(networks, list(_descriptors(places)))
+    with _unpack(sources) as places:
+        networks = {path: compute_md5(path) for path in _list_networks(places)}
+        release, folds = _recognise(networks, list(_list_descriptors(places)))
         models.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=models, prefix=".adding-") as held:
+        with tempfile.TemporaryDirectory(dir=models, prefix=".adding-") as staging:
             members = [
-                _member(f"fold-{number}", path, networks[path], release, Path(held), say)
-                for number, path in enumerate(found)
+                _make_member(f"fold-{number}", path, networks[path], release, Path(staging), log)
+                for number, path in enumerate(folds)
             ]
-            cards = [_card(release, members, rule) for rule in ("shiva", "shiva-readme")]
+            cards = [_make_card(release, members, rule) for rule in ("shiva", "shiva-readme")]
             for member in members:
-                _replace(Path(held) / member["weights"], models / member["weights"])
-        for said in cards:
-            write_json(models / f"{said['name']}.json", said)
-    return [said["name"] for said in cards]
+                _replace(Path(staging) / member["weights"], models / member["weights"])
+        for card in cards:
+            write_json(models / f"{card['name']}.json", card)
+    return [card["name"] for card in cards]
 
 
-def verify(models: Path) -> dict[str, str]:
-    """What is wrong with each detector of a folder; nothing, if all its weights are there."""
-    return {name: _wrong(name, models) for name in sorted(p.stem for p in models.glob("*.json"))}
+def verify_models(models: Path) -> dict[str, str]:
+    """Find what is wrong with each detector of a folder; empty if all its weights are there."""
+    return {
+        name: _find_fault(name, models) for name in sorted(p.stem for p in models.glob("*.json"))
+    }
 
 
-def _wrong(name: str, models: Path) -> str:
+def _find_fault(name: str, models: Path) -> str:
     try:
-        check_weights(name, card(name, models), models)
+        check_weights(name, load_card(name, models), models)
     except ValueError as error:
         return str(error)
     return ""
 
 
-def md5(path: Path) -> str:
-    """MD5 as SHIVA publishes it: of a file; of a folder, over its files one after the other."""
-    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+def compute_md5(path: Path) -> str:
+    """Compute MD5 as SHIVA publishes it: of a folder, over its files one after the other."""
+    files = (
+        sorted(file_path for file_path in path.rglob("*") if file_path.is_file())
+        if path.is_dir()
+        else [path]
+    )
     digest = hashlib.md5(usedforsecurity=False)
-    for one in files:
-        with one.open("rb") as file:
+    for file_path in files:
+        with file_path.open("rb") as file:
             while block := file.read(2**20):
                 digest.update(block)
     return digest.hexdigest()
@@ -145,8 +153,8 @@ def md5(path: Path) -> str:
 
 
 @contextmanager
-def _unpacked(sources: Sequence[Path]) -> Iterator[list[Path]]:
-    """The sources, archives unpacked for as long as they are looked at."""
+def _unpack(sources: Sequence[Path]) -> Iterator[list[Path]]:
+    """Unpack archives among the sources for as long as they are needed."""
     with tempfile.TemporaryDirectory() as folder:
         places = []
         for number, source in enumerate(sources):
@@ -179,10 +187,10 @@ def _unzip(archive: Path, folder: Path) -> None:
                         f"found {entry.filename!r}."
                     )
             size = sum(entry.file_size for entry in entries)
-            if size > MOST_UNPACKED:
+            if size > MAX_UNPACKED_BYTES:
                 raise ValueError(
-                    f"{archive}: an archive must unpack to at most {MOST_UNPACKED // 2**30} GB; "
-                    f"found {size / 2**30:.0f} GB."
+                    f"{archive}: an archive must unpack to at most "
+                    f"{MAX_UNPACKED_BYTES // 2**30} GB; found {size / 2**30:.0f} GB."
                 )
             packed.extractall(folder)  # never more than the sizes that were just added up
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
@@ -191,8 +199,8 @@ def _unzip(archive: Path, folder: Path) -> None:
         ) from error
 
 
-def _networks(places: Sequence[Path]) -> Iterator[Path]:
-    """HDF5 files and SavedModel folders."""
+def _list_networks(places: Sequence[Path]) -> Iterator[Path]:
+    """List HDF5 files and SavedModel folders."""
     for place in places:
         if place.is_file():
             if place.suffix.lower() in (".h5", ".hdf5"):
@@ -206,10 +214,10 @@ def _networks(places: Sequence[Path]) -> Iterator[Path]:
             yield place
         else:
             yield from sorted(place.rglob("*.h5"))
-            yield from sorted(one.parent for one in place.rglob(SAVED))
+            yield from sorted(file_path.parent for file_path in place.rglob(SAVED))
 
 
-def _descriptors(places: Sequence[Path]) -> Iterator[Path]:
+def _list_descriptors(places: Sequence[Path]) -> Iterator[Path]:
     for place in places:
         if place.name == "model_info.json":
             yield place
@@ -220,22 +228,22 @@ def _descriptors(places: Sequence[Path]) -> Iterator[Path]:
 # What it is
 
 
-def _recognised(
+def _recognise(
     networks: Mapping[Path, str], descriptors: Sequence[Path]
 ) -> tuple[Release, list[Path]]:
-    """The release that the networks are, and its folds in order."""
+    """Recognise the release of the networks, and its folds in order."""
     for release in RELEASES:
         if set(release.folds.values()) & set(networks.values()) or any(
             path.name in release.folds for path in networks
         ):
-            return release, _folds(release, networks)
+            return release, _match_folds(release, networks)
     if len(descriptors) > 1:
         raise ValueError(
             f"{descriptors[1]}: one model at a time; {descriptors[0]} describes another."
         )
     if descriptors:
-        release = _described(descriptors[0])
-        return release, _folds(release, networks)
+        release = _read_descriptor(descriptors[0])
+        return release, _match_folds(release, networks)
     if not networks:
         raise ValueError("A model to add must hold .h5 files or SavedModel folders; found none.")
     raise ValueError(
@@ -244,14 +252,14 @@ def _recognised(
     )
 
 
-def _folds(release: Release, networks: Mapping[Path, str]) -> list[Path]:
-    """The networks of a release, every one there and none altered."""
-    found = []
+def _match_folds(release: Release, networks: Mapping[Path, str]) -> list[Path]:
+    """Match networks to the folds of a release, every one there and none altered."""
+    matched = []
     for name, digest in release.folds.items():
-        same = [path for path, one in networks.items() if one == digest]
+        same = [path for path, actual in networks.items() if actual == digest]
         named = [path for path in networks if path.name == Path(name).name]
         if same:
-            found.append(same[0])
+            matched.append(same[0])
         elif named:
             raise ValueError(
                 f"{named[0]}: a network of {release.name} must have MD5 {digest}; "
@@ -262,27 +270,27 @@ def _folds(release: Release, networks: Mapping[Path, str]) -> list[Path]:
                 f"{release.name} has {len(release.folds)} networks, to be added together; "
                 f"{Path(name).name} is missing."
             )
-    return found
+    return matched
 
 
-def _described(path: Path) -> Release:
-    """A release as SHIVA's descriptor tells it.
+def _read_descriptor(path: Path) -> Release:
+    """Read a release from SHIVA's descriptor.
 
     Raises:
         ValueError: If it is no such descriptor, names a script, or a kind that we cannot build.
     """
     try:
-        said = load_json(path)
-        folds = {str(one["name"]): str(one["md5"]).lower() for one in said["files"]}
-        version, architecture = str(said["version"]), str(said.get("architecture", ""))
+        descriptor = load_json(path)
+        folds = {str(file["name"]): str(file["md5"]).lower() for file in descriptor["files"]}
+        version, architecture = str(descriptor["version"]), str(descriptor.get("architecture", ""))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: a descriptor must be JSON with version and files (name, md5); {error!r}."
         ) from error
-    if said.get("script"):
+    if descriptor.get("script"):
         raise ValueError(
             f"{path}: a descriptor must not name a script, since code of a model is never run; "
-            f"found {said['script']!r}."
+            f"found {descriptor['script']!r}."
         )
     if not folds:
         raise ValueError(f"{path}: a descriptor must name at least one file; found none.")
@@ -295,19 +303,19 @@ def _described(path: Path) -> Release:
     return Release(name, architecture or next(iter(folds)), folds)
 
 
-def widths_of(tag: str) -> list[int]:
-    """Channels of each level, from the tag of an architecture: first, levels, growth.
+def parse_widths(tag: str) -> list[int]:
+    """Parse the channels of each level from an architecture's tag: first, levels, growth.
 
     Raises:
         ValueError: If the tag is of another kind than SHIVA-CMB's first U-Net.
     """
-    found = UNET.search(tag)
-    if not found:
+    match = UNET.search(tag)
+    if not match:
         raise ValueError(
             "A network in HDF5 must be a Unet3Dv2-FILTERS.LEVELS.2-GROWTH, the only kind that "
             f"can be rebuilt; found {tag!r}. A SavedModel can be of any kind."
         )
-    first, levels, growth = int(found[1]), int(found[2]), float(found[3])
+    first, levels, growth = int(match[1]), int(match[2]), float(match[3])
     widths = [first]
     while len(widths) < levels:
         widths.append(round(widths[-1] * growth))
@@ -317,33 +325,33 @@ def widths_of(tag: str) -> list[int]:
 # What it becomes
 
 
-def _member(
-    name: str, path: Path, digest_md5: str, release: Release, folder: Path, say: Say
+def _make_member(
+    name: str, path: Path, digest_md5: str, release: Release, folder: Path, log: Log
 ) -> dict:  # fmt: skip
-    """A network of a card, its weights in ``folder``, loaded once to see that it works."""
+    """Make a member of a card, its weights in ``folder``, loaded once to see that it works."""
     grid = {key: value for key, value in asdict(SHIVA).items() if value is not None}
     if path.is_dir():
         weights = f"{release.name}-{name}"
         shutil.copytree(path, folder / weights, symlinks=True)
-        linked = [one for one in (folder / weights).rglob("*") if one.is_symlink()]
+        linked = [file for file in (folder / weights).rglob("*") if file.is_symlink()]
         if linked:
             raise ValueError(f"{path}: a SavedModel must hold files, no links; {linked[0].name}.")
-        digest = digest_of(folder / weights)
-        made = {"builder": "savedmodel", "arguments": {}}
+        digest = compute_digest(folder / weights)
+        built = {"builder": "savedmodel", "arguments": {}}
     else:
         weights = f"{release.name}-{name}.npz"
-        widths = widths_of(release.architecture)
-        arrays = read_unet_h5(path, convolutions(widths))
-        digest = write_weights(folder / weights, folded(arrays), dtype=np.float32)
-        made = {"builder": "shiva", "arguments": {"widths": widths}}
-    member = {"name": name, **made, "grid": grid, "weights": weights, "sha256": digest}
+        widths = parse_widths(release.architecture)
+        arrays = read_unet_h5(path, list_kernels(widths))
+        digest = write_weights(folder / weights, fuse_batchnorm(arrays), dtype=np.float32)
+        built = {"builder": "shiva", "arguments": {"widths": widths}}
+    member = {"name": name, **built, "grid": grid, "weights": weights, "sha256": digest}
     load_network(member, folder / weights)
-    say(f"{name}: {path.name}, read and checked")
+    log(f"{name}: {path.name}, read and checked")
     return {**member, "source": {"file": path.name, "md5": digest_md5}}
 
 
-def _card(release: Release, members: list[dict], rule: str) -> dict:
-    """The card of a detector, with one of the two rules by which its makers scale intensities."""
+def _make_card(release: Release, members: list[dict], rule: str) -> dict:
+    """Make the card of a detector, with one of the makers' two rules of intensity."""
     literal = rule == "shiva-readme"
     scaled = "the 99th percentile of the brain at 1" if literal else "as SHiVAi scales them"
     return {
@@ -359,7 +367,9 @@ def _card(release: Release, members: list[dict], rule: str) -> dict:
         "threshold_reason": "Its makers'; they do not grade lesions, so every one is definite.",
         "min_volume_mm3": 0.0,
         "memory_mb": 3500,
-        "members": [{**one, "grid": {**one["grid"], "intensity": rule}} for one in members],
+        "members": [
+            {**member, "grid": {**member["grid"], "intensity": rule}} for member in members
+        ],
     }
 
 

@@ -9,8 +9,8 @@ Three quarters of its arithmetic lies in the decoder's two finest levels. There
   convolution of the coarse image with a 4 x 4 x 4 kernel: 8 products per voxel instead of 27;
 - stacking two images and convolving them is convolving each and adding.
 
-Normalisations have been taken into the convolutions (`networks.inference.folded`). All this is
-exact but for rounding. Nothing is padded right before a convolution: TensorFlow computes that
+Normalisations have been fused into the convolutions (`networks.inference.fuse_batchnorm`). All this
+is exact but for rounding. Nothing is padded right before a convolution: TensorFlow computes that
 wrongly on CPUs.
 """
 
@@ -21,22 +21,22 @@ from functools import lru_cache, partial
 import numpy as np
 from scipy import ndimage
 
-SLAB = 32  # voxels along the first axis that are encoded at a time
-TILE = 350_000  # voxels that are decoded at a time, with what lies about them
-A_CALL = 8_000  # voxels that could be decoded in the time that asking for a tile takes
-AGAIN = 0.2  # of a tile's cost, for each time that it will have to be halved
-BLOCK = 4  # voxels: where one tile may end and the next begin
-LEAST = 2  # blocks that a tile has along each axis where it was cut
-IN_TILES = 2  # levels, from the finest, that are
-DOUBLED = 3  # levels, from the finest, whose doubling is a transposed convolution
-HALO_DOWN = 2  # voxels by which the encoder's two convolutions of 3 look beyond a slab
-HALO_UP = (4, 2)  # by which all of the decoder's look beyond a tile, at each level in tiles
-LAST = 10  # channels of the two convolutions after the finest level
+SLAB_VOXELS = 32  # voxels along the first axis that are encoded at a time
+MAX_TILE_VOXELS = 350_000  # voxels that are decoded at a time, with what lies about them
+CALL_COST_VOXELS = 8_000  # voxels that could be decoded in the time that asking for a tile takes
+SPLIT_COST = 0.2  # of a tile's cost, for each time that it will have to be halved
+BLOCK_VOXELS = 4  # voxels: where one tile may end and the next begin
+MIN_TILE_BLOCKS = 2  # blocks that a tile has along each axis where it was cut
+N_TILED_LEVELS = 2  # levels, from the finest, that are
+N_TRANSPOSED_LEVELS = 3  # levels, from the finest, whose doubling is a transposed convolution
+ENCODER_HALO = 2  # voxels by which the encoder's two convolutions of 3 look beyond a slab
+DECODER_HALO = (4, 2)  # by which all of the decoder's look beyond a tile, at each level in tiles
+LAST_CHANNELS = 10  # channels of the two convolutions after the finest level
 Array = np.ndarray
 
 
-def convolutions(widths: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """The convolutions of the network, in the order of its layers.
+def list_kernels(widths: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """List the kernels of the network, in the order of its layers.
 
     Args:
         widths: Channels of each level, the finest first.
@@ -52,18 +52,20 @@ def convolutions(widths: Sequence[int]) -> dict[str, tuple[int, ...]]:
         both = before + widths[level]
         sizes |= {f"up{level}_first": (both, both), f"up{level}_second": (both, widths[level])}
         before = widths[level]
-    sizes |= {"last_first": (before, LAST), "last_second": (LAST, LAST)}
-    return {name: (3, 3, 3, *size) for name, size in sizes.items()} | {"answer": (1, 1, 1, LAST, 1)}
+    sizes |= {"last_first": (before, LAST_CHANNELS), "last_second": (LAST_CHANNELS, LAST_CHANNELS)}
+    return {name: (3, 3, 3, *size) for name, size in sizes.items()} | {
+        "answer": (1, 1, 1, LAST_CHANNELS, 1)
+    }
 
 
-def staged(
+def build_tiled_unet(
     tf, arrays: Mapping[str, Array], widths: Sequence[int], *, mixed: bool = False
 ) -> Callable[[Array, Array | None], Array]:
-    """Make the function that asks the network.
+    """Build the function that predicts.
 
     Args:
         tf: TensorFlow.
-        arrays: Kernels and biases under the names of `networks.architectures.shiva`, folded.
+        arrays: Kernels and biases under the names of `networks.architectures.shiva`, fused.
         widths: Channels of each level, the finest first; at least three levels.
         mixed: Whether to compute in 16 bits (bfloat16).
 
@@ -71,32 +73,35 @@ def staged(
         ``(image, where) → probability``: float32 (X, Y, Z), and True where the probability is
         wanted, or None for everywhere; it is 0 elsewhere.
     """
-    stages = _stages(tf, tuple(widths), mixed)
-    held = {name: tf.constant(array, stages.kind) for name, array in split(arrays, widths).items()}
+    stages = _build_stages(tf, tuple(widths), mixed)
+    held = {
+        name: tf.constant(array, stages.kind)
+        for name, array in split_kernels(arrays, widths).items()
+    }
 
     def run(image: Array, where: Array | None) -> Array:
         wanted = np.ones(image.shape, bool) if where is None else where
         if not wanted.any():
             return np.zeros(image.shape, np.float32)
         x, skips = image[..., None], []
-        plans = _planned(np.packbits(wanted).tobytes(), wanted.shape)
+        plans = _plan(np.packbits(wanted).tobytes(), wanted.shape)
         for level, plan in enumerate(plans):
-            skip, x = _down(partial(stages.down, level, held), x, plan)
+            skip, x = _encode(partial(stages.down, level, held), x, plan)
             skips.append(skip)
         x = np.asarray(stages.deep(held, x[None]))[0]
         for level, plan in reversed(list(enumerate(plans))):
-            x = _grown(x, plan.shape)
-            x = _up(partial(stages.up, level, held), x, skips.pop(), plan)
+            x = _pad_to_even(x, plan.shape)
+            x = _decode(partial(stages.up, level, held), x, skips.pop(), plan)
         return x[..., 0]
 
     return run
 
 
-def split(arrays: Mapping[str, Array], widths: Sequence[int]) -> dict[str, Array]:
-    """The kernels as the stages want them: the first of each decoder level in two.
+def split_kernels(arrays: Mapping[str, Array], widths: Sequence[int]) -> dict[str, Array]:
+    """Split the first kernel of each decoder level in two, as the stages need it.
 
     Args:
-        arrays: Kernels and biases under the names of `networks.architectures.shiva`, folded.
+        arrays: Kernels and biases under the names of `networks.architectures.shiva`, fused.
         widths: Channels of each level, the finest first.
 
     Returns:
@@ -108,13 +113,15 @@ def split(arrays: Mapping[str, Array], widths: Sequence[int]) -> dict[str, Array
         kernel = made.pop(f"up{level}_first/kernel")  # (3, 3, 3, coarse + skip, out)
         coarse = kernel.shape[3] - width
         first = kernel[..., :coarse, :]
-        made[f"up{level}_coarse"] = doubling(first) if level < DOUBLED else first
+        made[f"up{level}_coarse"] = (
+            make_doubling_kernel(first) if level < N_TRANSPOSED_LEVELS else first
+        )
         made[f"up{level}_skip"] = kernel[..., coarse:, :]
     return {name: np.ascontiguousarray(array) for name, array in made.items()}
 
 
-def doubling(kernel: Array) -> Array:
-    """The kernel of a transposed convolution that doubles an image and convolves it.
+def make_doubling_kernel(kernel: Array) -> Array:
+    """Make the kernel of a transposed convolution that doubles an image and convolves it.
 
     Args:
         kernel: (3, 3, 3, in, out).
@@ -130,7 +137,7 @@ def doubling(kernel: Array) -> Array:
 
 
 @lru_cache(maxsize=8)
-def _stages(tf, widths: tuple[int, ...], mixed: bool) -> "_Stages":  # noqa: FBT001 a key
+def _build_stages(tf, widths: tuple[int, ...], mixed: bool) -> "_Stages":  # noqa: FBT001 a key
     return _Stages(tf, widths, tf.bfloat16 if mixed else tf.float32)
 
 
@@ -147,38 +154,40 @@ class _Stages:
             f"{name}/{part}": np.broadcast_to(
                 np.float32(0), shape if part == "kernel" else shape[-1:]
             )
-            for name, shape in convolutions(widths).items()
+            for name, shape in list_kernels(widths).items()
             for part in ("kernel", "bias")
         }
-        self.shapes = {name: array.shape for name, array in split(empty, widths).items()}
+        self.shapes = {name: array.shape for name, array in split_kernels(empty, widths).items()}
         self._graphs: dict[str, Callable] = {}
 
     def down(self, level: int, held: Mapping, image: Array) -> tuple[Array, Array]:
-        """(X, Y, Z, C) → the level's skip, and the image halved."""
+        """Encode a level: (X, Y, Z, C) → the skip, and the image halved."""
         channels = self.widths[level - 1] if level else 1
-        ask = self._graph(f"down{level}", (f"down{level}_",), self._down, level, channels)
-        return tuple(np.asarray(part)[0] for part in ask(held, image[None]))  # not copied
+        graph = self._graph(f"down{level}", (f"down{level}_",), self._down, level, channels)
+        return tuple(np.asarray(part)[0] for part in graph(held, image[None]))  # not copied
 
     def deep(self, held: Mapping, image: Array):
-        """From the first halved image that is computed whole to what comes back up."""
-        levels = range(IN_TILES, len(self.widths))
+        """Compute the levels below the tiles, from the first halved image to what comes back up."""
+        levels = range(N_TILED_LEVELS, len(self.widths))
         names = tuple(f"{way}{level}_" for level in levels for way in ("down", "up"))
-        return self._graph("deep", names, self._deep, None, self.widths[IN_TILES - 1])(held, image)
+        return self._graph("deep", names, self._deep, None, self.widths[N_TILED_LEVELS - 1])(
+            held, image
+        )
 
     def up(self, level: int, held: Mapping, coarse: Array, skip: Array, *, whole: bool) -> Array:
-        """Coarse image and skip → image; probabilities at the finest level.
+        """Decode a level: coarse image and skip → image; probabilities at the finest level.
 
-        What has no neighbours on all sides is left out, `HALO_UP` voxels of each side, unless the
-        ``whole`` is wanted: then 0 is beyond, as it is at the border of the scan.
+        What has no neighbours on all sides is left out, `DECODER_HALO` voxels of each side, unless
+        the ``whole`` is wanted: then 0 is beyond, as it is at the border of the scan.
         """
         names = (f"up{level}_", *(() if level else ("last_", "answer/")))
         channels = self.widths[level + 1], self.widths[level]
         kind, stage = ("whole", self._up) if whole else ("within", self._up_within)
-        ask = self._graph(f"up{level} {kind}", names, stage, level, *channels)
-        return np.asarray(ask(held, coarse[None], skip[None]))[0]
+        graph = self._graph(f"up{level} {kind}", names, stage, level, *channels)
+        return np.asarray(graph(held, coarse[None], skip[None]))[0]
 
     def _graph(self, key: str, names: tuple, stage: Callable, level: int | None, *channels: int):
-        """A stage as a graph, made once; it is given the weights whose names begin so."""
+        """Compile a stage, once; it is given the weights whose names begin so."""
         tf = self.tf
         wanted = [name for name in self.shapes if name.startswith(names)]
         if key not in self._graphs:
@@ -186,8 +195,8 @@ class _Stages:
             images = [tf.TensorSpec((1, None, None, None, count)) for count in channels]
 
             def run(held, *images):
-                found = stage(level, held, *(tf.cast(image, self.kind) for image in images))
-                return tf.nest.map_structure(lambda one: tf.cast(one, tf.float32), found)
+                outputs = stage(level, held, *(tf.cast(image, self.kind) for image in images))
+                return tf.nest.map_structure(lambda tensor: tf.cast(tensor, tf.float32), outputs)
 
             self._graphs[key] = tf.function(
                 run, input_signature=[weights, *images], autograph=False
@@ -219,7 +228,7 @@ class _Stages:
         return tf.sigmoid(tf.nn.bias_add(logits, held["answer/bias"]))
 
     def _deep(self, _: None, held: Mapping, x):
-        tf, skips, levels = self.tf, [], range(IN_TILES, len(self.widths))
+        tf, skips, levels = self.tf, [], range(N_TILED_LEVELS, len(self.widths))
         for level in levels:
             skip, x = self._down(level, held, x)
             skips.append(skip)
@@ -231,9 +240,9 @@ class _Stages:
         return x
 
     def _doubled(self, level: int, held: Mapping, x, size):
-        """The image doubled, cut to ``size`` and convolved."""
+        """Double the image, crop it to ``size`` and convolve it."""
         tf, kernel = self.tf, held[f"up{level}_coarse"]
-        if level < DOUBLED:
+        if level < N_TRANSPOSED_LEVELS:
             shape = tf.concat([[1], 2 * tf.shape(x)[1:4], [kernel.shape[3]]], 0)
             made = tf.nn.conv3d_transpose(x, kernel, shape, 2, "SAME")
             return made[:, : size[0], : size[1], : size[2]]
@@ -248,7 +257,7 @@ class _Stages:
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What is asked of the network at a level, so that the finest one is answered.
+    """The tiles of a level, so that the finest one is computed where it is wanted.
 
     Attributes:
         shape: Of the level, in voxels.
@@ -262,8 +271,8 @@ class _Plan:
 
 
 @lru_cache(maxsize=1)
-def _planned(wanted: bytes, shape: tuple[int, ...]) -> tuple[_Plan, ...]:
-    """The plans of the levels in tiles; every fold of a scan has the same.
+def _plan(wanted: bytes, shape: tuple[int, ...]) -> tuple[_Plan, ...]:
+    """Plan the levels in tiles; every fold of a scan has the same.
 
     Args:
         wanted: Bits of the voxels of the finest level whose probability is wanted.
@@ -271,9 +280,11 @@ def _planned(wanted: bytes, shape: tuple[int, ...]) -> tuple[_Plan, ...]:
     """
     bits = np.unpackbits(np.frombuffer(wanted, np.uint8), count=int(np.prod(shape)))
     finest, plans = bits.reshape(shape).astype(bool), []
-    for level in range(IN_TILES):
-        needed = _needed(finest, level, shape)
-        plans.append(_Plan(shape, _tiles(needed, HALO_UP[level]), HALO_UP[level]))
+    for level in range(N_TILED_LEVELS):
+        needed = _find_needed(finest, level, shape)
+        plans.append(
+            _Plan(shape, _divide_into_tiles(needed, DECODER_HALO[level]), DECODER_HALO[level])
+        )
         shape = tuple(side // 2 for side in shape)
     return tuple(plans)
 
@@ -286,15 +297,15 @@ class _Part:
     first: Array
 
     def cut(self, low: Array, high: Array) -> Array:
-        """The part from ``low`` to ``high``, in voxels of the larger array."""
+        """Cut the part from ``low`` to ``high``, in voxels of the larger array."""
         return self.data[_box(low - self.first, high - self.first)]
 
 
-def _down(stage: Callable, x: Array, plan: _Plan) -> tuple[_Part, Array]:
-    """A level of the encoder, slab by slab.
+def _encode(stage: Callable, x: Array, plan: _Plan) -> tuple[_Part, Array]:
+    """Encode a level slab by slab.
 
     Args:
-        stage: Asks the network.
+        stage: The network's.
         x: (X, Y, Z, C).
         plan: Of the level's decoder.
 
@@ -306,38 +317,38 @@ def _down(stage: Callable, x: Array, plan: _Plan) -> tuple[_Part, Array]:
     end = np.max([high for _, high in plan.tiles], axis=0)
     end = np.minimum(end + 1 + plan.halo, plan.shape)
     skip = halved = None
-    for start in range(0, x.shape[0], SLAB):
-        stop = min(start + SLAB, x.shape[0])
-        low, high = max(0, start - HALO_DOWN), min(x.shape[0], stop + HALO_DOWN)
-        found, pooled = stage(x[low:high])
+    for start in range(0, x.shape[0], SLAB_VOXELS):
+        stop = min(start + SLAB_VOXELS, x.shape[0])
+        low, high = max(0, start - ENCODER_HALO), min(x.shape[0], stop + ENCODER_HALO)
+        encoded, pooled = stage(x[low:high])
         if skip is None:
-            skip = np.empty((*(end - first), found.shape[-1]), np.float32)
-            halved = np.empty((*(side // 2 for side in x.shape[:3]), found.shape[-1]), np.float32)
+            skip = np.empty((*(end - first), encoded.shape[-1]), np.float32)
+            halved = np.empty((*(side // 2 for side in x.shape[:3]), encoded.shape[-1]), np.float32)
         halved[start // 2 : stop // 2] = pooled[(start - low) // 2 :][: stop // 2 - start // 2]
         begin, until = max(start, first[0]), min(stop, end[0])
         if begin < until:
-            kept = found[begin - low : until - low, first[1] : end[1], first[2] : end[2]]
+            kept = encoded[begin - low : until - low, first[1] : end[1], first[2] : end[2]]
             skip[begin - first[0] : until - first[0]] = kept
     return _Part(skip, first), halved
 
 
-def _up(stage: Callable, x: Array, skip: _Part, plan: _Plan) -> Array:
-    """A level of the decoder where it is needed: (X/2, Y/2, Z/2, C) and skip → (X, Y, Z, C)."""
+def _decode(stage: Callable, x: Array, skip: _Part, plan: _Plan) -> Array:
+    """Decode a level where it is needed: (X/2, Y/2, Z/2, C) and skip → (X, Y, Z, C)."""
     out, halo = None, plan.halo
     for first, end in plan.tiles:
         low, high = (first - halo) // 2 * 2, -(-(end + halo) // 2) * 2
         whole = bool((low < 0).any() or (high > plan.shape).any())  # it is at the border
         low, high = np.maximum(low, 0), np.minimum(high, plan.shape)
-        found = stage(x[_box(low // 2, -(-high // 2))], skip.cut(low, high), whole=whole)
+        decoded = stage(x[_box(low // 2, -(-high // 2))], skip.cut(low, high), whole=whole)
         if out is None:
-            out = np.zeros((*plan.shape, found.shape[-1]), np.float32)
+            out = np.zeros((*plan.shape, decoded.shape[-1]), np.float32)
         begin = low if whole else low + halo
-        out[_box(first, end)] = found[_box(first - begin, end - begin)]
+        out[_box(first, end)] = decoded[_box(first - begin, end - begin)]
     return out
 
 
-def _needed(wanted: Array, level: int, shape: tuple[int, ...]) -> Array:
-    """The voxels of a level that can reach what is wanted at the finest one."""
+def _find_needed(wanted: Array, level: int, shape: tuple[int, ...]) -> Array:
+    """Find the voxels of a level that can reach what is wanted at the finest one."""
     if level == 0:
         return wanted
     step = 2**level
@@ -350,46 +361,52 @@ def _needed(wanted: Array, level: int, shape: tuple[int, ...]) -> Array:
     return ndimage.binary_dilation(blocks.any(axis=(1, 3, 5)), reach, iterations=3)
 
 
-def _tiles(needed: Array, halo: int) -> list[tuple[Array, Array]]:
-    """First voxel of, and end beyond, boxes that hold all that is needed, few above `TILE`."""
-    sides = -(-np.array(needed.shape) // BLOCK)
-    padded = np.pad(needed, [(0, n * BLOCK - m) for n, m in zip(sides, needed.shape, strict=True)])
-    blocks = padded.reshape(*(size for side in sides for size in (side, BLOCK))).any(axis=(1, 3, 5))
-    [whole] = _about(blocks, np.zeros(3, int), sides)
+def _divide_into_tiles(needed: Array, halo: int) -> list[tuple[Array, Array]]:
+    """Divide all that is needed into boxes, few above `MAX_TILE_VOXELS`: first voxels and ends."""
+    sides = -(-np.array(needed.shape) // BLOCK_VOXELS)
+    padded = np.pad(
+        needed, [(0, n * BLOCK_VOXELS - m) for n, m in zip(sides, needed.shape, strict=True)]
+    )
+    blocks = padded.reshape(*(size for side in sides for size in (side, BLOCK_VOXELS))).any(
+        axis=(1, 3, 5)
+    )
+    [whole] = _bound(blocks, np.zeros(3, int), sides)
     return [
         tile
-        for first, end in _cut(blocks, whole, halo)
-        for tile in _about(needed, first * BLOCK, np.minimum(end * BLOCK, needed.shape))
+        for first, end in _divide(blocks, whole, halo)
+        for tile in _bound(
+            needed, first * BLOCK_VOXELS, np.minimum(end * BLOCK_VOXELS, needed.shape)
+        )
     ]
 
 
-def _cut(blocks: Array, box: tuple[Array, Array], halo: int) -> list[tuple[Array, Array]]:
-    """A box, in blocks, cut in two where both sides cost least together; and so on.
+def _divide(blocks: Array, box: tuple[Array, Array], halo: int) -> list[tuple[Array, Array]]:
+    """Divide a box, in blocks, in two where both sides cost least together; and so on.
 
     Ends where the whole costs less, and may be computed at once.
     """
     first, end = box
-    fits = np.prod((end - first) * BLOCK + 2 * halo) <= TILE
-    least, halves = (_cost(box, halo) if fits else np.inf), []
+    fits = np.prod((end - first) * BLOCK_VOXELS + 2 * halo) <= MAX_TILE_VOXELS
+    least, halves = (_estimate_cost(box, halo) if fits else np.inf), []
     for axis in range(3):
-        for at in range(first[axis] + LEAST, end[axis] - LEAST + 1):
+        for position in range(first[axis] + MIN_TILE_BLOCKS, end[axis] - MIN_TILE_BLOCKS + 1):
             until, since = end.copy(), first.copy()
-            until[axis] = since[axis] = at
-            pair = [*_about(blocks, first, until), *_about(blocks, since, end)]
-            together = sum(_cost(half, halo) for half in pair)
+            until[axis] = since[axis] = position
+            pair = [*_bound(blocks, first, until), *_bound(blocks, since, end)]
+            together = sum(_estimate_cost(half, halo) for half in pair)
             if together < least:
                 least, halves = together, pair
-    return [tile for half in halves for tile in _cut(blocks, half, halo)] or [box]
+    return [tile for half in halves for tile in _divide(blocks, half, halo)] or [box]
 
 
-def _cost(box: tuple[Array, Array], halo: int) -> float:
-    """Voxels that a box costs: its convolutions look at most of the halo; it may be cut again."""
-    voxels = np.prod((box[1] - box[0]) * BLOCK + 1.25 * halo) + A_CALL
-    return float(voxels * (1 + AGAIN * np.log2(max(1.0, voxels / TILE))))
+def _estimate_cost(box: tuple[Array, Array], halo: int) -> float:
+    """Estimate the cost of a box in voxels, most of the halo and later divisions included."""
+    voxels = np.prod((box[1] - box[0]) * BLOCK_VOXELS + 1.25 * halo) + CALL_COST_VOXELS
+    return float(voxels * (1 + SPLIT_COST * np.log2(max(1.0, voxels / MAX_TILE_VOXELS))))
 
 
-def _about(needed: Array, first: Array, end: Array) -> list[tuple[Array, Array]]:
-    """The smallest box about what is needed between ``first`` and ``end``; none about nothing."""
+def _bound(needed: Array, first: Array, end: Array) -> list[tuple[Array, Array]]:
+    """Bound what is needed between ``first`` and ``end`` by a box; none about nothing."""
     part = needed[_box(first, end)]
     spots = [np.flatnonzero(part.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
     if not len(spots[0]):
@@ -402,7 +419,7 @@ def _box(first: Array, end: Array) -> tuple[slice, ...]:
     return tuple(slice(int(low), int(high)) for low, high in zip(first, end, strict=True))
 
 
-def _grown(x: Array, shape: tuple[int, ...]) -> Array:
-    """A coarse image with a zero voxel more where the finer one has an odd side."""
+def _pad_to_even(x: Array, shape: tuple[int, ...]) -> Array:
+    """Pad a coarse image by a zero voxel where the finer one has an odd side."""
     short = [-(-side // 2) - size for side, size in zip(shape[:3], x.shape[:3], strict=True)]
     return np.pad(x, [*((0, gap) for gap in short), (0, 0)]) if any(short) else x

@@ -1,4 +1,4 @@
-"""Every microbleed of a slice is to be boxed."""
+"""Training task: detect microbleeds in slices as boxes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,74 +10,80 @@ from bids_cmb.detection.cascade import cell, in_pixels, planes, sees_phase
 from bids_cmb.imaging.phase import NEUTRAL
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.lesions.measure import LARGEST_MM
-from bids_cmb.training import data as cases
+from bids_cmb.training import data as training_data
 from bids_cmb.training.losses import BoxLoss
 from bids_cmb.training.recipe import (
     Batch,
+    BatchFunction,
     Recipe,
     Sources,
     Task,
-    Teach,
-    drawing_of,
-    refuse_label_maps,
+    check_no_label_maps,
+    make_patch_sampling,
 )
 
-BLIND = 0.3  # share of patches without their phase, so that the network can do without
-SHIFT = 3  # the place that a patch is drawn around lies within a third of a side of its middle
+PHASE_DROPOUT = 0.3  # share of patches without their phase, so that the network can do without
+SHIFT_DIVISOR = (
+    3  # the place that a patch is drawn around lies within a third of a side of its middle
+)
 
 
 @dataclass(frozen=True, eq=False)
-class Boxed:
+class SliceBoxes:
     """A scan and the true boxes of its slices, (N, 6) as `detection.boxes.true_boxes`."""
 
-    case: cases.Case
+    case: training_data.TrainingScan
     boxes: np.ndarray
 
 
-def boxed(case: cases.Case, spacing: float) -> Boxed:
-    """A scan with the boxes of its lesions."""
+def find_slice_boxes(scan: training_data.TrainingScan, spacing: float) -> SliceBoxes:
+    """Find the boxes of a scan's lesions in its slices."""
     rows = [
-        true_boxes(voxels.astype(int), spacing, sure=case.truth[tuple(voxels[0])] == cases.LESION)
-        for voxels in case.centres["lesion"]
+        true_boxes(
+            voxels.astype(int), spacing, sure=scan.labels[tuple(voxels[0])] == training_data.LESION
+        )
+        for voxels in scan.sampling_centres["lesion"]
     ]
-    return Boxed(case, np.concatenate([np.zeros((0, 6), np.float32), *rows]))
+    return SliceBoxes(scan, np.concatenate([np.zeros((0, 6), np.float32), *rows]))
 
 
-def draw(
-    known: Mapping[int, Boxed], drawing: cases.Drawing, rng: np.random.Generator, *,
-    inputs: int, most: int, blind: float = BLIND,
+def sample_patch(
+    known: Mapping[int, SliceBoxes], sampling: training_data.PatchSampling,
+    rng: np.random.Generator, *, inputs: int, most: int, blind: float = PHASE_DROPOUT,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """A part of a slice and its boxes, varied: (X, Y, inputs) and (most, 5), see `BoxLoss`.
+    """Sample and augment a part of a slice (X, Y, inputs) and its boxes (most, 5), see `BoxLoss`.
 
-    A network that takes phase is shown none in a share ``blind`` of them.
+    A network with phase input gets none in a share ``blind`` of the patches.
     """
-    case, centre = cases.drawn([one.case for one in known.values()], drawing.shares, rng)
-    side = drawing.shape[0]
-    shift = rng.integers(-(side // SHIFT), side // SHIFT + 1, 2)
+    scan, centre = training_data.sample_centre(
+        [block_.case for block_ in known.values()], sampling.shares, rng
+    )
+    side = sampling.shape[0]
+    shift = rng.integers(-(side // SHIFT_DIVISOR), side // SHIFT_DIVISOR + 1, 2)
     start = centre[:2] - side // 2 + shift
-    three = (np.array([*start, centre[2] - 1]), (side, side, 3))
-    block = np.maximum(cases.cut(case.image, *three), 0).astype(np.float32)
+    window = (np.array([*start, centre[2] - 1]), (side, side, 3))
+    block = np.maximum(training_data.cut(scan.image, *window), 0).astype(np.float32)
     phase = None
-    if case.phase is not None and rng.random() >= blind:
-        phase = cases.cut(case.phase, *three, beyond=NEUTRAL).astype(np.float32)
-    if centre[2] == 0 or centre[2] == case.image.shape[2] - 1:  # as `planes` has it
-        for one in (block, phase) if phase is not None else (block,):
-            one[:, :, 0 if centre[2] == 0 else 2] = one[:, :, 1]
-    block = cases.varied(block, drawing, rng)
-    boxes = known[id(case)].boxes
+    if scan.phase is not None and rng.random() >= blind:
+        phase = training_data.cut(scan.phase, *window, beyond=NEUTRAL).astype(np.float32)
+    if centre[2] == 0 or centre[2] == scan.image.shape[2] - 1:  # as `planes` has it
+        for block_ in (block, phase) if phase is not None else (block,):
+            block_[:, :, 0 if centre[2] == 0 else 2] = block_[:, :, 1]
+    block = training_data.augment_intensity(block, sampling, rng)
+    boxes = known[id(scan)].boxes
     boxes = boxes[boxes[:, 0] == centre[2]][:, 1:]
     boxes = boxes - np.array([*start, 0, 0, 0], np.float32)
     boxes = boxes[((boxes[:, :2] >= 0) & (boxes[:, :2] < side)).all(axis=1)][:most]
-    image, boxes = _turned(planes(block, 1, inputs, phase), boxes, rng, swaps=drawing.swaps)
+    image, boxes = _flip_randomly(planes(block, 1, inputs, phase), boxes, rng, swaps=sampling.swaps)
     truth = np.zeros((most, 5), np.float32)
     truth[: len(boxes)] = boxes
     return image, truth
 
 
-def _turned(
+def _flip_randomly(
     image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator, *, swaps: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A square and its boxes turned around along any axis, at times with its axes swapped."""
+    """Flip a square and its boxes along random axes, at times swapping its axes."""
     boxes = boxes.copy()
     for axis in range(2):
         if rng.random() < 0.5:
@@ -91,35 +97,39 @@ def _turned(
     return np.ascontiguousarray(image), boxes
 
 
-def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  # noqa: ARG001
-    refuse_label_maps(sources, "boxes")
-    grid, asked = Grid.from_card(recipe.grid), sees_phase({"arguments": recipe.arguments})
-    read = [
-        boxed(cases.read_case(one, grid, with_phase=asked), grid.spacing[0])
-        for one in sources.scans
+def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFunction, str]:  # noqa: ARG001
+    check_no_label_maps(sources, "boxes")
+    grid, with_phase = Grid.from_card(recipe.grid), sees_phase({"arguments": recipe.arguments})
+    scans = [
+        find_slice_boxes(
+            training_data.load_training_scan(item, grid, with_phase=with_phase), grid.spacing[0]
+        )
+        for item in sources.scans
     ]
-    known = {id(one.case): one for one in read}
-    given = dict(recipe.drawing)
-    most, blind = given.pop("most"), given.pop("blind", BLIND)
-    drawing = drawing_of(given)
+    known = {id(item.case): item for item in scans}
+    options = dict(recipe.drawing)
+    most, blind = options.pop("most"), options.pop("blind", PHASE_DROPOUT)
+    sampling = make_patch_sampling(options)
 
-    def teach(rng: np.random.Generator) -> Batch:
-        return cases.together(
-            draw(known, drawing, rng, inputs=recipe.arguments["inputs"], most=most, blind=blind)
+    def sample(rng: np.random.Generator) -> Batch:
+        return training_data.collate(
+            sample_patch(
+                known, sampling, rng, inputs=recipe.arguments["inputs"], most=most, blind=blind
+            )
             for _ in range(recipe.batch)
         )
 
-    boxes = sum(len(one.boxes) for one in read)
-    phased = sum(one.case.phase is not None for one in read)
-    told = f"{len(read)} scans with {boxes} boxes in slices"
-    return teach, f"{told}, {phased} of them with phase" if asked else told
+    boxes = sum(len(item.boxes) for item in scans)
+    phased = sum(item.case.phase is not None for item in scans)
+    description = f"{len(scans)} scans with {boxes} boxes in slices"
+    return sample, f"{description}, {phased} of them with phase" if with_phase else description
 
 
-def _loss(recipe: Recipe) -> BoxLoss:
+def _make_loss(recipe: Recipe) -> BoxLoss:
     anchors = in_pixels({"arguments": recipe.arguments, "grid": recipe.grid})
     widest = LARGEST_MM / recipe.grid["spacing"][0]
-    given = {"anchors": anchors.tolist(), "stride": cell(recipe.arguments), "widest": widest}
-    return BoxLoss(**given, **(recipe.loss or {}))
+    settings = {"anchors": anchors.tolist(), "stride": cell(recipe.arguments), "widest": widest}
+    return BoxLoss(**settings, **(recipe.loss or {}))
 
 
-TASK = Task(_teach, _loss)
+TASK = Task(_make_batches, _make_loss)

@@ -9,105 +9,133 @@ import numpy as np
 from bids_cmb.detection.boxes import Suspect
 from bids_cmb.detection.cascade import Rules, find_suspects, patch, sees_phase
 from bids_cmb.imaging.preprocessing import Grid, preprocess
-from bids_cmb.networks.inference import entry_patcher
-from bids_cmb.training import data as cases
-from bids_cmb.training.recipe import Batch, Recipe, Sources, Task, Teach, drawing_of, read_given
+from bids_cmb.networks.inference import load_trained_model
+from bids_cmb.training import data as training_data
+from bids_cmb.training.recipe import (
+    Batch,
+    BatchFunction,
+    Recipe,
+    Sources,
+    Task,
+    load_pretrained_entry,
+    make_patch_sampling,
+)
 
 
 @dataclass(frozen=True, eq=False)
-class Lineup:
-    """Who is suspected in a scan.
+class CandidateSet:
+    """The candidates of a scan.
 
     Attributes:
         case: The scan.
-        right: Voxels that a microbleed's patch may be drawn around, for each a list (N, 3).
-        wrong: Voxels of suspects that are none, (N, 3).
+        positives: Voxels that a microbleed's patch may be centred on, for each a list (N, 3).
+        negatives: Voxels of candidates that are no microbleed, (N, 3).
     """
 
-    case: cases.Case
-    right: list[np.ndarray]
-    wrong: np.ndarray
+    case: training_data.TrainingScan
+    positives: list[np.ndarray]
+    negatives: np.ndarray
 
 
-def line_up(
-    case: cases.Case, suspects: Sequence[Suspect], spacing: Sequence[float], near: float
-) -> Lineup:
-    """Tell the suspects of a scan apart; those near an unsure lesion are neither.
+def assign_labels(
+    scan: training_data.TrainingScan,
+    suspects: Sequence[Suspect],
+    spacing: Sequence[float],
+    near: float,
+) -> CandidateSet:
+    """Assign candidates to lesions; those near an uncertain lesion are neither.
 
     Args:
-        case: The scan.
+        scan: The scan.
         suspects: In it.
         spacing: mm of a voxel, (3,).
-        near: mm from a lesion's nearest voxel within which a suspect is that lesion.
+        near: mm from a lesion's nearest voxel within which a candidate is that lesion.
     """
-    places = np.array([one.centre for one in suspects]).reshape(-1, 3)
-    taken, right = np.zeros(len(places), bool), []
-    for voxels in case.centres["lesion"]:
-        apart = (places[:, None] - voxels[None].astype(float)) * spacing
-        mine = (np.linalg.norm(apart, axis=-1).min(axis=1) <= near) if len(places) else taken
-        taken |= mine
-        if case.truth[tuple(voxels[0])] == cases.LESION:
-            right.append(np.concatenate([places[mine], voxels.mean(axis=0)[None]]))
-    return Lineup(case, right, places[~taken])
+    places = np.array([suspect.centre for suspect in suspects]).reshape(-1, 3)
+    taken, positives = np.zeros(len(places), bool), []
+    for voxels in scan.sampling_centres["lesion"]:
+        offsets = (places[:, None] - voxels[None].astype(float)) * spacing
+        is_lesion = (np.linalg.norm(offsets, axis=-1).min(axis=1) <= near) if len(places) else taken
+        taken |= is_lesion
+        if scan.labels[tuple(voxels[0])] == training_data.LESION:
+            positives.append(np.concatenate([places[is_lesion], voxels.mean(axis=0)[None]]))
+    return CandidateSet(scan, positives, places[~taken])
 
 
-def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  # noqa: ARG001
-    if "boxes" not in sources.given:
+def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFunction, str]:  # noqa: ARG001
+    if "boxes" not in sources.pretrained:
         raise ValueError(
             "Patches are learnt after a network for boxes: --pretrained boxes=OUT/NAME.json; found "
-            f"{', '.join(sources.given) or 'none'}."
+            f"{', '.join(sources.pretrained) or 'none'}."
         )
-    path = sources.given["boxes"]
-    entry = read_given(path, recipe)
+    path = sources.pretrained["boxes"]
+    entry = load_pretrained_entry(path, recipe)
     options = dict(recipe.drawing)
     rules, near = Rules(**options.pop("rules")), options.pop("near_mm")
     shift = np.array(options.pop("shift"))
-    drawing = drawing_of(options, shape=tuple(recipe.arguments["shape"]))
-    ask, grid = entry_patcher(entry, path), Grid.from_card(recipe.grid)
-    known = []
-    for one in sources.scans:
-        scan = cases.read_scan(one)
+    sampling = make_patch_sampling(options, shape=tuple(recipe.arguments["shape"]))
+    predict, grid = load_trained_model(entry, path), Grid.from_card(recipe.grid)
+    candidate_sets = []
+    for item in sources.scans:
+        scan = training_data.load_scan_and_brain(item)
         fed = preprocess(*scan, grid)
-        phase = cases.phase_on(one, *scan, grid) if sees_phase(entry) else None
-        suspects = find_suspects(ask, entry, fed, rules, phase)
-        known.append(line_up(cases.case_of(one, fed), suspects, fed.image.spacing, near))
-    right = [(one, place) for one in known for place in one.right]
-    wrong = [(one, place) for one in known for place in one.wrong]
-    others = [(one, place) for one in known for place in one.case.centres["mimic"]]
-    if not right or not wrong:
+        phase = training_data.load_phase_on_grid(item, *scan, grid) if sees_phase(entry) else None
+        suspects = find_suspects(predict, entry, fed, rules, phase)
+        candidate_sets.append(
+            assign_labels(
+                training_data.make_training_scan(item, fed), suspects, fed.image.spacing, near
+            )
+        )
+    positives = [(item, place) for item in candidate_sets for place in item.positives]
+    negatives = [(item, place) for item in candidate_sets for place in item.negatives]
+    mimics = [
+        (item, place) for item in candidate_sets for place in item.case.sampling_centres["mimic"]
+    ]
+    if not positives or not negatives:
         raise ValueError(
             f"{path}: patches need suspects that are microbleeds and some that are none; "
-            f"found {len(right)} and {len(wrong)}."
+            f"found {len(positives)} and {len(negatives)}."
         )
 
-    def teach(rng: np.random.Generator) -> Batch:
+    def sample(rng: np.random.Generator) -> Batch:
         truths = (np.arange(recipe.batch) % 2).astype(np.float32)  # as many of each
-        shares = drawing.shares
+        shares = sampling.shares
         images = []
         for truth in truths:
             if truth:
-                one, places = right[rng.integers(len(right))]
+                item, places = positives[rng.integers(len(positives))]
                 place = places[rng.integers(len(places))]
-            elif others and rng.random() < shares.get("mimic", 0):
-                one, places = others[rng.integers(len(others))]
+            elif mimics and rng.random() < shares.get("mimic", 0):
+                item, places = mimics[rng.integers(len(mimics))]
                 place = places[rng.integers(len(places))]
             else:
-                one, place = wrong[rng.integers(len(wrong))]
-            images.append(_draw(one.case, place + rng.uniform(-shift, shift), drawing, rng))
+                item, place = negatives[rng.integers(len(negatives))]
+            images.append(
+                _sample_patch(item.case, place + rng.uniform(-shift, shift), sampling, rng)
+            )
         return np.stack(images), truths[:, None]
 
-    told = f"{len(known)} scans with {len(right)} lesions and {len(wrong)} false suspects"
-    return teach, told
+    description = (
+        f"{len(candidate_sets)} scans with {len(positives)} lesions and {len(negatives)} "
+        "false suspects"
+    )
+    return sample, description
 
 
-def _draw(
-    case: cases.Case, place: np.ndarray, drawing: cases.Drawing, rng: np.random.Generator
+def _sample_patch(
+    scan: training_data.TrainingScan,
+    place: np.ndarray,
+    sampling: training_data.PatchSampling,
+    rng: np.random.Generator,
 ) -> np.ndarray:
-    """A patch around a place, varied."""
-    cut = patch(case.image, place, drawing.shape)
-    return cases.varied(cases.turned(cut, rng, swaps=drawing.swaps), drawing, rng)
+    """Cut and augment a patch around a place."""
+    block = patch(scan.image, place, sampling.shape)
+    return training_data.augment_intensity(
+        training_data.flip_randomly(block, rng, swaps=sampling.swaps), sampling, rng
+    )
 
 
 TASK = Task(
-    _teach, lambda recipe: keras.losses.BinaryCrossentropy(from_logits=True, **(recipe.loss or {}))
+    _make_batches,
+    lambda recipe: keras.losses.BinaryCrossentropy(from_logits=True, **(recipe.loss or {})),
 )

@@ -1,9 +1,8 @@
-"""A patch is to be told whether a microbleed lies in its middle: what teacher and student learn.
+"""Training task: classify patches as microbleed or not, by a teacher and then a student.
 
-Patches lie about true lesions and about the spots of a candidate network, which is given. A spot
-that touches a microbleed is one, one that touches an unsure lesion alone is left out, all others
-are what merely looks like one. The student is also told what the teacher, given too, says of the
-very patch it sees.
+Patches lie about true lesions and about the candidates of a pretrained network. A candidate that
+touches a microbleed is one, one that touches an uncertain lesion alone is left out, all others are
+hard negatives. The student also learns from the teacher's prediction of the very patch it sees.
 """
 
 from collections.abc import Sequence
@@ -17,45 +16,45 @@ from scipy import ndimage
 from bids_cmb.detection.distilled import SIDE, Ask, Seen, candidate_chance, find_spots, look
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed, preprocess
 from bids_cmb.lesions.measure import TOUCHING
-from bids_cmb.networks.inference import entry_patcher
+from bids_cmb.networks.inference import load_trained_model
 from bids_cmb.provenance import fingerprint, sha256
-from bids_cmb.training import data as cases
+from bids_cmb.training import data as training_data
 from bids_cmb.training.distillation import StudentLoss, TeacherLoss
 from bids_cmb.training.recipe import (
     Batch,
+    BatchFunction,
     Recipe,
     Sources,
     Task,
-    Teach,
-    drawing_of,
-    keep_arrays,
-    read_given,
-    refuse_label_maps,
+    check_no_label_maps,
+    load_or_make_arrays,
+    load_pretrained_entry,
+    make_patch_sampling,
 )
 from bids_cmb.training.tasks.candidate_detection import (
-    AROUND_MM,
-    shown,
-    shown_patch,
-    weights,
+    WEIGHT_SIGMA_MM,
+    make_input,
+    preview,
+    weigh_voxels,
 )
 
-ROOM = 2  # voxels to each side by which patches can be shifted
-OWN = (
+MARGIN_VOXELS = 2  # voxels to each side by which patches can be shifted
+SAMPLING_OPTIONS = (
     "threshold",
     "most",
     "negatives",
     "symmetry",
-)  # of a drawing, besides `training.data.Drawing`
-HEARD = 4  # added to the truth where the network is told what is there
+)  # of a drawing, besides `training.data.PatchSampling`
+LOSS_MASK_OFFSET = 4  # added to the truth where the network is told what is there
 
 
 @dataclass(frozen=True, eq=False)
 class Patches:
-    """Patches of one scan, with `ROOM` around each.
+    """Patches of one scan, with `MARGIN_VOXELS` around each.
 
     Attributes:
         images: In brain medians, and symmetry, float16, (N, X, Y, Z, 2).
-        marks: `cases.Case.truth`, and `HEARD` more where heard, uint8, (N, X, Y, Z).
+        marks: `TrainingScan.labels`, plus `LOSS_MASK_OFFSET` in the loss mask, uint8, (N, X, Y, Z).
         positive: Whether a microbleed lies in the middle, bool, (N,).
     """
 
@@ -67,37 +66,37 @@ class Patches:
 # --- What is drawn from ---------------------------------------------------------------------------
 
 
-def given_network(recipe: Recipe, sources: Sources, role: str) -> tuple[dict, Ask]:
-    """A network that this one learns after: its entry, and how to ask it.
+def load_pretrained(recipe: Recipe, sources: Sources, role: str) -> tuple[dict, Ask]:
+    """Load a network that this one builds on: its entry, and a function that predicts.
 
     Raises:
-        ValueError: If none is given in that role, or it sees another grid.
+        ValueError: If none is given in that role, or it has another grid.
         OSError: If its entry cannot be read.
     """
-    if role not in sources.given:
+    if role not in sources.pretrained:
         raise ValueError(
             f"{recipe.name} learns after another network: give it "
-            f"--pretrained {role}=OUT/NAME.json; found {', '.join(sources.given) or 'none'}."
+            f"--pretrained {role}=OUT/NAME.json; found {', '.join(sources.pretrained) or 'none'}."
         )
-    path = Path(sources.given[role])
-    entry = read_given(path, recipe)
+    path = Path(sources.pretrained[role])
+    entry = load_pretrained_entry(path, recipe)
     coarse = keras.config.dtype_policy().compute_dtype == "bfloat16"  # as everything in training
     precision = "mixed" if coarse else "full"
-    return entry, entry_patcher(entry, path, precision=precision)
+    return entry, load_trained_model(entry, path, precision=precision)
 
 
-def read_patches(
-    paths: cases.Paths, entry: dict, ask: Ask, recipe: Recipe, kept: Path
+def load_patches(
+    paths: training_data.ScanFiles, entry: dict, predict: Ask, recipe: Recipe, cache_dir: Path
 ) -> Patches:  # fmt: skip
-    """Patches about the lesions and the spots of a scan; those that were found before are there.
+    """Load the patches about lesions and candidates of a scan, from the cache if they are there.
 
     Args:
         paths: Of the scan.
         entry: Of the candidate network.
-        ask: The candidate network.
-        recipe: Of the network that learns; ``drawing`` with ``threshold`` and ``most`` spots as
+        predict: The candidate network.
+        recipe: Of the network to train; ``drawing`` with ``threshold`` and ``most`` candidates as
             the card of the detector has them, and ``negatives``, at most, of a scan.
-        kept: A folder, where patches are kept under what they depend on.
+        cache_dir: A folder, where patches are kept under what they depend on.
 
     Raises:
         ValueError: If a file cannot be used.
@@ -106,130 +105,149 @@ def read_patches(
     drawing = recipe.drawing or {}
     files = {name: path for name, path in vars(paths).items() if isinstance(path, Path)}
     key = fingerprint(
-        network=entry["sha256"], grid=entry["grid"], room=ROOM,
-        asked=[drawing[name] for name in OWN[:3]],
+        network=entry["sha256"], grid=entry["grid"], room=MARGIN_VOXELS,
+        asked=[drawing[name] for name in SAMPLING_OPTIONS[:3]],
         files={name: sha256(path) for name, path in files.items()},
     )  # fmt: skip
-    path = kept / f"{key[:16]}.npz"
+    path = cache_dir / f"{key[:16]}.npz"
     grid = Grid.from_card(entry["grid"])
-    return Patches(**keep_arrays(path, lambda: vars(_patches(paths, grid, ask, drawing))))
-
-
-def _patches(paths: cases.Paths, grid: Grid, ask: Ask, drawing: dict) -> Patches:
-    fed, case, seen = _prepared(paths, grid)
-    chance = candidate_chance(ask, seen)
-    spots = find_spots(chance, threshold=drawing["threshold"], most=drawing["most"])
-    near = ndimage.binary_dilation(case.truth == cases.LESION, TOUCHING)
-    unsure = ndimage.binary_dilation(case.truth == cases.UNSURE, TOUCHING)
-    hit = np.array([near[tuple(spot.voxels.T)].any() for spot in spots], bool)
-    aside = np.array([unsure[tuple(spot.voxels.T)].any() for spot in spots], bool)
-    centres = [spot.centre for spot in spots]
-    lesions = [
-        np.rint(voxels.mean(axis=0)).astype(int)
-        for voxels in case.centres["lesion"]
-        if case.truth[tuple(voxels[0])] == cases.LESION
-    ]
-    right = lesions + [at for at, yes in zip(centres, hit, strict=True) if yes]
-    wrong = [at for at, no in zip(centres, ~hit & ~aside, strict=True) if no]
-    # Sorted by chance: every so many-th, so that likely and unlikely ones are there.
-    wrong = wrong[:: max(1, -(-len(wrong) // drawing["negatives"]))]
-    image = np.stack([fed.image.data, seen.channels[..., 1]], axis=-1).astype(np.float16)
-    marks = (case.truth + HEARD * case.heard).astype(np.uint8)
-    shape = (SIDE + 2 * ROOM,) * 3
-    boxes = [at - shape[0] // 2 for at in right + wrong]
     return Patches(
-        np.array([cases.cut(image, at, shape) for at in boxes]).reshape(-1, *shape, 2),
-        np.array([cases.cut(marks, at, shape) for at in boxes]).reshape(-1, *shape),
-        np.arange(len(boxes)) < len(right),
+        **load_or_make_arrays(path, lambda: vars(_extract_patches(paths, grid, predict, drawing)))
     )
 
 
-def _prepared(paths: cases.Paths, grid: Grid) -> tuple[Preprocessed, cases.Case, Seen]:
-    fed = preprocess(*cases.read_scan(paths), grid)
-    return fed, cases.case_of(paths, fed), look(fed)
+def _extract_patches(
+    paths: training_data.ScanFiles, grid: Grid, predict: Ask, drawing: dict
+) -> Patches:
+    fed, scan, network_input = _prepare(paths, grid)
+    chance = candidate_chance(predict, network_input)
+    spots = find_spots(chance, threshold=drawing["threshold"], most=drawing["most"])
+    near = ndimage.binary_dilation(scan.labels == training_data.LESION, TOUCHING)
+    unsure = ndimage.binary_dilation(scan.labels == training_data.UNCERTAIN, TOUCHING)
+    hit = np.array([near[tuple(spot.voxels.T)].any() for spot in spots], bool)
+    uncertain_hit = np.array([unsure[tuple(spot.voxels.T)].any() for spot in spots], bool)
+    centres = [spot.centre for spot in spots]
+    lesions = [
+        np.rint(voxels.mean(axis=0)).astype(int)
+        for voxels in scan.sampling_centres["lesion"]
+        if scan.labels[tuple(voxels[0])] == training_data.LESION
+    ]
+    positives = lesions + [voxel for voxel, yes in zip(centres, hit, strict=True) if yes]
+    negatives = [voxel for voxel, no in zip(centres, ~hit & ~uncertain_hit, strict=True) if no]
+    # Sorted by chance: every so many-th, so that likely and unlikely ones are there.
+    negatives = negatives[:: max(1, -(-len(negatives) // drawing["negatives"]))]
+    image = np.stack([fed.image.data, network_input.channels[..., 1]], axis=-1).astype(np.float16)
+    marks = (scan.labels + LOSS_MASK_OFFSET * scan.loss_mask).astype(np.uint8)
+    shape = (SIDE + 2 * MARGIN_VOXELS,) * 3
+    boxes = [voxel - shape[0] // 2 for voxel in positives + negatives]
+    return Patches(
+        np.array([training_data.cut(image, voxel, shape) for voxel in boxes]).reshape(
+            -1, *shape, 2
+        ),
+        np.array([training_data.cut(marks, voxel, shape) for voxel in boxes]).reshape(-1, *shape),
+        np.arange(len(boxes)) < len(positives),
+    )
+
+
+def _prepare(
+    paths: training_data.ScanFiles, grid: Grid
+) -> tuple[Preprocessed, training_data.TrainingScan, Seen]:
+    fed = preprocess(*training_data.load_scan_and_brain(paths), grid)
+    return fed, training_data.make_training_scan(paths, fed), look(fed)
 
 
 # --- What is shown and told -----------------------------------------------------------------------
 
 
-def _drawn(recipe: Recipe, sources: Sources):
-    """What draws images (B, 24, 24, 24, 2), truths with weights (same, 2) and kinds (B,)."""
-    refuse_label_maps(sources, "lesions")
-    entry, ask = given_network(recipe, sources, "candidates")
-    kept = Path(sources.given["candidates"]).parent / "seen"
-    read = [read_patches(one, entry, ask, recipe, kept) for one in sources.scans]
-    right, wrong = (_places(read, positive=positive) for positive in (True, False))
-    if not len(right) or not len(wrong):
+def _make_sampler(recipe: Recipe, sources: Sources):
+    """Make a sampler of images (B, 24, 24, 24, 2), labels with weights (same, 2) and kinds (B,)."""
+    check_no_label_maps(sources, "lesions")
+    entry, predict = load_pretrained(recipe, sources, "candidates")
+    cache_dir = Path(sources.pretrained["candidates"]).parent / "seen"
+    patches = [load_patches(files, entry, predict, recipe, cache_dir) for files in sources.scans]
+    positives, negatives = (_find_patches(patches, positive=positive) for positive in (True, False))
+    if not len(positives) or not len(negatives):
         raise ValueError(
             f"{recipe.name} learns from microbleeds and from what looks like them; "
-            f"found {len(right)} and {len(wrong)} in {len(read)} scans."
+            f"found {len(positives)} and {len(negatives)} in {len(patches)} scans."
         )
-    given = dict(recipe.drawing or {})
-    symmetric = given.get("symmetry", True)
-    varied = {key: value for key, value in given.items() if key not in OWN}
-    drawing = drawing_of(varied, shape=(SIDE,) * 3, shares={})
-    around = AROUND_MM / np.array(Grid.from_card(recipe.grid).spacing, float)
+    options = dict(recipe.drawing or {})
+    symmetric = options.get("symmetry", True)
+    augmentation = {key: value for key, value in options.items() if key not in SAMPLING_OPTIONS}
+    sampling = make_patch_sampling(augmentation, shape=(SIDE,) * 3, shares={})
+    sigma = WEIGHT_SIGMA_MM / np.array(Grid.from_card(recipe.grid).spacing, float)
 
-    def draw(place: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        of, number = read[place[0]], place[1]
-        box = tuple(slice(at, at + SIDE) for at in rng.integers(0, 2 * ROOM + 1, 3))
-        marks = of.marks[number][box][..., None]
+    def sample_patch(place: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        scan_patches, number = patches[place[0]], place[1]
+        box = tuple(
+            slice(start, start + SIDE) for start in rng.integers(0, 2 * MARGIN_VOXELS + 1, 3)
+        )
+        marks = scan_patches.marks[number][box][..., None]
         stacked = np.concatenate(
-            [of.images[number][box], marks >= HEARD, marks % HEARD], axis=-1, dtype=np.float32
+            [scan_patches.images[number][box], marks >= LOSS_MASK_OFFSET, marks % LOSS_MASK_OFFSET],
+            axis=-1,
+            dtype=np.float32,
         )
-        stacked = cases.turned(stacked, rng, swaps=drawing.swaps)
-        truth, heard = stacked[..., 3], stacked[..., 2] > 0
-        known = np.stack([truth == cases.LESION, weights(truth, heard, around)], axis=-1)
-        return shown_patch(stacked[..., :3], drawing, rng, symmetric=symmetric), known
+        stacked = training_data.flip_randomly(stacked, rng, swaps=sampling.swaps)
+        truth, loss_mask = stacked[..., 3], stacked[..., 2] > 0
+        known = np.stack(
+            [truth == training_data.LESION, weigh_voxels(truth, loss_mask, sigma)], axis=-1
+        )
+        return make_input(stacked[..., :3], sampling, rng, symmetric=symmetric), known
 
-    def batch(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def sample(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         kinds = np.arange(recipe.batch) % 2  # one for one, as published
-        places = [(right if kind else wrong)[rng.integers(len((wrong, right)[kind]))]
-                  for kind in kinds]  # fmt: skip
-        images, known = zip(*[draw(place, rng) for place in places], strict=True)
+        places = [
+            (positives if kind else negatives)[rng.integers(len((negatives, positives)[kind]))]
+            for kind in kinds
+        ]
+        images, known = zip(*[sample_patch(place, rng) for place in places], strict=True)
         return np.stack(images), np.stack(known).astype(np.float32), kinds.astype(np.float32)
 
-    told = f"{len(read)} scans, {len(right)} patches about microbleeds and {len(wrong)} others"
-    return batch, told
+    description = (
+        f"{len(patches)} scans, {len(positives)} patches about microbleeds and "
+        f"{len(negatives)} others"
+    )
+    return sample, description
 
 
-def _places(read: Sequence[Patches], *, positive: bool) -> np.ndarray:
-    """Of all patches of a kind the scan and the number, (N, 2)."""
+def _find_patches(patches: Sequence[Patches], *, positive: bool) -> np.ndarray:
+    """List scan and number of all patches of a kind, (N, 2)."""
     return np.array(
         [
-            (at, number)
-            for at, one in enumerate(read)
-            for number in np.flatnonzero(one.positive == positive)
+            (scan_index, number)
+            for scan_index, scan_patches in enumerate(patches)
+            for number in np.flatnonzero(scan_patches.positive == positive)
         ],
         int,
     ).reshape(-1, 2)
 
 
-def _teacher(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  # noqa: ARG001
-    drawn, told = _drawn(recipe, sources)
+def _make_teacher_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFunction, str]:  # noqa: ARG001
+    draw, description = _make_sampler(recipe, sources)
 
-    def teach(rng: np.random.Generator) -> Batch:
-        images, known, kinds = drawn(rng)
+    def sample(rng: np.random.Generator) -> Batch:
+        images, known, kinds = draw(rng)
         everywhere = np.broadcast_to(kinds[:, None, None, None, None], (*known.shape[:4], 1))
         return images, np.concatenate([known, everywhere], axis=-1)
 
-    return teach, told
+    return sample, description
 
 
-def _student(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  # noqa: ARG001
-    drawn, told = _drawn(recipe, sources)
-    alone = not (recipe.loss or {}).get("alpha", 0.1)
-    ask = None if alone else given_network(recipe, sources, "teacher")[1]
+def _make_student_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFunction, str]:  # noqa: ARG001
+    draw, description = _make_sampler(recipe, sources)
+    without_teacher = not (recipe.loss or {}).get("alpha", 0.1)
+    predict = None if without_teacher else load_pretrained(recipe, sources, "teacher")[1]
 
-    def teach(rng: np.random.Generator) -> Batch:
-        images, _, kinds = drawn(rng)
-        said = np.zeros((len(kinds), 2), np.float32)
-        if ask is not None:
-            said = ask(images)[:, 0, 0, 0, 2:]
-        return images, np.concatenate([kinds[:, None], said], axis=-1)
+    def sample(rng: np.random.Generator) -> Batch:
+        images, _, kinds = draw(rng)
+        teacher_logits = np.zeros((len(kinds), 2), np.float32)
+        if predict is not None:
+            teacher_logits = predict(images)[:, 0, 0, 0, 2:]
+        return images, np.concatenate([kinds[:, None], teacher_logits], axis=-1)
 
-    return teach, f"{told}, {'no' if alone else 'a'} teacher"
+    return sample, f"{description}, {'no' if without_teacher else 'a'} teacher"
 
 
-TEACHER = Task(_teacher, lambda recipe: TeacherLoss(**(recipe.loss or {})), shown)
-STUDENT = Task(_student, lambda recipe: StudentLoss(**(recipe.loss or {})))
+TEACHER = Task(_make_teacher_batches, lambda recipe: TeacherLoss(**(recipe.loss or {})), preview)
+STUDENT = Task(_make_student_batches, lambda recipe: StudentLoss(**(recipe.loss or {})))

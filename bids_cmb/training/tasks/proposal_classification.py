@@ -20,19 +20,19 @@ from bids_cmb.detection.proposals import (
 )
 from bids_cmb.imaging.preprocessing import Grid, near, preprocess
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.networks.inference import answer, load_network
+from bids_cmb.networks.inference import load_network, predict
 from bids_cmb.provenance import fingerprint, sha256
-from bids_cmb.training import data as cases
+from bids_cmb.training import data as training_data
 from bids_cmb.training.recipe import (
     Batch,
+    BatchFunction,
     Recipe,
     Sources,
     Task,
-    Teach,
-    drawing_of,
-    keep_arrays,
-    read_given,
-    refuse_label_maps,
+    check_no_label_maps,
+    load_or_make_arrays,
+    load_pretrained_entry,
+    make_patch_sampling,
 )
 
 ROOM = 2  # pixels to each side by which patches can be shifted
@@ -40,7 +40,7 @@ NEAR_MM = 1.5  # from a lesion's nearest voxel within which a proposal is that l
 CLEAR_MM = 3.0  # from every lesion beyond which a proposal is none
 MOST_OTHERS = 24  # mimics, and as many dark spots, of a scan that no first stage need propose
 DISTANCE_NOISE = 0.1  # of the numbers that tell the place: 1 mm, or a tenth of a share
-OWN = ("rules", "blind", "hidden")  # of a drawing, besides `training.data.Drawing`
+OWN = ("rules", "blind", "hidden")  # of a drawing, besides `training.data.PatchSampling`
 LESION, HARD, OTHER = 0, 1, 2
 SHARES = ("lesion", "hard", "other")  # of a batch
 
@@ -78,27 +78,31 @@ def load_first_stage(recipe: Recipe, sources: Sources) -> tuple[FirstStage, list
         ValueError: If none is given, or one sees another grid.
         OSError: If an entry cannot be read.
     """
-    paths = [Path(path) for role, path in sorted(sources.given.items()) if "proposal" in role]
+    paths = [Path(path) for role, path in sorted(sources.pretrained.items()) if "proposal" in role]
     if not paths:
         raise ValueError(
             f"{recipe.name} learns after a network that proposes: give it "
             f"--pretrained proposal-1=OUT/proposal-1.json; "
-            f"found {', '.join(sources.given) or 'none'}."
+            f"found {', '.join(sources.pretrained) or 'none'}."
         )
-    entries = [read_given(path, recipe) for path in paths]
+    entries = [load_pretrained_entry(path, recipe) for path in paths]
     networks = [
         load_network(entry, path.with_name(Path(entry["weights"]).name))
         for entry, path in zip(entries, paths, strict=True)
     ]
 
     def ask(image: np.ndarray) -> np.ndarray:
-        return np.mean([answer(network, image) for network in networks], axis=0)
+        return np.mean([predict(network, image) for network in networks], axis=0)
 
     return ask, [entry["sha256"] for entry in entries]
 
 
 def read_lineup(
-    paths: cases.Paths, recipe: Recipe, ask: FirstStage, digests: Sequence[str], kept: Path
+    paths: training_data.ScanFiles,
+    recipe: Recipe,
+    ask: FirstStage,
+    digests: Sequence[str],
+    kept: Path,
 ) -> Lineup:
     """Read the patches of a scan; those that were cut before are read from ``kept``.
 
@@ -114,13 +118,13 @@ def read_lineup(
         files={name: sha256(path) for name, path in files.items()},
     )  # fmt: skip
     path = kept / f"{key[:16]}.npz"
-    return Lineup(**keep_arrays(path, lambda: vars(_line_up(paths, recipe, ask))))
+    return Lineup(**load_or_make_arrays(path, lambda: vars(_line_up(paths, recipe, ask))))
 
 
-def _line_up(paths: cases.Paths, recipe: Recipe, ask: FirstStage) -> Lineup:
-    scan, brain = cases.read_scan(paths)
+def _line_up(paths: training_data.ScanFiles, recipe: Recipe, ask: FirstStage) -> Lineup:
+    scan, brain = training_data.load_scan_and_brain(paths)
     fed = preprocess(scan, brain, Grid.from_card(recipe.grid))
-    case = cases.case_of(paths, fed)
+    case = training_data.make_training_scan(paths, fed)
     probability = Volume(ask(fed.image.data), fed.image.affine)
     rules = Rules.from_card((recipe.drawing or {}).get("rules", {}))
     proposals = find_proposals(probability, near(fed.brain), rules)
@@ -148,7 +152,10 @@ def _find_anatomy(scan: Volume) -> Anatomy | None:
 
 
 def _label(
-    case: cases.Case, proposals: np.ndarray, spacing: np.ndarray, rng: np.random.Generator
+    case: training_data.TrainingScan,
+    proposals: np.ndarray,
+    spacing: np.ndarray,
+    rng: np.random.Generator,
 ) -> list[tuple[np.ndarray, int, int]]:
     """Tell which places of a scan are shown, as what, and which lesion they are.
 
@@ -156,18 +163,18 @@ def _label(
     is always shown.
     """
     rows = []
-    others = [part[rng.integers(len(part))] for part in case.centres["mimic"]]
-    dark = case.centres["dark"][0]
+    others = [part[rng.integers(len(part))] for part in case.sampling_centres["mimic"]]
+    dark = case.sampling_centres["dark"][0]
     others = [others[at] for at in rng.permutation(len(others))[:MOST_OTHERS]]
     others += [dark[at] for at in rng.permutation(len(dark))[:MOST_OTHERS]]
     others = np.array(others, int).reshape(-1, 3)
     nearest = np.full(len(proposals), np.inf)
     apart_others = np.full(len(others), np.inf)
-    for number, voxels in enumerate(case.centres["lesion"]):
+    for number, voxels in enumerate(case.sampling_centres["lesion"]):
         away = _distances(proposals, voxels, spacing)
         nearest = np.minimum(nearest, away)
         apart_others = np.minimum(apart_others, _distances(others, voxels, spacing))
-        if case.truth[tuple(voxels[0])] != cases.LESION:
+        if case.labels[tuple(voxels[0])] != training_data.LESION:
             continue
         rows += [(voxel, LESION, number) for voxel in proposals[away <= NEAR_MM]]
         middle = voxels[np.linalg.norm((voxels - voxels.mean(0)) * spacing, axis=1).argmin()]
@@ -192,10 +199,10 @@ def _distances(places: np.ndarray, voxels: np.ndarray, spacing: np.ndarray) -> n
 # --- What is shown and told -----------------------------------------------------------------------
 
 
-def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  # noqa: ARG001
-    refuse_label_maps(sources, "proposals")
+def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFunction, str]:  # noqa: ARG001
+    check_no_label_maps(sources, "proposals")
     ask, digests = load_first_stage(recipe, sources)
-    first = next(path for role, path in sorted(sources.given.items()) if "proposal" in role)
+    first = next(path for role, path in sorted(sources.pretrained.items()) if "proposal" in role)
     read = [
         read_lineup(one, recipe, ask, digests, Path(first).parent / "proposed")
         for one in sources.scans
@@ -209,7 +216,7 @@ def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  #
     given = dict(recipe.drawing or {})
     blind = given.get("blind", 0.0)
     shown, listed = mask_hidden(given.get("hidden", ()))
-    drawing = drawing_of(
+    drawing = make_patch_sampling(
         {key: value for key, value in given.items() if key not in OWN},
         shape=tuple(recipe.arguments["shape"]),
     )
@@ -250,7 +257,7 @@ def _pool(read: Sequence[Lineup], kind: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _draw(
     read: Sequence[Lineup], pools: Sequence[tuple[np.ndarray, np.ndarray]], shares: np.ndarray,
-    drawing: cases.Drawing, blind: float, rng: np.random.Generator,
+    drawing: training_data.PatchSampling, blind: float, rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, bool]:  # fmt: skip
     """One patch, its place, and whether it is a microbleed, varied."""
     kind = rng.choice(len(SHARES), p=shares)
@@ -260,8 +267,10 @@ def _draw(
     shift = rng.integers(0, 2 * ROOM + 1, 2)
     width, height, _ = drawing.shape
     patch = lineup.patches[row][shift[0] : shift[0] + width, shift[1] : shift[1] + height]
-    patch = cases.turned(patch.astype(np.float32), rng, swaps=drawing.swaps)
-    patch = np.concatenate([cases.varied(patch[..., :1], drawing, rng), patch[..., 1:]], axis=-1)
+    patch = training_data.flip_randomly(patch.astype(np.float32), rng, swaps=drawing.swaps)
+    patch = np.concatenate(
+        [training_data.augment_intensity(patch[..., :1], drawing, rng), patch[..., 1:]], axis=-1
+    )
     place = lineup.places[row].copy()
     if rng.random() < blind:
         place[ANATOMY_FROM:] = 0

@@ -1,46 +1,46 @@
-"""Every voxel is to be told whether it lies in a microbleed."""
+"""Training task: segment microbleeds in 3D."""
 
 import keras
 import numpy as np
 
 from bids_cmb.imaging.preprocessing import Grid
-from bids_cmb.training import data as cases
+from bids_cmb.training import data as training_data
 from bids_cmb.training.losses import LesionLoss
 from bids_cmb.training.recipe import (
     Batch,
+    BatchFunction,
     Recipe,
     Sources,
     Task,
-    Teach,
-    drawing_of,
-    refuse_label_maps,
+    check_no_label_maps,
+    make_patch_sampling,
 )
 
 
-def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  # noqa: ARG001
-    read, drawing = read_sources(recipe, sources), drawing_of(recipe.drawing)
+def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFunction, str]:  # noqa: ARG001
+    scans, sampling = load_scans(recipe, sources), make_patch_sampling(recipe.drawing)
 
-    def teach(rng: np.random.Generator) -> Batch:
-        return cases.batch(read, drawing, rng, size=recipe.batch)
+    def sample(rng: np.random.Generator) -> Batch:
+        return training_data.sample_batch(scans, sampling, rng, size=recipe.batch)
 
-    lesions = sum(len(one.centres["lesion"]) for one in read)
-    return teach, f"{len(read)} scans with {lesions} lesions"
+    lesions = sum(len(scan.sampling_centres["lesion"]) for scan in scans)
+    return sample, f"{len(scans)} scans with {lesions} lesions"
 
 
-def read_sources(recipe: Recipe, sources: Sources) -> list[cases.Case]:
-    """The scans on the recipe's grid.
+def load_scans(recipe: Recipe, sources: Sources) -> list[training_data.TrainingScan]:
+    """Load the scans on the recipe's grid.
 
     Raises:
         ValueError: If there are label maps among the sources.
     """
-    refuse_label_maps(sources, "lesions")
+    check_no_label_maps(sources, "lesions")
     grid = Grid.from_card(recipe.grid)
-    return [cases.read_case(one, grid) for one in sources.scans]
+    return [training_data.load_training_scan(files, grid) for files in sources.scans]
 
 
-def _shown(images: np.ndarray, truths: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, ...]:
+def _preview(images: np.ndarray, truths: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, ...]:
     chances = keras.ops.convert_to_numpy(keras.ops.sigmoid(logits[..., 0]))
     return images[..., 0], truths[..., 0], chances
 
 
-TASK = Task(_teach, lambda recipe: LesionLoss(**(recipe.loss or {})), _shown)
+TASK = Task(_make_batches, lambda recipe: LesionLoss(**(recipe.loss or {})), _preview)

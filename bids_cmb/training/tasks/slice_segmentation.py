@@ -1,4 +1,4 @@
-"""Every pixel of a slice is to be told whether it lies in a microbleed; its neighbours are seen."""
+"""Training task: segment microbleeds in a slice with its neighbours as context."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,62 +8,71 @@ import numpy as np
 from scipy.special import expit
 
 from bids_cmb.detection.gated import TILE, Ask, ask_tiles
-from bids_cmb.networks.inference import entry_patcher
+from bids_cmb.networks.inference import load_trained_model
 from bids_cmb.networks.model_cards import read_entry
-from bids_cmb.training import data as cases
+from bids_cmb.training import data as training_data
 from bids_cmb.training.losses import FocalTverskyLoss
-from bids_cmb.training.recipe import Batch, Recipe, Sources, Task, Teach, drawing_of
-from bids_cmb.training.tasks.segmentation import read_sources
+from bids_cmb.training.recipe import (
+    Batch,
+    BatchFunction,
+    Recipe,
+    Sources,
+    Task,
+    make_patch_sampling,
+)
+from bids_cmb.training.tasks.segmentation import load_scans
 
-LOOKED_AT = 12  # slices of each scan where the gate's false alarms are looked for
-FALSE_ALARM = 0.5  # chance from which on a tile without a lesion is one
+N_GATE_SLICES = 12  # slices of each scan where the gate's false alarms are looked for
+FALSE_ALARM_PROBABILITY = 0.5  # chance from which on a tile without a lesion is one
 
 
-def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  # noqa: ARG001
-    read, drawing = read_sources(recipe, sources), drawing_of(recipe.drawing)
-    if "gate" in sources.given:
-        ask = _asker(sources.given["gate"])
-        read = [_with_alarms(one, ask) for one in read]
+def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFunction, str]:  # noqa: ARG001
+    scans, sampling = load_scans(recipe, sources), make_patch_sampling(recipe.drawing)
+    if "gate" in sources.pretrained:
+        gate = _load_gate(sources.pretrained["gate"])
+        scans = [_add_false_alarms(scan, gate) for scan in scans]
 
-    def teach(rng: np.random.Generator) -> Batch:
-        images, truths = cases.batch(read, drawing, rng, size=recipe.batch)
+    def sample(rng: np.random.Generator) -> Batch:
+        images, truths = training_data.sample_batch(scans, sampling, rng, size=recipe.batch)
         return images[..., 0], truths[..., 1, :]
 
-    lesions = sum(len(one.centres["lesion"]) for one in read)
-    alarms = sum(len(one.centres["gate"][0]) for one in read if "gate" in one.centres)
-    return teach, f"{len(read)} scans with {lesions} lesions and {alarms} false alarms of a gate"
+    lesions = sum(len(scan.sampling_centres["lesion"]) for scan in scans)
+    alarms = sum(
+        len(scan.sampling_centres["gate"][0]) for scan in scans if "gate" in scan.sampling_centres
+    )
+    return sample, f"{len(scans)} scans with {lesions} lesions and {alarms} false alarms of a gate"
 
 
-def _with_alarms(case: cases.Case, ask: Ask) -> cases.Case:
-    """The case, with the middles of tiles that the gate takes for lesions among its centres."""
-    slices = np.linspace(0, case.image.shape[2] - 1, LOOKED_AT + 2)[1:-1].astype(int)
-    where = np.zeros(case.heard.shape, bool)
-    where[..., slices] = case.heard[..., slices]
-    starts, chances = ask_tiles(ask, case.image.astype(np.float32), where)
+def _add_false_alarms(scan: training_data.TrainingScan, gate: Ask) -> training_data.TrainingScan:
+    """Add the middles of tiles that the gate takes for lesions to the sampling centres."""
+    slices = np.linspace(0, scan.image.shape[2] - 1, N_GATE_SLICES + 2)[1:-1].astype(int)
+    mask = np.zeros(scan.loss_mask.shape, bool)
+    mask[..., slices] = scan.loss_mask[..., slices]
+    starts, probabilities = ask_tiles(gate, scan.image.astype(np.float32), mask)
     alarms = [
         start
-        for start, chance in zip(starts, chances, strict=True)
-        if chance >= FALSE_ALARM and not _lesions_about(case.truth, start)
+        for start, probability in zip(starts, probabilities, strict=True)
+        if probability >= FALSE_ALARM_PROBABILITY and not _has_lesion(scan.labels, start)
     ]
     middles = np.array(alarms, np.int16).reshape(-1, 3) + np.array([TILE // 2, TILE // 2, 0])
-    return replace(case, centres={**case.centres, "gate": [middles]})
+    return replace(scan, sampling_centres={**scan.sampling_centres, "gate": [middles]})
 
 
-def _lesions_about(truth: np.ndarray, start: np.ndarray) -> bool:
+def _has_lesion(truth: np.ndarray, start: np.ndarray) -> bool:
     x, y, z = start
     return bool(truth[x : x + TILE, y : y + TILE, max(0, z - 1) : z + 2].any())
 
 
-def _asker(entry: Path) -> Ask:
-    """The gate whose entry that is."""
+def _load_gate(entry: Path) -> Ask:
+    """Load the gate of an entry."""
     member = read_entry(entry)
-    ask = entry_patcher(member, entry, precision="mixed")
-    return lambda batch: expit(ask(batch))
+    predict = load_trained_model(member, entry, precision="mixed")
+    return lambda batch: expit(predict(batch))
 
 
-def _shown(images: np.ndarray, truths: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, ...]:
+def _preview(images: np.ndarray, truths: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, ...]:
     chances = keras.ops.convert_to_numpy(keras.ops.sigmoid(logits[..., 0]))
     return images[..., 1:2], truths[..., :1], chances[..., None]
 
 
-TASK = Task(_teach, lambda recipe: FocalTverskyLoss(**(recipe.loss or {})), _shown)
+TASK = Task(_make_batches, lambda recipe: FocalTverskyLoss(**(recipe.loss or {})), _preview)

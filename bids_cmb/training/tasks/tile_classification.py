@@ -1,59 +1,73 @@
-"""Of every tile, three slices deep, it is to be told whether its middle slice has a microbleed."""
+"""Training task: classify tiles of three slices by whether the middle one has a microbleed."""
 
 from dataclasses import replace
 
 import numpy as np
 
-from bids_cmb.training import data as cases
+from bids_cmb.training import data as training_data
 from bids_cmb.training.losses import TileLoss
-from bids_cmb.training.recipe import Batch, Recipe, Sources, Task, Teach, drawing_of
-from bids_cmb.training.tasks.segmentation import read_sources
+from bids_cmb.training.recipe import (
+    Batch,
+    BatchFunction,
+    Recipe,
+    Sources,
+    Task,
+    make_patch_sampling,
+)
+from bids_cmb.training.tasks.segmentation import load_scans
 
-RIM = 4  # voxels at a tile's border where lesions are not asked for: the next tile has them whole
-TRIES = 20  # to draw a tile of the kind that is wanted
+RIM_VOXELS = (
+    4  # voxels at a tile's border where lesions are not asked for: the next tile has them whole
+)
+MAX_DRAWS = 20  # to draw a tile of the kind that is wanted
 
 
-def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[Teach, str]:  # noqa: ARG001
-    read, drawing = read_sources(recipe, sources), drawing_of(recipe.drawing)
-    share = drawing.shares["lesion"]
-    others = {kind: one for kind, one in drawing.shares.items() if kind != "lesion"}
-    kinds = {1: replace(drawing, shares={"lesion": 1.0}), 0: replace(drawing, shares=others)}
-    wanted = [int(at < share * recipe.batch) for at in range(recipe.batch)]
+def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFunction, str]:  # noqa: ARG001
+    scans, sampling = load_scans(recipe, sources), make_patch_sampling(recipe.drawing)
+    share = sampling.shares["lesion"]
+    others = {
+        kind: share_of_kind for kind, share_of_kind in sampling.shares.items() if kind != "lesion"
+    }
+    kinds = {1: replace(sampling, shares={"lesion": 1.0}), 0: replace(sampling, shares=others)}
+    wanted = [int(index < share * recipe.batch) for index in range(recipe.batch)]
 
-    def teach(rng: np.random.Generator) -> Batch:
-        drawn = [_tile(read, kinds[kind], rng, kind) for kind in wanted]
-        images, truths = zip(*drawn, strict=True)
+    def sample(rng: np.random.Generator) -> Batch:
+        tiles = [_sample_tile(scans, kinds[kind], rng, kind) for kind in wanted]
+        images, truths = zip(*tiles, strict=True)
         return np.stack(images), np.array(truths, np.float32)
 
-    lesions = sum(len(one.centres["lesion"]) for one in read)
-    return teach, f"{len(read)} scans with {lesions} lesions"
+    lesions = sum(len(share_of_kind.sampling_centres["lesion"]) for share_of_kind in scans)
+    return sample, f"{len(scans)} scans with {lesions} lesions"
 
 
-def _tile(
-    read: list[cases.Case], drawing: cases.Drawing, rng: np.random.Generator, wanted: int
+def _sample_tile(
+    scans: list[training_data.TrainingScan],
+    sampling: training_data.PatchSampling,
+    rng: np.random.Generator,
+    wanted: int,
 ) -> tuple[np.ndarray, tuple[float, float]]:
-    """A tile (X, Y, 3), whether a lesion is in it, and what that weighs."""
-    for _ in range(TRIES):
-        image, codes, _ = cases.draw_codes(read, drawing, rng)
-        known = holds(codes)
-        if known == wanted:
+    """Sample a tile (X, Y, 3), whether a lesion is in it, and its weight."""
+    for _ in range(MAX_DRAWS):
+        image, codes, _ = training_data.sample_patch_labels(scans, sampling, rng)
+        label = label_tile(codes)
+        if label == wanted:
             break
-    return image[..., 0], (float(known == 1), float(known is not None))
+    return image[..., 0], (float(label == 1), float(label is not None))
 
 
-def holds(codes: np.ndarray) -> int | None:
-    """Whether a tile holds a microbleed, 1 or 0; None where that is no fair question.
+def label_tile(codes: np.ndarray) -> int | None:
+    """Label a tile: 1 with a microbleed, 0 without; None where that is ambiguous.
 
     Args:
-        codes: `cases.Case.truth` in the tile, (X, Y, 3).
+        codes: `TrainingScan.labels` in the tile, (X, Y, 3).
 
     Returns:
-        1 with a sure lesion on the middle slice, off the rim; 0 without any lesion, sure or not, on
-        any of the slices.
+        1 with a certain lesion on the middle slice, off the rim; 0 without any lesion, certain or
+        not, on any of the slices.
     """
-    if (codes[RIM:-RIM, RIM:-RIM, 1] == cases.LESION).any():
+    if (codes[RIM_VOXELS:-RIM_VOXELS, RIM_VOXELS:-RIM_VOXELS, 1] == training_data.LESION).any():
         return 1
     return None if codes.any() else 0
 
 
-TASK = Task(_teach, lambda recipe: TileLoss())  # noqa: ARG005
+TASK = Task(_make_batches, lambda recipe: TileLoss())  # noqa: ARG005

@@ -272,6 +272,8 @@ def columns_page() -> str:
         "`n/a`. What the files are: [outputs](outputs.md).",
     ]
     found = [path.stem for path in sorted((PACKAGE / "resources" / "tables").glob("*.json"))]
+    if lacking := set(found) - set(TABLES):
+        raise ValueError(f"TABLES must name the file of each table; found none of {lacking}.")
     for name in sorted(found, key=list(TABLES).index):
         file, row = TABLES[name]
         rows = [[f"`{key}`", _meaning(about)] for key, about in columns(name).items()]

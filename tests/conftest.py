@@ -8,7 +8,7 @@ import pytest
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 from phantoms import phantom, stripped
-from running import in_this_process
+from running import no_other_process
 from scipy import ndimage
 
 from bids_cmb.anatomy.labels import atlas
@@ -18,7 +18,6 @@ from bids_cmb.files import write_json
 from bids_cmb.imaging import volume
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.model_cards import load_card
-from bids_cmb.parallel import processes
 from bids_cmb.simulation.geometry import measure_geometry
 from bids_cmb.simulation.head_model import crop
 from bids_cmb.simulation.lesion_priors import load_priors
@@ -65,9 +64,10 @@ def heads(tmp_path_factory):
 
 
 @pytest.fixture
-def one_process(monkeypatch):
-    """The app reads scans in the process of the test: a second less for every other process."""
-    monkeypatch.setattr(processes, "run", in_this_process)
+def one_process():
+    """The app reads scans in the process of the test."""
+    with no_other_process():
+        yield
 
 
 @pytest.fixture

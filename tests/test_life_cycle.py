@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from phantoms import stripped
-from running import in_this_process
+from running import no_other_process
 
 from bids_cmb import provenance
 from bids_cmb.bids.companions import find_segmentation
@@ -20,7 +20,6 @@ from bids_cmb.config import Config
 from bids_cmb.errors import IO_ERROR
 from bids_cmb.files import write_json
 from bids_cmb.imaging.volume import save
-from bids_cmb.parallel import processes
 from bids_cmb.report import figures as pictures
 from bids_cmb.report.html import write_page
 from bids_cmb.workflow import inputs, outputs
@@ -49,11 +48,8 @@ def made(tmp_path_factory):
         save(stripped(seed), root / "raw" / source)
     about = '{"Name": "Two", "BIDSVersion": "1.11.1"}'
     (root / "raw/dataset_description.json").write_text(about)
-    before, processes.run = processes.run, in_this_process
-    try:
+    with no_other_process():
         assert run(root) == 0
-    finally:
-        processes.run = before
     return root
 
 

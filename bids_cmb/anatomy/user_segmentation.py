@@ -16,7 +16,7 @@ from bids_cmb.anatomy.labels import LEFT, RIGHT, Atlas, atlas
 from bids_cmb.anatomy.mars import label_of, table
 from bids_cmb.anatomy.region_map import CORTEX, WHITE
 from bids_cmb.anatomy.segmentation import FLUID, SIDES, Anatomy, brain_of, read_structures, sided
-from bids_cmb.imaging.registration import read_transform, register, turn_degrees
+from bids_cmb.imaging.registration import load_transform, measure_rotation_deg, register
 from bids_cmb.imaging.volume import Volume, load_labels
 
 SPACING_MM = 1.5  # no finer than this are regions looked at
@@ -109,7 +109,7 @@ def carry(
     """
     figures: dict[str, object] = {}
     if transform:
-        to_scan = read_transform(transform)
+        to_scan = load_transform(transform)
         figures["Transform"] = transform.name
     elif t1w:
         image = load_labels(t1w)
@@ -125,7 +125,7 @@ def carry(
     there = moved(anatomy, to_scan)
     both = brain_of(there, scan).data
     dice = 2 * float((both & brain.data).sum()) / max(int(both.sum() + brain.data.sum()), 1)
-    turn, middle = turn_degrees(to_scan), np.argwhere(anatomy.brain.data).mean(axis=0)
+    turn, middle = measure_rotation_deg(to_scan), np.argwhere(anatomy.brain.data).mean(axis=0)
     shift = np.linalg.norm(there.brain.world(middle) - anatomy.brain.world(middle))
     if dice < LEAST_DICE or (transform is None and turn > MOST_DEGREES):
         raise ValueError(

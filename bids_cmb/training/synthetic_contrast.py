@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_cmb.anatomy.labels import Atlas, mirrored_codes
-from bids_cmb.imaging.preprocessing import Grid, cut, preprocess
+from bids_cmb.imaging.preprocessing import Grid, crop_or_pad, preprocess
 from bids_cmb.imaging.volume import Volume, load, resample_like
 from bids_cmb.simulation.head_model import load_head_model, resample_labels, sample_deformation
 from bids_cmb.simulation.noise import sample_noise, upsample
@@ -87,8 +87,8 @@ def sample_patch(
     size, shape = np.array(subject.codes.shape), np.array(shape)
     low = np.minimum(0, size - shape)
     start = rng.integers(low, np.maximum(size - shape, 0) + 1)
-    codes = cut(subject.codes, start, shape)
-    image = None if subject.image is None else cut(subject.image, start, shape)
+    codes = crop_or_pad(subject.codes, start, shape)
+    image = None if subject.image is None else crop_or_pad(subject.image, start, shape)
     if rng.random() < 0.5:
         codes = mirrored_codes()[codes[::-1]]
         image = None if image is None else image[::-1]

@@ -185,7 +185,8 @@ def train(
     figures = {**course.progress.figures(), "ended_by": stop_reason}
     effort = (
         f"{60 * figures['hours']:.0f} minutes on a {describe_device()}, "
-        f"{figures['core_hours']:.2f} core-hours, {figures['voxels']:,} voxels, {figures['voxels_per_second']:,} per second"
+        f"{figures['core_hours']:.2f} core-hours, {figures['voxels']:,} voxels, "
+        f"{figures['voxels_per_second']:,} per second"
     )
     log(f"{description}; {effort}; kept epoch {figures['best_epoch']} of {figures['epochs']}")
     draw_report(

@@ -18,9 +18,9 @@ from bids_cmb.bids.tables import Output, columns, refresh_scans_table, write_tab
 from bids_cmb.detection.ensemble import Probability
 from bids_cmb.detection.outputs import evidence_rows
 from bids_cmb.files import read_json, remove_leftovers, write_json, write_text
-from bids_cmb.imaging.loading import Phase
+from bids_cmb.imaging.loading import LoadedPhase
 from bids_cmb.imaging.preprocessing import Grid, preprocess
-from bids_cmb.imaging.volume import Intake, Volume, resample_like, save
+from bids_cmb.imaging.volume import LoadReport, Volume, resample_like, save
 from bids_cmb.lesions.measure import Lesion
 from bids_cmb.lesions.table import counts, lesion_row
 from bids_cmb.networks.inference import describe_device
@@ -64,10 +64,10 @@ class ScanResult:
     """
 
     image: Volume
-    header: Intake
+    header: LoadReport
     brain: BrainMask
     anatomy: AnatomyResult
-    phase: Phase
+    phase: LoadedPhase
     probability: Probability
     thresholds: Thresholds
     regions: Volume | None

@@ -22,7 +22,7 @@ from bids_cmb.bids.tables import EVIDENCE, Output, has_row, read_table, refresh_
 from bids_cmb.config import Config
 from bids_cmb.detection.ensemble import Probability, detect
 from bids_cmb.imaging.loading import load_echoes, load_phase
-from bids_cmb.imaging.volume import Intake, Volume, load_labels
+from bids_cmb.imaging.volume import LoadReport, Volume, load_labels
 from bids_cmb.lesions.locations import locate_lesions
 from bids_cmb.lesions.measure import Lesion, find_lesions
 from bids_cmb.networks.inference import set_threads
@@ -208,7 +208,7 @@ def place_lesions(
     )
 
 
-def measure_quality(image: Volume, brain: Volume, header: Intake, scan: Scan) -> Quality:
+def measure_quality(image: Volume, brain: Volume, header: LoadReport, scan: Scan) -> Quality:
     """Measure what may make the counts doubtful."""
     return quality(
         image,

@@ -80,7 +80,7 @@ def sample_patch(
     )
     start = centre - shape // 2 + rng.integers(-reach, reach + 1)
     image, prior, kinds = (
-        training_data.cut(data, start, shape)
+        training_data.crop_or_pad(data, start, shape)
         for data in (training_scan.image, scan.prior, scan.kinds)
     )
     steps = [

@@ -9,7 +9,7 @@ import pytest
 from phantoms import shaken
 from scipy.special import log_softmax
 
-from bids_cmb.anatomy.brain_extraction import find_brain
+from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.detection import distilled
 from bids_cmb.detection.distilled import (
     Seen,
@@ -332,7 +332,7 @@ def test_what_the_student_refuses_is_not_painted_as_likely(heads, monkeypatch):
     """Faultless networks by hand: what is dark is a spot, and only the round ones are bleeds."""
     folder, truth = heads
     image, _ = load(folder / "six.nii.gz")
-    brain = find_brain(image)
+    brain = segment_brain(image)
 
     def patcher(member, path, precision):  # noqa: ARG001
         if member["name"] == "candidates":

@@ -9,7 +9,7 @@ from nibabel.affines import apply_affine, from_matvec
 from nibabel.eulerangles import euler2mat
 from phantoms import T1W, T2STAR, painted
 
-from bids_cmb.anatomy.segmentation import itk_affine
+from bids_cmb.anatomy.segmentation import format_itk_affine
 from bids_cmb.imaging.registration import load_transform, measure_rotation_deg, register
 from bids_cmb.imaging.volume import Volume, resample
 from bids_cmb.simulation.tissue_properties import is_brain
@@ -92,7 +92,7 @@ def test_without_a_brain_nothing_is_registered(t1w, blank):
 def test_what_we_write_simpleitk_reads_and_maps_places_of_the_scan_to_the_t1w_image(tmp_path, rng):
     """ITK's places are LPS, and its transforms go from what stays to what moves."""
     path = tmp_path / "sub-01_from-T1w_to-orig_mode-image_xfm.txt"
-    path.write_text(itk_affine(NODDED))
+    path.write_text(format_itk_affine(NODDED))
     signs = np.array([-1, -1, 1])
     read = sitk.ReadTransform(str(path))
     for place in rng.uniform(-80, 80, (5, 3)):

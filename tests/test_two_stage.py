@@ -8,7 +8,7 @@ import pytest
 from conftest import OBLIQUE
 from phantoms import shaken
 
-from bids_cmb.anatomy.brain_extraction import find_brain
+from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.anatomy.segmentation import Anatomy
 from bids_cmb.detection import two_stage
 from bids_cmb.detection.proposals import (
@@ -252,7 +252,7 @@ def test_faultless_stages_find_every_microbleed_and_nothing_else(heads, monkeypa
     """Networks by hand: what is dark is proposed, and only the symmetric ones are bleeds."""
     folder, truth = heads
     image, _ = load(folder / "six.nii.gz")
-    brain = find_brain(image)
+    brain = segment_brain(image)
 
     class Dark:
         pass
@@ -408,7 +408,7 @@ def recipe():
 def test_a_classifier_is_trained_by_one_command_and_goes_into_a_card(
     recipe, lessons, tmp_path, rng, monkeypatch
 ):
-    monkeypatch.setattr(proposal_classification, "find_anatomy", unseen)
+    monkeypatch.setattr(proposal_classification, "predict_anatomy", unseen)
     given = (written(tmp_path / "first", rng),)
     data = lessons(1)
     entry = train(
@@ -428,7 +428,7 @@ def unseen(_):
 
 
 def test_the_same_seed_draws_the_same_batch(recipe, lessons, tmp_path, rng, monkeypatch):
-    monkeypatch.setattr(proposal_classification, "find_anatomy", unseen)
+    monkeypatch.setattr(proposal_classification, "predict_anatomy", unseen)
     name, path = written(tmp_path / "first", rng)
     sources = Sources(find_training_scans(lessons(1)), pretrained={name: path})
     teach, told = TASKS["classification"].make_batches(recipe, sources, 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.anatomy.region_map import spot_of
+from bids_cmb.anatomy.region_map import classify_location
 from bids_cmb.bids.markers import names_in
 from bids_cmb.bids.tables import lesion_table_of, read_table
 from bids_cmb.files import read_json
@@ -90,7 +90,7 @@ def _added(mask: Path, points: np.ndarray) -> list[LesionLocation]:
     regions = load_labels(file)
     found = []
     for point in points:
-        left, territory, name = spot_of(regions, point)
+        left, territory, name = classify_location(regions, point)
         found.append(LesionLocation("left" if left else "right", left, territory, name))
     return found
 

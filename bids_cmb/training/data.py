@@ -8,7 +8,7 @@ import numpy as np
 from nibabel.affines import from_matvec
 from scipy import ndimage
 
-from bids_cmb.anatomy.brain_extraction import find_brain
+from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.bids.companions import OURS
 from bids_cmb.bids.filters import Query
 from bids_cmb.bids.selection import Scan, find_scans
@@ -239,7 +239,7 @@ def load_scan_and_brain(paths: ScanFiles) -> tuple[Volume, Volume]:
     if paths.lesions is not None:
         _check_overlap(paths.lesions, load_labels(paths.lesions), paths.image, image)
     if paths.brain is None:
-        return image, find_brain(image)
+        return image, segment_brain(image)
     brain = load_labels(paths.brain)
     _check_overlap(paths.brain, brain, paths.image, image)
     return image, Volume(resample_like(brain, image, order=0).data > 0, image.affine)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bids_cmb.anatomy.region_map import region_map
+from bids_cmb.anatomy.region_map import build_region_map
 from bids_cmb.anatomy.scan_anatomy import (
     AnatomyResult,
     add_atlases,
@@ -182,7 +182,7 @@ def complete_anatomy(
     if anatomy.segmentation is None and (has_lesions or config.output_level == "full"):
         anatomy = refine_anatomy(image, anatomy, inputs.models)
     anatomy = add_atlases(anatomy, inputs.atlases)
-    regions = region_map(
+    regions = build_region_map(
         anatomy.head, anatomy.lobes, anatomy.capsule, deep_wm_distance_mm=config.deep_wm_distance_mm
     )
     return anatomy, regions

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from bids_cmb.anatomy.segmentation import Anatomy, find_anatomy
+from bids_cmb.anatomy.segmentation import Anatomy, predict_anatomy
 from bids_cmb.detection.proposals import (
     ANATOMY_FROM,
     Rules,
@@ -146,7 +146,7 @@ def _line_up(paths: training_data.ScanFiles, recipe: Recipe, ask: FirstStage) ->
 
 def _find_anatomy(scan: Volume) -> Anatomy | None:
     try:
-        return find_anatomy(scan)
+        return predict_anatomy(scan)
     except ValueError:
         return None
 

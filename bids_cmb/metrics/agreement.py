@@ -6,8 +6,8 @@ import numpy as np
 def intraclass_correlation(ratings: np.ndarray) -> float:
     """Compute ICC(2,1): two-way random effects, absolute agreement, single rating.
 
-    (BMS - EMS) / (BMS + (k - 1) EMS + k (JMS - EMS) / n), with mean squares between scans, raters and
-    of the residual. 1 is perfect agreement. A rater who always counts two more lowers it, unlike a
+    (BMS - EMS) / (BMS + (k - 1) EMS + k (JMS - EMS) / n), with mean squares between scans, between
+    raters and of the residual. 1 is perfect agreement. A rater who always counts two more lowers it, unlike a
     correlation.
 
     Args:

@@ -55,7 +55,7 @@ def match_valdo(
 
     Args:
         distance: Between centres, mm, shape (F, T).
-        uncertain: True lesions to set aside with what is matched to them, shape (T,); None for none.
+        uncertain: True lesions to ignore with what is matched to them, shape (T,); or None.
         reach: mm.
 
     Source:
@@ -81,7 +81,7 @@ def match_one_to_one(
 
     Args:
         distance: Between centres, mm, shape (F, T).
-        uncertain: True lesions to set aside with what is matched to them, shape (T,); None for none.
+        uncertain: True lesions to ignore with what is matched to them, shape (T,); or None.
         reach: mm; pairs may be up to that far apart.
     """
     partner, hits = _start_empty(distance)
@@ -104,7 +104,7 @@ def match_overlap(shared: np.ndarray, uncertain: np.ndarray | None = None) -> Ma
 
     Args:
         shared: Volume in common, mm³, shape (F, T).
-        uncertain: True lesions to set aside with what touches no other, shape (T,); None for none.
+        uncertain: True lesions to ignore with what touches no other, shape (T,); or None.
 
     Source:
         The definition of SHiVAi, github.com/pboutinaud/SHiVAi.

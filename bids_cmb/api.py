@@ -51,7 +51,7 @@ def load_image(path: str | Path, *more_echoes: str | Path) -> Volume:
 
 
 def segment_anatomy(
-    image: Volume, *, segmentation: str | Path | None = None, models: str | Path | None = None
+    image: Volume, *, segmentation: str | Path | None = None, model_dir: str | Path | None = None
 ) -> AnatomyResult:
     """Segment the head: structures, left and right, brain, and the way to MNI space.
 
@@ -59,7 +59,7 @@ def segment_anatomy(
         image: The scan.
         segmentation: A label map in FreeSurfer's codes in the space of the scan, used as it is;
             the network segments the scan without.
-        models: A folder of model cards and weights, looked at before those of the package.
+        model_dir: A folder of model cards and weights, looked at before those of the package.
 
     Returns:
         ``head.structures``, uint16 FreeSurfer codes on a grid of their own; ``head.to_mni``, (4, 4)
@@ -68,7 +68,7 @@ def segment_anatomy(
     Raises:
         ValueError: If no brain is recognised, or the segmentation cannot be used.
     """
-    folder = _path(models)
+    folder = _path(model_dir)
     if segmentation is None:
         return AnatomyResult(predict_anatomy(image, ModelOptions(folder)), source=NETWORK)
     about, path = load_card(ANATOMY, folder), Path(segmentation)
@@ -113,7 +113,7 @@ def detect_microbleeds(
     detector: str | Sequence[str] = DEFAULT_DETECTOR,
     *,
     anatomy: AnatomyResult | None = None,
-    models: str | Path | None = None,
+    model_dir: str | Path | None = None,
 ) -> Probability:
     """Compute the probability of microbleed at every voxel.
 
@@ -123,7 +123,7 @@ def detect_microbleeds(
         detector: Name of a detector, ``radial`` being the quick one without networks, or several,
             whose answers are averaged.
         anatomy: As `segment_anatomy` gives it, for detectors that use it.
-        models: A folder of model cards and weights, looked at before those of the package.
+        model_dir: A folder of model cards and weights, looked at before those of the package.
 
     Returns:
         ``mean``, float32 (X, Y, Z) from 0 to 1 on the grid of the scan; ``members``, the detectors.
@@ -133,7 +133,7 @@ def detect_microbleeds(
     """
     _check_grid("`brain`", brain, image)
     head = None if anatomy is None else anatomy.head
-    return ensemble.detect(detector, image, brain, ModelOptions(_path(models)), None, head)
+    return ensemble.detect(detector, image, brain, ModelOptions(_path(model_dir)), None, head)
 
 
 def measure_lesions(
@@ -143,7 +143,7 @@ def measure_lesions(
     *,
     threshold: float | None = None,
     min_volume_mm3: float | None = None,
-    models: str | Path | None = None,
+    model_dir: str | Path | None = None,
 ) -> tuple[Volume, list[Lesion]]:
     """Cut a probability map into lesions and measure each one.
 
@@ -153,7 +153,7 @@ def measure_lesions(
         brain: Its brain mask, bool, on the same grid.
         threshold: From which a voxel is lesion, above 0 and up to 1; that of the detector without.
         min_volume_mm3: Of the smallest lesion; that of the detector without.
-        models: The folder of `detect_microbleeds`.
+        model_dir: The folder of `detect_microbleeds`.
 
     Returns:
         Labels, uint16 (X, Y, Z), and the lesions, the surest first: ``index`` in the labels,
@@ -168,7 +168,7 @@ def measure_lesions(
         raise ValueError(f"`threshold` must be above 0 and up to 1; found {threshold}.")
     _check_grid("`brain`", brain, image)
     _check_grid("`probability`", probability.mean, image)
-    cards = [load_card(name, _path(models)) for name in probability.members]
+    cards = [load_card(name, _path(model_dir)) for name in probability.members]
     return find_lesions(
         probability.mean,
         image,
@@ -185,7 +185,7 @@ def locate_lesions(
     anatomy: AnatomyResult,
     *,
     deep_wm_distance_mm: float = DEEP_WHITE_MM,
-    models: str | Path | None = None,
+    model_dir: str | Path | None = None,
 ) -> list[Lesion]:
     """Give each lesion the place where its centre lies.
 
@@ -195,14 +195,14 @@ def locate_lesions(
         anatomy: As `segment_anatomy` gives it; a network draws it on finer voxels first.
         deep_wm_distance_mm: White matter this close to a lateral ventricle is deep or
             periventricular.
-        models: The folder of `segment_anatomy`.
+        model_dir: The folder of `segment_anatomy`.
 
     Returns:
         The same lesions with ``region`` (structure), ``side``, ``territory``, ``mars`` (region of
         MARS), ``mni`` (mm) and the flag ``csf``. Lobes are told apart where TemplateFlow's archive
         has the Harvard-Oxford atlas.
     """
-    folder, atlases = _path(models), find_atlases()
+    folder, atlases = _path(model_dir), find_atlases()
     if lesions and anatomy.segmentation is None:
         anatomy = scan_anatomy.refine_anatomy(image, anatomy, ModelOptions(folder))
     anatomy = scan_anatomy.add_atlases(anatomy, atlases)

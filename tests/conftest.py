@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
-from phantoms import phantom
+from phantoms import phantom, stripped
+from running import in_this_process
 from scipy import ndimage
 
 from bids_cmb.anatomy.labels import build_class_table
@@ -17,6 +18,7 @@ from bids_cmb.files import write_json
 from bids_cmb.imaging import volume
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.model_cards import load_card
+from bids_cmb.parallel import processes
 from bids_cmb.simulation.geometry import measure_geometry
 from bids_cmb.simulation.head_model import crop
 from bids_cmb.simulation.lesion_priors import load_priors
@@ -47,7 +49,10 @@ def made_up():
 
 @pytest.fixture(scope="session")
 def heads(tmp_path_factory):
-    """Two scans on disk: one with six microbleeds and thick slices, one with none."""
+    """Scans on disk: a head with six microbleeds and thick slices, one with none, and a ball.
+
+    The ball is a stripped brain in coarse voxels, which the app reads in half a second.
+    """
     folder = tmp_path_factory.mktemp("heads")
     rng = np.random.default_rng(7)
     truth = {}
@@ -55,7 +60,14 @@ def heads(tmp_path_factory):
         image, _, placed = phantom(rng, bleeds=bleeds, spacing=(1.4, 1.4, 4.0))
         volume.save(image, folder / f"{name}.nii.gz")
         truth[name] = placed
+    volume.save(stripped(3), folder / "ball.nii.gz")
     return folder, truth
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """The app reads scans in the process of the test: a second less for every other process."""
+    monkeypatch.setattr(processes, "run", in_this_process)
 
 
 @pytest.fixture
@@ -125,13 +137,14 @@ def lessons(tmp_path, rng):
 
 @pytest.fixture
 def unfitted(monkeypatch):
-    """Training draws a batch and its validation and learns nothing: the shapes of both, each."""
+    """Training draws a batch and its validation, if any, and learns nothing: the shapes of both."""
     from bids_cmb.training import course as learning  # noqa: PLC0415
 
     drawn = []
 
     def run(course):
-        drawn.append((course.draw(0, 0)[0].shape[1:], course.judged[0].shape[1:]))
+        exam = course.judged[0].shape[1:] if course.judged else None
+        drawn.append((course.draw(0, 0)[0].shape[1:], exam))
         row = dict.fromkeys((*learning.COLUMNS, "steps_s", "waited_s"), 1)
         course.progress.rows.append(row)
         return "epochs"

@@ -80,6 +80,33 @@ def phantom(
     return Volume(magnitude.astype(np.float32), grid), Volume(truth, grid), placed
 
 
+def part_of_brain(image: Volume) -> Volume:
+    """What holds a phantom's microbleeds, 4 mm around it, and a cap of the frontal bone; bool.
+
+    Half of a brain, for tests whose detectors need not look at all of it. Bone is dark and
+    no microbleed.
+    """
+    _, axes, middle, _ = SHELLS[WHITE]
+    world = _world(image.affine, image.shape)
+    deep = _ellipsoid(world, DEEP_IN_WHITE * np.array(axes) + 4, middle) <= 1
+    bone = (_ellipsoid(world, *SHELLS[1][1:3]) <= 1) & (world[..., 1] > 87)
+    return Volume(deep | bone, image.affine)
+
+
+def stripped(seed):
+    """A ball of brain of some 1200 ml with dark spots, nothing around it, oblique and flipped."""
+    rng = np.random.default_rng(seed)
+    turn = euler2mat(0.1, -0.1, 0.05) @ np.diag([-3.0, 3.0, 6.0])
+    shape = np.array([50, 50, 26])
+    image = Volume(np.zeros(shape, np.float32), from_matvec(turn, -turn @ ((shape - 1) / 2)))
+    away = np.linalg.norm(image.world(np.argwhere(np.ones(shape))), axis=1).reshape(shape)
+    brain = away < 66
+    image.data[brain] = rng.normal(300, 9, brain.sum())
+    for x, y, z in rng.integers((18, 18, 10), (32, 32, 16), (4, 3)):
+        image.data[x, y, z] = 40
+    return image
+
+
 def _world(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """World position of every voxel, float32, shape (X, Y, Z, 3)."""
     index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)

@@ -125,8 +125,9 @@ def test_a_scheduler_that_does_not_answer_ends_the_run(monkeypatch):
 
 def test_the_app_reads_scans_on_a_cluster_as_it_does_alone(dataset, tmp_path):
     """The counts and lesion tables are the same bytes, whoever reads."""
-    raw = dataset({f"sub-0{at}/anat/sub-0{at}_T2starw": "six" for at in (1, 2)})
+    raw = dataset({f"sub-0{at}/anat/sub-0{at}_T2starw": "ball" for at in (1, 2)})
     plain = ["--detector", "radial", "--anatomy", "none", "--validate", "off", "-q"]
+    plain += ["--skip-brain-extraction"]
     out = {}
     for name, flags in {"alone": [], "cluster": ["--dask", "local"]}.items():
         words = [str(raw), str(tmp_path / name), "participant", "group", "--n-cpus", "2"]
@@ -135,5 +136,7 @@ def test_the_app_reads_scans_on_a_cluster_as_it_does_alone(dataset, tmp_path):
         tables = [path for path in sorted(home.rglob("*.tsv")) if "logs" not in path.parts]
         out[name] = {str(path.relative_to(home)): path.read_bytes() for path in tables}
     assert out["alone"] == out["cluster"]
+    assert out["alone"]["group_microbleeds.tsv"]
+    assert all(b"yes" in text for name, text in out["alone"].items() if "dseg" in name)  # lesions
     status = next((tmp_path / "cluster").glob("logs/*/status.jsonl")).read_text().splitlines()
     assert [json.loads(line)["status"] for line in status].count("ok") == 2

@@ -6,10 +6,9 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
-from phantoms import shaken
+from phantoms import part_of_brain, shaken
 from scipy.special import log_softmax
 
-from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.detection import distilled
 from bids_cmb.detection.distilled import (
     Seen,
@@ -332,7 +331,7 @@ def test_what_the_student_refuses_is_not_painted_as_likely(heads, monkeypatch):
     """Faultless networks by hand: what is dark is a spot, and only the round ones are bleeds."""
     folder, truth = heads
     image, _ = load(folder / "six.nii.gz")
-    brain = segment_brain(image)
+    brain = part_of_brain(image)
 
     def patcher(member, path, precision):  # noqa: ARG001
         if member["name"] == "candidates":

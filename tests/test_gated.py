@@ -54,7 +54,7 @@ def network(request, rng):
     return builder.__name__, arguments, shaken(builder(**arguments), rng)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def head():
     """A phantom with six microbleeds and its brain; oblique and LAS."""
     image, _, bleeds = phantom(np.random.default_rng(4), bleeds=6, spacing=(1.0, 1.0, 3.0))

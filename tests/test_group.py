@@ -76,7 +76,7 @@ def test_what_failed_last_shows_no_old_count_and_says_that_a_result_stands(cohor
     note_attempt(cohort, ONE, FAILED, "the input broke")
     assert statuses(cohort)[0] == ("sub-01", "outdated", None)
     assert "the input broke" in reason_of(cohort, ONE)
-    assert "stands" in reason_of(cohort, ONE)
+    assert "earlier result" in reason_of(cohort, ONE)
     forget_attempt(cohort, ONE)
     assert statuses(cohort)[0] == ("sub-01", "ok", "4")
 

@@ -7,10 +7,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from nibabel.affines import from_matvec
-from nibabel.eulerangles import euler2mat
+from phantoms import stripped
+from running import in_this_process
 
 from bids_cmb import provenance
 from bids_cmb.bids.companions import find_segmentation
@@ -20,7 +19,7 @@ from bids_cmb.cli import run as cli
 from bids_cmb.config import Config
 from bids_cmb.errors import IO_ERROR
 from bids_cmb.files import write_json
-from bids_cmb.imaging.volume import Volume, save
+from bids_cmb.imaging.volume import save
 from bids_cmb.parallel import processes
 from bids_cmb.report import figures as pictures
 from bids_cmb.report.html import write_page
@@ -37,30 +36,9 @@ QUICK = [
 ONE, TWO = (f"sub-01/anat/sub-01_acq-{name}_T2starw.nii.gz" for name in "ab")
 
 
-def in_this_process(work, jobs, *, workers):
-    """What `parallel.processes.run` does, without a process of its own."""
-    assert workers
-    for at, job in enumerate(jobs):
-        yield processes.Outcome(at, **processes.attempt(work, job))
-
-
 @pytest.fixture(autouse=True)
-def one_process(monkeypatch):
-    monkeypatch.setattr(processes, "run", in_this_process)
-
-
-def stripped(seed):
-    """A ball of brain of some 1200 ml with dark spots, nothing around it, oblique and flipped."""
-    rng = np.random.default_rng(seed)
-    turn = euler2mat(0.1, -0.1, 0.05) @ np.diag([-3.0, 3.0, 6.0])
-    shape = np.array([50, 50, 26])
-    image = Volume(np.zeros(shape, np.float32), from_matvec(turn, -turn @ ((shape - 1) / 2)))
-    away = np.linalg.norm(image.world(np.argwhere(np.ones(shape))), axis=1).reshape(shape)
-    brain = away < 66
-    image.data[brain] = rng.normal(300, 9, brain.sum())
-    for x, y, z in rng.integers((18, 18, 10), (32, 32, 16), (4, 3)):
-        image.data[x, y, z] = 40
-    return image
+def _no_other_process(one_process):
+    """Whatever the app does is done here."""
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,7 @@ def test_the_plan_of_the_package_names_recipes_sets_and_protocols_that_exist():
         resolve_protocols(protocols_of(names))
     data = {network["recipe"]: set(network["data"]) for network in plan["networks"]}
     for network in plan["networks"]:  # false alarms on scans not learnt from
-        assert not any(data[role] & set(network["data"]) for role in network.get("given", ()))
+        assert not any(data[role] & set(network["data"]) for role in network.get("pretrained", ()))
     assert sum(given["scans"] for given in plan["sets"].values() if given["of"] == "training") > 100
     assert not set(plan["heads"]["training"]) & set(plan["heads"]["validation"])
 
@@ -140,6 +140,21 @@ def test_a_plan_that_is_none_is_refused_in_a_sentence(text, said, tmp_path):
         read_plan(str(path))
     with pytest.raises(ValueError, match="JSON file or one of two-stage; found 'x'"):
         read_plan("x")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "said"),
+    [("sets", "law", "a set of a plan has .* only; found law"),
+     ("networks", "given", "a network of a plan has .* only; found given")],
+)  # fmt: skip
+def test_a_plan_with_a_setting_that_does_not_exist_is_refused(part, key, said, tmp_path):
+    """It would be passed over in silence: a network would be trained without what it needs."""
+    plan = read_plan("two-stage")
+    parts = list(plan[part].values()) if part == "sets" else plan[part]
+    parts[-1][key] = "anything"
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(ValueError, match=said):
+        read_plan(str(tmp_path / "plan.json"))
 
 
 @pytest.mark.parametrize("hours", [0, -1, float("nan")])

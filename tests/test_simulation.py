@@ -25,7 +25,6 @@ from bids_cmb.imaging.phase import (
 from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.simulation import simulate
 from bids_cmb.simulation.lesion_priors import load_priors
-from bids_cmb.simulation.phantom import make_procedural_head
 from bids_cmb.simulation.protocols import Protocol, load_presets, resolve_protocols, sample_protocol
 from bids_cmb.simulation.simulate import simulate_scan
 
@@ -34,8 +33,8 @@ WINDOW = (90.0, 100.0, 48.0)  # mm; a whole head takes ten times as long
 
 
 @pytest.fixture(scope="module")
-def head():
-    return make_procedural_head(np.random.default_rng(1))
+def head(made_up):
+    return made_up
 
 
 @pytest.fixture(scope="module")
@@ -285,9 +284,7 @@ def test_what_cannot_be_simulated_is_refused_before_anything_is_written(tmp_path
     out = tmp_path / "out"
     assert "`scans` must be at least 1; found 0" in refused(capsys, out, "--n-scans", 0)
     assert "random, or one of ukb-swi" in refused(capsys, out, "--protocol", "siemens")
-    assert "The lesion priors must be one of default" in refused(
-        capsys, out, "--lesion-priors", "mine"
-    )
+    assert "Lesion priors must be one of default" in refused(capsys, out, "--lesion-priors", "mine")
     assert "found none" in refused(capsys, out, "--anatomy", tmp_path)
     image = nib.Nifti1Image(np.random.default_rng(1).random((9, 9, 9), np.float32), np.eye(4))
     nib.save(image, tmp_path / "head.nii.gz")

@@ -41,19 +41,25 @@ def archive(tmp_path_factory):
     folder.mkdir()
     (folder / "template_description.json").write_text('{"Name": "phantom"}')
     data = np.zeros((193, 229, 193), np.int16)
-    grid = np.stack(np.meshgrid(*map(np.arange, data.shape), indexing="ij"), -1) + AFFINE[:3, 3]
     for parcel, place in SEEDS.values():
         for side, label in ((1, 2 * parcel - 1), (-1, 2 * parcel)):
-            away = np.linalg.norm(grid - np.array(place) * [side, 1, 1], axis=-1)
-            data[away < 8] = label
+            paint(data, np.array(place) * [side, 1, 1], 8, label)
     save(Volume(data, AFFINE), folder / NAME, dtype=np.int16)
     data = np.zeros(data.shape, np.int16)
     for left, right, place, radius in NUCLEI.values():
         for side, label in ((1, left), (-1, right)):
-            away = np.linalg.norm(grid - np.array(place) * [side, 1, 1], axis=-1)
-            data[away < radius] = label
+            paint(data, np.array(place) * [side, 1, 1], radius, label)
     save(Volume(data, AFFINE), folder / MASSP, dtype=np.int16)
     return home
+
+
+def paint(data, place, radius, label):
+    """Paint a ball about a place in mm, within the grid."""
+    middle = np.array(place) - AFFINE[:3, 3]
+    low = np.maximum(middle - radius, 0).astype(int)
+    box = tuple(map(slice, low, np.ceil(middle + radius + 1).astype(int)))
+    index = np.indices(data[box].shape) + low[:, None, None, None]
+    data[box][np.linalg.norm(index - middle[:, None, None, None], axis=0) < radius] = label
 
 
 @pytest.fixture

@@ -144,6 +144,7 @@ def test_data_that_cannot_be_used_claim_no_folder(data, recipe, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.usefixtures("unfitted")
 def test_a_folder_keeps_to_its_data(data, recipe, tmp_path):
     train(recipe, TrainingData((data,)), tmp_path / "out")
     with pytest.raises(ValueError, match=r"material.json: .* it began with; .* \(validation\)"):
@@ -170,6 +171,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(data, recip
     assert any((one[name] != other[name]).any() for name in one)
 
 
+@pytest.mark.usefixtures("unfitted")
 def test_a_folder_keeps_to_its_recipe(data, recipe, tmp_path):
     train(recipe, TrainingData((data,)), tmp_path / "out")
     with pytest.raises(ValueError, match=r"recipe.json: training goes on .* \(rate\)"):
@@ -190,6 +192,7 @@ def test_fine_tuning_begins_with_the_weights_it_is_given(data, recipe, tmp_path)
         train(wider, TrainingData((data,), start=start), tmp_path / "third")
 
 
+@pytest.mark.usefixtures("unfitted")
 def test_a_fold_does_not_learn_from_the_subjects_it_is_tried_on(data, recipe, tmp_path):
     entries = cross_validate(recipe, TrainingData((data,)), tmp_path / "cv", folds=2)
     assert [entry["left_out"] for entry in entries] == [("sub-01",), ("sub-02",)]

@@ -6,9 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import OBLIQUE
-from phantoms import shaken
+from phantoms import part_of_brain, shaken
 
-from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.anatomy.segmentation import Anatomy
 from bids_cmb.detection import two_stage
 from bids_cmb.detection.proposals import (
@@ -252,7 +251,7 @@ def test_faultless_stages_find_every_microbleed_and_nothing_else(heads, monkeypa
     """Networks by hand: what is dark is proposed, and only the symmetric ones are bleeds."""
     folder, truth = heads
     image, _ = load(folder / "six.nii.gz")
-    brain = segment_brain(image)
+    brain = part_of_brain(image)
 
     class Dark:
         pass

@@ -7,8 +7,8 @@ def intraclass_correlation(ratings: np.ndarray) -> float:
     """Compute ICC(2,1): two-way random effects, absolute agreement, single rating.
 
     (BMS - EMS) / (BMS + (k - 1) EMS + k (JMS - EMS) / n), with mean squares between scans, between
-    raters and of the residual. 1 is perfect agreement. A rater who always counts two more lowers it, unlike a
-    correlation.
+    raters and of the residual. 1 is perfect agreement. A rater who always counts two more lowers
+    it, unlike a correlation.
 
     Args:
         ratings: A row for each scan, a column for each rater, (N, K).

@@ -35,7 +35,7 @@ def load_priors(name: str = "default") -> dict:
     )
     variants = json.loads(text)
     if name not in variants:
-        raise ValueError(f"The lesion priors must be one of {', '.join(variants)}; found {name!r}.")
+        raise ValueError(f"Lesion priors must be one of {', '.join(variants)}; found {name!r}.")
     return _merge(variants["default"], variants[name])
 
 

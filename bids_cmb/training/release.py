@@ -46,7 +46,9 @@ from bids_cmb.training.train import TrainingData, read_recipe, train
 
 LEAST_SLOPE = 0.05  # of a calibration: a likelier candidate stays the likelier one
 MOST_FALSE_ON_REAL = 0.6  # per scan, of a threshold that is set on real ones
-DEFINITE = 0.9  # share of candidates at and above the definite threshold that are microbleeds
+DEFINITE = 0.5  # calibrated chance from which a candidate is called definite: likelier than not
+SET_KEYS = {"scans", "seed", "lesion_priors", "of"}
+NETWORK_KEYS = {"recipe", "data", "validation", "pretrained", "share", "member"}
 PLANS = files("bids_cmb") / "resources" / "plans"
 Say = Callable[[str], None]
 Lesion = tuple[tuple[float, float, float], float, bool]  # position, diameter, whether it is sure
@@ -78,7 +80,7 @@ def read_plan(name: str) -> dict:
     """Read the plan of that name, or the one in a JSON file.
 
     Raises:
-        ValueError: If there is no such plan, it is no JSON, or it lacks something.
+        ValueError: If there is no such plan, it is no JSON, or it lacks something or has too much.
         OSError: If the file cannot be read.
     """
     known = sorted(entry.name.removesuffix(".json") for entry in PLANS.iterdir())
@@ -91,6 +93,15 @@ def read_plan(name: str) -> dict:
     needed = ("name", "heads", "protocols", "sets", "networks", "judged", "aims", "card")
     if lacking := [key for key in needed if key not in plan]:
         raise ValueError(f"{source}: a plan must hold {', '.join(lacking)}; found none.")
+    for kind, keys, parts in (
+        ("set", SET_KEYS, plan["sets"].values()),
+        ("network", NETWORK_KEYS, plan["networks"]),
+    ):
+        if unknown := sorted({key for part in parts for key in part} - keys):
+            raise ValueError(
+                f"{source}: a {kind} of a plan has {', '.join(sorted(keys))} only; "
+                f"found {', '.join(unknown)}."
+            )
     return plan
 
 

@@ -6,7 +6,7 @@
 Heads of ANATOMY that the simulated benchmark names are painted with random contrasts and looked at
 in slices of 1, 3, 4 and 5 mm; DATA are simulated T2* and SWI datasets with their truth, thin (below
 2.5 mm) and thick slices apart. Dice of each structure (left and right apart) and of the brain mask
-(for DATA also that of `find_brain`, which needs no network), the share of brain voxels on their
+(for DATA also that of `segment_brain`, which needs no network), the share of brain voxels on their
 right side, and that of true lesions whose territory, region, structure and side are those that the
 same rules give on the true structures, and how far off their MNI position is; the same of N random
 places of each scan's cerebral cortex and white matter: there are more of them than of lesions.
@@ -19,12 +19,18 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.anatomy.brain_extraction import find_brain
-from bids_cmb.anatomy.labels import SULCUS_HALF_WIDTH_MM, atlas
-from bids_cmb.anatomy.refinement import finer
-from bids_cmb.anatomy.region_map import CORTEX, Region, locate, region_map
-from bids_cmb.anatomy.segmentation import WHITE, Anatomy, brain_of, find_anatomy, places
-from bids_cmb.anatomy.user_segmentation import read_segmentation
+from bids_cmb.anatomy.brain_extraction import segment_brain
+from bids_cmb.anatomy.labels import SULCUS_HALF_WIDTH_MM, build_class_table
+from bids_cmb.anatomy.refinement import refine_structures
+from bids_cmb.anatomy.region_map import CORTEX, MarsRegion, build_region_map, locate_region
+from bids_cmb.anatomy.segmentation import (
+    WHITE_MATTER,
+    Anatomy,
+    locate_structures,
+    predict_anatomy,
+    resample_brain,
+)
+from bids_cmb.anatomy.user_segmentation import load_segmentation
 from bids_cmb.bids.tables import read_table
 from bids_cmb.imaging.volume import Volume, load, load_labels, resample
 from bids_cmb.networks.inference import ModelOptions, set_threads
@@ -78,9 +84,9 @@ def measured(path: Path, thickness: float, seed: int, models: ModelOptions) -> d
     rng = np.random.default_rng([seed, 7])
     codes = sample_subject(path, rng).codes
     seen = thick(degrade(paint_labels(codes, rng), rng, thick=False), thickness)
-    found, truth = find_anatomy(seen, models), Volume(codes, np.eye(4))
+    found, truth = predict_anatomy(seen, models), Volume(codes, np.eye(4))
     figures = structures(found, truth, models)
-    figures["brain"] = dice(whole(codes), brain_of(found, truth).data)
+    figures["brain"] = dice(whole(codes), resample_brain(found, truth).data)
     return figures
 
 
@@ -88,8 +94,8 @@ def scanned(
     paths: ScanFiles, image: Volume, models: ModelOptions, count: int
 ) -> tuple[dict[str, float], list[dict[str, float]], list[dict[str, float]]]:
     """The figures of one simulated scan, on its own grid, of its lesions and of so many places."""
-    found = find_anatomy(image, models)
-    looks = {"": finer(image, found, models)[0], " without the finer network": found}
+    found = predict_anatomy(image, models)
+    looks = {"": refine_structures(image, found, models)[0], " without the finer network": found}
     stored = load_labels(paths.structures)
     truth = Volume(np.rint(stored.data).astype(np.uint16), stored.affine)
     brain = load_labels(paths.brain).data > 0
@@ -98,12 +104,12 @@ def scanned(
         for how, anatomy in looks.items()
         for name, figure in structures(anatomy, truth, models).items()
     }
-    figures["brain"] = dice(brain, brain_of(found, image).data)
-    figures["brain by find_brain"] = dice(brain, find_brain(image).data)
+    figures["brain"] = dice(brain, resample_brain(found, image).data)
+    figures["brain by find_brain"] = dice(brain, segment_brain(image).data)
     rows = read_table(paths.lesions.with_name(paths.lesions.name.replace(".nii.gz", ".tsv")))
     centres = [[float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")] for row in rows]
     rng = np.random.default_rng(SEED)
-    tissue = np.argwhere(np.isin(truth.data, [*CORTEX, *WHITE]))
+    tissue = np.argwhere(np.isin(truth.data, [*CORTEX, *WHITE_MATTER]))
     chosen = tissue[rng.integers(len(tissue), size=count)] + rng.uniform(-0.5, 0.5, (count, 3))
     every = [*centres, *truth.world(chosen)]
     judged = located(looks, paths.structures, every, models) if every else []
@@ -121,7 +127,7 @@ def located(
     """
     said = load_card("anatomy", models.folder)
     classes = said["classes"]
-    truth, _ = read_segmentation(structures_path, classes, said["mni_centroids"])
+    truth, _ = load_segmentation(structures_path, classes, said["mni_centroids"])
     found, (regions, names) = looks[""], seen(truth, centres, classes)
     views = {how: seen(anatomy, centres, classes) for how, anatomy in looks.items()}
     rows = []
@@ -142,12 +148,14 @@ def located(
     return rows
 
 
-def seen(anatomy: Anatomy, centres: list, classes: list) -> tuple[list[Region], list[str | None]]:
+def seen(
+    anatomy: Anatomy, centres: list, classes: list
+) -> tuple[list[MarsRegion], list[str | None]]:
     """The region and the structure of each place, in a head."""
-    regions = region_map(anatomy)
+    regions = build_region_map(anatomy)
     return (
-        [locate(regions, centre, anatomy.midline) for centre in centres],
-        [one.structure for one in places(anatomy, centres, classes)],
+        [locate_region(regions, centre, anatomy.midline) for centre in centres],
+        [one.structure for one in locate_structures(anatomy, centres, classes)],
     )
 
 
@@ -155,7 +163,7 @@ def structures(found: Anatomy, truth: Volume, models: ModelOptions) -> dict[str,
     """Dice of each structure, and the share of brain on its right side, on the truth's grid."""
     codes = truth.data
     known = load_card("anatomy", models.folder)["classes"]
-    classes, sides = atlas(known).classes, atlas(known).sides
+    classes, sides = build_class_table(known).classes, build_class_table(known).sides
     seen = resample(found.structures, truth.affine, truth.shape, order=0)
     there = np.rint(seen.data).astype(np.uint16)
     keys = [(classes[data].astype(int), sides[data]) for data in (codes, there)]

@@ -4,7 +4,7 @@
 
 What a detector must tell apart is all that is dark and round, so the simulator must make as much of
 it as a patient has, and not more. Counted are the 1000 strongest peaks of radial symmetry in the
-brain of `find_brain` that are round and end within their slices (``ROUND``), by contrast; those
+brain of `segment_brain` that are round and end within their slices (``ROUND``), by contrast; those
 ``DEEP`` lie well below the brain's surface and beside no bright fluid. Only numbers are written, to
 ``benchmarks/results/NAME.json``; ``dark-spots-real.json`` has those of five real T2* scans (VALDO
 challenge: one of 0.45 x 0.45 x 4 mm, four of 1 x 1 x 3 or 4 mm), no names. The exit status is 1
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.anatomy.brain_extraction import find_brain
+from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.detection.radial_symmetry import Candidate, find_candidates
 from bids_cmb.evaluation.evaluate import read_protocols
 from bids_cmb.files import read_json, write_json
@@ -45,7 +45,7 @@ def main() -> int:
         protocols = read_protocols(folder)
         for path in sorted(folder.glob(f"sub-*/**/*_{asked.suffix}.nii.gz")):
             image, _ = load(path)
-            spots = find_candidates(image, find_brain(image), most=MOST)
+            spots = find_candidates(image, segment_brain(image), most=MOST)
             protocol = protocols.get(path.name.partition("_")[0])
             scans.append({"protocol": protocol, **counted(spots)})
             print(path.name, scans[-1], flush=True)

@@ -163,7 +163,7 @@ def verdicts(rows: Sequence[dict], true: LesionAnnotations) -> list[dict]:
         bool
     )  # unseen ones too
     match = match_valdo(cdist(places, true.positions), unsure)
-    words = np.select([match.aside, match.partner >= 0], ["unsure", "accept"], "reject")
+    words = np.select([match.ignored, match.partner >= 0], ["unsure", "accept"], "reject")
     judged = [
         {**{key: row[key] for key in ("index", *POSITION)}, "verdict": str(word)}
         for row, word in zip(rows, words, strict=True)

@@ -31,8 +31,8 @@ from scipy.sparse.csgraph import connected_components
 
 from bids_cmb.detection.ensemble import detect
 from bids_cmb.evaluation.annotations import LesionAnnotations
-from bids_cmb.imaging.preprocessing import bounds
-from bids_cmb.imaging.volume import Volume, boxed, load, load_labels
+from bids_cmb.imaging.preprocessing import find_bounds
+from bids_cmb.imaging.volume import Volume, crop, load, load_labels
 from bids_cmb.lesions.measure import TOUCHING
 from bids_cmb.networks.inference import set_threads
 from bids_cmb.networks.model_cards import load_card
@@ -149,9 +149,9 @@ def measured(paths: ScanFiles, truth: LesionAnnotations, asked: argparse.Namespa
 def cropped(maps: dict[str, np.ndarray], image: Volume) -> tuple[dict[str, np.ndarray], Volume]:
     """The part of a scan and of its maps where any of them says anything."""
     there = np.any([chance >= min(THRESHOLDS) for chance in maps.values()], axis=0)
-    low, high = bounds(there) if there.any() else (np.zeros(3, int), np.ones(3, int))
+    low, high = find_bounds(there) if there.any() else (np.zeros(3, int), np.ones(3, int))
     box = tuple(map(slice, low, high))
-    return {name: chance[box] for name, chance in maps.items()}, boxed(image, low, high)
+    return {name: chance[box] for name, chance in maps.items()}, crop(image, low, high)
 
 
 def lesions(chance: np.ndarray, grid: Volume, threshold: float, least: float) -> Cut:

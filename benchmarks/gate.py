@@ -24,7 +24,7 @@ from scipy import ndimage
 
 from bids_cmb.detection.gated import GATES, asker, combined, gate_map, segmented
 from bids_cmb.evaluation.annotations import LesionAnnotations
-from bids_cmb.imaging.preprocessing import Grid, back_to_scan, preprocess
+from bids_cmb.imaging.preprocessing import Grid, preprocess, resample_to_scan
 from bids_cmb.imaging.volume import Volume, load, load_labels
 from bids_cmb.networks.inference import ModelOptions, set_threads
 from bids_cmb.networks.model_cards import load_card
@@ -173,7 +173,7 @@ def points(looked: list[Looked], how: str, threshold: float, volume: float) -> l
     for one in looked:
         opened, found = one.opened.astype(np.float32), one.found.astype(np.float32)
         whole = Volume(combined(opened, found, how, threshold), one.affine)
-        chance = np.where(one.mask, back_to_scan(whole, one.scan).data, 0)
+        chance = np.where(one.mask, resample_to_scan(whole, one.scan).data, 0)
         for at, cut in cuts(chance, one.scan, volume):
             rows.append({"members": how, "threshold": at, **counted(*cut, one.labels)})
     return summed(rows, how, len(looked))

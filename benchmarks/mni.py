@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.anatomy.labels import mirrored_codes
-from bids_cmb.anatomy.segmentation import find_anatomy, structure_centroids
+from bids_cmb.anatomy.labels import make_mirror_table
+from bids_cmb.anatomy.segmentation import compute_centroids, predict_anatomy
 from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.networks.inference import ModelOptions
 
@@ -32,7 +32,7 @@ def main() -> None:
     here = centroids(image, models)
     turned = np.diag([-1.0, 1, 1, 1]) @ image.affine
     there = centroids(Volume(image.data, turned), models)
-    twin = mirrored_codes()
+    twin = make_mirror_table()
     both = {
         code: (here[code] + there[int(twin[code])] * MIRROR) / 2
         for code in here
@@ -43,7 +43,7 @@ def main() -> None:
 
 def centroids(image: Volume, models: ModelOptions) -> dict[int, np.ndarray]:
     """Of the structures that the network sees."""
-    return structure_centroids(find_anatomy(image, models).structures)
+    return compute_centroids(predict_anatomy(image, models).structures)
 
 
 if __name__ == "__main__":

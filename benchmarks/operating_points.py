@@ -128,7 +128,7 @@ def counted(centres: np.ndarray, tops: np.ndarray, truth: LesionAnnotations) -> 
     unsure = (truth.lesions["uncertain"] | ~truth.lesions["included"]).to_numpy(bool)
     match = match_valdo(apart, unsure)
     large = truth.lesions["diameter_mm"].to_numpy(float) >= LARGE_MM
-    wrong = (match.partner < 0) & ~match.aside
+    wrong = (match.partner < 0) & ~match.ignored
     return {
         "true": int((~unsure).sum()),
         "hits": match.hits,
@@ -138,7 +138,7 @@ def counted(centres: np.ndarray, tops: np.ndarray, truth: LesionAnnotations) -> 
         "false": int(wrong.sum()),
         "chances": [
             [float(top), int(not no)]
-            for top, no, aside in zip(tops, wrong, match.aside, strict=True)
+            for top, no, aside in zip(tops, wrong, match.ignored, strict=True)
             if not aside
         ],
     }

@@ -25,7 +25,7 @@ from bids_cmb.anatomy.scan_anatomy import extract_brain_mask
 from bids_cmb.bids.filters import Query
 from bids_cmb.bids.selection import find_scans
 from bids_cmb.imaging.loading import load_echoes
-from bids_cmb.imaging.preprocessing import SHIVA, back_to_scan, preprocess
+from bids_cmb.imaging.preprocessing import SHIVA, preprocess, resample_to_scan
 from bids_cmb.imaging.volume import Volume, load, load_labels, save
 from bids_cmb.provenance import machine, software
 
@@ -256,7 +256,7 @@ def difference(bids_dir: Path, scratch: Path, inputs: list[Path]) -> float:
         mean = np.load(scratch / "script" / f"{path.name}.npy")
         brain = load_labels(path.with_name(path.name.replace("_scan", "_mask")))
         place = preprocess(image, brain, SHIVA).image.affine
-        expected = back_to_scan(Volume(mean, place), image).data
+        expected = resample_to_scan(Volume(mean, place), image).data
         home = scratch / "out" / f"sub-{dict(scan.entities)['sub']}"
         found = load(next(home.rglob("*_probseg.nii.gz")))[0].data
         apart.append(float(np.abs(found - expected)[found > 0].max()))

@@ -24,7 +24,7 @@ from bids_cmb.detection.two_stage import combine
 from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.volume import load
 from bids_cmb.metrics.matching import match_valdo
-from bids_cmb.metrics.scores import figures
+from bids_cmb.metrics.scores import compute_figures
 from bids_cmb.networks.inference import ModelOptions
 from bids_cmb.networks.model_cards import load_card as read_card
 from bids_cmb.provenance import machine, software
@@ -133,7 +133,7 @@ def measure(
     judged: Sequence[Judged], score: Callable[[Judged], np.ndarray], threshold: float
 ) -> dict[str, list[float]]:
     """Measure the figures of a stage: value, low and high."""
-    found = figures(
+    found = compute_figures(
         [one.case(score(one)) for one in judged], match_valdo, threshold=threshold, seed=1,
         draws=1000,
     )  # fmt: skip

@@ -8,11 +8,11 @@ import numpy as np
 
 from bids_cmb.anatomy import scan_anatomy
 from bids_cmb.anatomy.atlases import find_atlases
-from bids_cmb.anatomy.brain_extraction import stripped_brain
-from bids_cmb.anatomy.region_map import region_map
+from bids_cmb.anatomy.brain_extraction import mask_stripped_brain
+from bids_cmb.anatomy.region_map import build_region_map
 from bids_cmb.anatomy.scan_anatomy import NETWORK, AnatomyResult
-from bids_cmb.anatomy.segmentation import DEEP_WHITE_MM, find_anatomy
-from bids_cmb.anatomy.user_segmentation import read_segmentation
+from bids_cmb.anatomy.segmentation import DEEP_WHITE_MM, predict_anatomy
+from bids_cmb.anatomy.user_segmentation import load_segmentation
 from bids_cmb.config import DEFAULT_DETECTOR
 from bids_cmb.detection import ensemble
 from bids_cmb.detection.ensemble import Probability
@@ -70,9 +70,9 @@ def segment_anatomy(
     """
     folder = _path(model_dir)
     if segmentation is None:
-        return AnatomyResult(find_anatomy(image, ModelOptions(folder)), source=NETWORK)
+        return AnatomyResult(predict_anatomy(image, ModelOptions(folder)), source=NETWORK)
     about, path = load_card(ANATOMY, folder), Path(segmentation)
-    head, lobes = read_segmentation(path, about["classes"], about["mni_centroids"])
+    head, lobes = load_segmentation(path, about["classes"], about["mni_centroids"])
     return AnatomyResult(head, lobes, str(path), segmentation=path)
 
 
@@ -98,12 +98,12 @@ def extract_brain(
         ValueError: If no brain is found, or the scan is not brighter than 0 in it.
     """
     if stripped:
-        brain = stripped_brain(image)
+        brain = mask_stripped_brain(image)
     elif mask is not None:
         brain = scan_anatomy.load_brain_mask(Path(mask), image)
     else:
         brain = scan_anatomy.extract_brain_mask(image, anatomy).mask
-    scan_anatomy.refuse_dark(image, brain)
+    scan_anatomy.check_brightness(image, brain)
     return brain
 
 
@@ -206,7 +206,7 @@ def locate_lesions(
     if lesions and anatomy.segmentation is None:
         anatomy = scan_anatomy.refine_anatomy(image, anatomy, ModelOptions(folder))
     anatomy = scan_anatomy.add_atlases(anatomy, atlases)
-    regions = region_map(
+    regions = build_region_map(
         anatomy.head, anatomy.lobes, anatomy.capsule, deep_wm_distance_mm=deep_wm_distance_mm
     )  # fmt: skip
     classes = load_card(ANATOMY, folder)["classes"]

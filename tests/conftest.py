@@ -11,8 +11,8 @@ from phantoms import phantom, stripped
 from running import no_other_process
 from scipy import ndimage
 
-from bids_cmb.anatomy.labels import atlas
-from bids_cmb.anatomy.segmentation import read_structures
+from bids_cmb.anatomy.labels import build_class_table
+from bids_cmb.anatomy.segmentation import decode_anatomy
 from bids_cmb.bids.tables import write_table
 from bids_cmb.files import write_json
 from bids_cmb.imaging import volume
@@ -181,7 +181,7 @@ def known(made_up):
     head = crop(made_up.labels)
     turn = from_matvec(euler2mat(0.06, -0.08, 0.1), [12, -7, 20])
     codes = Volume(head.data[::2, ::2, ::2], turn @ head.affine @ np.diag([2, 2, 2, 1]))
-    table = atlas(classes)
+    table = build_class_table(classes)
     chances = 255 * np.eye(table.count + 1, dtype=np.uint8)[table.classes[codes.data]]
     chances[..., -1] = 255 * table.sides[codes.data]
     return codes, chances
@@ -191,4 +191,4 @@ def known(made_up):
 def anatomy(known):
     """What lies where in that head."""
     codes, chances = known
-    return read_structures(chances, codes.affine, load_card("anatomy")["classes"], {})
+    return decode_anatomy(chances, codes.affine, load_card("anatomy")["classes"], {})

@@ -6,13 +6,13 @@ from nibabel.affines import apply_affine, from_matvec
 from nibabel.eulerangles import euler2mat
 
 from bids_cmb.anatomy.segmentation import (
-    MIDLINE_MM,
-    brain_of,
+    MIDLINE_HALF_WIDTH_MM,
+    compute_centroids,
+    decode_anatomy,
     fit_to_mni,
-    itk_affine,
-    places,
-    read_structures,
-    structure_centroids,
+    format_itk_affine,
+    locate_structures,
+    resample_brain,
 )
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.model_cards import load_card
@@ -46,7 +46,7 @@ def test_left_and_right_are_those_of_the_head(known, anatomy):
 def test_the_brain_mask_holds_the_brain_and_not_the_head(known, anatomy):
     codes, _ = known
     fine = Volume(np.zeros((200, 230, 60)), codes.affine @ np.diag([0.5, 0.5, 1.5, 1]))
-    mask = brain_of(anatomy, fine)
+    mask = resample_brain(anatomy, fine)
     truth = is_brain(codes.data)
     at = np.rint(codes.index(fine.world(np.argwhere(mask.data)[::97]))).astype(int)
     kept = ((at >= 0) & (at < codes.shape)).all(axis=1)
@@ -61,7 +61,7 @@ def test_noise_that_is_no_brain_is_left_out(known):
     noisy = chances.copy()
     noisy[:4, :4, :4] = 0
     noisy[:4, :4, :4, 1] = 255  # a crumb of white matter in a corner
-    found = read_structures(noisy, codes.affine, CLASSES, {})
+    found = decode_anatomy(noisy, codes.affine, CLASSES, {})
     assert not found.structures.data[:4, :4, :4].any()
 
 
@@ -69,13 +69,13 @@ def test_an_answer_without_brain_is_refused():
     nothing = np.zeros((16, 16, 16, len(CLASSES) + 1), np.uint8)
     nothing[..., 0] = 255
     with pytest.raises(ValueError, match="No brain was found: the anatomy network saw none"):
-        read_structures(nothing, np.eye(4), CLASSES, {})
+        decode_anatomy(nothing, np.eye(4), CLASSES, {})
 
 
 def test_an_affine_between_heads_is_found_and_one_missed_structure_does_not_turn_it(known):
     codes, _ = known
     turn = from_matvec(euler2mat(0.2, 0.1, -0.15) @ np.diag([1.1, 0.95, 1.05]), [5, -20, 9])
-    here = structure_centroids(codes)
+    here = compute_centroids(codes)
     there = {str(code): apply_affine(turn, at).tolist() for code, at in here.items()}
     matrix, fit = fit_to_mni(codes, there)
     np.testing.assert_allclose(matrix, turn, atol=0.01)
@@ -97,24 +97,26 @@ def test_a_lesion_in_a_structure_has_its_name_and_side(anatomy, code):
     voxels = np.argwhere(anatomy.structures.data == code)
     middle = voxels[len(voxels) // 2]
     centre = anatomy.structures.world(middle)
-    (place,) = places(anatomy, [centre], CLASSES)
+    (place,) = locate_structures(anatomy, [centre], CLASSES)
     names = {one[side]: one["name"] for one in CLASSES for side in ("left", "right")}
     assert place.structure == names[code]
     left = code in (3, 8, 10, 12)
     normal, offset = anatomy.midline
-    if code != 16 and abs(normal @ centre + offset) > MIDLINE_MM:
+    if code != 16 and abs(normal @ centre + offset) > MIDLINE_HALF_WIDTH_MM:
         assert place.side == ("left" if left else "right")
 
 
 def test_far_from_everything_there_is_no_structure(anatomy):
-    (place,) = places(anatomy, [anatomy.structures.world(np.array([-60, -60, -60]))], CLASSES)
+    (place,) = locate_structures(
+        anatomy, [anatomy.structures.world(np.array([-60, -60, -60]))], CLASSES
+    )
     assert place.structure is None
 
 
 def test_the_transform_for_itk_takes_the_template_back_to_the_scan(rng):
     """ITK's convention, written out: x' = A x + t between LPS places, template to scan."""
     to_mni = from_matvec(euler2mat(0.1, -0.2, 0.05) @ np.diag([1.1, 0.9, 1.05]), [3, -12, 7])
-    text = itk_affine(to_mni)
+    text = format_itk_affine(to_mni)
     assert text.startswith("#Insight Transform File V1.0\n")
     numbers = next(line for line in text.splitlines() if line.startswith("Parameters: "))
     values = np.array(numbers.split()[1:], float)

@@ -11,9 +11,9 @@ from scipy.spatial.transform import Rotation
 from bids_cmb.anatomy.brain_extraction import (
     PLAUSIBLE_ML,
     POSSIBLE_ML,
-    find_brain,
-    stripped_brain,
-    volume_ml,
+    mask_stripped_brain,
+    measure_volume_ml,
+    segment_brain,
 )
 from bids_cmb.imaging.volume import Volume
 
@@ -73,7 +73,7 @@ def phantom(spacing, scalp):
 
 @cache
 def brain_of(spacing, scalp):
-    return find_brain(phantom(spacing, scalp)[0])
+    return segment_brain(phantom(spacing, scalp)[0])
 
 
 def dice(found, truth):
@@ -101,14 +101,14 @@ def test_the_brain_is_found_within_a_whole_head(spacing, scalp):
 def test_of_a_stripped_image_everything_is_brain(spacing):
     image, truth = phantom(spacing, 0)
     assert dice(brain_of(spacing, 0), truth) >= 0.999
-    assert np.array_equal(brain_of(spacing, 0).data, stripped_brain(image).data)
+    assert np.array_equal(brain_of(spacing, 0).data, mask_stripped_brain(image).data)
 
 
 @pytest.mark.parametrize("spacing", [THICK, (0.9, 1.0, 5.0)])
 def test_a_stripped_brain_on_a_noisy_background_is_found_where_it_lies(spacing):
     image, truth = phantom(spacing, 0)
     noise = np.abs(np.random.default_rng(1).normal(0, 0.05, image.shape))
-    found = find_brain(Volume(image.data + noise, image.affine))
+    found = segment_brain(Volume(image.data + noise, image.affine))
     assert dice(found, truth) >= 0.98
     centres = [volume.world(np.argwhere(volume.data)).mean(0) for volume in (found, truth)]
     assert np.allclose(*centres, atol=0.25)  # mm
@@ -132,7 +132,7 @@ def test_a_bleed_at_the_edge_and_the_ventricles_leave_no_hole(scalp):
 def test_wide_dark_ventricles_leave_no_hole():
     image, _ = phantom(THICK, 1.4)
     ventricles = inside(grid(THICK)[1], (15, 35, 16), (0, -10, 5))
-    found = find_brain(Volume(np.where(ventricles, 0.1, image.data), image.affine))
+    found = segment_brain(Volume(np.where(ventricles, 0.1, image.data), image.affine))
     assert found.data[ventricles].all()
 
 
@@ -140,7 +140,7 @@ def test_fat_far_brighter_than_brain_is_not_brain_even_without_a_gap():
     image, truth = phantom(THICK, 3.0)
     world = grid(THICK)[1]
     marrow = inside(world, BRAIN + 10) & ~inside(world, BRAIN + 2) & (world[2] > 0)
-    found = find_brain(Volume(np.where(marrow, np.float32(3), image.data), image.affine))
+    found = segment_brain(Volume(np.where(marrow, np.float32(3), image.data), image.affine))
     assert dice(found, truth) >= 0.93
 
 
@@ -148,21 +148,21 @@ def test_a_dark_dropout_16_mm_wide_is_bridged():
     image, _ = phantom(THIN, 0.35)
     world = grid(THIN)[1]
     dropout = inside(world, (8, 12, 8), (0, 80, 0))  # 17 mm deep
-    found = find_brain(Volume(np.where(dropout, 0.05, image.data), image.affine))
+    found = segment_brain(Volume(np.where(dropout, 0.05, image.data), image.affine))
     assert found.data[dropout & inside(world, BRAIN - 4)].mean() >= 0.95  # a dent of 4 mm is left
 
 
 @pytest.mark.parametrize(("factor", "offset"), [(1e-4, 0), (3000, 0), (50, -40)])
 def test_the_unit_of_the_image_does_not_matter(factor, offset):
     image, _ = phantom(THICK, 0.35)
-    other = find_brain(Volume(factor * image.data + np.float32(offset), image.affine))
+    other = segment_brain(Volume(factor * image.data + np.float32(offset), image.affine))
     assert dice(other, brain_of(THICK, 0.35)) >= 0.999
 
 
 def test_a_strong_bias_field_does_not_matter():
     image, truth = phantom(THICK, 1.4)
     fading = np.exp(np.linspace(-1.5, 1.5, image.shape[1]))[:, None]  # one end 20 times the other
-    assert dice(find_brain(Volume(image.data * fading, image.affine)), truth) >= 0.93
+    assert dice(segment_brain(Volume(image.data * fading, image.affine)), truth) >= 0.93
 
 
 def test_the_order_and_direction_of_the_axes_do_not_matter():
@@ -170,7 +170,7 @@ def test_the_order_and_direction_of_the_axes_do_not_matter():
     # axis 0 becomes Z, axis 1 is reversed, axis 2 becomes X
     turn = np.array([[0, 0, 1, 0], [0, -1, 0, image.shape[1] - 1], [1, 0, 0, 0], [0, 0, 0, 1]])
     turned = Volume(image.data.transpose(2, 1, 0)[:, ::-1], image.affine @ turn)
-    found = find_brain(turned)
+    found = segment_brain(turned)
     back = Volume(found.data[:, ::-1].transpose(2, 1, 0), image.affine)
     assert np.allclose(turned.world(np.zeros(3)), image.world([0, image.shape[1] - 1, 0]))
     assert dice(back, truth) >= 0.93
@@ -182,15 +182,15 @@ def test_a_slab_through_the_head_will_do(scalp):
     image, truth = phantom(THICK, scalp)
     slab = slice(22, 30)  # 40 mm of 220
     image, truth = (Volume(volume.data[:, :, slab], image.affine) for volume in (image, truth))
-    found = find_brain(image)
-    assert volume_ml(found) < PLAUSIBLE_ML[0]
+    found = segment_brain(image)
+    assert measure_volume_ml(found) < PLAUSIBLE_ML[0]
     assert dice(found, truth) >= 0.93
 
 
 def test_the_same_image_has_the_same_brain_and_is_left_as_it_was():
     image, _ = phantom(THICK, 1.4)
     before = image.data.copy()
-    assert np.array_equal(find_brain(image).data, brain_of(THICK, 1.4).data)
+    assert np.array_equal(segment_brain(image).data, brain_of(THICK, 1.4).data)
     assert np.array_equal(image.data, before)
 
 
@@ -198,15 +198,15 @@ def test_the_same_image_has_the_same_brain_and_is_left_as_it_was():
 def test_noise_is_no_brain(level):
     noise = np.random.default_rng(3).normal(level, 1, (90, 90, 30)).astype(np.float32)
     with pytest.raises(ValueError, match=r"a brain must have 150 to 2600 ml; .* has 0 ml"):
-        find_brain(Volume(noise, np.diag([2, 2, 5, 1])))
+        segment_brain(Volume(noise, np.diag([2, 2, 5, 1])))
 
 
 def test_one_value_everywhere_is_no_brain():
     with pytest.raises(ValueError, match="No brain was found"):
-        find_brain(Volume(np.ones((30, 30, 30), np.float32), np.diag([5, 5, 5, 1])))
+        segment_brain(Volume(np.ones((30, 30, 30), np.float32), np.diag([5, 5, 5, 1])))
 
 
-@pytest.mark.parametrize("find", [find_brain, stripped_brain])
+@pytest.mark.parametrize("find", [segment_brain, mask_stripped_brain])
 @pytest.mark.parametrize(("radius", "ml"), [(30, "11[0-9]"), (90, "30[0-9]{2}")])
 def test_a_ball_too_small_or_too_large_is_no_brain(find, radius, ml):
     affine = np.diag([2, 2, 2, 1])
@@ -219,7 +219,7 @@ def test_a_ball_too_small_or_too_large_is_no_brain(find, radius, ml):
 def test_without_any_background_nothing_was_stripped():
     image, _ = phantom(THICK, 0.35)
     with pytest.raises(ValueError, match=r"leave some background around it; .* fills 100 % of the"):
-        stripped_brain(image)
+        mask_stripped_brain(image)
 
 
 def test_of_a_stripped_image_holes_are_filled_and_specks_left_out():
@@ -228,13 +228,15 @@ def test_of_a_stripped_image_holes_are_filled_and_specks_left_out():
     where = grid(THIN)[1]
     data[inside(where, (5, 5, 5), (20, 10, 30))] = -1
     data[inside(where, (4, 4, 4), (0, 0, 90))] = 0.5
-    found = stripped_brain(Volume(data, image.affine))
+    found = mask_stripped_brain(Volume(data, image.affine))
     assert np.array_equal(found.data, truth.data)
 
 
 def test_a_volume_is_in_millilitres():
     _, truth = phantom(THICK, 0)
-    assert volume_ml(truth) == pytest.approx(4 / 3 * np.pi * np.prod(BRAIN) / 1000, rel=0.01)
+    assert measure_volume_ml(truth) == pytest.approx(
+        4 / 3 * np.pi * np.prod(BRAIN) / 1000, rel=0.01
+    )
 
 
 def test_a_plausible_brain_is_always_a_possible_one():

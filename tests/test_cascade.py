@@ -12,7 +12,7 @@ from phantoms import phantom
 from test_boxes import ANCHORS, answer_of
 from test_detectors import AFFINE, MIDDLE, SPACING, ball, brain, scan
 
-from bids_cmb.anatomy.brain_extraction import find_brain
+from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.detection.boxes import Suspect, overlap
 from bids_cmb.detection.cascade import (
     Judged,
@@ -450,7 +450,7 @@ def test_where_suspects_meet_the_higher_chance_stands():
 
 def test_the_cascade_that_ships_finds_the_microbleeds_of_a_phantom():
     image, _, placed = phantom(np.random.default_rng(7), bleeds=6, spacing=(1.0, 1.0, 3.0))
-    inside = find_brain(image)
+    inside = segment_brain(image)
     found = detect("cascade", image, inside).mean
     said = load_card("cascade")
     assert not found.data[~inside.data].any()

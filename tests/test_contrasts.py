@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bids_cmb.anatomy.labels import LEFT, NO_SIDE, RIGHT, atlas
+from bids_cmb.anatomy.labels import LEFT, NO_SIDE, RIGHT, build_class_table
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.training.data import ScanFiles
 from bids_cmb.training.synthetic_contrast import (
@@ -28,7 +28,7 @@ def codes_of_a_head():
 
 
 def test_each_code_has_the_class_and_the_side_of_its_structure():
-    known = atlas(CLASSES)
+    known = build_class_table(CLASSES)
     assert known.count == 4
     assert list(known.classes[[0, 2, 41, 3, 42, 16, 999]]) == [0, 1, 1, 2, 2, 3, 0]
     assert list(known.sides[[2, 41, 16, 0]]) == [LEFT, RIGHT, NO_SIDE, NO_SIDE]
@@ -62,7 +62,7 @@ def test_thick_slices_mix_what_lies_one_above_the_other(rng):
 
 
 def test_truth_lies_on_its_anatomy_also_mirrored(rng):
-    codes, known = codes_of_a_head(), atlas(CLASSES)
+    codes, known = codes_of_a_head(), build_class_table(CLASSES)
     for _ in range(10):
         image, truth = sample_patch(Subject(codes, None), known, (56, 56, 56), rng)
         assert image.shape == (56, 56, 56)
@@ -75,14 +75,14 @@ def test_truth_lies_on_its_anatomy_also_mirrored(rng):
 def test_a_scan_is_cut_together_with_its_codes(rng):
     codes = codes_of_a_head()
     scan = Subject(codes, (codes == 41).astype(np.float16) + 0.01)
-    image, truth = sample_patch(scan, atlas(CLASSES), (48, 48, 48), rng)
+    image, truth = sample_patch(scan, build_class_table(CLASSES), (48, 48, 48), rng)
     bright = image > 0.5 * image.max()
     white_of_one_side = (truth[..., 0] == 1) & (truth[..., 1] != NO_SIDE)
     assert (bright & white_of_one_side).sum() > 0.95 * bright.sum()
 
 
 def test_the_same_seed_paints_the_same():
-    subject, known = Subject(codes_of_a_head(), None), atlas(CLASSES)
+    subject, known = Subject(codes_of_a_head(), None), build_class_table(CLASSES)
     one, same = (
         sample_batch([subject], known, (32, 32, 32), np.random.default_rng(3), size=2)
         for _ in range(2)

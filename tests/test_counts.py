@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bids_cmb.anatomy.mars import by_label, names
+from bids_cmb.anatomy.mars import index_regions, list_regions
 from bids_cmb.bids.tables import columns, read_table, write_table
 from bids_cmb.cli.run import main
 from bids_cmb.imaging.volume import Volume, save
@@ -19,7 +19,7 @@ LESION = Lesion(
     slices=2, elongation=1.1, contrast=0.5, distance_to_surface=9, probability_mean=0.8,
     probability_max=0.9, probability_sd=None, certainty="definite",
 )  # fmt: skip
-TERRITORY = {name: territory for name, territory in by_label().values() if name}
+TERRITORY = {name: territory for name, territory in index_regions().values() if name}
 
 
 def lesion(region, side, **more):
@@ -40,7 +40,7 @@ def test_the_lesion_table_alone_gives_the_same_counts_by_region(tmp_path, rng):
     lesions = [
         replace(lesion(region, side), side=str(rng.choice([side, "midline"])))
         for region, side in zip(
-            rng.choice(names(), 60), rng.choice(["left", "right"], 60), strict=True
+            rng.choice(list_regions(), 60), rng.choice(["left", "right"], 60), strict=True
         )
     ]
     write_table(tmp_path / "a.tsv", columns("lesion"), [lesion_row(one) for one in lesions])
@@ -53,7 +53,7 @@ def test_regions_add_up_to_territories_and_to_all(rng):
     lesions = [
         lesion(region, side)
         for region, side in zip(
-            rng.choice(names(), 60), rng.choice(["left", "right"], 60), strict=True
+            rng.choice(list_regions(), 60), rng.choice(["left", "right"], 60), strict=True
         )
     ]
     found = counts(lesions)

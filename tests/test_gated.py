@@ -9,7 +9,7 @@ import pytest
 from phantoms import phantom, shaken
 from scipy.special import logit
 
-from bids_cmb.anatomy.brain_extraction import find_brain
+from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.detection import gated as design
 from bids_cmb.detection.ensemble import detect
 from bids_cmb.detection.gated import TILE, ask_tiles, combined, gate_map, segmented
@@ -58,7 +58,7 @@ def network(request, rng):
 def head():
     """A phantom with six microbleeds and its brain; oblique and LAS."""
     image, _, bleeds = phantom(np.random.default_rng(4), bleeds=6, spacing=(1.0, 1.0, 3.0))
-    return image, find_brain(image), bleeds
+    return image, segment_brain(image), bleeds
 
 
 @pytest.fixture

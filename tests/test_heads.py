@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from phantoms import ball_head, centred_grid
 
-from bids_cmb.anatomy.labels import mirrored_codes
+from bids_cmb.anatomy.labels import make_mirror_table
 from bids_cmb.imaging import volume
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.simulation import head_model
@@ -114,7 +114,7 @@ def test_a_mirrored_head_is_the_mirror_image_with_its_sides_swapped(made_up):
     affine, shape = centred_grid()
     plain = limited(made_up, np.random.default_rng(3), affine, shape, **STILL)
     turned = limited(made_up, np.random.default_rng(3), affine, shape, **(STILL | {"mirror": 1.0}))
-    expected = mirrored_codes()[plain.data[::-1]]
+    expected = make_mirror_table()[plain.data[::-1]]
     assert (turned.data == expected).mean() > 0.9999  # ties between two voxels
     assert not np.array_equal(turned.data, plain.data)
 

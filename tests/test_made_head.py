@@ -5,7 +5,7 @@ import pytest
 from phantoms import centred_grid
 from scipy import ndimage
 
-from bids_cmb.anatomy.labels import SIDES
+from bids_cmb.anatomy.labels import BILATERAL_CODES
 from bids_cmb.imaging import volume
 from bids_cmb.simulation.phantom import make_procedural_head
 from bids_cmb.simulation.tissue_properties import CSF, KNOWN_CODES, is_brain
@@ -63,7 +63,7 @@ def test_a_made_up_brain_is_one_litre_and_a_bit_and_has_no_air_in_it(made_up):
 
 def test_left_is_left_in_a_made_up_head(made_up):
     thinned = made_up.labels.data[:, ::3, ::3]
-    for left, right in SIDES:
+    for left, right in BILATERAL_CODES:
         for code, sign in ((left, -1), (right, 1)):
             where = np.argwhere(thinned == code)
             if len(where):

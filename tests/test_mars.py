@@ -8,37 +8,37 @@ import pytest
 
 from bids_cmb.anatomy.mars import (
     LOBAR_LABEL,
-    RIGHT,
-    by_label,
-    label_of,
-    label_rows,
-    names,
-    pattern,
-    table,
+    RIGHT_OFFSET,
+    classify_pattern,
+    find_label,
+    index_regions,
+    list_label_rows,
+    list_regions,
+    load_mars_table,
 )
 
 LOBES = ["frontal", "parietal", "temporal", "occipital", "insula"]
 
 
 def test_mars_has_thirteen_regions_in_three_territories():
-    assert len(names()) == 13
-    assert names("lobar") == LOBES
-    assert names("infratentorial") == ["brainstem", "cerebellum"]
-    assert len(names("deep")) == 6
+    assert len(list_regions()) == 13
+    assert list_regions("lobar") == LOBES
+    assert list_regions("infratentorial") == ["brainstem", "cerebellum"]
+    assert len(list_regions("deep")) == 6
 
 
 @pytest.mark.parametrize("atlas", ["structures", "parcels", "harvard_oxford", "massp20"])
 def test_every_label_of_an_atlas_maps_to_exactly_one_region(atlas):
-    members = Counter(code for codes in table()[atlas].values() for code in codes)
+    members = Counter(code for codes in load_mars_table()[atlas].values() for code in codes)
     assert set(members.values()) == {1}
-    assert set(table()[atlas]) - {"fluid"} <= set(names())
+    assert set(load_mars_table()[atlas]) - {"fluid"} <= set(list_regions())
 
 
 def test_no_parcel_of_the_cortex_is_left_out():
     """Harvard-Oxford has 48 parcels; Desikan-Killiany 1 to 35 (4 is the callosum)."""
-    parcels = {code for codes in table()["harvard_oxford"].values() for code in codes}
+    parcels = {code for codes in load_mars_table()["harvard_oxford"].values() for code in codes}
     assert parcels == set(range(1, 49))
-    parcels = {code for codes in table()["parcels"].values() for code in codes}
+    parcels = {code for codes in load_mars_table()["parcels"].values() for code in codes}
     assert parcels == set(range(1, 36))
 
 
@@ -53,7 +53,7 @@ def templateflow_table(name):
 
 def test_names_of_parcels_are_those_of_templateflow():
     """HOCPA's table counts from 1; HOCPAL's from 0, left first, without names with commas."""
-    ours = table()["harvard_oxford_names"]
+    ours = load_mars_table()["harvard_oxford_names"]
     whole = templateflow_table("tpl-MNI152NLin6Asym_atlas-HOCPA")
     assert {index: name.split(" (")[0] for index, name in whole} == dict(enumerate(ours, start=1))
     sided = templateflow_table("tpl-MNI152NLin6Asym_atlas-HOCPAL")
@@ -67,20 +67,24 @@ def test_names_of_parcels_are_those_of_templateflow():
 
 def test_names_of_nuclei_are_those_of_templateflow():
     rows = templateflow_table("tpl-MNI152NLin2009cAsym_res-01_atlas-MASSP20")
-    known = {label: name for name, labels in table()["massp20_names"].items() for label in labels}
+    known = {
+        label: name
+        for name, labels in load_mars_table()["massp20_names"].items()
+        for label in labels
+    }
     for index, name in rows:
         plain = name.removeprefix("left-").removeprefix("right-").replace("-", " ")
         assert known.pop(index) == plain
     assert not known
-    members = {label for labels in table()["massp20"].values() for label in labels}
+    members = {label for labels in load_mars_table()["massp20"].values() for label in labels}
     assert members == {index for index, *_ in rows}
 
 
 def test_labels_left_and_right_are_all_different():
-    indices = [row["index"] for row in label_rows()]
+    indices = [row["index"] for row in list_label_rows()]
     assert len(set(indices)) == len(indices) == 28
-    assert label_of("temporal") + RIGHT in indices
-    assert by_label()[LOBAR_LABEL] == (None, "lobar")
+    assert find_label("temporal") + RIGHT_OFFSET in indices
+    assert index_regions()[LOBAR_LABEL] == (None, "lobar")
 
 
 @pytest.mark.parametrize(
@@ -99,4 +103,4 @@ def test_labels_left_and_right_are_all_different():
 def test_patterns_are_those_of_boston(lobar, deep, infratentorial, cerebellar, said):
     """The cerebellum counts as neither; the brainstem as deep."""
     found = {"lobar": lobar, "deep": deep, "infratentorial": infratentorial}
-    assert pattern(found, cerebellar) == said
+    assert classify_pattern(found, cerebellar) == said

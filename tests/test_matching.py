@@ -117,9 +117,9 @@ def test_every_lesion_has_one_fate(rng):
     for rule in RULES.values():
         between = rng.uniform(0, 9, (7, 5))
         match = rule(between, np.arange(5) < 2)
-        assert not (match.aside & (match.partner < 0)).any()
-        assert set(match.partner[match.aside]) <= {0, 1}
-        assert set(match.partner[~match.aside]) <= {-1, 2, 3, 4}
+        assert not (match.ignored & (match.partner < 0)).any()
+        assert set(match.partner[match.ignored]) <= {0, 1}
+        assert set(match.partner[~match.ignored]) <= {-1, 2, 3, 4}
         assert not match.missed[:2].any()
 
 
@@ -130,7 +130,7 @@ def test_which_lesions_are_sure_changes_no_partner(name, rng):
         distance, unsure = cdist(found, truth), rng.uniform(size=len(truth)) < 0.5
         alike, apart_ = RULES[name](distance), RULES[name](distance, unsure)
         assert apart_.partner.tolist() == alike.partner.tolist()
-        assert apart_.aside.tolist() == [t >= 0 and bool(unsure[t]) for t in alike.partner]
+        assert apart_.ignored.tolist() == [t >= 0 and bool(unsure[t]) for t in alike.partner]
         assert apart_.missed.tolist() == (alike.missed & ~unsure).tolist()
 
 
@@ -138,7 +138,7 @@ def test_an_unsure_lesion_is_no_miss_and_what_is_found_there_no_false_alarm():
     unsure = np.array([False, True])
     match = match_valdo(apart([0.5, 20, 60], [0, 21]), unsure)
     assert match.partner.tolist() == [0, 1, -1]
-    assert match.aside.tolist() == [False, True, False]
+    assert match.ignored.tolist() == [False, True, False]
     assert (match.missed.tolist(), match.hits) == ([False, False], 1)
     alone = match_valdo(apart([], [0, 21]), unsure)
     assert alone.missed.tolist() == [True, False]
@@ -147,23 +147,23 @@ def test_an_unsure_lesion_is_no_miss_and_what_is_found_there_no_false_alarm():
 @pytest.mark.parametrize("rule", [match_valdo, match_one_to_one])
 def test_what_lies_on_a_possible_lesion_is_no_hit_on_a_definite_one_beside_it(rule):
     match = rule(apart([2.5], [0, 2.5]), np.array([False, True]))
-    assert (match.hits, match.aside.tolist()) == (0, [True])
+    assert (match.hits, match.ignored.tolist()) == (0, [True])
     assert match.missed.tolist() == [True, False]
 
 
 def test_what_touches_a_definite_and_a_possible_lesion_is_a_hit():
     shared, unsure = np.array([[1.0, 9.0], [0.0, 3.0]]), np.array([False, True])
     match = match_overlap(shared, unsure)
-    assert (match.hits, match.aside.tolist()) == (1, [False, True])
+    assert (match.hits, match.ignored.tolist()) == (1, [False, True])
     assert match.partner.tolist() == [0, 1]
     assert not match.missed.any()
 
 
 def test_a_second_found_lesion_at_an_unsure_one_follows_the_rule():
     unsure = np.array([True])
-    assert match_valdo(apart([1, 2], [0]), unsure).aside.tolist() == [True, False]
+    assert match_valdo(apart([1, 2], [0]), unsure).ignored.tolist() == [True, False]
     touching = match_overlap(np.array([[1.0], [2.0]]), unsure)
-    assert touching.aside.tolist() == [True, True]
+    assert touching.ignored.tolist() == [True, True]
 
 
 def test_a_tie_stays_one_on_an_oblique_grid(rng):

@@ -18,7 +18,7 @@ from bids_cmb.anatomy.scan_anatomy import (
     load_brain_mask,
     segment_anatomy,
 )
-from bids_cmb.anatomy.segmentation import itk_affine
+from bids_cmb.anatomy.segmentation import format_itk_affine
 from bids_cmb.bids.selection import Scan
 from bids_cmb.bids.tables import Output
 from bids_cmb.config import Config
@@ -202,7 +202,7 @@ def on_t1w(known, tmp_path, config):
 def test_a_segmentation_on_a_t1w_image_is_brought_to_the_scan_and_the_way_is_written(on_t1w):
     scan, image, config, motion = on_t1w
     inside = segmented(scan, image, config)
-    apart = inside.carried.to_scan @ [20, -30, 10, 1] - motion @ [20, -30, 10, 1]
+    apart = inside.registered.to_scan @ [20, -30, 10, 1] - motion @ [20, -30, 10, 1]
     assert np.linalg.norm(apart) < 1.5
     assert brain_mask(scan, image, config, inside).source.endswith("desc-brain_mask.nii.gz")
     assert Output(config.output_dir, scan).from_t1w().name == (
@@ -220,7 +220,7 @@ def test_a_segmentation_that_cannot_be_brought_is_left_with_a_sentence(on_t1w):
         prep / "sub-01/anat/sub-01_space-T1w_desc-preproc_T1w.nii.gz"
     )
     wrong = prep / "sub-01/anat/sub-01_from-T1w_to-orig_mode-image_xfm.txt"
-    wrong.write_text(itk_affine(from_matvec(np.eye(3), [120, 0, 0])))
+    wrong.write_text(format_itk_affine(from_matvec(np.eye(3), [120, 0, 0])))
     inside = segmented(scan, image, config)
     assert inside.head is None
     (note,) = inside.notes
@@ -299,9 +299,9 @@ def test_the_finer_network_is_asked_only_if_anybody_wants_to_know(
     config, echoes, blank, monkeypatch, lesions, level, asked
 ):
     before, after = SimpleNamespace(fit_mm=None), SimpleNamespace(fit_mm=None)
-    monkeypatch.setattr(scan_anatomy, "finer", lambda *_: (after, "it is dark"))
+    monkeypatch.setattr(scan_anatomy, "refine_structures", lambda *_: (after, "it is dark"))
     monkeypatch.setattr(inputs, "find_atlases", Atlases)
-    monkeypatch.setattr(participant, "region_map", lambda *_, **__: "regions")
+    monkeypatch.setattr(participant, "build_region_map", lambda *_, **__: "regions")
     config = replace(config, output_level=level, anatomy="network")
     needed = resolve_inputs(echoes[1], config)
     found, _ = complete_anatomy(

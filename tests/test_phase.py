@@ -14,7 +14,13 @@ from bids_cmb.bids.filters import Query
 from bids_cmb.bids.selection import find_scans
 from bids_cmb.config import Config
 from bids_cmb.imaging import volume
-from bids_cmb.imaging.phase import UndecidedError, find_phase, full_turn, on_grid, read_phase
+from bids_cmb.imaging.phase import (
+    UndecidedError,
+    find_phase_image,
+    infer_turn,
+    load_phase_map,
+    resample_phase,
+)
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.user_models import make_card
@@ -72,7 +78,7 @@ def test_the_phase_has_the_name_of_the_scan_but_for_what_makes_it_phase(
     anat.mkdir(parents=True)
     for name in (scan, *others):
         (anat / f"sub-01_{name}.nii.gz").touch()
-    found = find_phase(anat / f"sub-01_{scan}.nii.gz")
+    found = find_phase_image(anat / f"sub-01_{scan}.nii.gz")
     assert found.path == (anat / f"sub-01_{expected}.nii.gz" if expected else None)
     assert not found.note
 
@@ -84,9 +90,9 @@ def test_of_two_that_fit_alike_none_is_taken_unless_the_echo_time_tells(tmp_path
         (anat / f"sub-01_{name}.nii.gz").touch()
         (anat / f"sub-01_{name}.json").write_text(json.dumps({"EchoTime": ms / 1000}))
     scan = anat / "sub-01_swi.nii.gz"
-    assert find_phase(scan).path.name == "sub-01_part-phase_echo-2_GRE.nii.gz"
+    assert find_phase_image(scan).path.name == "sub-01_part-phase_echo-2_GRE.nii.gz"
     (anat / "sub-01_swi.json").unlink()
-    found = find_phase(scan)
+    found = find_phase_image(scan)
     assert found.path is None
     assert found.note == (
         "sub-01_swi.nii.gz: sub-01_part-phase_echo-1_GRE.nii.gz and "
@@ -99,11 +105,13 @@ def test_a_label_does_not_give_the_phase_of_one_scan_to_another(tmp_path):
     anat.mkdir(parents=True)
     for name in ("acq-a", "acq-b", "acq-phase", "acq-minip"):
         (anat / f"sub-01_{name}_T2starw.nii.gz").touch()
-    found = find_phase(anat / "sub-01_acq-a_T2starw.nii.gz")
+    found = find_phase_image(anat / "sub-01_acq-a_T2starw.nii.gz")
     assert found.path is None
     assert "may be the phase of sub-01_acq-b_T2starw.nii.gz too" in found.note
     (anat / "sub-01_acq-b_T2starw.nii.gz").unlink()
-    assert find_phase(anat / "sub-01_acq-a_T2starw.nii.gz").path.name.startswith("sub-01_acq-phase")
+    assert find_phase_image(anat / "sub-01_acq-a_T2starw.nii.gz").path.name.startswith(
+        "sub-01_acq-phase"
+    )
 
 
 def test_one_name_packed_and_plain_is_one_image(tmp_path):
@@ -111,7 +119,7 @@ def test_one_name_packed_and_plain_is_one_image(tmp_path):
     anat.mkdir(parents=True)
     for name in ("swi.nii", "part-phase_swi.nii", "part-phase_swi.nii.gz"):
         (anat / f"sub-01_{name}").touch()
-    assert find_phase(anat / "sub-01_swi.nii").path.name == "sub-01_part-phase_swi.nii.gz"
+    assert find_phase_image(anat / "sub-01_swi.nii").path.name == "sub-01_part-phase_swi.nii.gz"
 
 
 # What it says
@@ -175,7 +183,7 @@ def shown_at(found, place):
 @pytest.mark.parametrize("vendor", [1, -1])
 def test_iron_is_on_the_dark_side_and_lime_on_the_bright_whatever_the_vendor(seen, stored, vendor):
     image, phase, brain, balls = seen
-    found = read_phase(stored(vendor * phase), image, brain)
+    found = load_phase_map(stored(vendor * phase), image, brain)
     assert 1 - shown_at(found, balls["iron"]) < 0.45
     assert 1 - shown_at(found, balls["lime"]) > 0.55
     assert np.median(found.data[brain.data]) == pytest.approx(0.5, abs=0.01)
@@ -185,7 +193,7 @@ def test_iron_is_on_the_dark_side_and_lime_on_the_bright_whatever_the_vendor(see
 
 def test_both_vendors_give_one_map(seen, stored):
     image, phase, brain, _ = seen
-    one, other = (read_phase(stored(sign * phase), image, brain) for sign in (1, -1))
+    one, other = (load_phase_map(stored(sign * phase), image, brain) for sign in (1, -1))
     np.testing.assert_allclose(one.data, other.data, atol=1e-4)
 
 
@@ -196,12 +204,12 @@ def test_slow_drifts_of_many_turns_and_their_wraps_do_not_matter(seen, stored):
     drift = 4 * np.pi * x + np.pi * (y - 0.3) ** 2 + 5 * np.pi * z
     wrapped = np.angle(np.exp(1j * (phase + drift)))
     assert np.abs(np.diff(wrapped[12:100, 56, 16])).max() > 6  # there are wraps
-    still, drifting = (read_phase(stored(one), image, brain) for one in (phase, wrapped))
+    still, drifting = (load_phase_map(stored(one), image, brain) for one in (phase, wrapped))
     deep = ndimage.minimum_filter(brain.data, (25, 25, 1))  # no air within two widths of the filter
     apart = np.abs(still.data - drifting.data)[deep]
     assert np.percentile(apart, 99) < 0.03
     assert apart.mean() < 0.005
-    unwrapped = read_phase(stored(phase + drift), image, brain)  # so is unwrapped phase
+    unwrapped = load_phase_map(stored(phase + drift), image, brain)  # so is unwrapped phase
     np.testing.assert_allclose(unwrapped.data[deep], drifting.data[deep], atol=1e-3)
 
 
@@ -220,52 +228,52 @@ def test_slow_drifts_of_many_turns_and_their_wraps_do_not_matter(seen, stored):
 def test_the_unit_of_phase_does_not_matter(seen, stored, units, unit, start, dtype):
     image, phase, brain, _ = seen
     phase = np.where(np.arange(SHAPE[0])[:, None, None] == 0, np.pi * (1 - 2e-6), phase)
-    plain = read_phase(stored(phase), image, brain)
+    plain = load_phase_map(stored(phase), image, brain)
     data = phase * unit + start
     other = stored(np.rint(data) if dtype == np.int16 else data, units, dtype=dtype)
-    found = read_phase(other, image, brain).data[brain.data]
+    found = load_phase_map(other, image, brain).data[brain.data]
     np.testing.assert_allclose(found, plain.data[brain.data], atol=0.003)
 
 
 def test_a_phase_image_on_another_grid_is_refused(seen, stored):
     image, phase, brain, _ = seen
     with pytest.raises(ValueError, match=r"phase_T2starw.nii.gz: .*112 × 112 × 32.*found 112 × 11"):
-        read_phase(stored(phase[:, :-1]), image, brain)
+        load_phase_map(stored(phase[:, :-1]), image, brain)
     moved = OBLIQUE @ from_matvec(np.eye(3), [3, 0, 0])
     with pytest.raises(ValueError, match=r"found 112 × 112 × 32, their corners up to 1.5 mm"):
-        read_phase(stored(phase, affine=moved), image, brain)
+        load_phase_map(stored(phase, affine=moved), image, brain)
     rounded = OBLIQUE + 1e-4
-    assert read_phase(stored(phase, affine=rounded), image, brain).shape == SHAPE
+    assert load_phase_map(stored(phase, affine=rounded), image, brain).shape == SHAPE
 
 
 def test_what_can_be_no_phase_is_refused(seen, rng):
     _, phase, brain, _ = seen
     inside = brain.data
     with pytest.raises(ValueError, match=r"within ±200; found -4096 to 4096"):
-        full_turn(np.linspace(-4096, 4096, phase.size).reshape(SHAPE), "rad", inside)
+        infer_turn(np.linspace(-4096, 4096, phase.size).reshape(SHAPE), "rad", inside)
     with pytest.raises(ValueError, match="16 values or more in the brain; found 2"):
-        full_turn(inside & (phase > 0), "arbitrary", inside)
+        infer_turn(inside & (phase > 0), "arbitrary", inside)
     faint = np.where(inside, rng.uniform(0, 1e-3, SHAPE), phase)
     with pytest.raises(ValueError, match=r"vary by 0.005 of a turn in the brain; found 0.000 of"):
-        full_turn(faint, "rad", inside)
+        infer_turn(faint, "rad", inside)
 
 
 def test_phase_that_tells_no_direction_is_refused(seen, stored, rng):
     image, _, brain, _ = seen
     with pytest.raises(UndecidedError, match="must agree on which way phase turns; found"):
-        read_phase(stored(rng.uniform(-np.pi, np.pi, SHAPE)), image, brain)
+        load_phase_map(stored(rng.uniform(-np.pi, np.pi, SHAPE)), image, brain)
     thin = Volume(np.zeros(SHAPE, bool), OBLIQUE)
     thin.data[50:60, 50:60, 10:20] = True
     with pytest.raises(UndecidedError, match="6 mm deep; found no such place"):
-        read_phase(stored(rng.uniform(-np.pi, np.pi, SHAPE)), image, thin)
+        load_phase_map(stored(rng.uniform(-np.pi, np.pi, SHAPE)), image, thin)
 
 
 def test_on_the_grid_of_a_network_the_map_lies_where_the_image_lies(seen, stored):
     image, phase, brain, balls = seen
     grid = Grid.from_card(read_recipe("cascade-boxes-phase").grid)
-    found = read_phase(stored(phase), image, brain)
+    found = load_phase_map(stored(phase), image, brain)
     fed = preprocess(image, brain, grid)
-    shown = Volume(on_grid(found, brain, grid), fed.image.affine)
+    shown = Volume(resample_phase(found, brain, grid), fed.image.affine)
     assert shown.shape == fed.image.shape
     assert shown_at(shown, balls["iron"]) > 0.55
     assert shown_at(shown, balls["lime"]) < 0.45
@@ -447,7 +455,7 @@ def test_the_cascade_that_ships_does_not_even_look_for_phase(phased, mine, monke
     def never(*_):
         raise AssertionError("phase was looked for")
 
-    monkeypatch.setattr(inputs, "find_phase", never)
+    monkeypatch.setattr(inputs, "find_phase_image", never)
     shown, said, notes, (scan, config) = run(root, mine, "with", "cascade")
     with_file = fingerprint_of(resolve_inputs(scan, config), ["x"])
     assert not any("phase" in note for note in notes)

@@ -11,7 +11,7 @@ from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from nibabel.processing import conform
 from scipy import ndimage
 
-from bids_cmb.imaging.preprocessing import INTENSITIES, SHIVA, Grid, back_to_scan, preprocess
+from bids_cmb.imaging.preprocessing import INTENSITIES, SHIVA, Grid, preprocess, resample_to_scan
 from bids_cmb.imaging.volume import Volume
 
 ISOTROPIC = Grid(spacing=(1.0, 1.0, 1.0), multiple=(16, 16, 16), margin=5.0)
@@ -275,7 +275,7 @@ def test_a_lesion_is_back_within_half_a_voxel(name, grid, rng):
     middle = apply_affine(affine, (np.array(shape) - 1) / 2)
     scan = blob(shape, affine, middle + rng.uniform(-5, 5, 3), width=1.6)
     there = preprocess(scan, brain, replace(grid, intensity="none")).image
-    back = back_to_scan(there, scan)
+    back = resample_to_scan(there, scan)
     was = np.array(ndimage.center_of_mass(scan.data))
     came = scan.index(there.world(ndimage.center_of_mass(there.data)))
     assert abs(came - was).max() < 0.25
@@ -516,7 +516,7 @@ def test_where_the_network_did_not_look_nothing_is_found():
     brain = ball(shape, affine, share=0.25)
     there = preprocess(scan, brain, replace(ISOTROPIC, margin=0.0))
     sure = Volume(np.ones(there.image.shape, np.float32), there.image.affine)
-    back = back_to_scan(sure, scan)
+    back = resample_to_scan(sure, scan)
     np.testing.assert_allclose(back.data[brain.data], 1, atol=1e-6)
     away = scan.world(np.argwhere(np.ones(shape)))
     outside = there.image.index(away)
@@ -528,7 +528,7 @@ def test_where_the_network_did_not_look_nothing_is_found():
 def test_a_probability_stays_one():
     shape, affine = DEFAULT
     odd = Volume(np.tile(np.float32([-0.2, 1.2]), (100, 110, 6)), affine)
-    back = back_to_scan(odd, Volume(np.ones(shape), affine))
+    back = resample_to_scan(odd, Volume(np.ones(shape), affine))
     assert back.data.min() == 0
     assert back.data.max() == 1
     assert back.data.dtype == np.float32

@@ -12,7 +12,7 @@ import pytest
 from phantoms import phantom
 from test_savedmodels import module, residual, version_one
 
-from bids_cmb.anatomy.brain_extraction import find_brain
+from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.cli.commands import main
 from bids_cmb.detection.ensemble import detect
 from bids_cmb.networks.external import shiva
@@ -307,7 +307,7 @@ def test_replicas_of_both_releases_read_a_scan_and_are_averaged_on_its_grid(
     shutil.copytree(added, models)
     install_models([second], models, quiet)
     image, _, _ = phantom(np.random.default_rng(2), bleeds=3, spacing=(1.0, 1.0, 3.0))
-    brain = find_brain(image)
+    brain = segment_brain(image)
     each = [
         detect(name, image, brain, ModelOptions(models)).mean.data
         for name in ("shiva-v1-replica", "shiva-v2-replica")

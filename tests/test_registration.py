@@ -9,8 +9,8 @@ from nibabel.affines import apply_affine, from_matvec
 from nibabel.eulerangles import euler2mat
 from phantoms import T1W, T2STAR, painted
 
-from bids_cmb.anatomy.segmentation import itk_affine
-from bids_cmb.imaging.registration import read_transform, register, turn_degrees
+from bids_cmb.anatomy.segmentation import format_itk_affine
+from bids_cmb.imaging.registration import load_transform, measure_rotation_deg, register
 from bids_cmb.imaging.volume import Volume, resample
 from bids_cmb.simulation.tissue_properties import is_brain
 
@@ -69,7 +69,7 @@ def test_landmarks_are_brought_to_where_they_are_in_the_scan(head, onto, grid, m
     apart = apply_affine(found.to_scan, places) - apply_affine(NODDED, places)
     assert np.linalg.norm(apart, axis=1).max() < most
     assert found.after > found.before
-    assert turn_degrees(found.to_scan) == pytest.approx(turn_degrees(NODDED), abs=1)
+    assert measure_rotation_deg(found.to_scan) == pytest.approx(measure_rotation_deg(NODDED), abs=1)
 
 
 def test_the_same_images_give_the_same_bytes(head):
@@ -101,14 +101,14 @@ def test_without_a_brain_nothing_is_registered(t1w, blank):
 def test_what_we_write_simpleitk_reads_and_maps_places_of_the_scan_to_the_t1w_image(tmp_path, rng):
     """ITK's places are LPS, and its transforms go from what stays to what moves."""
     path = tmp_path / "sub-01_from-T1w_to-orig_mode-image_xfm.txt"
-    path.write_text(itk_affine(NODDED))
+    path.write_text(format_itk_affine(NODDED))
     signs = np.array([-1, -1, 1])
     read = sitk.ReadTransform(str(path))
     for place in rng.uniform(-80, 80, (5, 3)):
         scan = apply_affine(NODDED, place)
         back = np.array(read.TransformPoint((scan * signs).tolist())) * signs
         np.testing.assert_allclose(back, place, atol=1e-5)
-    np.testing.assert_allclose(read_transform(path), NODDED, atol=1e-6)
+    np.testing.assert_allclose(load_transform(path), NODDED, atol=1e-6)
 
 
 @pytest.mark.parametrize("ending", ["txt", "tfm", "mat", "h5"])
@@ -117,7 +117,7 @@ def test_the_users_transform_is_read_in_every_format_of_itk(tmp_path, ending):
     whole = euler if ending == "mat" else sitk.CompositeTransform([sitk.AffineTransform(3), euler])
     path = tmp_path / f"from-T1w_to-orig_xfm.{ending}"
     sitk.WriteTransform(whole, str(path))
-    to_scan = read_transform(path)
+    to_scan = load_transform(path)
     signs = np.array([-1, -1, 1])
     for place in ((0.0, 0.0, 0.0), (50.0, -70.0, 20.0)):
         t1w = np.array(euler.TransformPoint(place)) * signs
@@ -128,15 +128,15 @@ def test_a_transform_that_cannot_serve_is_refused_by_name(tmp_path):
     path = tmp_path / "xfm.txt"
     path.write_text("1 0 0 0\n0 1 0 0\n")
     with pytest.raises(ValueError, match=r"xfm\.txt: a transform in ITK's format is expected"):
-        read_transform(path)
+        load_transform(path)
     bent = tmp_path / "bent.h5"
     spline = sitk.BSplineTransformInitializer(sitk.Image([100] * 3, sitk.sitkUInt8), [4] * 3)
     spline.SetParameters(np.random.default_rng(1).uniform(-20, 20, 1029).tolist())
     sitk.WriteTransform(spline, str(bent))
     with pytest.raises(ValueError, match=r"bent\.h5: a linear transform is expected"):
-        read_transform(bent)
+        load_transform(bent)
     flat = sitk.AffineTransform(3)
     flat.SetMatrix([1, 0, 0, 0, 1, 0, 0, 0, 1e-3])
     sitk.WriteTransform(flat, str(path))
     with pytest.raises(ValueError, match=r"xfm\.txt: a transform must keep all three dimensions"):
-        read_transform(path)
+        load_transform(path)

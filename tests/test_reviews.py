@@ -6,8 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_cmb.anatomy.mars import RIGHT, label_of
-from bids_cmb.anatomy.segmentation import itk_affine
+from bids_cmb.anatomy.mars import RIGHT_OFFSET, find_label
+from bids_cmb.anatomy.segmentation import format_itk_affine
 from bids_cmb.bids.tables import columns, read_table, write_table
 from bids_cmb.cli.commands import main
 from bids_cmb.evaluation.evaluate import REVIEWS
@@ -111,12 +111,12 @@ def place_lesions(found, grid, *, with_map):
     names = ["sub-01_from-T2starw_to-MNI152NLin2009cAsym_mode-image_xfm.txt"]
     to_mni = np.eye(4)
     to_mni[:3, 3] = np.array([40, 0, 20]) - at(MISSED, grid)
-    mask.with_name(names[0]).write_text(itk_affine(to_mni))
+    mask.with_name(names[0]).write_text(format_itk_affine(to_mni))
     if with_map:
         names.append(f"{stem}_seg-regions_desc-T2starw_dseg.nii.gz")
-        data = np.full(grid.shape, label_of("frontal"), np.uint8)
+        data = np.full(grid.shape, find_label("frontal"), np.uint8)
         x, y, z = MISSED
-        data[x - 2 : x + 3, y - 2 : y + 3, z - 1 : z + 2] = label_of("cerebellum") + RIGHT
+        data[x - 2 : x + 3, y - 2 : y + 3, z - 1 : z + 2] = find_label("cerebellum") + RIGHT_OFFSET
         save(Volume(data, grid.affine), mask.with_name(names[1]), dtype=np.uint8)
     sidecar = mask.with_name(f"{mask.name[:-7]}.json")
     said = json.loads(sidecar.read_text())

@@ -6,18 +6,18 @@ from scipy.spatial.distance import cdist
 
 from bids_cmb.metrics.matching import RULES, match_one_to_one, match_overlap, match_valdo
 from bids_cmb.metrics.scores import (
-    Case,
-    case_of_points,
+    ScanMatches,
     compare_figures,
-    count_agreement,
+    compute_figures,
+    compute_froc,
+    compute_metrics,
+    compute_rates,
     count_interval,
     f1_interval,
-    figures,
-    froc,
+    make_scan_matches,
+    measure_count_agreement,
     proportion_interval,
     rank_lesions,
-    rate,
-    score,
 )
 
 
@@ -29,7 +29,7 @@ def on_a_line(*x):
 def case(subject, found, truth, probability=None, unsure=()):
     sure = np.ones(len(found)) if probability is None else np.array(probability, float)
     doubtful = np.isin(np.arange(len(truth)), unsure)
-    return Case(subject, sure, cdist(on_a_line(*found), on_a_line(*truth)), doubtful)
+    return ScanMatches(subject, sure, cdist(on_a_line(*found), on_a_line(*truth)), doubtful)
 
 
 CASES = [  # by hand: hits 2 + 0 + 0, false alarms 1 + 2 + 0, misses 1 + 0 + 1, lesions 3 + 0 + 1
@@ -40,7 +40,7 @@ CASES = [  # by hand: hits 2 + 0 + 0, false alarms 1 + 2 + 0, misses 1 + 0 + 1, 
 
 
 def test_figures_are_those_counted_by_hand():
-    metrics = score(CASES, match_valdo)
+    metrics = compute_metrics(CASES, match_valdo)
     assert (metrics.scans, metrics.lesions, metrics.found) == (3, 4, 5)
     assert (metrics.hits, metrics.false_alarms, metrics.misses) == (2, 3, 2)
     assert metrics.sensitivity == 2 / 4
@@ -51,31 +51,31 @@ def test_figures_are_those_counted_by_hand():
 
 
 def test_a_threshold_leaves_out_what_lies_below_it():
-    metrics = score(CASES, match_valdo, threshold=0.6)
+    metrics = compute_metrics(CASES, match_valdo, threshold=0.6)
     assert (metrics.hits, metrics.false_alarms, metrics.misses) == (2, 1, 2)
 
 
 def test_a_tie_counts_two_hits_but_one_lesion():
-    metrics = score([case("sub-1", [-1, 1], [0])], match_valdo)
+    metrics = compute_metrics([case("sub-1", [-1, 1], [0])], match_valdo)
     assert (metrics.hits, metrics.misses, metrics.sensitivity) == (2, 0, 1)
 
 
 def test_unsure_lesions_are_in_no_figure():
-    metrics = score([case("sub-1", [0, 20], [0, 21, 50], unsure=[1, 2])], match_valdo)
+    metrics = compute_metrics([case("sub-1", [0, 20], [0, 21, 50], unsure=[1, 2])], match_valdo)
     assert (metrics.lesions, metrics.found, metrics.hits) == (1, 1, 1)
     assert (metrics.false_alarms, metrics.misses, metrics.f1) == (0, 0, 1)
 
 
 def test_what_is_not_defined_is_nan():
-    healthy = score([case("sub-1", [], [])], match_valdo)
+    healthy = compute_metrics([case("sub-1", [], [])], match_valdo)
     assert np.isnan([healthy.sensitivity, healthy.precision, healthy.f1]).all()
     assert healthy.fp_per_scan == 0
-    assert np.isnan(score([case("sub-1", [0], [])], match_valdo).fp_per_lesion)
-    assert score([case("sub-1", [], [0])], match_valdo).f1 == 0
+    assert np.isnan(compute_metrics([case("sub-1", [0], [])], match_valdo).fp_per_lesion)
+    assert compute_metrics([case("sub-1", [], [0])], match_valdo).f1 == 0
 
 
 def test_the_froc_follows_the_threshold_down():
-    curve = froc(CASES, match_valdo)
+    curve = compute_froc(CASES, match_valdo)
     assert curve.threshold.tolist() == [np.inf, 0.9, 0.8, 0.6, 0.3, 0.2]
     assert curve.metrics.sensitivity.tolist() == [0, 0.25, 0.25, 0.5, 0.5, 0.5]
     np.testing.assert_allclose(curve.metrics.fp_per_scan, [0, 0, 1 / 3, 1 / 3, 2 / 3, 1])
@@ -83,18 +83,18 @@ def test_the_froc_follows_the_threshold_down():
 
 
 def test_sensitivity_is_read_where_false_alarms_are_affordable():
-    curve = froc(CASES, match_valdo)
+    curve = compute_froc(CASES, match_valdo)
     assert curve.sensitivity_at(0.3) == 0.25
     assert curve.sensitivity_at(1 / 3) == 0.5
     assert curve.threshold[curve.best()] == 0.6
-    read = figures(CASES, match_valdo, threshold=0, seed=0, draws=0)
+    read = compute_figures(CASES, match_valdo, threshold=0, seed=0, draws=0)
     assert read["sensitivity_at_0.5_fp"].value == 0.5
     assert read["best_f1"].value == pytest.approx(4 / 7)
     assert read["best_f1_fp_per_scan"].value == pytest.approx(1 / 3)
 
 
 def test_a_froc_without_any_finding_is_one_point():
-    curve = froc([case("sub-1", [], [0])], match_valdo)
+    curve = compute_froc([case("sub-1", [], [0])], match_valdo)
     assert curve.threshold.tolist() == [np.inf]
     assert curve.sensitivity_at(8) == 0
 
@@ -102,7 +102,7 @@ def test_a_froc_without_any_finding_is_one_point():
 @pytest.mark.parametrize("name", RULES)
 def test_every_point_of_the_froc_is_the_score_at_its_threshold(name, rng):
     cases = [
-        Case(
+        ScanMatches(
             f"sub-{n}",
             rng.uniform(size=8).round(1),
             np.maximum(rng.uniform(-20, 9, (8, n)), 0),
@@ -110,9 +110,9 @@ def test_every_point_of_the_froc_is_the_score_at_its_threshold(name, rng):
         )
         for n in range(5)
     ]
-    curve = froc(cases, RULES[name])
+    curve = compute_froc(cases, RULES[name])
     for k, threshold in enumerate(curve.threshold):
-        alone = score(cases, RULES[name], threshold=threshold)
+        alone = compute_metrics(cases, RULES[name], threshold=threshold)
         assert curve.metrics.hits[k] == alone.hits
         assert curve.metrics.false_alarms[k] == alone.false_alarms
         assert curve.metrics.misses[k] == alone.misses
@@ -120,7 +120,7 @@ def test_every_point_of_the_froc_is_the_score_at_its_threshold(name, rng):
 
 
 def test_the_median_subject_is_one_with_lesions():
-    read = figures(CASES, match_valdo, threshold=0, seed=0, draws=0)
+    read = compute_figures(CASES, match_valdo, threshold=0, seed=0, draws=0)
     # By hand: sensitivity 2/3, undefined, 0; F1 4/6, left out, 0; false alarms 1, 2, 0
     assert read["subject_sensitivity_median"].value == pytest.approx(1 / 3)
     assert read["subject_f1_median"].value == pytest.approx(1 / 3)
@@ -132,12 +132,12 @@ def test_the_median_subject_is_one_with_lesions():
 
 def test_scans_of_one_subject_are_added_before_its_median():
     cases = [case("sub-1", [0], [0]), case("sub-1", [], [0]), case("sub-2", [], [0])]
-    read = figures(cases, match_valdo, threshold=0, seed=0, draws=0)
+    read = compute_figures(cases, match_valdo, threshold=0, seed=0, draws=0)
     assert read["subject_sensitivity_median"].value == 0.25
 
 
 def test_counts_agree_as_counted_by_hand():
-    agreed = count_agreement(np.array([3.0, 2, 0]), np.array([3.0, 0, 1]))
+    agreed = measure_count_agreement(np.array([3.0, 2, 0]), np.array([3.0, 0, 1]))
     assert agreed["count_mae"] == 1
     assert agreed["count_bias"] == pytest.approx(1 / 3)
     # Burden classes 2, 2, 0 and 2, 0, 1: squares apart 0 + 4 + 1 = 5; by chance
@@ -147,7 +147,9 @@ def test_counts_agree_as_counted_by_hand():
 
 def test_intervals_repeat_with_their_seed_and_hold_the_figure():
     cases = [case(f"sub-{n}", [0, 20], [0, 20] if n % 3 else [0, 50]) for n in range(20)]
-    spans = [figures(cases, match_valdo, threshold=0.5, seed=n, draws=200) for n in (1, 1, 2)]
+    spans = [
+        compute_figures(cases, match_valdo, threshold=0.5, seed=n, draws=200) for n in (1, 1, 2)
+    ]
     assert repr(spans[0]) == repr(spans[1]) != repr(spans[2])
     of = spans[0]["sensitivity"]
     assert of.low < of.value < of.high
@@ -156,34 +158,34 @@ def test_intervals_repeat_with_their_seed_and_hold_the_figure():
 def test_intervals_are_as_wide_as_a_binomial_says():
     found = [True, True, False, True] * 25  # 75 of 100 subjects, one lesion each
     cases = [case(f"sub-{n}", [0] if hit else [], [0]) for n, hit in enumerate(found)]
-    of = figures(cases, match_valdo, threshold=0, seed=0, draws=1000)["sensitivity"]
+    of = compute_figures(cases, match_valdo, threshold=0, seed=0, draws=1000)["sensitivity"]
     half = 1.96 * np.sqrt(0.75 * 0.25 / 100)
     assert (of.low, of.high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.015)
     hits = np.array(found, float)[:, None]
-    (alone,) = rate(hits, np.ones_like(hits), seed=0, draws=1000)
+    (alone,) = compute_rates(hits, np.ones_like(hits), seed=0, draws=1000)
     assert alone == of
 
 
 def test_scans_of_one_subject_are_drawn_together():
     """Two subjects, alike, of 200 scans each: drawn apart, single scans would tell of a spread."""
     alike = [case(name, [0] if n % 2 else [], [0]) for name in "ab" for n in range(200)]
-    of = figures(alike, match_valdo, threshold=0, seed=0, draws=50)
+    of = compute_figures(alike, match_valdo, threshold=0, seed=0, draws=50)
     assert (of["count_bias"].value, of["count_bias"].low, of["count_bias"].high) == (-0.5,) * 3
     exact = proportion_interval(200, 400)
     assert (of["sensitivity"].low, of["sensitivity"].high) == pytest.approx(exact)
 
 
 def test_one_subject_gives_no_interval():
-    of = figures([case("a", [0], [0])], match_overlap, threshold=0, seed=0, draws=50)
+    of = compute_figures([case("a", [0], [0])], match_overlap, threshold=0, seed=0, draws=50)
     assert np.isnan([of["fp_per_scan"].low, of["fp_per_scan"].high]).all()
-    (of,) = rate(np.array([[1.0], [0.0]]), np.array([[2.0], [0.0]]), seed=0, draws=50)
+    (of,) = compute_rates(np.array([[1.0], [0.0]]), np.array([[2.0], [0.0]]), seed=0, draws=50)
     assert of.value == 0.5
     assert np.isnan(of.low)
 
 
 def test_a_figure_that_is_never_defined_has_no_interval():
     cases = [case("a", [], []), case("b", [], [])]
-    spans = figures(cases, match_one_to_one, threshold=0, seed=0, draws=20)
+    spans = compute_figures(cases, match_one_to_one, threshold=0, seed=0, draws=20)
     assert np.isnan([spans["f1"].low, spans["f1"].high]).all()
     assert spans["fp_per_scan"].low == 0
     assert spans["fp_per_scan"].high == pytest.approx(-np.log(0.025) / 2)  # none in two scans
@@ -203,7 +205,7 @@ def test_exact_intervals_are_those_of_the_textbooks():
 
 def test_five_subjects_who_agree_still_leave_an_interval():
     """Precision 1.00 [1.00, 1.00] and no false alarm for sure, of five scans, is too good."""
-    of = figures(
+    of = compute_figures(
         [case(f"sub-{n}", [0], [0]) for n in range(5)], match_valdo, threshold=0, seed=0, draws=100
     )
     for name in ("sensitivity", "precision", "sensitivity_at_1_fp"):
@@ -212,7 +214,7 @@ def test_five_subjects_who_agree_still_leave_an_interval():
     assert 0.6 < of["best_f1"].low < 1
     assert (of["fp_per_scan"].low, of["fp_per_scan"].high) == pytest.approx((0, 0.738), abs=1e-3)
     one, none = np.ones((5, 1)), np.zeros((5, 1))
-    (alarms,) = rate(none, one, seed=0, draws=100, bare=count_interval)
+    (alarms,) = compute_rates(none, one, seed=0, draws=100, bare=count_interval)
     assert alarms.high == of["fp_per_scan"].high
 
 
@@ -228,7 +230,7 @@ def test_true_lesions_rank_among_what_was_found_in_their_scan(rule):
     assert ranks.rank.tolist() == [4, 2, 5]
     assert ranks.false_above.tolist() == [2, 1, 2]
     assert ranks.auc().tolist() == [0, 0.5, 0]
-    of = figures(
+    of = compute_figures(
         [case("sub-1", [50, 20, 70, 0], [0, 20, 90], [0.9, 0.8, 0.6, 0.3])],
         rule, threshold=0, seed=0, draws=0,
     )  # fmt: skip
@@ -279,8 +281,8 @@ def test_sensitivity_for_large_lesions_is_read_at_the_same_threshold():
     """2.5 mm and more is large; what a reader is not sure of, or has no diameter, is not."""
     scan = case("sub-1", [0, 20, 40, 70, 90], [0, 20, 40, 60], [0.9, 0.7, 0.2, 0.5, 0.4], [3])
     diameter = np.array([2.5, 2.4, 6.0, 6.0])
-    scan = Case("sub-1", scan.probability, scan.between, scan.unsure, diameter)
-    of = figures([scan, case("sub-2", [], [7])], match_valdo, threshold=0, seed=0, draws=0)
+    scan = ScanMatches("sub-1", scan.probability, scan.between, scan.uncertain, diameter)
+    of = compute_figures([scan, case("sub-2", [], [7])], match_valdo, threshold=0, seed=0, draws=0)
     assert (of["lesions_large"].value, of["misses_large"].value) == (2, 0)
     assert of["sensitivity_at_0.5_fp"].value == 2 / 4  # at 0.5: one false alarm in two scans
     assert of["sensitivity_large_at_0.5_fp"].value == 1 / 2
@@ -289,7 +291,7 @@ def test_sensitivity_for_large_lesions_is_read_at_the_same_threshold():
 
 
 def test_the_best_f1_of_nothing_has_no_threshold():
-    of = figures([case("sub-1", [], [0])], match_valdo, threshold=0, seed=0, draws=0)
+    of = compute_figures([case("sub-1", [], [0])], match_valdo, threshold=0, seed=0, draws=0)
     assert (of["best_f1"].value, np.isnan(of["best_f1_threshold"].value)) == (0, True)
 
 
@@ -297,7 +299,7 @@ def lists(name, found, truth, scores, unsure=()):
     """A case of plain lists, as whoever has candidates in hand would give them."""
     candidates = [((x, 1.0, -2.0), score_) for x, score_ in zip(found, scores, strict=True)]
     lesions = [((x, 1.0, -2.0), 3.0, at not in unsure) for at, x in enumerate(truth)]
-    return case_of_points(candidates, lesions, name=name)
+    return make_scan_matches(candidates, lesions, name=name)
 
 
 def test_plain_lists_of_candidates_give_the_same_figures():
@@ -306,21 +308,21 @@ def test_plain_lists_of_candidates_give_the_same_figures():
         lists("sub-2", [0, 20], [], [0.8, 0.2]),
         lists("sub-3", [], [5], []),
     ]
-    read, of = (figures(cases, match_valdo, threshold=0.5, seed=0, draws=20)
+    read, of = (compute_figures(cases, match_valdo, threshold=0.5, seed=0, draws=20)
                 for cases in (CASES, by_lists))  # fmt: skip
     same = [name for name in read if "large" not in name]
     assert repr([read[name] for name in same]) == repr([of[name] for name in same])
     with pytest.raises(ValueError, match="sub-1: lesions need positions of three finite numbers"):
-        case_of_points([], [((1, 2), 3.0, True)], name="sub-1")
+        make_scan_matches([], [((1, 2), 3.0, True)], name="sub-1")
     with pytest.raises(ValueError, match="sub-1: every candidate needs a score; found NaN"):
-        case_of_points([((1, 2, 3), np.nan)], [], name="sub-1")
+        make_scan_matches([((1, 2, 3), np.nan)], [], name="sub-1")
 
 
 def test_scores_need_not_be_probabilities():
     scores = np.array([0.9, 0.6, 0.3])
     odds = np.log(scores / (1 - scores))
     one, other = (
-        figures([lists("sub-1", [0, 20, 99], [0, 20, 50], by)], match_valdo,
+        compute_figures([lists("sub-1", [0, 20, 99], [0, 20, 50], by)], match_valdo,
                 threshold=-np.inf, seed=0, draws=0)
         for by in (scores, odds)
     )  # fmt: skip

@@ -9,9 +9,13 @@ from nibabel.affines import apply_affine, from_matvec
 from nibabel.eulerangles import euler2mat
 from phantoms import T1W, T2STAR, painted
 
-from bids_cmb.anatomy.mars import by_label
-from bids_cmb.anatomy.segmentation import itk_affine, places
-from bids_cmb.anatomy.user_segmentation import carry, moved, read_segmentation
+from bids_cmb.anatomy.mars import index_regions
+from bids_cmb.anatomy.segmentation import format_itk_affine, locate_structures
+from bids_cmb.anatomy.user_segmentation import (
+    load_segmentation,
+    register_segmentation,
+    transform_anatomy,
+)
 from bids_cmb.imaging.volume import Volume, resample, save
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.simulation.tissue_properties import is_brain
@@ -34,7 +38,7 @@ def stored(known, tmp_path):
 
 
 def test_structures_and_sides_are_those_of_the_file(anatomy, stored):
-    found, lobes = read_segmentation(stored(), CLASSES, CENTROIDS)
+    found, lobes = load_segmentation(stored(), CLASSES, CENTROIDS)
     assert lobes is None
     assert (found.structures.data == anatomy.structures.data).mean() > 0.995
     np.testing.assert_allclose(found.midline[0], anatomy.midline[0], atol=1e-6)
@@ -49,10 +53,10 @@ def test_parcels_of_the_cortex_tell_lobes_apart(anatomy, stored):
         codes = np.where(left & back, 1005, np.where(left, 1028, codes))
         return np.where(codes == 42, 2028, codes)
 
-    found, lobes = read_segmentation(stored(parcelled), CLASSES, CENTROIDS)
+    found, lobes = load_segmentation(stored(parcelled), CLASSES, CENTROIDS)
     assert (found.structures.data == anatomy.structures.data).mean() > 0.995
     left = anatomy.structures.data == 3
-    told = {by_label()[int(code)][0] for code in np.unique(lobes[left])}
+    told = {index_regions()[int(code)][0] for code in np.unique(lobes[left])}
     assert told == {"frontal", "occipital"}
     assert (lobes[anatomy.structures.data == 2] > 0).all()
 
@@ -63,14 +67,14 @@ def test_white_parcels_are_white_matter(anatomy, stored):
     def parcelled(codes):
         return np.where(codes == 2, 3028, np.where(codes == 41, 4028, codes))
 
-    found, _ = read_segmentation(stored(parcelled), CLASSES, CENTROIDS)
+    found, _ = load_segmentation(stored(parcelled), CLASSES, CENTROIDS)
     assert (found.structures.data == anatomy.structures.data).mean() > 0.995
 
 
 def test_a_mask_is_no_segmentation(stored):
     path = stored(lambda codes: (codes > 0).astype(np.int32))
     with pytest.raises(ValueError, match=r"aseg\.nii\.gz: .* codes; found 0 of them"):
-        read_segmentation(path, CLASSES, CENTROIDS)
+        load_segmentation(path, CLASSES, CENTROIDS)
 
 
 def test_codes_that_nobody_knows_are_outside(stored):
@@ -80,7 +84,7 @@ def test_codes_that_nobody_knows_are_outside(stored):
         codes[codes == 49] = 99_999
         return codes
 
-    found, _ = read_segmentation(stored(odd), CLASSES, CENTROIDS)
+    found, _ = load_segmentation(stored(odd), CLASSES, CENTROIDS)
     assert not np.isin(found.structures.data, [10, 49]).any()
 
 
@@ -101,7 +105,7 @@ def brought(known):
 
 def test_a_head_that_moves_takes_its_midline_and_its_way_to_mni_along(anatomy):
     known = replace(anatomy, to_mni=np.diag([1.1, 0.9, 1, 1]), fit_mm=1.0)
-    found = moved(known, MOVED)
+    found = transform_anatomy(known, MOVED)
     for place in ([30.0, -20, 10], [-40, 5, 60]):
         then = apply_affine(MOVED, place)
         normal, offset = found.midline
@@ -119,7 +123,9 @@ def test_a_segmentation_is_brought_by_registering_its_t1w_image(known, stored, b
     t1w = tmp_path / "t1w.nii.gz"
     codes = known[0]
     save(painted(codes, T1W, codes.affine, codes.shape, np.random.default_rng(5)), t1w)
-    found = carry(*read_segmentation(stored(), CLASSES, CENTROIDS), scan, brain, t1w=t1w)
+    found = register_segmentation(
+        *load_segmentation(stored(), CLASSES, CENTROIDS), scan, brain, t1w=t1w
+    )
     places = codes.world(np.argwhere(is_brain(codes.data))[::997])
     apart = apply_affine(found.to_scan, places) - apply_affine(MOVED, places)
     assert np.linalg.norm(apart, axis=1).max() < 3
@@ -131,27 +137,27 @@ def test_a_segmentation_is_brought_by_registering_its_t1w_image(known, stored, b
 
 
 def places_of(anatomy, centre):
-    (place,) = places(anatomy, [centre], CLASSES)
+    (place,) = locate_structures(anatomy, [centre], CLASSES)
     return place.structure, place.side
 
 
 def test_the_users_transform_is_taken_at_its_word(stored, brought, tmp_path):
     _, scan, brain = brought
     transform = tmp_path / "sub-01_from-T1w_to-orig_mode-image_xfm.txt"
-    transform.write_text(itk_affine(MOVED))
-    given = read_segmentation(stored(), CLASSES, CENTROIDS)
-    found = carry(*given, scan, brain, t1w=None, transform=transform)
+    transform.write_text(format_itk_affine(MOVED))
+    given = load_segmentation(stored(), CLASSES, CENTROIDS)
+    found = register_segmentation(*given, scan, brain, t1w=None, transform=transform)
     np.testing.assert_allclose(found.to_scan, MOVED, atol=1e-6)
     assert found.figures["Transform"] == transform.name
-    transform.write_text(itk_affine(np.diag([1.0, 1, 1, 1]) + np.eye(4, k=3) * 90))
+    transform.write_text(format_itk_affine(np.diag([1.0, 1, 1, 1]) + np.eye(4, k=3) * 90))
     with pytest.raises(ValueError, match=r"a Dice of 0\.7 with the scan's, .*; found 0\."):
-        carry(*given, scan, brain, t1w=None, transform=transform)
+        register_segmentation(*given, scan, brain, t1w=None, transform=transform)
 
 
 def test_without_a_t1w_image_there_is_no_way_to_the_scan(stored, brought):
-    given = read_segmentation(stored(), CLASSES, CENTROIDS)
+    given = load_segmentation(stored(), CLASSES, CENTROIDS)
     with pytest.raises(ValueError, match="none of the participant was found"):
-        carry(*given, *brought[1:], t1w=None)
+        register_segmentation(*given, *brought[1:], t1w=None)
 
 
 def test_the_t1w_image_of_another_thing_is_not_believed(stored, brought, tmp_path, rng):
@@ -159,19 +165,19 @@ def test_the_t1w_image_of_another_thing_is_not_believed(stored, brought, tmp_pat
     _, scan, brain = brought
     t1w = tmp_path / "noise.nii.gz"
     save(Volume(rng.uniform(0, 1, (60, 70, 60)).astype(np.float32), np.diag([3.0, 3, 3, 1])), t1w)
-    given = read_segmentation(stored(), CLASSES, CENTROIDS)
+    given = load_segmentation(stored(), CLASSES, CENTROIDS)
     with pytest.raises(ValueError, match=r"its brain must have a Dice of 0\.7"):
-        carry(*given, scan, brain, t1w=t1w)
+        register_segmentation(*given, scan, brain, t1w=t1w)
 
 
 def test_freesurfers_own_format_is_read(known, stored, tmp_path):
     codes = known[0]
     path = tmp_path / "aparc+aseg.mgz"
     nib.save(nib.MGHImage(codes.data.astype(np.int32), codes.affine), path)
-    found, _ = read_segmentation(path, CLASSES, CENTROIDS)
-    same, _ = read_segmentation(stored(), CLASSES, CENTROIDS)
+    found, _ = load_segmentation(path, CLASSES, CENTROIDS)
+    same, _ = load_segmentation(stored(), CLASSES, CENTROIDS)
     assert (found.structures.data == same.structures.data).mean() > 0.999
     np.testing.assert_allclose(found.structures.affine, same.structures.affine, atol=1e-4)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"aparc\+aseg\.mgz: "):
-        read_segmentation(path, CLASSES, CENTROIDS)
+        load_segmentation(path, CLASSES, CENTROIDS)

@@ -15,7 +15,13 @@ from bids_cmb.bids.selection import Query, find_scans
 from bids_cmb.bids.tables import columns, read_table
 from bids_cmb.cli.commands import main
 from bids_cmb.files import read_json
-from bids_cmb.imaging.phase import filtered, find_phase, full_turn, handed, units_of
+from bids_cmb.imaging.phase import (
+    filter_phase,
+    find_phase_image,
+    infer_phase_sign,
+    infer_turn,
+    read_units,
+)
 from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.simulation import simulate
 from bids_cmb.simulation.lesion_priors import load_priors
@@ -94,18 +100,18 @@ def test_the_app_finds_each_scan_once_and_passes_its_phase_by(dataset):
 
 def test_each_scan_has_its_phase_beside_it_in_a_unit_that_is_understood(dataset):
     for scan in find_scans(dataset, Query()).scans:
-        found = find_phase(scan.path)
+        found = find_phase_image(scan.path)
         assert found.path.name == f"sub-{scan.subject}_part-phase_T2starw.nii.gz"
-        assert units_of(found.path) == "arbitrary"
+        assert read_units(found.path) == "arbitrary"
         stored, everywhere = load(found.path)[0].data, np.ones(load(found.path)[0].shape, bool)
-        assert full_turn(stored, "arbitrary", everywhere) == 2 * simulate.PHASE_LEVELS
+        assert infer_turn(stored, "arbitrary", everywhere) == 2 * simulate.PHASE_LEVELS
 
 
 @pytest.mark.parametrize("flip", [1, -1])
 def test_which_way_simulated_phase_turns_is_found_out(weighted, flip):
     phase = Volume(flip * weighted.phase.data, weighted.phase.affine)
-    fast, steady = filtered(phase.data, weighted.scan)
-    found = handed(fast * steady, weighted.scan, weighted.brain)
+    fast, steady = filter_phase(phase.data, weighted.scan)
+    found = infer_phase_sign(fast * steady, weighted.scan, weighted.brain)
     assert found == flip * weighted.facts["handed"]
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bids_cmb.anatomy.atlases import Atlases, capsule_of, lobes_of, parcel_at
-from bids_cmb.anatomy.mars import RIGHT, by_label, label_of, table
-from bids_cmb.anatomy.region_map import region_map
+from bids_cmb.anatomy.atlases import Atlases, find_parcel, map_capsule, map_lobes
+from bids_cmb.anatomy.mars import RIGHT_OFFSET, find_label, index_regions, load_mars_table
+from bids_cmb.anatomy.region_map import build_region_map
 from bids_cmb.anatomy.segmentation import Anatomy
 from bids_cmb.imaging.volume import Volume, save
 
@@ -105,7 +105,7 @@ def test_lobes_are_the_nearest_of_the_atlas_left_and_right(anatomy, archive):
     to_mni = np.linalg.inv(anatomy.structures.affine)
     to_mni = AFFINE @ np.diag([2, 2, 2, 1]) @ to_mni  # voxels of the head onto the template's
     known = Anatomy(anatomy.structures, anatomy.brain, anatomy.midline, to_mni, 1.0)
-    found = lobes_of(known, archive / "tpl-MNI152NLin2009cAsym" / NAME)
+    found = map_lobes(known, archive / "tpl-MNI152NLin2009cAsym" / NAME)
     tissue = np.isin(anatomy.structures.data, [2, 41, 3, 42])
     assert np.array_equal(found > 0, tissue)
     places = {name: np.array(place) for name, (_, place) in SEEDS.items()}
@@ -118,7 +118,7 @@ def test_lobes_are_the_nearest_of_the_atlas_left_and_right(anatomy, archive):
         }
         (first, near), (_, next_near) = sorted(away.items(), key=lambda one: one[1])[:2]
         if next_near - near > 4:  # mm; nearer, a voxel of the atlas decides
-            assert by_label()[int(found[tuple(voxel)])][0] == first
+            assert index_regions()[int(found[tuple(voxel)])][0] == first
 
 
 def test_an_archive_is_looked_at_once_in_a_process_and_each_archive_for_itself(archive):
@@ -143,18 +143,18 @@ print(again == first, find_atlases().lobes)
 
 def test_without_a_way_to_mni_there_are_no_lobes(anatomy, archive):
     lost = Anatomy(anatomy.structures, anatomy.brain, anatomy.midline, None, None)
-    assert lobes_of(lost, archive / "tpl-MNI152NLin2009cAsym" / NAME) is None
+    assert map_lobes(lost, archive / "tpl-MNI152NLin2009cAsym" / NAME) is None
 
 
 @pytest.mark.parametrize("side", [1, -1])
 def test_a_lobar_lesion_has_the_name_of_the_nearest_parcel_of_its_lobe(atlases, side):
-    names = table()["harvard_oxford_names"]
+    names = load_mars_table()["harvard_oxford_names"]
     for lobe, (parcel, place) in SEEDS.items():
         mni = np.array(place) * [side, 1, 1] + [0, 0, 10]  # 2 mm beside the ball
-        assert parcel_at(mni, "lobar", lobe, atlases) == names[parcel - 1]
-        assert parcel_at(mni, "lobar", None, atlases) == names[parcel - 1]
+        assert find_parcel(mni, "lobar", lobe, atlases) == names[parcel - 1]
+        assert find_parcel(mni, "lobar", None, atlases) == names[parcel - 1]
         other = "occipital" if lobe == "frontal" else "frontal"
-        assert parcel_at(mni, "lobar", other, atlases) is None
+        assert find_parcel(mni, "lobar", other, atlases) is None
 
 
 @pytest.mark.parametrize("side", [1, -1])
@@ -162,21 +162,21 @@ def test_a_deep_lesion_has_the_name_of_the_nucleus_within_3_mm(atlases, side):
     for name, (_, _, place, radius) in NUCLEI.items():
         for beyond, said in ((0, name), (radius + 1.5, name), (radius + 4.5, None)):
             mni = np.array(place) * [side, 1, 1] + [0, 0, -beyond]
-            found = parcel_at(mni, "deep", None, atlases)
+            found = find_parcel(mni, "deep", None, atlases)
             assert found == (None if name == "lateral ventricle" else said)
 
 
 def test_without_the_atlas_or_the_place_there_is_no_name(atlases):
-    assert parcel_at((-20, -2, 6), "deep", None, Atlases(lobes=atlases.lobes)) is None
-    assert parcel_at((-30, 50, 15), "lobar", None, Atlases(nuclei=atlases.nuclei)) is None
-    assert parcel_at(None, "deep", None, atlases) is None
-    assert parcel_at((-20, -2, 6), None, None, atlases) is None
+    assert find_parcel((-20, -2, 6), "deep", None, Atlases(lobes=atlases.lobes)) is None
+    assert find_parcel((-30, 50, 15), "lobar", None, Atlases(nuclei=atlases.nuclei)) is None
+    assert find_parcel(None, "deep", None, atlases) is None
+    assert find_parcel((-20, -2, 6), None, None, atlases) is None
 
 
 def test_deep_white_matter_that_the_atlas_calls_internal_capsule_is_that(anatomy, atlases):
     to_mni = AFFINE @ np.diag([2, 2, 2, 1]) @ np.linalg.inv(anatomy.structures.affine)
     known = Anatomy(anatomy.structures, anatomy.brain, anatomy.midline, to_mni, 1.0)
-    capsule = capsule_of(known, atlases.nuclei)
+    capsule = map_capsule(known, atlases.nuclei)
     white = np.isin(anatomy.structures.data, [2, 41])
     voxels = np.argwhere(white)
     mni = voxels * 2 + AFFINE[:3, 3]
@@ -185,13 +185,16 @@ def test_deep_white_matter_that_the_atlas_calls_internal_capsule_is_that(anatomy
         inside = capsule[tuple(voxels.T)]
         assert inside[away < 6.5].all()
     assert not (capsule & ~white).any()
-    before, after = region_map(known).data % RIGHT, region_map(known, None, capsule).data % RIGHT
+    before, after = (
+        build_region_map(known).data % RIGHT_OFFSET,
+        build_region_map(known, None, capsule).data % RIGHT_OFFSET,
+    )
     changed = before != after
-    assert set(np.unique(after[changed])) <= {label_of("internal capsule")}
-    deep = {label_of(name) for name in ("deep white matter", "external capsule")}
+    assert set(np.unique(after[changed])) <= {find_label("internal capsule")}
+    deep = {find_label(name) for name in ("deep white matter", "external capsule")}
     assert set(np.unique(before[changed])) <= deep
     assert (
-        capsule_of(
+        map_capsule(
             Anatomy(*[anatomy.structures, anatomy.brain, anatomy.midline, None, None]),
             atlases.nuclei,
         )
@@ -200,5 +203,7 @@ def test_deep_white_matter_that_the_atlas_calls_internal_capsule_is_that(anatomy
 
 
 def test_the_seeds_are_parcels_of_their_lobes():
-    assert all(parcel in table()["harvard_oxford"][name] for name, (parcel, _) in SEEDS.items())
+    assert all(
+        parcel in load_mars_table()["harvard_oxford"][name] for name, (parcel, _) in SEEDS.items()
+    )
     assert Path(NAME).name.startswith("tpl-MNI152NLin2009cAsym_res-01_atlas-HOCPAL")

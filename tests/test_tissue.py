@@ -9,8 +9,15 @@ from scipy import ndimage
 from scipy.special import log_softmax
 
 from bids_cmb.anatomy import refinement
-from bids_cmb.anatomy.refinement import KINDS, finer, heard, kinds_of, opinion, shown
-from bids_cmb.anatomy.segmentation import places
+from bids_cmb.anatomy.refinement import (
+    KINDS,
+    make_input,
+    make_query_mask,
+    map_classes_to_kinds,
+    refine_structures,
+    resample_prior,
+)
+from bids_cmb.anatomy.segmentation import locate_structures
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.imaging.volume import Volume, resample
 from bids_cmb.networks.inference import ModelOptions
@@ -36,7 +43,7 @@ def models(tmp_path):
         "margin": 6, "intensity": "brain-median",
     }  # fmt: skip
     member = {
-        "name": refinement.MEMBER, "builder": "unet", "arguments": {}, "grid": grid,
+        "name": refinement.MEMBER_NAME, "builder": "unet", "arguments": {}, "grid": grid,
         "weights": "none.npz", "sha256": 64 * "0",
     }  # fmt: skip
     said["members"] = [said["members"][0], member]
@@ -82,11 +89,11 @@ def scan(anatomy, dark):
 
 
 def structures_at(anatomy, centres):
-    return [one.structure for one in places(anatomy, centres, CLASSES)]
+    return [one.structure for one in locate_structures(anatomy, centres, CLASSES)]
 
 
 def test_every_class_of_the_anatomy_is_of_one_kind():
-    found = dict(zip((one["name"] for one in CLASSES), kinds_of(CLASSES), strict=True))
+    found = dict(zip((one["name"] for one in CLASSES), map_classes_to_kinds(CLASSES), strict=True))
     for name in ("outside", "fluid outside the brain", "third ventricle", "fourth ventricle"):
         assert KINDS[found[name]] == "no tissue"
     for name in ("ventral diencephalon", "accumbens", "brainstem", "hippocampus"):
@@ -97,15 +104,15 @@ def test_every_class_of_the_anatomy_is_of_one_kind():
 
 
 def test_an_opinion_is_a_linear_interpolation_whatever_way_the_finer_axes_run(anatomy):
-    kinds = kinds_of(CLASSES)
+    kinds = map_classes_to_kinds(CLASSES)
     coarse = anatomy.structures
     turned = coarse.affine[:, [2, 0, 1, 3]] @ np.diag([1.2, -0.4, 0.5, 1])
     turned[:3, 3] = coarse.world(np.array([coarse.shape[0] - 0.3, -2.2, 1.7]))
     shape = (40, 190, 110)
-    told = opinion(anatomy, kinds, turned, shape)
+    told = resample_prior(anatomy, kinds, turned, shape)
     assert told.any()
     for kind in range(1, len(KINDS)):
-        chance = 255 * np.isin(anatomy.chances.argmax(-1), np.flatnonzero(kinds == kind))
+        chance = 255 * np.isin(anatomy.probabilities.argmax(-1), np.flatnonzero(kinds == kind))
         wanted = resample(Volume(chance.astype(np.float32), coarse.affine), turned, shape).data
         assert np.abs(told[..., kind - 1] - wanted).max() < 0.51
 
@@ -116,7 +123,7 @@ def test_structures_follow_the_finer_network_on_voxels_of_1_mm_in_the_slices_of_
 ):
     whites = spots(anatomy, 2)
     image = scan(anatomy, whites[:2])
-    found, why = finer(image, anatomy, models)
+    found, why = refine_structures(image, anatomy, models)
     assert why is None
     assert found.structures.spacing == pytest.approx([1, 1, 3], abs=0.01)
     for centre, name in zip(whites, structures_at(found, whites), strict=True):
@@ -128,7 +135,7 @@ def test_structures_follow_the_finer_network_on_voxels_of_1_mm_in_the_slices_of_
     assert found.brain is anatomy.brain
     assert found.midline is anatomy.midline
     assert found.to_mni is anatomy.to_mni
-    assert found.chances is None  # nobody shall ask the first network beside these structures
+    assert found.probabilities is None  # nobody shall ask the first network beside these structures
 
 
 @pytest.mark.usefixtures("by_brightness")
@@ -136,14 +143,14 @@ def test_thin_slices_are_looked_at_a_millimetre_and_a_half_thick(anatomy, models
     thick = scan(anatomy, [])
     affine = thick.affine @ np.diag([1, 1, 0.25, 1])
     thin = resample(thick, affine, (*thick.shape[:2], 4 * thick.shape[2]))
-    found, _ = finer(thin, anatomy, models)
+    found, _ = refine_structures(thin, anatomy, models)
     assert found.structures.spacing == pytest.approx([1, 1, 1.5], abs=0.01)
     assert structures_at(found, spots(anatomy, 10)) == ["thalamus"] * 5
 
 
 @pytest.mark.usefixtures("by_brightness")
 def test_what_the_finer_network_leaves_to_the_first_one_stays(anatomy, models):
-    found = finer(scan(anatomy, []), anatomy, models)[0].structures
+    found = refine_structures(scan(anatomy, []), anatomy, models)[0].structures
     codes = anatomy.structures.data
     alike = ndimage.minimum_filter(codes, 3) == ndimage.maximum_filter(codes, 3)
     inner = Volume(np.where(alike, codes, 0), anatomy.structures.affine)
@@ -167,8 +174,10 @@ def test_where_the_first_network_sees_no_tissue_the_finer_one_is_not_asked(
         return said
 
     monkeypatch.setattr(refinement, "load_patch_model", lambda *_, **__: everywhere)
-    found = finer(scan(anatomy, []), anatomy, models)[0].structures
-    asked = heard(opinion(anatomy, kinds_of(CLASSES), found.affine, found.shape))
+    found = refine_structures(scan(anatomy, []), anatomy, models)[0].structures
+    asked = make_query_mask(
+        resample_prior(anatomy, map_classes_to_kinds(CLASSES), found.affine, found.shape)
+    )
     assert np.array_equal(np.isin(found.data, (0, 14, 15, 24)), ~asked)
     assert not asked.all()
 
@@ -176,9 +185,9 @@ def test_where_the_first_network_sees_no_tissue_the_finer_one_is_not_asked(
 @pytest.mark.usefixtures("by_brightness")
 def test_a_brain_that_is_looked_at_in_parts_is_told_as_one(anatomy, models, monkeypatch):
     image = scan(anatomy, spots(anatomy, 41))
-    whole = finer(image, anatomy, models)[0].structures.data
-    monkeypatch.setattr(refinement, "AT_ONCE", 20_000)
-    assert np.array_equal(finer(image, anatomy, models)[0].structures.data, whole)
+    whole = refine_structures(image, anatomy, models)[0].structures.data
+    monkeypatch.setattr(refinement, "MAX_VOXELS_AT_ONCE", 20_000)
+    assert np.array_equal(refine_structures(image, anatomy, models)[0].structures.data, whole)
 
 
 @pytest.mark.usefixtures("by_brightness")
@@ -186,18 +195,18 @@ def test_a_segmentation_of_the_user_and_a_card_without_that_network_have_the_las
     anatomy, models, tmp_path
 ):
     image = scan(anatomy, [])
-    mine = replace(anatomy, chances=None)
-    assert finer(image, mine, models) == (mine, None)
+    mine = replace(anatomy, probabilities=None)
+    assert refine_structures(image, mine, models) == (mine, None)
     said = load_card("anatomy")
     said["members"] = said["members"][:1]
     (tmp_path / "anatomy.json").write_text(json.dumps(said))
-    assert finer(image, anatomy, ModelOptions(folder=tmp_path)) == (anatomy, None)
+    assert refine_structures(image, anatomy, ModelOptions(folder=tmp_path)) == (anatomy, None)
 
 
 @pytest.mark.usefixtures("by_brightness")
 def test_a_scan_without_brightness_keeps_its_structures(anatomy, models):
     image = scan(anatomy, [])
-    found, why = finer(Volume(np.zeros_like(image.data), image.affine), anatomy, models)
+    found, why = refine_structures(Volume(np.zeros_like(image.data), image.affine), anatomy, models)
     assert found is anatomy
     assert "median" in why
     assert not why.endswith(".")  # the log puts it into a sentence
@@ -217,7 +226,7 @@ def test_a_network_that_hardly_sees_what_the_first_one_is_sure_of_is_not_believe
         return said
 
     monkeypatch.setattr(refinement, "load_patch_model", lambda *_, **__: blind)
-    found, why = finer(scan(anatomy, []), anatomy, models)
+    found, why = refine_structures(scan(anatomy, []), anatomy, models)
     assert (found is not anatomy) == believed
     assert believed or "sees no putamen" in why
 
@@ -282,6 +291,6 @@ def test_the_loss_is_the_weighted_mean_of_what_a_log_softmax_says():
 
 
 def test_an_opinion_lies_beside_the_image_from_0_to_1():
-    fed = shown(np.array([0.5, 7.0]), np.array([[0, 51, 255], [255, 0, 0]], np.uint8))
+    fed = make_input(np.array([0.5, 7.0]), np.array([[0, 51, 255], [255, 0, 0]], np.uint8))
     assert fed[0] == pytest.approx([0.5, 0, 0.2, 1])
     assert fed[1] == pytest.approx([3.0, 1, 0, 0])  # a bright vessel is no outlier

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from phantoms import ball_head, centred_grid
 
-from bids_cmb.anatomy.labels import SIDES, mirrored_codes
+from bids_cmb.anatomy.labels import BILATERAL_CODES, make_mirror_table
 from bids_cmb.imaging.volume import resample
 from bids_cmb.simulation.tissue_properties import (
     TISSUES,
@@ -15,9 +15,9 @@ from bids_cmb.simulation.tissue_properties import (
 
 
 def test_every_side_has_its_other_side_and_the_same_tissue():
-    table = mirrored_codes()
+    table = make_mirror_table()
     np.testing.assert_array_equal(table[table], np.arange(2**16))
-    for left, right in SIDES:
+    for left, right in BILATERAL_CODES:
         assert table[left] == right
         assert np.ptp(classify_tissues(np.array([left, right]))) == 0
 

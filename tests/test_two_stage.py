@@ -407,7 +407,7 @@ def recipe():
 def test_a_classifier_is_trained_by_one_command_and_goes_into_a_card(
     recipe, lessons, tmp_path, rng, monkeypatch
 ):
-    monkeypatch.setattr(proposal_classification, "find_anatomy", unseen)
+    monkeypatch.setattr(proposal_classification, "predict_anatomy", unseen)
     given = (written(tmp_path / "first", rng),)
     data = lessons(1)
     entry = train(
@@ -427,7 +427,7 @@ def unseen(_):
 
 
 def test_the_same_seed_draws_the_same_batch(recipe, lessons, tmp_path, rng, monkeypatch):
-    monkeypatch.setattr(proposal_classification, "find_anatomy", unseen)
+    monkeypatch.setattr(proposal_classification, "predict_anatomy", unseen)
     name, path = written(tmp_path / "first", rng)
     sources = Sources(find_training_scans(lessons(1)), pretrained={name: path})
     teach, told = TASKS["classification"].make_batches(recipe, sources, 1)

@@ -10,14 +10,14 @@ from nibabel.affines import apply_affine, from_matvec
 from nibabel.processing import resample_from_to
 
 from bids_cmb.imaging.volume import (
-    Intake,
+    LoadReport,
     Volume,
-    boxed,
-    labels_like,
+    crop,
     load,
     resample,
     resample_like,
     save,
+    transfer_labels,
 )
 
 SHAPE = (14, 12, 6)
@@ -80,7 +80,7 @@ def test_a_sound_image_is_read_as_it_is(tmp_path, data, name, kind):
     np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
     assert volume.data.dtype == np.float32
     assert volume.affine.dtype == np.float64
-    assert intake == Intake("sform")
+    assert intake == LoadReport("sform")
 
 
 def test_big_endian_is_read(tmp_path, data):
@@ -157,14 +157,14 @@ def test_a_number_that_is_no_measurement_counts_as_infinite(tmp_path, data, valu
 def test_without_sform_the_qform_says_where_the_image_lies(tmp_path, data):
     volume, intake = load(stored(tmp_path / "a.nii.gz", data, sform=None))
     np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-4)
-    assert intake == Intake("qform")
+    assert intake == LoadReport("qform")
 
 
 def test_without_qform_the_sform_does(tmp_path, data):
     path = stored(tmp_path / "a.nii.gz", data, qform=None, pixdim=[1, 0.5, 0.6, 3, 1, 1, 1, 1])
     volume, intake = load(path)
     np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
-    assert intake == Intake("sform")
+    assert intake == LoadReport("sform")
 
 
 def test_a_form_whose_code_is_0_is_not_believed(tmp_path, data):
@@ -304,7 +304,7 @@ def test_metres_and_microns_are_turned_into_mm(tmp_path, data, unit, mm, form):
     path = stored(tmp_path / "a.nii.gz", data, xyzt_units=unit, pixdim=pixdim, **stored_forms)
     volume, intake = load(path)
     np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-4)
-    assert intake == Intake(form)
+    assert intake == LoadReport(form)
 
 
 def test_a_unit_that_cannot_be_is_read_as_mm_aloud(tmp_path, data):
@@ -511,7 +511,7 @@ def test_what_is_saved_is_what_another_reader_finds(tmp_path, data):
     assert image.header.get_xyzt_units()[0] == "mm"
     again, intake = load(tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(again.data, data)
-    assert intake == Intake("sform")
+    assert intake == LoadReport("sform")
 
 
 def test_labels_keep_their_numbers_and_masks_are_0_and_1(tmp_path):
@@ -625,7 +625,7 @@ def test_labels_on_a_coarser_turned_grid_lose_no_lesion_and_lie_where_they_lay(r
     data[tuple(voxels.T)] = np.arange(1, 31)
     turned = affine @ np.array([[0, -2.0, 0, 38], [2, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     like = Volume(np.zeros((18, 20, 12)), turned)
-    found = labels_like(Volume(data, affine), like)
+    found = transfer_labels(Volume(data, affine), like)
     assert found.shape == like.shape
     for label, voxel in enumerate(voxels, start=1):
         (place,) = np.argwhere(found == label)
@@ -635,6 +635,6 @@ def test_labels_on_a_coarser_turned_grid_lose_no_lesion_and_lie_where_they_lay(r
 
 def test_a_box_of_a_volume_lies_where_it_lay(rng):
     volume = Volume(rng.random((6, 7, 8)), from_matvec(np.diag([-1.0, 2, 3]), [5, 6, 7]))
-    part = boxed(volume, np.array([1, 2, 3]), np.array([5, 7, 6]))
+    part = crop(volume, np.array([1, 2, 3]), np.array([5, 7, 6]))
     assert np.array_equal(part.data, volume.data[1:5, 2:7, 3:6])
     assert part.world(np.zeros(3)) == pytest.approx(volume.world(np.array([1, 2, 3])))

@@ -7,24 +7,24 @@ import numpy as np
 
 LEFT, RIGHT, NO_SIDE = 1.0, 0.0, 0.5
 SULCUS_HALF_WIDTH_MM = 2.0  # sulci up to twice as wide belong to a brain mask
-SIDES = (  # the codes of one structure, left and right
+BILATERAL_CODES = (  # the codes of one structure, left and right
     *((2, 41), (3, 42), (4, 43), (5, 44), (7, 46), (8, 47), (10, 49), (11, 50), (12, 51), (13, 52)),
     *((17, 53), (18, 54), (25, 57), (26, 58), (28, 60), (30, 62), (31, 63), (78, 79)),
     *((136, 163), (137, 164)),
 )
 
 
-def mirrored_codes() -> np.ndarray:
-    """A table from each code to the code of the other side, uint16, shape (65536,)."""
+def make_mirror_table() -> np.ndarray:
+    """Make a table from each code to the code of the other side, uint16, (65536,)."""
     table = np.arange(2**16, dtype=np.uint16)
-    for left, right in SIDES:
+    for left, right in BILATERAL_CODES:
         table[left], table[right] = right, left
     return table
 
 
 @dataclass(frozen=True, eq=False)
-class Atlas:
-    """What codes mean to the network.
+class ClassTable:
+    """Class and side of each code, for a network.
 
     Attributes:
         classes: Class of each code, uint8, (65536,).
@@ -37,12 +37,12 @@ class Atlas:
     count: int
 
 
-def atlas(classes: Sequence[dict]) -> Atlas:
-    """Classes as a recipe lists them, each with its ``codes``; all other codes are class 0."""
+def build_class_table(classes: Sequence[dict]) -> ClassTable:
+    """Build the table of a recipe's classes, each with its ``codes``; other codes are class 0."""
     table = np.zeros(2**16, np.uint8)
-    for index, one in enumerate(classes):
-        table[one["codes"]] = index
+    for index, entry in enumerate(classes):
+        table[entry["codes"]] = index
     sides = np.full(2**16, NO_SIDE, np.float32)
-    for left, right in SIDES:
+    for left, right in BILATERAL_CODES:
         sides[left], sides[right] = LEFT, RIGHT
-    return Atlas(table, sides, len(classes))
+    return ClassTable(table, sides, len(classes))

@@ -9,45 +9,56 @@ from functools import lru_cache
 from importlib import resources
 
 LOBAR_LABEL = 14  # lobar, in no lobe that is known: without an atlas, lobes are not told apart
-RIGHT = 20  # is added to a label on the right: 3 is the left temporal lobe, 23 the right one
+RIGHT_OFFSET = 20  # is added to a label on the right: 3 is the left temporal lobe, 23 the right one
 
 
 @lru_cache(maxsize=1)
-def table() -> dict:
-    """Regions, and which codes of which atlas belong to them: ``resources/atlases/mars.json``."""
+def load_mars_table() -> dict:
+    """Load the regions, and the codes of each atlas in them: ``resources/atlases/mars.json``."""
     text = resources.files("bids_cmb").joinpath("resources/atlases/mars.json").read_text("utf-8")
     return json.loads(text)
 
 
-def names(territory: str | None = None) -> list[str]:
-    """The thirteen regions of MARS, lobar, deep, infratentorial; or those of a territory."""
-    return [one["name"] for one in table()["regions"] if territory in (None, one["territory"])]
+def list_regions(territory: str | None = None) -> list[str]:
+    """List the thirteen regions of MARS, lobar, deep, infratentorial; or those of a territory."""
+    return [
+        region["name"]
+        for region in load_mars_table()["regions"]
+        if territory in (None, region["territory"])
+    ]
 
 
-def label_of(name: str) -> int:
-    """The label of a region on the left."""
-    return next(one["label"] for one in table()["regions"] if one["name"] == name)
+def find_label(name: str) -> int:
+    """Find the label of a region on the left."""
+    return next(
+        region["label"] for region in load_mars_table()["regions"] if region["name"] == name
+    )
 
 
 @lru_cache(maxsize=1)
-def by_label() -> Mapping[int, tuple[str | None, str]]:
-    """Name and territory of every label on the left."""
-    known = {one["label"]: (one["name"], one["territory"]) for one in table()["regions"]}
+def index_regions() -> Mapping[int, tuple[str | None, str]]:
+    """Index name and territory by label on the left."""
+    known = {
+        region["label"]: (region["name"], region["territory"])
+        for region in load_mars_table()["regions"]
+    }
     return {**known, LOBAR_LABEL: (None, "lobar")}
 
 
-def label_rows() -> list[dict[str, object]]:
-    """Every label and its name, as the rows of a BIDS label table."""
-    known = [(label, name or "lobar, lobe not known") for label, (name, _) in by_label().items()]
+def list_label_rows() -> list[dict[str, object]]:
+    """List every label and its name, as the rows of a BIDS label table."""
+    known = [
+        (label, name or "lobar, lobe not known") for label, (name, _) in index_regions().items()
+    ]
     return [
         {"index": label + shift, "name": f"{side} {name}"}
-        for side, shift in (("left", 0), ("right", RIGHT))
+        for side, shift in (("left", 0), ("right", RIGHT_OFFSET))
         for label, name in known
     ]
 
 
-def pattern(territories: Mapping[str, int], cerebellar: int) -> str:
-    """The distribution of microbleeds, in words that are no diagnosis.
+def classify_pattern(territories: Mapping[str, int], cerebellar: int) -> str:
+    """Classify the distribution of microbleeds, in words that are no diagnosis.
 
     Strictly lobar: some lobar, none deep and none in the brainstem; strictly deep: the other way
     round; the cerebellum counts as neither (Charidimou et al. 2022).

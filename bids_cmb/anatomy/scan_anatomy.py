@@ -5,11 +5,20 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.anatomy.atlases import Atlases, capsule_of, lobes_of
-from bids_cmb.anatomy.brain_extraction import PLAUSIBLE_ML, find_brain, stripped_brain, volume_ml
-from bids_cmb.anatomy.refinement import finer
-from bids_cmb.anatomy.segmentation import POOR_FIT_MM, Anatomy, brain_of, find_anatomy
-from bids_cmb.anatomy.user_segmentation import Carried, carry, read_segmentation
+from bids_cmb.anatomy.atlases import Atlases, map_capsule, map_lobes
+from bids_cmb.anatomy.brain_extraction import (
+    PLAUSIBLE_ML,
+    mask_stripped_brain,
+    measure_volume_ml,
+    segment_brain,
+)
+from bids_cmb.anatomy.refinement import refine_structures
+from bids_cmb.anatomy.segmentation import MAX_MNI_RMS_MM, Anatomy, predict_anatomy, resample_brain
+from bids_cmb.anatomy.user_segmentation import (
+    RegisteredSegmentation,
+    load_segmentation,
+    register_segmentation,
+)
 from bids_cmb.bids.companions import Segmentation
 from bids_cmb.imaging.volume import Volume, load_labels, resample_like
 from bids_cmb.networks.inference import ModelOptions
@@ -20,17 +29,17 @@ NETWORK = "the anatomy network"
 
 @dataclass(frozen=True, eq=False)
 class AnatomyResult:
-    """The anatomy of a head and where it comes from.
+    """Anatomical segmentation of the scan, its source, and lobe labels if available.
 
     Attributes:
-        head: Structures, midline and way to MNI; None if they were not sought or not recognised.
-        lobes: Labels on the grid of the structures; None where lobes are not told apart.
+        head: Structures, midline and affine to MNI; None if not requested or not recognised.
+        lobes: Labels on the grid of the structures; None without parcels or atlas.
         source: In words.
         notes: Sentences for the log, without the name of the scan.
         capsule: The internal capsule by an atlas, bool on that grid; None without.
-        carried: How the user's segmentation came from a T1w image; None if it did not.
+        registered: How the user's segmentation was registered from a T1w image; None if it was not.
         segmentation: The user's file where that was used; None where the network was.
-        refined: Whether the finer network drew the structures.
+        refined: Whether the finer network segmented the structures.
     """
 
     head: Anatomy | None = None
@@ -38,7 +47,7 @@ class AnatomyResult:
     source: str | None = None
     notes: tuple[str, ...] = ()
     capsule: np.ndarray | None = None
-    carried: Carried | None = None
+    registered: RegisteredSegmentation | None = None
     segmentation: Path | None = None
     refined: bool = False
 
@@ -95,44 +104,46 @@ def segment_anatomy(
     if segmentation is None:
         return segment_with_network(image, models) if network else AnatomyResult()
     about = load_card(ANATOMY, models.folder)
-    head, lobes = read_segmentation(segmentation.path, about["classes"], about["mni_centroids"])
+    head, lobes = load_segmentation(segmentation.path, about["classes"], about["mni_centroids"])
     result = AnatomyResult(
         head, lobes, str(segmentation.path), segmentation=segmentation.path
     )  # fmt: skip
     if not segmentation.on_t1w:
         return result
-    otherwise = segment_with_network(image, models) if network else AnatomyResult()
-    mask = get_brain_mask(image, brain, otherwise).mask
-    return _carried_to_scan(result, segmentation, (image, mask), otherwise)
+    fallback = segment_with_network(image, models) if network else AnatomyResult()
+    mask = get_brain_mask(image, brain, fallback).mask
+    return _register_to_scan(result, segmentation, (image, mask), fallback)
 
 
 def segment_with_network(image: Volume, models: ModelOptions) -> AnatomyResult:
     """Segment the head with the network; a note says so if it recognises nothing."""
     try:
-        return AnatomyResult(find_anatomy(image, models), None, NETWORK)
+        return AnatomyResult(predict_anatomy(image, models), None, NETWORK)
     except ValueError as error:
         return AnatomyResult(notes=(f"no regions: {error}",))
 
 
-def _carried_to_scan(
+def _register_to_scan(
     result: AnatomyResult,
     segmentation: Segmentation,
     scan: tuple[Volume, Volume],
-    otherwise: AnatomyResult,
+    fallback: AnatomyResult,
 ) -> AnatomyResult:
-    """Bring a segmentation on a T1w image to the scan (image, brain), or give another anatomy."""
+    """Register a segmentation on a T1w image to the scan (image, brain), or fall back."""
     t1w, transform = segmentation.t1w, segmentation.transform
     try:
-        carried = carry(result.head, result.lobes, *scan, t1w=t1w, transform=transform)
+        registered = register_segmentation(
+            result.head, result.lobes, *scan, t1w=t1w, transform=transform
+        )
     except ValueError as error:
         note = f"the segmentation {segmentation.path} was not used: {error}."
-        return replace(otherwise, notes=(*otherwise.notes, note))
-    return replace(result, head=carried.anatomy, carried=carried)
+        return replace(fallback, notes=(*fallback.notes, note))
+    return replace(result, head=registered.anatomy, registered=registered)
 
 
 def refine_anatomy(image: Volume, result: AnatomyResult, models: ModelOptions) -> AnatomyResult:
-    """Draw the structures on finer voxels; a note says why if they stay as they are."""
-    head, reason = finer(image, result.head, models)
+    """Refine the structures on finer voxels; a note says why if they stay as they are."""
+    head, reason = refine_structures(image, result.head, models)
     notes = () if reason is None else (f"structures on 2 mm voxels: {reason}.",)
     refined = head is not result.head
     return replace(result, head=head, notes=(*result.notes, *notes), refined=refined)
@@ -142,10 +153,10 @@ def add_atlases(result: AnatomyResult, atlases: Atlases) -> AnatomyResult:
     """Add lobes and internal capsule by atlases, and a note on a poor fit to MNI."""
     head = result.head
     if result.lobes is None and atlases.lobes:
-        result = replace(result, lobes=lobes_of(head, atlases.lobes))
+        result = replace(result, lobes=map_lobes(head, atlases.lobes))
     if atlases.nuclei:
-        result = replace(result, capsule=capsule_of(head, atlases.nuclei))
-    if head.fit_mm is None or head.fit_mm <= POOR_FIT_MM:
+        result = replace(result, capsule=map_capsule(head, atlases.nuclei))
+    if head.fit_mm is None or head.fit_mm <= MAX_MNI_RMS_MM:
         return result
     note = (
         f"MNI coordinates are unreliable: the RMS centroid error is {head.fit_mm:.1f} mm "
@@ -170,7 +181,7 @@ def get_brain_mask(
     """
     try:
         brain = _brain_mask(image, source, anatomy)
-        refuse_dark(image, brain.mask)
+        check_brightness(image, brain.mask)
     except ValueError as error:
         raise ValueError(f"{source.scan}: {error}") from error
     return brain
@@ -178,7 +189,7 @@ def get_brain_mask(
 
 def _brain_mask(image: Volume, source: BrainSource, anatomy: AnatomyResult | None) -> BrainMask:
     if source.stripped:
-        return BrainMask(stripped_brain(image), "the scan's own non-zero voxels")
+        return BrainMask(mask_stripped_brain(image), "the scan's own non-zero voxels")
     if source.mask:
         return BrainMask(load_brain_mask(source.mask, image), str(source.mask))
     brain = extract_brain_mask(image, anatomy)
@@ -206,14 +217,14 @@ def extract_brain_mask(image: Volume, anatomy: AnatomyResult | None = None) -> B
         ValueError: If no brain is found either way.
     """
     if anatomy is not None and anatomy.head is not None:
-        mask = brain_of(anatomy.head, image)
-        if PLAUSIBLE_ML[0] <= volume_ml(mask) <= PLAUSIBLE_ML[1]:
+        mask = resample_brain(anatomy.head, image)
+        if PLAUSIBLE_ML[0] <= measure_volume_ml(mask) <= PLAUSIBLE_ML[1]:
             return BrainMask(mask, f"found by {anatomy.source}")
-    return BrainMask(find_brain(image), "found by intensity and shape")
+    return BrainMask(segment_brain(image), "found by intensity and shape")
 
 
-def refuse_dark(image: Volume, brain: Volume) -> None:
-    """Refuse an image whose median in the brain is not above 0, by which it would be divided.
+def check_brightness(image: Volume, brain: Volume) -> None:
+    """Check that the median in the brain, by which images are divided, is above 0.
 
     Raises:
         ValueError: If it is not.

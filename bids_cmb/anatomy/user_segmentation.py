@@ -1,8 +1,8 @@
 """The user's own segmentation in place of the anatomy network: FreeSurfer's codes, SynthSeg's too.
 
-One that lies on a T1w image is carried to the scan, by the user's transform or by registering that
-image, and believed only where its brain is that of the scan. One with parcels of the cortex
-(aparc+aseg, SynthSeg --parc) tells lobes apart without an atlas.
+One that lies on a T1w image is brought to the scan, by the user's transform or by registering that
+image, and used only where its brain agrees with that of the scan. One with parcels of the cortex
+(aparc+aseg, SynthSeg --parc) has lobes without an atlas.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,31 +12,39 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.anatomy.labels import LEFT, RIGHT, Atlas, atlas
-from bids_cmb.anatomy.mars import label_of, table
-from bids_cmb.anatomy.region_map import CORTEX, WHITE
-from bids_cmb.anatomy.segmentation import FLUID, SIDES, Anatomy, brain_of, read_structures, sided
-from bids_cmb.imaging.registration import read_transform, register, turn_degrees
+from bids_cmb.anatomy.labels import LEFT, RIGHT, ClassTable, build_class_table
+from bids_cmb.anatomy.mars import find_label, load_mars_table
+from bids_cmb.anatomy.region_map import CORTEX
+from bids_cmb.anatomy.segmentation import (
+    FLUID_CODES,
+    SIDE_NAMES,
+    WHITE_MATTER,
+    Anatomy,
+    assign_sides,
+    decode_anatomy,
+    resample_brain,
+)
+from bids_cmb.imaging.registration import load_transform, measure_rotation_deg, register
 from bids_cmb.imaging.volume import Volume, load_labels
 
-SPACING_MM = 1.5  # no finer than this are regions looked at
-FEWEST_CODES = 8  # structures of a brain; a mask has one, and lesions have none of these
-PARCELS = (
+MIN_SPACING_MM = 1.5  # no finer than this are regions looked at
+MIN_STRUCTURES = 8  # structures of a brain; a mask has one, and lesions have none of these
+PARCEL_OFFSET = (
     1000  # left parcels of the cortex are 1000 and more, right ones 2000; white ones 3000, 4000
 )
-LEAST_DICE = 0.7  # of the segmentation's brain and the scan's, where a transform is believed
-MOST_DEGREES = 30.0  # between a T1w image and the scan by their headers
+MIN_DICE = 0.7  # of the segmentation's brain and the scan's, where a transform is believed
+MAX_ROTATION_DEG = 30.0  # between a T1w image and the scan by their headers
 
 
 @dataclass(frozen=True, eq=False)
-class Carried:
-    """A segmentation that was brought from a T1w image to the scan.
+class RegisteredSegmentation:
+    """A segmentation that was registered from a T1w image to the scan.
 
     Attributes:
         anatomy: In the scan's world; the grid is the segmentation's own, moved.
-        lobes: As `read_segmentation` gives them.
+        lobes: As `load_segmentation` gives them.
         to_scan: World mm of the T1w image to world mm of the scan, (4, 4).
-        figures: How well, for the sidecar.
+        figures: Measures of the fit, for the sidecar.
     """
 
     anatomy: Anatomy
@@ -45,10 +53,10 @@ class Carried:
     figures: dict[str, object]
 
 
-def read_segmentation(
+def load_segmentation(
     path: Path, classes: Sequence[dict], centroids: Mapping
 ) -> tuple[Anatomy, np.ndarray | None]:
-    """Read what lies where in a head by the user's own label map, which is used as it is.
+    """Load the anatomy from the user's own label map, which is used as it is.
 
     Args:
         path: A label map in FreeSurfer's codes.
@@ -56,36 +64,38 @@ def read_segmentation(
         centroids: Code of a structure → its centroid in MNI space, mm.
 
     Returns:
-        The anatomy, without ``chances`` since no network gave any, and the lobe of every voxel of
-        cortex and white matter on its grid (labels of ``resources/atlases/mars.json``) if the
-        cortex has parcels.
+        The anatomy, without ``probabilities`` since no network gave any, and the lobe of every
+        voxel of cortex and white matter on its grid (labels of ``resources/atlases/mars.json``) if
+        the cortex has parcels.
 
     Raises:
         ValueError: If it is no such label map; the file is named.
     """
     stored = load_labels(path)
-    steps = np.maximum(1, np.floor(SPACING_MM / stored.spacing + 0.01)).astype(int)
+    steps = np.maximum(1, np.floor(MIN_SPACING_MM / stored.spacing + 0.01)).astype(int)
     codes = np.rint(stored.data[:: steps[0], :: steps[1], :: steps[2]]).astype(np.int64)
     affine = stored.affine @ np.diag([*steps, 1.0])
-    parcels = np.where((codes >= PARCELS) & (codes < 3 * PARCELS), codes % PARCELS, 0)
-    plain = _plain(codes)
-    known = {code for one in classes for code in one["codes"] if code not in FLUID}
-    found = known & set(np.unique(plain).tolist())
-    if len(found) < FEWEST_CODES:
+    parcels = np.where(
+        (codes >= PARCEL_OFFSET) & (codes < 3 * PARCEL_OFFSET), codes % PARCEL_OFFSET, 0
+    )
+    plain = _merge_parcels(codes)
+    known = {code for entry in classes for code in entry["codes"] if code not in FLUID_CODES}
+    present = known & set(np.unique(plain).tolist())
+    if len(present) < MIN_STRUCTURES:
         raise ValueError(
             f"{path}: a segmentation must have structures of the brain in FreeSurfer's codes; "
-            f"found {len(found)} of them."
+            f"found {len(present)} of them."
         )
-    lookup = atlas(classes)
-    chances = 255 * np.eye(len(classes) + 1, dtype=np.uint8)[lookup.classes[plain]]
-    chances[..., -1] = np.rint(255 * lookup.sides[plain])
-    anatomy = read_structures(chances, affine, classes, centroids)
-    structures = Volume(_as_coded(plain, lookup, anatomy.midline, affine, classes), affine)
-    anatomy = replace(anatomy, structures=structures, chances=None)
-    return anatomy, _lobes(anatomy, parcels) if parcels.any() else None
+    lookup = build_class_table(classes)
+    probabilities = 255 * np.eye(len(classes) + 1, dtype=np.uint8)[lookup.classes[plain]]
+    probabilities[..., -1] = np.rint(255 * lookup.sides[plain])
+    anatomy = decode_anatomy(probabilities, affine, classes, centroids)
+    structures = Volume(_encode(plain, lookup, anatomy.midline, affine, classes), affine)
+    anatomy = replace(anatomy, structures=structures, probabilities=None)
+    return anatomy, _grow_lobes(anatomy, parcels) if parcels.any() else None
 
 
-def carry(
+def register_segmentation(
     anatomy: Anatomy,
     lobes: np.ndarray | None,
     scan: Volume,
@@ -93,8 +103,8 @@ def carry(
     *,
     t1w: Path | None,
     transform: Path | None = None,
-) -> Carried:
-    """Bring a segmentation from the space of a T1w image to the scan.
+) -> RegisteredSegmentation:
+    """Register a segmentation from the space of a T1w image to the scan.
 
     Args:
         anatomy: Of the segmentation, as it lies.
@@ -109,39 +119,43 @@ def carry(
     """
     figures: dict[str, object] = {}
     if transform:
-        to_scan = read_transform(transform)
+        to_scan = load_transform(transform)
         figures["Transform"] = transform.name
     elif t1w:
         image = load_labels(t1w)
-        found = register(image, brain_of(anatomy, image), scan, brain)
-        to_scan = found.to_scan
+        registration = register(image, resample_brain(anatomy, image), scan, brain)
+        to_scan = registration.to_scan
         figures |= {
             "T1w": t1w.name,
-            "MutualInformationBefore": round(found.before, 4),
-            "MutualInformationAfter": round(found.after, 4),
+            "MutualInformationBefore": round(registration.before, 4),
+            "MutualInformationAfter": round(registration.after, 4),
         }
     else:
         raise ValueError("it lies on a T1w image, and none of the participant was found")
-    there = moved(anatomy, to_scan)
-    both = brain_of(there, scan).data
-    dice = 2 * float((both & brain.data).sum()) / max(int(both.sum() + brain.data.sum()), 1)
-    turn, middle = turn_degrees(to_scan), np.argwhere(anatomy.brain.data).mean(axis=0)
-    shift = np.linalg.norm(there.brain.world(middle) - anatomy.brain.world(middle))
-    if dice < LEAST_DICE or (transform is None and turn > MOST_DEGREES):
+    registered = transform_anatomy(anatomy, to_scan)
+    moved_brain = resample_brain(registered, scan).data
+    dice = (
+        2
+        * float((moved_brain & brain.data).sum())
+        / max(int(moved_brain.sum() + brain.data.sum()), 1)
+    )
+    turn, middle = measure_rotation_deg(to_scan), np.argwhere(anatomy.brain.data).mean(axis=0)
+    shift = np.linalg.norm(registered.brain.world(middle) - anatomy.brain.world(middle))
+    if dice < MIN_DICE or (transform is None and turn > MAX_ROTATION_DEG):
         raise ValueError(
-            f"brought to the scan its brain must have a Dice of {LEAST_DICE:g} with the scan's, "
-            f"turned by at most {MOST_DEGREES:g} degrees; found {dice:.2f} and {turn:.0f}"
+            f"brought to the scan its brain must have a Dice of {MIN_DICE:g} with the scan's, "
+            f"turned by at most {MAX_ROTATION_DEG:g} degrees; found {dice:.2f} and {turn:.0f}"
         )
     figures |= {
         "ShiftMillimetres": round(float(shift), 2),
         "TurnDegrees": round(turn, 2),
         "BrainDice": round(dice, 3),
     }
-    return Carried(there, lobes, to_scan, figures)
+    return RegisteredSegmentation(registered, lobes, to_scan, figures)
 
 
-def moved(anatomy: Anatomy, to_scan: np.ndarray) -> Anatomy:
-    """The same head elsewhere.
+def transform_anatomy(anatomy: Anatomy, to_scan: np.ndarray) -> Anatomy:
+    """Transform an anatomy to another space.
 
     Args:
         anatomy: As it lies.
@@ -160,38 +174,38 @@ def moved(anatomy: Anatomy, to_scan: np.ndarray) -> Anatomy:
     )
 
 
-def _as_coded(
+def _encode(
     plain: np.ndarray,
-    lookup: Atlas,
+    lookup: ClassTable,
     midline: tuple[np.ndarray, float],
     affine: np.ndarray,
     classes: Sequence[dict],
 ) -> np.ndarray:
-    """The user's codes as those of the classes, uint16; the plane parts what has no side only."""
+    """Encode the user's codes as those of the classes, uint16; the midline divides unsided ones."""
     kinds, sides = lookup.classes[plain], lookup.sides[plain]
-    left, right = (np.array([one[side] for one in classes], np.uint16) for side in SIDES)
-    by_plane = sided(kinds, affine, midline, classes)
+    left, right = (np.array([entry[side] for entry in classes], np.uint16) for side in SIDE_NAMES)
+    by_plane = assign_sides(kinds, affine, midline, classes)
     return np.select([sides == LEFT, sides == RIGHT], [left[kinds], right[kinds]], by_plane)
 
 
-def _plain(codes: np.ndarray) -> np.ndarray:
-    """Parcels of cortex and of white matter as cortex and white matter, left and right."""
-    kinds = {1: CORTEX[0], 2: CORTEX[1], 3: WHITE[0], 4: WHITE[1]}
-    plain = np.where((codes < 0) | (codes >= 5 * PARCELS), 0, codes)
+def _merge_parcels(codes: np.ndarray) -> np.ndarray:
+    """Merge parcels of cortex and of white matter into cortex and white matter, left and right."""
+    kinds = {1: CORTEX[0], 2: CORTEX[1], 3: WHITE_MATTER[0], 4: WHITE_MATTER[1]}
+    plain = np.where((codes < 0) | (codes >= 5 * PARCEL_OFFSET), 0, codes)
     for thousands, code in kinds.items():
-        plain = np.where(plain // PARCELS == thousands, code, plain)
+        plain = np.where(plain // PARCEL_OFFSET == thousands, code, plain)
     return plain
 
 
-def _lobes(anatomy: Anatomy, parcels: np.ndarray) -> np.ndarray:
-    """Every voxel of cortex and white matter with the lobe of the nearest parcel."""
-    lobe = np.zeros(PARCELS, np.uint8)
-    for name, members in table()["parcels"].items():
-        lobe[members] = label_of(name)
-    lobe[table()["parcels"]["corpus callosum"]] = 0
+def _grow_lobes(anatomy: Anatomy, parcels: np.ndarray) -> np.ndarray:
+    """Grow lobes: every voxel of cortex and white matter has the lobe of the nearest parcel."""
+    lobe = np.zeros(PARCEL_OFFSET, np.uint8)
+    for name, members in load_mars_table()["parcels"].items():
+        lobe[members] = find_label(name)
+    lobe[load_mars_table()["parcels"]["corpus callosum"]] = 0
     seeds = lobe[parcels]
     nearest = ndimage.distance_transform_edt(
         seeds == 0, anatomy.structures.spacing, return_distances=False, return_indices=True
     )
-    tissue = np.isin(anatomy.structures.data, [*CORTEX, *WHITE])
+    tissue = np.isin(anatomy.structures.data, [*CORTEX, *WHITE_MATTER])
     return np.where(tissue, seeds[tuple(nearest)], 0).astype(np.uint8)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.anatomy.brain_extraction import find_brain
+from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.bids.tables import columns
 from bids_cmb.datasets.base import Point
 from bids_cmb.imaging.volume import Volume, load_labels
@@ -193,7 +193,7 @@ def lesion_table(labels: Volume, image: Volume, facts: Sequence[dict]) -> list[d
     if not facts:
         return []
     try:
-        brain, known = find_brain(image), True
+        brain, known = segment_brain(image), True
     except ValueError:
         brain, known = Volume(np.ones(image.shape, bool), image.affine), False
     rows = measure_labels(labels, image, brain)

@@ -32,7 +32,7 @@ from bids_cmb.datasets.index_convention import (
 )
 from bids_cmb.evaluation.counts import COUNTS, mars_counts, sum_or_none
 from bids_cmb.files import read_json, replacing, write_json, write_text
-from bids_cmb.imaging.volume import Intake, Volume, load, save
+from bids_cmb.imaging.volume import LoadReport, Volume, load, save
 from bids_cmb.lesions.region_growing import BALL_MM, WIDEST_MM, nearest_voxel
 from bids_cmb.provenance import generated_by
 
@@ -323,7 +323,7 @@ def _world(
     return given if read.world else image.world(way.index(given, image.shape))
 
 
-def _put_image(original: Path, image: Volume, intake: Intake, path: Path) -> None:
+def _put_image(original: Path, image: Volume, intake: LoadReport, path: Path) -> None:
     """The scan under its new name: the same file, packed if it was not, mended if it had NaN."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if intake.nonfinite_voxels:

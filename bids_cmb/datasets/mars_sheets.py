@@ -7,7 +7,7 @@ row for each count: ``file, region, side, count`` and, if rated, ``certainty``. 
 
 from pathlib import Path
 
-from bids_cmb.anatomy.mars import names
+from bids_cmb.anatomy.mars import list_regions
 from bids_cmb.bids.spreadsheets import Cell, header_and_rows
 from bids_cmb.datasets.base import Labelled, LabelledDataset, stem, subject_of
 from bids_cmb.datasets.plain_tables import SURE, by_scan, name_of, the_table
@@ -76,15 +76,17 @@ def _wide(table: Path, own: list[tuple[int, dict[str, Cell]]]) -> dict[str, int]
 
 
 def _long(table: Path, own: list[tuple[int, dict[str, Cell]]]) -> dict[str, int]:
-    counts = {column(region, side, SURE[0]): 0 for region in names() for side in ("left", "right")}
+    counts = {
+        column(region, side, SURE[0]): 0 for region in list_regions() for side in ("left", "right")
+    }
     for number, row in own:
         region, side = name_of(row["region"]), name_of(row["side"])
         certainty = name_of(row.get("certainty")).lower() or SURE[0]
         meant = _meant(f"{region} {side}")
         if not meant or certainty not in SURE:
             raise ValueError(
-                f"{table}: row {number}: a region of MARS ({', '.join(names())}), left or right, "
-                f"{' or '.join(SURE)} are needed; found {region!r}, {side!r}, {certainty!r}."
+                f"{table}: row {number}: a region of MARS ({', '.join(list_regions())}), left or "
+                f"right, {' or '.join(SURE)} are needed; found {region!r}, {side!r}, {certainty!r}."
             )
         name = column(*meant[:2], certainty)
         counts[name] = counts.get(name, 0) + _count(row["count"], f"{table}: row {number}: count")
@@ -99,7 +101,7 @@ def _meant(title: str) -> tuple[str, str, str] | None:
     side = next((SIDES[word] for word in words if word in SIDES), None)
     region = " ".join(word for word in words if word not in SIDES)
     region = SYNONYMS.get(region, region)
-    return (region, side, certainty) if side and region in names() else None
+    return (region, side, certainty) if side and region in list_regions() else None
 
 
 def _count(cell: Cell, where: str) -> int:

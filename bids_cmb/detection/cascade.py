@@ -13,8 +13,8 @@ from scipy import ndimage
 
 from bids_cmb.detection.boxes import Suspect, joined, read_boxes, thinned
 from bids_cmb.detection.outputs import Box, Evidence
-from bids_cmb.imaging.phase import NEUTRAL, on_grid
-from bids_cmb.imaging.preprocessing import Grid, Preprocessed, cut, preprocess
+from bids_cmb.imaging.phase import NEUTRAL, resample_phase
+from bids_cmb.imaging.preprocessing import Grid, Preprocessed, crop_or_pad, preprocess
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import LARGEST_MM, TOUCHING
 from bids_cmb.networks.inference import ModelOptions, load_patch_model
@@ -77,7 +77,7 @@ def cascade(
         card: With the members ``boxes`` and ``patches``; without ``patches`` the confidence of the
             surest box stands for the chance.
         models: Where weights are, and how to compute.
-        phase: As `imaging.phase.read_phase` gives it, for a network that `sees_phase`.
+        phase: As `imaging.phase.load_phase_map` gives it, for a network that `sees_phase`.
 
     Returns:
         0 to 1, float32, on the grid of ``image``; and the boxes, the surest first.
@@ -133,7 +133,7 @@ def judge(
     member = parts["boxes"]
     grid, rules = Grid.from_card(member["grid"]), rules_of(card)
     fed = preprocess(image, brain, grid)
-    seen = on_grid(phase, brain, grid) if phase is not None and sees_phase(member) else None
+    seen = resample_phase(phase, brain, grid) if phase is not None and sees_phase(member) else None
     suspects = find_suspects(loaded(member), member, fed, rules, seen)
     chances = [suspect.confidence for suspect in suspects]
     if "patches" in parts:
@@ -179,7 +179,7 @@ def planes(
         at: Which slice.
         inputs: Channels: the mean of the slice and its neighbours; the slice itself; 1 - phase of
             the slice and its neighbours.
-        phase: 0 to 1, (X, Y, Z), as `imaging.phase.on_grid` has it; without, it is even.
+        phase: 0 to 1, (X, Y, Z), as `imaging.phase.resample_phase` has it; without, it is even.
 
     Returns:
         float32, (X, Y, inputs).
@@ -267,7 +267,7 @@ def patch(data: np.ndarray, centre: Sequence[float], shape: Sequence[int]) -> np
         shape: Voxels of the patch.
     """
     start = np.floor(np.asarray(centre) + 0.5).astype(int) - np.asarray(shape) // 2
-    return np.clip(cut(data, start, shape).astype(np.float32), 0, BRIGHTEST)[..., None]
+    return np.clip(crop_or_pad(data, start, shape).astype(np.float32), 0, BRIGHTEST)[..., None]
 
 
 def judged(

@@ -16,7 +16,13 @@ from scipy.special import expit
 
 from bids_cmb.detection.outputs import Evidence
 from bids_cmb.detection.radial_symmetry import radial_symmetry
-from bids_cmb.imaging.preprocessing import Grid, Preprocessed, back_to_scan, near, preprocess
+from bids_cmb.imaging.preprocessing import (
+    Grid,
+    Preprocessed,
+    dilate_brain,
+    preprocess,
+    resample_to_scan,
+)
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import TOUCHING
 from bids_cmb.networks.inference import ModelOptions, load_patch_model, predict_in_slabs
@@ -102,7 +108,7 @@ def distilled(
 
 def look(fed: Preprocessed) -> Seen:
     """The two channels of a scan on the networks' grid, its brain's median 1."""
-    inside = near(fed.brain)
+    inside = dilate_brain(fed.brain)
     stacked = channels(fed.image.data, symmetry(fed), inside)
     return Seen(stacked, fed.brain)
 
@@ -193,7 +199,7 @@ def painted(spots: Sequence[Spot], chances: Sequence[float], grid: Volume, like:
     for spot, said in zip(spots, chances, strict=True):
         share[tuple(spot.voxels.T)] = 1
         chance[tuple(spot.voxels.T)] = said
-    part = back_to_scan(Volume(share, grid.affine), like).data
-    whole = back_to_scan(Volume(chance, grid.affine), like).data
+    part = resample_to_scan(Volume(share, grid.affine), like).data
+    whole = resample_to_scan(Volume(chance, grid.affine), like).data
     data = np.where(part >= SHARE, whole / np.maximum(part, SHARE), 0)
     return Volume(np.clip(data, 0, 1).astype(np.float32), like.affine)

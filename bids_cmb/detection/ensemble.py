@@ -22,8 +22,14 @@ from bids_cmb.detection.gated import gated
 from bids_cmb.detection.outputs import Evidence, together
 from bids_cmb.detection.radial_symmetry import Candidate, find_candidates
 from bids_cmb.detection.two_stage import two_stage
-from bids_cmb.imaging.preprocessing import Grid, Preprocessed, back_to_scan, bounds, preprocess
-from bids_cmb.imaging.volume import Volume, boxed
+from bids_cmb.imaging.preprocessing import (
+    Grid,
+    Preprocessed,
+    find_bounds,
+    preprocess,
+    resample_to_scan,
+)
+from bids_cmb.imaging.volume import Volume, crop
 from bids_cmb.networks.inference import ModelOptions, Network, load_network, predict, release_memory
 from bids_cmb.networks.model_cards import (
     DETECTION,
@@ -79,7 +85,7 @@ def detect(
         image: T2*-weighted magnitude or SWI, as it came.
         brain: True inside the brain, on the grid of ``image``.
         models: Which networks, and how; those of the package without.
-        phase: As `imaging.phase.read_phase` gives it, for those who take it.
+        phase: As `imaging.phase.load_phase_map` gives it, for those who take it.
         anatomy: What lies where in the head, for those who take it.
 
     Returns:
@@ -331,8 +337,8 @@ def _told(
 
 def _averaged(said: dict, image: Volume, brain: Volume, models: ModelOptions) -> list[np.ndarray]:
     """What the members of an ensemble say, each on its own grid."""
-    low, high = bounds(np.asarray(brain.data) > 0)
-    box, window = tuple(map(slice, low, high)), boxed(image, low, high)
+    low, high = find_bounds(np.asarray(brain.data) > 0)
+    box, window = tuple(map(slice, low, high)), crop(image, low, high)
     found, fed = [], {}
     members = select_members(said, models.members)
     with ThreadPoolExecutor(1) as aside:  # a member is asked while the next one is loaded
@@ -384,7 +390,7 @@ def _asked(network: Network, window: Volume, fed: Preprocessed) -> Volume:
     # A voxel more than the brain: its edge lies between voxels of the network's grid.
     where = ndimage.binary_dilation(fed.brain.data, np.ones((3, 3, 3), bool))
     found = Volume(predict(network, fed.image.data, where), fed.image.affine)
-    return back_to_scan(found, window)
+    return resample_to_scan(found, window)
 
 
 def radial(image: Volume, brain: Volume, parameters: Mapping | None = None) -> Volume:

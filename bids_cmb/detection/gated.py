@@ -11,8 +11,8 @@ from scipy import ndimage
 from scipy.special import expit
 
 from bids_cmb.detection.outputs import Evidence, Opening
-from bids_cmb.imaging.preprocessing import Grid, back_to_scan, bounds, preprocess
-from bids_cmb.imaging.volume import Volume, boxed
+from bids_cmb.imaging.preprocessing import Grid, find_bounds, preprocess, resample_to_scan
+from bids_cmb.imaging.volume import Volume, crop
 from bids_cmb.networks.inference import ModelOptions, load_patch_model
 from bids_cmb.networks.model_cards import locate_weights
 
@@ -53,10 +53,10 @@ def gated(
     slices = np.flatnonzero((inside & (opened >= threshold)).any(axis=(0, 1)))
     found = segmented(asker(said["name"], segmenter, models), fed.image.data, slices)
     kept = Volume(combined(opened, found, how, threshold), fed.image.affine)
-    low, high = bounds(np.asarray(brain.data) > 0)
-    box, window = tuple(map(slice, low, high)), boxed(image, low, high)
+    low, high = find_bounds(np.asarray(brain.data) > 0)
+    box, window = tuple(map(slice, low, high)), crop(image, low, high)
     chance = np.zeros(image.shape, np.float32)
-    chance[box] = back_to_scan(kept, window).data
+    chance[box] = resample_to_scan(kept, window).data
     return Volume(chance, image.affine), Evidence(openings=openings)
 
 

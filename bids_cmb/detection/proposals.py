@@ -14,7 +14,7 @@ from scipy.special import logit
 
 from bids_cmb.anatomy.segmentation import Anatomy
 from bids_cmb.detection.distilled import symmetry
-from bids_cmb.imaging.preprocessing import Preprocessed, cut
+from bids_cmb.imaging.preprocessing import Preprocessed, crop_or_pad
 from bids_cmb.imaging.volume import Volume
 
 SMOOTHING_MM = 0.4  # standard deviation: a plateau of the first stage gets one peak
@@ -155,7 +155,7 @@ def stack_channels(fed: Preprocessed, probability: np.ndarray) -> np.ndarray:
 def cut_patch(channels: np.ndarray, voxel: Sequence[int], shape: Sequence[int]) -> np.ndarray:
     """Cut the surround of a voxel, which becomes the ``shape // 2``-th; 0 beyond the scan."""
     start = np.asarray(voxel) - np.asarray(shape) // 2
-    return cut(channels, start, shape)
+    return crop_or_pad(channels, start, shape)
 
 
 def mask_hidden(hidden: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,13 @@ from bids_cmb.detection.proposals import (
     mask_hidden,
     stack_channels,
 )
-from bids_cmb.imaging.preprocessing import Grid, Preprocessed, back_to_scan, near, preprocess
+from bids_cmb.imaging.preprocessing import (
+    Grid,
+    Preprocessed,
+    dilate_brain,
+    preprocess,
+    resample_to_scan,
+)
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.inference import ModelOptions, load_network, load_patch_model, predict
 from bids_cmb.networks.model_cards import locate_weights
@@ -86,7 +92,7 @@ def propose(
             f"{card['name']}: all networks of two stages must see one grid; found {len(grids)}."
         )
     fed = preprocess(image, brain, grids.pop())
-    inside = near(fed.brain)
+    inside = dilate_brain(fed.brain)
     seen = [
         predict(load_network(member, _path(card, member, models), precision=models.precision),
                fed.image.data, inside)
@@ -170,7 +176,7 @@ def paint(
     labels = np.zeros(image.shape, np.uint16)
     if not len(proposals):
         return Volume(chance, image.affine), Evidence(instances=Volume(labels, image.affine))
-    soft = back_to_scan(probability, image).data
+    soft = resample_to_scan(probability, image).data
     peaks = probability.world(np.array([one.voxel for one in proposals]))
     reach = np.ceil(EXTENT_MM / image.spacing).astype(int) + 1
     for number, (place, value) in enumerate(zip(peaks, chances, strict=True), start=1):

@@ -20,7 +20,7 @@ from bids_cmb.evaluation.evaluate import (
 )
 from bids_cmb.evaluation.page import DEFINITIONS
 from bids_cmb.files import write_json
-from bids_cmb.metrics.matching import REACH, RULES
+from bids_cmb.metrics.matching import MAX_DISTANCE_MM, RULES
 from bids_cmb.metrics.scores import Figure, compare_figures
 from bids_cmb.provenance import software
 
@@ -193,7 +193,7 @@ def write_comparison(result: Comparison, folder: Path, *, names: tuple[str, ...]
             **dict(zip(("first", "second", "truth"), names, strict=True)),
             **settings,
             "thresholds": list(result.thresholds),
-            "reach_mm": None if result.options.match == "overlap" else REACH,
+            "reach_mm": None if result.options.match == "overlap" else MAX_DISTANCE_MM,
             "software": software(),
             "scans": len(result.scans),
             "lesions": len(result.lesions),

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.anatomy.mars import names, pattern
+from bids_cmb.anatomy.mars import classify_pattern, list_regions
 from bids_cmb.bids.tables import completed_results, participant_dirs, read_table, write_table
 from bids_cmb.files import write_json
 from bids_cmb.lesions.table import TERRITORIES, burden, mars_columns
-from bids_cmb.metrics.scores import count_agreement
+from bids_cmb.metrics.scores import measure_count_agreement
 from bids_cmb.provenance import software
 
 COUNTS = "phenotype/mars.tsv"  # where BIDS keeps what was assessed
@@ -30,7 +30,9 @@ def mars_counts(counts: dict[str, int]) -> dict[str, object]:
     }
     by_territory = {
         name: sum_or_none(
-            by_region[column] for column, region, _ in mars_columns() if region in names(name)
+            by_region[column]
+            for column, region, _ in mars_columns()
+            if region in list_regions(name)
         )
         for name in TERRITORIES
     }
@@ -43,7 +45,7 @@ def mars_counts(counts: dict[str, int]) -> dict[str, object]:
         "n_possible": possible,
         "burden": None if total is None else burden(total),
         **{f"n_{name}": count for name, count in by_territory.items()},
-        "pattern": None if total is None else pattern(by_territory, cerebellar),
+        "pattern": None if total is None else classify_pattern(by_territory, cerebellar),
         **by_region,
     }
 
@@ -172,7 +174,7 @@ def _agreement(place: str, pairs: Sequence[tuple[str, dict, dict]]) -> dict[str,
     row = {"region": place.removeprefix("n_"), "n_scans": len(known)}
     if not len(known):
         return row
-    figures = count_agreement(known[:, 0], known[:, 1])
+    figures = measure_count_agreement(known[:, 0], known[:, 1])
     rounded = {key: round(v, 4) if np.isfinite(v) else None for key, v in figures.items()}
     return {**row, "found": int(known[:, 0].sum()), "rated": int(known[:, 1].sum()), **rounded}
 

@@ -11,14 +11,14 @@ from scipy.spatial.distance import cdist
 from bids_cmb.evaluation.annotations import PLACES, POSITION, LesionAnnotations, Mimics
 from bids_cmb.metrics.matching import Match, Rule
 from bids_cmb.metrics.scores import (
-    UNKNOWN,
-    Case,
+    UNKNOWN_CLASS,
     Figure,
+    ScanMatches,
+    compute_rates,
     count_interval,
     f1_interval,
     proportion_interval,
     rank_lesions,
-    rate,
 )
 
 MIMIC_MM = 3.0  # a false alarm this near to a labelled mimic is blamed on it
@@ -70,7 +70,7 @@ class ScanComparison:
     protocol: str
     found: LesionAnnotations
     truth: LesionAnnotations
-    case: Case
+    case: ScanMatches
     mimics: Mimics | None
 
 
@@ -107,7 +107,7 @@ def _of_truth(
 ) -> pd.DataFrame:
     truth, between = scan.truth.lesions, scan.case.between
     outcomes, partners, distances = [], [], []
-    for at, (missed, uncertain) in enumerate(zip(match.missed, scan.case.unsure, strict=True)):
+    for at, (missed, uncertain) in enumerate(zip(match.missed, scan.case.uncertain, strict=True)):
         takers = np.flatnonzero(partner == at)
         if (
             not len(takers) and not missed and not uncertain
@@ -128,7 +128,7 @@ def _of_found(
     found = scan.found.lesions
     outcome = np.full(len(found), "below threshold", object)
     outcome[kept] = np.where(match.partner >= 0, "hit", "false alarm")
-    outcome[kept[match.aside]] = "ignored"
+    outcome[kept[match.ignored]] = "ignored"
     paired = partner >= 0
     index = np.full(len(found), None, object)
     index[paired] = scan.truth.lesions["index"].to_numpy()[partner[paired]]
@@ -153,7 +153,7 @@ def _of_found(
 def size_class(diameter_mm: float) -> str:
     """The class of a diameter, its upper bound left out."""
     if math.isnan(diameter_mm):
-        return UNKNOWN
+        return UNKNOWN_CLASS
     return next(name for name, bound in SIZES if diameter_mm < bound)
 
 
@@ -220,7 +220,7 @@ def _by(by: str, lesions: pd.DataFrame, counts: pd.DataFrame) -> _Table | None:
     lesions = lesions[lesions["outcome"].isin(COUNTED)]
     if lesions[by].isna().all():
         return None
-    lesions = lesions.assign(**{by: lesions[by].fillna(UNKNOWN)})
+    lesions = lesions.assign(**{by: lesions[by].fillna(UNKNOWN_CLASS)})
     classes = _in_order(by, (counts if by == "protocol" else lesions)[by].unique())
     subjects = counts["participant_id"].unique()
 
@@ -274,7 +274,7 @@ def _rows(table: _Table, *, seed: int, draws: int) -> list[dict]:
         for name, each in table.known.items()
     }
     ratios = {
-        name: rate(part, whole, seed=seed, draws=draws, bare=BARE[name])
+        name: compute_rates(part, whole, seed=seed, draws=draws, bare=BARE[name])
         for name, (part, whole) in table.ratios.items()
     }
     return [
@@ -286,5 +286,5 @@ def _rows(table: _Table, *, seed: int, draws: int) -> list[dict]:
 
 def _in_order(by: str, classes: Sequence[str]) -> list[str]:
     """Sizes by size, all else by name, and what is not known last."""
-    order = [name for name, _ in SIZES] if by == "size" else sorted(set(classes) - {UNKNOWN})
-    return [name for name in [*order, UNKNOWN] if name in set(classes)]
+    order = [name for name, _ in SIZES] if by == "size" else sorted(set(classes) - {UNKNOWN_CLASS})
+    return [name for name in [*order, UNKNOWN_CLASS] if name in set(classes)]

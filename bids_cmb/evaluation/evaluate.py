@@ -26,8 +26,15 @@ from bids_cmb.evaluation.errors_by_class import (
 )
 from bids_cmb.evaluation.page import DEFINITIONS, page
 from bids_cmb.files import write_json, write_text
-from bids_cmb.metrics.matching import REACH, RULES
-from bids_cmb.metrics.scores import UNKNOWN, Case, Figure, Froc, figures, froc
+from bids_cmb.metrics.matching import MAX_DISTANCE_MM, RULES
+from bids_cmb.metrics.scores import (
+    UNKNOWN_CLASS,
+    Figure,
+    FROCCurve,
+    ScanMatches,
+    compute_figures,
+    compute_froc,
+)
 from bids_cmb.provenance import software
 from bids_cmb.review.reviews import (
     Review,
@@ -83,7 +90,7 @@ class Evaluation:
 
     options: EvaluationOptions
     figures: dict[str, Figure]
-    curve: Froc
+    curve: FROCCurve
     breakdown: pd.DataFrame
     lesions: pd.DataFrame
     scans: pd.DataFrame
@@ -243,12 +250,12 @@ def compare(
     lesions = pd.concat(tables, ignore_index=True)
     counts = pd.DataFrame([scan_row(scan, of) for scan, of in zip(scans, tables, strict=True)])
     chance = {"seed": options.seed, "draws": options.draws}
-    known = figures(cases, rule, threshold=options.threshold, **chance)
+    known = compute_figures(cases, rule, threshold=options.threshold, **chance)
     absent = [_absent_case(marks, options) for marks in missing]
     every = known
     if absent:
-        every = figures([*cases, *absent], rule, threshold=options.threshold, **chance)
-    lost = float(sum((~case.unsure).sum() for case in absent))
+        every = compute_figures([*cases, *absent], rule, threshold=options.threshold, **chance)
+    lost = float(sum((~case.uncertain).sum() for case in absent))
     return Evaluation(
         options,
         {
@@ -258,7 +265,7 @@ def compare(
             "sensitivity_all_scans": every["sensitivity"],
             "f1_all_scans": every["f1"],
         },
-        froc(cases, rule),
+        compute_froc(cases, rule),
         breakdown(lesions, counts, scans, **chance),
         lesions,
         counts,
@@ -408,7 +415,7 @@ def _scan(
     if options.match == "overlap":
         between = shared_volume(found, truth)
     subject = truth.entities.get("sub") or found.entities.get("sub") or ""
-    case = Case(
+    case = ScanMatches(
         f"sub-{subject}" if subject else truth.name,
         found.lesions["probability"].to_numpy(float),
         between,
@@ -416,7 +423,7 @@ def _scan(
         truth.lesions["diameter_mm"].to_numpy(float),
         truth.name,
     )
-    protocol = protocols.get(f"sub-{subject}") or _protocol(found.about) or UNKNOWN
+    protocol = protocols.get(f"sub-{subject}") or _protocol(found.about) or UNKNOWN_CLASS
     return ScanComparison(truth.name, protocol, found, truth, case, read_mimics(truth))
 
 
@@ -426,10 +433,10 @@ def _uncertain(truth: LesionAnnotations, options: EvaluationOptions) -> np.ndarr
     return uncertain.to_numpy(bool) & (options.uncertain == "ignore")
 
 
-def _absent_case(truth: LesionAnnotations, options: EvaluationOptions) -> Case:
+def _absent_case(truth: LesionAnnotations, options: EvaluationOptions) -> ScanMatches:
     """A scan without a prediction, as if nothing had been found in it."""
     subject = truth.entities.get("sub")
-    return Case(
+    return ScanMatches(
         f"sub-{subject}" if subject else truth.name,
         np.zeros(0),
         np.zeros((0, len(truth.lesions))),
@@ -466,7 +473,7 @@ def write(
     settings = {"predictions": names[0], "truth": names[1], **asdict(result.options)}
     content = {
         **settings,
-        "reach_mm": None if result.options.match == "overlap" else REACH,
+        "reach_mm": None if result.options.match == "overlap" else MAX_DISTANCE_MM,
         "software": software(),
         "missing": list(result.missing),
         "without_truth": list(result.without_truth),
@@ -510,7 +517,7 @@ def metrics_table(result: Evaluation) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(pooled), result.breakdown], ignore_index=True)
 
 
-def froc_table(curve: Froc) -> pd.DataFrame:
+def froc_table(curve: FROCCurve) -> pd.DataFrame:
     """The FROC, a row for each threshold at which something changes."""
     names = ("sensitivity", "fp_per_scan", "precision", "f1")
     columns = {name: getattr(curve.metrics, name) for name in names}

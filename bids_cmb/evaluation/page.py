@@ -8,7 +8,13 @@ from string import Template
 
 import pandas as pd
 
-from bids_cmb.metrics.scores import FALSE_ALARM_RATES, LARGE_MM, LARGE_RATE, UNKNOWN, Figure
+from bids_cmb.metrics.scores import (
+    FALSE_ALARM_RATES,
+    LARGE_FALSE_ALARM_RATE,
+    LARGE_MM,
+    UNKNOWN_CLASS,
+    Figure,
+)
 
 WIDE, HIGH = 420, 300  # of a plot, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 44  # its margins
@@ -34,8 +40,8 @@ MAIN = (  # what the page shows first: name, title, what it is
         for rate in FALSE_ALARM_RATES
     ),
     (
-        f"sensitivity_large_at_{LARGE_RATE:g}_fp",
-        f"Sensitivity at {LARGE_RATE:g} false per scan, {LARGE_MM:g} mm and more",
+        f"sensitivity_large_at_{LARGE_FALSE_ALARM_RATE:g}_fp",
+        f"Sensitivity at {LARGE_FALSE_ALARM_RATE:g} false per scan, {LARGE_MM:g} mm and more",
         "at the same threshold, of true lesions of that diameter or more",
     ),
     (
@@ -236,7 +242,7 @@ def _section(by: str, table: pd.DataFrame) -> str:
     charts = []
     if found:
         charts.append(_figure(_bars(found, top=1.0), "Sensitivity, and of how many true lesions"))
-    if any(own["false_alarms"].value for kind, own in figures.items() if kind != UNKNOWN):
+    if any(own["false_alarms"].value for kind, own in figures.items() if kind != UNKNOWN_CLASS):
         alarms = [
             (
                 kind,

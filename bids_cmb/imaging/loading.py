@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.bids.metadata import unreadable
-from bids_cmb.imaging.phase import Partner, read_phase
-from bids_cmb.imaging.volume import Intake, Volume, load
+from bids_cmb.imaging.phase import PhaseMatch, load_phase_map
+from bids_cmb.imaging.volume import LoadReport, Volume, load
 
 WITHOUT_PHASE = "Networks that take phase did without."
 
 
 @dataclass(frozen=True, eq=False)
-class Phase:
+class LoadedPhase:
     """The phase of a scan, for networks that take it.
 
     Attributes:
-        map: As `imaging.phase.read_phase` gives it; None where there is none that can be used.
+        map: As `imaging.phase.load_phase_map` gives it; None where there is none that can be used.
         path: Where it came from; None likewise.
         notes: For the log.
     """
@@ -28,7 +28,7 @@ class Phase:
     notes: tuple[str, ...] = ()
 
 
-def load_echoes(paths: Sequence[Path]) -> tuple[Volume, Intake]:
+def load_echoes(paths: Sequence[Path]) -> tuple[Volume, LoadReport]:
     """Load a scan; several echoes are combined as the root of their mean square.
 
     Args:
@@ -50,7 +50,7 @@ def load_echoes(paths: Sequence[Path]) -> tuple[Volume, Intake]:
         echo, more = load(path)
         _check_grid(path, echo, first, image)
         squares += echo.data**2
-        header = _merged(header, more)
+        header = _merge_reports(header, more)
     return Volume(np.sqrt(squares / len(paths)), image.affine), header
 
 
@@ -62,7 +62,7 @@ def _check_grid(path: Path, echo: Volume, first: Path, image: Volume) -> None:
         )
 
 
-def _merged(header: Intake, more: Intake) -> Intake:
+def _merge_reports(header: LoadReport, more: LoadReport) -> LoadReport:
     return replace(
         header,
         nonfinite_voxels=header.nonfinite_voxels + more.nonfinite_voxels,
@@ -71,7 +71,7 @@ def _merged(header: Intake, more: Intake) -> Intake:
     )
 
 
-def load_phase(match: Partner | None, image: Volume, brain: Volume, name: str) -> Phase:
+def load_phase(match: PhaseMatch | None, image: Volume, brain: Volume, name: str) -> LoadedPhase:
     """Load the phase of a scan; a note says what was used, or why nothing.
 
     Args:
@@ -81,17 +81,17 @@ def load_phase(match: Partner | None, image: Volume, brain: Volume, name: str) -
         name: Of the scan's file, for the notes.
     """
     if match is None:
-        return Phase()
+        return LoadedPhase()
     if match.path is None:
         reason = match.note or f"{name}: no matching phase image."
-        return Phase(notes=(f"{reason} {WITHOUT_PHASE}",))
+        return LoadedPhase(notes=(f"{reason} {WITHOUT_PHASE}",))
     try:
-        phase = read_phase(match.path, image, brain)
+        phase = load_phase_map(match.path, image, brain)
     except OSError as error:
         reason = f"{match.path} {unreadable(error)}."
     except ValueError as error:
         reason = f"{str(error).rstrip('.')}."
     else:
         note = f"{name}: networks that take phase were shown {match.path.name}."
-        return Phase(phase, match.path, (note,))
-    return Phase(notes=(f"{reason} {WITHOUT_PHASE}",))
+        return LoadedPhase(phase, match.path, (note,))
+    return LoadedPhase(notes=(f"{reason} {WITHOUT_PHASE}",))

@@ -1,8 +1,8 @@
-"""The phase image of a scan: found by its name, made calm, turned one way round.
+"""Phase images: found by name, unwrapped by a homodyne filter, their sign inferred.
 
 As scanners write it, phase is wrapped, drifts by many turns over the head, comes in several units
-and turns forwards or backwards in a higher field as the vendor pleases. The map that is made of it
-has none of that: it is a half where nothing disturbs the field, more where the field is higher than
+and turns forwards or backwards in a higher field as the vendor pleases. The normalized map has none
+of that: it is a half where nothing disturbs the field, more where the field is higher than
 around, as in veins along B0 and in the middle of microbleeds, and less where it is lower.
 """
 
@@ -23,37 +23,37 @@ from bids_cmb.bids.filters import (
     rejection_reason,
 )
 from bids_cmb.bids.metadata import echo_time_s, sidecar_reader
-from bids_cmb.imaging.preprocessing import Grid, near, preprocess
+from bids_cmb.imaging.preprocessing import Grid, dilate_brain, preprocess
 from bids_cmb.imaging.volume import Volume, load
 
 # Of names: SWI has no `part` in BIDS' draft, so its phase often goes by the gradient echo's suffix.
-OF_SWI = ("T2starw", "T2star", "GRE")
-SAME_ECHO = 0.0005  # s
+SWI_PHASE_SUFFIXES = ("T2starw", "T2star", "GRE")
+ECHO_TOLERANCE_S = 0.0005  # s
 # Of units: one turn as files have it (rad, degrees, rad x 1000, 12, 13 and 16 bits), and how much
 # of it an image must span to be in that unit.
 TURNS = (2 * np.pi, 360.0, 2000 * np.pi, 4096.0, 8192.0, 65536.0)
-SPANNED = (0.9, 1.01)
-MOST_RAD = 200.0  # that unwrapped phase may reach; whole numbers up to 4096 are no rad
-FEWEST_VALUES = 16
-LEAST_TURN = 0.005  # between the 1st and the 99th percentile of the brain
-CORNER = 0.1  # of the smallest voxel, by which grids may lie apart
+SPAN_RANGE = (0.9, 1.01)
+MAX_RAD = 200.0  # that unwrapped phase may reach; whole numbers up to 4096 are no rad
+MIN_VALUES = 16
+MIN_TURN_SHARE = 0.005  # between the 1st and the 99th percentile of the brain
+MAX_CORNER_DISTANCE_VOXELS = 0.1  # of the smallest voxel, by which grids may lie apart
 # Of the filter
-SLOW_MM = 3.0  # standard deviation, in the slice, of what is slow
-IN_STEP = 0.3  # share of the signal about a place that is in step; the map fades below
+HIGH_PASS_SIGMA_MM = 3.0  # standard deviation, in the slice, of what is slow
+MIN_COHERENCE = 0.3  # share of the signal about a place that is in step; the map fades below
 NEUTRAL = 0.5  # of the map
-SPAN = np.pi  # rad from 0 to 1 of the map
+RAD_PER_UNIT = np.pi  # rad from 0 to 1 of the map
 # Of the sign
-DEEP_MM = 6.0  # below the brain's surface, where no air bends the field
-ABOUT_MM = 1.5  # standard deviation, in the slice, of the surround of a dark voxel
-DARKEST = 0.003  # share of the deep voxels that are darkest against their surround
-MOST_SAID = 1.0  # rad that a voxel may say: in black ones phase is noise
-FEWEST_SLICES = 5
-DECIDED = 2.0  # standard errors over slices
+MIN_DEPTH_MM = 6.0  # below the brain's surface, where no air bends the field
+SURROUND_SIGMA_MM = 1.5  # standard deviation, in the slice, of the surround of a dark voxel
+DARKEST_SHARE = 0.003  # share of the deep voxels that are darkest against their surround
+MAX_VOTE_RAD = 1.0  # rad that a voxel may say: in black ones phase is noise
+MIN_SLICES = 5
+MIN_STANDARD_ERRORS = 2.0  # standard errors over slices
 
 
 @dataclass(frozen=True)
-class Partner:
-    """Which phase image belongs to a scan.
+class PhaseMatch:
+    """The phase image that belongs to a scan.
 
     Attributes:
         path: None if there is none, or several fit equally well.
@@ -65,109 +65,118 @@ class Partner:
 
 
 class UndecidedError(ValueError):
-    """A phase image that does not tell which way its phase turns."""
+    """Raised when the sign of a phase image cannot be inferred."""
 
 
 # --- Which one ------------------------------------------------------------------------------------
 
 
-def find_phase(scan: Path) -> Partner:
-    """The phase image that lies beside a scan, by names alone (and echo times, between equals).
+def find_phase_image(scan: Path) -> PhaseMatch:
+    """Find the phase image beside a scan, by names alone (and echo times, between equals).
 
     It has the entities of the scan, but ``part-phase`` for ``part-mag`` or none; the same suffix,
-    for SWI also one of `OF_SWI`. Instead of ``part-phase`` it may be labelled as phase in ``acq``,
-    ``rec`` or ``desc`` (``acq-phase``, ``rec-filteredphase``, as discovery knows them), the scan
-    having any label there, unless that makes it the phase of several scans. It may lack the scan's
-    ``rec``, and beside SWI it may have an ``echo``. What differs least is taken.
+    for SWI also one of `SWI_PHASE_SUFFIXES`. Instead of ``part-phase`` it may be labelled as phase
+    in ``acq``, ``rec`` or ``desc`` (``acq-phase``, ``rec-filteredphase``, as discovery knows them),
+    the scan having any label there, unless that makes it the phase of several scans. It may lack
+    the scan's ``rec``, and beside SWI it may have an ``echo``. What differs least is taken.
 
     Args:
         scan: The magnitude or SWI, within a BIDS dataset.
     """
-    root = _root(scan)
-    own = image_at(scan, root)
-    beside = {}  # the packed one of two files of one name
+    root = _find_dataset_root(scan)
+    scan_image = image_at(scan, root)
+    neighbours = {}  # the packed one of two files of one name
     for path in sorted(scan.parent.iterdir(), key=lambda path: (path.suffix != ".gz", path.name)):
         if path.name.endswith((".nii", ".nii.gz")) and path != scan:
             image = image_at(path, root)
-            beside.setdefault(path.name.removesuffix(image.extension), image)
-    ranks = {image: rank for image in beside.values() if (rank := _rank(own, image)) is not None}
+            neighbours.setdefault(path.name.removesuffix(image.extension), image)
+    ranks = {
+        image: rank
+        for image in neighbours.values()
+        if (rank := _rank_name(scan_image, image)) is not None
+    }
     best = [image for image, rank in ranks.items() if rank == min(ranks.values())]
     if len(best) > 1:
-        best = _same_echo(own, best, root) or best
+        best = _select_same_echo(scan_image, best, root) or best
     if not best:
-        return Partner()
+        return PhaseMatch()
     names = " and ".join(image.path.name for image in best)
     if len(best) > 1:
-        return Partner(note=f"{scan.name}: {names} fit equally well as its phase; none was taken.")
+        return PhaseMatch(
+            note=f"{scan.name}: {names} fit equally well as its phase; none was taken."
+        )
     [chosen] = best
     rivals = [
         image.path.name
-        for image in beside.values()
+        for image in neighbours.values()
         if ranks[chosen][0]
-        and image.spelling == own.spelling
-        and not rejection_reason(image, Query(suffixes=(own.spelling,)))
-        and _rank(image, chosen) == ranks[chosen]
+        and image.spelling == scan_image.spelling
+        and not rejection_reason(image, Query(suffixes=(scan_image.spelling,)))
+        and _rank_name(image, chosen) == ranks[chosen]
     ]
     if rivals:
         also = " and ".join(rivals)
-        return Partner(note=f"{scan.name}: {names} may be the phase of {also} too; not taken.")
-    return Partner(chosen.path)
+        return PhaseMatch(note=f"{scan.name}: {names} may be the phase of {also} too; not taken.")
+    return PhaseMatch(chosen.path)
 
 
-def _root(path: Path) -> Path:
-    """The dataset: the folder that holds the participant's."""
-    participant = next((one for one in path.parents if one.name.startswith("sub-")), path)
+def _find_dataset_root(path: Path) -> Path:
+    """Find the dataset: the folder that holds the participant's."""
+    participant = next((parent for parent in path.parents if parent.name.startswith("sub-")), path)
     return participant.parent
 
 
-def _rank(scan: Image, other: Image) -> tuple[int, int, int] | None:
-    """How far a name is from that of the scan's phase, the least first; None if it is none."""
-    alike, swi = other.spelling == scan.spelling, scan.spelling == "swi"
+def _rank_name(scan: Image, other: Image) -> tuple[int, int, int] | None:
+    """Rank how far a name is from that of the scan's phase, the least first; None if it is none."""
+    same_suffix, swi = other.spelling == scan.spelling, scan.spelling == "swi"
     part = other.entities.get("part")
-    labels = [key for key in PHASE_LABELS if _says_phase(other.entities.get(key, ""))]
+    labels = [key for key in PHASE_LABELS if _is_phase_label(other.entities.get(key, ""))]
     if other.odd_words or part not in (None, "phase") or not (part or labels):
         return None
-    own, its = _entities(scan), _entities(other)
-    lacking = [key for key in ("rec",) if key in own and key not in its]
-    more = [key for key in ("echo",) if swi and key in its and key not in own]
-    apart = {
+    scan_entities, other_entities = _normalize_entities(scan), _normalize_entities(other)
+    lacking = [key for key in ("rec",) if key in scan_entities and key not in other_entities]
+    additional = [
+        key for key in ("echo",) if swi and key in other_entities and key not in scan_entities
+    ]
+    different = {
         key
-        for key in (own.keys() | its.keys()) - {"part", *labels, *lacking, *more}
-        if own.get(key) != its.get(key)
+        for key in (scan_entities.keys() | other_entities.keys())
+        - {"part", *labels, *lacking, *additional}
+        if scan_entities.get(key) != other_entities.get(key)
     }
-    if apart or not (alike or (swi and other.spelling in OF_SWI)):
+    if different or not (same_suffix or (swi and other.spelling in SWI_PHASE_SUFFIXES)):
         return None
-    return (len(labels), len(lacking) + len(more), int(not alike))
+    return (len(labels), len(lacking) + len(additional), int(not same_suffix))
 
 
-def _says_phase(label: str) -> bool:
+def _is_phase_label(label: str) -> bool:
     return re.fullmatch(PHASE, label, re.IGNORECASE) is not None
 
 
-def _entities(image: Image) -> dict[str, str]:
-    """Of a name; run-01 and run-1 are the same."""
+def _normalize_entities(image: Image) -> dict[str, str]:
+    """Normalize entities: run-01 and run-1 are the same."""
     return {
         key: str(int(value)) if key in INDICES and value.isdecimal() else value
         for key, value in image.entities.items()
     }
 
 
-def _same_echo(scan: Image, images: list[Image], root: Path) -> list[Image]:
-    """Those that were read at the scan's echo time, by their sidecars."""
+def _select_same_echo(scan: Image, images: list[Image], root: Path) -> list[Image]:
+    """Select images of the scan's echo time, by their sidecars."""
     read = sidecar_reader(root)
     times = {image: echo_time_s(read(image.path).metadata) for image in (scan, *images)}
     return [
         image
         for image in images
-        if times[scan] and times[image] and abs(times[scan] - times[image]) < SAME_ECHO
+        if times[scan] and times[image] and abs(times[scan] - times[image]) < ECHO_TOLERANCE_S
     ]
 
 
 # --- What it says ---------------------------------------------------------------------------------
 
 
-def read_phase(path: Path, scan: Volume, brain: Volume) -> Volume:
-    """The calm map of a phase image.
+def load_phase_map(path: Path, scan: Volume, brain: Volume) -> Volume:
+    """Load a phase image and normalize it.
 
     Args:
         path: The phase image, within a BIDS dataset.
@@ -181,88 +190,99 @@ def read_phase(path: Path, scan: Volume, brain: Volume) -> Volume:
     Raises:
         ValueError: If it cannot be used, lies on another grid than ``scan`` or is no plausible
             phase. The sentence names the file.
-        UndecidedError: If it does not tell which way it turns.
+        UndecidedError: If its sign cannot be inferred.
         OSError: If it cannot be read at all.
     """
     image, _ = load(path)
-    if image.shape != scan.shape or _apart(image, scan) > CORNER * scan.spacing.min():
+    if (
+        image.shape != scan.shape
+        or _max_corner_distance(image, scan) > MAX_CORNER_DISTANCE_VOXELS * scan.spacing.min()
+    ):
         raise ValueError(
-            f"{path}: a phase image must lie on the grid of its scan, {_times(scan)} voxels; "
-            f"found {_times(image)}, their corners up to {_apart(image, scan):.1f} mm elsewhere."
+            f"{path}: a phase image must lie on the grid of its scan, {_format_shape(scan)} "
+            f"voxels; found {_format_shape(image)}, their corners up to "
+            f"{_max_corner_distance(image, scan):.1f} mm elsewhere."
         )
     try:
-        turn = full_turn(image.data, units_of(path), brain.data)
-        return calm(Volume(image.data * np.float32(2 * np.pi / turn), scan.affine), scan, brain)
+        turn = infer_turn(image.data, read_units(path), brain.data)
+        return normalize_phase(
+            Volume(image.data * np.float32(2 * np.pi / turn), scan.affine), scan, brain
+        )
     except UndecidedError as error:
         raise UndecidedError(f"{path}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def units_of(path: Path) -> object:
-    """What the sidecars of a phase image give as its ``Units``; None where they give nothing."""
-    return sidecar_reader(_root(path))(path).metadata.get("Units")
+def read_units(path: Path) -> object:
+    """Read the ``Units`` of a phase image from its sidecars; None where there are none."""
+    return sidecar_reader(_find_dataset_root(path))(path).metadata.get("Units")
 
 
-def full_turn(data: np.ndarray, units: object, brain: np.ndarray) -> float:
-    """One turn of phase in the unit of a file.
+def infer_turn(data: np.ndarray, units: object, brain: np.ndarray) -> float:
+    """Infer the value of one turn of phase in the unit of a file.
 
     It is 2 pi for ``rad``. Else it is the one of `TURNS` that the image spans, or, if it spans none
     of them, all that it spans.
 
     Args:
         data: Phase as stored, (X, Y, Z).
-        units: As the sidecar says; BIDS knows ``rad`` and ``arbitrary``.
+        units: As in the sidecar; BIDS knows ``rad`` and ``arbitrary``.
         brain: Bool, (X, Y, Z).
 
     Raises:
         ValueError: If this can be no phase.
     """
     low, high = float(data.min()), float(data.max())
-    some = np.unique(data[brain][:: max(1, brain.sum() // 100_000)])
-    if len(some) < FEWEST_VALUES:
+    values = np.unique(data[brain][:: max(1, brain.sum() // 100_000)])
+    if len(values) < MIN_VALUES:
         raise ValueError(
-            f"a phase image must have {FEWEST_VALUES} values or more in the brain; "
-            f"found {len(some)}."
+            f"a phase image must have {MIN_VALUES} values or more in the brain; "
+            f"found {len(values)}."
         )
     if units in ("rad", "radian", "radians"):
-        if max(-low, high) > MOST_RAD:
+        if max(-low, high) > MAX_RAD:
             raise ValueError(
-                f"phase in rad, as its sidecar has it, must lie within ±{MOST_RAD:g}; "
+                f"phase in rad, as its sidecar has it, must lie within ±{MAX_RAD:g}; "
                 f"found {low:g} to {high:g}."
             )
         turn = 2 * np.pi
     else:
         span = high - low
-        least, most = SPANNED
-        turn = next((one for one in TURNS if least * one <= span <= most * one), span)
-    first, last = np.percentile(some, [1, 99])
-    if last - first < LEAST_TURN * turn:
+        least, most = SPAN_RANGE
+        turn = next(
+            (candidate for candidate in TURNS if least * candidate <= span <= most * candidate),
+            span,
+        )
+    first, last = np.percentile(values, [1, 99])
+    if last - first < MIN_TURN_SHARE * turn:
         raise ValueError(
-            f"phase must vary by {LEAST_TURN:g} of a turn in the brain; found "
+            f"phase must vary by {MIN_TURN_SHARE:g} of a turn in the brain; found "
             f"{(last - first) / turn:.3f} of a turn of {turn:g}."
         )
     return float(turn)
 
 
-def calm(phase: Volume, scan: Volume, brain: Volume) -> Volume:
-    """The map of `read_phase`, of phase in rad.
+def normalize_phase(phase: Volume, scan: Volume, brain: Volume) -> Volume:
+    """Normalize phase in rad to the map of `load_phase_map`.
 
     The complex image is divided by itself, smoothed in the slice (homodyne), so neither wraps nor
-    slow drifts matter. Where little of the signal about a place is in step the map fades to a half.
-    Which way the phase turns is told by `handed`.
+    slow drifts matter. Where the signal around a voxel is incoherent the map fades to a half.
+    `infer_phase_sign` decides which way the phase turns.
 
     Raises:
-        UndecidedError: If that cannot be told.
+        UndecidedError: If that cannot be inferred.
     """
-    fast, steady = filtered(phase.data, scan)
-    hand = handed(fast * steady, scan, brain)
-    shown = NEUTRAL + (hand / SPAN) * fast * np.minimum(steady / IN_STEP, 1)
-    return Volume(np.clip(shown, 0, 1).astype(np.float32), scan.affine)
+    fast, coherence = filter_phase(phase.data, scan)
+    phase_sign = infer_phase_sign(fast * coherence, scan, brain)
+    phase_map = NEUTRAL + (phase_sign / RAD_PER_UNIT) * fast * np.minimum(
+        coherence / MIN_COHERENCE, 1
+    )
+    return Volume(np.clip(phase_map, 0, 1).astype(np.float32), scan.affine)
 
 
-def filtered(phase: np.ndarray, scan: Volume) -> tuple[np.ndarray, np.ndarray]:
-    """Phase without its slow part, -pi to pi, and the share of the signal that is in step.
+def filter_phase(phase: np.ndarray, scan: Volume) -> tuple[np.ndarray, np.ndarray]:
+    """Filter phase by a high pass, -pi to pi, and measure the local coherence, 0 to 1.
 
     Args:
         phase: rad, (X, Y, Z).
@@ -271,27 +291,27 @@ def filtered(phase: np.ndarray, scan: Volume) -> tuple[np.ndarray, np.ndarray]:
     Source:
         Homodyne filter of SWI: Reichenbach et al. 1997, doi:10.1148/radiology.204.1.9205259.
     """
-    fast, steady = np.zeros((2, *scan.shape), np.float32)
-    width, layers = _in_slice(scan, SLOW_MM)
-    for at in range(scan.shape[scan.slice_axis]):
-        here = layers(at)
-        weight = np.maximum(scan.data[here], 0)
-        wave = weight * np.exp(1j * phase[here])
+    fast, coherence = np.zeros((2, *scan.shape), np.float32)
+    width, layer_at = _slice_geometry(scan, HIGH_PASS_SIGMA_MM)
+    for number in range(scan.shape[scan.slice_axis]):
+        layer = layer_at(number)
+        weight = np.maximum(scan.data[layer], 0)
+        wave = weight * np.exp(1j * phase[layer])
         slow = _smooth(wave.real, width) + 1j * _smooth(wave.imag, width)
-        fast[here] = np.angle(wave * np.conj(slow))
-        steady[here] = np.abs(slow) / np.maximum(_smooth(weight, width), 1e-6 * scan.data.max())
-    return fast, steady
+        fast[layer] = np.angle(wave * np.conj(slow))
+        coherence[layer] = np.abs(slow) / np.maximum(_smooth(weight, width), 1e-6 * scan.data.max())
+    return fast, coherence
 
 
-def handed(fast: np.ndarray, scan: Volume, brain: Volume) -> int:
-    """1 if phase turns forwards in a higher field, -1 if backwards.
+def infer_phase_sign(fast: np.ndarray, scan: Volume, brain: Volume) -> int:
+    """Infer whether phase turns forwards (1) or backwards (-1) in a higher field.
 
-    No sidecar says. But what is darkest against its surround deep in the brain is nearly all
+    No sidecar has it. But what is darkest against its surround deep in the brain is nearly all
     paramagnetic, veins and iron, and its field is higher: the mean of its phase has the sign.
-    Slices vote, each with the mean of its own.
+    Slices vote, each with its mean.
 
     Args:
-        fast: Phase without its slow part, (X, Y, Z).
+        fast: High-passed phase, (X, Y, Z).
         scan: Magnitude or SWI.
         brain: On its grid.
 
@@ -299,43 +319,45 @@ def handed(fast: np.ndarray, scan: Volume, brain: Volume) -> int:
         UndecidedError: If there are too few slices, or they do not agree.
     """
     inside = np.asarray(brain.data, bool)
-    wide = 2 * np.ceil(DEEP_MM / scan.spacing).astype(int) + 1
+    wide = 2 * np.ceil(MIN_DEPTH_MM / scan.spacing).astype(int) + 1
     deep = (scan.data > 0) & (ndimage.minimum_filter(inside.view(np.uint8), wide) > 0)
     dark = np.zeros(scan.shape, np.float32)
-    width, layers = _in_slice(scan, ABOUT_MM)
-    for at in range(scan.shape[scan.slice_axis]):
-        here = layers(at)
-        if deep[here].any():
-            share = _smooth(inside[here].astype(np.float32), width)
-            around = _smooth(np.where(inside[here], scan.data[here], 0), width)
-            dark[here] = 1 - scan.data[here] * share / np.maximum(around, 1e-6 * scan.data.max())
+    width, layer_at = _slice_geometry(scan, SURROUND_SIGMA_MM)
+    for number in range(scan.shape[scan.slice_axis]):
+        layer = layer_at(number)
+        if deep[layer].any():
+            share = _smooth(inside[layer].astype(np.float32), width)
+            surround = _smooth(np.where(inside[layer], scan.data[layer], 0), width)
+            dark[layer] = 1 - scan.data[layer] * share / np.maximum(
+                surround, 1e-6 * scan.data.max()
+            )
     if not deep.any():
         raise UndecidedError(
-            f"which way phase turns is told {DEEP_MM:g} mm deep; found no such place."
+            f"which way phase turns is told {MIN_DEPTH_MM:g} mm deep; found no such place."
         )
-    chosen = deep & (dark >= np.quantile(dark[deep], 1 - DARKEST))
+    chosen = deep & (dark >= np.quantile(dark[deep], 1 - DARKEST_SHARE))
     slices = np.nonzero(chosen)[scan.slice_axis]
     count = np.bincount(slices)
-    said = np.clip(fast[chosen], -MOST_SAID, MOST_SAID)
-    votes = (np.bincount(slices, said) / np.maximum(count, 1))[count > 0]
+    phase = np.clip(fast[chosen], -MAX_VOTE_RAD, MAX_VOTE_RAD)
+    votes = (np.bincount(slices, phase) / np.maximum(count, 1))[count > 0]
     weights = count[count > 0] / count.sum()
     mean = float(votes @ weights)
     # The standard error of a weighted mean.
     error = float(np.sqrt(((weights * (votes - mean)) ** 2).sum()))
-    if len(votes) < FEWEST_SLICES or abs(mean) < DECIDED * error or mean == 0:
+    if len(votes) < MIN_SLICES or abs(mean) < MIN_STANDARD_ERRORS * error or mean == 0:
         raise UndecidedError(
-            f"the darkest places of {FEWEST_SLICES} slices or more must agree on which way phase "
+            f"the darkest places of {MIN_SLICES} slices or more must agree on which way phase "
             f"turns; found {mean:.3f} ± {error:.3f} rad over {len(votes)}."
         )
     return 1 if mean > 0 else -1
 
 
-def _in_slice(scan: Volume, width_mm: float):
-    """A width in voxels of a slice, and from a slice's number to its place in the array."""
+def _slice_geometry(scan: Volume, width_mm: float):
+    """Return a width in voxels of a slice, and a function from a slice's number to its index."""
     axis = scan.slice_axis
 
-    def layer(at: int) -> tuple:
-        return (*(slice(None),) * axis, at)
+    def layer(number: int) -> tuple:
+        return (*(slice(None),) * axis, number)
 
     return width_mm / np.delete(scan.spacing, axis), layer
 
@@ -344,30 +366,34 @@ def _smooth(plane: np.ndarray, width: np.ndarray) -> np.ndarray:
     return ndimage.gaussian_filter(plane.astype(np.float32), width, truncate=3)
 
 
-def _apart(image: Volume, scan: Volume) -> float:
-    """How far the corners of two grids lie apart at most, mm."""
+def _max_corner_distance(image: Volume, scan: Volume) -> float:
+    """Measure the largest distance between corners of two grids, mm."""
     corners = [
-        one.world(np.array(np.meshgrid(*[(0, size - 1) for size in one.shape])).reshape(3, -1).T)
-        for one in (image, scan)
+        volume.world(
+            np.array(np.meshgrid(*[(0, size - 1) for size in volume.shape])).reshape(3, -1).T
+        )
+        for volume in (image, scan)
     ]
     return float(np.linalg.norm(np.subtract(*corners), axis=1).max())
 
 
-def _times(volume: Volume) -> str:
+def _format_shape(volume: Volume) -> str:
     return " × ".join(map(str, volume.shape))
 
 
 # --- As a network takes it ------------------------------------------------------------------------
 
 
-def on_grid(phase: Volume, brain: Volume, grid: Grid) -> np.ndarray:
-    """The calm map on the grid of a network, a half beyond the brain and its surface, (X, Y, Z).
+def resample_phase(phase: Volume, brain: Volume, grid: Grid) -> np.ndarray:
+    """Resample the normalized map to the grid of a network, a half beyond the brain, (X, Y, Z).
 
     Args:
-        phase: Of `read_phase`.
+        phase: From `load_phase_map`.
         brain: On the scan's grid.
-        grid: That of the network.
+        grid: Of the network.
     """
-    even = replace(grid, intensity="none", masked=False)
-    moved = preprocess(Volume(phase.data - NEUTRAL, phase.affine), brain, even)
-    return np.where(near(moved.brain), moved.image.data + NEUTRAL, NEUTRAL).astype(np.float32)
+    plain_grid = replace(grid, intensity="none", masked=False)
+    moved = preprocess(Volume(phase.data - NEUTRAL, phase.affine), brain, plain_grid)
+    return np.where(dilate_brain(moved.brain), moved.image.data + NEUTRAL, NEUTRAL).astype(
+        np.float32
+    )

@@ -1,4 +1,4 @@
-"""From a scan to what a network asked for, and back to the scan."""
+"""Preprocessing: from a scan to the input grid of a network, and back to the scan."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,18 +12,18 @@ from scipy import ndimage
 
 from bids_cmb.imaging.volume import Volume, resample, resample_like
 
-SAME_SPACING = 0.01  # share by which voxel sizes may differ and still be left as they are
-EXACT = 1e-5  # voxels: less is rounding, of affines stored as float32
-SHELL_MM = 3.0  # beyond the brain within which a network is told what is there
-HALF_A_VOXEL = 0.5  # voxels: how far a scan reaches beyond its outermost voxel centres
+MAX_SPACING_DIFFERENCE = 0.01  # share by which voxel sizes may differ and still be left as they are
+ROUNDING_VOXELS = 1e-5  # voxels: less is rounding, of affines stored as float32
+BRAIN_SHELL_MM = 3.0  # beyond the brain within which a network is told what is there
+SCAN_REACH_VOXELS = 0.5  # voxels: how far a scan reaches beyond its outermost voxel centres
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What a network is fed, as its model card says it.
+    """The input grid of a network, as its model card defines it.
 
     The axes of the scan are kept (nothing is rotated, so no slice bleeds into its neighbour); they
-    are only put in order, pointed to right, anterior and superior, and sampled anew.
+    are only put in order, pointed to right, anterior and superior, and resampled.
 
     Attributes:
         spacing: Voxel size in mm along each axis; None leaves that axis of the scan as it is, and
@@ -33,7 +33,7 @@ class Grid:
         finest: Where ``spacing`` leaves an axis as it is: mm that smaller voxels are widened to.
         conform: Voxels of a fixed field of view laid about the middle voxel of the scan before
             anything else, as FreeSurfer and SHIVA do; what lies outside is lost. None: the scan's.
-        shape: Voxels of the input, cut out about the brain's centre of mass.
+        shape: Voxels of the input, cropped about the brain's centre of mass.
         multiple: Where ``shape`` is None: the input's voxels are a multiple of these.
         margin: Where ``shape`` is None: mm kept around the brain; None keeps the field of view.
         headroom: Where ``shape`` is given: if the brain pokes out of the box's top, the box moves
@@ -57,7 +57,7 @@ class Grid:
     masked: bool = False
 
     def __post_init__(self):
-        """Refuse what no grid can be.
+        """Check that the grid is possible.
 
         Raises:
             ValueError: If an attribute is not of its kind, or two of them contradict each other.
@@ -102,16 +102,16 @@ class Grid:
             raise ValueError(
                 f"The card of a grid may hold {', '.join(known)}. Received: {', '.join(unknown)}."
             )
-        read = {name: tuple(v) if isinstance(v, list) else v for name, v in card.items()}
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in card.items()}
         for name in ("spacing", "multiple"):
-            if name in read and not isinstance(read[name], tuple):
-                read[name] = (read[name],) * 3
-        return cls(**read)
+            if name in values and not isinstance(values[name], tuple):
+                values[name] = (values[name],) * 3
+        return cls(**values)
 
 
 @dataclass(frozen=True, eq=False)
 class Preprocessed:
-    """A scan as a network takes it. The affine of both volumes is the whole way back.
+    """A scan as a network takes it. The affine of both volumes leads back to the scan.
 
     Attributes:
         image: float32, on the network's grid, scaled by its rule.
@@ -123,12 +123,12 @@ class Preprocessed:
 
 
 def preprocess(image: Volume, brain: Volume, grid: Grid) -> Preprocessed:
-    """Put a scan on the grid of a network and scale its voxels as the network learnt them.
+    """Resample a scan to the grid of a network and scale its intensities.
 
     Args:
         image: The scan, every voxel finite.
-        brain: Not 0 in the brain; on the scan's grid, else it is looked up there.
-        grid: What the network asks for.
+        brain: Not 0 in the brain; on the scan's grid, else it is resampled to it.
+        grid: Of the network.
 
     Returns:
         Image and brain on the network's grid; 0 where it leaves the scan, before scaling.
@@ -139,16 +139,16 @@ def preprocess(image: Volume, brain: Volume, grid: Grid) -> Preprocessed:
     """
     scan = reorient(image, grid.axes)
     mask = reorient(resample_like(brain, image, order=0), grid.axes)
-    affine, lattice = _lattice(scan, grid)
-    inside = _nearest(mask.data != 0, lattice)
+    affine, lattice = _define_lattice(scan, grid)
+    inside = _sample_nearest(mask.data != 0, lattice)
     if not inside.any():
         raise ValueError(
             "`brain` must have voxels on the network's grid. "
             f"Received: {np.count_nonzero(brain.data)} voxels, none of them on it."
         )
-    start, shape = _box(inside, voxel_sizes(affine), grid)
+    start, shape = _choose_box(inside, voxel_sizes(affine), grid)
     affine = affine @ from_matvec(np.eye(3), start)
-    inside = cut(inside, start, shape)
+    inside = crop_or_pad(inside, start, shape)
     data = _sample(scan.data, lattice, start, shape, order=grid.order)
     data = INTENSITIES[grid.intensity](data, inside)
     if grid.masked:
@@ -156,8 +156,8 @@ def preprocess(image: Volume, brain: Volume, grid: Grid) -> Preprocessed:
     return Preprocessed(Volume(data.astype(np.float32, copy=False), affine), Volume(inside, affine))
 
 
-def back_to_scan(probability: Volume, like: Volume) -> Volume:
-    """Bring a probability from a network's grid to the grid of the scan ``like``.
+def resample_to_scan(probability: Volume, like: Volume) -> Volume:
+    """Resample a probability from a network's grid to the grid of the scan ``like``.
 
     Args:
         probability: 0 to 1, on any grid.
@@ -165,15 +165,15 @@ def back_to_scan(probability: Volume, like: Volume) -> Volume:
 
     Returns:
         Linearly interpolated, float32, 0 to 1, fading to 0 within one voxel where the network
-        did not look.
+        had no input.
     """
     moved = resample(probability, like.affine, like.shape, order=1)
     return Volume(np.clip(moved.data, 0, 1), like.affine)
 
 
-def near(brain: Volume) -> np.ndarray:
-    """The brain and `SHELL_MM` around it, bool, (X, Y, Z): pial microbleeds keep their edge."""
-    return ndimage.distance_transform_edt(~brain.data, brain.spacing) <= SHELL_MM
+def dilate_brain(brain: Volume) -> np.ndarray:
+    """Dilate a brain mask by `BRAIN_SHELL_MM`, bool (X, Y, Z): pial microbleeds keep their edge."""
+    return ndimage.distance_transform_edt(~brain.data, brain.spacing) <= BRAIN_SHELL_MM
 
 
 # The grid: where its voxels lie in the scan
@@ -181,13 +181,13 @@ def near(brain: Volume) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class _Axis:
-    """One axis of a network's grid, its box not yet cut out. All lengths in voxels of the scan.
+    """One axis of a network's grid, not yet cropped. All lengths in voxels of the scan.
 
     Attributes:
-        positions: Where the voxels of the grid lie, shape (N,).
+        positions: Where the voxels of the grid lie, (N,).
         step: From one of them to the next.
         size: Voxels of the scan.
-        reach: How far the scan is believed beyond its outermost voxel centres.
+        reach: How far the scan is extrapolated beyond its outermost voxel centres.
     """
 
     positions: np.ndarray
@@ -197,7 +197,7 @@ class _Axis:
 
 
 def reorient(volume: Volume, axes: str) -> Volume:
-    """The same voxels, not copied, their axes as in `Grid`, to right, anterior and superior."""
+    """Reorder and flip axes as in `Grid`, to right, anterior and superior; voxels not copied."""
     turns = io_orientation(volume.affine)  # for each axis: which world axis, which way
     last = volume.slice_axis if axes == "slices" else None
     order = sorted(range(3), key=lambda axis: (axis == last, turns[axis, 0]))
@@ -207,9 +207,13 @@ def reorient(volume: Volume, axes: str) -> Volume:
     )
 
 
-def _lattice(scan: Volume, grid: Grid) -> tuple[np.ndarray, list[_Axis]]:
-    """Affine (4, 4) and axes of all voxels that the grid could have in this scan."""
-    same, reach = (EXACT, EXACT) if grid.conform else (SAME_SPACING, HALF_A_VOXEL)
+def _define_lattice(scan: Volume, grid: Grid) -> tuple[np.ndarray, list[_Axis]]:
+    """Define affine (4, 4) and axes of all voxels that the grid could have in this scan."""
+    same, reach = (
+        (ROUNDING_VOXELS, ROUNDING_VOXELS)
+        if grid.conform
+        else (MAX_SPACING_DIFFERENCE, SCAN_REACH_VOXELS)
+    )
     wanted = [
         max(old, grid.finest or 0) if new is None else new
         for old, new in zip(scan.spacing, grid.spacing, strict=True)
@@ -221,7 +225,7 @@ def _lattice(scan: Volume, grid: Grid) -> tuple[np.ndarray, list[_Axis]]:
         shape = np.array(grid.conform)
         first = (size - 1) // 2 - steps * ((shape - 1) // 2)
     else:
-        shape = np.ceil(size / steps - EXACT).astype(int)
+        shape = np.ceil(size / steps - ROUNDING_VOXELS).astype(int)
         first = (size - 1) / 2 - steps * (shape - 1) / 2
     axes = [
         _Axis(first[axis] + steps[axis] * np.arange(shape[axis]), steps[axis], size[axis], reach)
@@ -230,8 +234,10 @@ def _lattice(scan: Volume, grid: Grid) -> tuple[np.ndarray, list[_Axis]]:
     return scan.affine @ from_matvec(np.diag(steps), first), axes
 
 
-def _box(brain: np.ndarray, spacing: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """First voxel and number of voxels of the network's input in the lattice, each shape (3,)."""
+def _choose_box(
+    brain: np.ndarray, spacing: np.ndarray, grid: Grid
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose first voxel and number of voxels of the network's input in the lattice, each (3,)."""
     if grid.shape:
         shape = np.array(grid.shape)
         start = np.ceil(ndimage.center_of_mass(brain)).astype(int) - shape // 2
@@ -244,7 +250,7 @@ def _box(brain: np.ndarray, spacing: np.ndarray, grid: Grid) -> tuple[np.ndarray
     first, end = np.zeros(3, int), size
     if grid.margin is not None:
         kept = np.ceil(grid.margin / spacing).astype(int)
-        low, high = bounds(brain)
+        low, high = find_bounds(brain)
         first, end = np.maximum(low - kept, 0), np.minimum(high + kept, size)
     shape = -(-(end - first) // grid.multiple) * grid.multiple
     room = size - shape  # the box grows into the scan as far as there is any, then beyond it
@@ -252,36 +258,39 @@ def _box(brain: np.ndarray, spacing: np.ndarray, grid: Grid) -> tuple[np.ndarray
     return start, shape
 
 
-def bounds(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First voxel of a mask along each axis, and the one behind the last, each shape (3,)."""
+def find_bounds(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the first voxel of a mask along each axis, and the one after the last, each (3,)."""
     filled = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(mask.ndim)]
-    return np.array([at[0] for at in filled]), np.array([at[-1] + 1 for at in filled])
+    return np.array([indices[0] for indices in filled]), np.array(
+        [indices[-1] + 1 for indices in filled]
+    )
 
 
 # Looking the scan up
 
 
-def _nearest(data: np.ndarray, lattice: list[_Axis]) -> np.ndarray:
-    """The nearest voxel of the scan for each of the lattice, False outside."""
-    if all(_fits(axis) for axis in lattice):
+def _sample_nearest(data: np.ndarray, lattice: list[_Axis]) -> np.ndarray:
+    """Sample the nearest voxel of the scan for each of the lattice, False outside."""
+    if all(_is_on_grid(axis) for axis in lattice):
         return data
-    held = [_held(axis) for axis in lattice]
-    there = [np.isfinite(positions) for positions in held]
-    near = [
-        np.floor(positions[on] + 0.5).astype(int) for positions, on in zip(held, there, strict=True)
+    clamped = [_clamp_positions(axis) for axis in lattice]
+    inside = [np.isfinite(positions) for positions in clamped]
+    nearest = [
+        np.floor(positions[on] + 0.5).astype(int)
+        for positions, on in zip(clamped, inside, strict=True)
     ]
-    found = np.zeros([len(positions) for positions in held], bool)
-    found[np.ix_(*there)] = data[np.ix_(*near)]
-    return found
+    sampled = np.zeros([len(positions) for positions in clamped], bool)
+    sampled[np.ix_(*inside)] = data[np.ix_(*nearest)]
+    return sampled
 
 
-def _fits(axis: _Axis) -> bool:
-    """Whether the voxels of the grid are those of the scan."""
+def _is_on_grid(axis: _Axis) -> bool:
+    """Check whether the voxels of the grid are those of the scan."""
     return np.array_equal(axis.positions, np.arange(axis.size))
 
 
-def _held(axis: _Axis) -> np.ndarray:
-    """The positions, those within reach moved onto the outermost voxel, NaN beyond."""
+def _clamp_positions(axis: _Axis) -> np.ndarray:
+    """Clamp positions within reach to the outermost voxel; NaN beyond."""
     within = np.clip(axis.positions, 0, axis.size - 1)
     return np.where(abs(within - axis.positions) <= axis.reach, within, np.nan)
 
@@ -289,57 +298,57 @@ def _held(axis: _Axis) -> np.ndarray:
 def _sample(
     data: np.ndarray, lattice: list[_Axis], start: np.ndarray, shape: np.ndarray, *, order: int
 ) -> np.ndarray:
-    """The scan in a box of the lattice, 0 where the box leaves the lattice; float32.
+    """Resample the scan in a box of the lattice, 0 where the box leaves the lattice; float32.
 
     The grid keeps the axes of the scan, so its spline is one matrix for each of them, and only
     the box is computed.
     """
-    kept, padding = _overlap(start, shape, [len(axis.positions) for axis in lattice])
+    kept, padding = _intersect(start, shape, [len(axis.positions) for axis in lattice])
     # Where the grid is the scan's own there is nothing to compute.
-    fits = [order < 3 and _fits(axis) for axis in lattice]
+    fits = [order < 3 and _is_on_grid(axis) for axis in lattice]
     sampled = data[tuple(kept[i] if fits[i] else slice(None) for i in range(3))]
     if all(fits):
         return np.pad(sampled.astype(np.float32), padding)
     sampled = sampled.astype(float)
     for i in np.argsort(shape / data.shape):  # what shrinks most goes first
         if not fits[i]:
-            weights = _weights(lattice[i], order)[kept[i]]
+            weights = _compute_weights(lattice[i], order)[kept[i]]
             sampled = np.moveaxis(np.tensordot(weights, sampled, axes=(1, i)), 0, i)
     sampled = np.clip(sampled, data.min(), data.max())  # a cubic spline overshoots
     return np.pad(sampled.astype(np.float32), padding)
 
 
-def _weights(axis: _Axis, order: int) -> np.ndarray:
-    """What each voxel of the scan gives to each position, shape (positions, voxels)."""
+def _compute_weights(axis: _Axis, order: int) -> np.ndarray:
+    """Compute the weight of each voxel of the scan at each position, (positions, voxels)."""
     if order == 1 and axis.step > 1:
-        return _shares(axis)
-    held = np.nan_to_num(_held(axis), nan=-1.0)  # -1 lies outside
+        return _compute_averaging_weights(axis)
+    clamped = np.nan_to_num(_clamp_positions(axis), nan=-1.0)  # -1 lies outside
     # A linear map is known by what it makes of each unit vector.
     units = np.eye(axis.size)
-    return np.stack([ndimage.map_coordinates(u, [held], order=order) for u in units], axis=1)
+    return np.stack([ndimage.map_coordinates(u, [clamped], order=order) for u in units], axis=1)
 
 
-def _shares(axis: _Axis) -> np.ndarray:
-    """The share of each voxel in the mean over a ``step`` of the scan about each position."""
+def _compute_averaging_weights(axis: _Axis) -> np.ndarray:
+    """Compute the weights of the mean over a ``step`` of the scan about each position."""
     voxels = np.arange(axis.size)
     low = np.maximum(axis.positions[:, None] - axis.step / 2, voxels - 0.5)
     high = np.minimum(axis.positions[:, None] + axis.step / 2, voxels + 0.5)
     overlap = np.maximum(high - low, 0)
-    return overlap / np.maximum(overlap.sum(axis=1, keepdims=True), EXACT)
+    return overlap / np.maximum(overlap.sum(axis=1, keepdims=True), ROUNDING_VOXELS)
 
 
-def cut(
+def crop_or_pad(
     data: np.ndarray, start: np.ndarray, shape: Sequence[int], *, beyond: float = 0
 ) -> np.ndarray:
-    """A box of the first three axes of ``data``, ``beyond`` where it leaves it."""
-    kept, padding = _overlap(start, shape, data.shape[:3])
+    """Crop a box of the first three axes of ``data``, padded by ``beyond`` where it leaves it."""
+    kept, padding = _intersect(start, shape, data.shape[:3])
     return np.pad(data[kept], padding + [(0, 0)] * (data.ndim - 3), constant_values=beyond)
 
 
-def _overlap(
+def _intersect(
     start: np.ndarray, shape: np.ndarray, room: tuple[int, ...]
 ) -> tuple[tuple[slice, ...], list[tuple[int, int]]]:
-    """Which voxels of the room a box holds, and by how many it leaves the room at each end."""
+    """Intersect a box with the room: the voxels it holds, and the padding at each end."""
     low, high = np.clip(start, 0, room), np.clip(start + shape, 0, room)
     kept = tuple(slice(first, end) for first, end in zip(low, high, strict=True))
     before = np.clip(low - start, 0, shape)  # a box may lie beside the room
@@ -349,45 +358,45 @@ def _overlap(
 # Rules of intensity
 
 
-def _to_bright(data: np.ndarray, brain: np.ndarray, *, cap: float) -> np.ndarray:
-    """The 99th percentile of the brain becomes 1 / cap; nothing is above 1."""
+def _scale_to_percentile(data: np.ndarray, brain: np.ndarray, *, cap: float) -> np.ndarray:
+    """Scale the 99th percentile of the brain to 1 / cap, clipped at 1."""
     data = np.maximum(data, 0)
-    bright = _divisor(np.percentile(data[brain].astype(float), 99), "99th percentile")
+    bright = _check_divisor(np.percentile(data[brain].astype(float), 99), "99th percentile")
     return np.minimum(data / bright, cap) / cap
 
 
-def _to_median(data: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """The median of the brain becomes 1."""
-    return data / _divisor(np.median(data[brain]), "median")
+def _scale_to_median(data: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Scale the median of the brain to 1."""
+    return data / _check_divisor(np.median(data[brain]), "median")
 
 
-def _to_zscore(data: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """The brain gets mean 0 and standard deviation 1."""
+def _standardize(data: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Standardize to mean 0 and standard deviation 1 in the brain."""
     values = data[brain].astype(float)
-    return (data - float(values.mean())) / _divisor(values.std(), "standard deviation")
+    return (data - float(values.mean())) / _check_divisor(values.std(), "standard deviation")
 
 
-def _to_foreground(data: np.ndarray, brain: np.ndarray) -> np.ndarray:  # noqa: ARG001
-    """The mean of all that is brighter than the mean becomes 1; no brain need be known."""
-    return data / _divisor(data[data > data.mean()].mean(dtype=float), "foreground's mean")
+def _scale_to_foreground(data: np.ndarray, brain: np.ndarray) -> np.ndarray:  # noqa: ARG001
+    """Scale the mean of all that is brighter than the mean to 1; needs no brain mask."""
+    return data / _check_divisor(data[data > data.mean()].mean(dtype=float), "foreground's mean")
 
 
-def _divisor(found: float, measure: str) -> float:
-    if not (np.isfinite(found) and found > 0):
+def _check_divisor(value: float, measure: str) -> float:
+    if not (np.isfinite(value) and value > 0):
         raise ValueError(
-            f"The {measure} of the image within the brain must be above 0. Received: {found:g}."
+            f"The {measure} of the image within the brain must be above 0. Received: {value:g}."
         )
-    return float(found)
+    return float(value)
 
 
 INTENSITIES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     # SHiVAi divides by the cap after it was applied: 99th percentile at 0.769. The README of
     # SHIVA-CMB reads as if it ended at 1; networks trained by that sentence need the second rule.
-    "shiva": partial(_to_bright, cap=1.3),
-    "shiva-readme": partial(_to_bright, cap=1.0),
-    "brain-median": _to_median,
-    "zscore": _to_zscore,
-    "foreground": _to_foreground,
+    "shiva": partial(_scale_to_percentile, cap=1.3),
+    "shiva-readme": partial(_scale_to_percentile, cap=1.0),
+    "brain-median": _scale_to_median,
+    "zscore": _standardize,
+    "foreground": _scale_to_foreground,
     "none": lambda data, brain: data,  # noqa: ARG005
 }
 
@@ -395,30 +404,33 @@ INTENSITIES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 # What a card may say
 
 
-def _three(value: object, holds: Callable[[object], bool]) -> bool:
+def _is_triple(value: object, holds: Callable[[object], bool]) -> bool:
     return isinstance(value, tuple) and len(value) == 3 and all(map(holds, value))
 
 
-def _number(value: object) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _count(value: object) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "spacing": (
-        lambda v: _three(v, lambda mm: mm is None or (_number(mm) and mm > 0)),
+        lambda v: _is_triple(v, lambda mm: mm is None or (_is_number(mm) and mm > 0)),
         "three sizes in mm above 0, each of them a number or null",
     ),
-    "finest": (lambda v: v is None or (_number(v) and v > 0), "a size in mm above 0, or null"),
+    "finest": (lambda v: v is None or (_is_number(v) and v > 0), "a size in mm above 0, or null"),
     "axes": (lambda v: v in ("ras", "slices"), "`ras` or `slices`"),
-    "conform": (lambda v: v is None or _three(v, _count), "three numbers of voxels, or null"),
-    "shape": (lambda v: v is None or _three(v, _count), "three numbers of voxels, or null"),
-    "multiple": (lambda v: _three(v, _count), "three numbers of voxels"),
-    "margin": (lambda v: v is None or (_number(v) and v >= 0), "0 mm or more, or null"),
-    "headroom": (lambda v: v is None or _count(v), "a number of voxels above 0, or null"),
+    "conform": (
+        lambda v: v is None or _is_triple(v, _is_count),
+        "three numbers of voxels, or null",
+    ),
+    "shape": (lambda v: v is None or _is_triple(v, _is_count), "three numbers of voxels, or null"),
+    "multiple": (lambda v: _is_triple(v, _is_count), "three numbers of voxels"),
+    "margin": (lambda v: v is None or (_is_number(v) and v >= 0), "0 mm or more, or null"),
+    "headroom": (lambda v: v is None or _is_count(v), "a number of voxels above 0, or null"),
     "order": (lambda v: type(v) is int and v in (0, 1, 3), "0, 1 or 3"),
     "intensity": (
         lambda v: isinstance(v, str) and v in INTENSITIES,

@@ -1,6 +1,6 @@
-"""A T1-weighted image brought onto a scan of the same head: a rotation and a shift.
+"""Rigid registration of a T1-weighted image to a scan of the same head.
 
-SimpleITK looks for them by Mattes' mutual information, from coarse to fine, inside the brain of the
+SimpleITK maximises Mattes' mutual information, from coarse to fine, inside the brain of the
 scan. One thread and one seed: the same images give the same transform.
 """
 
@@ -16,25 +16,31 @@ from scipy import ndimage
 
 from bids_cmb.imaging.volume import Volume
 
-STEPS_MM = (6.0, 3.0, 2.0)  # voxels of the images that are compared, from coarse to fine
-POINTS = 30_000  # most voxels that are compared
-NODS = (0.0, -0.35, 0.35)  # rad, how a head may lie otherwise than headers say, to begin with
-AROUND_MM = (20.0, 8.0, 8.0)  # beyond the brain is compared too: its edge says most
-BEYOND_MM = 60.0  # of nothing about the T1w image: where points leave it, information must not rise
+PYRAMID_MM = (6.0, 3.0, 2.0)  # voxels of the images that are compared, from coarse to fine
+MAX_SAMPLES = 30_000  # most voxels that are compared
+START_PITCHES_RAD = (
+    0.0,
+    -0.35,
+    0.35,
+)  # rad, how a head may lie otherwise than headers say, to begin with
+MASK_MARGINS_MM = (20.0, 8.0, 8.0)  # beyond the brain is compared too: its edge says most
+PADDING_MM = (
+    60.0  # of nothing about the T1w image: where points leave it, information must not rise
+)
 BINS = 32
-TRIES = 100  # steps of the search at each resolution
-OUTLIERS = (0.5, 99.5)  # percentiles where intensities are cut
-IMPROVED = 1.01  # headers are believed unless mutual information rises by this factor
+MAX_ITERATIONS = 100  # steps of the search at each resolution
+CLIP_PERCENTILES = (0.5, 99.5)  # percentiles where intensities are cut
+MIN_IMPROVEMENT = 1.01  # headers are believed unless mutual information rises by this factor
 SEED = 1
 
 
 @dataclass(frozen=True, eq=False)
 class Registration:
-    """How a T1-weighted image lies on a scan.
+    """The rigid transform from a T1-weighted image to a scan.
 
     Attributes:
         to_scan: World mm of the T1w image to world mm of the scan, (4, 4), rigid.
-        before: Mutual information, nats, if the headers are believed; 0 if the brain has no part in
+        before: Mutual information, nats, of the headers' alignment; 0 if the brain has no part in
             the T1w image then.
         after: The same with ``to_scan``.
     """
@@ -44,16 +50,16 @@ class Registration:
     after: float
 
 
-def turn_degrees(rigid: np.ndarray) -> float:
-    """The angle of a rotation."""
+def measure_rotation_deg(rigid: np.ndarray) -> float:
+    """Measure the angle of a rigid transform's rotation, degrees."""
     return float(np.degrees(np.arccos(np.clip((np.trace(rigid[:3, :3]) - 1) / 2, -1, 1))))
 
 
 def register(t1w: Volume, t1w_brain: Volume, scan: Volume, brain: Volume) -> Registration:
-    """Find how a T1-weighted image lies on a scan of the same head.
+    """Register a T1-weighted image to a scan of the same head.
 
-    The search begins at what the headers say and at the brains' middles, nodding or not; the best
-    at the coarsest resolution goes on. Where the headers are as good, they are believed.
+    The search starts from the headers and from the brains' centres, pitched or not; the best
+    at the coarsest resolution goes on. Where the headers are as good, they are kept.
 
     Args:
         t1w: On any grid.
@@ -67,50 +73,56 @@ def register(t1w: Volume, t1w_brain: Volume, scan: Volume, brain: Volume) -> Reg
     if not (t1w_brain.data.any() and brain.data.any()):
         raise ValueError("both the T1w image and the scan must show a brain; found one without")
     with _one_thread():
-        return _registered(t1w, t1w_brain, scan, brain)
+        return _register(t1w, t1w_brain, scan, brain)
 
 
-def _registered(t1w: Volume, t1w_brain: Volume, scan: Volume, brain: Volume) -> Registration:
-    middle, centre = (one.world(np.argwhere(one.data).mean(axis=0)) for one in (t1w_brain, brain))
+def _register(t1w: Volume, t1w_brain: Volume, scan: Volume, brain: Volume) -> Registration:
+    middle, centre = (
+        volume.world(np.argwhere(volume.data).mean(axis=0)) for volume in (t1w_brain, brain)
+    )
     levels = [
-        (fixed, _padded(moving))
-        for fixed, (moving, _) in zip(_levels(scan, brain), _levels(t1w, t1w_brain), strict=True)
+        (fixed, _pad(moving))
+        for fixed, (moving, _) in zip(
+            _build_pyramid(scan, brain), _build_pyramid(t1w, t1w_brain), strict=True
+        )
     ]
     coarse, fine = levels[0], levels[-1]
-    tried = [_searched(*coarse, start, centre) for start in _starts(centre, middle)]
-    best = max((one for one in tried if one), key=lambda one: one[0])[1]
+    results = [_optimize(*coarse, start, centre) for start in _list_starts(centre, middle)]
+    best = max((volume for volume in results if volume), key=lambda volume: volume[0])[1]
     for level in levels[1:]:
-        best = (_searched(*level, best, centre) or (0.0, best))[1]
-    before, after = (_compared(*fine, start, centre) for start in (np.eye(4), best))
-    if after < IMPROVED * before:
+        best = (_optimize(*level, best, centre) or (0.0, best))[1]
+    before, after = (_evaluate(*fine, start, centre) for start in (np.eye(4), best))
+    if after < MIN_IMPROVEMENT * before:
         return Registration(np.eye(4), before, before)
     return Registration(np.linalg.inv(best), before, after)
 
 
-def read_transform(path: Path) -> np.ndarray:
-    """A linear transform as ITK stores it, for images, as world mm of what moves to what stays.
+def load_transform(path: Path) -> np.ndarray:
+    """Load an ITK transform as a matrix from the moving image's world to the fixed image's.
+
+    ITK maps points of the fixed image (LPS) to the moving one; the result is the inverse, in RAS+.
 
     Args:
-        path: Text, ``.mat`` or ``.h5``; what it maps are places of the fixed image, LPS.
+        path: Text, ``.mat`` or ``.h5``.
 
     Returns:
-        (4, 4) between RAS+ places, the other way round: as `Registration.to_scan`.
+        World mm to world mm, RAS+, (4, 4): as `Registration.to_scan`.
 
     Raises:
-        ValueError: If it cannot be read, or bends.
+        ValueError: If it cannot be read, or is not linear.
     """
     import SimpleITK as sitk  # noqa: N813, PLC0415 slow to come
 
     try:
-        stored = sitk.ReadTransform(str(path))
+        transform = sitk.ReadTransform(str(path))
     except RuntimeError as error:
-        said = str(error).strip().splitlines()[-1][:120]
-        raise ValueError(f"{path}: a transform in ITK's format is expected; {said}") from error
+        message = str(error).strip().splitlines()[-1][:120]
+        raise ValueError(f"{path}: a transform in ITK's format is expected; {message}") from error
     corners = np.vstack([np.zeros(3), 100 * np.eye(3)])
-    moved = np.array([stored.TransformPoint(corner) for corner in corners.tolist()])
+    moved = np.array([transform.TransformPoint(corner) for corner in corners.tolist()])
     matrix = from_matvec((moved[1:] - moved[0]).T / 100, moved[0])
     far = np.array([70.0, -110.0, 60.0])
-    if not np.allclose(stored.TransformPoint(far.tolist()), (matrix @ [*far, 1])[:3], atol=1e-3):
+    if not np.allclose(transform.TransformPoint(far.tolist()), (matrix @ [*far, 1])[:3], atol=1e-3):
         raise ValueError(f"{path}: a linear transform is expected; found one that bends.")
     if abs(np.linalg.det(matrix[:3, :3])) < 0.1:
         raise ValueError(f"{path}: a transform must keep all three dimensions; found a flat one.")
@@ -120,7 +132,7 @@ def read_transform(path: Path) -> np.ndarray:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """ITK on one thread: sums of several come out differently each time."""
+    """Run ITK on one thread: sums of several come out differently each time."""
     import SimpleITK as sitk  # noqa: N813, PLC0415
 
     before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
@@ -134,40 +146,40 @@ def _one_thread() -> Iterator[None]:
 # A transform here is (4, 4), world mm of the scan to world mm of the T1w image, as ITK has it.
 
 
-def _starts(centre: np.ndarray, middle: np.ndarray) -> Iterator[np.ndarray]:
+def _list_starts(centre: np.ndarray, middle: np.ndarray) -> Iterator[np.ndarray]:
     yield np.eye(4)
-    for nod in NODS:
+    for nod in START_PITCHES_RAD:
         rotation = euler2mat(x=nod)
         yield from_matvec(rotation, middle - rotation @ centre)
 
 
-def _levels(volume: Volume, brain: Volume) -> Iterator[tuple[Volume, np.ndarray]]:
-    """The image, smoothed and thinned out to each of `STEPS_MM`, and where it is looked at.
+def _build_pyramid(volume: Volume, brain: Volume) -> Iterator[tuple[Volume, np.ndarray]]:
+    """Smooth and downsample an image to each of `PYRAMID_MM`, with the mask of what is compared.
 
     Of the coarsest only the brain is left, or its edge would be matched with that of the head.
     """
-    low, high = np.percentile(volume.data, OUTLIERS)
+    low, high = np.percentile(volume.data, CLIP_PERCENTILES)
     data = np.clip(volume.data, low, high).astype(np.float32)
-    for step, around in zip(STEPS_MM, AROUND_MM, strict=True):
-        seen = np.where(brain.data, data, low) if step == STEPS_MM[0] else data
+    for step, margin in zip(PYRAMID_MM, MASK_MARGINS_MM, strict=True):
+        image = np.where(brain.data, data, low) if step == PYRAMID_MM[0] else data
         stride = np.maximum(1, np.floor(step / volume.spacing + 0.01)).astype(int)
         width = np.sqrt(np.maximum(0, step**2 - volume.spacing**2)) / 2 / volume.spacing
         thin = tuple(slice(None, None, n) for n in stride)
-        smooth = ndimage.gaussian_filter(seen, width, truncate=3)[thin]
-        beyond = ndimage.distance_transform_edt(~brain.data[thin], volume.spacing * stride)
-        yield Volume(smooth, volume.affine @ np.diag([*stride, 1.0])), beyond <= around
+        smooth = ndimage.gaussian_filter(image, width, truncate=3)[thin]
+        distance = ndimage.distance_transform_edt(~brain.data[thin], volume.spacing * stride)
+        yield Volume(smooth, volume.affine @ np.diag([*stride, 1.0])), distance <= margin
 
 
-def _padded(volume: Volume) -> Volume:
-    """The image with nothing all around."""
-    more = np.ceil(BEYOND_MM / volume.spacing).astype(int)
+def _pad(volume: Volume) -> Volume:
+    """Pad an image with its lowest value all around."""
+    more = np.ceil(PADDING_MM / volume.spacing).astype(int)
     start = from_matvec(volume.affine[:3, :3], volume.world(-more))
     data = np.pad(volume.data, [(n, n) for n in more], constant_values=volume.data.min())
     return Volume(data, start)
 
 
-def _image(data: np.ndarray, affine: np.ndarray):
-    """The same for SimpleITK; it is told of RAS+ places, which is all the same to it."""
+def _to_sitk(data: np.ndarray, affine: np.ndarray):
+    """Convert to SimpleITK, in RAS+ coordinates: it does not depend on the convention."""
     import SimpleITK as sitk  # noqa: N813, PLC0415
 
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
@@ -178,15 +190,15 @@ def _image(data: np.ndarray, affine: np.ndarray):
     return image
 
 
-def _method(fixed: tuple[Volume, np.ndarray], start: np.ndarray, centre: np.ndarray):
-    """How images are compared, and the transform to begin with."""
+def _set_up(fixed: tuple[Volume, np.ndarray], start: np.ndarray, centre: np.ndarray):
+    """Set up the metric and the initial transform."""
     import SimpleITK as sitk  # noqa: N813, PLC0415
 
-    volume, near = fixed
+    volume, mask = fixed
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(BINS)
-    method.SetMetricFixedMask(_image(near.astype(np.uint8), volume.affine))
-    share = min(1.0, POINTS / max(1, int(near.sum())))
+    method.SetMetricFixedMask(_to_sitk(mask.astype(np.uint8), volume.affine))
+    share = min(1.0, MAX_SAMPLES / max(1, int(mask.sum())))
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentage(share, SEED)
     method.SetInterpolator(sitk.sitkLinear)
@@ -198,18 +210,21 @@ def _method(fixed: tuple[Volume, np.ndarray], start: np.ndarray, centre: np.ndar
     return method, transform
 
 
-def _searched(
+def _optimize(
     fixed: tuple[Volume, np.ndarray], moving: Volume, start: np.ndarray, centre: np.ndarray
 ) -> tuple[float, np.ndarray] | None:
-    """Mutual information, and the transform that has it; None without a part in common."""
-    method, transform = _method(fixed, start, centre)
+    """Optimize the transform; return mutual information and transform, None without overlap."""
+    method, transform = _set_up(fixed, start, centre)
     step = float(moving.spacing.max())
     method.SetOptimizerAsRegularStepGradientDescent(
-        learningRate=step, minStep=0.02, numberOfIterations=TRIES, gradientMagnitudeTolerance=1e-8
+        learningRate=step,
+        minStep=0.02,
+        numberOfIterations=MAX_ITERATIONS,
+        gradientMagnitudeTolerance=1e-8,
     )
     method.SetOptimizerScalesFromPhysicalShift()
     try:
-        method.Execute(*(_image(one.data, one.affine) for one in (fixed[0], moving)))
+        method.Execute(*(_to_sitk(volume.data, volume.affine) for volume in (fixed[0], moving)))
     except RuntimeError:  # all that is compared lies outside the other image
         return None
     rotation = np.array(transform.GetMatrix()).reshape(3, 3)
@@ -217,12 +232,14 @@ def _searched(
     return -method.GetMetricValue(), from_matvec(rotation, shift)
 
 
-def _compared(
+def _evaluate(
     fixed: tuple[Volume, np.ndarray], moving: Volume, start: np.ndarray, centre: np.ndarray
 ) -> float:
-    """Mutual information; 0 without a part in common."""
-    method, _ = _method(fixed, start, centre)
+    """Evaluate mutual information; 0 without overlap."""
+    method, _ = _set_up(fixed, start, centre)
     try:
-        return -method.MetricEvaluate(*(_image(one.data, one.affine) for one in (fixed[0], moving)))
+        return -method.MetricEvaluate(
+            *(_to_sitk(volume.data, volume.affine) for volume in (fixed[0], moving))
+        )
     except RuntimeError:
         return 0.0

@@ -1,4 +1,4 @@
-"""A three-dimensional image and where it lies in the world; the only room that opens images."""
+"""Three-dimensional images in world coordinates; the only module that opens images."""
 
 import gzip
 import logging
@@ -21,15 +21,19 @@ from bids_cmb.files import replacing
 # nibabel says on stderr what it mends in a header; `load` says it in a sentence, or refuses.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 
-FEWEST_SLICES = 3
-SHEAR_LIMIT = 0.05  # cosine between two voxel axes, 2.9 degrees: beyond it a header is not believed
-SIZE_LIMIT = 0.01  # share by which the voxel sizes of an affine and of the header may differ
-DISAGREEMENT_LIMIT = 0.5  # voxels, at the corner where sform and qform lie furthest apart
+MIN_SLICES = 3
+MAX_SHEAR_COSINE = (
+    0.05  # cosine between two voxel axes, 2.9 degrees: beyond it a header is not believed
+)
+MAX_SIZE_DIFFERENCE = (
+    0.01  # share by which the voxel sizes of an affine and of the header may differ
+)
+MAX_DISAGREEMENT_VOXELS = 0.5  # voxels, at the corner where sform and qform lie furthest apart
 UNITS_MM = {"meter": 1000.0, "micron": 0.001}  # of lengths in a header; all others are mm
-VOXEL_MM = (0.01, 50.0)  # sizes that a voxel of a head can have
-MOST_VOXELS = 2**30  # 4 GB as float32; a head in voxels of 0.2 mm has 0.7 of it
-LARGEST_VALUE = 1e15  # what is beyond is no measurement, and its square no float32
-DEFLATE_RATIO = 1032  # no gzipped file unpacks to more than this times its size
+VOXEL_SIZE_RANGE_MM = (0.01, 50.0)  # sizes that a voxel of a head can have
+MAX_VOXELS = 2**30  # 4 GB as float32; a head in voxels of 0.2 mm has 0.7 of it
+MAX_ABSOLUTE_VALUE = 1e15  # what is beyond is no measurement, and its square no float32
+MAX_DEFLATE_RATIO = 1032  # no gzipped file unpacks to more than this times its size
 UNREADABLE = (  # what nibabel raises over broken files
     ImageFileError,
     HeaderDataError,
@@ -74,11 +78,11 @@ class Volume:
         return int(np.flatnonzero(self.spacing >= self.spacing.max() * 0.999)[-1])
 
     def world(self, index: np.ndarray) -> np.ndarray:
-        """World position in mm of voxel ``index``, both shape (N, 3) or (3,)."""
+        """Convert voxel ``index`` to world mm, both (N, 3) or (3,)."""
         return apply_affine(self.affine, index)
 
     def index(self, world: np.ndarray) -> np.ndarray:
-        """Voxel index, not rounded, of the position ``world`` in mm, both (N, 3) or (3,)."""
+        """Convert world mm to a voxel index, not rounded, both (N, 3) or (3,)."""
         return apply_affine(np.linalg.inv(self.affine), world)
 
     def shares_grid(self, other: "Volume", *, tolerance: float = 1e-3) -> bool:
@@ -87,13 +91,13 @@ class Volume:
 
 
 @dataclass(frozen=True)
-class Intake:
-    """What was noticed while an image was opened.
+class LoadReport:
+    """What was noticed while an image was loaded.
 
     Attributes:
         affine_source: ``sform`` or ``qform``.
         nonfinite_voxels: NaN, infinite and absurdly large voxels, which were replaced.
-        notes: A sentence for each thing that was mended or preferred; empty when all was well.
+        notes: A sentence for each thing that was corrected or preferred; empty when all was well.
         header_mended: Whether one of them is about the header.
     """
 
@@ -103,8 +107,8 @@ class Intake:
     header_mended: bool = False
 
 
-def load(path: Path) -> tuple[Volume, Intake]:
-    """Open a NIfTI image, or say in one sentence why it cannot be used.
+def load(path: Path) -> tuple[Volume, LoadReport]:
+    """Load a NIfTI image, or say in one sentence why it cannot be used.
 
     Args:
         path: A ``.nii`` or ``.nii.gz`` file with one volume.
@@ -113,24 +117,24 @@ def load(path: Path) -> tuple[Volume, Intake]:
         volume: float32, scaled as the header says, every voxel finite, on the grid of the file, mm
             whatever unit the header has. Voxels without a number that others surround take the
             value of the nearest other voxel, lest they look like lesions; the rest of them are 0.
-        intake: What had to be mended or preferred.
+        report: What was corrected or preferred.
 
     Raises:
         ValueError: If the file is no NIfTI image, ends early, has several volumes, fewer than
-            three slices, more than `MOST_VOXELS`, complex or coloured voxels, one value only,
+            three slices, more than `MAX_VOXELS`, complex or coloured voxels, one value only,
             sizes that no voxel of a head has, or an affine that is absent, singular or sheared.
             The sentence names the file, the rule and what was found.
         OSError: If the file cannot be read at all.
     """
     image, header = _open(path)
-    shape = _three_dimensional(path, image.shape)
-    affine, affine_source, notes = _affine(path, header, shape)
-    data = _read(path, image).reshape(shape)
+    shape = _check_shape(path, image.shape)
+    affine, affine_source, notes = _choose_affine(path, header, shape)
+    data = _read_voxels(path, image).reshape(shape)
 
     header_mended, nonfinite, lost = bool(notes), 0, ""
     low, high = data.min(), data.max()
-    if not (low >= -LARGEST_VALUE and high <= LARGEST_VALUE):  # also NaN
-        nonfinite, kind, became = _mend(data, voxel_sizes(affine))
+    if not (low >= -MAX_ABSOLUTE_VALUE and high <= MAX_ABSOLUTE_VALUE):  # also NaN
+        nonfinite, kind, became = _correct_invalid(data, voxel_sizes(affine))
         notes.append(f"{path.name}: {nonfinite} voxels are {kind}; {became}.")
         lost = f" ({nonfinite} were {kind})"
         low, high = data.min(), data.max()
@@ -138,32 +142,32 @@ def load(path: Path) -> tuple[Volume, Intake]:
         raise ValueError(
             f"{path}: an image needs voxels that differ; found {low:g} in every one of them{lost}."
         )
-    return Volume(data, affine), Intake(affine_source, nonfinite, tuple(notes), header_mended)
+    return Volume(data, affine), LoadReport(affine_source, nonfinite, tuple(notes), header_mended)
 
 
-def _mend(data: np.ndarray, spacing: np.ndarray) -> tuple[int, str, str]:
-    """Replace voxels without a number in place: how many, of which kind, and by what."""
-    wrong = ~(np.abs(data) <= LARGEST_VALUE)
-    count, huge = int(wrong.sum()), np.isfinite(data[wrong]).any()
-    kind = f"NaN, infinite or beyond {LARGEST_VALUE:g}" if huge else "NaN or infinite"
-    filled = _replace(data, wrong, spacing)
+def _correct_invalid(data: np.ndarray, spacing: np.ndarray) -> tuple[int, str, str]:
+    """Replace voxels without a number in place; return how many, of which kind, and by what."""
+    invalid = ~(np.abs(data) <= MAX_ABSOLUTE_VALUE)
+    count, huge = int(invalid.sum()), np.isfinite(data[invalid]).any()
+    kind = f"NaN, infinite or beyond {MAX_ABSOLUTE_VALUE:g}" if huge else "NaN or infinite"
+    filled = _fill_invalid(data, invalid, spacing)
     parts = [f"{count - filled} became 0"] if count > filled else []
     parts += [f"{filled} took the value of the nearest other voxel"] if filled else []
     return count, kind, ", ".join(parts)
 
 
-def _replace(data: np.ndarray, wrong: np.ndarray, spacing: np.ndarray) -> int:
+def _fill_invalid(data: np.ndarray, invalid: np.ndarray, spacing: np.ndarray) -> int:
     """Replace voxels in place: by the nearest other where others surround them, else by 0.
 
     Args:
         data: The image, (X, Y, Z).
-        wrong: Which voxels to replace, likewise.
+        invalid: Which voxels to replace, likewise.
         spacing: Voxel size in mm along each axis.
 
     Returns:
         How many have the value of another.
     """
-    pieces, _ = ndimage.label(wrong, np.ones((3, 3, 3)))
+    pieces, _ = ndimage.label(invalid, np.ones((3, 3, 3)))
     faces = [np.moveaxis(pieces, axis, 0)[end] for axis in range(3) for end in (0, -1)]
     outside = set(np.unique(np.concatenate([face.ravel() for face in faces]))) - {0}
     data[np.isin(pieces, list(outside))] = 0
@@ -171,18 +175,18 @@ def _replace(data: np.ndarray, wrong: np.ndarray, spacing: np.ndarray) -> int:
     for piece, box in enumerate(ndimage.find_objects(pieces), start=1):
         if piece in outside:
             continue
-        around = tuple(slice(side.start - 1, side.stop + 1) for side in box)
+        surround = tuple(slice(side.start - 1, side.stop + 1) for side in box)
         nearest = ndimage.distance_transform_edt(
-            wrong[around], sampling=spacing, return_distances=False, return_indices=True
+            invalid[surround], sampling=spacing, return_distances=False, return_indices=True
         )
-        hole = pieces[around] == piece
-        data[around][hole] = data[around][tuple(nearest)][hole]
+        hole = pieces[surround] == piece
+        data[surround][hole] = data[surround][tuple(nearest)][hole]
         filled += int(hole.sum())
     return filled
 
 
 def load_labels(path: Path) -> Volume:
-    """Open a mask or label map; unlike a scan it may hold one value only: a mask of nothing.
+    """Load a mask or label map; unlike a scan it may hold one value only: an empty mask.
 
     Args:
         path: A ``.nii`` or ``.nii.gz`` file with one volume, or FreeSurfer's ``.mgz`` or ``.mgh``.
@@ -196,17 +200,17 @@ def load_labels(path: Path) -> Volume:
     """
     if path.suffix in (".mgz", ".mgh"):
         image, affine = _open_freesurfer(path)
-        shape = _three_dimensional(path, image.shape)
+        shape = _check_shape(path, image.shape)
     else:
         image, header = _open(path)
-        shape = _three_dimensional(path, image.shape)
-        affine, _, _ = _affine(path, header, shape)
-    data = _read(path, image).reshape(shape)
+        shape = _check_shape(path, image.shape)
+        affine, _, _ = _choose_affine(path, header, shape)
+    data = _read_voxels(path, image).reshape(shape)
     return Volume(np.where(np.isfinite(data), data, np.float32(0)), affine)
 
 
 def _open(path: Path) -> tuple[nib.Nifti1Image, nib.Nifti1Header]:
-    """The image, its voxels not yet read, and its header exactly as it stands in the file."""
+    """Open an image, its voxels not yet read, with its header exactly as it stands in the file."""
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: a NIfTI image was expected; found an empty file (0 bytes).")
     try:
@@ -219,14 +223,14 @@ def _open(path: Path) -> tuple[nib.Nifti1Image, nib.Nifti1Header]:
     except UNREADABLE as error:
         raise ValueError(
             f"{path}: a NIfTI image was expected; its header cannot be read "
-            f"({_brief(path, error)})."
+            f"({_shorten_error(path, error)})."
         ) from error
     kind = type(image).__name__.removesuffix("Image")
     raise ValueError(f"{path}: a NIfTI image was expected; found {kind}.")
 
 
 def _open_freesurfer(path: Path) -> tuple[nib.MGHImage, np.ndarray]:
-    """The image, its voxels not yet read, and its affine, which must be one."""
+    """Open an image, its voxels not yet read, with its affine, which must be one."""
     try:
         image = nib.MGHImage.from_filename(path)
     except PermissionError:
@@ -234,97 +238,104 @@ def _open_freesurfer(path: Path) -> tuple[nib.MGHImage, np.ndarray]:
     except (*UNREADABLE, TypeError) as error:
         raise ValueError(
             f"{path}: a FreeSurfer image was expected; its header cannot be read "
-            f"({_brief(path, error)})."
+            f"({_shorten_error(path, error)})."
         ) from error
     affine = np.asarray(image.affine, float)
-    if fault := _fault(affine):
+    if fault := _find_fault(affine):
         raise ValueError(
             f"{path}: the affine must give three axes at right angles to each other; it {fault}."
         )
     return image, affine
 
 
-def _three_dimensional(path: Path, stored: tuple[int, ...]) -> tuple[int, int, int]:
+def _check_shape(path: Path, stored: tuple[int, ...]) -> tuple[int, int, int]:
     shape = stored[:3] + tuple(n for n in stored[3:] if n != 1)
-    said = _times(stored)
+    found_shape = _format_sizes(stored)
     if len(shape) > 3:
         raise ValueError(
             f"{path}: one volume per file is expected; found {int(np.prod(shape[3:]))} "
-            f"({said} voxels). Split the file, one echo or repetition each."
+            f"({found_shape} voxels). Split the file, one echo or repetition each."
         )
-    if len(shape) < 3 or min(shape) < FEWEST_SLICES:
+    if len(shape) < 3 or min(shape) < MIN_SLICES:
         raise ValueError(
-            f"{path}: a three-dimensional image of at least {FEWEST_SLICES} slices is expected; "
-            f"found {said} voxels."
+            f"{path}: a three-dimensional image of at least {MIN_SLICES} slices is expected; "
+            f"found {found_shape} voxels."
         )
     return shape
 
 
-def _affine(
+def _choose_affine(
     path: Path, header: nib.Nifti1Header, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, str, list[str]]:
-    """The sform if it is coded and sound, else the qform, in mm; with what is odd about them."""
-    sizes = _voxel_sizes(path, header)
-    scale, odd = _millimetres(header, sizes)
+    """Choose the sform if it is coded and sound, else the qform, in mm; note what is odd."""
+    sizes = _read_voxel_sizes(path, header)
+    scale, unit_notes = _find_unit_scale(header, sizes)
     sizes = scale * sizes
     to_mm = np.diag([scale, scale, scale, 1.0])
-    coded = {source: to_mm @ form for source, form in _coded(path, header).items()}
-    faults = {source: fault for source, form in coded.items() if (fault := _fault(form))}
+    coded = {source: to_mm @ form for source, form in _list_coded_affines(path, header).items()}
+    faults = {source: fault for source, form in coded.items() if (fault := _find_fault(form))}
     sound = [source for source in coded if source not in faults]
     if not sound:
-        found = " and ".join(f"the {source} {fault}" for source, fault in faults.items())
+        faults_text = " and ".join(f"the {source} {fault}" for source, fault in faults.items())
         raise ValueError(
-            f"{path}: the affine must give three axes at right angles to each other; {found}."
+            f"{path}: the affine must give three axes at right angles to each other; {faults_text}."
         )
     source = sound[0]
     notes = [f"the {other} {fault}" for other, fault in faults.items()]
-    own = voxel_sizes(coded[source])
-    if not _plausible(own):
+    spacing = voxel_sizes(coded[source])
+    if not _is_plausible(spacing):
         raise ValueError(
-            f"{path}: voxels must measure {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm; found "
-            f"{_times(own)} mm in the {source}."
+            f"{path}: voxels must measure {VOXEL_SIZE_RANGE_MM[0]:g} to "
+            f"{VOXEL_SIZE_RANGE_MM[1]:g} mm; found {_format_sizes(spacing)} mm in the {source}."
         )
-    if not np.allclose(own, sizes, rtol=SIZE_LIMIT):
-        notes.append(f"voxels are {_times(own)} mm in the {source}, {_times(sizes)} mm in pixdim")
-    if len(sound) == 2 and (apart := _apart(coded, shape)) > DISAGREEMENT_LIMIT * own.min():
-        notes.append(f"sform and qform lie up to {apart:.1f} mm apart")
+    if not np.allclose(spacing, sizes, rtol=MAX_SIZE_DIFFERENCE):
+        notes.append(
+            f"voxels are {_format_sizes(spacing)} mm in the {source}, "
+            f"{_format_sizes(sizes)} mm in pixdim"
+        )
+    if (
+        len(sound) == 2
+        and (distance := _max_corner_distance(coded, shape))
+        > MAX_DISAGREEMENT_VOXELS * spacing.min()
+    ):
+        notes.append(f"sform and qform lie up to {distance:.1f} mm apart")
     notes = [f"{note}; the {source} was used" for note in notes]
-    return coded[source], source, [f"{path.name}: {note}." for note in odd + notes]
+    return coded[source], source, [f"{path.name}: {note}." for note in unit_notes + notes]
 
 
-def _millimetres(header: nib.Nifti1Header, sizes: np.ndarray) -> tuple[float, list[str]]:
-    """How many mm the unit of length of a header has; and what is odd about it."""
+def _find_unit_scale(header: nib.Nifti1Header, sizes: np.ndarray) -> tuple[float, list[str]]:
+    """Find how many mm the unit of length of a header has; note what is odd about it."""
     try:
         unit = header.get_xyzt_units()[0]
     except KeyError:  # a code that NIfTI does not know
         return 1.0, []
     scale = UNITS_MM.get(unit, 1.0)
-    if scale == 1 or _plausible(scale * sizes) or not _plausible(sizes):
+    if scale == 1 or _is_plausible(scale * sizes) or not _is_plausible(sizes):
         return scale, []
-    return 1.0, [f"voxels of {_times(sizes)} {unit}s are not plausible; read as mm"]
+    return 1.0, [f"voxels of {_format_sizes(sizes)} {unit}s are not plausible; read as mm"]
 
 
-def _plausible(sizes: np.ndarray) -> bool:
-    """Whether a voxel of a head can have these sizes, mm."""
-    return bool((sizes >= VOXEL_MM[0]).all() and (sizes <= VOXEL_MM[1]).all())
+def _is_plausible(sizes: np.ndarray) -> bool:
+    """Check whether a voxel of a head can have these sizes, mm."""
+    return bool((sizes >= VOXEL_SIZE_RANGE_MM[0]).all() and (sizes <= VOXEL_SIZE_RANGE_MM[1]).all())
 
 
-def _voxel_sizes(path: Path, header: nib.Nifti1Header) -> np.ndarray:
+def _read_voxel_sizes(path: Path, header: nib.Nifti1Header) -> np.ndarray:
     sizes = header["pixdim"][1:4].astype(float)
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
         raise ValueError(
-            f"{path}: voxel sizes must be above 0 mm; the header says {_times(sizes)} mm."
+            f"{path}: voxel sizes must be above 0 mm; the header says {_format_sizes(sizes)} mm."
         )
     return sizes
 
 
-def _coded(path: Path, header: nib.Nifti1Header) -> dict[str, np.ndarray]:
-    """The affines that the header vouches for, the sform first."""
+def _list_coded_affines(path: Path, header: nib.Nifti1Header) -> dict[str, np.ndarray]:
+    """List the affines that the header vouches for, the sform first."""
     coded = {}
     if header["sform_code"] > 0:
         coded["sform"] = header.get_sform().astype(float)
     if header["qform_code"] > 0:
-        coded["qform"] = _qform(header)
+        coded["qform"] = _read_qform(header)
     if not coded:
         raise ValueError(
             f"{path}: sform or qform must be coded, else left and right cannot be told apart; "
@@ -333,7 +344,7 @@ def _coded(path: Path, header: nib.Nifti1Header) -> dict[str, np.ndarray]:
     return coded
 
 
-def _qform(header: nib.Nifti1Header) -> np.ndarray:
+def _read_qform(header: nib.Nifti1Header) -> np.ndarray:
     if header["pixdim"][0] not in (-1, 1):
         header["pixdim"][0] = 1  # what NIfTI says 0 means, and many write
     try:
@@ -342,15 +353,15 @@ def _qform(header: nib.Nifti1Header) -> np.ndarray:
         return np.full((4, 4), np.nan)
 
 
-def _apart(coded: dict[str, np.ndarray], shape: tuple[int, int, int]) -> float:
-    """Distance in mm between sform and qform at the corner of the image where they differ most."""
+def _max_corner_distance(coded: dict[str, np.ndarray], shape: tuple[int, int, int]) -> float:
+    """Measure the distance in mm between sform and qform where corners differ most."""
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1).T
-    apart = apply_affine(coded["sform"], corners) - apply_affine(coded["qform"], corners)
-    return float(np.linalg.norm(apart, axis=1).max())
+    offsets = apply_affine(coded["sform"], corners) - apply_affine(coded["qform"], corners)
+    return float(np.linalg.norm(offsets, axis=1).max())
 
 
-def _fault(affine: np.ndarray) -> str:
-    """What makes an affine unusable, as the end of a sentence; empty if nothing does."""
+def _find_fault(affine: np.ndarray) -> str:
+    """Find what makes an affine unusable, as the end of a sentence; empty if nothing does."""
     if not np.isfinite(affine).all():
         return "has entries that are no numbers"
     axes = affine[:3, :3]
@@ -358,21 +369,21 @@ def _fault(affine: np.ndarray) -> str:
     if sizes.min() <= 0 or abs(np.linalg.det(axes / sizes)) < 1e-3:
         return "is singular"
     cosines = np.abs((axes / sizes).T @ (axes / sizes) - np.eye(3))
-    if cosines.max() > SHEAR_LIMIT:
+    if cosines.max() > MAX_SHEAR_COSINE:
         angle = np.degrees(np.arccos(cosines.max()))
         return f"is sheared (two axes meet at {angle:.1f} degrees)"
     return ""
 
 
-def _read(path: Path, image: nib.Nifti1Image) -> np.ndarray:
+def _read_voxels(path: Path, image: nib.Nifti1Image) -> np.ndarray:
     kind = image.get_data_dtype()
     if kind.fields or kind.kind not in "iuf":
-        found = "colours" if kind.fields else kind
-        raise ValueError(f"{path}: real voxel values are expected; found {found}.")
-    size = _times(image.shape)
-    if (voxels := math.prod(image.shape)) > MOST_VOXELS:
+        kind_name = "colours" if kind.fields else kind
+        raise ValueError(f"{path}: real voxel values are expected; found {kind_name}.")
+    size = _format_sizes(image.shape)
+    if (voxels := math.prod(image.shape)) > MAX_VOXELS:
         raise ValueError(
-            f"{path}: an image of at most {MOST_VOXELS:,} voxels is expected; the header announces "
+            f"{path}: an image of at most {MAX_VOXELS:,} voxels is expected; the header announces "
             f"{voxels:,} ({size})."
         )
     start = int(image.dataobj.offset)
@@ -385,7 +396,7 @@ def _read(path: Path, image: nib.Nifti1Image) -> np.ndarray:
     except UNREADABLE as error:
         raise ValueError(
             f"{path}: the file must hold all voxels that its header announces; "
-            f"it is truncated or damaged ({_brief(path, error)})."
+            f"it is truncated or damaged ({_shorten_error(path, error)})."
         ) from error
 
 
@@ -396,17 +407,17 @@ def _check_length(path: Path, what: str, start: int, end: int) -> None:
     """
     held, at_most = path.stat().st_size, ""
     if path.suffix in (".gz", ".mgz"):
-        if end > DEFLATE_RATIO * held:
-            held, at_most = DEFLATE_RATIO * held, "at most "
+        if end > MAX_DEFLATE_RATIO * held:
+            held, at_most = MAX_DEFLATE_RATIO * held, "at most "
         else:
-            held = _unpacked_size(path)
+            held = _measure_unpacked_size(path)
     if held < end:
         raise ValueError(
             f"{what} need the bytes {start:,} to {end:,}, the file has {at_most}{held:,}"
         )
 
 
-def _unpacked_size(path: Path) -> int:
+def _measure_unpacked_size(path: Path) -> int:
     size = 0
     try:
         with gzip.open(path) as packed:
@@ -419,14 +430,14 @@ def _unpacked_size(path: Path) -> int:
     return size
 
 
-def _times(sizes: Iterable[float]) -> str:
+def _format_sizes(sizes: Iterable[float]) -> str:
     return " × ".join(f"{size:g}" for size in sizes)
 
 
-def _brief(path: Path, error: Exception) -> str:
-    """The first line of an error, without the folders that the sentence has already named."""
-    said = str(error).strip().split("\n")[0].rstrip(".").replace(str(path), path.name)
-    return said[:120] or type(error).__name__
+def _shorten_error(path: Path, error: Exception) -> str:
+    """Shorten an error to its first line, without folders that the sentence has named."""
+    message = str(error).strip().split("\n")[0].rstrip(".").replace(str(path), path.name)
+    return message[:120] or type(error).__name__
 
 
 def save(volume: Volume, path: Path, *, dtype: type = np.float32) -> None:
@@ -453,14 +464,14 @@ def save(volume: Volume, path: Path, *, dtype: type = np.float32) -> None:
 def resample(
     volume: Volume, affine: np.ndarray, shape: tuple[int, int, int], *, order: int = 1
 ) -> Volume:
-    """Look a volume up on another grid; 0 where that grid leaves it.
+    """Resample a volume to another grid; 0 where that grid leaves it.
 
     At the edge, order 0 reaches to the end of the outermost voxels, order 1 fades to 0 within one
     voxel, order 3 stops at the outermost centres.
 
     Args:
-        volume: What to look up.
-        affine: Of the new grid, voxel index to world mm, shape (4, 4).
+        volume: What to resample.
+        affine: Of the new grid, voxel index to world mm, (4, 4).
         shape: Of the new grid.
         order: Of the spline: 0 nearest voxel, 1 linear, 3 cubic.
 
@@ -480,30 +491,30 @@ def resample(
     return Volume(moved.astype(volume.data.dtype if order == 0 else np.float32), affine)
 
 
-def boxed(volume: Volume, first: np.ndarray, end: np.ndarray) -> Volume:
-    """The voxels from one, each shape (3,), to before another; not copied."""
+def crop(volume: Volume, first: np.ndarray, end: np.ndarray) -> Volume:
+    """Crop to the voxels from ``first`` to before ``end``, each (3,); not copied."""
     affine = volume.affine @ from_matvec(np.eye(3), first)
     return Volume(volume.data[tuple(map(slice, first, end))], affine)
 
 
-def labels_like(labels: Volume, like: Volume) -> np.ndarray:
-    """Labels on the grid of ``like``, (X, Y, Z), each labelled voxel in the nearest one there.
+def transfer_labels(labels: Volume, like: Volume) -> np.ndarray:
+    """Transfer labels to the grid of ``like``, (X, Y, Z), each labelled voxel to the nearest one.
 
     None is lost where that grid is coarser; where it is finer there are holes.
     """
     order = "F" if labels.data.flags.f_contiguous else "C"
     flat = labels.data.ravel(order)
-    there = np.flatnonzero(flat > 0)
-    voxels = np.stack(np.unravel_index(there, labels.shape, order), axis=1)
-    at = np.rint(like.index(labels.world(voxels))).astype(int)
-    inside = ((at >= 0) & (at < like.shape)).all(axis=1)
-    found = np.zeros(like.shape, np.int32)
-    found[tuple(at[inside].T)] = np.rint(flat[there[inside]])
-    return found
+    labelled = np.flatnonzero(flat > 0)
+    voxels = np.stack(np.unravel_index(labelled, labels.shape, order), axis=1)
+    index = np.rint(like.index(labels.world(voxels))).astype(int)
+    inside = ((index >= 0) & (index < like.shape)).all(axis=1)
+    transferred = np.zeros(like.shape, np.int32)
+    transferred[tuple(index[inside].T)] = np.rint(flat[labelled[inside]])
+    return transferred
 
 
 def resample_like(volume: Volume, like: Volume, *, order: int = 1) -> Volume:
-    """Look ``volume`` up on the grid of ``like``; untouched if they share it."""
+    """Resample ``volume`` to the grid of ``like``; untouched if they share it."""
     if volume.shares_grid(like, tolerance=1e-4):
         return volume
     return resample(volume, like.affine, like.shape, order=order)

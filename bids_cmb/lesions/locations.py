@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from bids_cmb.anatomy.atlases import Atlases, parcel_at
-from bids_cmb.anatomy.region_map import Region, locate
-from bids_cmb.anatomy.segmentation import Anatomy, Place, places
+from bids_cmb.anatomy.atlases import Atlases, find_parcel
+from bids_cmb.anatomy.region_map import MarsRegion, locate_region
+from bids_cmb.anatomy.segmentation import AnatomicalLocation, Anatomy, locate_structures
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import Lesion
 
@@ -24,7 +24,7 @@ def locate_lesions(
     Args:
         lesions: As `lesions.measure.find_lesions` gives them.
         anatomy: Of the head.
-        regions: Of MARS, on the grid of the anatomy, as `anatomy.region_map.region_map` gives them.
+        regions: Of MARS, on the grid of the anatomy, from `anatomy.region_map.build_region_map`.
         classes: Of the anatomy network's card.
         atlases: That name parcels.
         exclude_flags: Flags that exclude a lesion from the counts; ``csf`` is known only now.
@@ -34,20 +34,20 @@ def locate_lesions(
     """
     lesions = list(lesions)
     centres = [lesion.centre for lesion in lesions]
-    nearby = [locate(regions, centre, anatomy.midline) for centre in centres]
+    nearby = [locate_region(regions, centre, anatomy.midline) for centre in centres]
     located = []
     for lesion, place, region in zip(
-        lesions, places(anatomy, centres, classes), nearby, strict=True
+        lesions, locate_structures(anatomy, centres, classes), nearby, strict=True
     ):
-        parcel = parcel_at(place.mni, region.territory, region.name, atlases)
+        parcel = find_parcel(place.mni, region.territory, region.name, atlases)
         located.append(replace(_with_location(lesion, place, region, exclude_flags), parcel=parcel))
     return located
 
 
 def _with_location(
-    lesion: Lesion, place: Place, region: Region, exclude_flags: Sequence[str]
+    lesion: Lesion, place: AnatomicalLocation, region: MarsRegion, exclude_flags: Sequence[str]
 ) -> Lesion:
-    flags = lesion.flags if region.away == 0 else (*lesion.flags, "csf")
+    flags = lesion.flags if region.distance_mm == 0 else (*lesion.flags, "csf")
     return replace(
         lesion,
         flags=flags,
@@ -58,6 +58,6 @@ def _with_location(
         territory=region.territory,
         mars=region.name,
         nearest_other_mars=region.next_name,
-        nearest_other_mars_mm=region.next_away,
+        nearest_other_mars_mm=region.next_distance_mm,
         left=region.left,
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from bids_cmb.anatomy.mars import names, pattern
+from bids_cmb.anatomy.mars import classify_pattern, list_regions
 from bids_cmb.bids.tables import LESION, rounded
 from bids_cmb.lesions.measure import Lesion
 
@@ -95,14 +95,14 @@ def mars_columns() -> list[tuple[str, str, bool]]:
     """The columns that count by region and side: (column, region, whether left)."""
     return [
         (f"n_{name.replace(' ', '_')}_{side}", name, side == "left")
-        for name in names()
+        for name in list_regions()
         for side in ("left", "right")
     ]
 
 
 def _in_region(counted: Sequence[Lesion], region: str, *, left: bool) -> int | None:
     """How many lie there; None where nobody looked, and for lobes where some lobe is not known."""
-    lobar = region in names("lobar")
+    lobar = region in list_regions("lobar")
     unknown = any(
         lesion.left is None or (lobar and lesion.territory == "lobar" and lesion.mars is None)
         for lesion in counted
@@ -116,7 +116,7 @@ def _pattern(counted: Sequence[Lesion]) -> str | None:
     territories = {name: _in_territory(counted, name) for name in TERRITORIES}
     if None in territories.values():
         return None
-    return pattern(territories, sum(lesion.mars == "cerebellum" for lesion in counted))
+    return classify_pattern(territories, sum(lesion.mars == "cerebellum" for lesion in counted))
 
 
 def _at_least_two(count: int | None) -> str | None:

@@ -4,12 +4,14 @@ import numpy as np
 
 
 def intraclass_correlation(ratings: np.ndarray) -> float:
-    """ICC(2,1): two-way random effects, absolute agreement, single rating. Higher is better.
+    """Compute ICC(2,1): two-way random effects, absolute agreement, single rating.
 
-    1 is perfect agreement. A rater who always counts two more lowers it, unlike a correlation.
+    (BMS - EMS) / (BMS + (k - 1) EMS + k (JMS - EMS) / n), with mean squares between scans, between
+    raters and of the residual. 1 is perfect agreement. A rater who always counts two more lowers
+    it, unlike a correlation.
 
     Args:
-        ratings: A row for each scan, a column for each rater, shape (N, K).
+        ratings: A row for each scan, a column for each rater, (N, K).
 
     Returns:
         NaN with fewer than two scans or if all ratings are the same.
@@ -31,10 +33,10 @@ def intraclass_correlation(ratings: np.ndarray) -> float:
 
 
 def weighted_kappa(first: np.ndarray, second: np.ndarray, *, classes: int) -> float:
-    """Cohen's kappa with quadratic weights: a class too far counts 1, two too far 4.
+    """Compute Cohen's kappa with quadratic weights: a class too far counts 1, two too far 4.
 
     Args:
-        first: Class of every scan by one rater, from 0, shape (N,).
+        first: Class of every scan by one rater, from 0, (N,).
         second: The same by the other.
         classes: How many there are.
 

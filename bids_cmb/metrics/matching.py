@@ -1,11 +1,11 @@
-"""Matching: which found lesions are which true ones, by three rules.
+"""Matching of detected to true lesions, by three rules.
 
 A rule reads a table of every found lesion (rows) against every true one (columns): the distance
 between their centres in mm, or for `match_overlap` the volume in mm³ that they share.
 
-Every rule matches against all true lesions alike, the sure and the unsure. What falls to an unsure
-one (marked possible, or not visible on the image) is set aside afterwards: no hit and no false
-alarm, and an unsure lesion that nothing found is no miss. So what lies on a possible microbleed
+Every rule matches against all true lesions alike, certain and uncertain. What falls to an uncertain
+one (marked possible, or not visible on the image) is ignored afterwards: no hit and no false
+alarm, and an uncertain lesion that nothing found is no miss. So what lies on a possible microbleed
 never counts as a hit on a definite one beside it.
 """
 
@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-REACH = 5.0  # mm within which found and true are the same lesion
-ROUNDING = 1e-4  # mm: distances no further apart are equal, on an oblique grid as on a straight one
+MAX_DISTANCE_MM = 5.0  # mm within which found and true are the same lesion
+ROUNDING_MM = (
+    1e-4  # mm: distances no further apart are equal, on an oblique grid as on a straight one
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,25 +26,24 @@ class Match:
     """Which found lesions are hits and which true ones were found.
 
     Attributes:
-        partner: For every found lesion its true one, or -1 for none, shape (F,).
-        missed: For every true lesion whether no found one took it, shape (T,); never of unsure
-            ones.
-        hits: True positives as the rule counts them, of the sure true lesions.
-        aside: Found lesions that are neither hit nor false alarm: their partner is a true lesion
-            that a reader could not be sure of, shape (F,).
+        partner: For every found lesion its true one, or -1 for none, (F,).
+        missed: For every true lesion whether no found one took it, (T,); never of uncertain ones.
+        hits: True positives as the rule counts them, of the certain true lesions.
+        ignored: Found lesions that are neither hit nor false alarm: their partner is an uncertain
+            true lesion, (F,).
     """
 
     partner: np.ndarray
     missed: np.ndarray
     hits: int
-    aside: np.ndarray
+    ignored: np.ndarray
 
 
 Rule = Callable[[np.ndarray, np.ndarray | None], Match]
 
 
 def match_valdo(
-    distance: np.ndarray, unsure: np.ndarray | None = None, *, reach: float = REACH
+    distance: np.ndarray, uncertain: np.ndarray | None = None, *, reach: float = MAX_DISTANCE_MM
 ) -> Match:
     """Pair found and true lesions by the rule of the VALDO challenge.
 
@@ -54,47 +55,47 @@ def match_valdo(
 
     Args:
         distance: Between centres, mm, shape (F, T).
-        unsure: True lesions to set aside with what is matched to them, shape (T,); None for none.
+        uncertain: True lesions to ignore with what is matched to them, shape (T,); or None.
         reach: mm.
 
     Source:
         Sudre et al. 2024, doi:10.1016/j.media.2023.103029; github.com/WhereIsValdo/valdo-eval-2021.
     """
-    partner, hits = _nothing(distance)
+    partner, hits = _start_empty(distance)
     if distance.size:
         near = distance.min(axis=1)
-        picked = (distance <= near[:, None] + ROUNDING).argmax(axis=1)
-        eligible = near < reach - ROUNDING
+        picked = (distance <= near[:, None] + ROUNDING_MM).argmax(axis=1)
+        eligible = near < reach - ROUNDING_MM
         for k in np.unique(picked[eligible]):
             rivals = np.flatnonzero((picked == k) & eligible)
-            nearest = rivals[near[rivals] <= near[rivals].min() + ROUNDING]
+            nearest = rivals[near[rivals] <= near[rivals].min() + ROUNDING_MM]
             partner[nearest] = k
             hits[k] = len(nearest)
-    return _matched(partner, hits, unsure)
+    return _make_match(partner, hits, uncertain)
 
 
 def match_one_to_one(
-    distance: np.ndarray, unsure: np.ndarray | None = None, *, reach: float = REACH
+    distance: np.ndarray, uncertain: np.ndarray | None = None, *, reach: float = MAX_DISTANCE_MM
 ) -> Match:
     """Pair as many found and true lesions as can be, then those nearest to each other.
 
     Args:
         distance: Between centres, mm, shape (F, T).
-        unsure: True lesions to set aside with what is matched to them, shape (T,); None for none.
+        uncertain: True lesions to ignore with what is matched to them, shape (T,); or None.
         reach: mm; pairs may be up to that far apart.
     """
-    partner, hits = _nothing(distance)
+    partner, hits = _start_empty(distance)
     if distance.size:
         # One pair too far apart costs more than all near ones together: none of those is given up.
-        near, too_far = distance <= reach + ROUNDING, reach * (min(distance.shape) + 1)
+        near, too_far = distance <= reach + ROUNDING_MM, reach * (min(distance.shape) + 1)
         rows, columns = linear_sum_assignment(np.where(near, distance, too_far))
         paired = near[rows, columns]
         partner[rows[paired]] = columns[paired]
         hits[columns[paired]] = 1
-    return _matched(partner, hits, unsure)
+    return _make_match(partner, hits, uncertain)
 
 
-def match_overlap(shared: np.ndarray, unsure: np.ndarray | None = None) -> Match:
+def match_overlap(shared: np.ndarray, uncertain: np.ndarray | None = None) -> Match:
     """Pair lesions that share any volume.
 
     A true lesion is found if anything found touches it, and counts once however many do. One
@@ -103,19 +104,19 @@ def match_overlap(shared: np.ndarray, unsure: np.ndarray | None = None) -> Match
 
     Args:
         shared: Volume in common, mm³, shape (F, T).
-        unsure: True lesions to set aside with what touches no other, shape (T,); None for none.
+        uncertain: True lesions to ignore with what touches no other, shape (T,); or None.
 
     Source:
         The definition of SHiVAi, github.com/pboutinaud/SHiVAi.
     """
-    partner, hits = _nothing(shared)
+    partner, hits = _start_empty(shared)
     if shared.size:
         touching = shared > 0
-        sure_first = touching * ~unsure if unsure is not None else touching
+        sure_first = touching * ~uncertain if uncertain is not None else touching
         of_any = np.where(sure_first.any(axis=1, keepdims=True), shared * sure_first, shared)
         partner = np.where(touching.any(axis=1), of_any.argmax(axis=1), -1)
         hits = touching.any(axis=0).astype(int)
-    return _matched(partner, hits, unsure)
+    return _make_match(partner, hits, uncertain)
 
 
 RULES: dict[str, Rule] = {
@@ -125,14 +126,14 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _nothing(between: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """No partners (F,) and no hits on any true lesion (T,)."""
-    found, true = between.shape
-    return np.full(found, -1), np.zeros(true, int)
+def _start_empty(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Start with no partners (F,) and no hits on any true lesion (T,)."""
+    n_found, n_true = table.shape
+    return np.full(n_found, -1), np.zeros(n_true, int)
 
 
-def _matched(partner: np.ndarray, hits: np.ndarray, unsure: np.ndarray | None) -> Match:
-    """The match, what fell to unsure true lesions set aside."""
-    unsure = np.zeros(len(hits), bool) if unsure is None else unsure
-    aside = np.isin(partner, np.flatnonzero(unsure))
-    return Match(partner, (hits == 0) & ~unsure, int(hits[~unsure].sum()), aside)
+def _make_match(partner: np.ndarray, hits: np.ndarray, uncertain: np.ndarray | None) -> Match:
+    """Make the match, ignoring what fell to uncertain true lesions."""
+    uncertain = np.zeros(len(hits), bool) if uncertain is None else uncertain
+    ignored = np.isin(partner, np.flatnonzero(uncertain))
+    return Match(partner, (hits == 0) & ~uncertain, int(hits[~uncertain].sum()), ignored)

@@ -12,7 +12,7 @@ from importlib import resources
 
 import numpy as np
 
-from bids_cmb.anatomy.brain_extraction import volume_ml
+from bids_cmb.anatomy.brain_extraction import measure_volume_ml
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.quality.measures import signal_to_noise
 
@@ -67,7 +67,7 @@ def measures(image: Volume, brain: Volume, intensities: BrainIntensities) -> dic
     found = {
         "in_plane_voxel_size_mm": float(np.delete(image.spacing, image.slice_axis).max()),
         "slice_spacing_mm": float(image.spacing[image.slice_axis]),
-        "brain_ml": volume_ml(brain),
+        "brain_ml": measure_volume_ml(brain),
         "brain_snr": signal_to_noise(image, brain, intensities.middle),
         "spread": (intensities.high - intensities.low) / level,
         "dark_percent": 100 * float((inside < DARK * level).mean()),

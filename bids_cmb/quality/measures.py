@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bids_cmb.anatomy.brain_extraction import PLAUSIBLE_ML, volume_ml
+from bids_cmb.anatomy.brain_extraction import PLAUSIBLE_ML, measure_volume_ml
 from bids_cmb.imaging.volume import Volume
 
 CUT_PERCENT = 25.0
@@ -49,7 +49,7 @@ def quality(
         header_corrected: Whether something in the header had to be corrected or preferred.
         nonfinite_voxels: NaN and infinite voxels in the file.
     """
-    brain_ml = volume_ml(brain)
+    brain_ml = measure_volume_ml(brain)
     cut = cut_percent(brain.data)
     product = 1000 * field_strength_t * echo_time_s if field_strength_t and echo_time_s else None
     said = {

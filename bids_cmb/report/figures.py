@@ -13,8 +13,8 @@ from PIL import Image
 
 from bids_cmb.bids.tables import Output, stem_of
 from bids_cmb.files import read_json, replacing, write_json
-from bids_cmb.imaging.preprocessing import Grid, Preprocessed, bounds, preprocess
-from bids_cmb.imaging.volume import Volume, boxed, labels_like
+from bids_cmb.imaging.preprocessing import Grid, Preprocessed, find_bounds, preprocess
+from bids_cmb.imaging.volume import Volume, crop, transfer_labels
 from bids_cmb.quality.familiarity import brain_intensities, histogram, measures
 from bids_cmb.report.overlays import overlays, place_in
 from bids_cmb.report.viewer import has_viewer, write_view, write_viewer
@@ -56,7 +56,7 @@ def draw(
         interactive: Whether the page shall carry the scan, and the dataset the viewer.
     """
     seen = preprocess(image, brain, Grid(axes="slices", margin=REACH_MM + MARGIN_MM))
-    marks = labels_like(labels, seen.image)
+    marks = transfer_labels(labels, seen.image)
     intensities = brain_intensities(seen.image, seen.brain)
     grey = seen.image.data * np.float32(WHITE / (intensities.white or 1))
     grey = np.clip(grey, 0, WHITE, out=grey).astype(np.uint8)
@@ -109,7 +109,7 @@ def _overview(
     folder: Path, stem: str, grey: np.ndarray, inside: np.ndarray, spacing: np.ndarray, places: dict
 ) -> list[dict]:
     """Minimum-intensity slabs from top to bottom, and where the lesions lie in them, in percent."""
-    first, end = bounds(inside)
+    first, end = find_bounds(inside)
     margin = np.ceil(MARGIN_MM / spacing[:2]).astype(int)
     low = np.maximum(first[:2] - margin, 0)
     high = np.minimum(end[:2] + margin, grey.shape[:2])
@@ -224,7 +224,7 @@ def _sampled(seen: Preprocessed, middle: int, grid: Grid) -> Volume:
     reach = int(np.ceil(2 * (grid.spacing[2] or own) / own)) + 1
     first = max(0, middle - reach)
     low, high = np.array([0, 0, first]), np.array([*seen.image.shape[:2], middle + reach + 1])
-    part = (boxed(one, low, high) for one in (seen.image, seen.brain))
+    part = (crop(one, low, high) for one in (seen.image, seen.brain))
     like = Grid(grid.spacing, axes="slices", margin=MARGIN_MM, order=grid.order, masked=grid.masked)
     return preprocess(*part, like).image
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.files import replacing, write_text
-from bids_cmb.imaging.preprocessing import Grid, Preprocessed, bounds, preprocess, reorient
-from bids_cmb.imaging.volume import Volume, boxed, labels_like, save
+from bids_cmb.imaging.preprocessing import Grid, Preprocessed, find_bounds, preprocess, reorient
+from bids_cmb.imaging.volume import Volume, crop, save, transfer_labels
 
 VIEWER = "code/niivue"  # BIDS looks into no folder called code
 VIEWER_FILES = ("niivue.umd.js", "LICENSE", "README.md")
@@ -49,7 +49,7 @@ def write_view(path: Path, image: Volume, brain: Volume, labels: Volume) -> None
     seen = shrunk(image, brain)
     top = float(np.percentile(seen.image.data[seen.brain.data], BRIGHT)) or 1.0
     grey = np.clip(seen.image.data / top * 255, 0, 255).astype(np.uint8)
-    marks = labels_like(labels, seen.image) > 0
+    marks = transfer_labels(labels, seen.image) > 0
     parts = {
         "scan": _text(Volume(grey, seen.image.affine)),
         "lesions": _text(Volume(marks.astype(np.uint8), seen.image.affine)),
@@ -76,9 +76,9 @@ def shrunk(image: Volume, brain: Volume) -> Preprocessed:
 def _near(image: Volume, brain: Volume) -> tuple[Volume, Volume]:
     """The box of both about the brain, nothing copied."""
     kept = np.ceil(MARGIN_MM / image.spacing).astype(int)
-    low, high = bounds(brain.data)
+    low, high = find_bounds(brain.data)
     low, high = np.maximum(low - kept, 0), np.minimum(high + kept, image.shape)
-    return boxed(image, low, high), boxed(brain, low, high)
+    return crop(image, low, high), crop(brain, low, high)
 
 
 def _text(volume: Volume) -> str:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.anatomy.region_map import spot_of
+from bids_cmb.anatomy.region_map import classify_location
 from bids_cmb.bids.markers import names_in
 from bids_cmb.bids.tables import lesion_table_of, read_table
 from bids_cmb.files import read_json
-from bids_cmb.imaging.registration import read_transform
+from bids_cmb.imaging.registration import load_transform
 from bids_cmb.imaging.volume import load_labels
 from bids_cmb.lesions.table import MNI, regional_counts
 from bids_cmb.review.reviews import Review, accepted_lesions, merge_reviews
@@ -90,7 +90,7 @@ def _added(mask: Path, points: np.ndarray) -> list[LesionLocation]:
     regions = load_labels(file)
     found = []
     for point in points:
-        left, territory, name = spot_of(regions, point)
+        left, territory, name = classify_location(regions, point)
         found.append(LesionLocation("left" if left else "right", left, territory, name))
     return found
 
@@ -99,7 +99,7 @@ def _in_mni(mask: Path, points: np.ndarray) -> list[tuple[float, ...]]:
     file = _written(mask, "_to-MNI", "_xfm.txt") if len(points) else None
     if file is None:
         return []
-    to_mni = read_transform(file)
+    to_mni = load_transform(file)
     return [tuple(float(x) for x in (to_mni @ [*point, 1])[:3]) for point in points]
 
 

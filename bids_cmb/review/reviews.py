@@ -2,8 +2,8 @@
 
 Where readers differ the majority decides: a lesion that more accept than reject counts, one that
 more reject does not, and everything between is unsure. A lesion that the app missed counts if more
-than half of a scan's readers marked it, each within ``REACH`` of the others' mark; one that fewer
-marked is unsure. Lesions without a verdict stay as they were found.
+than half of a scan's readers marked it, each within ``MAX_DISTANCE_MM`` of the others' mark; one
+that fewer marked is unsure. Lesions without a verdict stay as they were found.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ from bids_cmb.bids.tables import (
 )
 from bids_cmb.lesions.table import burden
 from bids_cmb.metrics.agreement import intraclass_correlation, weighted_kappa
-from bids_cmb.metrics.matching import REACH
+from bids_cmb.metrics.matching import MAX_DISTANCE_MM
 
 VERDICTS = ("accept", "reject", "unsure")
 MISSED, COMPLETE = "missed", "complete"
@@ -233,7 +233,7 @@ def _shared(marked: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
                 if reader not in group
             ]
             away, at = min(near, default=(np.inf, -1))
-            if away < REACH:
+            if away < MAX_DISTANCE_MM:
                 groups[at][reader] = point
             else:
                 groups.append({reader: point})

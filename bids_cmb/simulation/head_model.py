@@ -11,7 +11,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
-from bids_cmb.anatomy.labels import mirrored_codes
+from bids_cmb.anatomy.labels import make_mirror_table
 from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.simulation.noise import (
     count_nodes,
@@ -214,7 +214,7 @@ def sample_deformation(
     )
     data = _widen_sulci(labels, rng, sulci) if sulci else labels.data
     if mirrored:
-        data = mirrored_codes()[data]
+        data = make_mirror_table()[data]
     person = HeadModel(Volume(data, labels.affine), head.name)
     return Deformation(person, matrix, shift, centre, bend.astype(np.float32), step)
 

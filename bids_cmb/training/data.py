@@ -8,13 +8,13 @@ import numpy as np
 from nibabel.affines import from_matvec
 from scipy import ndimage
 
-from bids_cmb.anatomy.brain_extraction import find_brain
+from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.bids.companions import OURS
 from bids_cmb.bids.filters import Query
 from bids_cmb.bids.selection import Scan, find_scans
 from bids_cmb.bids.tables import DESCRIBED
-from bids_cmb.imaging.phase import UndecidedError, find_phase, on_grid, read_phase
-from bids_cmb.imaging.preprocessing import Grid, Preprocessed, cut, near, preprocess
+from bids_cmb.imaging.phase import UndecidedError, find_phase_image, load_phase_map, resample_phase
+from bids_cmb.imaging.preprocessing import Grid, Preprocessed, crop_or_pad, dilate_brain, preprocess
 from bids_cmb.imaging.volume import Volume, load, load_labels, resample, resample_like
 from bids_cmb.lesions.label_maps import label_map
 
@@ -39,7 +39,7 @@ class ScanFiles:
     @property
     def phase(self) -> Path | None:
         """The phase image beside the scan, searched for at each call."""
-        return find_phase(self.image).path
+        return find_phase_image(self.image).path
 
     @property
     def subject(self) -> str:
@@ -58,8 +58,8 @@ class TrainingScan:
         loss_mask: bool, where the loss is computed: the brain and its surface, (X, Y, Z).
         sampling_centres: Voxels to sample patches around, for each kind a list of (N, 3): one for
             each lesion, one for each mimic; a single one for dark spots and one for any place.
-        phase: float16, 0 to 1 as `imaging.phase.on_grid` has it, (X, Y, Z); None where there is
-            none, or it was not requested.
+        phase: float16, 0 to 1 as `imaging.phase.resample_phase` has it, (X, Y, Z); None where
+            there is none, or it was not requested.
     """
 
     name: str
@@ -209,7 +209,7 @@ def load_phase_on_grid(
 ) -> np.ndarray | None:
     """Load the phase of a scan on the grid of a network; None as in `load_phase`."""
     phase = load_phase(paths, image, brain)
-    return None if phase is None else on_grid(phase, brain, grid)
+    return None if phase is None else resample_phase(phase, brain, grid)
 
 
 def load_phase(paths: ScanFiles, image: Volume, brain: Volume) -> Volume | None:
@@ -223,7 +223,7 @@ def load_phase(paths: ScanFiles, image: Volume, brain: Volume) -> Volume | None:
     if path is None:
         return None
     try:
-        return read_phase(path, image, brain)
+        return load_phase_map(path, image, brain)
     except UndecidedError:
         return None
 
@@ -239,7 +239,7 @@ def load_scan_and_brain(paths: ScanFiles) -> tuple[Volume, Volume]:
     if paths.lesions is not None:
         _check_overlap(paths.lesions, load_labels(paths.lesions), paths.image, image)
     if paths.brain is None:
-        return image, find_brain(image)
+        return image, segment_brain(image)
     brain = load_labels(paths.brain)
     _check_overlap(paths.brain, brain, paths.image, image)
     return image, Volume(resample_like(brain, image, order=0).data > 0, image.affine)
@@ -287,7 +287,7 @@ def load_structures(paths: ScanFiles, what: str) -> Volume:
 def make_training_scan(paths: ScanFiles, fed: Preprocessed) -> TrainingScan:
     """Make a training scan of a preprocessed image; see `load_training_scan`."""
     labels, lesions = resample_lesions(paths.lesions, fed.image)
-    loss_mask = near(fed.brain)
+    loss_mask = dilate_brain(fed.brain)
     centres = {
         "lesion": lesions,
         "mimic": _find_mimic_voxels(paths.mimics, fed.image, loss_mask),
@@ -458,7 +458,7 @@ def sample_patch_labels(
     shape = np.array(sampling.shape)
     reach = shape // 3 if sampling.reach is None else np.array(sampling.reach)
     start = centre - shape // 2 + rng.integers(-reach, reach + 1)
-    parts = [cut(data, start, shape) for data in (scan.image, scan.labels, scan.loss_mask)]
+    parts = [crop_or_pad(data, start, shape) for data in (scan.image, scan.labels, scan.loss_mask)]
     stacked = np.stack([part.astype(np.float32) for part in parts], axis=-1)
     stacked = flip_randomly(stacked, rng, swaps=sampling.swaps)
     image = augment_intensity(stacked[..., :1], sampling, rng)

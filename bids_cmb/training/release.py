@@ -20,8 +20,8 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
-from bids_cmb.anatomy.brain_extraction import find_brain
-from bids_cmb.anatomy.segmentation import brain_of, find_anatomy
+from bids_cmb.anatomy.brain_extraction import segment_brain
+from bids_cmb.anatomy.segmentation import predict_anatomy, resample_brain
 from bids_cmb.bids.filters import Query
 from bids_cmb.bids.selection import find_scans
 from bids_cmb.config import BALANCED
@@ -30,8 +30,14 @@ from bids_cmb.detection.proposals import CLIP
 from bids_cmb.detection.two_stage import combine, decide, propose
 from bids_cmb.files import load_object, write_json
 from bids_cmb.imaging.volume import Volume, load
-from bids_cmb.metrics.matching import REACH, match_valdo
-from bids_cmb.metrics.scores import Case, case_of_points, froc, rank_lesions, score
+from bids_cmb.metrics.matching import MAX_DISTANCE_MM, match_valdo
+from bids_cmb.metrics.scores import (
+    ScanMatches,
+    compute_froc,
+    compute_metrics,
+    make_scan_matches,
+    rank_lesions,
+)
 from bids_cmb.networks.inference import ModelOptions
 from bids_cmb.simulation.head_model import list_head_models
 from bids_cmb.simulation.simulate import simulate_dataset
@@ -217,9 +223,9 @@ class Judged:
     chance: np.ndarray
     lesions: tuple[Lesion, ...]
 
-    def case(self, scores: np.ndarray) -> Case:
+    def case(self, scores: np.ndarray) -> ScanMatches:
         """Give the scan to be scored, its candidates with these scores, (N,)."""
-        return case_of_points(
+        return make_scan_matches(
             list(zip(self.positions.tolist(), scores.tolist(), strict=True)),
             self.lesions,
             name=self.name,
@@ -295,10 +301,10 @@ def judge_scan(
     """
     image, _ = load(path)
     try:
-        anatomy = find_anatomy(image)
-        brain = brain_of(anatomy, image)
+        anatomy = predict_anatomy(image)
+        brain = resample_brain(anatomy, image)
     except ValueError:
-        anatomy, brain = None, Volume(find_brain(image).data, image.affine)
+        anatomy, brain = None, Volume(segment_brain(image).data, image.affine)
     fed, probability, proposals = propose(image, brain, card, models)
     chance = decide(fed, probability, proposals, card, models, anatomy)
     voxels = np.array([one.voxel for one in proposals]).reshape(-1, 3)
@@ -337,14 +343,14 @@ def set_operating_points(
     fitted = fit_calibration(judged)
     weight = fitted.pop("first_stage_weight")
 
-    def scored(scans: Sequence[Judged]) -> list[Case]:
+    def scored(scans: Sequence[Judged]) -> list[ScanMatches]:
         return [
             one.case(ensemble.calibrated(combine(logits_of(one), one.proposed, weight), fitted))
             for one in scans
         ]
 
     simulated, measured = scored(judged), scored(real)
-    found = froc(simulated, match_valdo)
+    found = compute_froc(simulated, match_valdo)
     thresholds = {
         name: _rounded_down(min(float(found.threshold[found.reading(aim)]), 1.0))
         for name, aim in aims.items()
@@ -371,14 +377,14 @@ def set_operating_points(
     }
 
 
-def threshold_of_best_f1(scored: Sequence[Case], most_false: float) -> float:
+def threshold_of_best_f1(scored: Sequence[ScanMatches], most_false: float) -> float:
     """Find the threshold of the best F1 at no more false candidates per scan than that.
 
     It lies halfway, in log-odds, between the least likely candidate that counts and the next, so
     that a last digit which another processor gives differently moves no candidate over it. Of
     equal F1, the higher threshold.
     """
-    found = froc(scored, match_valdo)
+    found = compute_froc(scored, match_valdo)
     f1 = np.where(found.metrics.fp_per_scan <= most_false, np.nan_to_num(found.metrics.f1), -1)
     at = int(np.argmax(f1))
     here = float(found.threshold[at])
@@ -387,9 +393,9 @@ def threshold_of_best_f1(scored: Sequence[Case], most_false: float) -> float:
     return _rounded_down(float(expit(between)))
 
 
-def _figures_at(threshold: float, scored: Sequence[Case]) -> dict[str, float]:
+def _figures_at(threshold: float, scored: Sequence[ScanMatches]) -> dict[str, float]:
     """Give what an operating point costs and finds on these scans."""
-    metrics = score(scored, match_valdo, threshold=threshold)
+    metrics = compute_metrics(scored, match_valdo, threshold=threshold)
     return {
         "false_per_scan": round(float(metrics.fp_per_scan), 3),
         "sensitivity": round(float(metrics.sensitivity), 3),
@@ -415,9 +421,9 @@ def fit_calibration(judged: Sequence[Judged]) -> dict[str, float]:
     second, first, hits = [], [], []
     for one in judged:
         case = one.case(one.chance)
-        sure = case.between[:, ~case.unsure]
-        near = case.between.min(axis=1, initial=np.inf) < REACH
-        hit = sure.min(axis=1, initial=np.inf) < REACH
+        sure = case.between[:, ~case.uncertain]
+        near = case.between.min(axis=1, initial=np.inf) < MAX_DISTANCE_MM
+        hit = sure.min(axis=1, initial=np.inf) < MAX_DISTANCE_MM
         kept = hit | ~near  # those of an unsure lesion say nothing
         second.append(logits_of(one)[kept])
         first.append(logit(np.clip(one.proposed[kept], CLIP, 1 - CLIP)))

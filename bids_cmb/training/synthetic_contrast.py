@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.anatomy.labels import Atlas, mirrored_codes
-from bids_cmb.imaging.preprocessing import Grid, cut, preprocess
+from bids_cmb.anatomy.labels import ClassTable, make_mirror_table
+from bids_cmb.imaging.preprocessing import Grid, crop_or_pad, preprocess
 from bids_cmb.imaging.volume import Volume, load, resample_like
 from bids_cmb.simulation.head_model import load_head_model, resample_labels, sample_deformation
 from bids_cmb.simulation.noise import sample_noise, upsample
@@ -70,8 +70,8 @@ def load_subject(paths: ScanFiles, grid: Grid) -> Subject:
 
 
 def sample_batch(
-    subjects: Sequence[Subject], known: Atlas, shape: Sequence[int], rng: np.random.Generator, *,
-    size: int,
+    subjects: Sequence[Subject], known: ClassTable, shape: Sequence[int],
+    rng: np.random.Generator, *, size: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Sample a batch: images (B, X, Y, Z, 1), and classes and sides (B, X, Y, Z, 2)."""
     images, truths = collate(
@@ -81,16 +81,16 @@ def sample_batch(
 
 
 def sample_patch(
-    subject: Subject, known: Atlas, shape: Sequence[int], rng: np.random.Generator
+    subject: Subject, known: ClassTable, shape: Sequence[int], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sample a patch of a head: its image (X, Y, Z), and classes and sides (X, Y, Z, 2)."""
     size, shape = np.array(subject.codes.shape), np.array(shape)
     low = np.minimum(0, size - shape)
     start = rng.integers(low, np.maximum(size - shape, 0) + 1)
-    codes = cut(subject.codes, start, shape)
-    image = None if subject.image is None else cut(subject.image, start, shape)
+    codes = crop_or_pad(subject.codes, start, shape)
+    image = None if subject.image is None else crop_or_pad(subject.image, start, shape)
     if rng.random() < 0.5:
-        codes = mirrored_codes()[codes[::-1]]
+        codes = make_mirror_table()[codes[::-1]]
         image = None if image is None else image[::-1]
     if image is None:
         image = degrade(paint_labels(codes, rng), rng, subject.spacing)
@@ -106,7 +106,7 @@ def paint_labels(codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     present = np.unique(codes)
     table = np.zeros(2**16, np.float32)
     shades = _sample_t2star_shades(rng) if rng.random() < T2STAR_PROBABILITY else {}
-    twin = mirrored_codes()
+    twin = make_mirror_table()
     for code in present[present > 0]:
         other = twin[code]
         if table[other] > 0:

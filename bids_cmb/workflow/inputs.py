@@ -17,7 +17,7 @@ from bids_cmb.bids.markers import digest, input_signature
 from bids_cmb.bids.selection import Scan
 from bids_cmb.config import Config, result_settings
 from bids_cmb.detection.ensemble import at_operating_point, takes_phase, thresholds_of
-from bids_cmb.imaging.phase import Partner, find_phase, units_of
+from bids_cmb.imaging.phase import PhaseMatch, find_phase_image, read_units
 from bids_cmb.networks.inference import ModelOptions
 from bids_cmb.networks.model_cards import ANATOMY, load_card
 from bids_cmb.provenance import engines, fingerprint, package_digest, sha256
@@ -58,7 +58,7 @@ class ScanInputs:
     scan: Scan
     brain: BrainSource
     segmentation: Segmentation | None
-    phase: Partner | None
+    phase: PhaseMatch | None
     phase_file: Path | None
     atlases: Atlases | None
     anatomy_card: Mapping | None
@@ -134,13 +134,13 @@ def models_of(config: Config) -> ModelOptions:
     return ModelOptions(config.model_dir, config.members, config.precision)
 
 
-def match_phase(scan: Scan, detectors: Iterable[str], models: ModelOptions) -> Partner | None:
+def match_phase(scan: Scan, detectors: Iterable[str], models: ModelOptions) -> PhaseMatch | None:
     """Find the phase image of a scan; None, and no folder is read, where no network takes phase."""
     if not takes_phase(detectors, models):
         return None
     if scan.more_echoes:
-        return Partner(note=f"{scan.path.name}: combined echoes have no phase in common.")
-    return find_phase(scan.path)
+        return PhaseMatch(note=f"{scan.path.name}: combined echoes have no phase in common.")
+    return find_phase_image(scan.path)
 
 
 def _readable(path: Path | None) -> Path | None:
@@ -220,7 +220,7 @@ def fingerprint_of(inputs: ScanInputs, digests: list) -> str:
         version=__version__,
         code=package_digest(),
         engines=engines(),
-        **({"phase": str(units_of(phase))} if phase else {}),
+        **({"phase": str(read_units(phase))} if phase else {}),
     )
 
 

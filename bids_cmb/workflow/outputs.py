@@ -8,19 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.anatomy.mars import label_rows
-from bids_cmb.anatomy.refinement import MEMBER as TISSUE
+from bids_cmb.anatomy.mars import list_label_rows
+from bids_cmb.anatomy.refinement import MEMBER_NAME as TISSUE
 from bids_cmb.anatomy.scan_anatomy import AnatomyResult, BrainMask
-from bids_cmb.anatomy.segmentation import itk_affine
+from bids_cmb.anatomy.segmentation import format_itk_affine
 from bids_cmb.bids.attempts import forget_attempt
 from bids_cmb.bids.markers import names_in, output_signatures
 from bids_cmb.bids.tables import Output, columns, refresh_scans_table, write_table
 from bids_cmb.detection.ensemble import Probability
 from bids_cmb.detection.outputs import evidence_rows
 from bids_cmb.files import read_json, remove_leftovers, write_json, write_text
-from bids_cmb.imaging.loading import Phase
+from bids_cmb.imaging.loading import LoadedPhase
 from bids_cmb.imaging.preprocessing import Grid, preprocess
-from bids_cmb.imaging.volume import Intake, Volume, resample_like, save
+from bids_cmb.imaging.volume import LoadReport, Volume, resample_like, save
 from bids_cmb.lesions.measure import Lesion
 from bids_cmb.lesions.table import counts, lesion_row
 from bids_cmb.networks.inference import describe_device
@@ -64,10 +64,10 @@ class ScanResult:
     """
 
     image: Volume
-    header: Intake
+    header: LoadReport
     brain: BrainMask
     anatomy: AnatomyResult
-    phase: Phase
+    phase: LoadedPhase
     probability: Probability
     thresholds: Thresholds
     regions: Volume | None
@@ -259,19 +259,19 @@ def _write_anatomy(output: Output, result: ScanResult, about: Mapping) -> list[P
         labels = resample_like(result.regions, result.image, order=0)
         sidecar = {"Description": REGIONS, "Manual": False, **about}
         files += _write(output.regions, labels, np.uint16, sidecar)
-        write_table(output.regions(".tsv"), ("index", "name"), label_rows())
+        write_table(output.regions(".tsv"), ("index", "name"), list_label_rows())
         files.append(output.regions(".tsv"))
     return files
 
 
 def _write_transforms(output: Output, result: ScanResult) -> list[Path]:
-    head, carried = result.anatomy.head, result.anatomy.carried
+    head, carried = result.anatomy.head, result.anatomy.registered
     files = []
     if head is not None and head.to_mni is not None:
-        write_text(output.to_mni(), itk_affine(head.to_mni))
+        write_text(output.to_mni(), format_itk_affine(head.to_mni))
         files.append(output.to_mni())
     if carried is not None:
-        write_text(output.from_t1w(), itk_affine(carried.to_scan))
+        write_text(output.from_t1w(), format_itk_affine(carried.to_scan))
         files.append(output.from_t1w())
     return files
 
@@ -335,7 +335,7 @@ def provenance_sidecar(
 
 
 def _provenance(result: ScanResult, inputs: ScanInputs, record: InputRecord) -> dict[str, object]:
-    phase, carried = result.phase.path, result.anatomy.carried
+    phase, carried = result.phase.path, result.anatomy.registered
     folds = inputs.models.members
     return {
         "Fingerprint": record.fingerprint,

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bids_cmb.anatomy.atlases import archive, find_atlases
+from bids_cmb.anatomy.atlases import find_archive, find_atlases
 from bids_cmb.bids.filters import Query, read_filter_file
 from bids_cmb.bids.selection import Selection, find_scans
 from bids_cmb.bids.validation import check_description, full_errors, quick_look
@@ -216,7 +216,7 @@ def _look_for_atlases(config: Config) -> None:
         if path:
             log.info("%s by %s.", gives, path)
         else:
-            place = f"TemplateFlow's archive, {archive()},"
+            place = f"TemplateFlow's archive, {find_archive()},"
             log.info(f"{lacks} (use --templateflow-fetch to download it).", place)
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bids_cmb.anatomy.region_map import region_map
+from bids_cmb.anatomy.region_map import build_region_map
 from bids_cmb.anatomy.scan_anatomy import (
     AnatomyResult,
     add_atlases,
@@ -22,7 +22,7 @@ from bids_cmb.bids.tables import EVIDENCE, Output, has_row, read_table, refresh_
 from bids_cmb.config import Config
 from bids_cmb.detection.ensemble import Probability, detect
 from bids_cmb.imaging.loading import load_echoes, load_phase
-from bids_cmb.imaging.volume import Intake, Volume, load_labels
+from bids_cmb.imaging.volume import LoadReport, Volume, load_labels
 from bids_cmb.lesions.locations import locate_lesions
 from bids_cmb.lesions.measure import Lesion, find_lesions
 from bids_cmb.networks.inference import set_threads
@@ -182,7 +182,7 @@ def complete_anatomy(
     if anatomy.segmentation is None and (has_lesions or config.output_level == "full"):
         anatomy = refine_anatomy(image, anatomy, inputs.models)
     anatomy = add_atlases(anatomy, inputs.atlases)
-    regions = region_map(
+    regions = build_region_map(
         anatomy.head, anatomy.lobes, anatomy.capsule, deep_wm_distance_mm=config.deep_wm_distance_mm
     )
     return anatomy, regions
@@ -208,7 +208,7 @@ def place_lesions(
     )
 
 
-def measure_quality(image: Volume, brain: Volume, header: Intake, scan: Scan) -> Quality:
+def measure_quality(image: Volume, brain: Volume, header: LoadReport, scan: Scan) -> Quality:
     """Measure what may make the counts doubtful."""
     return quality(
         image,

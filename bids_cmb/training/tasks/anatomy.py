@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bids_cmb.anatomy.labels import atlas
+from bids_cmb.anatomy.labels import build_class_table
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.simulation.head_model import list_head_models
 from bids_cmb.training import synthetic_contrast
@@ -11,7 +11,7 @@ from bids_cmb.training.recipe import Batch, BatchFunction, Recipe, Sources, Task
 
 
 def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFunction, str]:
-    grid, atlas_ = Grid.from_card(recipe.grid), atlas(recipe.classes)
+    grid, atlas_ = Grid.from_card(recipe.grid), build_class_table(recipe.classes)
     scanned = [synthetic_contrast.load_subject(files, grid) for files in sources.scans]
     painted = [
         synthetic_contrast.sample_subject(

@@ -62,10 +62,10 @@ def sample_patch(
     shift = rng.integers(-(side // SHIFT_DIVISOR), side // SHIFT_DIVISOR + 1, 2)
     start = centre[:2] - side // 2 + shift
     window = (np.array([*start, centre[2] - 1]), (side, side, 3))
-    block = np.maximum(training_data.cut(scan.image, *window), 0).astype(np.float32)
+    block = np.maximum(training_data.crop_or_pad(scan.image, *window), 0).astype(np.float32)
     phase = None
     if scan.phase is not None and rng.random() >= blind:
-        phase = training_data.cut(scan.phase, *window, beyond=NEUTRAL).astype(np.float32)
+        phase = training_data.crop_or_pad(scan.phase, *window, beyond=NEUTRAL).astype(np.float32)
     if centre[2] == 0 or centre[2] == scan.image.shape[2] - 1:  # as `planes` has it
         for block_ in (block, phase) if phase is not None else (block,):
             block_[:, :, 0 if centre[2] == 0 else 2] = block_[:, :, 1]

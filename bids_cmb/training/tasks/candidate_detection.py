@@ -91,7 +91,8 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
         start = centre - shape // 2 + rng.integers(-(shape // 3), shape // 3 + 1)
         parts = (scan.image, scan_of[id(scan)].symmetric, scan.loss_mask, scan.labels)
         stacked = np.stack(
-            [training_data.cut(item, start, shape).astype(np.float32) for item in parts], axis=-1
+            [training_data.crop_or_pad(item, start, shape).astype(np.float32) for item in parts],
+            axis=-1,
         )
         stacked = training_data.flip_randomly(stacked, rng, swaps=sampling.swaps)
         labels, loss_mask = stacked[..., 3], stacked[..., 2] > 0

@@ -141,10 +141,12 @@ def _extract_patches(
     shape = (SIDE + 2 * MARGIN_VOXELS,) * 3
     boxes = [voxel - shape[0] // 2 for voxel in positives + negatives]
     return Patches(
-        np.array([training_data.cut(image, voxel, shape) for voxel in boxes]).reshape(
+        np.array([training_data.crop_or_pad(image, voxel, shape) for voxel in boxes]).reshape(
             -1, *shape, 2
         ),
-        np.array([training_data.cut(marks, voxel, shape) for voxel in boxes]).reshape(-1, *shape),
+        np.array([training_data.crop_or_pad(marks, voxel, shape) for voxel in boxes]).reshape(
+            -1, *shape
+        ),
         np.arange(len(boxes)) < len(positives),
     )
 

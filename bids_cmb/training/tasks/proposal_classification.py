@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from bids_cmb.anatomy.segmentation import Anatomy, find_anatomy
+from bids_cmb.anatomy.segmentation import Anatomy, predict_anatomy
 from bids_cmb.detection.proposals import (
     ANATOMY_FROM,
     Rules,
@@ -18,7 +18,7 @@ from bids_cmb.detection.proposals import (
     mask_hidden,
     stack_channels,
 )
-from bids_cmb.imaging.preprocessing import Grid, near, preprocess
+from bids_cmb.imaging.preprocessing import Grid, dilate_brain, preprocess
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.inference import load_network, predict
 from bids_cmb.provenance import fingerprint, sha256
@@ -127,7 +127,7 @@ def _line_up(paths: training_data.ScanFiles, recipe: Recipe, ask: FirstStage) ->
     case = training_data.make_training_scan(paths, fed)
     probability = Volume(ask(fed.image.data), fed.image.affine)
     rules = Rules.from_card((recipe.drawing or {}).get("rules", {}))
-    proposals = find_proposals(probability, near(fed.brain), rules)
+    proposals = find_proposals(probability, dilate_brain(fed.brain), rules)
     rng = np.random.default_rng(int(sha256(paths.image)[:8], 16))
     voxels = np.array([one.voxel for one in proposals], int).reshape(-1, 3)
     rows = _label(case, voxels, fed.image.spacing, rng)
@@ -146,7 +146,7 @@ def _line_up(paths: training_data.ScanFiles, recipe: Recipe, ask: FirstStage) ->
 
 def _find_anatomy(scan: Volume) -> Anatomy | None:
     try:
-        return find_anatomy(scan)
+        return predict_anatomy(scan)
     except ValueError:
         return None
 

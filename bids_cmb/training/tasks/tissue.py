@@ -6,9 +6,15 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from bids_cmb.anatomy.labels import atlas
-from bids_cmb.anatomy.refinement import KINDS, heard, kinds_of, opinion, shown
-from bids_cmb.anatomy.segmentation import brain_of, find_anatomy
+from bids_cmb.anatomy.labels import build_class_table
+from bids_cmb.anatomy.refinement import (
+    KINDS,
+    make_input,
+    make_query_mask,
+    map_classes_to_kinds,
+    resample_prior,
+)
+from bids_cmb.anatomy.segmentation import predict_anatomy, resample_brain
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.imaging.volume import load, resample_like
 from bids_cmb.networks.model_cards import ANATOMY, load_card
@@ -34,7 +40,7 @@ class TissueScan:
 
     Attributes:
         case: The scan and its lesions.
-        prior: As `anatomy.refinement.opinion` gives it.
+        prior: As `anatomy.refinement.resample_prior` gives it.
         kinds: Of `KINDS`, uint8 (X, Y, Z).
         spacing: mm between voxels, (3,).
     """
@@ -56,11 +62,11 @@ def load_tissue_scan(
     """
     stored = training_data.load_structures(paths, "tissue")
     image, _ = load(paths.image)
-    anatomy, kinds = find_anatomy(image), kinds_of(classes)
-    fed = preprocess(image, brain_of(anatomy, image), grid)
+    anatomy, kinds = predict_anatomy(image), map_classes_to_kinds(classes)
+    fed = preprocess(image, resample_brain(anatomy, image), grid)
     codes = resample_like(stored, fed.image, order=0).data
-    true_kinds = kinds[atlas(classes).classes[np.rint(codes).astype(np.uint16)]]
-    prior = opinion(anatomy, kinds, fed.image.affine, fed.image.shape)
+    true_kinds = kinds[build_class_table(classes).classes[np.rint(codes).astype(np.uint16)]]
+    prior = resample_prior(anatomy, kinds, fed.image.affine, fed.image.shape)
     return TissueScan(
         training_data.make_training_scan(paths, fed), prior, true_kinds, fed.image.spacing
     )
@@ -80,7 +86,7 @@ def sample_patch(
     )
     start = centre - shape // 2 + rng.integers(-reach, reach + 1)
     image, prior, kinds = (
-        training_data.cut(data, start, shape)
+        training_data.crop_or_pad(data, start, shape)
         for data in (training_scan.image, scan.prior, scan.kinds)
     )
     steps = [
@@ -88,12 +94,12 @@ def sample_patch(
         for side, first, middle, mm in zip(shape, start, centre, scan.spacing, strict=True)
     ]
     away = sum(step**2 for step in np.ix_(*steps))
-    weight = ((kinds > 0) | heard(prior)) * (
+    weight = ((kinds > 0) | make_query_mask(prior)) * (
         1 + CENTRE_WEIGHT * np.exp(-away / (2 * CENTRE_SIGMA_MM**2))
     )
     augmented = training_data.augment_intensity(image[..., None].astype(np.float32), sampling, rng)
     stacked = np.concatenate(
-        [shown(augmented[..., 0], prior), np.stack([kinds, weight], axis=-1)], axis=-1
+        [make_input(augmented[..., 0], prior), np.stack([kinds, weight], axis=-1)], axis=-1
     ).astype(np.float32)
     stacked = training_data.flip_randomly(stacked, rng, swaps=sampling.swaps)
     return stacked[..., :-2], stacked[..., -2:]

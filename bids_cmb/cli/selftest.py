@@ -81,7 +81,7 @@ def _counted(folder: Path, models: Path | None, say: Say) -> list[str]:
     say(f"a scan with {true} microbleeds simulated in {time.monotonic() - began:.1f} s")
     began = time.monotonic()
     levels = ("participant", "group")
-    config = Config(raw, out, levels, models=models, n_cpus=1, verbosity=-1, validate="off")
+    config = Config(raw, out, levels, model_dir=models, n_cpus=1, verbosity=-1, validate="off")
     if code := run(config):
         return [f"the app must process the synthetic scan; it ended with exit code {code}."]
     found = measure(out, raw / "derivatives" / "truth", EvaluationOptions(draws=10)).figures

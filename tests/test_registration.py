@@ -72,18 +72,9 @@ def test_landmarks_are_brought_to_where_they_are_in_the_scan(head, onto, grid, m
     assert measure_rotation_deg(found.to_scan) == pytest.approx(measure_rotation_deg(NODDED), abs=1)
 
 
-def test_the_same_images_give_the_same_bytes(head):
-    """In voxels twice as wide, which is enough to see it and takes an eighth of the time."""
-    coarse = Volume(head.data[::2, ::2, ::2], head.affine @ np.diag([2, 2, 2, 1]))
-    moved = Volume(coarse.data, NODDED @ coarse.affine)
-    affine, shape = THICK @ np.diag([2, 2, 1, 1]), (75, 88, 34)
-    affine = from_matvec(np.eye(3), NODDED[:3, 3]) @ affine
-    t1w = painted(coarse, T1W, coarse.affine, coarse.shape, np.random.default_rng(1))
-    scan = painted(moved, T2STAR, affine, shape, np.random.default_rng(2))
-    given = (t1w, resampled_brain(coarse, t1w), scan, resampled_brain(moved, scan))
-    found, again = register(*given), register(*given)
-    assert measure_rotation_deg(found.to_scan) > 5  # something was found
-    assert again.to_scan.tobytes() == found.to_scan.tobytes()
+def test_the_same_images_give_the_same_bytes(head, t1w, onto):
+    again = register(*t1w, *scanned(head, NODDED, "thick"))
+    assert again.to_scan.tobytes() == onto("thick").to_scan.tobytes()
 
 
 def test_headers_that_agree_are_believed(head, t1w):

@@ -63,7 +63,7 @@ class UnknownConventions:
 
 
 @dataclass(frozen=True)
-class Source:
+class LabelledDataset:
     """A folder of labels, read.
 
     Attributes:

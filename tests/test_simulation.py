@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -24,6 +25,7 @@ from bids_cmb.imaging.phase import (
 )
 from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.simulation import simulate
+from bids_cmb.simulation.acquisition import FIELD_OF_VIEW_MM
 from bids_cmb.simulation.lesion_priors import load_priors
 from bids_cmb.simulation.protocols import Protocol, load_presets, resolve_protocols, sample_protocol
 from bids_cmb.simulation.simulate import simulate_scan
@@ -63,7 +65,7 @@ def weighted(head, many):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """Two whole scans of the largest voxels, by the command."""
+    """Two scans of the largest voxels, by the command: a few slices of the whole head each."""
     folder = tmp_path_factory.mktemp("simulated")
     coarse = {
         name: {
@@ -74,7 +76,10 @@ def dataset(tmp_path_factory):
     }  # fmt: skip
     (folder / "coarse.json").write_text(json.dumps(coarse))
     said = ["--n-scans", "2", "--seed", "8", "--protocol", str(folder / "coarse.json"), "--phase"]
-    assert main(["simulate", str(folder / "bids"), *said]) == 0
+    few = partial(simulate.simulate_scan, window_mm=(FIELD_OF_VIEW_MM, FIELD_OF_VIEW_MM, 42))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(simulate, "simulate_scan", few)
+        assert main(["simulate", str(folder / "bids"), *said]) == 0
     return folder / "bids"
 
 

@@ -165,11 +165,11 @@ ANSWER = """
 import json, os, sys
 import numpy as np
 import bids_cmb
-from bids_cmb.networks.inference import answer, load_network
+from bids_cmb.networks.inference import load_network, predict
 member = json.loads(sys.argv[1])
 image = np.random.default_rng(1).random((32, 32, 32), np.float32)
 network = load_network(member, __import__("pathlib").Path(sys.argv[2]))
-np.save(sys.argv[3], answer(network, image))
+np.save(sys.argv[3], predict(network, image))
 print(os.environ["TF_ENABLE_ONEDNN_OPTS"])
 """
 

@@ -210,7 +210,7 @@ def test_too_few_heads_are_told(heads_of, tmp_path):
 def test_networks_share_the_hours_and_a_trained_one_stays(tmp_path, monkeypatch):
     shares = {}
 
-    def pretend(recipe, material, out, *, hours, say):  # noqa: ARG001
+    def pretend(recipe, material, out, *, hours, log):  # noqa: ARG001
         shares[recipe.name] = hours
         out.mkdir(parents=True)
         (out / f"{recipe.name}.json").write_text(json.dumps({"name": recipe.name}))

@@ -20,7 +20,6 @@ import numpy as np
 from bids_cmb.bids.filters import Query
 from bids_cmb.bids.selection import find_scans
 from bids_cmb.detection import ensemble
-from bids_cmb.detection.two_stage import combine
 from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.volume import load
 from bids_cmb.metrics.matching import match_valdo
@@ -28,7 +27,7 @@ from bids_cmb.metrics.scores import compute_figures
 from bids_cmb.networks.inference import ModelOptions
 from bids_cmb.networks.model_cards import load_card as read_card
 from bids_cmb.provenance import machine, software
-from bids_cmb.training.release import Judged, as_json, judge, judge_points, logits_of
+from bids_cmb.training.release import Judged, as_json, combine_all, judge, judge_points
 
 RESULTS = Path(__file__).parent / "results"
 FINE_MM, THICK_MM = 0.6, 2.5  # pixels below, slices from
@@ -44,7 +43,7 @@ def main() -> None:
     given = arguments()
     models = ModelOptions(given.model_dir)
     card = read_card(given.detector, given.model_dir)
-    weight = card.get("first_stage_weight", 0.0)
+    weights = {key: card[key] for key in card if key.endswith("_weight")}
     card = {**card, "first_stage_weight": 0.0}  # chances of the second stage alone
     if given.keep and given.keep.exists():
         judged = [from_json(one) for one in read_json(given.keep)["judged"]]
@@ -59,9 +58,7 @@ def main() -> None:
     stages = {
         "first stage": lambda one: one.proposed,
         "second stage": lambda one: one.chance,
-        "both": lambda one: ensemble.calibrated(
-            combine(logits_of(one), one.proposed, weight), card.get("calibration")
-        ),
+        "both": lambda one: ensemble.calibrated(combine_all(one, weights), card.get("calibration")),
     }
     report = {
         "name": given.name,
@@ -113,6 +110,9 @@ def from_json(kept: dict) -> Judged:
         tuple(
             (tuple(one["position_mm"]), one["diameter_mm"], one["sure"]) for one in kept["lesions"]
         ),
+        np.array([one["opinion"] for one in candidates])
+        if candidates and "opinion" in candidates[0]
+        else None,
     )
 
 

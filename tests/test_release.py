@@ -74,6 +74,19 @@ def test_operating_points_cost_no_more_than_they_may(rng):
     assert card["threshold"] == points["balanced"]["threshold"] <= card["definite_threshold"]
 
 
+def test_a_second_opinion_that_knows_the_truth_is_given_weight_and_one_of_chance_is_not(rng):
+    known, chance = [], []
+    for one in judged(rng):
+        true = np.isin(one.positions[:, 0], [place[0] for place, _, _ in one.lesions])
+        noise = rng.normal(0, 1, len(true))
+        known.append(replace(one, opinion=expit(np.where(true, 1.5, -1.5) + noise)))
+        chance.append(replace(one, opinion=expit(noise)))
+    assert fit_calibration(known)["second_opinion_weight"] > 0.5
+    assert fit_calibration(chance)["second_opinion_weight"] < 0.1
+    assert "second_opinion_weight" not in fit_calibration(judged(rng))
+    assert set_operating_points(known, {"balanced": 0.5})["second_opinion_weight"] > 0.5
+
+
 def test_with_real_scans_the_balanced_threshold_is_set_on_them_and_nothing_else(rng):
     aims = {"sensitive": 2.0, "balanced": 0.5, "specific": 0.2}
     simulated, real = judged(rng), judged(rng, scans=5, slope=1.0, offset=-3.0)

@@ -330,6 +330,41 @@ def test_a_classifier_may_look_without_the_anatomy_too(monkeypatch):
     assert log_odds == pytest.approx([4.0, 2.75, -1.0], abs=1e-4)
 
 
+def test_a_second_opinion_is_read_within_two_and_a_half_millimetres_of_a_proposal():
+    opinion = bumps(((30, 36, 9), 0.9), width=0.2)
+    peak = opinion.world(np.array([[30, 36, 9]]))
+    aside = opinion.affine[:3, 0] / np.linalg.norm(opinion.affine[:3, 0])  # along a row
+    positions = np.concatenate([peak, peak + 2.4 * aside, peak + 2.6 * aside, peak + 500])
+    read = two_stage.read_opinion(opinion, positions)
+    assert read[:2] == pytest.approx(0.9)
+    assert read[2] < 0.1
+    assert read[3] == 0
+
+
+def test_a_second_opinion_moves_the_log_odds_by_its_weight(monkeypatch):
+    monkeypatch.setattr(
+        two_stage,
+        "load_patch_model",
+        lambda *_, **__: lambda patches, _: 0 * patches[:, 0, 0, 0, :1],
+    )
+    grid = bumps(((30, 36, 9), 0.9))
+    monkeypatch.setattr(
+        two_stage, "propose",
+        lambda image, *_: (
+            Preprocessed(image, Volume(everywhere(), OBLIQUE)), grid, [Proposal((30, 36, 9), 0.9)]
+        ),
+    )  # fmt: skip
+    member = {"name": "c", "builder": "classifier", "weights": "w.npz",
+              "arguments": {"shape": [40, 40, 9]}}  # fmt: skip
+    card = {"name": "p", "members": [member], "second_opinion_weight": 0.5}
+    image = Volume(1 - grid.data, OBLIQUE)
+    for opinion, log_odds in ((None, 0.0), (0.8, 0.5 * np.log(4)), (0.0, 0.5 * np.log(1e-4))):
+        other = opinion if opinion is None else Volume(np.full(SHAPE, opinion, np.float32), OBLIQUE)
+        chance, _ = two_stage.two_stage(image, None, card, ModelOptions(), None, other)
+        most = float(chance.data.max())
+        assert np.log(most / (1 - most)) == pytest.approx(log_odds, abs=1e-3)
+
+
 def test_members_on_different_grids_are_refused(heads):
     image, _ = load(heads[0] / "six.nii.gz")
     grid = read_recipe("proposal-1").grid

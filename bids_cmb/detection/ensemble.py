@@ -7,7 +7,7 @@ is a function ``(image, brain) → probability`` of its name.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -379,10 +379,32 @@ def _chained(
             f"{said['name']}, whose networks work one after the other."
         )
     more = (phase,) if _takes_phase(said) else ()
-    more = (anatomy,) if said["design"] in WITH_ANATOMY else more
+    if said["design"] in WITH_ANATOMY:
+        more = (anatomy, second_opinion(said, image, brain, models))
     chance, evidence = DESIGNS[said["design"]](image, brain, said, models, *more)
     release_memory()
     return np.where(brain.data, chance.data, 0).astype(np.float32), evidence
+
+
+def second_opinion(
+    card: Mapping, image: Volume, brain: Volume, models: ModelOptions
+) -> Volume | None:
+    """Compute the probability by the bundled ensemble that a card names as ``second_opinion``.
+
+    Args:
+        card: Of a detector of two stages.
+        image: T2*-weighted magnitude or SWI, as it came.
+        brain: True inside the brain, on the grid of ``image``.
+        models: How to compute; the ensemble is that of the package, whatever folder this names.
+
+    Returns:
+        The mean of its members, on the grid of ``image``; None if the card names none.
+    """
+    if "second_opinion" not in card:
+        return None
+    bundled = replace(models, folder=None, members=())
+    members = _averaged(load_card(card["second_opinion"]), image, brain, bundled)
+    return Volume(_mean(members), image.affine)
 
 
 def _asked(network: Network, window: Volume, fed: Preprocessed) -> Volume:

@@ -39,6 +39,8 @@ from bids_cmb.networks.inference import ModelOptions, load_network, load_patch_m
 from bids_cmb.networks.model_cards import locate_weights
 
 PATCHES_AT_ONCE = 32
+OPINION_MM = 2.5  # from a proposal's peak within which another detector speaks of it
+OPINION_LEAST = 1e-4  # probability, a step of what detectors give
 PROPOSE, DECIDE = "unet", "classifier"  # the builders of the two stages
 WIDE = ndimage.generate_binary_structure(3, 3)
 
@@ -49,6 +51,7 @@ def two_stage(
     card: Mapping,
     models: ModelOptions,
     anatomy: Anatomy | None = None,
+    opinion: Volume | None = None,
 ) -> tuple[Volume, Evidence]:
     """Find proposals, judge each, and paint its chance into its extent.
 
@@ -61,6 +64,8 @@ def two_stage(
             classifier is the share of what it says without being shown the anatomy, 0 to 1.
         models: Where weights are, and how to compute.
         anatomy: What lies where in the head, for the classifiers.
+        opinion: Probability of microbleed by another detector, on the grid of ``image``, if the
+            card has a ``second_opinion``.
 
     Returns:
         Chance, 0 to 1, float32, on the grid of ``image``; and which proposal each voxel belongs to.
@@ -71,6 +76,13 @@ def two_stage(
     """
     fed, probability, proposals = propose(image, brain, card, models)
     chances = decide(fed, probability, proposals, card, models, anatomy)
+    if opinion is not None and proposals:
+        positions = probability.world(np.array([one.voxel for one in proposals]))
+        weight = card.get("second_opinion_weight", 0.0)
+        chances = combine(
+            logit(np.clip(chances, CLIP, 1 - CLIP)), read_opinion(opinion, positions), weight,
+            least=OPINION_LEAST,
+        )  # fmt: skip
     return paint(image, probability, proposals, chances)
 
 
@@ -148,19 +160,45 @@ def _looks(
                 yield axes, shown, features, share / len(turns)
 
 
-def combine(logits: np.ndarray, first: Sequence[float], weight: float) -> np.ndarray:
-    """Add what the first stage thinks to what the second does.
+def combine(
+    logits: np.ndarray, other: Sequence[float], weight: float, *, least: float = CLIP
+) -> np.ndarray:
+    """Add the log-odds of somebody else, weighted.
 
     Args:
-        logits: Log-odds of the second stage, (N,).
-        first: Probability of the first stage, (N,).
-        weight: By which the log-odds of the first stage are added.
+        logits: Log-odds of each proposal, (N,).
+        other: Probability of each by somebody else, such as the first stage, (N,).
+        weight: By which the log-odds of the other are added.
+        least: Probability of the other below which, and above 1 less which, its log-odds say no
+            more.
 
     Returns:
         Chances, float32 (N,).
     """
-    odds = logit(np.clip(np.asarray(first, float), CLIP, 1 - CLIP))
+    odds = logit(np.clip(np.asarray(other, float), least, 1 - least))
     return expit(logits + weight * odds).astype(np.float32)
+
+
+def read_opinion(opinion: Volume, positions: np.ndarray) -> np.ndarray:
+    """Read the highest probability within `OPINION_MM` of each position.
+
+    Args:
+        opinion: Probability, on the grid of the scan.
+        positions: World mm, (N, 3).
+
+    Returns:
+        float (N,); 0 where no voxel is that near.
+    """
+    reach = np.ceil(OPINION_MM / opinion.spacing).astype(int)
+    highest = np.zeros(len(positions))
+    for number, position in enumerate(positions):
+        middle = np.rint(opinion.index(position[None])[0]).astype(int)
+        start = np.maximum(middle - reach, 0)
+        values = opinion.data[tuple(map(slice, start, np.maximum(middle + reach + 1, 0)))]
+        index = np.stack(np.indices(values.shape), axis=-1) + start
+        away = np.linalg.norm(opinion.world(index.reshape(-1, 3)) - position, axis=1)
+        highest[number] = values.ravel()[away <= OPINION_MM].max(initial=0.0)
+    return highest
 
 
 def paint(

@@ -27,7 +27,13 @@ from bids_cmb.bids.selection import find_scans
 from bids_cmb.config import BALANCED
 from bids_cmb.detection import ensemble
 from bids_cmb.detection.proposals import CLIP
-from bids_cmb.detection.two_stage import combine, decide, propose
+from bids_cmb.detection.two_stage import (
+    OPINION_LEAST,
+    combine,
+    decide,
+    propose,
+    read_opinion,
+)
 from bids_cmb.files import load_object, write_json
 from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.metrics.matching import MAX_DISTANCE_MM, match_valdo
@@ -215,6 +221,8 @@ class Judged:
         proposed: First-stage probability of each, (N,).
         chance: Of each, before any calibration, (N,).
         lesions: Position (world mm), diameter (mm) and whether it is sure, of each true one.
+        opinion: Probability of each by the detector that gives a second opinion, (N,); None if
+            none does.
     """
 
     name: str
@@ -222,6 +230,7 @@ class Judged:
     proposed: np.ndarray
     chance: np.ndarray
     lesions: tuple[Lesion, ...]
+    opinion: np.ndarray | None = None
 
     def case(self, scores: np.ndarray) -> ScanMatches:
         """Give the scan to be scored, its candidates with these scores, (N,)."""
@@ -309,7 +318,10 @@ def judge_scan(
     chance = decide(fed, probability, proposals, card, models, anatomy)
     voxels = np.array([one.voxel for one in proposals]).reshape(-1, 3)
     proposed = np.array([one.probability for one in proposals])
-    return Judged(name, probability.world(voxels), proposed, chance, tuple(lesions))
+    positions = probability.world(voxels)
+    other = ensemble.second_opinion(card, image, brain, models)
+    opinion = None if other is None else read_opinion(other, positions)
+    return Judged(name, positions, proposed, chance, tuple(lesions), opinion)
 
 
 def _true_lesions(labels: Path):
@@ -337,17 +349,14 @@ def set_operating_points(
             else is set by them.
 
     Returns:
-        What goes onto the card: ``calibration``, ``first_stage_weight``, ``operating_points`` with
+        What goes onto the card: ``calibration``, the weights, ``operating_points`` with
         their figures, ``threshold`` (that of ``balanced``) and ``definite_threshold``.
     """
     fitted = fit_calibration(judged)
-    weight = fitted.pop("first_stage_weight")
+    weights = {key: fitted.pop(key) for key in list(fitted) if key.endswith("_weight")}
 
     def scored(scans: Sequence[Judged]) -> list[ScanMatches]:
-        return [
-            one.case(ensemble.calibrated(combine(logits_of(one), one.proposed, weight), fitted))
-            for one in scans
-        ]
+        return [one.case(ensemble.calibrated(combine_all(one, weights), fitted)) for one in scans]
 
     simulated, measured = scored(judged), scored(real)
     found = compute_froc(simulated, match_valdo)
@@ -370,7 +379,7 @@ def set_operating_points(
         points.append(point)
     return {
         "calibration": fitted,
-        "first_stage_weight": weight,
+        **weights,
         "operating_points": points,
         "threshold": thresholds[BALANCED],
         "definite_threshold": max(DEFINITE, thresholds[BALANCED]),
@@ -415,10 +424,11 @@ def fit_calibration(judged: Sequence[Judged]) -> dict[str, float]:
         judged: Scans with the chances of the second stage alone.
 
     Returns:
-        ``slope`` and ``offset`` of the log-odds, as `detection.ensemble.calibrated` takes them, and
-        ``first_stage_weight``, by which those of the first stage are added before (0 or more).
+        ``slope`` and ``offset`` of the log-odds, as `detection.ensemble.calibrated` takes them;
+        ``first_stage_weight`` and, if there is one, ``second_opinion_weight``, by which those of
+        the first stage and of the second opinion are added before (0 or more).
     """
-    second, first, hits = [], [], []
+    second, first, other, hits = [], [], [], []
     for one in judged:
         case = one.case(one.chance)
         sure = case.between[:, ~case.uncertain]
@@ -427,24 +437,43 @@ def fit_calibration(judged: Sequence[Judged]) -> dict[str, float]:
         kept = hit | ~near  # those of an unsure lesion say nothing
         second.append(logits_of(one)[kept])
         first.append(logit(np.clip(one.proposed[kept], CLIP, 1 - CLIP)))
+        if one.opinion is not None:
+            other.append(logit(np.clip(one.opinion[kept], OPINION_LEAST, 1 - OPINION_LEAST)))
         hits.append(hit[kept])
     second, first = np.concatenate(second), np.concatenate(first)
     hits = np.concatenate(hits).astype(float)
     alone = np.array_equal(second, first)  # there is no second stage
-    seen = np.stack([second, 0 * first if alone else first, np.ones_like(second)], axis=1)
+    columns = [second, 0 * first if alone else first, *([np.concatenate(other)] if other else [])]
+    seen = np.stack([*columns, np.ones_like(second)], axis=1)
 
     def surprise(factors: np.ndarray) -> tuple[float, np.ndarray]:
         odds = seen @ factors
         loss = np.sum(np.logaddexp(0, odds) - hits * odds)
         return float(loss), seen.T @ (expit(odds) - hits)
 
-    bounds = [(LEAST_SLOPE, None), (0, None), (None, None)]
-    slope, weight, offset = minimize(surprise, (1.0, 0.0, 0.0), jac=True, bounds=bounds).x
+    bounds = [(LEAST_SLOPE, None), *[(0, None)] * (len(columns) - 1), (None, None)]
+    start = (1.0, *[0.0] * len(columns))
+    slope, *weights, offset = minimize(surprise, start, jac=True, bounds=bounds).x
+    names = ("first_stage_weight", "second_opinion_weight")
     return {
         "slope": round(float(slope), 4),
         "offset": round(float(offset), 4),
-        "first_stage_weight": round(float(weight / slope), 4),
+        **{
+            name: round(float(weight / slope), 4)
+            for name, weight in zip(names, weights, strict=False)
+        },
     }
+
+
+def combine_all(one: Judged, weights: Mapping[str, float]) -> np.ndarray:
+    """Combine classifier, first stage and second opinion by the weights of a card, (N,)."""
+    chance = combine(logits_of(one), one.proposed, weights.get("first_stage_weight", 0.0))
+    if one.opinion is None:
+        return chance
+    return combine(
+        logit(np.clip(chance, CLIP, 1 - CLIP)), one.opinion,
+        weights.get("second_opinion_weight", 0.0), least=OPINION_LEAST,
+    )  # fmt: skip
 
 
 def logits_of(judged: Judged) -> np.ndarray:
@@ -459,10 +488,11 @@ def as_json(one: Judged) -> dict:
         "name": one.name,
         "candidates": [
             {"position_mm": [round(at, 2) for at in place], "proposed": round(float(first), 6),
-             "chance": round(float(second), 6)}
-            for place, first, second in zip(
+             "chance": round(float(second), 6),
+             **({} if one.opinion is None else {"opinion": round(float(one.opinion[row]), 4)})}
+            for row, (place, first, second) in enumerate(zip(
                 one.positions.tolist(), one.proposed, one.chance, strict=True
-            )
+            ))
         ],
         "lesions": [
             {"position_mm": place, "diameter_mm": diameter, "sure": sure}

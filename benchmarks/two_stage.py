@@ -1,4 +1,4 @@
-"""What a detector of two stages finds and misses: each stage, both, and every kind of protocol.
+"""What a detector of two stages finds and misses: each stage, as shipped, every kind of protocol.
 
     python benchmarks/two_stage.py NAME DATA [--points TABLE] [--model-dir DIR] [--keep FILE]
 
@@ -58,8 +58,12 @@ def main() -> None:
     stages = {
         "first stage": lambda one: one.proposed,
         "second stage": lambda one: one.chance,
-        "both": lambda one: ensemble.calibrated(combine_all(one, weights), card.get("calibration")),
+        "as shipped": lambda one: ensemble.calibrated(
+            combine_all(one, weights), card.get("calibration")
+        ),
     }
+    if judged and judged[0].opinion is not None:
+        stages["second opinion"] = lambda one: one.opinion
     report = {
         "name": given.name,
         "detector": given.detector,
@@ -73,7 +77,7 @@ def main() -> None:
         "kinds": {
             kind: measure(
                 [one for one in judged if kinds[one.name] == kind],
-                stages["both"],
+                stages["as shipped"],
                 card["threshold"],
             )
             for kind in sorted(set(kinds.values()))

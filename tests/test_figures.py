@@ -81,12 +81,56 @@ def longer(name):
     return [gain["after"], gain["low"], gain["high"]]
 
 
+def two_stage(scans, *figures):
+    """Figures of the default detector as shipped."""
+    return [part(f"two-stage-{scans}", "figures", "as shipped", figure, 0) for figure in figures]
+
+
+def curve(scans, stage):
+    """Sensitivities of a stage of the default detector, its best F1 and what that costs."""
+    rates = (f"sensitivity_at_{rate}_fp" for rate in ("0.5", "1", "2", "4"))
+    keys = (*rates, "best_f1", "best_f1_fp_per_scan")
+    return [part(f"two-stage-{scans}", "figures", stage, key, 0) for key in keys]
+
+
+def interval(scans, figure):
+    return part(f"two-stage-{scans}", "figures", "as shipped", figure)[1:]
+
+
 # What a page says, with places for the figures, and the figures.
 QUOTED = [
     (
         "README.md",
-        "with {:.0f} microbleeds the default detector, `ensemble`, finds {:.0f} with one false one",
-        lambda: valdo("ensemble-real", "lesions", "hits"),
+        "with {:.0f} microbleeds the default detector, `two-stage`, finds {:.0f} with three",
+        lambda: two_stage("real", "lesions", "hits"),
+    ),
+    *(
+        (
+            ACCURACY,
+            f"| {name} | `two-stage` | {{:.2f}}, {{:.2f}}, {{:.2f}}, {{:.2f}} | {{:.2f}} "
+            "[{:.2f}, {:.2f}] ({:.2f}) |",
+            lambda scans=scans: [
+                *curve(scans, "as shipped")[:5],
+                *interval(scans, "best_f1"),
+                curve(scans, "as shipped")[5],
+            ],
+        )
+        for name, scans in (("V", "V"), ("five real", "real"))
+    ),
+    (
+        ACCURACY,
+        "| V | `ensemble`, at the same candidates | {:.2f}, {:.2f}, {:.2f}, {:.2f} | {:.2f} ({:.2f}",
+        lambda: curve("V", "second opinion"),
+    ),
+    (
+        ACCURACY,
+        "it finds {:.0f} of {:.0f} with {:.1f} false per scan (F1 {:.2f} [{:.2f}, {:.2f}]), on V "
+        "{:.2f} with {:.1f}",
+        lambda: [
+            *two_stage("real", "hits", "lesions", "fp_per_scan", "f1"),
+            *interval("real", "f1"),
+            *two_stage("V", "sensitivity", "fp_per_scan"),
+        ],
     ),
     (
         ACCURACY,
@@ -115,7 +159,7 @@ QUOTED = [
     ),
     (
         ACCURACY,
-        "brain {:.2f} (`find_brain`: {:.2f}), lateral ventricles {:.2f} ({:.2f}), "
+        "brain {:.2f} (`segment_brain`: {:.2f}), lateral ventricles {:.2f} ({:.2f}), "
         "white matter {:.2f} ({:.2f}), thalamus {:.2f} ({:.2f}), putamen {:.2f} ({:.2f}), "
         "pallidum {:.2f} ({:.2f}), caudate {:.2f} ({:.2f}), cortex {:.2f} ({:.2f})",
         lambda: [pooled("brain"), pooled("brain by find_brain"), *dice(*STRUCTURES)],

@@ -119,7 +119,8 @@ QUOTED = [
     ),
     (
         ACCURACY,
-        "| V | `ensemble`, at the same candidates | {:.2f}, {:.2f}, {:.2f}, {:.2f} | {:.2f} ({:.2f}",
+        "| V | `ensemble`, at the same candidates | {:.2f}, {:.2f}, {:.2f}, {:.2f} | {:.2f} "
+        "({:.2f}) |",
         lambda: curve("V", "second opinion"),
     ),
     (

@@ -233,7 +233,7 @@ def test_a_packed_network_asks_for_the_sides_that_it_needs(packed, flat, rng, tm
     assert network.multiple == (8, 8, slices)
     image = rng.random((16, 8, 2 * slices), np.float32)
     logits = np.asarray(model(image[None, ..., None]))[0, ..., 0]
-    np.testing.assert_allclose(network.run(image, None), 1 / (1 + np.exp(-logits)), atol=1e-4)
+    np.testing.assert_allclose(network.predict(image, None), 1 / (1 + np.exp(-logits)), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["proposal-1", "classifier-1"])

@@ -38,10 +38,12 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: If it cannot be written; it names ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = _held_part(path)
-    try:
+    name = f".{path.name[:150]}.{_kernel()}.{uuid.uuid4().hex[:8]}{PART}"  # at most 255 bytes
+    beside, handle = path.with_name(name), None
+    try:  # begun before there is a part: a signal may come at any moment
+        handle = _open_held(beside)
         yield beside
-        beside.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        beside.chmod(0o666 & ~_umask())  # parts can be read by their owner only
         beside.replace(path)
     except OSError as error:  # a full disk names no file, other errors the part
         if error.errno and error.filename in (None, str(beside)):
@@ -49,18 +51,18 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         beside.unlink(missing_ok=True)
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
-def _held_part(path: Path) -> tuple[int, Path]:
-    """Make a part beside a path and lock it for as long as this process lives or its handle."""
-    prefix = f".{path.name[:150]}.{_kernel()}."  # a name has at most 255 bytes
+def _open_held(part: Path) -> int:
+    """Make a part and lock it for as long as this process lives or its handle."""
     while True:
-        handle, name = tempfile.mkstemp(prefix=prefix, suffix=PART, dir=path.parent)
+        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         with suppress(OSError):  # no locks here: then `remove_leftovers` gets none either
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:  # else it was cleared away before it was locked
-            return handle, Path(name)
+            return handle
         os.close(handle)
 
 

@@ -143,7 +143,7 @@ def unfitted(monkeypatch):
     drawn = []
 
     def run(course):
-        exam = course.judged[0].shape[1:] if course.judged else None
+        exam = course.validation[0].shape[1:] if course.validation else None
         drawn.append((course.draw(0, 0)[0].shape[1:], exam))
         row = dict.fromkeys((*learning.COLUMNS, "steps_s", "waited_s"), 1)
         course.progress.rows.append(row)

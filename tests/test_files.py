@@ -69,6 +69,16 @@ def test_a_file_that_grows_too_large_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_signal_that_comes_while_a_file_is_begun_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.fcntl, "flock", interrupted)
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "status.html"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failing_first_writer_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError), replacing(tmp_path / "table.tsv"):
         1 / 0  # noqa: B018

@@ -124,6 +124,7 @@ def test_tiles_get_one_answer_and_slices_one_for_each_pixel():
 
 
 def test_one_dark_pixel_reaches_the_gate_wherever_it_lies(rng):
+    keras.utils.set_random_seed(5)  # some networks by chance hardly answer to anything
     gate = shaken(resnet_gate(**{**SMALL_GATE, "widths": [8, 16]}), rng)
     tiles = np.ones((3, 64, 64, 3), np.float32)
     tiles[1, 29, 30, 1] = tiles[2, 29 + 4, 30 + 2, 1] = -5

@@ -22,6 +22,7 @@ from bids_cmb.cli.main import main as one_command
 from bids_cmb.files import write_json
 from bids_cmb.networks.model_cards import DETECTION, list_cards, load_card, locate_weights
 from bids_cmb.networks.weights import read_weights, write_weights
+from bids_cmb.workflow import outputs
 from bids_cmb.workflow import run as app
 
 ROOT = Path(__file__).parents[1]
@@ -703,6 +704,24 @@ def test_the_ensemble_runs_from_file_to_tables_and_says_what_it_was(dataset, tmp
             or row["nearest_other_region_mm"]
             or not row["nearest_other_region"]
         )
+
+
+def test_a_detector_is_named_with_the_weights_of_its_second_opinion_too():
+    named = outputs._named("two-stage", load_card("two-stage"))
+    assert set(named["WeightsSHA256"]) == {
+        one["name"] for name in ("two-stage", "ensemble") for one in load_card(name)["members"]
+    }
+
+
+@pytest.mark.slow
+def test_the_default_detector_runs_from_file_to_tables(dataset, tmp_path):
+    raw, out = dataset({"sub-01/anat/sub-01_T2starw": "six"}), tmp_path / "out"
+    assert cli.main([str(raw), str(out), "participant", "group", "--n-cpus", "1"]) == 0
+    made = json.loads(next(out.glob("sub-01/anat/*label-CMB*_mask.json")).read_text())
+    [detector] = made["Provenance"]["Detectors"]
+    assert detector["Name"] == "two-stage"
+    [row] = read_table(out / "group_microbleeds.tsv")
+    assert int(row["n_cmb"]) >= 4  # of six
 
 
 def test_one_member_of_an_ensemble_can_be_asked_and_another_name_is_refused(two, capfd):

@@ -24,7 +24,7 @@ from bids_cmb.imaging.volume import LoadReport, Volume, resample_like, save
 from bids_cmb.lesions.measure import Lesion
 from bids_cmb.lesions.table import counts, lesion_row
 from bids_cmb.networks.inference import describe_device
-from bids_cmb.networks.model_cards import ANATOMY, select_members
+from bids_cmb.networks.model_cards import ANATOMY, load_card, select_members
 from bids_cmb.provenance import fingerprint, machine, package_digest, software
 from bids_cmb.quality.measures import Quality
 from bids_cmb.report.figures import draw, remove_pictures
@@ -354,8 +354,14 @@ def _provenance(result: ScanResult, inputs: ScanInputs, record: InputRecord) -> 
 
 
 def _named(name: str, card: Mapping, folds: tuple[str, ...] = ()) -> dict[str, object]:
-    """Name a model by the hash of its card and those of the weights of each member."""
-    weights = {member["name"]: member["sha256"] for member in select_members(dict(card), folds)}
+    """Name a model by the hash of its card and those of the weights of each member.
+
+    Those of the bundled detector that gives it a second opinion are among them.
+    """
+    members = [*select_members(dict(card), folds)]
+    if "second_opinion" in card:
+        members += load_card(card["second_opinion"])["members"]
+    weights = {member["name"]: member["sha256"] for member in members}
     return {
         "Name": name,
         "CardSHA256": fingerprint(card=card),

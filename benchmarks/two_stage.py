@@ -25,7 +25,7 @@ from bids_cmb.imaging.volume import load
 from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.metrics.scores import compute_figures
 from bids_cmb.networks.inference import ModelOptions
-from bids_cmb.networks.model_cards import load_card as read_card
+from bids_cmb.networks.model_cards import load_card
 from bids_cmb.provenance import machine, software
 from bids_cmb.training.release import Judged, as_json, combine_all, judge, judge_points
 
@@ -42,7 +42,7 @@ def main() -> None:
     """Judge, print and write."""
     given = arguments()
     models = ModelOptions(given.model_dir)
-    card = read_card(given.detector, given.model_dir)
+    card = load_card(given.detector, given.model_dir)
     weights = {key: card[key] for key in card if key.endswith("_weight")}
     card = {**card, "first_stage_weight": 0.0}  # chances of the second stage alone
     if given.keep and given.keep.exists():

@@ -172,28 +172,28 @@ def thresholds_of(cards: Sequence[Mapping]) -> tuple[float, float]:
     return COMMON_THRESHOLD, float(np.mean(definite))
 
 
-def at_operating_point(said: dict, name: str) -> dict:
+def at_operating_point(card: dict, name: str) -> dict:
     """Give the card with the threshold of one of its operating points.
 
     Args:
-        said: Of the detector.
+        card: Of the detector.
         name: Of the operating point; `BALANCED` is that of the card's own threshold.
 
     Raises:
         ValueError: If the card has no such operating point.
     """
     if name == BALANCED:
-        return said
-    points = {one["name"]: one for one in said.get("operating_points", ()) if "name" in one}
+        return card
+    points = {one["name"]: one for one in card.get("operating_points", ()) if "name" in one}
     if name not in points:
         known = ", ".join(points) or "none"
         raise ValueError(
-            f"{said['name']}: --operating-point must be one that its model card has; "
+            f"{card['name']}: --operating-point must be one that its model card has; "
             f"found {name}, and on the card {known}."
         )
     threshold = points[name]["threshold"]
-    definite = max(said["definite_threshold"], threshold)
-    return {**said, "threshold": threshold, "definite_threshold": definite}
+    definite = max(card["definite_threshold"], threshold)
+    return {**card, "threshold": threshold, "definite_threshold": definite}
 
 
 def check_detector(name: str, models: Path | None = None) -> None:
@@ -208,40 +208,40 @@ def check_detector(name: str, models: Path | None = None) -> None:
             networks nor the name of a function, an unknown design, a grid that cannot be, or
             other parts and parameters than the package's card of that design.
     """
-    said = load_card(name, models)
-    if said["task"] != DETECTION:
+    card = load_card(name, models)
+    if card["task"] != DETECTION:
         names = ", ".join(list_cards(DETECTION, models))
-        raise ValueError(f"A detector must be one of {names}; found {name!r}, for {said['task']}.")
-    if "members" not in said and name not in _FUNCTIONS:
+        raise ValueError(f"A detector must be one of {names}; found {name!r}, for {card['task']}.")
+    if "members" not in card and name not in _FUNCTIONS:
         raise ValueError(
             f"{name}: the card of a detector must have members, or the name "
             f"{' or '.join(_FUNCTIONS)}; found none."
         )
-    if said.get("design", next(iter(DESIGNS))) not in DESIGNS:
+    if card.get("design", next(iter(DESIGNS))) not in DESIGNS:
         raise ValueError(
             f"{name}: the design of a detector must be one of {', '.join(DESIGNS)}; "
-            f"found {said['design']!r}."
+            f"found {card['design']!r}."
         )
-    for member in said.get("members", ()):
+    for member in card.get("members", ()):
         try:
             Grid.from_card(member["grid"])
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}, member {member['name']}: {error}") from error
-    if "design" in said or "members" not in said:
-        _check_design(name, said, load_card(said.get("design", name)))
+    if "design" in card or "members" not in card:
+        _check_design(name, card, load_card(card.get("design", name)))
 
 
-def _check_design(name: str, said: Mapping, model: Mapping) -> None:
+def _check_design(name: str, card: Mapping, model: Mapping) -> None:
     """Refuse a card that lacks parts or parameters of the package's card of its design."""
-    parts = [{one["name"] for one in each.get("members", ())} for each in (model, said)]
+    parts = [{one["name"] for one in each.get("members", ())} for each in (model, card)]
     if not parts[0] <= parts[1]:
         raise ValueError(
-            f"{name}: a detector of the design {said['design']} must have the members "
+            f"{name}: a detector of the design {card['design']} must have the members "
             f"{', '.join(sorted(parts[0]))}; found {', '.join(sorted(parts[1]))}."
         )
-    if "parameters" in said or model.get("design") not in WITH_DEFAULTS:
-        _check_alike(f"{name}: parameters", said.get("parameters", {}), model["parameters"])
-    for gate in said.get("parameters", {}).get("gates", ()):
+    if "parameters" in card or model.get("design") not in WITH_DEFAULTS:
+        _check_alike(f"{name}: parameters", card.get("parameters", {}), model["parameters"])
+    for gate in card.get("parameters", {}).get("gates", ()):
         if gate["measure"] not in Candidate.__dataclass_fields__ or gate["width"] <= 0:
             raise ValueError(
                 f"{name}: a gate must have a measure of a candidate and a width above 0; "
@@ -291,11 +291,11 @@ def takes_phase(names: Iterable[str], models: ModelOptions) -> bool:
         ValueError: If a name is unknown.
     """
     cards = [load_card(name, models.folder) for name in names]
-    return any(_takes_phase(said) for said in cards)
+    return any(_takes_phase(card) for card in cards)
 
 
-def _takes_phase(said: Mapping) -> bool:
-    return said.get("design") in WITH_PHASE and any(map(sees_phase, said["members"]))
+def _takes_phase(card: Mapping) -> bool:
+    return card.get("design") in WITH_PHASE and any(map(sees_phase, card["members"]))
 
 
 def answers(
@@ -326,27 +326,27 @@ def _told(
     anatomy: Anatomy | None,
 ) -> tuple[list[np.ndarray], Evidence]:  # fmt: skip
     """As `answers`, and the evidence."""
-    said = load_card(name, models.folder)
-    if "members" not in said:
-        return [_FUNCTIONS[name](image, brain, said["parameters"]).data], Evidence()
-    if "design" in said:
-        chance, evidence = _chained(said, image, brain, models, phase, anatomy)
+    card = load_card(name, models.folder)
+    if "members" not in card:
+        return [_FUNCTIONS[name](image, brain, card["parameters"]).data], Evidence()
+    if "design" in card:
+        chance, evidence = _chained(card, image, brain, models, phase, anatomy)
         return [chance], evidence
-    return _averaged(said, image, brain, models), Evidence()
+    return _averaged(card, image, brain, models), Evidence()
 
 
-def _averaged(said: dict, image: Volume, brain: Volume, models: ModelOptions) -> list[np.ndarray]:
+def _averaged(card: dict, image: Volume, brain: Volume, models: ModelOptions) -> list[np.ndarray]:
     """What the members of an ensemble say, each on its own grid."""
     low, high = find_bounds(np.asarray(brain.data) > 0)
     box, window = tuple(map(slice, low, high)), crop(image, low, high)
     found, fed = [], {}
-    members = select_members(said, models.members)
+    members = select_members(card, models.members)
     with ThreadPoolExecutor(1) as aside:  # a member is asked while the next one is loaded
         loaded = [
             aside.submit(
                 load_network,
                 member,
-                locate_weights(said["name"], member, models.folder),
+                locate_weights(card["name"], member, models.folder),
                 precision=models.precision,
             )
             for member in members
@@ -364,24 +364,24 @@ def _averaged(said: dict, image: Volume, brain: Volume, models: ModelOptions) ->
 
 
 def _chained(
-    said: dict, image: Volume, brain: Volume, models: ModelOptions, phase: Volume | None,
+    card: dict, image: Volume, brain: Volume, models: ModelOptions, phase: Volume | None,
     anatomy: Anatomy | None,
 ) -> tuple[np.ndarray, Evidence]:  # fmt: skip
     """What a detector says whose networks work one after the other, by its design."""
-    if said["design"] not in DESIGNS:
+    if card["design"] not in DESIGNS:
         raise ValueError(
             f"The design of a detector must be one of {', '.join(DESIGNS)}; "
-            f"found {said['design']!r} for {said['name']}."
+            f"found {card['design']!r} for {card['name']}."
         )
     if models.members:
         raise ValueError(
             f"--members must name members of an ensemble; found {' '.join(models.members)} for "
-            f"{said['name']}, whose networks work one after the other."
+            f"{card['name']}, whose networks work one after the other."
         )
-    more = (phase,) if _takes_phase(said) else ()
-    if said["design"] in WITH_ANATOMY:
-        more = (anatomy, second_opinion(said, image, brain, models))
-    chance, evidence = DESIGNS[said["design"]](image, brain, said, models, *more)
+    more = (phase,) if _takes_phase(card) else ()
+    if card["design"] in WITH_ANATOMY:
+        more = (anatomy, second_opinion(card, image, brain, models))
+    chance, evidence = DESIGNS[card["design"]](image, brain, card, models, *more)
     release_memory()
     return np.where(brain.data, chance.data, 0).astype(np.float32), evidence
 

@@ -79,10 +79,7 @@ def two_stage(
     if opinion is not None and proposals:
         positions = probability.world(np.array([one.voxel for one in proposals]))
         weight = card.get("second_opinion_weight", 0.0)
-        chances = combine(
-            logit(np.clip(chances, CLIP, 1 - CLIP)), read_opinion(opinion, positions), weight,
-            least=OPINION_LEAST,
-        )  # fmt: skip
+        chances = add_opinion(chances, read_opinion(opinion, positions), weight)
     return paint(image, probability, proposals, chances)
 
 
@@ -177,6 +174,12 @@ def combine(
     """
     odds = logit(np.clip(np.asarray(other, float), least, 1 - least))
     return expit(logits + weight * odds).astype(np.float32)
+
+
+def add_opinion(chances: np.ndarray, opinion: np.ndarray, weight: float) -> np.ndarray:
+    """Add the log-odds of a second opinion, as `read_opinion` gives it, to chances, (N,)."""
+    logits = logit(np.clip(chances, CLIP, 1 - CLIP))
+    return combine(logits, opinion, weight, least=OPINION_LEAST)
 
 
 def read_opinion(opinion: Volume, positions: np.ndarray) -> np.ndarray:

@@ -177,9 +177,12 @@ class FROCCurve:
         sensitivity = np.where(affordable, np.nan_to_num(self.metrics.sensitivity), -1)
         return int(np.flatnonzero(sensitivity == sensitivity.max())[-1])
 
-    def best(self) -> int:
-        """Find where F1 is highest; the higher threshold of equals."""
-        f1 = self.metrics.f1
+    def best(self, fp_per_scan: float = np.inf) -> int:
+        """Find where F1 is highest, at most that many false alarms per scan.
+
+        Of equals the higher threshold.
+        """
+        f1 = np.where(self.metrics.fp_per_scan <= fp_per_scan, self.metrics.f1, -1)
         return int(np.argmax(np.where(np.isnan(f1), -1, f1)))
 
 

@@ -29,6 +29,7 @@ from bids_cmb.detection import ensemble
 from bids_cmb.detection.proposals import CLIP
 from bids_cmb.detection.two_stage import (
     OPINION_LEAST,
+    add_opinion,
     combine,
     decide,
     propose,
@@ -394,9 +395,7 @@ def threshold_of_best_f1(scored: Sequence[ScanMatches], most_false: float) -> fl
     equal F1, the higher threshold.
     """
     found = compute_froc(scored, match_valdo)
-    f1 = np.where(found.metrics.fp_per_scan <= most_false, np.nan_to_num(found.metrics.f1), -1)
-    at = int(np.argmax(f1))
-    here = float(found.threshold[at])
+    here = float(found.threshold[found.best(most_false)])
     below = found.threshold[found.threshold < here]
     between = logit(np.clip([here, below[0] if len(below) else 0], CLIP, 1 - CLIP)).mean()
     return _rounded_down(float(expit(between)))
@@ -470,10 +469,7 @@ def combine_all(one: Judged, weights: Mapping[str, float]) -> np.ndarray:
     chance = combine(logits_of(one), one.proposed, weights.get("first_stage_weight", 0.0))
     if one.opinion is None:
         return chance
-    return combine(
-        logit(np.clip(chance, CLIP, 1 - CLIP)), one.opinion,
-        weights.get("second_opinion_weight", 0.0), least=OPINION_LEAST,
-    )  # fmt: skip
+    return add_opinion(chance, one.opinion, weights.get("second_opinion_weight", 0.0))
 
 
 def logits_of(judged: Judged) -> np.ndarray:

@@ -19,10 +19,8 @@ REMAINING = {
     "errors.py": "said",
     "evaluation": "said own found one at",
     "files.py": "one",
-    "lesions": "said own found one at",
     "metrics/scores.py": "found",  # `Counts.found` is a column of results
     "parallel": "said told one at",
-    "quality": "said found one at",
     "report": "said told own found one at",
     "review": "said own found one at",
     "training/release.py": "found one at",

@@ -14,7 +14,7 @@ from bids_cmb.evaluation.evaluate import REVIEWS
 from bids_cmb.files import write_json
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.imaging.volume import Volume, load_labels, save
-from bids_cmb.lesions.table import MNI
+from bids_cmb.lesions.table import MNI_COLUMNS
 from bids_cmb.report.frequency_map import REVIEWED, STEM
 from bids_cmb.review.reviews import agreement_rows, merge_reviews, read_reviews
 from bids_cmb.training.data import LESION, UNCERTAIN, find_training_scans, load_training_scan
@@ -105,7 +105,7 @@ def place_lesions(found, grid, *, with_map):
     mask = found / MASK.format("01")
     stem = mask.name.replace("_label-CMB_desc-T2starw_mask.nii.gz", "")
     table = mask.with_name(f"{stem}_seg-CMB_desc-T2starw_dseg.tsv")
-    rows = [{**row, **WHERE[at], **dict(zip(MNI, MNI_AT[at], strict=True))}
+    rows = [{**row, **WHERE[at], **dict(zip(MNI_COLUMNS, MNI_AT[at], strict=True))}
             for at, row in enumerate(read_table(table), start=1)]  # fmt: skip
     write_table(table, columns("lesion"), rows)
     names = ["sub-01_from-T2starw_to-MNI152NLin2009cAsym_mode-image_xfm.txt"]

@@ -33,7 +33,8 @@ from bids_cmb.datasets.index_convention import (
 from bids_cmb.evaluation.counts import COUNTS, mars_counts, sum_or_none
 from bids_cmb.files import read_json, replacing, write_json, write_text
 from bids_cmb.imaging.volume import LoadReport, Volume, load, save
-from bids_cmb.lesions.region_growing import BALL_MM, WIDEST_MM, nearest_voxel
+from bids_cmb.lesions.measure import MAX_DIAMETER_MM
+from bids_cmb.lesions.region_growing import DEFAULT_DIAMETER_MM, find_nearest_voxel
 from bids_cmb.provenance import generated_by
 
 READERS = {
@@ -208,7 +209,7 @@ def _checked(
 def _inside(scan: Labelled, image: Volume) -> None:
     for point in scan.points:
         try:
-            nearest_voxel(image, np.array(point.at))
+            find_nearest_voxel(image, np.array(point.at))
         except ValueError as error:
             raise ValueError(f"{point.where}: {error}") from None
 
@@ -449,7 +450,8 @@ def _readme(
         said.append(
             "Points became masks: all that touches the darkest voxel within 2 mm by faces and is "
             "darker than half way to the median of its surround, less where that would be wider "
-            f"than {WIDEST_MM:g} mm; else a ball of {BALL_MM:g} mm. The tables say which."
+            f"than {MAX_DIAMETER_MM:g} mm; else a ball of {DEFAULT_DIAMETER_MM:g} mm. "
+            "The tables say which."
         )
     if any(scan.mask for scan in read.scans):
         said.append(

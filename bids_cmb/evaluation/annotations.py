@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from bids_cmb.bids.tables import PLACE, read_cells
 from bids_cmb.files import read_json
 from bids_cmb.imaging.volume import load_labels
-from bids_cmb.lesions.label_maps import common_volume, label_map, meet
+from bids_cmb.lesions.label_maps import grids_overlap, load_label_map, measure_overlap
 
 POSITION = list(PLACE)
 PLACES = ("region", "group", "territory")  # columns that say where a lesion lies
@@ -160,14 +160,14 @@ def shared_volume(found: LesionAnnotations, truth: LesionAnnotations) -> np.ndar
             )
     if not len(found.lesions) or not len(truth.lesions):
         return np.zeros((len(found.lesions), len(truth.lesions)))
-    one, other = label_map(found.image), label_map(truth.image)
-    if not meet(one, other):
+    one, other = load_label_map(found.image), load_label_map(truth.image)
+    if not grids_overlap(one, other):
         raise ValueError(
             f"{found.image}: must lie in the same space as {truth.image.name}; "
             "the two grids have no place in common."
         )
     numbers = (marks.lesions["index"].to_numpy() for marks in (found, truth))
-    return common_volume(one, other, *numbers)
+    return measure_overlap(one, other, *numbers)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -303,7 +303,7 @@ def _says(table: pd.DataFrame, column: str, words: set[str]) -> pd.Series:
 
 def _measured(path: Path) -> pd.DataFrame:
     """The lesions of a mask or label map: centre of mass, size, highest probability."""
-    labels, stored = label_map(path), load_labels(path).data
+    labels, stored = load_label_map(path), load_labels(path).data
     present = np.unique(labels.data[labels.data > 0])
     centres = np.array(ndimage.center_of_mass(labels.data > 0, labels.data, present))
     voxels = np.array(ndimage.sum_labels(labels.data > 0, labels.data, present), float)

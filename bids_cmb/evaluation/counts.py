@@ -9,7 +9,7 @@ import numpy as np
 from bids_cmb.anatomy.mars import classify_pattern, list_regions
 from bids_cmb.bids.tables import completed_results, participant_dirs, read_table, write_table
 from bids_cmb.files import write_json
-from bids_cmb.lesions.table import TERRITORIES, burden, mars_columns
+from bids_cmb.lesions.table import TERRITORIES, classify_burden, list_mars_columns
 from bids_cmb.metrics.scores import measure_count_agreement
 from bids_cmb.provenance import software
 
@@ -26,12 +26,12 @@ def mars_counts(counts: dict[str, int]) -> dict[str, object]:
     known |= {name.removesuffix("_possible") for name in counts}
     by_region = {
         name: counts.get(name, 0) + counts.get(f"{name}_possible", 0) if name in known else None
-        for name, _, _ in mars_columns()
+        for name, _, _ in list_mars_columns()
     }
     by_territory = {
         name: sum_or_none(
             by_region[column]
-            for column, region, _ in mars_columns()
+            for column, region, _ in list_mars_columns()
             if region in list_regions(name)
         )
         for name in TERRITORIES
@@ -43,7 +43,7 @@ def mars_counts(counts: dict[str, int]) -> dict[str, object]:
         "n_cmb": total,
         "n_definite": None if total is None else total - possible,
         "n_possible": possible,
-        "burden": None if total is None else burden(total),
+        "burden": None if total is None else classify_burden(total),
         **{f"n_{name}": count for name, count in by_territory.items()},
         "pattern": None if total is None else classify_pattern(by_territory, cerebellar),
         **by_region,
@@ -165,7 +165,13 @@ def _suffix(path: object) -> str:
 
 def _places() -> list[str]:
     territories = [f"n_{name}" for name in TERRITORIES]
-    return ["n_cmb", "n_definite", "n_possible", *territories, *(c for c, _, _ in mars_columns())]
+    return [
+        "n_cmb",
+        "n_definite",
+        "n_possible",
+        *territories,
+        *(c for c, _, _ in list_mars_columns()),
+    ]
 
 
 def _agreement(place: str, pairs: Sequence[tuple[str, dict, dict]]) -> dict[str, object]:

@@ -17,7 +17,7 @@ from scipy.spatial.distance import cdist
 from scipy.stats import beta, chi2
 
 from bids_cmb.bids.tables import columns
-from bids_cmb.lesions.table import burden
+from bids_cmb.lesions.table import classify_burden
 from bids_cmb.metrics.agreement import intraclass_correlation, weighted_kappa
 from bids_cmb.metrics.matching import Match, Rule
 
@@ -506,7 +506,9 @@ def summarize(counted: np.ndarray, owner: np.ndarray, curve: FROCCurve) -> dict[
 
 def measure_count_agreement(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Measure how near the numbers of lesions of scans come to the true ones, (scans,) both."""
-    classes = [[BURDENS.index(burden(int(n))) for n in counts] for counts in (predicted, truth)]
+    classes = [
+        [BURDENS.index(classify_burden(int(n))) for n in counts] for counts in (predicted, truth)
+    ]
     return {
         "count_icc": intraclass_correlation(np.stack([predicted, truth], axis=1)),
         "count_mae": float(np.abs(predicted - truth).mean()),

@@ -15,7 +15,7 @@ from bids_cmb.bids.tables import Output, stem_of
 from bids_cmb.files import read_json, replacing, write_json
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed, find_bounds, preprocess
 from bids_cmb.imaging.volume import Volume, crop, transfer_labels
-from bids_cmb.quality.familiarity import brain_intensities, histogram, measures
+from bids_cmb.quality.familiarity import compute_histogram, measure_intensities, measure_scan
 from bids_cmb.report.overlays import overlays, place_in
 from bids_cmb.report.viewer import has_viewer, write_view, write_viewer
 
@@ -57,7 +57,7 @@ def draw(
     """
     seen = preprocess(image, brain, Grid(axes="slices", margin=REACH_MM + MARGIN_MM))
     marks = transfer_labels(labels, seen.image)
-    intensities = brain_intensities(seen.image, seen.brain)
+    intensities = measure_intensities(seen.image, seen.brain)
     grey = seen.image.data * np.float32(WHITE / (intensities.white or 1))
     grey = np.clip(grey, 0, WHITE, out=grey).astype(np.uint8)
     grey, marks, inside = (part[::-1] for part in (grey, marks, seen.brain.data))  # right is left
@@ -72,8 +72,8 @@ def draw(
     about = {
         "slabs": slabs,
         "look": _look(folder / f"{stem}_look.png", image, seen, intensities.white or 1, look),
-        "measures": measures(seen.image, seen.brain, intensities),
-        "histogram": histogram(intensities),
+        "measures": measure_scan(seen.image, seen.brain, intensities),
+        "histogram": compute_histogram(intensities),
         **overlays(seen.image, places, evidence or {}, reach=REACH_MM),
     }
     if interactive:

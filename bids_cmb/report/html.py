@@ -30,7 +30,7 @@ from bids_cmb.bids.tables import (
 )
 from bids_cmb.files import read_json, write_text
 from bids_cmb.provenance import fingerprint, software
-from bids_cmb.quality.familiarity import percentiles_in_training_set, training_reference
+from bids_cmb.quality.familiarity import compare_with_training_set, load_training_reference
 from bids_cmb.report.cohort import count_bars, odd_ones, shifts, size_bars, strata
 from bids_cmb.report.viewer import VIEWER
 from bids_cmb.review.reviews import place_of
@@ -231,7 +231,7 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
         "slabs": slabs,
         "quality": quality.relative_to(folder).as_posix() if quality.is_file() else None,
         "look": look,
-        "unlike": percentiles_in_training_set(drawn["measures"]) if "measures" in drawn else [],
+        "unlike": compare_with_training_set(drawn["measures"]) if "measures" in drawn else [],
         "histogram": _histogram(drawn["histogram"]) if "histogram" in drawn else None,
         "boxed": "boxes" in drawn,
         "gates": [_gate(one) for one in drawn.get("gate", [])],
@@ -295,7 +295,7 @@ class Cohort:
 
 def _histogram(shares: list[float]) -> dict[str, str]:
     """A scan's histogram and the band of the training scans, as points of SVG polygons."""
-    band = training_reference()["histogram"]
+    band = load_training_reference()["histogram"]
     high = max(*shares, *band["95"])
     right = len(shares)
 

@@ -17,13 +17,13 @@ from bids_cmb.bids.tables import lesion_table_of, read_table
 from bids_cmb.files import read_json
 from bids_cmb.imaging.registration import load_transform
 from bids_cmb.imaging.volume import load_labels
-from bids_cmb.lesions.table import MNI, regional_counts
+from bids_cmb.lesions.table import MNI_COLUMNS, count_by_region
 from bids_cmb.review.reviews import Review, accepted_lesions, merge_reviews
 
 
 @dataclass(frozen=True)
 class LesionLocation:
-    """Where a lesion lies, as `regional_counts` counts it; None for what is not known."""
+    """Where a lesion lies, as `count_by_region` counts it; None for what is not known."""
 
     side: str | None
     left: bool | None
@@ -65,14 +65,16 @@ def _reviewed_counts(mask: Path, reviews: Sequence[Review]) -> ReviewedCounts:
     consensus = merge_reviews([int(row["index"]) for row in rows], reviews)
     left = accepted_lesions(rows, consensus)
     locations = [location_of(row) for row in left] + _added(mask, consensus.added)
-    places = [tuple(float(row[axis]) for axis in MNI) for row in left if has_mni_position(row)]
-    counts = {"n_cmb": len(locations), **regional_counts(locations)}
+    places = [
+        tuple(float(row[axis]) for axis in MNI_COLUMNS) for row in left if has_mni_position(row)
+    ]
+    counts = {"n_cmb": len(locations), **count_by_region(locations)}
     return ReviewedCounts(counts, places + _in_mni(mask, consensus.added))
 
 
 def has_mni_position(row: Mapping) -> bool:
     """Whether a row of the lesion table has an MNI position."""
-    return None not in [row.get(axis) for axis in MNI]
+    return None not in [row.get(axis) for axis in MNI_COLUMNS]
 
 
 def location_of(row: Mapping) -> LesionLocation:

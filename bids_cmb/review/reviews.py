@@ -20,7 +20,7 @@ from bids_cmb.bids.tables import (
     participant_dirs,
     read_table,
 )
-from bids_cmb.lesions.table import burden
+from bids_cmb.lesions.table import classify_burden
 from bids_cmb.metrics.agreement import intraclass_correlation, weighted_kappa
 from bids_cmb.metrics.matching import MAX_DISTANCE_MM
 
@@ -278,7 +278,7 @@ def counts_after_review(rows: Sequence[Mapping], consensus: Consensus) -> dict[s
         "n_not_reviewed": said.count("not_reviewed"),
         "n_added": len(consensus.added),
         "n_cmb_reviewed": count,
-        "burden_reviewed": burden(count),
+        "burden_reviewed": classify_burden(count),
     }
 
 

@@ -24,7 +24,7 @@ from bids_cmb.bids.tables import (
     write_table,
 )
 from bids_cmb.files import parse_json, write_json
-from bids_cmb.lesions.table import MNI, TERRITORIES, mars_columns
+from bids_cmb.lesions.table import MNI_COLUMNS, TERRITORIES, list_mars_columns
 from bids_cmb.report.frequency_map import REVIEWED, STEM, write_map
 from bids_cmb.report.html import Cohort, write_group_page
 from bids_cmb.review.merging import ReviewedCounts, has_mni_position, reviewed_counts
@@ -146,7 +146,7 @@ def region_rows(read: list[dict], groups: dict[str, dict[str, str]]) -> list[dic
         for place in (
             "n_cmb",
             *(f"n_{name}" for name in TERRITORIES),
-            *(c for c, _, _ in mars_columns()),
+            *(c for c, _, _ in list_mars_columns()),
         ):
             most: dict[str, int] = {}
             for row in chosen:
@@ -269,7 +269,9 @@ def counted_lesions(folder: Path, read: list[dict]) -> dict[str, list[dict]]:
 def positions(lesions: dict[str, list[dict]]) -> dict[str, list[tuple[float, ...]]]:
     """MNI positions of each participant's lesions, mm, of those that have one."""
     return {
-        who: [tuple(float(one[axis]) for axis in MNI) for one in own if has_mni_position(one)]
+        who: [
+            tuple(float(one[axis]) for axis in MNI_COLUMNS) for one in own if has_mni_position(one)
+        ]
         for who, own in lesions.items()
     }
 

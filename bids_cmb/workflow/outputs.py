@@ -22,7 +22,7 @@ from bids_cmb.imaging.loading import LoadedPhase
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.imaging.volume import LoadReport, Volume, resample_like, save
 from bids_cmb.lesions.measure import Lesion
-from bids_cmb.lesions.table import counts, lesion_row
+from bids_cmb.lesions.table import count_lesions, make_lesion_row
 from bids_cmb.networks.inference import describe_device
 from bids_cmb.networks.model_cards import ANATOMY, load_card, select_members
 from bids_cmb.provenance import fingerprint, machine, package_digest, software
@@ -107,7 +107,7 @@ def write_outputs(
     remove_half_written(output)
     remove_previous_outputs(output)
     files = write_images(output, result, inputs)
-    rows = [lesion_row(lesion) for lesion in result.lesions]
+    rows = [make_lesion_row(lesion) for lesion in result.lesions]
     write_table(output.labels(".tsv"), columns("lesion"), rows)
     if report != "none":
         _draw(output, result, rows, inputs, interactive=report == "interactive")
@@ -291,7 +291,7 @@ def scan_row(result: ScanResult, inputs: ScanInputs) -> dict[str, object]:
     thresholds, image, scan = result.thresholds, result.image, inputs.scan
     in_plane = np.delete(image.spacing, image.slice_axis)
     return {
-        **counts(result.lesions),
+        **count_lesions(result.lesions),
         "detector": ",".join(inputs.detectors),
         "threshold": thresholds.threshold,
         "threshold_definite": thresholds.definite,

@@ -27,7 +27,7 @@ from bids_cmb.lesions.locations import locate_lesions
 from bids_cmb.lesions.measure import Lesion, find_lesions
 from bids_cmb.networks.inference import set_threads
 from bids_cmb.networks.model_cards import list_cards, load_card
-from bids_cmb.quality.measures import Quality, quality
+from bids_cmb.quality.measures import Quality, assess_quality
 from bids_cmb.report.figures import are_drawn, draw
 from bids_cmb.report.html import page_of, refresh_page, shows_result, write_page
 from bids_cmb.workflow.inputs import (
@@ -210,7 +210,7 @@ def place_lesions(
 
 def measure_quality(image: Volume, brain: Volume, header: LoadReport, scan: Scan) -> Quality:
     """Measure what may make the counts doubtful."""
-    return quality(
+    return assess_quality(
         image,
         brain,
         field_strength_t=scan.field_strength_t,

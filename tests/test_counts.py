@@ -17,7 +17,7 @@ from bids_cmb.lesions.table import (
     list_mars_columns,
     make_lesion_row,
 )
-from bids_cmb.review.merging import location_of
+from bids_cmb.review.merging import get_location
 
 LESION = Lesion(
     index=1, centre=(0, 0, 0), voxel=(0, 0, 0), volume=10, diameter=2.7, largest_diameter=3,
@@ -49,7 +49,7 @@ def test_the_lesion_table_alone_gives_the_same_counts_by_region(tmp_path, rng):
         )
     ]
     write_table(tmp_path / "a.tsv", columns("lesion"), [make_lesion_row(one) for one in lesions])
-    found = count_by_region([location_of(row) for row in read_table(tmp_path / "a.tsv")])
+    found = count_by_region([get_location(row) for row in read_table(tmp_path / "a.tsv")])
     assert found == {name: count_lesions(lesions)[name] for name in found}
     assert len(found) == 5 + len(list_mars_columns())
 

@@ -16,7 +16,7 @@ from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.imaging.volume import Volume, load_labels, save
 from bids_cmb.lesions.table import MNI_COLUMNS
 from bids_cmb.report.frequency_map import REVIEWED, STEM
-from bids_cmb.review.reviews import agreement_rows, merge_reviews, read_reviews
+from bids_cmb.review.reviews import make_agreement_rows, merge_reviews, read_reviews
 from bids_cmb.training.data import LESION, UNCERTAIN, find_training_scans, load_training_scan
 from bids_cmb.workflow.group import write_group
 
@@ -233,7 +233,7 @@ def test_two_readers_agree_as_counted_by_hand(read, blank):
         reviews, blank, "A", {1: "accept", 2: "accept", 3: "reject"}, label="02", missed=[MISSED]
     )
     review(reviews, blank, "B", {1: "accept", 2: "accept", 3: "reject"}, label="02")
-    (row,) = agreement_rows(found, read_reviews(reviews, found))
+    (row,) = make_agreement_rows(found, read_reviews(reviews, found))
     assert (row["n_scans"], row["n_lesions"], row["n_agree"]) == (2, 5, 4)
     assert row["kappa"] == pytest.approx((0.8 - 0.56) / 0.44, abs=1e-4)
     assert (row["n_scans_complete"], row["icc"]) == (2, 0)

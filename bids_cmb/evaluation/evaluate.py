@@ -38,10 +38,10 @@ from bids_cmb.metrics.scores import (
 from bids_cmb.provenance import software
 from bids_cmb.review.reviews import (
     Review,
-    agreement_rows,
+    make_agreement_rows,
+    make_reviewed_rows,
     merge_reviews,
     read_reviews,
-    reviewed_rows,
 )
 
 DRAWS = 2000
@@ -189,7 +189,7 @@ def measure_reviewed(
     places = (predictions, truth)
     result = compare(list(changed.values()), true, options, places=places)
     before = compare([by_mask[mask] for mask in changed], true, options, places=places)
-    numbers = reviewed_rows(predictions, known)
+    numbers = make_reviewed_rows(predictions, known)
     of_scan = {marks.name: numbers[mask] for mask, marks in changed.items()}
     left = {row["scan"]: row["found"] for row in result.scans.to_dict("records")}
     counts = [
@@ -197,7 +197,7 @@ def measure_reviewed(
          "after": left[row["scan"]], **_numbers_of(row["scan"], of_scan)}
         for row in before.scans.to_dict("records")
     ]  # fmt: skip
-    return Reviewed(result, counts, agreement_rows(predictions, known))
+    return Reviewed(result, counts, make_agreement_rows(predictions, known))
 
 
 def _numbers_of(scan: str, of_scan: dict[str, dict]) -> dict:

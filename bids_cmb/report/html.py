@@ -33,7 +33,7 @@ from bids_cmb.provenance import fingerprint, software
 from bids_cmb.quality.familiarity import compare_with_training_set, load_training_reference
 from bids_cmb.report.cohort import count_bars, odd_ones, shifts, size_bars, strata
 from bids_cmb.report.viewer import VIEWER
-from bids_cmb.review.reviews import place_of
+from bids_cmb.review.reviews import get_position
 
 MOST_SESSIONS = 3  # on one page
 MOST_HEAD = 2**16  # characters of a page that its beginning may take
@@ -189,7 +189,7 @@ def _about(title: str, scans: list[dict]) -> dict:
                 "participant_id": scan["participant"],
                 "session_id": scan["session"],
                 "lesions": [
-                    {"index": int(one["index"]), "at": [float(x) for x in place_of(one)]}
+                    {"index": int(one["index"]), "at": [float(x) for x in get_position(one)]}
                     for one in (*scan["included"], *scan["excluded"])
                 ],
                 "view": scan["view"],

@@ -27,8 +27,8 @@ from bids_cmb.files import parse_json, write_json
 from bids_cmb.lesions.table import MNI_COLUMNS, TERRITORIES, list_mars_columns
 from bids_cmb.report.frequency_map import REVIEWED, STEM, write_map
 from bids_cmb.report.html import Cohort, write_group_page
-from bids_cmb.review.merging import ReviewedCounts, has_mni_position, reviewed_counts
-from bids_cmb.review.reviews import Review, agreement_rows, read_reviews, reviewed_rows
+from bids_cmb.review.merging import ReviewedCounts, count_reviewed, has_mni_position
+from bids_cmb.review.reviews import Review, make_agreement_rows, make_reviewed_rows, read_reviews
 
 WHERE = (*(f"n_{name}" for name in TERRITORIES), "lobar_class", "pattern")  # after review too
 GROUPING = ("site", "center", "centre", "scanner", "manufacturer", "field_strength")
@@ -80,7 +80,7 @@ def write_group(
     if reviews is not None:
         described |= columns("reviewed")
         known = read_reviews(reviews, folder)
-        reviewed = reviewed_counts(folder, known)
+        reviewed = count_reviewed(folder, known)
         agreement = _take_in_reviews(folder, known, reviewed, rows)
     write_table(folder / "group_microbleeds.tsv", described, rows)
     write_json(folder / "group_microbleeds.json", described)
@@ -201,7 +201,7 @@ def _take_in_reviews(
     rows: list[dict],
 ) -> list[dict]:
     """Add the counts after review to the rows; how far the readers agree."""
-    counts = reviewed_rows(folder, known)
+    counts = make_reviewed_rows(folder, known)
     nothing = dict.fromkeys(columns("reviewed"))
     for row in rows:
         mask = str(row["filename"])
@@ -209,7 +209,7 @@ def _take_in_reviews(
         if mask in counts:
             where = {name: reviewed[mask].counts[name] for name in WHERE}
             row.update({**counts[mask], **{f"{name}_reviewed": n for name, n in where.items()}})
-    agreement = agreement_rows(folder, known)
+    agreement = make_agreement_rows(folder, known)
     write_table(folder / "group_agreement.tsv", columns("agreement"), agreement)
     write_json(folder / "group_agreement.json", columns("agreement"))
     return agreement

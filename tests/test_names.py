@@ -21,7 +21,6 @@ REMAINING = {
     "files.py": "one",
     "metrics/scores.py": "found",  # `Counts.found` is a column of results
     "parallel": "said told one at",
-    "report": "said told own found one at",
     "training/release.py": "found one at",
     "training/tasks/proposal_classification.py": "told one at",
     "workflow": "said own found one",

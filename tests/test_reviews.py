@@ -15,7 +15,7 @@ from bids_cmb.files import write_json
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.imaging.volume import Volume, load_labels, save
 from bids_cmb.lesions.table import MNI_COLUMNS
-from bids_cmb.report.frequency_map import REVIEWED, STEM
+from bids_cmb.report.frequency_map import MAP_STEM, REVIEWED_MAP_STEM
 from bids_cmb.review.reviews import make_agreement_rows, merge_reviews, read_reviews
 from bids_cmb.training.data import LESION, UNCERTAIN, find_training_scans, load_training_scan
 from bids_cmb.workflow.group import write_group
@@ -164,11 +164,11 @@ def test_regions_pattern_and_map_are_told_before_and_after_review(read, blank):
         *((MNI_AT[index], *said) for index, said in {1: (1, 1), 2: (1, 0), 3: (0, 1)}.items()),
         ((40, 0, 20), 0, 1),
     ):
-        assert people_at(found, STEM, place) == before
-        assert people_at(found, REVIEWED, place) == then
+        assert people_at(found, MAP_STEM, place) == before
+        assert people_at(found, REVIEWED_MAP_STEM, place) == then
     page = (found / "group_microbleeds.html").read_text()
     assert "mixed → strictly lobar" in page
-    assert f"{REVIEWED}.png" in page
+    assert f"{REVIEWED_MAP_STEM}.png" in page
     assert "Scans that nobody reviewed (1) keep their counts before review" in page
     write_group(found)
     assert not list(found.glob("*reviewed*"))
@@ -185,7 +185,7 @@ def test_the_region_of_an_added_lesion_is_not_known_without_the_scans_map(read, 
         "2", None, None
     )  # fmt: skip
     assert regions_after(found)["thalamus_right"] == ("0", None, None)
-    assert people_at(found, REVIEWED, (40, 0, 20)) == 1
+    assert people_at(found, REVIEWED_MAP_STEM, (40, 0, 20)) == 1
 
 
 def test_a_scan_whose_lesions_are_all_accepted_has_the_regions_it_had(read, blank):

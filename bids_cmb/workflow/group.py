@@ -25,7 +25,7 @@ from bids_cmb.bids.tables import (
 )
 from bids_cmb.files import parse_json, write_json
 from bids_cmb.lesions.table import MNI_COLUMNS, TERRITORIES, list_mars_columns
-from bids_cmb.report.frequency_map import REVIEWED, STEM, write_map
+from bids_cmb.report.frequency_map import MAP_STEM, REVIEWED_MAP_STEM, write_map
 from bids_cmb.report.html import Cohort, write_group_page
 from bids_cmb.review.merging import ReviewedCounts, count_reviewed, has_mni_position
 from bids_cmb.review.reviews import Review, make_agreement_rows, make_reviewed_rows, read_reviews
@@ -94,7 +94,7 @@ def write_group(
     diameters = [float(one["diameter_mm"]) for own in lesions.values() for one in own]
     after = _after_review(folder, read, groups, reviewed, positions(lesions))
     cohort = Cohort(rows, table, diameters, groups, agreement, after)
-    write_group_page(folder, cohort, f"{STEM}.png", f"{REVIEWED}.png")
+    write_group_page(folder, cohort, f"{MAP_STEM}.png", f"{REVIEWED_MAP_STEM}.png")
     tally = dict.fromkeys(columns("group")["status"]["Levels"], 0)
     for row in rows:
         tally[row["status"]] += 1
@@ -238,7 +238,7 @@ def _after_review(
         agreed = [folder / f"group_agreement{end}" for end in (".tsv", ".json")]
         for place in (*tables, *agreed):
             place.unlink(missing_ok=True)
-        write_map(folder, {}, 0, REVIEWED)
+        write_map(folder, {}, 0, REVIEWED_MAP_STEM)
         return []
     touched = {str(row["participant_id"]) for row in read if str(row["filename"]) in reviewed}
     rows, places = [], {who: own for who, own in before.items() if who not in touched}
@@ -251,7 +251,7 @@ def _after_review(
     made = region_rows(rows, groups)
     write_table(tables[0], columns("regions"), made)
     write_json(tables[1], columns("regions"))
-    write_map(folder, places, len(places), REVIEWED)
+    write_map(folder, places, len(places), REVIEWED_MAP_STEM)
     return made
 
 

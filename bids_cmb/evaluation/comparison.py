@@ -20,8 +20,9 @@ from bids_cmb.evaluation.evaluate import (
 )
 from bids_cmb.evaluation.page import DEFINITIONS
 from bids_cmb.files import write_json
+from bids_cmb.metrics.bootstrap import compare_figures
+from bids_cmb.metrics.intervals import Figure
 from bids_cmb.metrics.matching import MAX_DISTANCE_MM, RULES
-from bids_cmb.metrics.scores import Figure, compare_figures
 from bids_cmb.provenance import software
 
 FILES = ("comparison.json", "figures.tsv", "scans.tsv", "lesions.tsv")

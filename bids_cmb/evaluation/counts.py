@@ -10,7 +10,7 @@ from bids_cmb.anatomy.mars import classify_pattern, list_regions
 from bids_cmb.bids.tables import completed_results, participant_dirs, read_table, write_table
 from bids_cmb.files import write_json
 from bids_cmb.lesions.table import TERRITORIES, classify_burden, list_mars_columns
-from bids_cmb.metrics.scores import measure_count_agreement
+from bids_cmb.metrics.agreement import measure_count_agreement
 from bids_cmb.provenance import software
 
 COUNTS = "phenotype/mars.tsv"  # where BIDS keeps what was assessed

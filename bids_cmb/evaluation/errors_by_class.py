@@ -9,18 +9,17 @@ import pandas as pd
 from scipy.spatial.distance import cdist
 
 from bids_cmb.evaluation.annotations import PLACES, POSITION, LesionAnnotations, Mimics
-from bids_cmb.metrics.matching import Match, Rule
-from bids_cmb.metrics.scores import (
-    UNKNOWN_CLASS,
+from bids_cmb.metrics.intervals import (
     Figure,
-    ScanMatches,
     compute_rates,
     count_interval,
     f1_interval,
     proportion_interval,
-    rank_lesions,
 )
+from bids_cmb.metrics.matching import Match, Rule
+from bids_cmb.metrics.scores import ScanMatches, rank_lesions
 
+UNKNOWN_CLASS = "unknown"
 MIMIC_MM = 3.0  # a false alarm this near to a labelled mimic is blamed on it
 SIZES = (  # by diameter, the upper bound in mm left out
     ("under 2.5 mm", 2.5),

@@ -19,6 +19,7 @@ from bids_cmb.evaluation.annotations import (
     shared_volume,
 )
 from bids_cmb.evaluation.errors_by_class import (
+    UNKNOWN_CLASS,
     ScanComparison,
     breakdown,
     classify_lesions,
@@ -26,15 +27,10 @@ from bids_cmb.evaluation.errors_by_class import (
 )
 from bids_cmb.evaluation.page import DEFINITIONS, page
 from bids_cmb.files import write_json, write_text
+from bids_cmb.metrics.bootstrap import compute_figures
+from bids_cmb.metrics.intervals import Figure
 from bids_cmb.metrics.matching import MAX_DISTANCE_MM, RULES
-from bids_cmb.metrics.scores import (
-    UNKNOWN_CLASS,
-    Figure,
-    FROCCurve,
-    ScanMatches,
-    compute_figures,
-    compute_froc,
-)
+from bids_cmb.metrics.scores import FROCCurve, ScanMatches, compute_froc
 from bids_cmb.provenance import software
 from bids_cmb.review.reviews import (
     Review,

@@ -8,13 +8,10 @@ from string import Template
 
 import pandas as pd
 
-from bids_cmb.metrics.scores import (
-    FALSE_ALARM_RATES,
-    LARGE_FALSE_ALARM_RATE,
-    LARGE_MM,
-    UNKNOWN_CLASS,
-    Figure,
-)
+from bids_cmb.evaluation.errors_by_class import UNKNOWN_CLASS
+from bids_cmb.metrics.bootstrap import FALSE_ALARM_RATES, LARGE_FALSE_ALARM_RATE
+from bids_cmb.metrics.intervals import Figure
+from bids_cmb.metrics.scores import LARGE_MM
 
 WIDE, HIGH = 420, 300  # of a plot, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 44  # its margins

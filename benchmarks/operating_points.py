@@ -21,7 +21,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from bids_cmb.detection.ensemble import answers
-from bids_cmb.evaluation.annotations import POSITION, LesionAnnotations, read_annotations
+from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations, read_annotations
 from bids_cmb.imaging.volume import Volume, load, load_labels
 from bids_cmb.lesions.measure import CONNECTIVITY_26
 from bids_cmb.metrics.matching import match_valdo
@@ -123,7 +123,7 @@ def cuts(
 
 def counted(centres: np.ndarray, tops: np.ndarray, truth: LesionAnnotations) -> dict:
     """What the VALDO rule makes of lesions at ``centres`` (N, 3)."""
-    true = truth.lesions[POSITION].to_numpy(float).reshape(-1, 3)
+    true = truth.lesions[POSITION_COLUMNS].to_numpy(float).reshape(-1, 3)
     apart = np.linalg.norm(centres[:, None] - true[None], axis=-1)
     unsure = (truth.lesions["uncertain"] | ~truth.lesions["included"]).to_numpy(bool)
     match = match_valdo(apart, unsure)

@@ -17,7 +17,6 @@ REMAINING = {
     "datasets": "said told own found one at",
     "detection": "said told asked found one at",
     "errors.py": "said",
-    "evaluation": "said own found one at",
     "files.py": "one",
     "metrics/scores.py": "found",  # `Counts.found` is a column of results
     "parallel": "said told one at",

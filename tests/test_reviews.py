@@ -10,7 +10,7 @@ from bids_cmb.anatomy.mars import RIGHT_OFFSET, find_label
 from bids_cmb.anatomy.segmentation import format_itk_affine
 from bids_cmb.bids.tables import columns, read_table, write_table
 from bids_cmb.cli.commands import main
-from bids_cmb.evaluation.evaluate import REVIEWS
+from bids_cmb.evaluation.outputs import REVIEWS_FILE
 from bids_cmb.files import write_json
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.imaging.volume import Volume, load_labels, save
@@ -329,6 +329,6 @@ def test_an_evaluation_tells_the_figures_before_and_after_review(read, blank, tm
     told = json.loads((out / "metrics.json").read_text())
     assert told["figures"]["f1"]["value"] == 0.5
     assert told["reviewed"]["figures"]["f1"] == 1
-    (row,) = read_table(out / REVIEWS)
+    (row,) = read_table(out / REVIEWS_FILE)
     assert (row["true"], row["found"], row["after"], row["n_added"]) == ("2", "2", "2", "1")
     assert "After review" in (out / "evaluation.html").read_text()

@@ -438,7 +438,7 @@ def _add_compare(makers: argparse._SubParsersAction) -> None:
 def _compare(given: argparse.Namespace) -> int:
     """Compare two detectors, write, and print the main differences. Returns the exit code."""
     from bids_cmb.evaluation.comparison import compare_detectors
-    from bids_cmb.evaluation.evaluate import EvaluationOptions
+    from bids_cmb.evaluation.options import EvaluationOptions
 
     settings = {key: value for key, value in vars(given).items() if hasattr(EvaluationOptions, key)}
     thresholds = settings.pop("threshold")
@@ -480,10 +480,11 @@ def _compare(given: argparse.Namespace) -> int:
 
 def _evaluate(given: argparse.Namespace) -> int:
     """Compare, write, and say the figures in a line. Returns the exit code."""
-    from bids_cmb.evaluation.counts import rated_table
-    from bids_cmb.evaluation.evaluate import EvaluationOptions, evaluate
+    from bids_cmb.evaluation.counts import find_rated_table
+    from bids_cmb.evaluation.evaluate import evaluate
+    from bids_cmb.evaluation.options import EvaluationOptions
 
-    if table := rated_table(given.truth):
+    if table := find_rated_table(given.truth):
         return _compare_counts(given, table)
     options = EvaluationOptions(
         **{key: value for key, value in vars(given).items() if hasattr(EvaluationOptions, key)}

@@ -16,7 +16,7 @@ from bids_cmb.bids.tables import DESCRIBED
 from bids_cmb.imaging.phase import UndecidedError, find_phase_image, load_phase_map, resample_phase
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed, crop_or_pad, dilate_brain, preprocess
 from bids_cmb.imaging.volume import Volume, load, load_labels, resample, resample_like
-from bids_cmb.lesions.label_maps import label_map
+from bids_cmb.lesions.label_maps import load_label_map
 
 LESION, UNCERTAIN = 1, 2  # values of `Case.labels`; 0 is neither
 MIN_LESION_FRACTION = 0.4  # of a voxel of the network's grid that a lesion must fill
@@ -304,7 +304,7 @@ def resample_lesions(path: Path, like: Volume) -> tuple[np.ndarray, list[np.ndar
         labels: As `TrainingScan.labels`.
         voxels: Of each lesion, int16 (N, 3).
     """
-    stored = label_map(path)
+    stored = load_label_map(path)
     indices, uncertain = stored.data, _find_uncertain(path)
     labels, voxels_of = np.zeros(like.shape, np.uint8), []
     for index, box in enumerate(ndimage.find_objects(indices), start=1):

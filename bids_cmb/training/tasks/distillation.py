@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from bids_cmb.detection.distilled import SIDE, Ask, Seen, candidate_chance, find_spots, look
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed, preprocess
-from bids_cmb.lesions.measure import TOUCHING
+from bids_cmb.lesions.measure import CONNECTIVITY_26
 from bids_cmb.networks.inference import load_trained_model
 from bids_cmb.provenance import fingerprint, sha256
 from bids_cmb.training import data as training_data
@@ -122,8 +122,8 @@ def _extract_patches(
     fed, scan, network_input = _prepare(paths, grid)
     chance = candidate_chance(predict, network_input)
     spots = find_spots(chance, threshold=drawing["threshold"], most=drawing["most"])
-    near = ndimage.binary_dilation(scan.labels == training_data.LESION, TOUCHING)
-    unsure = ndimage.binary_dilation(scan.labels == training_data.UNCERTAIN, TOUCHING)
+    near = ndimage.binary_dilation(scan.labels == training_data.LESION, CONNECTIVITY_26)
+    unsure = ndimage.binary_dilation(scan.labels == training_data.UNCERTAIN, CONNECTIVITY_26)
     hit = np.array([near[tuple(spot.voxels.T)].any() for spot in spots], bool)
     uncertain_hit = np.array([unsure[tuple(spot.voxels.T)].any() for spot in spots], bool)
     centres = [spot.centre for spot in spots]

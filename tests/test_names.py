@@ -16,12 +16,9 @@ REMAINING = {
     "cli": "said asked found one",
     "datasets": "said told own found one at",
     "detection": "said told asked found one at",
-    "errors.py": "said",
     "evaluation": "said own found one at",
-    "files.py": "one",
     "lesions": "said own found one at",
     "metrics/scores.py": "found",  # `Counts.found` is a column of results
-    "parallel": "said told one at",
     "quality": "said found one at",
     "report": "said told own found one at",
     "review": "said own found one at",

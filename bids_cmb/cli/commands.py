@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bids_cmb.cli.main import COMMANDS, sentence_of
 from bids_cmb.config import THREADS
-from bids_cmb.errors import ExitError, standard_output
+from bids_cmb.errors import ExitError, guard_standard_output
 
 COMPARED = (  # figures that `compare` prints
     *("f1", "best_f1", "sensitivity_at_0.5_fp", "sensitivity_at_1_fp", "sensitivity_at_2_fp"),
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_models(makers)
     _add_import(makers)
     try:
-        with standard_output():
+        with guard_standard_output():
             return _make(top.parse_args(argv))
     except ExitError as end:
         sys.stderr.write(f"bids_cmb: {end}\n")
@@ -111,7 +111,7 @@ def _add_simulate(makers: argparse._SubParsersAction) -> None:
 
 def _simulate(given: argparse.Namespace) -> int:
     """Make a dataset, and say on the way how long it will take. Returns the exit code."""
-    from bids_cmb.parallel.processes import sentence
+    from bids_cmb.parallel.processes import describe_error
     from bids_cmb.simulation.simulate import simulate_dataset
 
     try:
@@ -127,7 +127,7 @@ def _simulate(given: argparse.Namespace) -> int:
             progress=_say,
         )
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
+        sys.stderr.write(f"bids_cmb: {describe_error(error)}\n")
         return 1
     sys.stdout.write(f"{given.folder}: {len(numbers)} scans, {sum(numbers)} microbleeds.\n")
     return 0
@@ -209,7 +209,7 @@ def _add_train(makers: argparse._SubParsersAction) -> None:
 def _train(given: argparse.Namespace) -> int:
     """Train, and say on the way how it goes. Returns the exit code."""
     from bids_cmb.networks.inference import set_threads
-    from bids_cmb.parallel.processes import sentence
+    from bids_cmb.parallel.processes import describe_error
 
     set_threads(given.threads)
     from bids_cmb.training.train import TrainingData, cross_validate, read_recipe, train
@@ -229,7 +229,7 @@ def _train(given: argparse.Namespace) -> int:
         else:
             train(recipe, material, given.out, hours=given.hours, log=_tell)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
+        sys.stderr.write(f"bids_cmb: {describe_error(error)}\n")
         return 1
     return 0
 
@@ -325,7 +325,7 @@ def _add_release(makers: argparse._SubParsersAction) -> None:
 def _release(given: argparse.Namespace) -> int:
     """Make a detector by a plan, and say on the way how it goes. Returns the exit code."""
     from bids_cmb.networks.inference import set_threads
-    from bids_cmb.parallel.processes import sentence
+    from bids_cmb.parallel.processes import describe_error
 
     set_threads(given.threads)
     from bids_cmb.training.release import Means, read_plan, release
@@ -338,7 +338,7 @@ def _release(given: argparse.Namespace) -> int:
             read_plan(given.plan), means, say=lambda text: sys.stderr.write(f"bids_cmb: {text}\n")
         )
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
+        sys.stderr.write(f"bids_cmb: {describe_error(error)}\n")
         return 1
     for point in card["operating_points"]:
         sys.stdout.write(
@@ -685,14 +685,14 @@ def _add_import(makers: argparse._SubParsersAction) -> None:
 def _import(given: argparse.Namespace) -> int:
     """Import, and say what came of it. Returns the exit code."""
     from bids_cmb.datasets.convert import ImportOptions, import_labels
-    from bids_cmb.parallel.processes import sentence
+    from bids_cmb.parallel.processes import describe_error
 
     flips = "" if given.flips == "none" else given.flips
     options = ImportOptions(given.base, flips, given.order, given.suffix, given.skip_invalid)
     try:
         made = import_labels(given.format, given.source, given.folder, options=options, say=_tell)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
+        sys.stderr.write(f"bids_cmb: {describe_error(error)}\n")
         return 1
     lesions = "counts, no positions" if made.lesions is None else f"{made.lesions} microbleeds"
     balls = f", {made.balls} of them balls" if made.balls else ""

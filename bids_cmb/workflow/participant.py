@@ -147,7 +147,7 @@ def _regenerate_reports(scans: list[Scan], config: Config, totals: RunSummary) -
     workers = workers_for(replace(config, detector=("radial",), anatomy="none"), len(scans))
     for outcome in processes.run(work, scans, workers=workers):
         if outcome.error:
-            _failed(scans[outcome.at], outcome, totals)
+            _failed(scans[outcome.index], outcome, totals)
         else:
             totals.done += 1
 
@@ -172,7 +172,7 @@ def _process_waiting(
     page = StatusPage(status.path.with_suffix(".html"), len(scans), totals)
     page.write(ended, "")
     log.info("Progress page: %s", page.path)
-    cores = config.n_cpus or processes.cores()
+    cores = config.n_cpus or processes.count_cores()
     given = replace(config, omp_nthreads=config.omp_nthreads or max(1, cores // workers))
     outcomes = _outcomes(functools.partial(complete, config=given), scans, given, workers)
     try:
@@ -180,7 +180,7 @@ def _process_waiting(
             ended += 1
             totals.removed = not status.path.is_file()
             left = (time.monotonic() - began) / ended * (len(scans) - ended)
-            _record_outcome(scans[outcome.at], outcome, config, status, totals)
+            _record_outcome(scans[outcome.index], outcome, config, status, totals)
             words = _duration(left) if left else ""
             log.info("%d of %d scans%s.", ended, len(scans), f"; {words} left" if left else "")
             page.write(ended, words)
@@ -212,8 +212,8 @@ def _outcomes(
         address=config.dask_scheduler,
         workers=workers,
         environment=environment,
-        fault=functools.partial(find_device_problem, config.device),
-        say=log.info,
+        find_fault=functools.partial(find_device_problem, config.device),
+        log=log.info,
     )
 
 
@@ -288,8 +288,8 @@ def _reason(scan: Scan, outcome: processes.Outcome) -> str:
 
 def workers_for(config: Config, scans: int) -> int:
     """Scans to process at a time: what cores and memory allow, and no more than there are."""
-    cores = config.n_cpus or processes.cores()
-    memory = config.mem_mb or processes.memory_mb()
+    cores = config.n_cpus or processes.count_cores()
+    memory = config.mem_mb or processes.measure_memory_mb()
     by_memory = max(1, memory // _mb_per_scan(config))
     by_cores = cores // (config.omp_nthreads or 1)
     if by_memory < by_cores:

@@ -15,20 +15,20 @@ from bids_cmb.config import BALANCED, Config, to_toml
 from bids_cmb.detection.ensemble import at_operating_point, check_detector
 from bids_cmb.errors import (
     BAD_DATA,
-    GOES_ON,
     INVALID_BIDS,
     IO_ERROR,
     NO_INPUT,
     NO_OUTPUT,
     NOTHING_SELECTED,
     OK,
+    RERUN_HINT,
+    RESUME_HINT,
     SOME_FAILED,
-    STARTS_ANEW,
     UNAVAILABLE,
     USAGE,
     ExitError,
 )
-from bids_cmb.files import obstacle, read_json
+from bids_cmb.files import find_obstacle, read_json
 from bids_cmb.lesions.measure import FLAGS
 from bids_cmb.networks.inference import find_device_problem, find_misfit
 from bids_cmb.networks.model_cards import (
@@ -41,7 +41,7 @@ from bids_cmb.networks.model_cards import (
 from bids_cmb.networks.weights import check_weights
 from bids_cmb.parallel import processes
 from bids_cmb.parallel.dask import LOCAL
-from bids_cmb.parallel.processes import sentence
+from bids_cmb.parallel.processes import describe_error
 from bids_cmb.provenance import NAME, command
 from bids_cmb.workflow.group import write_group
 from bids_cmb.workflow.participant import count_scans, methods, process_all, write_selection
@@ -129,12 +129,12 @@ def _participant_level(config: Config) -> int:
     if totals.failed and not config.reports_only:
         log.warning("The reasons of failures: %s", logs / "status.jsonl")
     if totals.removed:
-        raise ExitError(IO_ERROR, f"{config.output_dir} was removed during the run. {STARTS_ANEW}")
+        raise ExitError(IO_ERROR, f"{config.output_dir} was removed during the run. {RERUN_HINT}")
     if totals.output_unwritable:
         raise ExitError(
             IO_ERROR,
             f"{config.output_dir} cannot be written any more: the disk is full, a quota exceeded, "
-            f"or it is read-only. {GOES_ON}",
+            f"or it is read-only. {RESUME_HINT}",
         )
     return SOME_FAILED if totals.failed or totals.not_processed else OK
 
@@ -280,7 +280,7 @@ def _select(config: Config) -> Selection:
         raise ExitError(NOTHING_SELECTED, str(error)) from error
     except OSError as error:
         place = Path(error.filename or config.bids_dir)
-        said = f"{place}: cannot be read ({obstacle(place) or error.strerror or error})."
+        said = f"{place}: cannot be read ({find_obstacle(place) or error.strerror or error})."
         raise ExitError(NO_INPUT, said) from error
     for note in (*notes, *selection.notes):
         log.warning("%s", note)
@@ -323,7 +323,7 @@ def _print_selection(selection: Selection) -> int:
 
 
 def _unwritable(config: Config, error: OSError) -> ExitError:
-    reason = obstacle(config.output_dir) or sentence(error).rstrip(".")
+    reason = find_obstacle(config.output_dir) or describe_error(error).rstrip(".")
     return ExitError(NO_OUTPUT, f"{config.output_dir}: output_dir must be writable; {reason}.")
 
 

@@ -204,6 +204,13 @@ def _add_train(makers: argparse._SubParsersAction) -> None:
     maker.add_argument(
         "--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)"
     )
+    maker.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="folder to keep the scans in as the network sees them, about 20 MB each, so that the "
+        "next training loads them in seconds (default: none)",
+    )
 
 
 def _train(given: argparse.Namespace) -> int:
@@ -212,6 +219,7 @@ def _train(given: argparse.Namespace) -> int:
     from bids_cmb.parallel.processes import describe_error
 
     set_threads(given.threads)
+    from bids_cmb.training.data import Loading
     from bids_cmb.training.train import TrainingData, cross_validate, read_recipe, train
 
     others = {name: getattr(given, name) for name in OVERRIDES if getattr(given, name) is not None}
@@ -220,6 +228,7 @@ def _train(given: argparse.Namespace) -> int:
         material = TrainingData(
             tuple(given.data), tuple(given.validation), truth, given.fine_tune,
             pretrained=tuple(map(_role, given.pretrained)),
+            loading=Loading(given.threads, given.cache),
         )  # fmt: skip
         recipe = replace(read_recipe(given.recipe), **others)
         if given.folds:

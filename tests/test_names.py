@@ -22,7 +22,6 @@ REMAINING = {
     "parallel": "said told one at",
     "training/release.py": "found one at",
     "training/tasks/proposal_classification.py": "told one at",
-    "workflow": "said own found one",
 }
 
 

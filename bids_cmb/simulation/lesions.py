@@ -40,7 +40,6 @@ from bids_cmb.simulation.sources import (
 from bids_cmb.simulation.tissue_properties import CHOROID, CSF
 from bids_cmb.simulation.vessels import sample_vessels
 
-
 DEEP_NUCLEI = ("basal ganglia", "pallidum")  # regions that striate veins run through
 
 

@@ -1,4 +1,4 @@
-"""How a run ends early: exit codes, and the sentence that goes with one."""
+"""End a run early: with an exit code, and a sentence for the user."""
 
 import os
 import signal
@@ -25,31 +25,31 @@ MEANINGS = {
     IO_ERROR: "The output folder cannot be written any more.",
 }
 
-GOES_ON = "Completed scans are kept; run the same command again to resume."
-STARTS_ANEW = "Run the same command again to make what is missing."
+RESUME_HINT = "Completed scans are kept; run the same command again to resume."
+RERUN_HINT = "Run the same command again to make what is missing."
 
 
 class ExitError(Exception):
-    """A run ends here: one sentence for the user, and the exit code."""
+    """The end of a run: one sentence for the user, and the exit code."""
 
-    def __init__(self, code: int, said: str):
-        super().__init__(said)
+    def __init__(self, code: int, message: str):
+        super().__init__(message)
         self.code = code
 
 
 @contextmanager
-def standard_output() -> Iterator[None]:
-    """Print on any terminal, and end in order if what is printed is not taken.
+def guard_standard_output() -> Iterator[None]:
+    """Make printing safe on any terminal, and end in order if the output cannot be written.
 
-    Characters that the terminal does not know are escaped. Whoever closes the pipe, as ``head``
-    does, has read enough: then the process ends as if by SIGPIPE, without a word.
+    Characters that the terminal does not know are escaped. If the reader closes the pipe, as
+    ``head`` does, the process ends as if by SIGPIPE, without a message.
 
     Raises:
         ExitError: If standard output cannot be written.
         SystemExit: If its reader is gone.
     """
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError):  # somebody else's stream, or none
+        with suppress(AttributeError, ValueError):  # a stream of another kind, or none
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
@@ -68,8 +68,8 @@ def standard_output() -> Iterator[None]:
 
 
 def _discard_output() -> None:
-    """Let the interpreter, which flushes once more at its end, do so in vain."""
+    """Send standard output to nowhere: the interpreter flushes it once more at its end."""
     with suppress(AttributeError, OSError, ValueError):
-        hole = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(hole, sys.stdout.fileno())
-        os.close(hole)
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)

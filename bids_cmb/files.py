@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, then renamed into it."""
+"""Write files whole or not at all (beside their place, then renamed into it), and read JSON."""
 
 import errno
 import fcntl
@@ -16,20 +16,20 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
-PART, HELD = ".part", ".held"
-ELSEWHERE_S = 86_400  # age from which a part of another machine may go, if nobody holds it
-DEEPEST = 64  # levels of JSON; those of BIDS and of model cards have a tenth of them
+PART_ENDING, LOCK_NAME = ".part", ".held"
+MIN_AGE_ELSEWHERE_S = 86_400  # of a part of another machine, which no lock may show to be in use
+MAX_JSON_LEVELS = 64  # of lists and objects; BIDS and model cards have a tenth of them
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Lend a path beside ``path``; what was written there takes its place if all went well.
+    """Replace a file: lend a path beside it, and rename that to it if all went well.
 
     Readers see the old file or the new one, never half of one, and of two processes that write
     the same file the last one wins. The lent name starts with a dot, so that BIDS tools pass it by.
 
     Args:
-        path: Where the file shall be. Its folder is made if it is missing.
+        path: The file. Its folder is made if it is missing.
 
     Yields:
         The path to write to.
@@ -38,12 +38,13 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: If it cannot be written; it names ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = f".{path.name[:150]}.{_kernel()}.{uuid.uuid4().hex[:8]}{PART}"  # at most 255 bytes
+    unique = f"{_identify_kernel()}.{uuid.uuid4().hex[:8]}"
+    name = f".{path.name[:150]}.{unique}{PART_ENDING}"  # at most 255 bytes
     beside, handle = path.with_name(name), None
     try:  # begun before there is a part: a signal may come at any moment
-        handle = _open_held(beside)
+        handle = _open_locked(beside)
         yield beside
-        beside.chmod(0o666 & ~_umask())  # parts can be read by their owner only
+        beside.chmod(0o666 & ~_get_umask())  # parts can be read by their owner only
         beside.replace(path)
     except OSError as error:  # a full disk names no file, other errors the part
         if error.errno and error.filename in (None, str(beside)):
@@ -55,8 +56,8 @@ def replacing(path: Path) -> Iterator[Path]:
             os.close(handle)
 
 
-def _open_held(part: Path) -> int:
-    """Make a part and lock it for as long as this process lives or its handle."""
+def _open_locked(part: Path) -> int:
+    """Make a part, and lock it until its handle is closed or this process ends."""
     while True:
         handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         with suppress(OSError):  # no locks here: then `remove_leftovers` gets none either
@@ -80,17 +81,17 @@ def remove_leftovers(folder: Path) -> None:
     except OSError:
         return
     for path in parts:
-        ours = f".{_kernel()}." in path.name
+        ours = f".{_identify_kernel()}." in path.name
         with suppress(OSError):
-            if ours or time.time() - path.stat().st_mtime > ELSEWHERE_S:
-                _remove_unless_held(path)
+            if ours or time.time() - path.stat().st_mtime > MIN_AGE_ELSEWHERE_S:
+                _remove_unless_locked(path)
 
 
 def _is_part(name: str) -> bool:
-    return name.startswith(".") and name.endswith(PART)
+    return name.startswith(".") and name.endswith(PART_ENDING)
 
 
-def _remove_unless_held(path: Path) -> None:
+def _remove_unless_locked(path: Path) -> None:
     handle = os.open(path, os.O_RDWR)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where somebody holds it
@@ -101,11 +102,11 @@ def _remove_unless_held(path: Path) -> None:
 
 @contextmanager
 def temporary_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
-    """Lend a folder for temporary files that is removed at the end, and those of the dead with it.
+    """Lend a folder for temporary files, removed at the end; remove those of dead processes.
 
     Args:
-        prefix: Of its name, the same for all processes of one kind.
-        parent: Where it shall be; the system's place by default.
+        prefix: Start of its name, the same for all processes of one kind.
+        parent: Its parent folder; by default the system's for temporary files.
 
     Yields:
         The folder.
@@ -115,11 +116,11 @@ def temporary_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
     """
     parent = Path(tempfile.gettempdir()) if parent is None else parent
     for old in parent.glob(f"{prefix}*"):
-        _remove_folder_unless_held(old)
+        _remove_folder_unless_locked(old)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        (folder / HELD).touch()
-        handle = hold_folder(folder)
+        (folder / LOCK_NAME).touch()
+        handle = lock_folder(folder)
         if handle is None or os.fstat(handle).st_nlink:
             break
         os.close(handle)  # it was cleared away before it was locked
@@ -131,23 +132,23 @@ def temporary_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
             os.close(handle)
 
 
-def hold_folder(folder: Path) -> int | None:
+def lock_folder(folder: Path) -> int | None:
     """Keep a `temporary_folder` from being cleared away while this process lives.
 
     Returns:
         The handle of the lock; None if it is no such folder, or there are no locks here.
     """
     try:
-        handle = os.open(folder / HELD, os.O_RDWR)
+        handle = os.open(folder / LOCK_NAME, os.O_RDWR)
         fcntl.flock(handle, fcntl.LOCK_SH)
     except OSError:
         return None
     return handle
 
 
-def _remove_folder_unless_held(folder: Path) -> None:
+def _remove_folder_unless_locked(folder: Path) -> None:
     with suppress(OSError):
-        handle = os.open(folder / HELD, os.O_RDWR)
+        handle = os.open(folder / LOCK_NAME, os.O_RDWR)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
@@ -156,13 +157,13 @@ def _remove_folder_unless_held(folder: Path) -> None:
 
 
 @lru_cache(maxsize=1)
-def _kernel() -> str:
-    """A name for the running kernel: processes that share it see each other's locks."""
+def _identify_kernel() -> str:
+    """Name the running kernel: processes that share it see each other's locks."""
     try:
-        booted = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     except OSError:
-        booted = str(uuid.getnode())
-    return hashlib.sha256(booted.encode()).hexdigest()[:8]
+        boot_id = str(uuid.getnode())
+    return hashlib.sha256(boot_id.encode()).hexdigest()[:8]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -177,7 +178,7 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def read_json(path: Path) -> dict | None:
-    """A file's object; None if it is not there, cannot be read or holds none."""
+    """Read a file's JSON object; None if it is not there, cannot be read or holds none."""
     try:
         content = load_json(path)
     except (OSError, ValueError):
@@ -231,10 +232,10 @@ def parse_json(text: str | bytes) -> object:
     Raises:
         ValueError: If it is not JSON, or nested too deeply.
     """
-    too_deep = f"found more than {DEEPEST} levels of lists and objects"
+    too_deep = f"found more than {MAX_JSON_LEVELS} levels of lists and objects"
     try:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        content = json.loads(text, parse_float=_finite, parse_constant=lambda _: None)
+        content = json.loads(text, parse_float=_parse_finite, parse_constant=lambda _: None)
     except UnicodeDecodeError as error:
         raise ValueError(f"found the byte 0x{text[error.start]:02x}, not UTF-8") from error
     except json.JSONDecodeError as error:
@@ -242,18 +243,18 @@ def parse_json(text: str | bytes) -> object:
     except RecursionError as error:
         raise ValueError(too_deep) from error
     try:
-        return _mended(content, DEEPEST)
+        return _repair(content, MAX_JSON_LEVELS)
     except RecursionError as error:
         raise ValueError(too_deep) from error
 
 
-def _finite(digits: str) -> float | None:
+def _parse_finite(digits: str) -> float | None:
     number = float(digits)
     return number if math.isfinite(number) else None
 
 
-def _mended(content: object, levels: int) -> object:
-    """The same with whole characters only; RecursionError below so many levels."""
+def _repair(content: object, levels: int) -> object:
+    """Replace half characters; RecursionError below so many levels."""
     if isinstance(content, str):
         return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if not isinstance(content, dict | list):
@@ -261,12 +262,12 @@ def _mended(content: object, levels: int) -> object:
     if levels == 0:
         raise RecursionError
     if isinstance(content, list):
-        return [_mended(one, levels - 1) for one in content]
-    return {_mended(key, 1): _mended(one, levels - 1) for key, one in content.items()}
+        return [_repair(item, levels - 1) for item in content]
+    return {_repair(key, 1): _repair(item, levels - 1) for key, item in content.items()}
 
 
-def obstacle(folder: Path) -> str:
-    """What keeps a folder from being made or written into, with its name; empty if nothing does."""
+def find_obstacle(folder: Path) -> str:
+    """Find what keeps a folder from being made or written into; empty if nothing does."""
     place = folder.absolute()
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
@@ -279,7 +280,7 @@ def obstacle(folder: Path) -> str:
     return ""
 
 
-def _umask() -> int:
+def _get_umask() -> int:
     # The mask can only be read by setting it. Every process here has one thread that writes.
     mask = os.umask(0o022)
     os.umask(mask)

@@ -38,7 +38,7 @@ def unwell():
 def on(address, jobs, fault=well, told=None):
     say = (told if told is not None else []).append
     settings = {"address": address, "workers": 2, "environment": {"MARK": "set"}}
-    return list(run(square, jobs, **settings, fault=fault, say=say))
+    return list(run(square, jobs, **settings, find_fault=fault, log=say))
 
 
 def until(true, seconds=60):
@@ -57,7 +57,7 @@ def diary(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outcomes(diary):
-    return {one.at: one for one in on("local", [(number, diary) for number in range(8)])}
+    return {one.index: one for one in on("local", [(number, diary) for number in range(8)])}
 
 
 @pytest.fixture
@@ -100,14 +100,14 @@ def test_workers_with_a_gpu_are_asked_if_there_are_any(cluster, tmp_path):
 def test_what_a_worker_had_done_is_done_again_if_it_dies_before_it_is_fetched(cluster, tmp_path):
     diary = tmp_path / "diary"
     settings = {"address": cluster, "workers": 1, "environment": {"MARK": "set"}}
-    told = run(square, [(at, diary) for at in (0, 1, 2)], **settings, fault=well, say=print)
+    told = run(square, [(at, diary) for at in (0, 1, 2)], **settings, find_fault=well, log=print)
     first = next(told)
     with Client(cluster) as client:
         until(lambda: diary.read_text().count("\n") == 3)
         (before,) = client.scheduler_info()["workers"]
         os.kill(int(diary.read_text().split()[1]), signal.SIGKILL)
         until(lambda: before not in client.scheduler_info()["workers"])
-    assert {one.at: one.result for one in (first, *told)} == {0: 0, 1: 1, 2: 4}
+    assert {one.index: one.result for one in (first, *told)} == {0: 0, 1: 1, 2: 4}
     assert diary.read_text().count("\n") == 5  # the first one was fetched before
 
 
@@ -117,7 +117,7 @@ def test_a_worker_that_is_not_fit_ends_the_run(cluster):
 
 
 def test_a_scheduler_that_does_not_answer_ends_the_run(monkeypatch):
-    monkeypatch.setattr("bids_cmb.parallel.dask.SECONDS_TO_ANSWER", 0.5)
+    monkeypatch.setattr("bids_cmb.parallel.dask.ANSWER_TIMEOUT_S", 0.5)
     with pytest.raises(ExitError, match=r"tcp://127.0.0.1:9 did not") as end:
         on("tcp://127.0.0.1:9", [None])
     assert end.value.code == 69

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_cmb.parallel.processes import cores, memory_mb, run, sentence
+from bids_cmb.parallel.processes import count_cores, describe_error, measure_memory_mb, run
 
 
 def square(number):
@@ -36,7 +36,7 @@ def own_process(_):
 
 @pytest.fixture(scope="module")
 def outcomes():
-    return {outcome.at: outcome for outcome in run(square, list(range(10)), workers=2)}
+    return {outcome.index: outcome for outcome in run(square, list(range(10)), workers=2)}
 
 
 def test_every_job_ends_once(outcomes):
@@ -89,7 +89,7 @@ def test_a_job_that_cannot_be_sent_is_one_failure():
     nested = []
     for _ in range(5000):
         nested = [nested]
-    outcomes = {outcome.at: outcome for outcome in run(square, [2, nested, 4], workers=1)}
+    outcomes = {outcome.index: outcome for outcome in run(square, [2, nested, 4], workers=1)}
     assert [outcomes[at].result for at in (0, 2)] == [4, 16]
     assert "RecursionError" in outcomes[1].error
 
@@ -99,13 +99,13 @@ def test_nothing_to_do_is_done_at_once():
 
 
 def test_sentences_are_whole():
-    assert sentence(MemoryError()) == "memory ran out (see --mem-mb)."
-    assert sentence(ValueError("one\n  two")) == "one two"
+    assert describe_error(MemoryError()) == "memory ran out (see --mem-mb)."
+    assert describe_error(ValueError("one\n  two")) == "one two"
 
 
 def test_this_machine_has_cores_and_memory():
-    assert 1 <= cores() <= os.cpu_count()
-    assert memory_mb() > 100
+    assert 1 <= count_cores() <= os.cpu_count()
+    assert measure_memory_mb() > 100
 
 
 PARENT = """

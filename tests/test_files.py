@@ -19,7 +19,7 @@ from bids_cmb.files import (
     temporary_folder,
     write_text,
 )
-from bids_cmb.parallel.processes import sentence
+from bids_cmb.parallel.processes import describe_error
 
 
 def names(folder):
@@ -65,7 +65,7 @@ def test_a_file_that_grows_too_large_is_named(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
-    assert sentence(caught.value) == f"{path}: file too large."
+    assert describe_error(caught.value) == f"{path}: file too large."
     assert not list(tmp_path.iterdir())
 
 
@@ -158,10 +158,10 @@ def test_a_part_of_another_machine_is_left_for_a_day(tmp_path, monkeypatch):
     with replacing(tmp_path / "a") as part:
         theirs = tmp_path / part.name
     theirs.touch()
-    monkeypatch.setattr(files, "_kernel", lambda: "another0")
+    monkeypatch.setattr(files, "_identify_kernel", lambda: "another0")
     remove_leftovers(tmp_path)
     assert theirs.exists()
-    before = theirs.stat().st_mtime - 2 * files.ELSEWHERE_S
+    before = theirs.stat().st_mtime - 2 * files.MIN_AGE_ELSEWHERE_S
     os.utime(theirs, (before, before))
     remove_leftovers(tmp_path)
     assert not theirs.exists()

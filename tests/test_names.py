@@ -16,10 +16,7 @@ REMAINING = {
     "cli": "said asked found one",
     "datasets": "said told own found one at",
     "detection": "said told asked found one at",
-    "errors.py": "said",
-    "files.py": "one",
     "metrics/scores.py": "found",  # `Counts.found` is a column of results
-    "parallel": "said told one at",
     "training/release.py": "found one at",
     "training/tasks/proposal_classification.py": "told one at",
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bids_cmb.cli.main import COMMANDS, sentence_of
 from bids_cmb.config import THREADS
-from bids_cmb.errors import ExitError, standard_output
+from bids_cmb.errors import ExitError, guard_standard_output
 
 COMPARED = (  # figures that `compare` prints
     *("f1", "best_f1", "sensitivity_at_0.5_fp", "sensitivity_at_1_fp", "sensitivity_at_2_fp"),
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_models(makers)
     _add_import(makers)
     try:
-        with standard_output():
+        with guard_standard_output():
             return _make(top.parse_args(argv))
     except ExitError as end:
         sys.stderr.write(f"bids_cmb: {end}\n")
@@ -111,7 +111,7 @@ def _add_simulate(makers: argparse._SubParsersAction) -> None:
 
 def _simulate(given: argparse.Namespace) -> int:
     """Make a dataset, and say on the way how long it will take. Returns the exit code."""
-    from bids_cmb.parallel.processes import sentence
+    from bids_cmb.parallel.processes import describe_error
     from bids_cmb.simulation.simulate import simulate_dataset
 
     try:
@@ -127,7 +127,7 @@ def _simulate(given: argparse.Namespace) -> int:
             progress=_say,
         )
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
+        sys.stderr.write(f"bids_cmb: {describe_error(error)}\n")
         return 1
     sys.stdout.write(f"{given.folder}: {len(numbers)} scans, {sum(numbers)} microbleeds.\n")
     return 0
@@ -204,14 +204,22 @@ def _add_train(makers: argparse._SubParsersAction) -> None:
     maker.add_argument(
         "--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)"
     )
+    maker.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="folder to keep the scans in as the network sees them, about 20 MB each, so that the "
+        "next training loads them in seconds (default: none)",
+    )
 
 
 def _train(given: argparse.Namespace) -> int:
     """Train, and say on the way how it goes. Returns the exit code."""
     from bids_cmb.networks.inference import set_threads
-    from bids_cmb.parallel.processes import sentence
+    from bids_cmb.parallel.processes import describe_error
 
     set_threads(given.threads)
+    from bids_cmb.training.data import Loading
     from bids_cmb.training.train import TrainingData, cross_validate, read_recipe, train
 
     others = {name: getattr(given, name) for name in OVERRIDES if getattr(given, name) is not None}
@@ -220,6 +228,7 @@ def _train(given: argparse.Namespace) -> int:
         material = TrainingData(
             tuple(given.data), tuple(given.validation), truth, given.fine_tune,
             pretrained=tuple(map(_role, given.pretrained)),
+            loading=Loading(given.threads, given.cache),
         )  # fmt: skip
         recipe = replace(read_recipe(given.recipe), **others)
         if given.folds:
@@ -229,7 +238,7 @@ def _train(given: argparse.Namespace) -> int:
         else:
             train(recipe, material, given.out, hours=given.hours, log=_tell)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
+        sys.stderr.write(f"bids_cmb: {describe_error(error)}\n")
         return 1
     return 0
 
@@ -325,7 +334,7 @@ def _add_release(makers: argparse._SubParsersAction) -> None:
 def _release(given: argparse.Namespace) -> int:
     """Make a detector by a plan, and say on the way how it goes. Returns the exit code."""
     from bids_cmb.networks.inference import set_threads
-    from bids_cmb.parallel.processes import sentence
+    from bids_cmb.parallel.processes import describe_error
 
     set_threads(given.threads)
     from bids_cmb.training.release import Means, read_plan, release
@@ -338,7 +347,7 @@ def _release(given: argparse.Namespace) -> int:
             read_plan(given.plan), means, say=lambda text: sys.stderr.write(f"bids_cmb: {text}\n")
         )
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
+        sys.stderr.write(f"bids_cmb: {describe_error(error)}\n")
         return 1
     for point in card["operating_points"]:
         sys.stdout.write(
@@ -685,14 +694,14 @@ def _add_import(makers: argparse._SubParsersAction) -> None:
 def _import(given: argparse.Namespace) -> int:
     """Import, and say what came of it. Returns the exit code."""
     from bids_cmb.datasets.convert import ImportOptions, import_labels
-    from bids_cmb.parallel.processes import sentence
+    from bids_cmb.parallel.processes import describe_error
 
     flips = "" if given.flips == "none" else given.flips
     options = ImportOptions(given.base, flips, given.order, given.suffix, given.skip_invalid)
     try:
         made = import_labels(given.format, given.source, given.folder, options=options, say=_tell)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"bids_cmb: {sentence(error)}\n")
+        sys.stderr.write(f"bids_cmb: {describe_error(error)}\n")
         return 1
     lesions = "counts, no positions" if made.lesions is None else f"{made.lesions} microbleeds"
     balls = f", {made.balls} of them balls" if made.balls else ""

@@ -29,17 +29,17 @@ from bids_cmb.config import (
 )
 from bids_cmb.errors import (
     BAD_DATA,
-    GOES_ON,
     NO_INPUT,
     NO_OUTPUT,
     OK,
+    RESUME_HINT,
     SOME_FAILED,
     UNKNOWN_LEVEL,
     USAGE,
     ExitError,
-    standard_output,
+    guard_standard_output,
 )
-from bids_cmb.files import obstacle, temporary_folder
+from bids_cmb.files import find_obstacle, temporary_folder
 
 ALIASES = {
     "--session-id": "--session-label",
@@ -92,13 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if argv is None else list(argv)
     try:
-        with standard_output():
+        with guard_standard_output():
             return _run(words)
     except ExitError as end:
         sys.stderr.write(f"bids_cmb: {end}\n")
         return end.code
     except KeyboardInterrupt:
-        sys.stderr.write(f"bids_cmb: stopped. {GOES_ON}\n")
+        sys.stderr.write(f"bids_cmb: stopped. {RESUME_HINT}\n")
         return 128 + signal.SIGINT
 
 
@@ -680,7 +680,7 @@ def _ending_on_signals() -> Iterator[None]:
 
 
 def _ended(number: int, _: object) -> None:
-    sys.stderr.write(f"bids_cmb: terminated by a signal. {GOES_ON}\n")
+    sys.stderr.write(f"bids_cmb: terminated by a signal. {RESUME_HINT}\n")
     sys.exit(128 + number)
 
 
@@ -699,7 +699,7 @@ def _environment(config: Config) -> Iterator[None]:
         folder = held.enter_context(temporary_folder("bids_cmb-", config.work_dir))
     except OSError as error:
         held.close()
-        reason = obstacle(config.work_dir or Path(tempfile.gettempdir())) or error
+        reason = find_obstacle(config.work_dir or Path(tempfile.gettempdir())) or error
         said = f"a folder for temporary files must be writable ({reason}). See --work-dir."
         raise ExitError(NO_OUTPUT, said) from error
     threads = str(config.omp_nthreads or 1)

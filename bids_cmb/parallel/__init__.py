@@ -1,1 +1,1 @@
-"""Many scans at once: processes of this machine, or workers of a Dask cluster."""
+"""Parallel processing: processes of this machine, or workers of a Dask cluster."""

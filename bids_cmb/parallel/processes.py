@@ -1,4 +1,4 @@
-"""A job over many scans: a few at a time, each on its own, and one failure is one failure."""
+"""Run jobs in processes of this machine; a job that fails does not stop the others."""
 
 import logging
 import multiprocessing
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
 
-from bids_cmb.files import hold_folder
+from bids_cmb.files import lock_folder
 
 # A fresh interpreter per worker: nothing of the parent's threads or open files comes along.
 SPAWN = multiprocessing.get_context("spawn")
@@ -26,7 +26,7 @@ class Outcome:
     """How one job ended.
 
     Attributes:
-        at: Its place in the sequence of jobs, from 0.
+        index: Position in the sequence of jobs, from 0.
         result: What it returned; None if it failed.
         error: One sentence; empty if it succeeded.
         details: The traceback, for the crash file.
@@ -34,7 +34,7 @@ class Outcome:
         seconds: Wall time.
     """
 
-    at: int
+    index: int
     result: object = None
     error: str = ""
     details: str = ""
@@ -45,10 +45,10 @@ class Outcome:
 def run(
     work: Callable[[object], object], jobs: Sequence[object], *, workers: int
 ) -> Iterator[Outcome]:
-    """Run ``work(job)`` for every job in ``workers`` processes, and tell how each one ended.
+    """Run ``work(job)`` for every job in ``workers`` processes, and report how each one ended.
 
     A job that raises, or whose process dies, is one failed outcome; the others go on. Only as
-    many jobs are under way as there are processes, so memory does not grow with their number.
+    many jobs are running as there are processes, so memory does not grow with their number.
     Closing the generator ends the processes; files written by ``files.replacing`` stay whole.
 
     Args:
@@ -60,73 +60,75 @@ def run(
         Outcomes, in the order in which the jobs end.
     """
     waiting = iter(enumerate(jobs))
-    team: dict[connection.Connection, _Worker] = {}
+    busy: dict[connection.Connection, _Worker] = {}
     try:
-        for at, job in _first(waiting, min(workers, len(jobs))):
-            _give(team, _Worker.hired(work), at, job)
-        while team:
-            for line in connection.wait(list(team)):
-                worker = team.pop(line)
-                outcome = worker.outcome()
+        for index, job in _take(waiting, min(workers, len(jobs))):
+            _give_job(busy, _Worker.start_process(work), index, job)
+        while busy:
+            for pipe in connection.wait(list(busy)):
+                worker = busy.pop(pipe)
+                outcome = worker.receive_outcome()
                 yield outcome
                 following = next(waiting, None)
                 if following is None:
-                    worker.dismiss()
+                    worker.stop()
                     continue
                 if not worker.process.is_alive():
-                    worker = _Worker.hired(work)
-                _give(team, worker, *following)
+                    worker = _Worker.start_process(work)
+                _give_job(busy, worker, *following)
     finally:
-        for worker in team.values():
-            worker.dismiss(at_once=True)
+        for worker in busy.values():
+            worker.stop(at_once=True)
 
 
-def _first(items: Iterator, count: int) -> Iterable:
+def _take(items: Iterator, count: int) -> Iterable:
     return [item for _, item in zip(range(count), items, strict=False)]
 
 
-def _give(team: dict, worker: "_Worker", at: int, job: object) -> None:
-    worker.start(at, job)
-    team[worker.line] = worker
+def _give_job(busy: dict, worker: "_Worker", index: int, job: object) -> None:
+    worker.give(index, job)
+    busy[worker.pipe] = worker
 
 
 class _Worker:
-    """A process and the line to it; it has one job at a time."""
+    """A process and the pipe to it; it has one job at a time."""
 
-    def __init__(self, process, line):
-        self.process, self.line = process, line
-        self.at, self.since = -1, 0.0
-        self.refused: dict | None = None
+    def __init__(self, process, pipe):
+        self.process, self.pipe = process, pipe
+        self.index, self.since = -1, 0.0
+        self.send_error: dict | None = None
 
     @classmethod
-    def hired(cls, work: Callable) -> "_Worker":
+    def start_process(cls, work: Callable) -> "_Worker":
         here, there = SPAWN.Pipe()
-        process = SPAWN.Process(target=_serve, args=(work, there), daemon=True)
+        process = SPAWN.Process(target=_serve_jobs, args=(work, there), daemon=True)
         process.start()
-        there.close()  # the process has its own; so its death ends the line
+        there.close()  # the process has its own end; so its death closes the pipe
         return cls(process, here)
 
-    def start(self, at: int, job: object) -> None:
-        self.at, self.since = at, time.monotonic()
+    def give(self, index: int, job: object) -> None:
+        self.index, self.since = index, time.monotonic()
         try:
-            self.line.send(job)
+            self.pipe.send(job)
         except OSError:
-            pass  # it died: `outcome` will find the line ended
+            pass  # it died: `receive_outcome` will find the pipe closed
         except Exception as error:  # the job cannot be sent: one failure, and another process
-            self.refused = failure(error)
+            self.send_error = describe_failure(error)
             self.process.terminate()
 
-    def outcome(self) -> Outcome:
-        """What the process sent, or that it died."""
+    def receive_outcome(self) -> Outcome:
+        """Receive what the process sent; say so if it died."""
         try:
-            said = self.line.recv()
+            fields = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join(SECONDS_TO_LEAVE)
-            said = self.refused or {"error": f"the process {_end(self.process.exitcode)}."}
-        return Outcome(self.at, seconds=time.monotonic() - self.since, **said)
+            fields = self.send_error or {
+                "error": f"the process {_describe_end(self.process.exitcode)}."
+            }
+        return Outcome(self.index, seconds=time.monotonic() - self.since, **fields)
 
-    def dismiss(self, *, at_once: bool = False) -> None:
-        self.line.close()  # its end is the sign to leave
+    def stop(self, *, at_once: bool = False) -> None:
+        self.pipe.close()  # the process ends then
         if at_once:
             self.process.terminate()
         self.process.join(SECONDS_TO_LEAVE)
@@ -135,7 +137,7 @@ class _Worker:
             self.process.join()
 
 
-def _end(exitcode: int | None) -> str:
+def _describe_end(exitcode: int | None) -> str:
     if exitcode == -signal.SIGKILL:
         return "was killed from outside, most likely because memory ran out (see --mem-mb)"
     if exitcode is not None and exitcode < 0:
@@ -143,92 +145,92 @@ def _end(exitcode: int | None) -> str:
     return f"ended with exit code {exitcode}"
 
 
-def _serve(work: Callable, line: connection.Connection) -> None:
+def _serve_jobs(work: Callable, pipe: connection.Connection) -> None:
     """Receive jobs and send their outcomes until the pipe closes: the loop of a worker.
 
-    Then it leaves at once: libraries that tidy up their memory one by one take seconds for it.
+    Then exit at once: libraries that free their memory piece by piece take seconds for it.
     """
-    for one in (signal.SIGINT, signal.SIGHUP):  # they reach the parent, which decides
-        signal.signal(one, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):  # they reach the parent, which decides
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    hold_folder(Path(tempfile.gettempdir()))
+    lock_folder(Path(tempfile.gettempdir()))
     while True:
         try:
-            job = line.recv()
+            job = pipe.recv()
         except (EOFError, OSError):
             logging.shutdown()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
-        with suppress(OSError):  # the parent is gone: the next turn ends
-            line.send(attempt(work, job))
+        with suppress(OSError):  # the parent is gone: the next `recv` ends the loop
+            pipe.send(run_job(work, job))
 
 
-def attempt(work: Callable, job: object) -> dict:
-    """Call ``work(job)``; what came of it as the fields of an ``Outcome``."""
+def run_job(work: Callable, job: object) -> dict:
+    """Call ``work(job)``, and return what came of it as the fields of an `Outcome`."""
     try:
         return {"result": work(job)}
     except Exception as error:  # one failure is one failure, whatever it is
-        return failure(error)
+        return describe_failure(error)
 
 
-def failure(error: Exception) -> dict:
-    """Describe an error as the fields of an ``Outcome``."""
+def describe_failure(error: Exception) -> dict:
+    """Describe an error as the fields of an `Outcome`."""
     return {
-        "error": sentence(error),
+        "error": describe_error(error),
         "details": "".join(traceback.format_exception(error)),
         "errno": getattr(error, "errno", None),
     }
 
 
-def sentence(error: BaseException) -> str:
-    """An error as one sentence for a reader.
+def describe_error(error: BaseException) -> str:
+    """Describe an error in one sentence.
 
     A ValueError of ours is a sentence already; an OSError names the file and the reason; anything
-    else is a defect of this program, and says so.
+    else is a defect of this program, and the sentence says so.
     """
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror[0].lower()}{error.strerror[1:]}."
     if isinstance(error, MemoryError):
         return "memory ran out (see --mem-mb)."
-    said = " ".join(str(error).split())
+    message = " ".join(str(error).split())
     if isinstance(error, ValueError | OSError):
-        return said
-    return f"unexpected {type(error).__name__}: {said}"
+        return message
+    return f"unexpected {type(error).__name__}: {message}"
 
 
-def cores() -> int:
-    """CPU cores this process may use: its affinity, and no more than its control group grants."""
+def count_cores() -> int:
+    """Count the CPU cores this process may use, by its affinity and its control group."""
     if hasattr(os, "sched_getaffinity"):
         granted = len(os.sched_getaffinity(0))
     else:
         granted = os.cpu_count() or 1
-    return max(1, min(granted, _cgroup_cores() or granted))
+    return max(1, min(granted, _count_cgroup_cores() or granted))
 
 
-def memory_mb() -> int:
-    """Memory this process may use, in MB: free now, and no more than its control group grants."""
+def measure_memory_mb() -> int:
+    """Measure the memory this process may use, in MB: free now, and within its control group."""
     limits = []
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        said = _first_line(path)
-        if said.isdigit():
-            limits.append(int(said) // 2**20)
-    available = [line for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")]
+        limit = _read_first_line(path)
+        if limit.isdigit():
+            limits.append(int(limit) // 2**20)
+    available = [line for line in _read_lines("/proc/meminfo") if line.startswith("MemAvailable")]
     if available:
         limits.append(int(available[0].split()[1]) // 2**10)
     return min(limits, default=4096)
 
 
-def _cgroup_cores() -> int | None:
-    quota, *period = _first_line("/sys/fs/cgroup/cpu.max").split() or [""]
+def _count_cgroup_cores() -> int | None:
+    quota, *period = _read_first_line("/sys/fs/cgroup/cpu.max").split() or [""]
     return max(1, int(quota) // int(period[0])) if quota.isdigit() and period else None
 
 
-def _first_line(path: str) -> str:
-    return next(iter(_lines(path)), "").strip()
+def _read_first_line(path: str) -> str:
+    return next(iter(_read_lines(path)), "").strip()
 
 
-def _lines(path: str) -> list[str]:
+def _read_lines(path: str) -> list[str]:
     try:
         return Path(path).read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError):

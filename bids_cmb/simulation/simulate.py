@@ -132,7 +132,10 @@ def simulate_scan(
         labels = resample_labels(
             person, *define_tissue_grid(np.minimum(TISSUE_EXTENT_MM, np.array(window_mm) / 2 + 30))
         )
-    maps = sample_tissue_maps(labels, protocol.field_t, rng, age=age, spread=TISSUE_SPREAD)
+    maps = sample_tissue_maps(
+        labels, protocol.field_t, rng, age=age, spread=TISSUE_SPREAD,
+        lamina_contrast=priors["lentiform_laminae"]["log_ratio"],
+    )  # fmt: skip
     acquisition = prepare_acquisition(rng, (labels, geometry), maps, protocol, grid)
     effects = compute_effects(sources, acquisition)
     images = acquire(rng, acquisition, effects, with_phase=with_phase)
@@ -265,15 +268,16 @@ def _run_jobs(jobs: Sequence[_Job], workers: int, progress: Callable | None) -> 
     since, rows = time.monotonic(), {}
     if workers == 1:
         outcomes = (
-            processes.Outcome(index, **processes.attempt(_simulate_and_write, job))
+            processes.Outcome(index, **processes.run_job(_simulate_and_write, job))
             for index, job in enumerate(jobs)
         )
     else:
         outcomes = processes.run(_simulate_and_write, jobs, workers=workers)
     for outcome in outcomes:
         if outcome.error:
-            raise ValueError(f"{jobs[outcome.at].folder}: scan {outcome.at + 1}: {outcome.error}")
-        rows[outcome.at] = outcome.result
+            folder = jobs[outcome.index].folder
+            raise ValueError(f"{folder}: scan {outcome.index + 1}: {outcome.error}")
+        rows[outcome.index] = outcome.result
         if progress:
             progress(len(rows), len(jobs), time.monotonic() - since)
     return [rows[index] for index in sorted(rows)]

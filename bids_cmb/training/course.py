@@ -17,10 +17,10 @@ from pathlib import Path
 import keras
 
 from bids_cmb.files import read_json, write_json, write_text
-from bids_cmb.parallel.processes import cores
+from bids_cmb.parallel.processes import count_cores
 
 PREFETCHED_BATCHES = 4  # batches that are drawn before their step
-PREFETCH_THREADS = max(1, min(4, cores() // 2))  # threads that draw; the steps have the other cores
+PREFETCH_THREADS = max(1, min(4, count_cores() // 2))  # that draw; the steps have the other cores
 SAVE_INTERVAL_S = 300.0  # between states: what a killed run loses at most
 SMOOTHING_EPOCHS = 3  # epochs whose median decides whether training still gets better
 INITIAL_RATE_SHARE, FINAL_RATE_SHARE = 0.05, 0.01  # learning rates, as shares of the highest

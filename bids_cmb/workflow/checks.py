@@ -12,7 +12,7 @@ from bids_cmb.errors import (
     USAGE,
     ExitError,
 )
-from bids_cmb.files import obstacle, read_json
+from bids_cmb.files import find_obstacle, read_json
 from bids_cmb.lesions.measure import FLAGS
 from bids_cmb.networks.inference import find_device_problem, find_misfit
 from bids_cmb.networks.model_cards import (
@@ -25,7 +25,7 @@ from bids_cmb.networks.model_cards import (
 from bids_cmb.networks.weights import check_weights
 from bids_cmb.parallel import processes
 from bids_cmb.parallel.dask import LOCAL
-from bids_cmb.parallel.processes import sentence
+from bids_cmb.parallel.processes import describe_error
 from bids_cmb.provenance import NAME
 
 log = logging.getLogger("bids_cmb")
@@ -144,7 +144,7 @@ def check_output(config: Config) -> None:
 
 def make_output_error(config: Config, error: OSError) -> ExitError:
     """Make the error of an output folder that cannot be written."""
-    reason = obstacle(config.output_dir) or sentence(error).rstrip(".")
+    reason = find_obstacle(config.output_dir) or describe_error(error).rstrip(".")
     return ExitError(NO_OUTPUT, f"{config.output_dir}: output_dir must be writable; {reason}.")
 
 

@@ -119,7 +119,7 @@ def _regenerate_reports(scans: list[Scan], config: Config, totals: RunSummary) -
     workers = choose_workers(replace(config, detector=("radial",), anatomy="none"), len(scans))
     for outcome in processes.run(work, scans, workers=workers):
         if outcome.error:
-            _count_failure(scans[outcome.at], outcome, totals)
+            _count_failure(scans[outcome.index], outcome, totals)
         else:
             totals.done += 1
 
@@ -145,7 +145,7 @@ def _process_waiting(
     page = StatusPage(status.path.with_suffix(".html"), len(scans), totals)
     page.write(n_ended, "")
     log.info("Progress page: %s", page.path)
-    cores = config.n_cpus or processes.cores()
+    cores = config.n_cpus or processes.count_cores()
     job_config = replace(config, omp_nthreads=config.omp_nthreads or max(1, cores // workers))
     work = functools.partial(complete_scan, config=job_config)
     outcomes = _run_jobs(work, scans, job_config, workers)
@@ -154,7 +154,7 @@ def _process_waiting(
             n_ended += 1
             totals.removed = not status.path.is_file()
             seconds_left = (time.monotonic() - started) / n_ended * (len(scans) - n_ended)
-            _record_outcome(scans[outcome.at], outcome, config, status, totals)
+            _record_outcome(scans[outcome.index], outcome, config, status, totals)
             time_left = format_duration(seconds_left) if seconds_left else ""
             remaining = f"; {time_left} left" if time_left else ""
             log.info("%d of %d scans%s.", n_ended, len(scans), remaining)
@@ -184,8 +184,8 @@ def _run_jobs(
         address=config.dask_scheduler,
         workers=workers,
         environment=environment,
-        fault=functools.partial(find_device_problem, config.device),
-        say=log.info,
+        find_fault=functools.partial(find_device_problem, config.device),
+        log=log.info,
     )
 
 
@@ -260,8 +260,8 @@ def _get_reason(scan: Scan, outcome: processes.Outcome) -> str:
 
 def choose_workers(config: Config, scans: int) -> int:
     """Choose how many scans to process at a time, by cores, memory and number of scans."""
-    cores = config.n_cpus or processes.cores()
-    memory = config.mem_mb or processes.memory_mb()
+    cores = config.n_cpus or processes.count_cores()
+    memory = config.mem_mb or processes.measure_memory_mb()
     by_memory = max(1, memory // _estimate_memory(config))
     by_cores = cores // (config.omp_nthreads or 1)
     if by_memory < by_cores:

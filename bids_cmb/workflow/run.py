@@ -13,17 +13,17 @@ from bids_cmb.bids.selection import Selection, find_scans
 from bids_cmb.config import Config, to_toml
 from bids_cmb.errors import (
     BAD_DATA,
-    GOES_ON,
     IO_ERROR,
     NO_INPUT,
     NOTHING_SELECTED,
     OK,
+    RERUN_HINT,
+    RESUME_HINT,
     SOME_FAILED,
-    STARTS_ANEW,
     UNAVAILABLE,
     ExitError,
 )
-from bids_cmb.files import obstacle
+from bids_cmb.files import find_obstacle
 from bids_cmb.provenance import command
 from bids_cmb.workflow.checks import (
     check_detectors,
@@ -123,12 +123,12 @@ def _participant_level(config: Config) -> int:
     if totals.failed and not config.reports_only:
         log.warning("The reasons of failures: %s", logs / "status.jsonl")
     if totals.removed:
-        raise ExitError(IO_ERROR, f"{config.output_dir} was removed during the run. {STARTS_ANEW}")
+        raise ExitError(IO_ERROR, f"{config.output_dir} was removed during the run. {RERUN_HINT}")
     if totals.output_unwritable:
         raise ExitError(
             IO_ERROR,
             f"{config.output_dir} cannot be written any more: the disk is full, a quota exceeded, "
-            f"or it is read-only. {GOES_ON}",
+            f"or it is read-only. {RESUME_HINT}",
         )
     return SOME_FAILED if totals.failed or totals.not_processed else OK
 
@@ -187,7 +187,7 @@ def _select(config: Config) -> Selection:
         raise ExitError(NOTHING_SELECTED, str(error)) from error
     except OSError as error:
         path = Path(error.filename or config.bids_dir)
-        rule = f"{path}: cannot be read ({obstacle(path) or error.strerror or error})."
+        rule = f"{path}: cannot be read ({find_obstacle(path) or error.strerror or error})."
         raise ExitError(NO_INPUT, rule) from error
     for note in (*notes, *selection.notes):
         log.warning("%s", note)

@@ -101,10 +101,10 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
     check_no_label_maps(sources, "boxes")
     grid, with_phase = Grid.from_card(recipe.grid), sees_phase({"arguments": recipe.arguments})
     scans = [
-        find_slice_boxes(
-            training_data.load_training_scan(item, grid, with_phase=with_phase), grid.spacing[0]
+        find_slice_boxes(scan, grid.spacing[0])
+        for scan in training_data.load_training_scans(
+            sources.scans, grid, sources.loading, with_phase=with_phase
         )
-        for item in sources.scans
     ]
     known = {id(item.case): item for item in scans}
     options = dict(recipe.drawing)

@@ -9,7 +9,7 @@ from conftest import OBLIQUE
 from phantoms import part_of_brain, shaken
 
 from bids_cmb.anatomy.segmentation import Anatomy
-from bids_cmb.detection import two_stage
+from bids_cmb.detection import ensemble, two_stage
 from bids_cmb.detection.proposals import (
     ANATOMY_FROM,
     CHANNELS,
@@ -363,6 +363,28 @@ def test_a_second_opinion_moves_the_log_odds_by_its_weight(monkeypatch):
         chance, _ = two_stage.two_stage(image, None, card, ModelOptions(), None, other)
         most = float(chance.data.max())
         assert np.log(most / (1 - most)) == pytest.approx(log_odds, abs=1e-3)
+
+
+def test_a_lesion_just_outside_the_brain_mask_is_listed_with_the_flag_edge(monkeypatch):
+    place = (30, 36, 9)
+    grid = bumps((place, 0.9))
+    brain = everywhere()
+    brain[:34] = False  # the peak lies 2 mm outside
+    seen = {}
+
+    def look(image, brain, *_):
+        seen["brain"] = brain
+        return two_stage.paint(image, grid, [Proposal(place, 0.9)], np.array([0.9]))
+
+    monkeypatch.setitem(ensemble.DESIGNS, "two-stage", look)
+    monkeypatch.setattr(ensemble, "second_opinion", lambda *_: None)
+    image, mask = Volume(1 - grid.data, OBLIQUE), Volume(brain, OBLIQUE)
+    probability = ensemble.detect("two-stage", image, mask)
+    assert seen["brain"] is mask  # networks see the mask as it is
+    _, lesions = find_lesions(probability.mean, image, mask, threshold=0.05, definite=0.5)
+    assert [lesion.distance_to_surface for lesion in lesions] == [0]
+    assert "edge" in lesions[0].flags
+    assert lesions[0].included
 
 
 def test_members_on_different_grids_are_refused(heads):

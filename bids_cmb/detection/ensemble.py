@@ -89,9 +89,10 @@ def detect(
         anatomy: What lies where in the head, for those who take it.
 
     Returns:
-        On the grid of ``image``; 0 outside the brain. The spread is that of the detectors, or of
-        the members if there is one detector. Several detectors are averaged `on_common_scale`,
-        where a voxel is lesion from `COMMON_THRESHOLD` on.
+        On the grid of ``image``; 0 outside the brain, for detectors of two stages 0 beyond the
+        lesions that they see up to `imaging.preprocessing.BRAIN_SHELL_MM` outside it. The
+        spread is that of the detectors, or of the members if there is one detector. Several
+        detectors are averaged `on_common_scale`, where a voxel is lesion from `COMMON_THRESHOLD` on.
 
     Raises:
         ValueError: If a name is unknown, comes twice or none is given, or weights are not those of
@@ -379,10 +380,13 @@ def _chained(
             f"{card['name']}, whose networks work one after the other."
         )
     more = (phase,) if _takes_phase(card) else ()
-    if card["design"] in WITH_ANATOMY:
+    beyond = card["design"] in WITH_ANATOMY  # its proposals may lie in a shell around the brain
+    if beyond:
         more = (anatomy, second_opinion(card, image, brain, models))
     chance, evidence = DESIGNS[card["design"]](image, brain, card, models, *more)
     release_memory()
+    if beyond:
+        return chance.data, evidence
     return np.where(brain.data, chance.data, 0).astype(np.float32), evidence
 
 

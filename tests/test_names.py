@@ -15,7 +15,6 @@ REMAINING = {
     "bids": "said told own found one at",
     "cli": "said asked found one",
     "datasets": "said told own found one at",
-    "detection": "said told asked found one at",
     "metrics/scores.py": "found",  # `Counts.found` is a column of results
     "training/release.py": "found one at",
     "training/tasks/proposal_classification.py": "told one at",

@@ -139,7 +139,7 @@ class Output:
         return self.path("dseg", extension, space="orig", seg="regions")
 
     def evidence(self, kind: str, extension: str = ".tsv") -> Path:
-        """Where a table of `evidence_rows` goes: ``boxes`` or ``gate``."""
+        """Where a table of `detection.outputs.tabulate_outputs` goes: ``boxes`` or ``gate``."""
         return self.path(kind, extension, space="orig")
 
     def to_mni(self) -> Path:

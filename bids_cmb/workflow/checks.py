@@ -4,7 +4,8 @@ import logging
 
 from bids_cmb.bids.validation import check_description, full_errors, quick_look
 from bids_cmb.config import BALANCED, Config
-from bids_cmb.detection.ensemble import at_operating_point, check_detector
+from bids_cmb.detection.calibration import apply_operating_point
+from bids_cmb.detection.designs import check_detector
 from bids_cmb.errors import (
     INVALID_BIDS,
     NO_OUTPUT,
@@ -40,7 +41,7 @@ def check_detectors(config: Config) -> None:
     try:
         for name in config.detector:
             check_detector(name, config.model_dir)
-            at_operating_point(load_card(name, config.model_dir), config.operating_point)
+            apply_operating_point(load_card(name, config.model_dir), config.operating_point)
         for name in _list_cards(config):
             check_weights(name, load_card(name, config.model_dir), config.model_dir)
         members = {member for name in config.detector for member in _list_members(name, config)}

@@ -16,7 +16,8 @@ from bids_cmb.bids.companions import Segmentation, find_mask, find_segmentation
 from bids_cmb.bids.markers import digest, input_signature
 from bids_cmb.bids.selection import Scan
 from bids_cmb.config import Config, result_settings
-from bids_cmb.detection.ensemble import at_operating_point, takes_phase, thresholds_of
+from bids_cmb.detection.calibration import apply_operating_point, combine_thresholds
+from bids_cmb.detection.designs import detectors_use_phase
 from bids_cmb.imaging.phase import PhaseMatch, find_phase_image, read_units
 from bids_cmb.networks.inference import ModelOptions
 from bids_cmb.networks.model_cards import ANATOMY, load_card
@@ -136,7 +137,7 @@ def get_model_options(config: Config) -> ModelOptions:
 
 def match_phase(scan: Scan, detectors: Iterable[str], models: ModelOptions) -> PhaseMatch | None:
     """Find the phase image of a scan; None, without reading a folder, if no network takes phase."""
-    if not takes_phase(detectors, models):
+    if not detectors_use_phase(detectors, models):
         return None
     if scan.more_echoes:
         return PhaseMatch(note=f"{scan.path.name}: combined echoes have no phase in common.")
@@ -161,7 +162,7 @@ def _need_networks(anatomy: object, cards: Iterable[Mapping]) -> bool:
 def resolve_thresholds(config: Config) -> Thresholds:
     """Resolve the thresholds of a run; see `choose_thresholds`."""
     cards = [
-        at_operating_point(load_card(name, config.model_dir), config.operating_point)
+        apply_operating_point(load_card(name, config.model_dir), config.operating_point)
         for name in config.detector
     ]
     return choose_thresholds(cards, config.threshold, config.min_volume)
@@ -172,15 +173,15 @@ def choose_thresholds(
 ) -> Thresholds:
     """Choose the user's thresholds, else those of the detectors' cards.
 
-    Several detectors share a scale, on which `detection.ensemble.thresholds_of` gives them, and to
-    which the user's threshold refers; their smallest volumes are averaged.
+    Several detectors share a scale, on which `detection.calibration.combine_thresholds` gives them,
+    and to which the user's threshold refers; their smallest volumes are averaged.
 
     Args:
         cards: Of the detectors, at their operating points.
         threshold: The user's, 0 to 1; None without.
         min_volume: The user's, mm³; None without.
     """
-    from_cards, definite = thresholds_of(cards)
+    from_cards, definite = combine_thresholds(cards)
     volume_mm3 = float(np.mean([card["min_volume_mm3"] for card in cards]))
     threshold = from_cards if threshold is None else threshold
     volume_mm3 = volume_mm3 if min_volume is None else min_volume

@@ -16,7 +16,7 @@ from bids_cmb.bids.attempts import forget_attempt
 from bids_cmb.bids.markers import names_in, output_signatures
 from bids_cmb.bids.tables import Output, columns, refresh_scans_table, write_table
 from bids_cmb.detection.ensemble import Probability
-from bids_cmb.detection.outputs import evidence_rows
+from bids_cmb.detection.outputs import tabulate_outputs
 from bids_cmb.files import read_json, remove_leftovers, write_json, write_text
 from bids_cmb.imaging.loading import LoadedPhase
 from bids_cmb.imaging.preprocessing import Grid, preprocess
@@ -130,7 +130,7 @@ def _draw(
         result.brain.mask,
         result.labels,
         rows,
-        evidence=evidence_rows(result.probability.evidence),
+        evidence=tabulate_outputs(result.probability.outputs),
         network_view=choose_network_view(inputs.detectors, inputs.models.members),
         interactive=interactive,
     )
@@ -245,7 +245,7 @@ def _write_probability(output: Output, result: ScanResult, common: Mapping) -> l
 def _write_evidence(output: Output, result: ScanResult, common: Mapping) -> list[Path]:
     """Write the tables of the detectors' evidence."""
     files = []
-    for kind, rows in evidence_rows(result.probability.evidence).items():
+    for kind, rows in tabulate_outputs(result.probability.outputs).items():
         table, sidecar = output.evidence(kind), output.evidence(kind, ".json")
         write_table(table, columns(kind), rows)
         write_json(sidecar, {"Description": EVIDENCE_DESCRIPTIONS[kind], **columns(kind), **common})

@@ -163,7 +163,7 @@ def measure_lesions(
         **asdict(thresholds),
         exclude_flags=exclude_flags,
         spread=probability.spread,
-        instances=probability.evidence.instances,
+        instances=probability.outputs.instances,
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from bids_cmb.bids.tables import PLACE, rounded
+from bids_cmb.bids.tables import POSITION_COLUMNS, round_or_none
 from bids_cmb.imaging.volume import Volume
 
 SIDES = ("in_plane_extent_1_mm", "in_plane_extent_2_mm", "through_plane_extent_mm")
@@ -81,10 +81,10 @@ def evidence_rows(evidence: Evidence) -> dict[str, list[dict]]:
         {
             "detector": one.detector,
             **_place(one.centre),
-            **{name: rounded(side, 2) for name, side in zip(SIDES, one.sides, strict=True)},
+            **{name: round_or_none(side, 2) for name, side in zip(SIDES, one.sides, strict=True)},
             "slices": one.slices,
-            "confidence": rounded(one.confidence, 4),
-            "probability": rounded(one.probability, 4),
+            "confidence": round_or_none(one.confidence, 4),
+            "probability": round_or_none(one.probability, 4),
         }
         for one in evidence.boxes
     ]
@@ -92,7 +92,7 @@ def evidence_rows(evidence: Evidence) -> dict[str, list[dict]]:
         {
             "detector": one.detector,
             **_place(one.place),
-            "probability": rounded(one.probability, 4),
+            "probability": round_or_none(one.probability, 4),
             "threshold": one.threshold,
         }
         for one in evidence.openings
@@ -101,4 +101,4 @@ def evidence_rows(evidence: Evidence) -> dict[str, list[dict]]:
 
 
 def _place(at: Iterable[float]) -> dict[str, object]:
-    return {name: rounded(part, 2) for name, part in zip(PLACE, at, strict=True)}
+    return {name: round_or_none(part, 2) for name, part in zip(POSITION_COLUMNS, at, strict=True)}

@@ -13,12 +13,12 @@ import pandas as pd
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from bids_cmb.bids.tables import PLACE, read_cells
+from bids_cmb.bids.tables import POSITION_COLUMNS, read_cells
 from bids_cmb.files import read_json
 from bids_cmb.imaging.volume import load_labels
 from bids_cmb.lesions.label_maps import common_volume, label_map, meet
 
-POSITION = list(PLACE)
+POSITION = list(POSITION_COLUMNS)
 PLACES = ("region", "group", "territory")  # columns that say where a lesion lies
 KINDS_OF_FILE = (  # what a folder is read by: the first pattern that any file fits
     "*_seg-CMB*dseg.tsv",

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.anatomy.mars import classify_pattern, list_regions
-from bids_cmb.bids.tables import completed_results, participant_dirs, read_table, write_table
+from bids_cmb.bids.paths import list_participant_dirs
+from bids_cmb.bids.tables import read_results, read_table, write_table
 from bids_cmb.files import write_json
 from bids_cmb.lesions.table import TERRITORIES, burden, mars_columns
 from bids_cmb.metrics.scores import measure_count_agreement
@@ -101,8 +102,8 @@ def compare_counts(results: Path, table: Path, folder: Path, *, overwrite: bool)
             f"{folder}: an evaluation needs an empty folder or --overwrite; found files in it."
         )
     found: dict[tuple, list[tuple[str, dict]]] = {}
-    for home in participant_dirs(results):
-        for sidecar, row in completed_results(home):
+    for home in list_participant_dirs(results):
+        for sidecar, row in read_results(home):
             found.setdefault(_entities(row["filename"]), []).append((_source(sidecar, row), row))
     pairs, missing = [], []
     rows = read_table(table)

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from scipy.stats import beta, chi2
 
-from bids_cmb.bids.tables import columns
+from bids_cmb.bids.tables import read_columns
 from bids_cmb.lesions.table import burden
 from bids_cmb.metrics.agreement import intraclass_correlation, weighted_kappa
 from bids_cmb.metrics.matching import Match, Rule
@@ -29,7 +29,7 @@ MAX_FROC_THRESHOLDS = (
     1000  # thresholds at which a drawn FROC is read: few enough for thousands of scans
 )
 UNKNOWN_CLASS = "unknown"  # the class of what has none
-BURDENS = tuple(columns("scan")["burden"]["Levels"])
+BURDENS = tuple(read_columns("scan")["burden"]["Levels"])
 Point = Sequence[float]  # x, y, z, world mm
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bids_cmb.bids.tables import Output, stem_of
+from bids_cmb.bids.paths import Output, get_figure_stem
 from bids_cmb.files import read_json, replacing, write_json
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed, find_bounds, preprocess
 from bids_cmb.imaging.volume import Volume, crop, transfer_labels
@@ -63,7 +63,7 @@ def draw(
     grey, marks, inside = (part[::-1] for part in (grey, marks, seen.brain.data))  # right is left
     places = {int(row["index"]): place_in(seen.image, row) for row in lesions}
     remove_pictures(output)
-    folder, stem = output.figures, stem_of(output.mask())
+    folder, stem = output.figures, get_figure_stem(output.mask())
     slabs = _overview(folder, stem, grey, inside, seen.image.spacing, places)
     for index in list(places)[:MOST_PICTURED]:
         picture = _close(grey, marks, index, seen.image.spacing, places[index])
@@ -85,7 +85,7 @@ def draw(
 
 def are_drawn(output: Output, *, interactive: bool) -> bool:
     """Whether all pictures of a scan are there, and with ``interactive`` what its page carries."""
-    folder, stem = output.figures, stem_of(output.mask())
+    folder, stem = output.figures, get_figure_stem(output.mask())
     names = (read_json(folder / f"{stem}_overview.json") or {}).get("files")
     if not isinstance(names, list):
         return False
@@ -99,7 +99,7 @@ def are_drawn(output: Output, *, interactive: bool) -> bool:
 
 def remove_pictures(output: Output) -> None:
     """Remove a scan's pictures, the word that all are there first."""
-    folder, stem = output.figures, stem_of(output.mask())
+    folder, stem = output.figures, get_figure_stem(output.mask())
     (folder / f"{stem}_overview.json").unlink(missing_ok=True)
     for old in folder.glob(f"{stem}_*"):
         old.unlink(missing_ok=True)  # another process may clear away too

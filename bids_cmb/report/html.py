@@ -15,19 +15,16 @@ from urllib.parse import quote
 import jinja2
 
 from bids_cmb import __version__
-from bids_cmb.bids.attempts import open_attempt
+from bids_cmb.bids.attempts import describe_open_attempt
 from bids_cmb.bids.markers import read_marker
-from bids_cmb.bids.tables import (
+from bids_cmb.bids.paths import (
     Output,
-    columns,
-    completed_results,
-    dirs_of_participant,
-    figures_of,
-    lesion_table_of,
-    read_table,
-    source_of,
-    stem_of,
+    get_figure_stem,
+    list_dirs_of_participant,
+    locate_figures,
+    locate_lesion_table,
 )
+from bids_cmb.bids.tables import get_source, read_columns, read_results, read_table
 from bids_cmb.files import read_json, write_text
 from bids_cmb.provenance import fingerprint, software
 from bids_cmb.quality.familiarity import percentiles_in_training_set, training_reference
@@ -88,11 +85,11 @@ def page_of(folder: Path, subject: str) -> Path:
 
 def refresh_page(folder: Path, subject: str) -> None:
     """Write a participant's page anew, or remove it where no scan has pictures any more."""
-    if any(figures_of(folder, subject).glob("*_overview.json")):
+    if any(locate_figures(folder, subject).glob("*_overview.json")):
         write_page(folder, subject)
         return
     page_of(folder, subject).unlink(missing_ok=True)
-    names = [home.name for home in dirs_of_participant(folder / f"sub-{subject}")]
+    names = [home.name for home in list_dirs_of_participant(folder / f"sub-{subject}")]
     for part in ("other", *(name for name in names if name.startswith("ses-"))):
         (folder / f"sub-{subject}_{part}.html").unlink(missing_ok=True)
 
@@ -114,8 +111,8 @@ def shows_result(output: Output) -> bool:
 def _masks(folder: Path, subject: str) -> list[Path]:
     return [
         home / str(row["filename"])
-        for home in dirs_of_participant(folder / f"sub-{subject}")
-        for _, row in completed_results(home)
+        for home in list_dirs_of_participant(folder / f"sub-{subject}")
+        for _, row in read_results(home)
     ]
 
 
@@ -131,12 +128,12 @@ def _states(page: Path) -> set[str]:
 
 def _state(folder: Path, subject: str, mask: Path, sidecar: Mapping) -> str:
     """A digest of what a page shows of a scan: its result, its pictures, and whether it counts."""
-    figures, stem = figures_of(folder, subject), stem_of(mask)
+    figures, stem = locate_figures(folder, subject), get_figure_stem(mask)
     made = sidecar.get("Provenance", {})
     return fingerprint(
         result=[made.get("Fingerprint"), made.get("Finished")],
         pictures=read_json(figures / f"{stem}_overview.json"),
-        outdated=open_attempt(folder, source_of(sidecar)),
+        outdated=describe_open_attempt(folder, get_source(sidecar)),
     )[:16]
 
 
@@ -147,8 +144,8 @@ def _session(mask: Path) -> str | None:
 def _scans(folder: Path, subject: str) -> list[dict]:
     return [
         _scan(folder, subject, home / str(row["filename"]), sidecar, row)
-        for home in dirs_of_participant(folder / f"sub-{subject}")
-        for sidecar, row in completed_results(home)
+        for home in list_dirs_of_participant(folder / f"sub-{subject}")
+        for sidecar, row in read_results(home)
     ]
 
 
@@ -181,7 +178,7 @@ def _about(title: str, scans: list[dict]) -> dict:
     return {
         "subject": title,
         "version": __version__,
-        "columns": list(columns("review")),
+        "columns": list(read_columns("review")),
         "viewer": f"{VIEWER}/niivue.umd.js",
         "scans": [
             {
@@ -201,7 +198,11 @@ def _about(title: str, scans: list[dict]) -> dict:
 
 def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping) -> dict:
     state = _state(folder, subject, mask, sidecar)
-    stem, figures, table = stem_of(mask), figures_of(folder, subject), lesion_table_of(mask)
+    stem, figures, table = (
+        get_figure_stem(mask),
+        locate_figures(folder, subject),
+        locate_lesion_table(mask),
+    )
     lesions = _lesions(table)
     for lesion in lesions:
         picture = figures / f"{stem}_lesion-{int(lesion['index']):03d}.png"
@@ -223,7 +224,7 @@ def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping
         "participant": f"sub-{subject}",
         "session": _session(mask),
         "state": state,
-        "outdated": open_attempt(folder, source_of(sidecar)),
+        "outdated": describe_open_attempt(folder, get_source(sidecar)),
         "view": quote(view.relative_to(folder).as_posix()) if view.is_file() else None,
         "row": row,
         "included": [one for one in lesions if one["included"] == "yes"],

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bids_cmb.bids.tables import PLACE
+from bids_cmb.bids.tables import POSITION_COLUMNS
 from bids_cmb.detection.outputs import SIDES
 from bids_cmb.imaging.volume import Volume
 
@@ -53,7 +53,7 @@ def overlays(
 
 def place_in(seen: Volume, row: Mapping[str, object]) -> np.ndarray:
     """Where the place of a row lies in the pictures, voxels (3,), not rounded."""
-    at = seen.index(np.array([float(row[axis]) for axis in PLACE]))
+    at = seen.index(np.array([float(row[axis]) for axis in POSITION_COLUMNS]))
     return np.array([seen.shape[0] - 1 - at[0], at[1], at[2]])
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.anatomy.region_map import classify_location
-from bids_cmb.bids.markers import names_in
-from bids_cmb.bids.tables import lesion_table_of, read_table
+from bids_cmb.bids.markers import list_file_names
+from bids_cmb.bids.paths import locate_lesion_table
+from bids_cmb.bids.tables import read_table
 from bids_cmb.files import read_json
 from bids_cmb.imaging.registration import load_transform
 from bids_cmb.imaging.volume import load_labels
@@ -61,7 +62,7 @@ def reviewed_counts(
 
 
 def _reviewed_counts(mask: Path, reviews: Sequence[Review]) -> ReviewedCounts:
-    rows = read_table(lesion_table_of(mask))
+    rows = read_table(locate_lesion_table(mask))
     consensus = merge_reviews([int(row["index"]) for row in rows], reviews)
     left = accepted_lesions(rows, consensus)
     locations = [location_of(row) for row in left] + _added(mask, consensus.added)
@@ -105,7 +106,7 @@ def _in_mni(mask: Path, points: np.ndarray) -> list[tuple[float, ...]]:
 
 def _written(mask: Path, part: str, end: str) -> Path | None:
     """A file that was written with a lesion mask, if it lies there still."""
-    for name in names_in(read_json(mask.with_name(f"{mask.name[:-7]}.json"))):
+    for name in list_file_names(read_json(mask.with_name(f"{mask.name[:-7]}.json"))):
         place = mask.with_name(name)
         if part in place.name and place.name.endswith(end) and place.is_file():
             return place

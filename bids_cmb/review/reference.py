@@ -11,14 +11,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.bids.tables import (
-    BIDS_VERSION,
-    LESION,
-    columns,
-    lesion_table_of,
-    read_table,
-    write_table,
-)
+from bids_cmb.bids.paths import locate_lesion_table
+from bids_cmb.bids.tables import BIDS_VERSION, LESION_INDEX, read_columns, read_table, write_table
 from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.volume import Volume, load, load_labels, save
 from bids_cmb.lesions.region_growing import grow_region
@@ -54,7 +48,7 @@ def write_truth(
     """
     written = 0
     for mask, own in read_reviews(reviews, found).items():
-        rows = read_table(lesion_table_of(found / mask))
+        rows = read_table(locate_lesion_table(found / mask))
         if not any(is_complete(one, rows) for one in own):
             say(f"{mask}: skipped; no reader gave every lesion a verdict or marked it complete.")
             continue
@@ -75,7 +69,7 @@ def write_truth(
 
 
 def _write_scan(found: Path, raw: Path, mask: str, reviews: Sequence[Review], folder: Path) -> None:
-    table = lesion_table_of(found / mask)
+    table = locate_lesion_table(found / mask)
     rows = {int(row["index"]): row for row in read_table(table)}
     consensus = merge_reviews(rows, reviews)
     image = _image(found / mask, raw)
@@ -91,7 +85,7 @@ def _write_scan(found: Path, raw: Path, mask: str, reviews: Sequence[Review], fo
             index = len(said) + 1
             lesions[grown] = index
             said.append(_new_row(index, Volume(grown, image.affine), sure=sure))
-    place = lesion_table_of(folder / mask)
+    place = locate_lesion_table(folder / mask)
     brain = (found / mask).with_name(Path(mask).name.replace("_label-CMB_", "_label-brain_"))
     if brain.is_file():
         save(load_labels(brain), place.with_name(brain.name), dtype=np.uint8)
@@ -104,9 +98,9 @@ def _write_scan(found: Path, raw: Path, mask: str, reviews: Sequence[Review], fo
     ]
     write_table(_mimics(place, ".tsv"), MIMICS, kinds)
     write_json(_mimics(place, ".json"), {"Description": "Rejected by the readers.", **ABOUT})
-    write_table(place, columns("lesion"), said)
+    write_table(place, read_columns("lesion"), said)
     about = {"Description": "True microbleeds, by review.", "Readers": list(consensus.readers)}
-    write_json(place.with_suffix(".json"), {**about, **ABOUT, **columns("lesion")})
+    write_json(place.with_suffix(".json"), {**about, **ABOUT, **read_columns("lesion")})
     save(Volume(lesions, image.affine), place.with_suffix(".nii.gz"), dtype=np.uint16)
 
 
@@ -138,7 +132,7 @@ def _divided(
         index, sure = len(said) + 1, consensus.verdicts[old] == "accept"
         lesions[own] = index
         new = {"index": index, "name": f"CMB{index:03d}", **_certain(sure=sure)}
-        said.append({**{key: row.get(key) for key in columns("lesion")}, **new})
+        said.append({**{key: row.get(key) for key in read_columns("lesion")}, **new})
     return lesions, mimics, said
 
 
@@ -160,10 +154,10 @@ def _new_row(index: int, grown: Volume, *, sure: bool) -> dict[str, object]:
     centre = grown.world(np.array(ndimage.center_of_mass(grown.data)))
     volume = float(grown.data.sum()) * grown.voxel_volume
     return {
-        **dict.fromkeys(columns("lesion")),
+        **dict.fromkeys(read_columns("lesion")),
         "index": index,
         "name": f"CMB{index:03d}",
-        "mapping": LESION,
+        "mapping": LESION_INDEX,
         **{f"{axis}_mm": round(float(x), 2) for axis, x in zip("xyz", centre, strict=True)},
         "volume_mm3": round(volume, 3),
         "diameter_mm": round(float(np.cbrt(6 * volume / np.pi)), 2),

@@ -13,20 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.bids.tables import (
-    PLACE,
-    completed_results,
-    lesion_table_of,
-    participant_dirs,
-    read_table,
-)
+from bids_cmb.bids.paths import list_participant_dirs, locate_lesion_table
+from bids_cmb.bids.tables import POSITION_COLUMNS, read_results, read_table
 from bids_cmb.lesions.table import burden
 from bids_cmb.metrics.agreement import intraclass_correlation, weighted_kappa
 from bids_cmb.metrics.matching import MAX_DISTANCE_MM
 
 VERDICTS = ("accept", "reject", "unsure")
 MISSED, COMPLETE = "missed", "complete"
-NEEDED = ("filename", "index", *PLACE, "verdict", "reader", "date")
+NEEDED = ("filename", "index", *POSITION_COLUMNS, "verdict", "reader", "date")
 FORMULA = ("=", "+", "-", "@")  # what a cell begins with that spreadsheets compute
 SAME_MM = 0.1  # to which the place of a lesion in a review and in the results must agree
 
@@ -96,8 +91,8 @@ def read_reviews(folder: Path, found: Path) -> dict[str, list[Review]]:
         raise ValueError(f"{folder}: reviews are tables (.tsv) that a page saved; found none.")
     known = {
         (home / str(row["filename"])).relative_to(found).as_posix(): home / str(row["filename"])
-        for home in participant_dirs(found)
-        for _, row in completed_results(home)
+        for home in list_participant_dirs(found)
+        for _, row in read_results(home)
     }
     latest: dict[tuple[str, str], Review] = {}
     for file in files:
@@ -160,7 +155,7 @@ def _one(file: Path, mask: str, reader: str, lines: list[tuple[int, dict]]) -> R
 
 def _place(file: Path, line: int, row: Mapping) -> tuple[float, ...]:
     try:
-        place = tuple(float(row[axis]) for axis in PLACE)
+        place = tuple(float(row[axis]) for axis in POSITION_COLUMNS)
     except (TypeError, ValueError):
         place = (np.nan,)
     if not np.isfinite(place).all():
@@ -183,7 +178,7 @@ def _belongs(review: Review, known: Mapping[str, Path], found: Path) -> None:
         raise ValueError(
             f"{review.file}: a review must be of a scan of {found}; it has no {review.mask}."
         )
-    table = lesion_table_of(known[review.mask])
+    table = locate_lesion_table(known[review.mask])
     there = {int(row["index"]): place_of(row) for row in read_table(table)}
     for index, place in review.places.items():
         if index not in there or np.abs(np.subtract(place, there[index])).max() > SAME_MM:
@@ -196,7 +191,7 @@ def _belongs(review: Review, known: Mapping[str, Path], found: Path) -> None:
 
 def place_of(row: Mapping) -> tuple[float, ...]:
     """World mm of a row of the lesion table."""
-    return tuple(float(row[axis]) for axis in PLACE)
+    return tuple(float(row[axis]) for axis in POSITION_COLUMNS)
 
 
 def merge_reviews(indices: Iterable[int], reviews: Sequence[Review]) -> Consensus:
@@ -286,7 +281,7 @@ def reviewed_rows(found: Path, reviews: Mapping[str, Sequence[Review]]) -> dict[
     """The numbers after review of every scan that somebody reviewed, by lesion mask."""
     made = {}
     for mask, own in reviews.items():
-        rows = read_table(lesion_table_of(found / mask))
+        rows = read_table(locate_lesion_table(found / mask))
         made[mask] = counts_after_review(
             rows, merge_reviews([int(row["index"]) for row in rows], own)
         )
@@ -299,7 +294,7 @@ def agreement_rows(found: Path, reviews: Mapping[str, Sequence[Review]]) -> list
     Verdicts are compared where both accept or reject; counts (accepted and missed) on scans that
     both reviewed completely: a verdict on each counted lesion, or marked complete.
     """
-    tables = {mask: read_table(lesion_table_of(found / mask)) for mask in reviews}
+    tables = {mask: read_table(locate_lesion_table(found / mask)) for mask in reviews}
     readers = sorted({one.reader for own in reviews.values() for one in own})
     return [
         {"reader_1": first, "reader_2": second, **_agreement(reviews, tables, (first, second))}

@@ -11,18 +11,11 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from bids_cmb.bids.attempts import FAILED, open_attempts
-from bids_cmb.bids.filters import listed
-from bids_cmb.bids.metadata import unreadable
-from bids_cmb.bids.tables import (
-    columns,
-    completed_results,
-    lesion_table_of,
-    participant_dirs,
-    read_table,
-    source_of,
-    write_table,
-)
+from bids_cmb.bids.attempts import FAILED, list_open_attempts
+from bids_cmb.bids.filters import join_labels
+from bids_cmb.bids.metadata import describe_read_error
+from bids_cmb.bids.paths import list_participant_dirs, locate_lesion_table
+from bids_cmb.bids.tables import get_source, read_columns, read_results, read_table, write_table
 from bids_cmb.files import parse_json, write_json
 from bids_cmb.lesions.table import MNI, TERRITORIES, mars_columns
 from bids_cmb.report.frequency_map import REVIEWED, STEM, write_map
@@ -74,11 +67,11 @@ def write_group(
         )
     for said in mixed_settings(folder, rows):
         log.warning("%s", said)
-    described = {**columns("group"), **columns("scan")}
+    described = {**read_columns("group"), **read_columns("scan")}
     agreement: list[dict] = []
     reviewed: dict[str, ReviewedCounts] = {}
     if reviews is not None:
-        described |= columns("reviewed")
+        described |= read_columns("reviewed")
         known = read_reviews(reviews, folder)
         reviewed = reviewed_counts(folder, known)
         agreement = _take_in_reviews(folder, known, reviewed, rows)
@@ -87,15 +80,15 @@ def write_group(
     read = [row for row in rows if row["status"] == "ok"]
     groups = grouping(participants, {str(row["participant_id"]) for row in read})
     table = region_rows(read, groups)
-    write_table(folder / "group_regions.tsv", columns("regions"), table)
-    write_json(folder / "group_regions.json", columns("regions"))
+    write_table(folder / "group_regions.tsv", read_columns("regions"), table)
+    write_json(folder / "group_regions.json", read_columns("regions"))
     lesions = counted_lesions(folder, read)
     write_map(folder, positions(lesions), len({row["participant_id"] for row in read}))
     diameters = [float(one["diameter_mm"]) for own in lesions.values() for one in own]
     after = _after_review(folder, read, groups, reviewed, positions(lesions))
     cohort = Cohort(rows, table, diameters, groups, agreement, after)
     write_group_page(folder, cohort, f"{STEM}.png", f"{REVIEWED}.png")
-    tally = dict.fromkeys(columns("group")["status"]["Levels"], 0)
+    tally = dict.fromkeys(read_columns("group")["status"]["Levels"], 0)
     for row in rows:
         tally[row["status"]] += 1
     return tally
@@ -115,7 +108,7 @@ def grouping(
     try:
         rows = read_table(participants)
     except OSError as error:
-        log.warning("%s %s and is ignored.", participants, unreadable(error))
+        log.warning("%s %s and is ignored.", participants, describe_read_error(error))
         return {}
     except ValueError as error:
         log.warning("%s The file is ignored.", error)
@@ -130,7 +123,7 @@ def grouping(
         log.warning(
             "%s does not list %d of %d participants with results: %s. They belong to no site or "
             "scanner.",
-            *(participants, len(absent), len(expected), listed(absent)),
+            *(participants, len(absent), len(expected), join_labels(absent)),
         )
     return groups
 
@@ -202,7 +195,7 @@ def _take_in_reviews(
 ) -> list[dict]:
     """Add the counts after review to the rows; how far the readers agree."""
     counts = reviewed_rows(folder, known)
-    nothing = dict.fromkeys(columns("reviewed"))
+    nothing = dict.fromkeys(read_columns("reviewed"))
     for row in rows:
         mask = str(row["filename"])
         row.update(nothing)
@@ -210,8 +203,8 @@ def _take_in_reviews(
             where = {name: reviewed[mask].counts[name] for name in WHERE}
             row.update({**counts[mask], **{f"{name}_reviewed": n for name, n in where.items()}})
     agreement = agreement_rows(folder, known)
-    write_table(folder / "group_agreement.tsv", columns("agreement"), agreement)
-    write_json(folder / "group_agreement.json", columns("agreement"))
+    write_table(folder / "group_agreement.tsv", read_columns("agreement"), agreement)
+    write_json(folder / "group_agreement.json", read_columns("agreement"))
     return agreement
 
 
@@ -249,8 +242,8 @@ def _after_review(
             own = one.mni if one else positions(counted_lesions(folder, [row]))[who]
             places.setdefault(who, []).extend(own)
     made = region_rows(rows, groups)
-    write_table(tables[0], columns("regions"), made)
-    write_json(tables[1], columns("regions"))
+    write_table(tables[0], read_columns("regions"), made)
+    write_json(tables[1], read_columns("regions"))
     write_map(folder, places, len(places), REVIEWED)
     return made
 
@@ -259,7 +252,7 @@ def counted_lesions(folder: Path, read: list[dict]) -> dict[str, list[dict]]:
     """The counted lesions of each participant that was read, as rows of their tables."""
     found: dict[str, list[dict]] = {}
     for row in read:
-        table = lesion_table_of(folder / str(row["filename"]))
+        table = locate_lesion_table(folder / str(row["filename"]))
         own = read_table(table) if table.is_file() else []
         counted = [lesion for lesion in own if lesion.get("included") == "yes"]
         found.setdefault(str(row["participant_id"]), []).extend(counted)
@@ -284,9 +277,9 @@ def group_rows(folder: Path, raw: Path | None = None) -> list[dict[str, object]]
         raw: The dataset that they read, to tell which scans are gone; None if it is not there.
     """
     results: dict[str, list[dict[str, object]]] = {}
-    for home in participant_dirs(folder):
-        for sidecar, counts in completed_results(home):
-            source = source_of(sidecar)
+    for home in list_participant_dirs(folder):
+        for sidecar, counts in read_results(home):
+            source = get_source(sidecar)
             name = (home / counts["filename"]).relative_to(folder).as_posix()
             row = {**_who(source), "status": "ok", "reason": None, **counts, "filename": name}
             results.setdefault(source, []).append(row)
@@ -308,7 +301,7 @@ def unsettled(
     Returns:
         Scan → its status and the reason in words.
     """
-    attempts, logged = open_attempts(folder), last_events(folder)
+    attempts, logged = list_open_attempts(folder), last_events(folder)
     states: dict[str, tuple[str, str]] = {}
     for source in {*with_result, *attempts, *logged}:
         stands = source in with_result
@@ -338,8 +331,8 @@ def mixed_settings(folder: Path, rows: Sequence[dict]) -> list[str]:
     """
     masks = {str(row["filename"]) for row in rows if row["status"] == "ok"}
     ways: dict[str, Counter] = {}
-    for home in participant_dirs(folder):
-        for sidecar, counts in completed_results(home):
+    for home in list_participant_dirs(folder):
+        for sidecar, counts in read_results(home):
             if (home / counts["filename"]).relative_to(folder).as_posix() in masks:
                 for key, value in _way(sidecar).items():
                     ways.setdefault(key, Counter())[value] += 1
@@ -393,7 +386,7 @@ def _events_in(path: Path) -> list[dict[str, str]]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        log.warning("%s %s and is ignored.", path, unreadable(error))
+        log.warning("%s %s and is ignored.", path, describe_read_error(error))
         return []
     events = []
     for line in lines:
@@ -411,7 +404,7 @@ def _events_in(path: Path) -> list[dict[str, str]]:
 
 
 def _without_counts(source: str, status: str, reason: str) -> dict[str, object]:
-    empty = dict.fromkeys(columns("scan"))
+    empty = dict.fromkeys(read_columns("scan"))
     return {**_who(source), "status": status, "reason": " ".join(reason.split()), **empty}
 
 

@@ -13,8 +13,8 @@ from bids_cmb import __version__
 from bids_cmb.anatomy.atlases import Atlases, find_atlases
 from bids_cmb.anatomy.scan_anatomy import BrainSource
 from bids_cmb.bids.companions import Segmentation, find_mask, find_segmentation
-from bids_cmb.bids.markers import digest, input_signature
-from bids_cmb.bids.selection import Scan
+from bids_cmb.bids.markers import compute_digest, describe_input
+from bids_cmb.bids.scan import Scan
 from bids_cmb.config import Config, result_settings
 from bids_cmb.detection.ensemble import at_operating_point, takes_phase, thresholds_of
 from bids_cmb.imaging.phase import PhaseMatch, find_phase_image, read_units
@@ -197,7 +197,7 @@ def record_inputs(inputs: ScanInputs) -> InputRecord:
         OSError: If one cannot be read.
     """
     began = time.monotonic()
-    stamps = tuple(input_signature(path, Role=role) for role, path in inputs.roles)
+    stamps = tuple(describe_input(path, Role=role) for role, path in inputs.roles)
     digests = [[stamp["Role"], stamp["SHA256"]] for stamp in stamps]
     return InputRecord(stamps, fingerprint_of(inputs, digests), began)
 
@@ -233,7 +233,8 @@ def is_current(marker: Mapping, inputs: ScanInputs) -> bool:
         (stamp.get("Role"), stamp.get("Path")): stamp for stamp in stamps if isinstance(stamp, dict)
     }
     digests = [
-        [role, digest(path, known.get((role, path.name), {}))] for role, path in inputs.roles
+        [role, compute_digest(path, known.get((role, path.name), {}))]
+        for role, path in inputs.roles
     ]
     return provenance.get("Fingerprint") == fingerprint_of(inputs, digests)
 
@@ -259,7 +260,7 @@ def check_unchanged(inputs: ScanInputs, record: InputRecord, config: Config) -> 
 
 def _is_same(path: Path, before: Mapping) -> bool:
     try:
-        return digest(path, before) == before["SHA256"]
+        return compute_digest(path, before) == before["SHA256"]
     except FileNotFoundError:
         return False
 

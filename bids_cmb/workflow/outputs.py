@@ -13,8 +13,9 @@ from bids_cmb.anatomy.refinement import MEMBER_NAME as TISSUE
 from bids_cmb.anatomy.scan_anatomy import AnatomyResult, BrainMask
 from bids_cmb.anatomy.segmentation import format_itk_affine
 from bids_cmb.bids.attempts import forget_attempt
-from bids_cmb.bids.markers import names_in, output_signatures
-from bids_cmb.bids.tables import Output, columns, refresh_scans_table, write_table
+from bids_cmb.bids.markers import describe_outputs, list_file_names
+from bids_cmb.bids.paths import Output
+from bids_cmb.bids.tables import read_columns, refresh_scans_table, write_table
 from bids_cmb.detection.ensemble import Probability
 from bids_cmb.detection.outputs import evidence_rows
 from bids_cmb.files import read_json, remove_leftovers, write_json, write_text
@@ -108,7 +109,7 @@ def write_outputs(
     remove_previous_outputs(output)
     files = write_images(output, result, inputs)
     rows = [lesion_row(lesion) for lesion in result.lesions]
-    write_table(output.labels(".tsv"), columns("lesion"), rows)
+    write_table(output.labels(".tsv"), read_columns("lesion"), rows)
     if report != "none":
         _draw(output, result, rows, inputs, interactive=report == "interactive")
     row, scan = scan_row(result, inputs), inputs.scan
@@ -164,7 +165,7 @@ def remove_previous_outputs(output: Output) -> None:
     sign = output.mask(".json")
     earlier = read_json(sign)
     sign.unlink(missing_ok=True)
-    for name in names_in(earlier):  # never a path out of the folder
+    for name in list_file_names(earlier):  # never a path out of the folder
         for part in (name, f"{name.partition('.')[0]}.json"):
             (sign.parent / part).unlink(missing_ok=True)
     remove_pictures(output)
@@ -224,7 +225,7 @@ def _write_lesions(output: Output, result: ScanResult, about: Mapping) -> list[P
     labels, grid = result.labels, result.image.affine
     counted = np.isin(labels.data, [lesion.index for lesion in result.lesions if lesion.included])
     save(Volume(counted, grid), output.mask(), dtype=np.uint8)
-    sidecar = {"Description": LABELS, "Manual": False, **columns("lesion"), **about}
+    sidecar = {"Description": LABELS, "Manual": False, **read_columns("lesion"), **about}
     files = _write(output.labels, labels, np.uint16, sidecar)
     return [output.mask(), *files, output.labels(".tsv")]
 
@@ -241,8 +242,8 @@ def _write_evidence(output: Output, result: ScanResult, about: Mapping) -> list[
     files = []
     for kind, rows in evidence_rows(result.probability.evidence).items():
         table, sidecar = output.evidence(kind), output.evidence(kind, ".json")
-        write_table(table, columns(kind), rows)
-        write_json(sidecar, {"Description": BEHIND[kind], **columns(kind), **about})
+        write_table(table, read_columns(kind), rows)
+        write_json(sidecar, {"Description": BEHIND[kind], **read_columns(kind), **about})
         files += [table, sidecar]
     return files
 
@@ -330,7 +331,7 @@ def provenance_sidecar(
         "Sources": output.sources(result.phase.path),
         "SpatialReference": "orig",
         **{key: metadata[key] for key in PROTOCOL if key in metadata},
-        "Provenance": {**_provenance(result, inputs, record), "Files": output_signatures(files)},
+        "Provenance": {**_provenance(result, inputs, record), "Files": describe_outputs(files)},
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from bids_cmb.anatomy.atlases import find_archive, find_atlases
 from bids_cmb.bids.filters import Query, read_filter_file
 from bids_cmb.bids.selection import Selection, find_scans
-from bids_cmb.bids.validation import check_description, full_errors, quick_look
+from bids_cmb.bids.validation import check_description, check_quickly, run_validator
 from bids_cmb.config import BALANCED, Config, to_toml
 from bids_cmb.detection.ensemble import at_operating_point, check_detector
 from bids_cmb.errors import (
@@ -231,11 +231,11 @@ def _validate(config: Config) -> None:
     except ValueError as error:
         raise ExitError(INVALID_BIDS, str(error)) from error
     if config.validate == "warn":
-        for said in quick_look(config.bids_dir):
+        for said in check_quickly(config.bids_dir):
             log.warning("%s The run goes on.", said)
     elif config.validate == "strict":
         try:
-            errors = full_errors(config.bids_dir)
+            errors = run_validator(config.bids_dir)
         except ValueError as error:
             raise ExitError(USAGE, str(error)) from error
         for said in errors:

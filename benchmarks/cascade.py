@@ -29,7 +29,7 @@ from operating_points import counted, cuts, summed, with_truth
 
 from bids_cmb.detection.boxes import SURE, cluster_sizes, overlap_of_sizes, true_boxes
 from bids_cmb.detection.cascade import Judged, Rules, find_suspects, judge, painted, sees_phase
-from bids_cmb.evaluation.annotations import POSITION, LesionAnnotations
+from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.networks.architectures.yolo import VOC_ANCHORS
 from bids_cmb.networks.inference import ModelOptions, load_trained_model, set_threads
@@ -141,7 +141,7 @@ def points(asked: argparse.Namespace) -> dict:
 def suspected(found: Sequence[Judged], truth: LesionAnnotations) -> dict[str, int]:
     """How many suspects there are, and how many sure lesions have one near."""
     sure = truth.lesions[~truth.lesions["uncertain"].to_numpy(bool)]
-    true = sure[POSITION].to_numpy(float).reshape(-1, 1, 3)
+    true = sure[POSITION_COLUMNS].to_numpy(float).reshape(-1, 1, 3)
     places = np.array([one.centre for one in found]).reshape(1, -1, 3)
     near = np.linalg.norm(true - places, axis=-1) <= FAR_MM
     return {
@@ -211,7 +211,7 @@ def suspects(asked: argparse.Namespace) -> dict:
 def best_near(places: np.ndarray, sure: np.ndarray, truth: LesionAnnotations) -> np.ndarray:
     """For each sure lesion the highest confidence of a suspect near it, 0 if there is none."""
     lesions = truth.lesions[~truth.lesions["uncertain"].to_numpy(bool)]
-    true = lesions[POSITION].to_numpy(float).reshape(-1, 1, 3)
+    true = lesions[POSITION_COLUMNS].to_numpy(float).reshape(-1, 1, 3)
     near = np.linalg.norm(true - places, axis=-1) <= FAR_MM
     return np.where(near, sure, 0).max(axis=1, initial=0)
 

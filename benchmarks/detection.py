@@ -16,7 +16,9 @@ import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bids_cmb.evaluation.evaluate import Evaluation, EvaluationOptions, froc_table, measure
+from bids_cmb.evaluation.evaluate import compute_evaluation
+from bids_cmb.evaluation.options import EvaluationOptions
+from bids_cmb.evaluation.outputs import Evaluation, make_froc_table
 from bids_cmb.files import write_json
 from bids_cmb.provenance import software
 
@@ -28,7 +30,7 @@ def main() -> None:
     """Read, measure, print and write."""
     asked = arguments()
     results = {
-        rule: measure(
+        rule: compute_evaluation(
             asked.derivatives,
             asked.truth,
             EvaluationOptions(match=rule, threshold=asked.threshold, seed=asked.seed),
@@ -52,7 +54,7 @@ def main() -> None:
     }
     show(report["rules"])
     write_json(RESULTS / f"{asked.name}.json", report)
-    curve = froc_table(first.curve).round(4)
+    curve = make_froc_table(first.curve).round(4)
     curve.to_csv(RESULTS / f"{asked.name}.tsv", sep="\t", index=False, na_rep="n/a")
 
 

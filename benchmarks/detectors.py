@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.files import read_json, write_json
-from bids_cmb.metrics.scores import count_interval, f1_interval, proportion_interval
+from bids_cmb.metrics.intervals import count_interval, f1_interval, proportion_interval
 from bids_cmb.networks.model_cards import load_card, locate_weights
 from bids_cmb.provenance import machine, software
 

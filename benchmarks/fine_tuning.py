@@ -22,8 +22,10 @@ from scipy.spatial.distance import cdist
 
 from bids_cmb.bids.paths import locate_lesion_table
 from bids_cmb.bids.tables import read_columns, read_table, write_table
-from bids_cmb.evaluation.annotations import POSITION, LesionAnnotations, read_annotations
-from bids_cmb.evaluation.evaluate import Evaluation, EvaluationOptions, measure
+from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations, read_annotations
+from bids_cmb.evaluation.evaluate import compute_evaluation
+from bids_cmb.evaluation.options import EvaluationOptions
+from bids_cmb.evaluation.outputs import Evaluation
 from bids_cmb.files import write_json
 from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.networks.model_cards import load_card
@@ -68,7 +70,7 @@ def main() -> None:
         found = work / f"found-{len(results)}"
         app(asked.others, found, *detector, "--threshold", LOWEST)
         truth = asked.others / "derivatives" / "truth"
-        results[name] = measure(found, truth, EvaluationOptions(threshold=threshold))
+        results[name] = compute_evaluation(found, truth, EvaluationOptions(threshold=threshold))
     spared = results[BEFORE].figures["fp_per_scan"].value
     report = {
         "member": asked.member,
@@ -159,18 +161,20 @@ def review(found: Path, truth: Path, folder: Path) -> dict[str, int]:
 
 def verdicts(rows: Sequence[dict], true: LesionAnnotations) -> list[dict]:
     """What somebody says of a scan who knows the truth."""
-    places = np.array([[float(row[axis]) for axis in POSITION] for row in rows]).reshape(-1, 3)
+    places = np.array([[float(row[axis]) for axis in POSITION_COLUMNS] for row in rows]).reshape(
+        -1, 3
+    )
     unsure = (true.lesions["uncertain"] | ~true.lesions["included"]).to_numpy(
         bool
     )  # unseen ones too
     match = match_valdo(cdist(places, true.positions), unsure)
     words = np.select([match.ignored, match.partner >= 0], ["unsure", "accept"], "reject")
     judged = [
-        {**{key: row[key] for key in ("index", *POSITION)}, "verdict": str(word)}
+        {**{key: row[key] for key in ("index", *POSITION_COLUMNS)}, "verdict": str(word)}
         for row, word in zip(rows, words, strict=True)
     ]
     missed = [
-        {**dict(zip(POSITION, place, strict=True)), "verdict": "missed"}
+        {**dict(zip(POSITION_COLUMNS, place, strict=True)), "verdict": "missed"}
         for place in true.positions[match.missed].round(2).tolist()
     ]
     return [*judged, *missed, {"verdict": "complete"}]

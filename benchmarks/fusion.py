@@ -33,7 +33,7 @@ from bids_cmb.detection.ensemble import detect
 from bids_cmb.evaluation.annotations import LesionAnnotations
 from bids_cmb.imaging.preprocessing import find_bounds
 from bids_cmb.imaging.volume import Volume, crop, load, load_labels
-from bids_cmb.lesions.measure import TOUCHING
+from bids_cmb.lesions.measure import CONNECTIVITY_26
 from bids_cmb.networks.inference import set_threads
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.training.data import ScanFiles
@@ -156,7 +156,7 @@ def cropped(maps: dict[str, np.ndarray], image: Volume) -> tuple[dict[str, np.nd
 
 def lesions(chance: np.ndarray, grid: Volume, threshold: float, least: float) -> Cut:
     """The lesions of a map, as `find_lesions` cuts them."""
-    labels, count = ndimage.label(chance >= threshold, structure=TOUCHING)
+    labels, count = ndimage.label(chance >= threshold, structure=CONNECTIVITY_26)
     voxels = np.argwhere(labels)
     piece, weight = labels[tuple(voxels.T)], chance[tuple(voxels.T)]
     new, centres, tops = np.zeros(1 + count, int), [], []

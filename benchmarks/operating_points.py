@@ -21,9 +21,9 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from bids_cmb.detection.ensemble import answers
-from bids_cmb.evaluation.annotations import POSITION, LesionAnnotations, read_annotations
+from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations, read_annotations
 from bids_cmb.imaging.volume import Volume, load, load_labels
-from bids_cmb.lesions.measure import TOUCHING
+from bids_cmb.lesions.measure import CONNECTIVITY_26
 from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.networks.inference import ModelOptions, set_threads
 from bids_cmb.networks.model_cards import load_card
@@ -104,13 +104,13 @@ def cuts(
 
     As `find_lesions` cuts them, without the measurements that take its time.
     """
-    pieces, _ = ndimage.label(chance >= min(THRESHOLDS), structure=TOUCHING)
+    pieces, _ = ndimage.label(chance >= min(THRESHOLDS), structure=CONNECTIVITY_26)
     found = {threshold: [] for threshold in THRESHOLDS}
     for number, box in enumerate(ndimage.find_objects(pieces), start=1):
         inside = np.where(pieces[box] == number, chance[box], 0)
         start = [side.start for side in box]
         for threshold in THRESHOLDS:
-            parts, count = ndimage.label(inside >= threshold, structure=TOUCHING)
+            parts, count = ndimage.label(inside >= threshold, structure=CONNECTIVITY_26)
             for part in range(1, count + 1):
                 voxels, weights = np.argwhere(parts == part), inside[parts == part]
                 if len(voxels) * grid.voxel_volume >= least:
@@ -123,7 +123,7 @@ def cuts(
 
 def counted(centres: np.ndarray, tops: np.ndarray, truth: LesionAnnotations) -> dict:
     """What the VALDO rule makes of lesions at ``centres`` (N, 3)."""
-    true = truth.lesions[POSITION].to_numpy(float).reshape(-1, 3)
+    true = truth.lesions[POSITION_COLUMNS].to_numpy(float).reshape(-1, 3)
     apart = np.linalg.norm(centres[:, None] - true[None], axis=-1)
     unsure = (truth.lesions["uncertain"] | ~truth.lesions["included"]).to_numpy(bool)
     match = match_valdo(apart, unsure)

@@ -24,7 +24,7 @@ from bids_cmb.imaging.loading import load_echoes
 from bids_cmb.imaging.volume import load_labels
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.provenance import machine
-from bids_cmb.report.figures import draw
+from bids_cmb.report.figures import draw_figures
 from bids_cmb.report.html import write_page
 from bids_cmb.workflow.outputs import primary_grid
 
@@ -64,7 +64,15 @@ def measured(out: Path, scan: Scan) -> dict[str, object]:
         seconds = []
         for _ in range(TIMES):
             used = time.process_time()
-            draw(output, image, brain, labels, rows, look=look, interactive=kind == "interactive")
+            draw_figures(
+                output,
+                image,
+                brain,
+                labels,
+                rows,
+                network_view=look,
+                interactive=kind == "interactive",
+            )
             write_page(out, scan.subject)
             seconds.append(time.process_time() - used)
         made[kind] = {"fastest": round(min(seconds), 2), "slowest": round(max(seconds), 2)}

@@ -12,7 +12,12 @@ import sys
 from pathlib import Path
 
 from bids_cmb.imaging.volume import Volume, load, load_labels
-from bids_cmb.quality.familiarity import brain_intensities, histogram, measures, summarize_scans
+from bids_cmb.quality.familiarity import (
+    compute_histogram,
+    measure_intensities,
+    measure_scan,
+    summarize_scans,
+)
 from bids_cmb.training.data import find_training_scans
 
 PLACE = Path(__file__).parent.parent / "bids_cmb" / "resources" / "quality" / "training_scans.json"
@@ -25,8 +30,8 @@ def main() -> None:
         for paths in find_training_scans(Path(folder)):
             image, _ = load(paths.image)
             brain = Volume(load_labels(paths.brain).data > 0, image.affine)
-            intensities = brain_intensities(image, brain)
-            made.append((measures(image, brain, intensities), histogram(intensities)))
+            intensities = measure_intensities(image, brain)
+            made.append((measure_scan(image, brain, intensities), compute_histogram(intensities)))
             print(paths.name, made[-1][0], flush=True)
     about = "Simulated scans that `ensemble` was trained on; docs/notes/training.md."
     PLACE.write_text(json.dumps({"about": about, **summarize_scans(made)}, indent=1) + "\n")

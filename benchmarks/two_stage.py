@@ -22,8 +22,8 @@ from bids_cmb.bids.selection import find_scans
 from bids_cmb.detection import ensemble
 from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.volume import load
+from bids_cmb.metrics.bootstrap import compute_figures
 from bids_cmb.metrics.matching import match_valdo
-from bids_cmb.metrics.scores import compute_figures
 from bids_cmb.networks.inference import ModelOptions
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.provenance import machine, software

@@ -16,7 +16,9 @@ from bids_cmb.anatomy.user_segmentation import load_segmentation
 from bids_cmb.config import DEFAULT_DETECTOR
 from bids_cmb.detection import ensemble
 from bids_cmb.detection.ensemble import Probability
-from bids_cmb.evaluation.evaluate import Evaluation, EvaluationOptions, measure
+from bids_cmb.evaluation.evaluate import compute_evaluation
+from bids_cmb.evaluation.options import EvaluationOptions
+from bids_cmb.evaluation.outputs import Evaluation
 from bids_cmb.imaging.loading import load_echoes
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions import locations
@@ -273,7 +275,7 @@ def evaluate(
     """
     draws = EvaluationOptions.draws if bootstrap is None else bootstrap
     settings = EvaluationOptions(match=match, threshold=threshold, seed=seed, draws=draws)
-    return measure(Path(predictions), Path(truth), settings)
+    return compute_evaluation(Path(predictions), Path(truth), settings)
 
 
 def _path(folder: str | Path | None) -> Path | None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_cmb.evaluation.annotations import POSITION, LesionAnnotations
+from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.simulation.lesion_priors import load_priors
 from bids_cmb.simulation.protocols import load_presets
@@ -69,11 +69,11 @@ def test_an_ideal_reader_accepts_what_is_true_and_marks_what_is_missed(monkeypat
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     fine_tuning = importlib.import_module("fine_tuning")
     true = [[0, 0, 0, False], [30, 0, 0, True], [60, 0, 0, False], [0, 60, 0, False]]
-    table = pd.DataFrame(true, columns=[*POSITION, "uncertain"])
+    table = pd.DataFrame(true, columns=[*POSITION_COLUMNS, "uncertain"])
     table["included"] = [True, False, True, False]  # the last one cannot be seen
     found = [[1, 0, 0], [31, 0, 0], [90, 0, 0]]
     rows = [
-        {"index": at, **dict(zip(POSITION, place, strict=True))}
+        {"index": at, **dict(zip(POSITION_COLUMNS, place, strict=True))}
         for at, place in enumerate(found, start=1)
     ]
     lines = fine_tuning.verdicts(rows, LesionAnnotations({"sub": "01"}, table))
@@ -84,7 +84,7 @@ def test_an_ideal_reader_accepts_what_is_true_and_marks_what_is_missed(monkeypat
         "missed",
         "complete",
     ]
-    assert [lines[3][axis] for axis in POSITION] == [60, 0, 0]
+    assert [lines[3][axis] for axis in POSITION_COLUMNS] == [60, 0, 0]
 
 
 def test_detectors_agree_where_lesions_touch_or_lie_near_and_nowhere_else(monkeypatch):
@@ -110,7 +110,9 @@ def test_the_surest_suspects_hold_the_lesions_that_have_one_near(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     cascade = importlib.import_module("cascade")
     true = [[0, 0, 0, False], [30, 0, 0, False], [60, 0, 0, True], [90, 0, 0, False]]
-    marks = LesionAnnotations({"sub": "01"}, pd.DataFrame(true, columns=[*POSITION, "uncertain"]))
+    marks = LesionAnnotations(
+        {"sub": "01"}, pd.DataFrame(true, columns=[*POSITION_COLUMNS, "uncertain"])
+    )
     places = np.array([[0, 4, 0], [0, 0, 2], [30, 0, 6], [90, 0, 1]], float)
     best = cascade.best_near(places, np.array([0.3, 0.9, 0.8, 0.2]), marks)
     np.testing.assert_array_equal(best, [0.9, 0, 0.2])  # 6 mm off is off; the unsure is not asked

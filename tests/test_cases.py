@@ -150,6 +150,33 @@ def test_a_truth_of_another_participant_is_refused(several):
         find_training_scans(root)
 
 
+def test_a_scan_from_the_cache_is_the_scan_and_is_not_loaded_anew(scan, tmp_path, monkeypatch):
+    files, loading = find_training_scans(scan), data.Loading(2, tmp_path / "cache")
+    fresh = load_training_scan(files[0], GRID)
+    (first,) = data.load_training_scans(files, GRID, loading)
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "load_training_scan", None)  # what is called fails
+        (again,) = data.load_training_scans(files, GRID, loading)
+    for cached in (first, again):
+        for name in ("image", "labels", "loss_mask"):
+            np.testing.assert_array_equal(getattr(cached, name), getattr(fresh, name), strict=True)
+        assert list(cached.sampling_centres) == list(fresh.sampling_centres)
+        for kind, parts in fresh.sampling_centres.items():
+            assert len(parts) == len(cached.sampling_centres[kind])
+            for part, other in zip(parts, cached.sampling_centres[kind], strict=True):
+                np.testing.assert_array_equal(part, other)
+
+
+def test_a_scan_that_changed_is_not_taken_from_the_cache(scan, tmp_path):
+    (files,), loading = find_training_scans(scan), data.Loading(cache=tmp_path / "cache")
+    data.load_training_scans([files], GRID, loading)
+    labels = volume.load_labels(files.lesions)
+    volume.save(Volume(0 * labels.data, labels.affine), files.lesions, dtype=np.uint16)
+    (changed,) = data.load_training_scans([files], GRID, loading)
+    assert not changed.labels.any()
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
 def test_lesions_lie_where_the_scan_is_dark(scan):
     (paths,) = find_training_scans(scan)
     case = load_training_scan(paths, GRID)

@@ -8,7 +8,8 @@ from test_evaluation import write_side
 
 from bids_cmb.cli.commands import main
 from bids_cmb.evaluation.comparison import FILES, compare_detectors
-from bids_cmb.evaluation.evaluate import EvaluationOptions, measure
+from bids_cmb.evaluation.evaluate import compute_evaluation
+from bids_cmb.evaluation.options import EvaluationOptions
 
 TRUTH = {"a": [(0, 4), (40, 44)], "b": [(0, 4)], "c": [], "d": [(0, 4)]}
 FIRST = {"a": [(0, 4), (20, 24)], "b": [(0, 4)], "c": [(0, 4)]}
@@ -51,7 +52,7 @@ def test_either_side_has_the_figures_of_its_own_evaluation(three, tmp_path):
     result = compare_detectors(*three, tmp_path / "out", options=EvaluationOptions(draws=0))
     (three[1] / "sub-d").rename(tmp_path / "aside")
     for at in (0, 1):
-        alone = measure(three[at], three[2], EvaluationOptions(draws=0)).figures
+        alone = compute_evaluation(three[at], three[2], EvaluationOptions(draws=0)).figures
         for name in ("f1", "best_f1", "sensitivity_at_0.5_fp", "subject_f1_median", "count_mae"):
             assert result.figures[name][at] == pytest.approx(alone[name].value), name
 

@@ -11,8 +11,13 @@ from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.cli.run import main
 from bids_cmb.imaging.volume import Volume, save
 from bids_cmb.lesions.measure import Lesion
-from bids_cmb.lesions.table import counts, lesion_row, mars_columns, regional_counts
-from bids_cmb.review.merging import location_of
+from bids_cmb.lesions.table import (
+    count_by_region,
+    count_lesions,
+    list_mars_columns,
+    make_lesion_row,
+)
+from bids_cmb.review.merging import get_location
 
 LESION = Lesion(
     index=1, centre=(0, 0, 0), voxel=(0, 0, 0), volume=10, diameter=2.7, largest_diameter=3,
@@ -29,10 +34,10 @@ def lesion(region, side, **more):
 
 def test_every_column_of_a_region_is_described():
     described = read_columns("scan")
-    assert [column for column, _, _ in mars_columns()] == [
+    assert [column for column, _, _ in list_mars_columns()] == [
         name for name in described if name.endswith(("_left", "_right"))
     ]
-    assert len(mars_columns()) == 26
+    assert len(list_mars_columns()) == 26
 
 
 def test_the_lesion_table_alone_gives_the_same_counts_by_region(tmp_path, rng):
@@ -43,10 +48,12 @@ def test_the_lesion_table_alone_gives_the_same_counts_by_region(tmp_path, rng):
             rng.choice(list_regions(), 60), rng.choice(["left", "right"], 60), strict=True
         )
     ]
-    write_table(tmp_path / "a.tsv", read_columns("lesion"), [lesion_row(one) for one in lesions])
-    found = regional_counts([location_of(row) for row in read_table(tmp_path / "a.tsv")])
-    assert found == {name: counts(lesions)[name] for name in found}
-    assert len(found) == 5 + len(mars_columns())
+    write_table(
+        tmp_path / "a.tsv", read_columns("lesion"), [make_lesion_row(one) for one in lesions]
+    )
+    found = count_by_region([get_location(row) for row in read_table(tmp_path / "a.tsv")])
+    assert found == {name: count_lesions(lesions)[name] for name in found}
+    assert len(found) == 5 + len(list_mars_columns())
 
 
 def test_regions_add_up_to_territories_and_to_all(rng):
@@ -56,20 +63,20 @@ def test_regions_add_up_to_territories_and_to_all(rng):
             rng.choice(list_regions(), 60), rng.choice(["left", "right"], 60), strict=True
         )
     ]
-    found = counts(lesions)
+    found = count_lesions(lesions)
     for territory in ("lobar", "deep", "infratentorial"):
-        parts = [c for c, region, _ in mars_columns() if TERRITORY[region] == territory]
+        parts = [c for c, region, _ in list_mars_columns() if TERRITORY[region] == territory]
         assert sum(found[column] for column in parts) == found[f"n_{territory}"]
-    assert sum(found[column] for column, _, _ in mars_columns()) == 60
+    assert sum(found[column] for column, _, _ in list_mars_columns()) == 60
 
 
 def test_what_lies_on_the_midline_goes_to_the_side_it_leans_to():
-    found = counts([lesion("brainstem", "midline", left=True)])
+    found = count_lesions([lesion("brainstem", "midline", left=True)])
     assert (found["n_brainstem_left"], found["n_brainstem_right"]) == (1, 0)
 
 
 def test_a_lobe_that_is_not_known_makes_lobes_unknown_and_nothing_else():
-    found = counts([lesion("frontal", "left", mars=None), lesion("thalamus", "right")])
+    found = count_lesions([lesion("frontal", "left", mars=None), lesion("thalamus", "right")])
     assert found["n_lobar"] == 1
     assert found["n_frontal_left"] is found["n_occipital_right"] is None
     assert found["n_thalamus_right"] == 1
@@ -77,30 +84,30 @@ def test_a_lobe_that_is_not_known_makes_lobes_unknown_and_nothing_else():
 
 
 def test_without_anatomy_nothing_is_known_of_places():
-    found = counts([LESION])
+    found = count_lesions([LESION])
     assert found["n_cmb"] == 1
-    assert {found[column] for column, _, _ in mars_columns()} == {None}
+    assert {found[column] for column, _, _ in list_mars_columns()} == {None}
     assert found["pattern"] is found["lobar_class"] is None
 
 
 def test_no_lesion_is_none_everywhere():
-    found = counts([])
-    assert {found[column] for column, _, _ in mars_columns()} == {0}
+    found = count_lesions([])
+    assert {found[column] for column, _, _ in list_mars_columns()} == {0}
     assert (found["pattern"], found["lobar_class"]) == ("none", "0")
 
 
 @pytest.mark.parametrize(("lobar", "said"), [(0, "0"), (1, "1"), (2, ">=2"), (30, ">=2")])
 def test_lobar_classes(lobar, said):
-    assert counts([lesion("insula", "left")] * lobar)["lobar_class"] == said
+    assert count_lesions([lesion("insula", "left")] * lobar)["lobar_class"] == said
 
 
 def test_sizes_are_two_classes_that_hold_all():
-    found = counts([lesion("insula", "left", largest_diameter=mm) for mm in (3, 4.9, 5, 14)])
+    found = count_lesions([lesion("insula", "left", largest_diameter=mm) for mm in (3, 4.9, 5, 14)])
     assert (found["n_under_5mm"], found["n_5mm_or_more"]) == (2, 2)
 
 
 def test_what_is_not_counted_is_in_no_region():
-    found = counts([lesion("insula", "left", included=False)])
+    found = count_lesions([lesion("insula", "left", included=False)])
     assert found["n_insula_left"] == found["n_cmb"] == 0
 
 

@@ -19,7 +19,7 @@ from bids_cmb.bids.tables import (
     write_table,
 )
 from bids_cmb.files import read_json, write_json
-from bids_cmb.lesions.table import burden
+from bids_cmb.lesions.table import classify_burden
 
 
 def scan(*entities, suffix="T2starw", desc="", more=()):
@@ -148,7 +148,7 @@ def test_nothing_speaks_of_a_column_by_an_earlier_name():
     [(0, "0"), (1, "1"), (2, "2-4"), (4, "2-4"), (5, "5-10"), (10, "5-10"), (11, ">10")],
 )
 def test_burden_has_five_classes(count, said):
-    assert burden(count) == said
+    assert classify_burden(count) == said
     assert said in read_columns("scan")["burden"]["Levels"]
 
 

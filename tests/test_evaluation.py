@@ -11,9 +11,12 @@ import pytest
 from scipy import ndimage
 
 from bids_cmb.cli.commands import main
-from bids_cmb.evaluation.annotations import POSITION, LesionAnnotations
-from bids_cmb.evaluation.errors_by_class import COLUMNS, size_class
-from bids_cmb.evaluation.evaluate import FILES, EvaluationOptions, evaluate, measure, pair
+from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations
+from bids_cmb.evaluation.errors_by_class import LESION_COLUMNS, classify_size
+from bids_cmb.evaluation.evaluate import compute_evaluation, evaluate
+from bids_cmb.evaluation.options import EvaluationOptions
+from bids_cmb.evaluation.outputs import FILES
+from bids_cmb.evaluation.pairing import pair_annotations
 from bids_cmb.imaging.volume import Volume, save
 from bids_cmb.metrics.matching import RULES
 
@@ -101,7 +104,7 @@ def counts_of(result):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_five_small_cases_are_as_counted_by_hand(five, rule):
-    result = measure(*five, EvaluationOptions(match=rule, draws=0))
+    result = compute_evaluation(*five, EvaluationOptions(match=rule, draws=0))
     by_hand = dict(zip(FIVE, BY_HAND[rule], strict=True))
     assert counts_of(result) == {name: [fa, miss] for name, (_, fa, miss) in by_hand.items()}
     figures = {name: figure.value for name, figure in result.figures.items()}
@@ -116,7 +119,7 @@ def test_five_small_cases_are_as_counted_by_hand(five, rule):
 @pytest.mark.parametrize("label", FIVE)
 def test_each_case_alone_has_the_figures_counted_by_hand(five, rule, label):
     found, truth = (side / f"sub-{label}" for side in five)
-    result = measure(found, truth, EvaluationOptions(match=rule, draws=0))
+    result = compute_evaluation(found, truth, EvaluationOptions(match=rule, draws=0))
     hits, alarms, misses = dict(zip(FIVE, BY_HAND[rule], strict=True))[label]
     lesions = len(FIVE[label][1])
     nan = float("nan")
@@ -160,7 +163,10 @@ def by_brute_force(found, truth, rule):
             itertools.combinations(range(len(found)), size),
             itertools.permutations(range(len(truth)), size),
         )
-        if any(all(near[pair] <= 5 for pair in zip(*way, strict=True)) for way in ways):
+        if any(
+            all(near[pair_annotations] <= 5 for pair_annotations in zip(*way, strict=True))
+            for way in ways
+        ):
             most = size
             break
     return most, len(found) - most, len(truth) - most
@@ -175,7 +181,9 @@ def test_the_figures_agree_with_an_independent_count(tmp_path, blank, rule, rng)
     found, truth = sides
     write_side(tmp_path / "found", "swi", found, blank)
     write_side(tmp_path / "truth", "truth", truth, blank)
-    result = measure(tmp_path / "found", tmp_path / "truth", EvaluationOptions(match=rule, draws=0))
+    result = compute_evaluation(
+        tmp_path / "found", tmp_path / "truth", EvaluationOptions(match=rule, draws=0)
+    )
     counted = np.array([by_brute_force(found[label], truth[label], rule) for label in found])
     hits, alarms, misses = counted.sum(axis=0)
     said = {name: figure.value for name, figure in result.figures.items()}
@@ -225,7 +233,7 @@ def test_masks_are_counted_as_the_organisers_of_valdo_do_it(tmp_path, blank, rng
             save(Volume(mask, blank.affine), tmp_path / side / name, dtype=np.uint8)
         counted.append(as_valdo_counts(*masks, spacing))
         names.append(f"sub-{number:02}")
-    result = measure(tmp_path / "found", tmp_path / "truth", EvaluationOptions(draws=0))
+    result = compute_evaluation(tmp_path / "found", tmp_path / "truth", EvaluationOptions(draws=0))
     outcomes = result.lesions.groupby("scan")["outcome"].value_counts().unstack(fill_value=0)
     ours = outcomes.loc[names, ["hit", "false alarm", "missed"]].to_numpy().tolist()
     assert ours == [list(each) for each in counted]
@@ -238,17 +246,21 @@ def test_masks_are_counted_as_the_organisers_of_valdo_do_it(tmp_path, blank, rng
 
 def test_masks_tables_and_coordinates_give_the_same_figures(five, tmp_path, blank):
     found, truth = five
-    by_table = measure(found, truth, EvaluationOptions(draws=0)).figures
+    by_table = compute_evaluation(found, truth, EvaluationOptions(draws=0)).figures
     for path in found.rglob("*.tsv"):
         path.unlink()
-    assert repr(measure(found, truth, EvaluationOptions(draws=0)).figures) == repr(by_table)
+    assert repr(compute_evaluation(found, truth, EvaluationOptions(draws=0)).figures) == repr(
+        by_table
+    )
     rows = []
     for label, (_, ranges) in FIVE.items():
         middles = [blank.world(np.array([(a + b - 1) / 2, 10.5, 5])) for a, b in ranges]
         rows += [(f"sub-{label}", *middle) for middle in middles or [(None, None, None)]]
     sheet = pd.DataFrame(rows, columns=["subject", "x_mm", "y_mm", "z_mm"])
     sheet.to_csv(tmp_path / "points.tsv", sep="\t", index=False, na_rep="n/a")
-    of_points = measure(found, tmp_path / "points.tsv", EvaluationOptions(draws=0)).figures
+    of_points = compute_evaluation(
+        found, tmp_path / "points.tsv", EvaluationOptions(draws=0)
+    ).figures
     assert repr(of_points) == repr(by_table)
 
 
@@ -280,8 +292,8 @@ def test_a_scan_that_failed_is_listed_as_missing_and_one_without_truth_too(five,
 
 
 def test_every_lesion_stands_in_the_table_with_its_fate(five):
-    lesions = measure(*five, EvaluationOptions(draws=0)).lesions
-    assert tuple(lesions.columns) == COLUMNS
+    lesions = compute_evaluation(*five, EvaluationOptions(draws=0)).lesions
+    assert tuple(lesions.columns) == LESION_COLUMNS
     assert len(lesions) == 14
     of = lesions[lesions["scan"] == "sub-twoonone"].set_index(["set", "index"])
     assert of["outcome"].to_dict() == {
@@ -289,7 +301,7 @@ def test_every_lesion_stands_in_the_table_with_its_fate(five):
     }  # fmt: skip
     assert of.loc[("true", 1), ["partner", "distance_mm"]].tolist() == pytest.approx([2, 1.25])
     assert of.loc[("found", 2), ["partner", "distance_mm"]].tolist() == pytest.approx([1, 1.25])
-    both = measure(*five, EvaluationOptions(match="overlap", draws=0)).lesions
+    both = compute_evaluation(*five, EvaluationOptions(match="overlap", draws=0)).lesions
     true = both[(both["scan"] == "sub-oneontwo") & (both["set"] == "true")]
     assert true["partner"].tolist() == [1, 1]
     assert true["distance_mm"].tolist() == pytest.approx([1.5, 0.5])
@@ -299,7 +311,7 @@ def test_a_threshold_sets_found_lesions_aside_but_not_from_the_froc(tmp_path, bl
     columns = {"a": {"probability_max": [0.9, 0.4]}}
     found = write_side(tmp_path / "f", "swi", {"a": [(0, 4), (40, 44)]}, blank, columns=columns)
     truth = write_side(tmp_path / "t", "truth", {"a": [(0, 4)]}, blank)
-    result = measure(found, truth, EvaluationOptions(threshold=0.5, draws=0))
+    result = compute_evaluation(found, truth, EvaluationOptions(threshold=0.5, draws=0))
     assert result.figures["f1"].value == 1
     assert result.curve.threshold.tolist() == [np.inf, 0.9, 0.4]
     assert result.lesions["outcome"].tolist() == ["found", "hit", "below threshold"]
@@ -349,7 +361,7 @@ def test_a_froc_of_many_false_alarms_is_drawn_to_its_end(tmp_path, blank):
     assert ">16</text>" in text
 
 
-NOTHING = pd.DataFrame(columns=[*POSITION, "index"])
+NOTHING = pd.DataFrame(columns=[*POSITION_COLUMNS, "index"])
 
 
 def scan_marks(**entities):
@@ -360,28 +372,28 @@ def scan_marks(**entities):
 def test_pairing_scans_looks_at_each_of_them_few_times(monkeypatch):
     """2000 participants of two sessions: not every prediction against every truth."""
     looks = []
-    real = LesionAnnotations.agrees
+    real = LesionAnnotations.may_match
     monkeypatch.setattr(
-        LesionAnnotations, "agrees", lambda one, other: looks.append(1) or real(one, other)
+        LesionAnnotations, "may_match", lambda one, other: looks.append(1) or real(one, other)
     )
     names = [{"sub": f"{n:04}", "ses": ses} for n in range(2000) for ses in "12"]
     found = [scan_marks(**name) for name in names]
     truth = [scan_marks(**name) for name in reversed(names)][:-1]
-    pairs, missing, rest = pair(found, truth)
+    pairs, missing, rest = pair_annotations(found, truth)
     assert len(looks) <= 2 * len(names)
     assert all(one.entities == other.entities for one, other in pairs)
     assert (len(pairs), missing, rest) == (3999, [], [found[0]])
 
 
 def test_what_does_not_say_whose_it_is_fits_any_scan():
-    pairs, _, _ = pair([scan_marks()], [scan_marks(sub="a")])
+    pairs, _, _ = pair_annotations([scan_marks()], [scan_marks(sub="a")])
     assert len(pairs) == 1
-    pairs, _, _ = pair([scan_marks(sub="a")], [scan_marks()])
+    pairs, _, _ = pair_annotations([scan_marks(sub="a")], [scan_marks()])
     assert len(pairs) == 1
     with pytest.raises(
         ValueError, match="sub-a_acq-x: a scan of the truth needs one prediction; found 2"
     ):
-        pair([scan_marks(run="1"), scan_marks(sub="a")], [scan_marks(sub="a", acq="x")])
+        pair_annotations([scan_marks(run="1"), scan_marks(sub="a")], [scan_marks(sub="a", acq="x")])
 
 
 @pytest.mark.parametrize("word", [{"visible": ["yes", "no"]}, {"certainty": ["definite", "unseen"],
@@ -391,11 +403,11 @@ def test_lesions_that_none_can_be_sure_of_are_set_aside_unless_asked(tmp_path, b
     true = {"a": [(0, 4), (40, 44)], "b": [(0, 4), (40, 44)]}
     truth = write_side(tmp_path / "t", "truth", true, blank, columns={"a": word, "b": word})
     for rule in RULES:
-        figures = measure(found, truth, EvaluationOptions(match=rule, draws=0)).figures
+        figures = compute_evaluation(found, truth, EvaluationOptions(match=rule, draws=0)).figures
         assert (figures["lesions"].value, figures["found"].value) == (2, 1)
         assert (figures["hits"].value, figures["false_alarms"].value) == (1, 0)
         assert figures["misses"].value == 1
-        figures = measure(
+        figures = compute_evaluation(
             found, truth, EvaluationOptions(match=rule, uncertain="include", draws=0)
         ).figures
         assert (figures["lesions"].value, figures["hits"].value) == (4, 2)
@@ -408,7 +420,10 @@ def test_found_lesions_that_the_app_does_not_count_are_not_counted(tmp_path, bla
     truth = write_side(tmp_path / "t", "truth", {"a": [(0, 4)]}, blank)
     for rule in RULES:
         assert (
-            measure(found, truth, EvaluationOptions(match=rule, draws=0)).figures["f1"].value == 1
+            compute_evaluation(found, truth, EvaluationOptions(match=rule, draws=0))
+            .figures["f1"]
+            .value
+            == 1
         )
 
 
@@ -437,7 +452,7 @@ def test_figures_are_broken_down_by_size_place_protocol_and_mimic(tmp_path, blan
     save(Volume(volume, blank.affine), truth / f"{mimics}.nii.gz", dtype=np.uint16)
     (truth / f"{mimics}.tsv").write_text("index\tkind\n3\tvein\n4\tcalcification\n")
 
-    result = measure(found, truth, EvaluationOptions(draws=0))
+    result = compute_evaluation(found, truth, EvaluationOptions(draws=0))
     size = broken_down(result, "size")
     assert size.loc["under 2.5 mm", ["lesions", "misses", "sensitivity"]].tolist() == [2, 1, 0.5]
     assert size.loc["2.5 to 5 mm", ["lesions", "false_alarms"]].tolist() == [0, 3]
@@ -465,7 +480,7 @@ def test_a_protocol_is_told_by_the_apps_own_sidecar(five):
         marker = found / f"sub-{label}/anat/sub-{label}_space-orig_label-CMB_desc-swi_mask.json"
         known = {"field_strength_t": 1.5, "echo_time_ms": 40.0, "slice_spacing_mm": None}
         marker.write_text(json.dumps({"Microbleeds": known}))
-    assert set(measure(found, truth, EvaluationOptions(draws=0)).scans["protocol"]) == {
+    assert set(compute_evaluation(found, truth, EvaluationOptions(draws=0)).scans["protocol"]) == {
         "1.5 T, 40 ms"
     }
 
@@ -476,7 +491,7 @@ def test_a_protocol_is_told_by_the_apps_own_sidecar(five):
      (np.nan, "unknown")],
 )  # fmt: skip
 def test_sizes_have_their_lower_bound(diameter, name):
-    assert size_class(diameter) == name
+    assert classify_size(diameter) == name
 
 
 class Balanced(HTMLParser):
@@ -529,7 +544,7 @@ def test_a_page_of_healthy_scans_is_whole_too(tmp_path, blank):
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert report["figures"]["sensitivity"] == {"value": None, "low": None, "high": None}
     assert report["figures"]["fp_per_scan"]["value"] == 0
-    assert (tmp_path / "out" / "lesions.tsv").read_text() == "\t".join(COLUMNS) + "\n"
+    assert (tmp_path / "out" / "lesions.tsv").read_text() == "\t".join(LESION_COLUMNS) + "\n"
 
 
 def test_the_same_evaluation_writes_the_same_bytes(five, tmp_path):
@@ -564,7 +579,7 @@ def test_one_mask_is_held_against_one_mask_whatever_they_are_called(five, tmp_pa
     found, truth = (next(side.rglob("*oneontwo*.nii.gz")) for side in five)
     for path, name in ((found, "mine_dseg.nii.gz"), (truth, "theirs_dseg.nii.gz")):
         path.rename(tmp_path / name)
-    result = measure(
+    result = compute_evaluation(
         tmp_path / "mine_dseg.nii.gz", tmp_path / "theirs_dseg.nii.gz", EvaluationOptions(draws=0)
     )
     assert (result.figures["hits"].value, result.figures["misses"].value) == (1, 1)
@@ -575,14 +590,14 @@ def test_nothing_in_common_is_refused(five, blank, tmp_path):
     with pytest.raises(
         ValueError, match=r"a scan in common; found sub-nothing, .* here and sub-0, .* 2 more in"
     ):
-        measure(five[0], other, EvaluationOptions())
+        compute_evaluation(five[0], other, EvaluationOptions())
 
 
 def test_lesions_of_two_spaces_are_refused(five, tmp_path):
     sheet = tmp_path / "t.tsv"  # as if world millimetres were written in micrometres
     sheet.write_text("subject\tx_mm\ty_mm\tz_mm\ntouching\t40000\t-60000\t-30000\n")
     with pytest.raises(ValueError, match=r"sub-touching: .* one space, world mm; .* mm apart"):
-        measure(five[0], sheet, EvaluationOptions())
+        compute_evaluation(five[0], sheet, EvaluationOptions())
 
 
 def test_two_predictions_of_one_scan_are_refused(tmp_path, blank):
@@ -591,7 +606,7 @@ def test_two_predictions_of_one_scan_are_refused(tmp_path, blank):
     truth = write_side(tmp_path / "t", "truth", {"a": [(0, 4)]}, blank)
     with pytest.raises(ValueError, match=r"sub-a: a scan of the truth needs one prediction; "
                                          r"found 2: .*T2starw.* and .*swi"):  # fmt: skip
-        measure(found, truth, EvaluationOptions())
+        compute_evaluation(found, truth, EvaluationOptions())
 
 
 def test_one_prediction_of_two_scans_is_refused(tmp_path, blank):
@@ -599,7 +614,7 @@ def test_one_prediction_of_two_scans_is_refused(tmp_path, blank):
     sheet = tmp_path / "t.tsv"
     sheet.write_text("subject\tsession\tx_mm\ty_mm\tz_mm\na\t1\t1\t2\t3\na\t2\t1\t2\t3\n")
     with pytest.raises(ValueError, match="sub-a: a prediction needs one scan of the truth; found"):
-        measure(found, sheet, EvaluationOptions())
+        compute_evaluation(found, sheet, EvaluationOptions())
 
 
 @pytest.mark.parametrize(
@@ -619,4 +634,4 @@ def test_one_prediction_of_two_scans_is_refused(tmp_path, blank):
 )
 def test_what_cannot_be_asked_is_refused(five, asked, sentence):
     with pytest.raises(ValueError, match=sentence):
-        measure(*five, asked)
+        compute_evaluation(*five, asked)

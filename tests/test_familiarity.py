@@ -6,13 +6,13 @@ import pytest
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.quality.familiarity import (
     BINS,
-    MEASURES,
-    brain_intensities,
-    histogram,
-    measures,
-    percentiles_in_training_set,
+    MEASURE_NAMES,
+    compare_with_training_set,
+    compute_histogram,
+    load_training_reference,
+    measure_intensities,
+    measure_scan,
     summarize_scans,
-    training_reference,
 )
 
 
@@ -27,8 +27,8 @@ def scan(blank, rng):
 
 def test_measures_are_those_of_the_phantom(scan):
     image, brain = scan
-    found = measures(image, brain, brain_intensities(image, brain))
-    assert found.keys() == MEASURES.keys()
+    found = measure_scan(image, brain, measure_intensities(image, brain))
+    assert found.keys() == MEASURE_NAMES.keys()
     assert found["in_plane_voxel_size_mm"] == pytest.approx(0.5)
     assert found["slice_spacing_mm"] == pytest.approx(2)
     assert found["brain_ml"] == pytest.approx(32 * 40 * 20 * 0.5 / 1000)
@@ -39,37 +39,37 @@ def test_measures_are_those_of_the_phantom(scan):
 def test_measures_and_histogram_do_not_depend_on_the_scale_of_intensity(scan):
     image, brain = scan
     louder = Volume(image.data * 7, image.affine)
-    assert measures(louder, brain, brain_intensities(louder, brain)) == pytest.approx(
-        measures(image, brain, brain_intensities(image, brain)), rel=1e-3
+    assert measure_scan(louder, brain, measure_intensities(louder, brain)) == pytest.approx(
+        measure_scan(image, brain, measure_intensities(image, brain)), rel=1e-3
     )
-    assert histogram(brain_intensities(louder, brain)) == pytest.approx(
-        histogram(brain_intensities(image, brain)), abs=0.1
+    assert compute_histogram(measure_intensities(louder, brain)) == pytest.approx(
+        compute_histogram(measure_intensities(image, brain)), abs=0.1
     )
-    assert sum(histogram(brain_intensities(image, brain))) == pytest.approx(100, abs=0.1)
-    assert len(histogram(brain_intensities(image, brain))) == len(BINS) - 1
+    assert sum(compute_histogram(measure_intensities(image, brain))) == pytest.approx(100, abs=0.1)
+    assert len(compute_histogram(measure_intensities(image, brain))) == len(BINS) - 1
 
 
 def test_a_scan_in_their_midst_is_no_stranger_and_one_beyond_them_is(scan):
     image, brain = scan
-    known = training_reference()["measures"]
+    known = load_training_reference()["measures"]
     middle = {name: values[5] for name, values in known.items()}
     assert all(row["percentile"] == 50 or row["low"] == row["high"] or not row["outside"]
-               for row in percentiles_in_training_set(middle))  # fmt: skip
+               for row in compare_with_training_set(middle))  # fmt: skip
     odd = {
         row["name"]: row["outside"]
-        for row in percentiles_in_training_set({**middle, "slice_spacing_mm": 12.0})
+        for row in compare_with_training_set({**middle, "slice_spacing_mm": 12.0})
     }
     assert [name for name, outside in odd.items() if outside] == ["slice spacing, mm"]
     assert any(
         row["outside"]
-        for row in percentiles_in_training_set(
-            measures(image, brain, brain_intensities(image, brain))
+        for row in compare_with_training_set(
+            measure_scan(image, brain, measure_intensities(image, brain))
         )
     )  # a brain of 13 ml
 
 
 def test_what_is_kept_of_many_scans_are_their_percentiles():
-    drawn = [({name: float(value) for name in MEASURES}, [value] * 40) for value in range(101)]
+    drawn = [({name: float(value) for name in MEASURE_NAMES}, [value] * 40) for value in range(101)]
     kept = summarize_scans(drawn)
     assert kept["scans"] == 101
     assert kept["measures"]["slice_spacing_mm"] == [0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100]

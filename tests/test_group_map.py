@@ -4,32 +4,38 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_cmb.report.frequency_map import AFFINE, REACH_MM, STEM, frequency, write_map
+from bids_cmb.report.frequency_map import (
+    AFFINE,
+    MAP_STEM,
+    MAX_DISTANCE_MM,
+    count_participants,
+    write_map,
+)
 from bids_cmb.workflow.group import grouping, region_rows, wilson
 
 
 def test_a_lesion_is_a_ball_about_its_place():
     place = (-31.0, 12.5, 40.2)
-    found = frequency({"sub-01": [place]})
+    found = count_participants({"sub-01": [place]})
     there = np.argwhere(found) @ AFFINE[:3, :3].T + AFFINE[:3, 3]
-    assert np.linalg.norm(there - place, axis=1).max() <= REACH_MM
+    assert np.linalg.norm(there - place, axis=1).max() <= MAX_DISTANCE_MM
     volume = 8 * found.sum()  # mm³
-    assert volume == pytest.approx(4 / 3 * np.pi * REACH_MM**3, rel=0.1)
+    assert volume == pytest.approx(4 / 3 * np.pi * MAX_DISTANCE_MM**3, rel=0.1)
 
 
 def test_participants_are_counted_not_lesions():
     near = [(10.0, 0, 0), (11.0, 0, 0), (10.0, 1, 0)]
-    found = frequency({"sub-01": near, "sub-02": [(10.0, 0, 0)], "sub-03": []})
+    found = count_participants({"sub-01": near, "sub-02": [(10.0, 0, 0)], "sub-03": []})
     assert found.max() == 2
 
 
 def test_places_beyond_the_template_are_no_error():
-    assert frequency({"sub-01": [(500.0, 0, 0), (-96.0, -132, -78)]}).sum() > 0
+    assert count_participants({"sub-01": [(500.0, 0, 0), (-96.0, -132, -78)]}).sum() > 0
 
 
 def test_the_map_lies_in_mni_and_goes_when_there_is_nothing_to_show(tmp_path):
     write_map(tmp_path, {"sub-01": [(-20.0, 30, 40)]}, 4)
-    image = nib.load(tmp_path / f"{STEM}.nii.gz")
+    image = nib.load(tmp_path / f"{MAP_STEM}.nii.gz")
     # tpl-MNI152NLin2009cAsym_res-02_T1w.nii.gz of TemplateFlow
     assert image.shape == (97, 115, 97)
     np.testing.assert_array_equal(
@@ -37,7 +43,7 @@ def test_the_map_lies_in_mni_and_goes_when_there_is_nothing_to_show(tmp_path):
     )
     i, j, k = np.rint(np.linalg.solve(image.affine, [-20, 30, 40, 1])[:3]).astype(int)
     assert image.dataobj[i, j, k] == 1
-    assert (tmp_path / f"{STEM}.png").stat().st_size > 1000
+    assert (tmp_path / f"{MAP_STEM}.png").stat().st_size > 1000
     write_map(tmp_path, {"sub-01": []}, 4)
     assert list(tmp_path.iterdir()) == []
 

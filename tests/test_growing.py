@@ -6,7 +6,8 @@ from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.lesions.region_growing import WIDEST_MM, grow_from_point, grow_region, nearest_voxel
+from bids_cmb.lesions.measure import MAX_DIAMETER_MM
+from bids_cmb.lesions.region_growing import find_nearest_voxel, grow_from_point, grow_region
 
 TURN = euler2mat(0.2, -0.1, 0.15)
 GRIDS = {
@@ -87,7 +88,7 @@ def test_a_lesion_on_a_vessel_does_not_run_along_it(rng):
     found = grow_from_point(image, middle)
     points = image.world(np.argwhere(grow_region(image, middle)))
     assert found.level < 0.5
-    assert np.ptp(points @ way) <= WIDEST_MM
+    assert np.ptp(points @ way) <= MAX_DIAMETER_MM
 
 
 def test_a_vessel_alone_becomes_a_ball(rng):
@@ -106,7 +107,7 @@ def test_where_nothing_is_dark_the_mask_is_a_ball_around_the_point(grid, rng):
     found = grow_from_point(image, middle, ball_mm=6)
     assert found.level is None
     mask = grow_region(image, middle)
-    assert mask[nearest_voxel(image, middle)]
+    assert mask[find_nearest_voxel(image, middle)]
     away = np.linalg.norm(image.world(np.argwhere(mask)) - middle, axis=1)
     assert away.max() <= max(1.5, image.spacing.max())
 
@@ -114,7 +115,7 @@ def test_where_nothing_is_dark_the_mask_is_a_ball_around_the_point(grid, rng):
 def test_a_measured_diameter_bounds_the_growth(rng):
     image, middle = tissue("fine", rng)
     image = with_ball(image, middle, 8)
-    points = image.world(np.argwhere(grow_region(image, middle, widest_mm=4)))
+    points = image.world(np.argwhere(grow_region(image, middle, max_diameter_mm=4)))
     assert np.linalg.norm(points - middle, axis=1).max() <= 4
 
 
@@ -145,5 +146,7 @@ def test_a_point_outside_the_image_is_refused(rng):
 
 def test_a_diameter_beyond_a_microbleed_is_refused(rng):
     image, middle = tissue("fine", rng)
-    with pytest.raises(ValueError, match="`widest_mm` must be above 0 and at most 10 mm; found 12"):
-        grow_region(image, middle, widest_mm=12)
+    with pytest.raises(
+        ValueError, match="`max_diameter_mm` must be above 0 and at most 10 mm; found 12"
+    ):
+        grow_region(image, middle, max_diameter_mm=12)

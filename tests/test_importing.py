@@ -25,7 +25,8 @@ from bids_cmb.cli.commands import main
 from bids_cmb.datasets import dou
 from bids_cmb.datasets.convert import ImportOptions, import_labels
 from bids_cmb.evaluation.counts import compare_counts
-from bids_cmb.evaluation.evaluate import EvaluationOptions, evaluate
+from bids_cmb.evaluation.evaluate import evaluate
+from bids_cmb.evaluation.options import EvaluationOptions
 from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.imaging.volume import Volume, load, load_labels, save

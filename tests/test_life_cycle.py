@@ -92,7 +92,7 @@ def test_a_scan_whose_pictures_could_not_be_drawn_is_not_done(here, monkeypatch)
         raise ValueError("no picture today")
 
     with monkeypatch.context() as patched:
-        patched.setattr(outputs, "draw", fail)
+        patched.setattr(outputs, "draw_figures", fail)
         assert run(here, "--threshold", "0.3") == 1
     assert run(here, "--threshold", "0.3") == 0
     assert len(list((here / "out/sub-01/figures").glob("*_overview.json"))) == 2
@@ -320,7 +320,7 @@ def test_a_picture_that_another_process_cleared_away_stops_nothing(here, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(Path, "glob", with_a_ghost)
         assert run(here, "--overwrite") == 0
-    assert pictures.draw is outputs.draw
+    assert pictures.draw_figures is outputs.draw
 
 
 # --- The fingerprint ------------------------------------------------------------------------------

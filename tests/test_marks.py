@@ -8,9 +8,9 @@ from scipy import ndimage
 
 from bids_cmb.evaluation.annotations import (
     LesionAnnotations,
+    measure_shared_volume,
     read_annotations,
     read_mimics,
-    shared_volume,
 )
 from bids_cmb.imaging.volume import Volume, save
 
@@ -141,7 +141,7 @@ def test_a_scan_that_the_app_did_not_finish_does_not_count(tmp_path):
     marker = tmp_path / "sub-2/anat/sub-2_space-orig_label-CMB_desc-swi_mask.json"
     marker.write_text(json.dumps({"Microbleeds": {"slice_spacing_mm": 4.0}}))
     (marks,) = read_annotations(tmp_path)
-    assert (marks.name, marks.about["Microbleeds"]["slice_spacing_mm"]) == ("sub-2", 4.0)
+    assert (marks.name, marks.sidecar["Microbleeds"]["slice_spacing_mm"]) == ("sub-2", 4.0)
 
 
 def marked(tmp_path, name, volume):
@@ -153,7 +153,7 @@ def test_shared_volume_is_that_of_the_common_voxels(tmp_path, blank):
     found = marked(tmp_path, "a", painted(blank, ((12, 16), (20, 24), (8, 10)), AWAY))
     true = marked(tmp_path, "b", painted(blank, CUBE, BESIDE))
     # Two of four columns in each: 2 × 4 × 2 voxels of 0.5 × 0.5 × 2 mm
-    assert shared_volume(found, true) == pytest.approx(np.array([[8, 8], [0, 0]]))
+    assert measure_shared_volume(found, true) == pytest.approx(np.array([[8, 8], [0, 0]]))
 
 
 def test_grids_may_differ_and_a_small_lesion_is_seen_in_a_thick_slice(tmp_path, blank):
@@ -164,8 +164,8 @@ def test_grids_may_differ_and_a_small_lesion_is_seen_in_a_thick_slice(tmp_path, 
     fine = Volume(np.zeros((21, 21, 21), np.uint16), step)
     fine.data[10, 10, 10] = 1  # one voxel, far from every centre of the thick slices
     found = marked(tmp_path, "a", fine)
-    assert shared_volume(found, true) == pytest.approx(0.25**3)
-    assert shared_volume(true, found) == pytest.approx(0.25**3)
+    assert measure_shared_volume(found, true) == pytest.approx(0.25**3)
+    assert measure_shared_volume(true, found) == pytest.approx(0.25**3)
 
 
 def test_grids_without_a_place_in_common_are_refused(tmp_path, blank):
@@ -174,16 +174,16 @@ def test_grids_without_a_place_in_common_are_refused(tmp_path, blank):
     found = marked(tmp_path, "a", painted(Volume(blank.data, far), CUBE))
     true = marked(tmp_path, "b", painted(blank, CUBE))
     with pytest.raises(ValueError, match="the two grids have no place in common"):
-        shared_volume(found, true)
+        measure_shared_volume(found, true)
 
 
 def test_overlap_without_a_label_map_is_refused(tmp_path, blank):
     true = marked(tmp_path, "b", painted(blank, CUBE))
     (points,) = read_annotations(write(tmp_path / "t.tsv", "subject x_mm y_mm z_mm\n1 1 2 3\n"))
     with pytest.raises(ValueError, match=r"needs a mask or label map of both.*coordinates only"):
-        shared_volume(points, true)
+        measure_shared_volume(points, true)
     nothing = LesionAnnotations({"sub": "1"}, points.lesions.iloc[:0])
-    assert shared_volume(nothing, true).shape == (0, 1)
+    assert measure_shared_volume(nothing, true).shape == (0, 1)
 
 
 def test_mimics_are_read_from_beside_the_truth(tmp_path, blank):
@@ -193,17 +193,17 @@ def test_mimics_are_read_from_beside_the_truth(tmp_path, blank):
     assert read_mimics(truth) is None
     table = tmp_path / f"{name.format('mimics')}.tsv"
     write(table, "index kind x_mm y_mm z_mm\n1 vein 0 0 0\n2 calcification 50 0 0\n")
-    kinds, away = read_mimics(truth).nearest(np.array([[48.0, 0, 0], [0, 1, 0]]))
+    kinds, away = read_mimics(truth).find_nearest(np.array([[48.0, 0, 0], [0, 1, 0]]))
     assert (kinds.tolist(), away.tolist()) == (["calcification", "vein"], [2, 1])
 
     # With a label map the whole vein counts, not its middle.
     long_one = painted(blank, ((0, 60), (5, 6), (4, 5)), CUBE)
     put(long_one, table.with_name(table.name.replace(".tsv", ".nii.gz")))
     mimics = read_mimics(truth)
-    kinds, away = mimics.nearest(blank.world(np.array([[58.0, 5, 4], [12, 22, 9]])))
+    kinds, away = mimics.find_nearest(blank.world(np.array([[58.0, 5, 4], [12, 22, 9]])))
     assert kinds.tolist() == ["vein", "calcification"]
     np.testing.assert_allclose(away, 0, atol=1e-3)
-    assert mimics.numbers == {"vein": 1, "calcification": 1}
+    assert mimics.counts == {"vein": 1, "calcification": 1}
 
 
 def test_mimics_without_a_kind_are_refused(tmp_path):

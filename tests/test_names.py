@@ -15,12 +15,7 @@ REMAINING = {
     "cli": "said asked found one",
     "datasets": "said told own found one at",
     "detection": "said told asked found one at",
-    "evaluation": "said own found one at",
-    "lesions": "said own found one at",
     "metrics/scores.py": "found",  # `Counts.found` is a column of results
-    "quality": "said found one at",
-    "report": "said told own found one at",
-    "review": "said own found one at",
     "training/release.py": "found one at",
     "training/tasks/proposal_classification.py": "told one at",
     "workflow": "said own found one",

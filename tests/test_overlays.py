@@ -19,9 +19,9 @@ from bids_cmb.files import read_json
 from bids_cmb.imaging import volume
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.report.figures import CLOSE_PX, REACH_MM, draw
+from bids_cmb.report.figures import CLOSEUP_PX, CLOSEUP_REACH_MM, draw_figures
 from bids_cmb.report.html import write_page
-from bids_cmb.report.overlays import overlays, place_in
+from bids_cmb.report.overlays import locate_in_picture, make_overlays
 from bids_cmb.workflow import scan as participant
 from bids_cmb.workflow.scan import process_scan, regenerate_report
 
@@ -57,16 +57,24 @@ def test_a_box_encloses_the_dark_ball_in_all_three_planes(spotted, tmp_path):
     image, labels, centre = spotted
     output, lesion = output_in(tmp_path), row(centre + [1.1, -0.7, 0.4])
     evidence = evidence_rows(Evidence(boxes=(box(centre),)))
-    draw(output, image, brain(), labels, [lesion], look=("cascade", Grid()), evidence=evidence)
+    draw_figures(
+        output,
+        image,
+        brain(),
+        labels,
+        [lesion],
+        network_view=("cascade", Grid()),
+        evidence=evidence,
+    )
     figures, stem = locate_figures(output.folder, "01"), get_figure_stem(output.mask())
     told = read_json(figures / f"{stem}_overview.json")["boxes"]["1"]
     picture = np.asarray(Image.open(figures / f"{stem}_lesion-001.png").convert("L"), float)
     for at, (x, y, width, height) in enumerate(told["drawn"]):
-        plane = picture[:CLOSE_PX, at * CLOSE_PX : (at + 1) * CLOSE_PX]  # without the contour
+        plane = picture[:CLOSEUP_PX, at * CLOSEUP_PX : (at + 1) * CLOSEUP_PX]  # without the contour
         dark = np.argwhere(plane < np.median(plane) / 2)
-        top, left = dark.min(axis=0) / CLOSE_PX * 100
-        bottom, right = (dark.max(axis=0) + 1) / CLOSE_PX * 100
-        mm = 100 / (2 * REACH_MM)
+        top, left = dark.min(axis=0) / CLOSEUP_PX * 100
+        bottom, right = (dark.max(axis=0) + 1) / CLOSEUP_PX * 100
+        mm = 100 / (2 * CLOSEUP_REACH_MM)
         assert [x, x + width] == pytest.approx([left, right], abs=0.8 * mm)
         slack = 0.8 * mm if at == 0 else SPACING[2] / 2 * mm  # thick slices
         assert [y, y + height] == pytest.approx([top, bottom], abs=slack)
@@ -78,12 +86,15 @@ def test_of_two_boxes_the_nearer_is_drawn_and_none_where_none_holds_the_lesion(s
     seen = preprocess(image, brain(), Grid(axes="slices")).image
     nearer, other = box(centre, confidence=0.5, probability=0.5), box(centre + [1, 1, 0])
     rows = evidence_rows(Evidence(boxes=(other, nearer)))
-    places = {1: place_in(seen, row(centre)), 2: place_in(seen, row(centre + [9, 0, 0]))}
-    told = overlays(seen, places, rows, reach=REACH_MM)
+    places = {
+        1: locate_in_picture(seen, row(centre)),
+        2: locate_in_picture(seen, row(centre + [9, 0, 0])),
+    }
+    told = make_overlays(seen, places, rows, reach_mm=CLOSEUP_REACH_MM)
     assert list(told["boxes"]) == [1]
     assert told["boxes"][1]["confidence"] == 0.5
     assert "gate" not in told
-    assert overlays(seen, places, {}, reach=REACH_MM) == {}
+    assert make_overlays(seen, places, {}, reach_mm=CLOSEUP_REACH_MM) == {}
 
 
 def test_a_gate_open_in_the_slice_of_a_lesion_stands_there_in_the_strip(spotted):
@@ -97,8 +108,8 @@ def test_a_gate_open_in_the_slice_of_a_lesion_stands_there_in_the_strip(spotted)
         for at, chance in zip(heights, chances, strict=True)
     ]
     rows = evidence_rows(Evidence(openings=tuple(openings)))
-    places = {7: place_in(seen, row(centre))}
-    strips = overlays(seen, places, rows, reach=REACH_MM)["gate"]
+    places = {7: locate_in_picture(seen, row(centre))}
+    strips = make_overlays(seen, places, rows, reach_mm=CLOSEUP_REACH_MM)["gate"]
     assert [one["detector"] for one in strips] == ["gater", "other"]
     assert tuple(strips[0]["ends"]) == ("bottom", "top")
     high = [at for at, _ in strips[0]["slices"]]

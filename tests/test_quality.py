@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.quality.measures import cut_percent, quality, signal_to_noise
+from bids_cmb.quality.measures import assess_quality, measure_fov_truncation, measure_snr
 
 
 def ball(shape, centre, radius):
@@ -13,30 +13,30 @@ def ball(shape, centre, radius):
 
 
 def test_a_ball_covered_whole_is_not_cut():
-    assert cut_percent(ball((40, 40, 40), (20, 20, 20), 15)) == 0
+    assert measure_fov_truncation(ball((40, 40, 40), (20, 20, 20), 15)) == 0
 
 
 def test_a_ball_cut_through_its_middle_is_cut_by_all_of_its_cross_section():
-    assert cut_percent(ball((40, 40, 40), (20, 20, 0), 15)) == pytest.approx(100)
+    assert measure_fov_truncation(ball((40, 40, 40), (20, 20, 0), 15)) == pytest.approx(100)
 
 
 def test_a_ball_cut_half_way_up_is_cut_by_three_quarters():
-    assert cut_percent(ball((80, 80, 80), (40, 40, 15), 30)) == pytest.approx(75, abs=3)
+    assert measure_fov_truncation(ball((80, 80, 80), (40, 40, 15), 30)) == pytest.approx(75, abs=3)
 
 
 def test_an_empty_mask_is_not_cut():
-    assert cut_percent(np.zeros((4, 4, 4), bool)) == 0
+    assert measure_fov_truncation(np.zeros((4, 4, 4), bool)) == 0
 
 
 def test_signal_to_noise_is_that_of_the_noise_put_in(rng, blank):
     image = Volume(100 + rng.normal(0, 5, blank.shape), blank.affine)
     brain = Volume(np.ones(blank.shape, bool), blank.affine)
-    assert signal_to_noise(image, brain) == pytest.approx(20, rel=0.03)
+    assert measure_snr(image, brain) == pytest.approx(20, rel=0.03)
 
 
 def test_an_image_without_noise_has_no_signal_to_noise(blank):
     image = Volume(blank.data + 1, blank.affine)
-    assert signal_to_noise(image, Volume(blank.data == 0, blank.affine)) == 0
+    assert measure_snr(image, Volume(blank.data == 0, blank.affine)) == 0
 
 
 def flags(*, radius=62, spacing=2.0, field=3.0, echo=0.02, **more):
@@ -45,7 +45,7 @@ def flags(*, radius=62, spacing=2.0, field=3.0, echo=0.02, **more):
     settings = {"header_corrected": False, "nonfinite_voxels": 0, **more}
     image = Volume(inside.astype(float), affine)
     brain = Volume(inside, affine)
-    return quality(image, brain, field_strength_t=field, echo_time_s=echo, **settings).flags
+    return assess_quality(image, brain, field_strength_t=field, echo_time_s=echo, **settings).flags
 
 
 def test_an_ordinary_scan_has_no_flags():
@@ -67,5 +67,5 @@ def test_the_brain_is_measured_in_millilitres():
     brain = Volume(inside, np.diag([-2, 2, 2, 1]))
     settings = {"field_strength_t": 3, "echo_time_s": 0.02}
     image = Volume(inside.astype(float), brain.affine)
-    found = quality(image, brain, **settings, header_corrected=False, nonfinite_voxels=0)
+    found = assess_quality(image, brain, **settings, header_corrected=False, nonfinite_voxels=0)
     assert found.brain_ml == pytest.approx(4 / 3 * np.pi * 6.2**3, rel=0.01)

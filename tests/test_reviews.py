@@ -10,13 +10,13 @@ from bids_cmb.anatomy.mars import RIGHT_OFFSET, find_label
 from bids_cmb.anatomy.segmentation import format_itk_affine
 from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.cli.commands import main
-from bids_cmb.evaluation.evaluate import REVIEWS
+from bids_cmb.evaluation.outputs import REVIEWS_FILE
 from bids_cmb.files import write_json
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.imaging.volume import Volume, load_labels, save
-from bids_cmb.lesions.table import MNI
-from bids_cmb.report.frequency_map import REVIEWED, STEM
-from bids_cmb.review.reviews import agreement_rows, merge_reviews, read_reviews
+from bids_cmb.lesions.table import MNI_COLUMNS
+from bids_cmb.report.frequency_map import MAP_STEM, REVIEWED_MAP_STEM
+from bids_cmb.review.reviews import make_agreement_rows, merge_reviews, read_reviews
 from bids_cmb.training.data import LESION, UNCERTAIN, find_training_scans, load_training_scan
 from bids_cmb.workflow.group import write_group
 
@@ -72,8 +72,8 @@ def review(folder, grid, reader, said, *, label="01", missed=(), date="2026-01-0
     names = ("index", "x_mm", "y_mm", "z_mm", "verdict")
     fixed = {"participant_id": f"sub-{label}", "filename": MASK.format(label),
              "reader": reader, "date": date}  # fmt: skip
-    table = [{**dict.fromkeys(read_columns("review")), **fixed, **dict(zip(names, row, strict=True))}
-             for row in rows]  # fmt: skip
+    empty = dict.fromkeys(read_columns("review"))
+    table = [{**empty, **fixed, **dict(zip(names, row, strict=True))} for row in rows]
     write_table(
         folder / f"sub-{label}_reader-{reader}_{date[:4]}.tsv", read_columns("review"), table
     )
@@ -107,7 +107,7 @@ def place_lesions(found, grid, *, with_map):
     mask = found / MASK.format("01")
     stem = mask.name.replace("_label-CMB_desc-T2starw_mask.nii.gz", "")
     table = mask.with_name(f"{stem}_seg-CMB_desc-T2starw_dseg.tsv")
-    rows = [{**row, **WHERE[at], **dict(zip(MNI, MNI_AT[at], strict=True))}
+    rows = [{**row, **WHERE[at], **dict(zip(MNI_COLUMNS, MNI_AT[at], strict=True))}
             for at, row in enumerate(read_table(table), start=1)]  # fmt: skip
     write_table(table, read_columns("lesion"), rows)
     names = ["sub-01_from-T2starw_to-MNI152NLin2009cAsym_mode-image_xfm.txt"]
@@ -166,11 +166,11 @@ def test_regions_pattern_and_map_are_told_before_and_after_review(read, blank):
         *((MNI_AT[index], *said) for index, said in {1: (1, 1), 2: (1, 0), 3: (0, 1)}.items()),
         ((40, 0, 20), 0, 1),
     ):
-        assert people_at(found, STEM, place) == before
-        assert people_at(found, REVIEWED, place) == then
+        assert people_at(found, MAP_STEM, place) == before
+        assert people_at(found, REVIEWED_MAP_STEM, place) == then
     page = (found / "group_microbleeds.html").read_text()
     assert "mixed → strictly lobar" in page
-    assert f"{REVIEWED}.png" in page
+    assert f"{REVIEWED_MAP_STEM}.png" in page
     assert "Scans that nobody reviewed (1) keep their counts before review" in page
     write_group(found)
     assert not list(found.glob("*reviewed*"))
@@ -187,7 +187,7 @@ def test_the_region_of_an_added_lesion_is_not_known_without_the_scans_map(read, 
         "2", None, None
     )  # fmt: skip
     assert regions_after(found)["thalamus_right"] == ("0", None, None)
-    assert people_at(found, REVIEWED, (40, 0, 20)) == 1
+    assert people_at(found, REVIEWED_MAP_STEM, (40, 0, 20)) == 1
 
 
 def test_a_scan_whose_lesions_are_all_accepted_has_the_regions_it_had(read, blank):
@@ -235,7 +235,7 @@ def test_two_readers_agree_as_counted_by_hand(read, blank):
         reviews, blank, "A", {1: "accept", 2: "accept", 3: "reject"}, label="02", missed=[MISSED]
     )
     review(reviews, blank, "B", {1: "accept", 2: "accept", 3: "reject"}, label="02")
-    (row,) = agreement_rows(found, read_reviews(reviews, found))
+    (row,) = make_agreement_rows(found, read_reviews(reviews, found))
     assert (row["n_scans"], row["n_lesions"], row["n_agree"]) == (2, 5, 4)
     assert row["kappa"] == pytest.approx((0.8 - 0.56) / 0.44, abs=1e-4)
     assert (row["n_scans_complete"], row["icc"]) == (2, 0)
@@ -331,6 +331,6 @@ def test_an_evaluation_tells_the_figures_before_and_after_review(read, blank, tm
     told = json.loads((out / "metrics.json").read_text())
     assert told["figures"]["f1"]["value"] == 0.5
     assert told["reviewed"]["figures"]["f1"] == 1
-    (row,) = read_table(out / REVIEWS)
+    (row,) = read_table(out / REVIEWS_FILE)
     assert (row["true"], row["found"], row["after"], row["n_added"]) == ("2", "2", "2", "1")
     assert "After review" in (out / "evaluation.html").read_text()

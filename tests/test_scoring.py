@@ -4,19 +4,20 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from bids_cmb.metrics.matching import RULES, match_one_to_one, match_overlap, match_valdo
-from bids_cmb.metrics.scores import (
-    ScanMatches,
-    compare_figures,
-    compute_figures,
-    compute_froc,
-    compute_metrics,
+from bids_cmb.metrics.agreement import measure_count_agreement
+from bids_cmb.metrics.bootstrap import compare_figures, compute_figures
+from bids_cmb.metrics.intervals import (
     compute_rates,
     count_interval,
     f1_interval,
-    make_scan_matches,
-    measure_count_agreement,
     proportion_interval,
+)
+from bids_cmb.metrics.matching import RULES, match_one_to_one, match_overlap, match_valdo
+from bids_cmb.metrics.scores import (
+    ScanMatches,
+    compute_froc,
+    compute_metrics,
+    make_scan_matches,
     rank_lesions,
 )
 

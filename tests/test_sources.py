@@ -289,3 +289,24 @@ def test_the_other_law_differs_in_strength_number_and_place(scans, terrain):
         for both in (scans, others)
     ]
     assert deep[1] > deep[0] + 0.03
+
+
+def test_some_deep_microbleeds_lie_on_a_striate_vein(terrain):
+    """With `crowded-lentiform` about half of them; the default has no such veins."""
+    near = []
+    for seed in range(3):
+        sources = sample_sources(
+            np.random.default_rng(seed), load_priors("crowded-lentiform"), terrain
+        )
+        lines = [line_points(part.points) for part in sources if part.kind == "striate vein"]
+        deep = [source.points[0] for source in sources if source.region == "basal ganglia"]
+        near.extend(cKDTree(np.concatenate(lines)).query(deep)[0] < 1.0)
+    assert len(near) >= 15
+    assert 0.25 <= np.mean(near) <= 0.9
+    default = sample_sources(np.random.default_rng(3), load_priors("default"), terrain)
+    assert all(source.kind != "striate vein" for source in default)
+
+
+def line_points(points):
+    """Positions 0.3 mm or less apart along a polyline."""
+    return np.concatenate([np.linspace(start, end, 6) for start, end in pairwise(points)])

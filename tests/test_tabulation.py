@@ -2,7 +2,13 @@
 
 import numpy as np
 
-from bids_cmb.report.cohort import count_bars, odd_ones, shifts, size_bars, strata
+from bids_cmb.report.cohort import (
+    bin_counts,
+    bin_diameters,
+    compare_reviewed,
+    find_outliers,
+    summarize_strata,
+)
 
 ROWS = [
     {"participant_id": f"sub-{at}", "n_cmb": count, "slice_spacing_mm": thick, "brain_ml": ml}
@@ -14,16 +20,16 @@ ROWS = [
 
 
 def test_every_scan_and_every_lesion_has_its_bar():
-    bars = dict(count_bars([*ROWS, {"n_cmb": None}]))
+    bars = dict(bin_counts([*ROWS, {"n_cmb": None}]))
     assert (bars["0"], bars["1"], bars["2"], bars["3"], bars["10 or more"]) == (4, 1, 1, 1, 1)
     assert sum(bars.values()) == len(ROWS)
-    sizes = dict(size_bars([0.5, 1, 2.2, 2.9, 11]))
+    sizes = dict(bin_diameters([0.5, 1, 2.2, 2.9, 11]))
     assert (sizes["0 to 1"], sizes["1 to 2"], sizes["2 to 3"], sizes["10 and more"]) == (1, 1, 2, 1)
 
 
 def test_counts_stand_by_slice_and_site():
     sites = {"site": {f"sub-{at}": "B" if at < 2 else "A" for at in range(7)}}
-    rows = strata(ROWS, sites)
+    rows = summarize_strata(ROWS, sites)
     slices = [(row["class"], row["scans"], row["median"]) for row in rows if row["by"] == "slices"]
     assert slices == [("up to 1 mm", 2, 0), ("1 to 2 mm", 2, 6.5), ("above 5 mm", 3, 0),
                       ("not known", 1, 2)]  # fmt: skip
@@ -33,23 +39,23 @@ def test_counts_stand_by_slice_and_site():
 
 def test_the_scan_that_lies_far_from_the_others_is_odd():
     """Median 1125, deviations 5 5 15 15 25 25 35 525: median 20, so 525 / 29.7 = 17.7."""
-    (one,) = [one for one in odd_ones(ROWS) if one["measure"] == "brain, ml"]
+    (one,) = [one for one in find_outliers(ROWS) if one["measure"] == "brain, ml"]
     assert one["row"]["participant_id"] == "sub-7"
     assert one["score"] == 17.7
-    assert not odd_ones(ROWS[:7])  # too few to say
+    assert not find_outliers(ROWS[:7])  # too few to say
 
 
 def test_even_cohorts_have_nothing_odd():
     same = [{"participant_id": "sub-1", "brain_ml": 1000} for _ in range(20)]
-    assert odd_ones(same) == []
+    assert find_outliers(same) == []
     drawn = np.random.default_rng(1).normal(1200, 100, 200)
     spread = [{"participant_id": "sub-1", "brain_ml": ml} for ml in np.clip(drawn, 900, 1500)]
-    assert odd_ones(spread) == []
+    assert find_outliers(spread) == []
 
 
 def test_a_hair_off_is_not_odd_however_alike_the_others_are():
     cut = [{"participant_id": "sub-1", "fov_truncation_percent": x} for x in [0.0] * 20 + [0.1, 30]]
-    (one,) = odd_ones(cut)
+    (one,) = find_outliers(cut)
     assert one["value"] == 30
 
 
@@ -62,7 +68,9 @@ def test_classes_before_and_after_review_are_counted_by_hand():
         {"burden": "1", "pattern": "strictly lobar",
          "reviewed_by": "A", "burden_reviewed": "2-4", "pattern_reviewed": None},
     ]  # fmt: skip
-    found = {(one["by"], one["class"]): (one["before"], one["after"]) for one in shifts(rows)}
+    found = {
+        (one["by"], one["class"]): (one["before"], one["after"]) for one in compare_reviewed(rows)
+    }
     assert found == {
         ("burden", "0"): (0, 1),
         ("burden", "1"): (3, 1),

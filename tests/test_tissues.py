@@ -114,3 +114,26 @@ def test_white_matter_grows_ill_with_age(made_up):
         for age in (30, 90)
     ]  # fmt: skip
     assert t1[1] > t1[0]
+
+
+def test_laminae_streak_the_lentiform_nucleus_across_and_not_upwards(made_up):
+    """Its iron varies more, over shorter ways from side to side than upwards."""
+    labels = made_up.labels
+    plain, layered = (
+        sample_tissue_maps(labels, 3.0, np.random.default_rng(7), age=0, lamina_contrast=given)
+        for given in ((), (1.0, 1.0))
+    )
+    tissue = classify_tissues(labels.data)
+    lentiform = np.isin(tissue, [TISSUES.index(name) for name in ("putamen", "pallidum")])
+    ratio = np.ones(labels.shape)
+    ratio[lentiform] = np.log(layered.r2star_hz / plain.r2star_hz)[lentiform]
+
+    def roughness(axis):
+        both = np.take(lentiform, range(1, lentiform.shape[axis]), axis) & np.take(
+            lentiform, range(lentiform.shape[axis] - 1), axis
+        )
+        return np.abs(np.diff(ratio, axis=axis))[both].mean() / labels.spacing[axis]
+
+    assert ratio[lentiform].std() > 0.2
+
+    assert roughness(2) < 0.6 * roughness(0)

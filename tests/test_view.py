@@ -42,7 +42,7 @@ def unpacked(path, tmp_path):
 def test_a_dark_lesion_lies_where_it_lay_and_is_marked_on_finer_and_coarser_grids(
     scan, tmp_path, monkeypatch, most
 ):
-    monkeypatch.setattr(viewer, "MOST_VOXELS", most)
+    monkeypatch.setattr(viewer, "MAX_VOXELS", most)
     *volumes, place = scan
     write_view(tmp_path / "view.js", *volumes)
     image, marks = unpacked(tmp_path / "view.js", tmp_path).values()

@@ -151,7 +151,7 @@ def _join_echoes(echoes: list[ImageFile]) -> str:
 def _choose_nearest_echo(
     echoes: list[ImageFile], sidecars: dict[ImageFile, Sidecars]
 ) -> tuple[Choice, dict[ImageFile, str]]:
-    """Choose the echo whose field strength times echo time is nearest 60 T·ms; of equals, the longer."""
+    """Choose the echo nearest to 60 T·ms (field strength times echo time), the longer of equals."""
     if len(echoes) == 1:
         return (echoes, f"is echo {_join_echoes(echoes)}, the only magnitude echo"), {}
     weightings = {image: compute_weighting(sidecars[image].metadata) for image in echoes}

@@ -12,6 +12,7 @@ from importlib import resources
 from itertools import chain
 from pathlib import Path
 
+from bids_cmb.bids.filters import Query
 from bids_cmb.bids.metadata import describe_read_error
 from bids_cmb.bids.scan import DATATYPES, ScanDecision, exclude
 

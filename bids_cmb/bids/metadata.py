@@ -92,7 +92,7 @@ def compute_weighting(metadata: dict) -> tuple[float | None, str]:
 
 
 def get_spinal_body_part(metadata: dict[str, Any]) -> str:
-    """Get BodyPartExamined if it names the spine or the neck and no part of the head, else empty."""
+    """Get BodyPartExamined if it names the spine or neck and no part of the head, else empty."""
     value = metadata.get("BodyPartExamined")
     if not isinstance(value, str):
         return ""
@@ -133,7 +133,7 @@ def _list_json_files(folder: Path) -> list[tuple[Path, frozenset[str], str]]:
 
 
 def _read_object(path: Path) -> tuple[dict[str, Any], str]:
-    """Read a JSON object; an empty one and what is wrong, as the end of a sentence, if it cannot."""
+    """Read a JSON object, and say what is wrong with it as the end of a sentence (else empty)."""
     try:
         if stat.S_ISFIFO(path.stat().st_mode):  # opening it would never return
             return {}, "is not a regular file and is ignored"

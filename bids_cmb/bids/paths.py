@@ -58,7 +58,7 @@ class Output:
         return [f"bids:raw:{(home / name).as_posix()}" for name in names]
 
     def mask(self, extension: str = ".nii.gz") -> Path:
-        """Return the path of the lesion mask; its sidecar, written last, is the completion marker."""
+        """Return the path of the lesion mask, whose sidecar is the completion marker."""
         return self.path("mask", extension, space="orig", label="CMB")
 
     def labels(self, extension: str = ".nii.gz") -> Path:

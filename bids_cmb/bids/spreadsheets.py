@@ -82,9 +82,9 @@ def read_named_rows(path: Path, needed: Sequence[str]) -> list[dict[str, Cell]]:
 def split_tab_separated(text: str) -> list[list[str]]:
     """Split tab-separated text into cells, without its empty lines.
 
-    A line is a row, since BIDS quotes only cells that hold tabs: a quotation mark that is not closed
-    at the end of a cell of its line is a character like any other. Quotation marks that spreadsheets
-    put around other cells are removed.
+    A line is a row, since BIDS quotes only cells that hold tabs: a quotation mark that is not
+    closed at the end of a cell of its line is a character like any other. Quotation marks that
+    spreadsheets put around other cells are removed.
     """
     lines = [line for line in _LINE_END.split(text) if line]
     width = len(_split_line(lines[0])) if lines else 0

@@ -51,7 +51,7 @@ DESC_LABELS = {  # desc- labels of our files: the suffix of the scan they were m
 
 
 def read_columns(table: str) -> dict[str, dict]:
-    """Read the columns of a table, in order, as BIDS describes them: ``lesion``, ``scan``, ``boxes``...
+    """Read the columns of a table (``lesion``, ``scan`` …), in order, as BIDS describes them.
 
     They are in ``resources/tables/<table>.json``, which becomes the sidecar of the table.
     """

@@ -204,6 +204,13 @@ def _add_train(makers: argparse._SubParsersAction) -> None:
     maker.add_argument(
         "--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)"
     )
+    maker.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="folder to keep the scans in as the network sees them, about 20 MB each, so that the "
+        "next training loads them in seconds (default: none)",
+    )
 
 
 def _train(given: argparse.Namespace) -> int:
@@ -212,6 +219,7 @@ def _train(given: argparse.Namespace) -> int:
     from bids_cmb.parallel.processes import describe_error
 
     set_threads(given.threads)
+    from bids_cmb.training.data import Loading
     from bids_cmb.training.train import TrainingData, cross_validate, read_recipe, train
 
     others = {name: getattr(given, name) for name in OVERRIDES if getattr(given, name) is not None}
@@ -220,6 +228,7 @@ def _train(given: argparse.Namespace) -> int:
         material = TrainingData(
             tuple(given.data), tuple(given.validation), truth, given.fine_tune,
             pretrained=tuple(map(_role, given.pretrained)),
+            loading=Loading(given.threads, given.cache),
         )  # fmt: skip
         recipe = replace(read_recipe(given.recipe), **others)
         if given.folds:
@@ -240,7 +249,7 @@ def _reviewed_truth(given: argparse.Namespace) -> Path:
     Raises:
         ValueError: If the results that were reviewed are not named, or there are several datasets.
     """
-    from bids_cmb.review.reference import write_truth
+    from bids_cmb.review.reference import write_reference
 
     if given.truth is None or len(given.data) != 1 or given.validation:
         raise ValueError(
@@ -248,7 +257,7 @@ def _reviewed_truth(given: argparse.Namespace) -> Path:
             "app's results of it."
         )
     folder = given.out / "reviewed"
-    write_truth(given.truth, given.data[0], given.reviews, folder, say=_tell)
+    write_reference(given.truth, given.data[0], given.reviews, folder, log=_tell)
     return folder
 
 
@@ -264,10 +273,10 @@ def _add_reviewed(makers: argparse._SubParsersAction) -> None:
 
 def _reviewed(given: argparse.Namespace) -> int:
     """Write the truth and say how many scans it has. Returns the exit code."""
-    from bids_cmb.review.reference import write_truth
+    from bids_cmb.review.reference import write_reference
 
     try:
-        scans = write_truth(given.found, given.data, given.reviews, given.out, say=_tell)
+        scans = write_reference(given.found, given.data, given.reviews, given.out, log=_tell)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"bids_cmb: {error}\n")
         return 1
@@ -438,7 +447,7 @@ def _add_compare(makers: argparse._SubParsersAction) -> None:
 def _compare(given: argparse.Namespace) -> int:
     """Compare two detectors, write, and print the main differences. Returns the exit code."""
     from bids_cmb.evaluation.comparison import compare_detectors
-    from bids_cmb.evaluation.evaluate import EvaluationOptions
+    from bids_cmb.evaluation.options import EvaluationOptions
 
     settings = {key: value for key, value in vars(given).items() if hasattr(EvaluationOptions, key)}
     thresholds = settings.pop("threshold")
@@ -480,10 +489,11 @@ def _compare(given: argparse.Namespace) -> int:
 
 def _evaluate(given: argparse.Namespace) -> int:
     """Compare, write, and say the figures in a line. Returns the exit code."""
-    from bids_cmb.evaluation.counts import rated_table
-    from bids_cmb.evaluation.evaluate import EvaluationOptions, evaluate
+    from bids_cmb.evaluation.counts import find_rated_table
+    from bids_cmb.evaluation.evaluate import evaluate
+    from bids_cmb.evaluation.options import EvaluationOptions
 
-    if table := rated_table(given.truth):
+    if table := find_rated_table(given.truth):
         return _compare_counts(given, table)
     options = EvaluationOptions(
         **{key: value for key, value in vars(given).items() if hasattr(EvaluationOptions, key)}

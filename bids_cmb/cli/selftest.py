@@ -6,7 +6,8 @@ from importlib import metadata
 from pathlib import Path
 
 from bids_cmb.config import Config
-from bids_cmb.evaluation.evaluate import EvaluationOptions, measure
+from bids_cmb.evaluation.evaluate import compute_evaluation
+from bids_cmb.evaluation.options import EvaluationOptions
 from bids_cmb.networks.inference import (
     describe_device,
     find_device_problem,
@@ -84,7 +85,9 @@ def _counted(folder: Path, models: Path | None, say: Say) -> list[str]:
     config = Config(raw, out, levels, model_dir=models, n_cpus=1, verbosity=-1, validate="off")
     if code := run(config):
         return [f"the app must process the synthetic scan; it ended with exit code {code}."]
-    found = measure(out, raw / "derivatives" / "truth", EvaluationOptions(draws=10)).figures
+    found = compute_evaluation(
+        out, raw / "derivatives" / "truth", EvaluationOptions(draws=10)
+    ).figures
     sensitivity, false = found["sensitivity"].value, found["false_alarms"].value
     say(
         f"counted in {time.monotonic() - began:.1f} s: {sensitivity:.0%} of those that are sure "

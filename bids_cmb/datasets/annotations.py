@@ -10,9 +10,9 @@ from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.bids.tables import read_columns
 from bids_cmb.datasets.base import Point
 from bids_cmb.imaging.volume import Volume, load_labels
-from bids_cmb.lesions.label_maps import MOST_OF_ALL
-from bids_cmb.lesions.measure import TOUCHING
-from bids_cmb.lesions.region_growing import WIDEST_MM, GrownRegion, grow_from_point, nearest_voxel
+from bids_cmb.lesions.label_maps import MAX_COVERED
+from bids_cmb.lesions.measure import CONNECTIVITY_26, MAX_DIAMETER_MM
+from bids_cmb.lesions.region_growing import GrownRegion, find_nearest_voxel, grow_from_point
 from bids_cmb.simulation.reference import measure_labels
 
 CORNER_VOXELS = 0.5  # how far the grids of scan and mask may lie apart
@@ -58,13 +58,13 @@ def labels_from_mask(path: Path, image: Volume) -> tuple[Volume, list[dict]]:
     _refuse_grid(path, mask, image)
     low, high = float(mask.data.min()), float(mask.data.max())
     covered = float((mask.data > 0).mean())
-    if low < 0 or high > 1 or covered > MOST_OF_ALL:
+    if low < 0 or high > 1 or covered > MAX_COVERED:
         raise ValueError(
             f"{path}: a mask of microbleeds has values from 0 to 1 and covers at most "
-            f"{100 * MOST_OF_ALL:g} % of an image; found {low:g} to {high:g} and "
+            f"{100 * MAX_COVERED:g} % of an image; found {low:g} to {high:g} and "
             f"{100 * covered:.0f} %."
         )
-    labels, count = ndimage.label(mask.data > 0, structure=TOUCHING)
+    labels, count = ndimage.label(mask.data > 0, structure=CONNECTIVITY_26)
     agreed = ndimage.maximum(mask.data, labels, np.arange(1, count + 1)) if count else []
     facts = [
         {
@@ -122,7 +122,7 @@ def labels_from_points(
             labels[box][mine], nearest[box][mine] = number, away[mine]
         own = [points[at] for at in members], [grown[at] for at in members]
         facts.append(_facts(*own, world[members].mean(axis=0)))
-    _settle(labels, [nearest_voxel(image, world[members[0]]) for members in groups])
+    _settle(labels, [find_nearest_voxel(image, world[members[0]]) for members in groups])
     return Volume(labels, image.affine), facts
 
 
@@ -133,7 +133,7 @@ def _settle(labels: np.ndarray, own: Sequence[tuple[int, int, int]]) -> None:
         for number in lost:
             labels[own[number - 1]] = number
     for number, box in enumerate(ndimage.find_objects(labels), start=1):
-        pieces, count = ndimage.label(labels[box] == number, structure=TOUCHING)
+        pieces, count = ndimage.label(labels[box] == number, structure=CONNECTIVITY_26)
         if count > 1:
             largest = 1 + np.bincount(pieces.ravel())[1:].argmax()
             labels[box][(pieces > 0) & (pieces != largest)] = 0
@@ -143,8 +143,8 @@ def _grown(image: Volume, at: np.ndarray, point: Point) -> GrownRegion:
     try:
         if point.diameter_mm is None:
             return grow_from_point(image, at)
-        known = min(point.diameter_mm, WIDEST_MM)
-        return grow_from_point(image, at, widest_mm=known, ball_mm=known)
+        known = min(point.diameter_mm, MAX_DIAMETER_MM)
+        return grow_from_point(image, at, max_diameter_mm=known, ball_mm=known)
     except ValueError as error:
         raise ValueError(f"{point.where}: {error}") from None
 
@@ -155,7 +155,7 @@ def _groups(
     """Points that mark one lesion: those in one voxel, and if ``merged`` those in one dark spot."""
     groups: list[tuple[list[int], set]] = []
     for at, place in enumerate(world):
-        own = {nearest_voxel(image, place)}
+        own = {find_nearest_voxel(image, place)}
         if merged:
             first = [side.start for side in grown[at].box]
             own |= set(map(tuple, (np.argwhere(grown[at].inside) + first).tolist()))

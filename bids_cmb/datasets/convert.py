@@ -30,10 +30,11 @@ from bids_cmb.datasets.index_convention import (
     darkness,
     infer_convention,
 )
-from bids_cmb.evaluation.counts import COUNTS, mars_counts, sum_or_none
+from bids_cmb.evaluation.counts import COUNTS_FILE, convert_rating, sum_or_none
 from bids_cmb.files import read_json, replacing, write_json, write_text
 from bids_cmb.imaging.volume import LoadReport, Volume, load, save
-from bids_cmb.lesions.region_growing import BALL_MM, WIDEST_MM, nearest_voxel
+from bids_cmb.lesions.measure import MAX_DIAMETER_MM
+from bids_cmb.lesions.region_growing import DEFAULT_DIAMETER_MM, find_nearest_voxel
 from bids_cmb.provenance import generated_by
 
 READERS = {
@@ -208,7 +209,7 @@ def _checked(
 def _inside(scan: Labelled, image: Volume) -> None:
     for point in scan.points:
         try:
-            nearest_voxel(image, np.array(point.at))
+            find_nearest_voxel(image, np.array(point.at))
         except ValueError as error:
             raise ValueError(f"{point.where}: {error}") from None
 
@@ -293,7 +294,7 @@ def _write_scan(
     row = {"participant_id": place.label, "scan": (home / path.name).as_posix()}
     row |= {"source_id": scan.name, "source_file": original, "source_part": scan.kind or None}
     if scan.counts is not None:
-        return {**row, **mars_counts(scan.counts)}, 0
+        return {**row, **convert_rating(scan.counts)}, 0
     if scan.mask:
         labels, facts = labels_from_mask(scan.mask, image)
     else:
@@ -383,11 +384,13 @@ def _write_dataset(
     write_text(out / "README.md", _readme(kind, read, rows, counting, skipped))
     described = {**ABOUT, **read_columns("scan")}
     if rated:
-        write_table(truth / COUNTS, rows[0], rows)
+        write_table(truth / COUNTS_FILE, rows[0], rows)
         write_json(
-            truth / COUNTS.replace(".tsv", ".json"), {key: described[key] for key in rows[0]}
+            truth / COUNTS_FILE.replace(".tsv", ".json"), {key: described[key] for key in rows[0]}
         )
-        write_text(truth / ".bidsignore", f"{COUNTS}\n{COUNTS.replace('.tsv', '.json')}\n")
+        write_text(
+            truth / ".bidsignore", f"{COUNTS_FILE}\n{COUNTS_FILE.replace('.tsv', '.json')}\n"
+        )
     about = {
         "BIDSVersion": BIDS_VERSION,
         "License": read.licence,
@@ -449,7 +452,8 @@ def _readme(
         said.append(
             "Points became masks: all that touches the darkest voxel within 2 mm by faces and is "
             "darker than half way to the median of its surround, less where that would be wider "
-            f"than {WIDEST_MM:g} mm; else a ball of {BALL_MM:g} mm. The tables say which."
+            f"than {MAX_DIAMETER_MM:g} mm; else a ball of {DEFAULT_DIAMETER_MM:g} mm. "
+            "The tables say which."
         )
     if any(scan.mask for scan in read.scans):
         said.append(
@@ -464,7 +468,7 @@ def _readme(
         )
     if any(scan.counts is not None for scan in read.scans):
         said.append(
-            f"The source gives no positions, only counts: `derivatives/truth/{COUNTS}`, which "
+            f"The source gives no positions, only counts: `derivatives/truth/{COUNTS_FILE}`, which "
             "`evaluate` compares with the counts of the app. There is nothing to train on."
         )
     if skipped:

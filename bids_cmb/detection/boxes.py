@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bids_cmb.lesions.measure import LARGEST_MM, SMALLEST_MM
+from bids_cmb.lesions.measure import MAX_DIAMETER_MM, MIN_DIAMETER_MM
 
 SURE, UNSURE = 1, 2  # kinds of true boxes; 0 is no box
 PART = 0.3  # of a lesion's largest area: slices that show less of it may be missed
@@ -58,7 +58,7 @@ def true_boxes(lesion: np.ndarray, spacing: float, *, sure: bool) -> np.ndarray:
     for at, area in zip(slices, areas, strict=True):
         pixels = lesion[lesion[:, 2] == at, :2].astype(float)
         low, high = pixels.min(axis=0), pixels.max(axis=0) + 1
-        sides = np.clip(high - low, SMALLEST_MM / spacing, LARGEST_MM / spacing)
+        sides = np.clip(high - low, MIN_DIAMETER_MM / spacing, MAX_DIAMETER_MM / spacing)
         kind = SURE if sure and area >= PART * areas.max() else UNSURE
         rows.append([at, *(low + high) / 2, *sides, kind])
     return np.array(rows, np.float32).reshape(-1, 6)

@@ -16,7 +16,7 @@ from bids_cmb.detection.outputs import Box, Evidence
 from bids_cmb.imaging.phase import NEUTRAL, resample_phase
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed, crop_or_pad, preprocess
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.lesions.measure import LARGEST_MM, TOUCHING
+from bids_cmb.lesions.measure import CONNECTIVITY_26, MAX_DIAMETER_MM
 from bids_cmb.networks.inference import ModelOptions, load_patch_model
 from bids_cmb.networks.model_cards import locate_weights
 
@@ -317,7 +317,7 @@ def _reach(suspect: Suspect, mm: np.ndarray) -> np.ndarray:
     """Half the sides of a suspect's box, mm (3,)."""
     first, last = suspect.slices
     deep = max(suspect.centre[2] - first, last - suspect.centre[2]) + HALF
-    return np.minimum([suspect.size[0] / 2, suspect.size[1] / 2, deep] * mm, LARGEST_MM / 2)
+    return np.minimum([suspect.size[0] / 2, suspect.size[1] / 2, deep] * mm, MAX_DIAMETER_MM / 2)
 
 
 def _around(
@@ -340,11 +340,11 @@ def _spot(data: np.ndarray, away: np.ndarray, reach: np.ndarray) -> np.ndarray:
     core = (away <= np.maximum(reach, away.min(axis=(0, 1, 2)))).all(axis=-1)
     if not core.any():  # voxels larger than the box: the nearest one
         core = away.sum(axis=-1) == away.sum(axis=-1).min()
-    wide = np.minimum(reach + RIM, LARGEST_MM / 2)
+    wide = np.minimum(reach + RIM, MAX_DIAMETER_MM / 2)
     inside = (away <= wide).all(axis=-1) | core
     dark = np.where(core, data, np.inf)
     darkest = np.unravel_index(dark.argmin(), dark.shape)
     around = data[~inside] if (~inside).any() else data
     level = data[darkest] + HALF * max(float(np.median(around)) - data[darkest], 0)
-    pieces, _ = ndimage.label(inside & (data <= level), structure=TOUCHING)
+    pieces, _ = ndimage.label(inside & (data <= level), structure=CONNECTIVITY_26)
     return pieces == pieces[darkest]

@@ -24,7 +24,7 @@ from bids_cmb.imaging.preprocessing import (
     resample_to_scan,
 )
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.lesions.measure import TOUCHING
+from bids_cmb.lesions.measure import CONNECTIVITY_26
 from bids_cmb.networks.inference import ModelOptions, load_patch_model, predict_in_slabs
 from bids_cmb.networks.model_cards import locate_weights
 
@@ -163,7 +163,7 @@ def find_spots(chance: np.ndarray, *, threshold: float, most: int) -> list[Spot]
         threshold: Lowest chance that counts.
         most: Spots at most.
     """
-    pieces, _ = ndimage.label(chance >= threshold, structure=TOUCHING)
+    pieces, _ = ndimage.label(chance >= threshold, structure=CONNECTIVITY_26)
     spots = []
     for number, box in enumerate(ndimage.find_objects(pieces), start=1):
         values = np.where(pieces[box] == number, chance[box], 0)

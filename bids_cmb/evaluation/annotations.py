@@ -1,7 +1,7 @@
-"""The lesions that somebody or something marked in each scan, from tables and label maps.
+"""Lesion annotations, predicted or true, read from tables and label maps.
 
-Found and true lesions come the same way: a folder of ours, any folder of masks or tables, one
-mask, or one table of coordinates for many scans.
+They come from an output folder of the app, any folder of masks or tables, one mask, or one table of
+coordinates for many scans.
 """
 
 import re
@@ -16,11 +16,11 @@ from scipy.spatial import cKDTree
 from bids_cmb.bids.tables import POSITION_COLUMNS, read_cells
 from bids_cmb.files import read_json
 from bids_cmb.imaging.volume import load_labels
-from bids_cmb.lesions.label_maps import common_volume, label_map, meet
+from bids_cmb.lesions.label_maps import grids_overlap, load_label_map, measure_overlap
 
-POSITION = list(POSITION_COLUMNS)
-PLACES = ("region", "group", "territory")  # columns that say where a lesion lies
-KINDS_OF_FILE = (  # what a folder is read by: the first pattern that any file fits
+POSITION_COLUMNS = list(POSITION_COLUMNS)
+LOCATION_COLUMNS = ("region", "group", "territory")
+FILE_PATTERNS = (  # of a folder, those files are read that match the first pattern with any match
     "*_seg-CMB*dseg.tsv",
     "*_seg-CMB*dseg.nii*",
     "*_label-CMB*mask.nii*",
@@ -28,76 +28,77 @@ KINDS_OF_FILE = (  # what a folder is read by: the first pattern that any file f
     "*.nii*",
     "*.tsv",
 )
-NO_LESIONS_IN = re.compile(r"_scans\.tsv$|_seg-mimics_|_label-brain_")
-OTHER_DATASETS = {"derivatives", "sourcedata"}  # in a dataset, but not of it
-SOURCE_ENTITIES = ("sub", "ses", "acq", "ce", "rec", "run", "echo", "part")
-YES, NO = {"yes", "true", "1", "1.0"}, {"no", "false", "0", "0.0"}
+EXCLUDED_NAMES = re.compile(r"_scans\.tsv$|_seg-mimics_|_label-brain_")
+EXCLUDED_FOLDERS = {"derivatives", "sourcedata"}  # other datasets within a dataset
+SCAN_ENTITIES = ("sub", "ses", "acq", "ce", "rec", "run", "echo", "part")
+TRUE_WORDS, FALSE_WORDS = {"yes", "true", "1", "1.0"}, {"no", "false", "0", "0.0"}
 
 
 @dataclass(frozen=True, eq=False)
 class LesionAnnotations:
-    """The lesions marked in one scan.
+    """Lesions marked in a scan.
 
     Attributes:
-        entities: Which scan: its ``sub``, ``ses``, ``acq``, … as far as the marks say.
+        entities: Of the scan: ``sub``, ``ses``, ``acq``, … as far as they are known.
         lesions: A row each: ``index`` (its value in the label map), ``x_mm``, ``y_mm``, ``z_mm``
             (world, RAS+), ``diameter_mm``, ``probability`` (0 to 1), ``uncertain``, ``included``,
-            and of ``PLACES`` those that are known.
+            and of ``LOCATION_COLUMNS`` those that are known.
         image: Its mask or label map, if there is one.
-        about: Facts of the scan, from the sidecar.
-        file: What was read; None where one table names many scans.
+        sidecar: Content of the sidecar.
+        file: That was read; None for one table of many scans.
     """
 
     entities: dict[str, str]
     lesions: pd.DataFrame
     image: Path | None = None
-    about: dict = field(default_factory=dict)
+    sidecar: dict = field(default_factory=dict)
     file: Path | None = None
 
     @property
     def name(self) -> str:
-        """Its entities as in a file name."""
+        """Entities as in a file name."""
         return "_".join(f"{key}-{label}" for key, label in self.entities.items())
 
     @property
     def positions(self) -> np.ndarray:
-        """World mm, shape (N, 3)."""
-        return self.lesions[POSITION].to_numpy(float)
+        """Centres of the lesions, world mm, shape (N, 3)."""
+        return self.lesions[POSITION_COLUMNS].to_numpy(float)
 
-    def agrees(self, other: "LesionAnnotations") -> bool:
-        """Whether both can be of one scan: no entity that both name differs."""
+    def may_match(self, other: "LesionAnnotations") -> bool:
+        """Check whether both can be of one scan: no entity that both name differs."""
         common = self.entities.keys() & other.entities.keys()
         return all(self.entities[key] == other.entities[key] for key in common)
 
 
 @dataclass(frozen=True, eq=False)
 class Mimics:
-    """What looks like a microbleed in a scan and is none, labelled as what it is.
+    """Labelled mimics of a scan.
 
     Attributes:
-        numbers: How many of each kind.
-        points: Where: their voxels, or their centres where there is no label map; world mm, (N, 3).
+        counts: Number of mimics of each kind.
+        points: Their voxels, or their centres without a label map; world mm, (N, 3).
         kinds: Of every point, shape (N,).
     """
 
-    numbers: dict[str, int]
+    counts: dict[str, int]
     points: np.ndarray
     kinds: np.ndarray
 
-    def nearest(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Kind of the nearest point to each position (F, 3), and how far away it is in mm."""
+    def find_nearest(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Find the kind of the nearest point to each position (F, 3), and its distance in mm."""
         if not len(positions) or not len(self.points):
             return np.full(len(positions), "", object), np.full(len(positions), np.inf)
-        away, at = cKDTree(self.points).query(positions)
-        return self.kinds[at].astype(object), away
+        distance, nearest = cKDTree(self.points).query(positions)
+        return self.kinds[nearest].astype(object), distance
 
 
 def read_annotations(path: Path) -> list[LesionAnnotations]:
-    """The lesions of every scan in a folder or a file.
+    """Read the lesions of every scan in a folder or a file.
 
-    A folder is read by the first of ``KINDS_OF_FILE`` that any of its files fits, one file per
-    scan. In a ``dseg`` every lesion has its own number; in any other image what is 0.5 or more is
-    lesion and what touches is one. Where the app left results, only those it finished count.
+    Of a folder, the files that match the first of ``FILE_PATTERNS`` with any match are read, one
+    per scan. In a ``dseg`` every lesion has its own number; in any other image voxels of 0.5 or
+    more are lesion, and those that touch are one. Of results of the app only complete ones are
+    read.
 
     Args:
         path: Folder, image (``.nii``, ``.nii.gz``) or table (``.tsv``).
@@ -110,17 +111,17 @@ def read_annotations(path: Path) -> list[LesionAnnotations]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder.")
     if path.is_dir():
-        return [_one(file) for file in _files(path)]
-    if path.suffix == ".tsv" and _who(_read(path)):
-        return _many(path)
-    return [_one(path, alone=True)]
+        return [_read_scan(file) for file in _find_files(path)]
+    if path.suffix == ".tsv" and _find_subject_columns(_read_table(path)):
+        return _read_coordinates(path)
+    return [_read_scan(path, alone=True)]
 
 
 def read_mimics(truth: LesionAnnotations) -> Mimics | None:
-    """The mimics of a scan, from the files that lie beside its true lesions; None without any.
+    """Read the mimics of a scan, from the files beside its true lesions; None without any.
 
-    They are called like those, ``seg-mimics`` in place of ``seg-CMB``: a table with ``kind``, and
-    a label map with the ``index`` of each or, in the table, their centres.
+    They have the same names, with ``seg-mimics`` for ``seg-CMB``: a table with ``kind``, and a
+    label map with the ``index`` of each or, in the table, their centres.
 
     Raises:
         ValueError: If the table lacks a column.
@@ -128,227 +129,247 @@ def read_mimics(truth: LesionAnnotations) -> Mimics | None:
     """
     if truth.file is None or "_seg-CMB_" not in truth.file.name:
         return None
-    table_file = _beside(truth.file, ".tsv")
-    table_file = table_file.with_name(table_file.name.replace("_seg-CMB_", "_seg-mimics_"))
-    image = _beside(table_file, ".nii.gz")
-    if not table_file.exists() and not image.exists():
+    table_path = _sibling_path(truth.file, ".tsv")
+    table_path = table_path.with_name(table_path.name.replace("_seg-CMB_", "_seg-mimics_"))
+    map_path = _sibling_path(table_path, ".nii.gz")
+    if not table_path.exists() and not map_path.exists():
         return None
-    table = _read(table_file)
-    _need(table_file, table, ["kind"] if image.exists() else ["kind", *POSITION])
+    table = _read_table(table_path)
+    _require_columns(
+        table_path, table, ["kind"] if map_path.exists() else ["kind", *POSITION_COLUMNS]
+    )
     kinds = table["kind"].fillna("n/a").to_numpy(object)
-    numbers = table["kind"].fillna("n/a").value_counts(sort=False).to_dict()
-    if not image.exists():
-        return Mimics(numbers, _numbers(table_file, table[POSITION]).to_numpy(float), kinds)
-    labels = load_labels(image)
+    counts = table["kind"].fillna("n/a").value_counts(sort=False).to_dict()
+    if not map_path.exists():
+        return Mimics(
+            counts, _to_numbers(table_path, table[POSITION_COLUMNS]).to_numpy(float), kinds
+        )
+    labels = load_labels(map_path)
     voxels = np.argwhere(labels.data > 0)
-    named = pd.Series(kinds, index=_indices(table_file, table))
+    kind_of = pd.Series(kinds, index=_get_indices(table_path, table))
     values = np.rint(labels.data[tuple(voxels.T)]).astype(int)
-    return Mimics(numbers, labels.world(voxels), named.reindex(values, fill_value="n/a").to_numpy())
+    return Mimics(
+        counts, labels.world(voxels), kind_of.reindex(values, fill_value="n/a").to_numpy()
+    )
 
 
-def shared_volume(found: LesionAnnotations, truth: LesionAnnotations) -> np.ndarray:
-    """What every found lesion has in common with every true one, mm³, shape (F, T).
+def measure_shared_volume(predicted: LesionAnnotations, truth: LesionAnnotations) -> np.ndarray:
+    """Measure the volume that every predicted lesion shares with every true one.
+
+    Returns:
+        mm³, shape (F, T).
 
     Raises:
-        ValueError: If either has no label map, or if the grids do not meet.
+        ValueError: If either has no label map, or if the grids do not overlap.
     """
-    for marks in (found, truth):
-        if marks.image is None and len(marks.lesions):
+    for annotations in (predicted, truth):
+        if annotations.image is None and len(annotations.lesions):
             raise ValueError(
-                f"{marks.name}: overlap needs a mask or label map of both sides; "
+                f"{annotations.name}: overlap needs a mask or label map of both sides; "
                 "found coordinates only."
             )
-    if not len(found.lesions) or not len(truth.lesions):
-        return np.zeros((len(found.lesions), len(truth.lesions)))
-    one, other = label_map(found.image), label_map(truth.image)
-    if not meet(one, other):
+    if not len(predicted.lesions) or not len(truth.lesions):
+        return np.zeros((len(predicted.lesions), len(truth.lesions)))
+    first, second = load_label_map(predicted.image), load_label_map(truth.image)
+    if not grids_overlap(first, second):
         raise ValueError(
-            f"{found.image}: must lie in the same space as {truth.image.name}; "
+            f"{predicted.image}: must lie in the same space as {truth.image.name}; "
             "the two grids have no place in common."
         )
-    numbers = (marks.lesions["index"].to_numpy() for marks in (found, truth))
-    return common_volume(one, other, *numbers)
+    numbers = (annotations.lesions["index"].to_numpy() for annotations in (predicted, truth))
+    return measure_overlap(first, second, *numbers)
 
 
-def _files(folder: Path) -> list[Path]:
-    """One file per scan, those of scans that the app began and did not finish left out."""
-    for pattern in KINDS_OF_FILE:
+def _find_files(folder: Path) -> list[Path]:
+    """Find one file per scan, without those of incomplete results of the app."""
+    for pattern in FILE_PATTERNS:
         files = [
             file
             for file in sorted(folder.rglob(f"sub-{pattern}"))
-            if not NO_LESIONS_IN.search(file.name)
-            and not OTHER_DATASETS & set(file.relative_to(folder).parts)
+            if not EXCLUDED_NAMES.search(file.name)
+            and not EXCLUDED_FOLDERS & set(file.relative_to(folder).parts)
         ]
         if files:
             break
     else:
         raise ValueError(
             f"{folder}: masks or lesion tables named sub-… are needed; found none of "
-            f"{', '.join(KINDS_OF_FILE[:4])} nor any other image or table."
+            f"{', '.join(FILE_PATTERNS[:4])} nor any other image or table."
         )
-    finished = [file for file in files if "Microbleeds" in _sidecar(_marker(file))]
-    return finished or files
+    complete = [file for file in files if "Microbleeds" in _read_sidecar(_marker_path(file))]
+    return complete or files
 
 
-def _marker(file: Path) -> Path:
-    """The sidecar that the app writes last, beside one of its tables."""
+def _marker_path(file: Path) -> Path:
+    """Get the path of the app's marker of a complete result, beside one of its tables."""
     name = file.name.replace("_seg-CMB_", "_label-CMB_").partition(".")[0]
     return file.with_name(name.removesuffix("_dseg").removesuffix("_mask") + "_mask.json")
 
 
-def _one(path: Path, *, alone: bool = False) -> LesionAnnotations:
-    """The marks of one scan. A file that was named alone need not say whose it is."""
-    entities = _entities(path.name)
+def _read_scan(path: Path, *, alone: bool = False) -> LesionAnnotations:
+    """Read the lesions of one scan; its name may lack entities if it is the only file."""
+    entities = parse_entities(path.name)
     if "sub" not in entities and not alone:
         raise ValueError(f"{path}: the name must say the participant, sub-…; found {path.name}.")
-    about = {**_sidecar(_beside(path, ".json")), **_sidecar(_marker(path))}
+    sidecar = {**_read_sidecar(_sibling_path(path, ".json")), **_read_sidecar(_marker_path(path))}
     if path.suffix == ".tsv":
-        images = [file for end in (".nii.gz", ".nii") if (file := _beside(path, end)).exists()]
-        lesions = _lesions(path, _read(path))
-        return LesionAnnotations(entities, lesions, images[0] if images else None, about, path)
+        images = [
+            file for end in (".nii.gz", ".nii") if (file := _sibling_path(path, end)).exists()
+        ]
+        lesions = _make_lesion_table(path, _read_table(path))
+        return LesionAnnotations(entities, lesions, images[0] if images else None, sidecar, path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(
             f"{path}: a folder, an image (.nii, .nii.gz) or a table (.tsv) is expected."
         )
-    return LesionAnnotations(entities, _measured(path), path, about, path)
+    return LesionAnnotations(entities, _measure_labels(path), path, sidecar, path)
 
 
-def _many(path: Path) -> list[LesionAnnotations]:
-    """The marks of every scan that a table of coordinates names; ``n/a`` three times for none."""
-    table = _read(path)
-    who = _who(table)
-    _need(path, table, POSITION)
-    where = _numbers(path, table[POSITION])
-    partly = where.isna().any(axis=1) & where.notna().any(axis=1)
-    if partly.any():
+def _read_coordinates(path: Path) -> list[LesionAnnotations]:
+    """Read a table of coordinates of many scans; a scan without lesions has ``n/a`` for all."""
+    table = _read_table(path)
+    subject_columns = _find_subject_columns(table)
+    _require_columns(path, table, POSITION_COLUMNS)
+    positions = _to_numbers(path, table[POSITION_COLUMNS])
+    incomplete = positions.isna().any(axis=1) & positions.notna().any(axis=1)
+    if incomplete.any():
         raise ValueError(
             f"{path}: a lesion must have x_mm, y_mm and z_mm, or n/a for all three; "
-            f"line {int(np.flatnonzero(partly)[0]) + 2} has only some."
+            f"line {int(np.flatnonzero(incomplete)[0]) + 2} has only some."
         )
-    if table[who[0]].isna().any():
-        line = int(np.flatnonzero(table[who[0]].isna())[0]) + 2
-        raise ValueError(f"{path}: every line must name its {who[0]}; line {line} does not.")
-    marks = []
-    for labels, rows in table.groupby(who, sort=False, dropna=False):
-        named = {
+    if table[subject_columns[0]].isna().any():
+        line = int(np.flatnonzero(table[subject_columns[0]].isna())[0]) + 2
+        raise ValueError(
+            f"{path}: every line must name its {subject_columns[0]}; line {line} does not."
+        )
+    annotations = []
+    for labels, rows in table.groupby(subject_columns, sort=False, dropna=False):
+        entities = {
             key: label.removeprefix(f"{key}-")
             for key, label in zip(("sub", "ses"), labels, strict=False)
             if isinstance(label, str)
         }
-        marks.append(
+        annotations.append(
             LesionAnnotations(
-                named, _lesions(path, rows[where.loc[rows.index].notna().all(axis=1)])
+                entities,
+                _make_lesion_table(path, rows[positions.loc[rows.index].notna().all(axis=1)]),
             )
         )
-    return marks
+    return annotations
 
 
-def _who(table: pd.DataFrame) -> list[str]:
-    """The columns that say whose lesion a row is; empty if the table is of one scan."""
+def _find_subject_columns(table: pd.DataFrame) -> list[str]:
+    """Find the columns of participant and session; none if the table is of one scan."""
     columns = [("participant_id", "subject"), ("session_id", "session")]
-    named = [[name for name in names if name in table][:1] for names in columns]
-    return [*named[0], *named[1]] if named[0] else []
+    present = [[name for name in names if name in table][:1] for names in columns]
+    return [*present[0], *present[1]] if present[0] else []
 
 
-def _lesions(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a table as `LesionAnnotations` has them, whatever columns it came with."""
-    _need(path, table, POSITION)
-    numbers = _numbers(path, table[POSITION])
-    if numbers.isna().any(axis=None):
-        line = int(np.flatnonzero(numbers.isna().any(axis=1))[0]) + 2
+def _make_lesion_table(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Make the table of `LesionAnnotations` from any table of lesions."""
+    _require_columns(path, table, POSITION_COLUMNS)
+    positions = _to_numbers(path, table[POSITION_COLUMNS])
+    if positions.isna().any(axis=None):
+        line = int(np.flatnonzero(positions.isna().any(axis=1))[0]) + 2
         raise ValueError(f"{path}: every lesion must have a position; line {line} has not.")
-    plain = pd.DataFrame(
+    lesions = pd.DataFrame(
         {
-            "index": _indices(path, table),
-            **{axis: numbers[axis] for axis in POSITION},
-            "diameter_mm": _first(path, table, ("diameter_mm", "equiv_diameter_mm"), np.nan),
-            "probability": _first(path, table, ("probability_max", "probability"), 1.0),
-            "uncertain": _says(table, "visible", NO)
-            | _says(table, "ignore", YES)
-            | _says(table, "certainty", {"possible", "unseen"}),
-            "included": ~_says(table, "included", NO),
+            "index": _get_indices(path, table),
+            **{axis: positions[axis] for axis in POSITION_COLUMNS},
+            "diameter_mm": _get_first_column(
+                path, table, ("diameter_mm", "equiv_diameter_mm"), np.nan
+            ),
+            "probability": _get_first_column(path, table, ("probability_max", "probability"), 1.0),
+            "uncertain": _has_word(table, "visible", FALSE_WORDS)
+            | _has_word(table, "ignore", TRUE_WORDS)
+            | _has_word(table, "certainty", {"possible", "unseen"}),
+            "included": ~_has_word(table, "included", FALSE_WORDS),
         }
     ).reset_index(drop=True)
-    if not plain["probability"].between(0, 1).all():
+    if not lesions["probability"].between(0, 1).all():
         raise ValueError(
             f"{path}: every lesion must have a probability from 0 to 1; found "
-            f"{plain['probability'].min():g} to {plain['probability'].max():g} or none."
+            f"{lesions['probability'].min():g} to {lesions['probability'].max():g} or none."
         )
-    for place in PLACES:
-        if place in table:
-            plain[place] = table[place].str.strip().fillna("n/a").to_numpy()
-    return plain
+    for column in LOCATION_COLUMNS:
+        if column in table:
+            lesions[column] = table[column].str.strip().fillna("n/a").to_numpy()
+    return lesions
 
 
-def _indices(path: Path, table: pd.DataFrame) -> pd.Series:
-    """Every lesion's value in the label map; its place in the table where none is given."""
-    given = _first(path, table, ("index",), np.nan)
-    return given.fillna(pd.Series(np.arange(1, len(table) + 1.0), index=table.index)).astype(int)
+def _get_indices(path: Path, table: pd.DataFrame) -> pd.Series:
+    """Get every lesion's value in the label map; the number of its row if none is given."""
+    indices = _get_first_column(path, table, ("index",), np.nan)
+    return indices.fillna(pd.Series(np.arange(1, len(table) + 1.0), index=table.index)).astype(int)
 
 
-def _first(path: Path, table: pd.DataFrame, names: tuple[str, ...], otherwise: object) -> pd.Series:
-    """The first of the columns that is there and says anything, as numbers."""
+def _get_first_column(
+    path: Path, table: pd.DataFrame, names: tuple[str, ...], default: object
+) -> pd.Series:
+    """Get the first of the columns that has any value, as numbers."""
     for name in names:
         if name in table and table[name].notna().any():
-            return _numbers(path, table[[name]])[name]
-    return pd.Series(otherwise, index=table.index, dtype=float)
+            return _to_numbers(path, table[[name]])[name]
+    return pd.Series(default, index=table.index, dtype=float)
 
 
-def _says(table: pd.DataFrame, column: str, words: set[str]) -> pd.Series:
-    """Where a column, if there is one, holds one of the words."""
+def _has_word(table: pd.DataFrame, column: str, words: set[str]) -> pd.Series:
+    """Check each row for one of the words in a column; False without the column."""
     if column not in table:
         return pd.Series(np.zeros(len(table), bool), index=table.index)
     return table[column].fillna("").str.strip().str.lower().isin(words)
 
 
-def _measured(path: Path) -> pd.DataFrame:
-    """The lesions of a mask or label map: centre of mass, size, highest probability."""
-    labels, stored = label_map(path), load_labels(path).data
+def _measure_labels(path: Path) -> pd.DataFrame:
+    """Measure the lesions of a mask or label map: centre of mass, size, highest probability."""
+    labels, stored = load_label_map(path), load_labels(path).data
     present = np.unique(labels.data[labels.data > 0])
     centres = np.array(ndimage.center_of_mass(labels.data > 0, labels.data, present))
-    voxels = np.array(ndimage.sum_labels(labels.data > 0, labels.data, present), float)
+    n_voxels = np.array(ndimage.sum_labels(labels.data > 0, labels.data, present), float)
     highest = np.array(ndimage.maximum(stored, labels.data, present), float)
     world = labels.world(centres.reshape(-1, 3))
-    sure = "dseg" in path.name
+    is_label_map = "dseg" in path.name
     return pd.DataFrame(
         {
             "index": present.astype(int),
-            **{axis: world[:, at] for at, axis in enumerate(POSITION)},
-            "diameter_mm": np.cbrt(6 * voxels * labels.voxel_volume / np.pi),
-            "probability": np.ones(len(present)) if sure else np.minimum(highest, 1.0),
+            **{axis: world[:, axis_index] for axis_index, axis in enumerate(POSITION_COLUMNS)},
+            "diameter_mm": np.cbrt(6 * n_voxels * labels.voxel_volume / np.pi),
+            "probability": np.ones(len(present)) if is_label_map else np.minimum(highest, 1.0),
             "uncertain": np.zeros(len(present), bool),
             "included": np.ones(len(present), bool),
         }
     )
 
 
-def _read(path: Path) -> pd.DataFrame:
-    """A BIDS table, every cell as text, ``n/a`` as NaN."""
+def _read_table(path: Path) -> pd.DataFrame:
+    """Read a BIDS table, every cell as text, ``n/a`` as NaN."""
     names, rows = read_cells(path)
     if not names:
         raise ValueError(f"{path}: a tab-separated table is expected; found an empty file.")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{path}: every column needs a name of its own; found {twice[0]} twice.")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"{path}: every column needs a name of its own; found {repeated[0]} twice."
+        )
     for line, row in enumerate(rows, start=2):
         if len(row) > len(names):
             raise ValueError(
                 f"{path}: a tab-separated table is expected, each line with the {len(names)} "
                 f"columns of the first; found {len(row)} in line {line}."
             )
-    whole = [[*row, *[None] * (len(names) - len(row))] for row in rows]
-    return pd.DataFrame(whole, columns=names, dtype=object).replace({"": None})
+    padded = [[*row, *[None] * (len(names) - len(row))] for row in rows]
+    return pd.DataFrame(padded, columns=names, dtype=object).replace({"": None})
 
 
-def _need(path: Path, table: pd.DataFrame, names: list[str]) -> None:
-    lacking = [name for name in names if name not in table]
-    if lacking:
+def _require_columns(path: Path, table: pd.DataFrame, names: list[str]) -> None:
+    missing = [name for name in names if name not in table]
+    if missing:
         raise ValueError(
             f"{path}: the columns {', '.join(names)} are needed; "
-            f"{', '.join(lacking)} not among {', '.join(map(str, table.columns))}."
+            f"{', '.join(missing)} not among {', '.join(map(str, table.columns))}."
         )
 
 
-def _numbers(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+def _to_numbers(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     try:
         return table.astype(float)
     except ValueError as error:
@@ -356,16 +377,16 @@ def _numbers(path: Path, table: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"{path}: {names} must be numbers; {error}.") from None
 
 
-def _entities(name: str) -> dict[str, str]:
-    """The entities of a file name that belong to the scan, in the order of BIDS."""
+def parse_entities(name: str) -> dict[str, str]:
+    """Get the entities of a file name that belong to the scan, in the order of BIDS."""
     parts = dict(part.partition("-")[::2] for part in name.partition(".")[0].split("_"))
-    return {key: parts[key] for key in SOURCE_ENTITIES if parts.get(key)}
+    return {key: parts[key] for key in SCAN_ENTITIES if parts.get(key)}
 
 
-def _beside(path: Path, extension: str) -> Path:
+def _sibling_path(path: Path, extension: str) -> Path:
     return path.with_name(path.name.partition(".")[0] + extension)
 
 
-def _sidecar(path: Path) -> dict:
-    """A sidecar's content; empty if there is none that can be read."""
+def _read_sidecar(path: Path) -> dict:
+    """Read a sidecar; empty if there is none that can be read."""
     return read_json(path) or {}

@@ -1,4 +1,4 @@
-"""Label maps: every lesion of an image with its own number, on whatever grid it came."""
+"""Label maps: images that number their lesions, on any grid."""
 
 from pathlib import Path
 
@@ -7,67 +7,80 @@ import pandas as pd
 from scipy import ndimage
 
 from bids_cmb.imaging.volume import Volume, load_labels
-from bids_cmb.lesions.measure import TOUCHING
+from bids_cmb.lesions.measure import CONNECTIVITY_26
 
-MOST_OF_ALL = 0.1  # part of the voxels; a hundred microbleeds are a thousandth of a head
-CUT = 0.5  # a mask that is a probability map is lesion from here on
+MAX_COVERED = 0.1  # share of the voxels; a hundred microbleeds are a thousandth of a head
+MASK_THRESHOLD = 0.5  # for masks that are probability maps
 
 
-def label_map(path: Path) -> Volume:
-    """Every lesion with its own number: as stored in a ``dseg``, else by what touches.
+def load_label_map(path: Path) -> Volume:
+    """Load a label map: the numbers of a ``dseg``, or a mask's connected components.
 
     Raises:
-        ValueError: If the file is no image, or one of something else than lesions.
+        ValueError: If the file is no image, or shows something else than lesions.
         OSError: If it cannot be read.
     """
     stored = load_labels(path)
-    covered = float((stored.data >= CUT).mean())
-    if covered > MOST_OF_ALL:
+    covered = float((stored.data >= MASK_THRESHOLD).mean())
+    if covered > MAX_COVERED:
         raise ValueError(
-            f"{path}: a mask of microbleeds covers at most {100 * MOST_OF_ALL:g} % of an image; "
+            f"{path}: a mask of microbleeds covers at most {100 * MAX_COVERED:g} % of an image; "
             f"found {100 * covered:.0f} %."
         )
     if "dseg" in path.name:
         return Volume(np.rint(stored.data).astype(np.int32), stored.affine)
-    return Volume(ndimage.label(stored.data >= CUT, structure=TOUCHING)[0], stored.affine)
+    return Volume(
+        ndimage.label(stored.data >= MASK_THRESHOLD, structure=CONNECTIVITY_26)[0], stored.affine
+    )
 
 
-def common_volume(one: Volume, other: Volume, own: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """What every lesion of one label map shares with every lesion of another, mm³, shape (F, T).
+def measure_overlap(
+    first: Volume, second: Volume, numbers_1: np.ndarray, numbers_2: np.ndarray
+) -> np.ndarray:
+    """Measure the volume that each lesion of a label map shares with each of another.
 
     Voxel centres of either are looked up in the other, and the larger volume is taken: so a lesion
-    of one small voxel is seen within a thick slice, whichever side has the coarser grid.
+    of one small voxel overlaps one on thick slices, whichever grid is coarser.
 
     Args:
-        one: Label map.
-        other: Label map on any grid.
-        own: Numbers of the lesions in ``one``, shape (F,).
-        theirs: Numbers of the lesions in ``other``, shape (T,).
+        first: Label map.
+        second: Label map on any grid.
+        numbers_1: Of the lesions in ``first``, shape (F,).
+        numbers_2: Of the lesions in ``second``, shape (T,).
+
+    Returns:
+        mm³, shape (F, T).
     """
-    there = _looked_up(one, other, own, theirs)
-    back = _looked_up(other, one, theirs, own).T
-    return np.maximum(there, back)
+    forward = _measure_shared(first, second, numbers_1, numbers_2)
+    backward = _measure_shared(second, first, numbers_2, numbers_1).T
+    return np.maximum(forward, backward)
 
 
-def meet(one: Volume, other: Volume) -> bool:
-    """Whether the boxes around two grids, along the axes of the world, have a place in common."""
-    boxes = [_box(volume) for volume in (one, other)]
+def grids_overlap(first: Volume, second: Volume) -> bool:
+    """Check whether the boxes around two grids, along the axes of the world, overlap."""
+    boxes = [_bounding_box(volume) for volume in (first, second)]
     low, high = np.max([box[0] for box in boxes], axis=0), np.min([box[1] for box in boxes], axis=0)
     return bool((low <= high).all())
 
 
-def _looked_up(one: Volume, other: Volume, own: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Volume of each lesion of ``one`` that lies in each of ``other`` by its voxels' centres."""
-    voxels = np.argwhere(one.data > 0)
-    at = np.rint(other.index(one.world(voxels))).astype(int)
-    inside = ((at >= 0) & (at < other.shape)).all(axis=1)
-    here, there = one.data[tuple(voxels[inside].T)], other.data[tuple(at[inside].T)]
-    counts = pd.Series(1, index=pd.MultiIndex.from_arrays([here, there])).groupby(level=[0, 1])
-    table = counts.sum().unstack(fill_value=0).reindex(index=own, columns=theirs, fill_value=0)
-    return table.to_numpy(float) * one.voxel_volume
+def _measure_shared(
+    first: Volume, second: Volume, numbers_1: np.ndarray, numbers_2: np.ndarray
+) -> np.ndarray:
+    """Measure the volume of each first lesion whose voxel centres lie in each second one, mm³."""
+    voxels = np.argwhere(first.data > 0)
+    indices = np.rint(second.index(first.world(voxels))).astype(int)
+    inside = ((indices >= 0) & (indices < second.shape)).all(axis=1)
+    values_1, values_2 = first.data[tuple(voxels[inside].T)], second.data[tuple(indices[inside].T)]
+    counts = pd.Series(1, index=pd.MultiIndex.from_arrays([values_1, values_2])).groupby(
+        level=[0, 1]
+    )
+    table = (
+        counts.sum().unstack(fill_value=0).reindex(index=numbers_1, columns=numbers_2, fill_value=0)
+    )
+    return table.to_numpy(float) * first.voxel_volume
 
 
-def _box(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and highest world position of the grid's corners."""
+def _bounding_box(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
+    """Find the lowest and highest world position of the grid's corners."""
     corners = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in volume.shape])).reshape(3, -1).T
     return volume.world(corners).min(axis=0), volume.world(corners).max(axis=0)

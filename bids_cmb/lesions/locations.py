@@ -1,4 +1,4 @@
-"""Where lesions lie: structure, side, position in MNI space, region of MARS, and parcel."""
+"""Locations of lesions: structure, side, position in MNI space, region of MARS, and parcel."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -19,15 +19,15 @@ def locate_lesions(
     atlases: Atlases,
     exclude_flags: Sequence[str] = ("large",),
 ) -> list[Lesion]:
-    """Give each lesion the place where its centre lies.
+    """Locate the centre of each lesion in the anatomy.
 
     Args:
         lesions: As `lesions.measure.find_lesions` gives them.
         anatomy: Of the head.
         regions: Of MARS, on the grid of the anatomy, from `anatomy.region_map.build_region_map`.
         classes: Of the anatomy network's card.
-        atlases: That name parcels.
-        exclude_flags: Flags that exclude a lesion from the counts; ``csf`` is known only now.
+        atlases: Of parcels.
+        exclude_flags: Flags that exclude a lesion from the counts; only here is ``csf`` known.
 
     Returns:
         The same lesions in the same order.

@@ -1,4 +1,4 @@
-"""Lesions: a probability map cut into separate microbleeds, each measured in millimetres."""
+"""Lesions: a probability map split into separate microbleeds, each measured in millimetres."""
 
 from dataclasses import dataclass, replace
 
@@ -8,13 +8,17 @@ from scipy.spatial import cKDTree
 
 from bids_cmb.imaging.volume import Volume
 
-TOUCHING = ndimage.generate_binary_structure(3, 3)  # by face, edge or corner: 26 neighbours
+CONNECTIVITY_26 = ndimage.generate_binary_structure(3, 3)  # by face, edge or corner: 26 neighbours
 
-LARGEST_MM = 10.0  # a microbleed is no wider; Wardlaw et al. 2013 and STRIVE-2, Duering et al. 2023
-SMALLEST_MM = 2.0  # the lower end of the same definitions
-EDGE_MM = 2.0  # nearer to the brain's edge a dot is as likely a vessel on the surface
-ELONGATED = 2.2  # in-plane long to short axis; above it a dark spot is as likely a vessel
-SURROUND_MM = 3.0  # width of the shell a lesion is compared with
+MAX_DIAMETER_MM = (
+    10.0  # a microbleed is no wider; Wardlaw et al. 2013 and STRIVE-2, Duering et al. 2023
+)
+MIN_DIAMETER_MM = 2.0  # the lower end of the same definitions
+MIN_SURFACE_DISTANCE_MM = (
+    2.0  # nearer to the brain's edge a dot is as likely a vessel on the surface
+)
+MAX_ELONGATION = 2.2  # in-plane long to short axis; above it a dark spot is as likely a vessel
+CONTRAST_SHELL_MM = 3.0  # width of the shell a lesion is compared with
 FLAGS = ("large", "small", "edge", "vessel", "csf")
 
 
@@ -29,9 +33,9 @@ class Lesion:
         volume: mm³.
         diameter: mm, of the ball that has the lesion's volume.
         largest_diameter: mm, the widest extent within one slice.
-        slices: Slices it is seen on.
+        slices: Number of slices it is visible on.
         elongation: In-plane long axis to short axis, 1 for a disc.
-        contrast: 1 - its mean intensity / the median of the shell around it; 0 not darker, 1 black.
+        contrast: 1 - its mean intensity / the median of the shell around it: 0 not darker, 1 black.
         distance_to_surface: mm from its centre to the surface of the brain mask; 0 outside.
         probability_mean: Over its voxels, 0 to 1.
         probability_max: Over its voxels, 0 to 1.
@@ -39,15 +43,15 @@ class Lesion:
         certainty: ``definite`` or ``possible``.
         flags: What a reader should know, of ``FLAGS``.
         included: Whether it is counted: it has no flag that excludes lesions.
-        region: Structure it lies in, without side; None where nobody looked, or none is near.
+        region: Structure it lies in, without side; None without an anatomy, or if none is near.
         territory: ``lobar``, ``deep`` or ``infratentorial``; None like ``region``.
-        side: ``left``, ``right`` or ``midline``; None where nobody looked.
+        side: ``left``, ``right`` or ``midline``; None without an anatomy.
         mni: Centre in MNI152NLin2009cAsym, mm; None without a fit to it.
-        mars: Region of MARS it lies in or nearest to; None like ``region``, and in a lobe where no
-            atlas tells lobes apart.
-        nearest_other_mars: The region that is nearest but for it; None if none is within reach.
+        mars: Region of MARS it lies in or nearest to; None like ``region``, and in the cerebrum
+            without an atlas of lobes.
+        nearest_other_mars: The nearest region but ``mars``; None if none is within reach.
         nearest_other_mars_mm: mm from the centre to that.
-        left: Whether it lies left of the midline; None where nobody looked.
+        left: Whether it lies left of the midline; None without an anatomy.
         parcel: Its name in an atlas at its MNI position; None without the atlas.
     """
 
@@ -90,23 +94,23 @@ def find_lesions(  # noqa: PLR0913
     spread: Volume | None = None,
     instances: Volume | None = None,
 ) -> tuple[Volume, list[Lesion]]:
-    """Cut a probability map into lesions and measure each one.
+    """Split a probability map into lesions and measure each.
 
     Args:
-        probability: Chance that a voxel is microbleed, 0 to 1, on the grid of the scan.
+        probability: Of a microbleed in each voxel, 0 to 1, on the grid of the scan.
         image: The scan.
         brain: Its brain mask, bool, on the same grid.
-        threshold: Voxels at or above it count; those that touch (26 neighbours) are one lesion.
+        threshold: Voxels that reach it are lesion; those that touch (26 neighbours) are one lesion.
         definite: A lesion whose highest probability reaches it is definite, else possible.
-        min_volume: mm³; what is smaller is no lesion.
+        min_volume: mm³; smaller lesions are dropped.
         exclude_flags: Flags that exclude a lesion from the counts. It stays in map and table.
         spread: Standard deviation over the members, on the same grid, where there are several.
-        instances: Which candidate a voxel belongs to, from 1, 0 elsewhere, on the same grid, where
-            the detector tells: those of one candidate are one lesion, whatever it touches.
+        instances: Candidate that each voxel belongs to, from 1, 0 elsewhere, on the same grid, if
+            the detector has candidates: each is a lesion of its own, whatever it touches.
 
     Returns:
         labels: uint16, on the grid of the scan; 0 is background, ``lesion.index`` the rest.
-        lesions: The surest first; equals by place, from the top of the head down.
+        lesions: By falling probability; equals by position, from the top of the head down.
 
     Raises:
         ValueError: If ``probability`` leaves 0 to 1 (logits?) or has a NaN, or if the lesions
@@ -118,7 +122,7 @@ def find_lesions(  # noqa: PLR0913
             "A probability map must lie between 0 and 1 in every voxel; found "
             f"{data.min():.3g} to {data.max():.3g}."
         )
-    pieces, count = _pieces(data >= threshold, instances)
+    pieces, count = _label_pieces(data >= threshold, instances)
     volumes = np.bincount(pieces.ravel(), minlength=count + 1) * probability.voxel_volume
     kept = [piece for piece in range(1, count + 1) if volumes[piece] >= min_volume]
     if len(kept) > np.iinfo(np.uint16).max:
@@ -127,79 +131,82 @@ def find_lesions(  # noqa: PLR0913
         )
 
     boxes = ndimage.find_objects(pieces)
-    surface = _surface(brain) if kept else None
-    found = {}
+    surface = _build_surface_tree(brain) if kept else None
+    measured: dict[int, Lesion] = {}
     for piece in kept:
-        box = _widened(boxes[piece - 1], probability)
+        box = _widen_box(boxes[piece - 1], probability)
         inside = pieces[box] == piece
-        chances = data[box][inside]
-        place = _place(inside, data[box], box, probability)
-        measured = Lesion(
+        probabilities = data[box][inside]
+        position = _locate_centre(inside, data[box], box, probability)
+        lesion = Lesion(
             index=piece,
-            **place,
+            **position,
             volume=float(volumes[piece]),
             diameter=float(np.cbrt(6 * volumes[piece] / np.pi)),
-            **_shape(inside, probability),
-            contrast=_contrast(
+            **_measure_shape(inside, probability),
+            contrast=_measure_contrast(
                 inside, image.data[box], brain.data[box] & (pieces[box] == 0), image
             ),
-            distance_to_surface=_distance_to_surface(place, brain, surface),
-            probability_mean=float(chances.mean(dtype=float)),
-            probability_max=float(chances.max()),
+            distance_to_surface=_measure_surface_distance(position, brain, surface),
+            probability_mean=float(probabilities.mean(dtype=float)),
+            probability_max=float(probabilities.max()),
             probability_sd=float(spread.data[box][inside].mean(dtype=float)) if spread else None,
-            certainty="definite" if chances.max() >= definite else "possible",
+            certainty="definite" if probabilities.max() >= definite else "possible",
         )
-        flags = _flags(measured)
-        found[piece] = replace(measured, flags=flags, included=not set(flags) & set(exclude_flags))
+        flags = _flag_lesion(lesion)
+        measured[piece] = replace(lesion, flags=flags, included=not set(flags) & set(exclude_flags))
 
-    order = sorted(found.values(), key=_surest_then_highest)
+    order = sorted(measured.values(), key=_rank)
     numbers = np.zeros(count + 1, np.uint16)
     numbers[[lesion.index for lesion in order]] = np.arange(1, len(order) + 1)
     lesions = [replace(lesion, index=index) for index, lesion in enumerate(order, start=1)]
     return Volume(numbers[pieces], probability.affine), lesions
 
 
-def _pieces(inside: np.ndarray, instances: Volume | None) -> tuple[np.ndarray, int]:
-    """Number the candidates, then what hangs together without being one."""
+def _label_pieces(inside: np.ndarray, instances: Volume | None) -> tuple[np.ndarray, int]:
+    """Number the candidates, then the connected components outside them."""
     if instances is None:
-        return ndimage.label(inside, structure=TOUCHING)
-    numbers, places = np.unique(np.where(inside, instances.data, 0), return_inverse=True)
-    candidates = places.reshape(inside.shape) + (0 if numbers[0] == 0 else 1)
+        return ndimage.label(inside, structure=CONNECTIVITY_26)
+    numbers, inverse = np.unique(np.where(inside, instances.data, 0), return_inverse=True)
+    candidates = inverse.reshape(inside.shape) + (0 if numbers[0] == 0 else 1)
     count = int(np.count_nonzero(numbers))
-    others, further = ndimage.label(inside & (candidates == 0), structure=TOUCHING)
+    others, further = ndimage.label(inside & (candidates == 0), structure=CONNECTIVITY_26)
     return np.where(others > 0, others + count, candidates), count + further
 
 
-def _surest_then_highest(lesion: Lesion) -> tuple[float, ...]:
-    return (-lesion.probability_max, *(-place for place in reversed(lesion.centre)))
+def _rank(lesion: Lesion) -> tuple[float, ...]:
+    """Rank by probability, then from the top of the head down."""
+    return (-lesion.probability_max, *(-position for position in reversed(lesion.centre)))
 
 
-def _widened(box: tuple[slice, ...], grid: Volume) -> tuple[slice, ...]:
-    """The box with the surround on every side, within the grid."""
-    margin = np.ceil(SURROUND_MM / grid.spacing).astype(int) + 1
+def _widen_box(box: tuple[slice, ...], grid: Volume) -> tuple[slice, ...]:
+    """Widen a box by ``CONTRAST_SHELL_MM`` on every side, within the grid."""
+    margin = np.ceil(CONTRAST_SHELL_MM / grid.spacing).astype(int) + 1
     return tuple(
-        slice(max(side.start - more, 0), min(side.stop + more, size))
-        for side, more, size in zip(box, margin, grid.shape, strict=True)
+        slice(max(side.start - width, 0), min(side.stop + width, size))
+        for side, width, size in zip(box, margin, grid.shape, strict=True)
     )
 
 
-def _place(inside: np.ndarray, chances: np.ndarray, box: tuple, grid: Volume) -> dict:
-    """Where the lesion lies, weighted by probability, in voxels and in the world."""
-    voxel = np.average(np.argwhere(inside), axis=0, weights=chances[inside].astype(float))
+def _locate_centre(inside: np.ndarray, probability: np.ndarray, box: tuple, grid: Volume) -> dict:
+    """Compute the centre of mass of the probability, in voxels and in world mm."""
+    voxel = np.average(np.argwhere(inside), axis=0, weights=probability[inside].astype(float))
     voxel += [side.start for side in box]
     return {"voxel": tuple(voxel.tolist()), "centre": tuple(grid.world(voxel).tolist())}
 
 
-def _shape(inside: np.ndarray, grid: Volume) -> dict:
-    """Extent and elongation within the slice, where a scan with thick slices resolves them."""
+def _measure_shape(inside: np.ndarray, grid: Volume) -> dict:
+    """Measure extent and elongation within the slice, which scans with thick slices resolve."""
     axis = grid.slice_axis
     in_plane = np.delete(grid.spacing, axis)
     slices = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))
-    widest = max(_width(np.argwhere(inside.take(at, axis)) * in_plane) for at in slices)
-    shadow = np.argwhere(inside.any(axis)) * in_plane
+    widest = max(
+        _measure_width(np.argwhere(inside.take(index, axis)) * in_plane) for index in slices
+    )
+    projected = np.argwhere(inside.any(axis)) * in_plane
     # A pixel is a square, not a point: its own variance keeps a lesion of one pixel round.
-    scatter = np.cov(shadow.T, bias=True) if len(shadow) > 1 else np.zeros((2, 2))
-    short, long = np.linalg.eigvalsh(scatter + np.diag(in_plane**2) / 12)
+    covariance = np.cov(projected.T, bias=True) if len(projected) > 1 else np.zeros((2, 2))
+    short, long = np.linalg.eigvalsh(covariance + np.diag(in_plane**2) / 12)
     return {
         "largest_diameter": float(widest + in_plane.mean()),
         "slices": len(slices),
@@ -207,40 +214,41 @@ def _shape(inside: np.ndarray, grid: Volume) -> dict:
     }
 
 
-def _width(points: np.ndarray) -> float:
-    """The largest extent of points (N, 2) over all directions, to 0.1 %."""
+def _measure_width(points: np.ndarray) -> float:
+    """Measure the largest extent of points (N, 2) over all directions, to 0.1 %."""
     angles = np.radians(np.arange(0, 180, 5))
     along = points @ np.stack([np.cos(angles), np.sin(angles)])
     return float(np.ptp(along, axis=0).max())
 
 
-def _contrast(inside: np.ndarray, image: np.ndarray, free: np.ndarray, grid: Volume) -> float:
-    """1 - mean inside / median of the brain within ``SURROUND_MM``, other lesions left out."""
+def _measure_contrast(
+    inside: np.ndarray, image: np.ndarray, free: np.ndarray, grid: Volume
+) -> float:
+    """Compute 1 - mean inside / median of the free brain within ``CONTRAST_SHELL_MM``."""
     distance = ndimage.distance_transform_edt(~inside, sampling=grid.spacing)
-    shell = image[free & (distance > 0) & (distance <= SURROUND_MM)]
+    shell = image[free & (distance > 0) & (distance <= CONTRAST_SHELL_MM)]
     level = float(np.median(shell)) if shell.size else 0.0
     return 1 - float(image[inside].mean(dtype=float)) / level if level > 0 else 0.0
 
 
-def _surface(brain: Volume) -> cKDTree:
-    """World positions of the outermost voxels of the brain, for looking up the nearest."""
+def _build_surface_tree(brain: Volume) -> cKDTree:
+    """Build a search tree of the brain's outermost voxels, world mm."""
     shell = brain.data & ~ndimage.binary_erosion(brain.data)
     return cKDTree(brain.world(np.argwhere(shell)))
 
 
-def _distance_to_surface(place: dict, brain: Volume, surface: cKDTree) -> float:
-    """Distance to the brain's surface in mm, 0 for a centre outside the brain."""
-    at = tuple(np.round(place["voxel"]).astype(int))
-    return float(surface.query(place["centre"])[0]) if brain.data[at] else 0.0
+def _measure_surface_distance(position: dict, brain: Volume, surface: cKDTree) -> float:
+    """Measure the distance to the brain's surface in mm, 0 for a centre outside the brain."""
+    voxel = tuple(np.round(position["voxel"]).astype(int))
+    return float(surface.query(position["centre"])[0]) if brain.data[voxel] else 0.0
 
 
-def _flags(lesion: Lesion) -> tuple[str, ...]:
-    said = {
-        "large": lesion.largest_diameter > LARGEST_MM,
-        "small": lesion.diameter < SMALLEST_MM,
-        "edge": lesion.distance_to_surface < EDGE_MM,
-        "vessel": lesion.elongation > ELONGATED,
+def _flag_lesion(lesion: Lesion) -> tuple[str, ...]:
+    """List the flags that follow from the measures; the others need the anatomy."""
+    criteria = {
+        "large": lesion.largest_diameter > MAX_DIAMETER_MM,
+        "small": lesion.diameter < MIN_DIAMETER_MM,
+        "edge": lesion.distance_to_surface < MIN_SURFACE_DISTANCE_MM,
+        "vessel": lesion.elongation > MAX_ELONGATION,
     }
-    return tuple(
-        flag for flag in FLAGS if said.get(flag)
-    )  # the others need to know what lies where
+    return tuple(flag for flag in FLAGS if criteria.get(flag))

@@ -1,4 +1,4 @@
-"""Lesions as rows of tables: each lesion, and the counts of a scan by place."""
+"""Lesions as rows of tables: each lesion, and the counts of a scan by region."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,12 +6,12 @@ from bids_cmb.anatomy.mars import classify_pattern, list_regions
 from bids_cmb.bids.tables import LESION_INDEX, round_or_none
 from bids_cmb.lesions.measure import Lesion
 
-MNI = ("mni_x_mm", "mni_y_mm", "mni_z_mm")
+MNI_COLUMNS = ("mni_x_mm", "mni_y_mm", "mni_z_mm")
 TERRITORIES = ("lobar", "deep", "infratentorial")
 
 
-def lesion_row(lesion: Lesion) -> dict[str, object]:
-    """One lesion as a row of its table."""
+def make_lesion_row(lesion: Lesion) -> dict[str, object]:
+    """Make the row of a lesion in its table."""
     x, y, z = lesion.centre
     i, j, k = lesion.voxel
     return {
@@ -33,9 +33,7 @@ def lesion_row(lesion: Lesion) -> dict[str, object]:
         "distance_to_brain_surface_mm": round_or_none(lesion.distance_to_surface, 2),
         "probability_mean": round_or_none(lesion.probability_mean, 4),
         "probability_max": round_or_none(lesion.probability_max, 4),
-        "probability_sd": None
-        if lesion.probability_sd is None
-        else round_or_none(lesion.probability_sd, 4),
+        "probability_sd": _round_known(lesion.probability_sd, 4),
         "certainty": lesion.certainty,
         "flags": ",".join(lesion.flags) or None,
         "included": "yes" if lesion.included else "no",
@@ -45,21 +43,21 @@ def lesion_row(lesion: Lesion) -> dict[str, object]:
         "mars_region": lesion.mars,
         "mars_side": None if lesion.left is None else "left" if lesion.left else "right",
         "nearest_other_region": lesion.nearest_other_mars,
-        "nearest_other_region_mm": None
-        if lesion.nearest_other_mars_mm is None
-        else round_or_none(lesion.nearest_other_mars_mm, 1),
+        "nearest_other_region_mm": _round_known(lesion.nearest_other_mars_mm, 1),
         "atlas_region": lesion.parcel,
-        **dict.fromkeys(MNI),
-        **({} if lesion.mni is None else _position(lesion.mni)),
+        **{
+            name: _round_known(position, 1)
+            for name, position in zip(MNI_COLUMNS, lesion.mni or (None,) * 3, strict=True)
+        },
     }
 
 
-def _position(mni: tuple[float, float, float]) -> dict[str, object]:
-    return {name: round_or_none(part, 1) for name, part in zip(MNI, mni, strict=True)}
+def _round_known(value: float | None, digits: int) -> float | None:
+    return None if value is None else round_or_none(value, digits)
 
 
-def counts(lesions: Iterable[Lesion]) -> dict[str, object]:
-    """The numbers of one scan that follow from its lesions, as columns of the scan table."""
+def count_lesions(lesions: Iterable[Lesion]) -> dict[str, object]:
+    """Count the lesions of a scan, in columns of the scan table."""
     lesions = list(lesions)
     counted = [lesion for lesion in lesions if lesion.included]
     definite = sum(lesion.certainty == "definite" for lesion in counted)
@@ -72,27 +70,30 @@ def counts(lesions: Iterable[Lesion]) -> dict[str, object]:
         "cmb_volume_mm3": round_or_none(sum(lesion.volume for lesion in counted), 3),
         "n_under_5mm": small,
         "n_5mm_or_more": len(counted) - small,
-        "burden": burden(len(counted)),
-        **regional_counts(counted),
+        "burden": classify_burden(len(counted)),
+        **count_by_region(counted),
     }
 
 
-def regional_counts(counted: Sequence[Lesion]) -> dict[str, object]:
-    """The columns of the scan table that follow from where its counted lesions lie.
+def count_by_region(counted: Sequence[Lesion]) -> dict[str, object]:
+    """Count lesions by territory and region of MARS, in columns of the scan table.
 
     Args:
-        counted: Lesions, or whatever has their ``side``, ``left``, ``territory`` and ``mars``.
+        counted: Lesions, or objects with their ``side``, ``left``, ``territory`` and ``mars``.
     """
     return {
-        **{f"n_{name}": _in_territory(counted, name) for name in TERRITORIES},
-        "lobar_class": _at_least_two(_in_territory(counted, "lobar")),
-        "pattern": _pattern(counted),
-        **{column: _in_region(counted, name, left=left) for column, name, left in mars_columns()},
+        **{f"n_{name}": _count_in_territory(counted, name) for name in TERRITORIES},
+        "lobar_class": _classify_lobar(_count_in_territory(counted, "lobar")),
+        "pattern": _classify_pattern(counted),
+        **{
+            column: _count_in_region(counted, name, left=left)
+            for column, name, left in list_mars_columns()
+        },
     }
 
 
-def mars_columns() -> list[tuple[str, str, bool]]:
-    """The columns that count by region and side: (column, region, whether left)."""
+def list_mars_columns() -> list[tuple[str, str, bool]]:
+    """List the columns that count by region and side: (column, region, whether left)."""
     return [
         (f"n_{name.replace(' ', '_')}_{side}", name, side == "left")
         for name in list_regions()
@@ -100,8 +101,8 @@ def mars_columns() -> list[tuple[str, str, bool]]:
     ]
 
 
-def _in_region(counted: Sequence[Lesion], region: str, *, left: bool) -> int | None:
-    """How many lie there; None where nobody looked, and for lobes where some lobe is not known."""
+def _count_in_region(counted: Sequence[Lesion], region: str, *, left: bool) -> int | None:
+    """Count the lesions in a region; None without an anatomy, or if a lesion's lobe is unknown."""
     lobar = region in list_regions("lobar")
     unknown = any(
         lesion.left is None or (lobar and lesion.territory == "lobar" and lesion.mars is None)
@@ -112,26 +113,26 @@ def _in_region(counted: Sequence[Lesion], region: str, *, left: bool) -> int | N
     return sum(lesion.mars == region and lesion.left == left for lesion in counted)
 
 
-def _pattern(counted: Sequence[Lesion]) -> str | None:
-    territories = {name: _in_territory(counted, name) for name in TERRITORIES}
+def _classify_pattern(counted: Sequence[Lesion]) -> str | None:
+    territories = {name: _count_in_territory(counted, name) for name in TERRITORIES}
     if None in territories.values():
         return None
     return classify_pattern(territories, sum(lesion.mars == "cerebellum" for lesion in counted))
 
 
-def _at_least_two(count: int | None) -> str | None:
+def _classify_lobar(count: int | None) -> str | None:
     return None if count is None else str(count) if count < 2 else ">=2"
 
 
-def _in_territory(counted: Sequence[Lesion], territory: str) -> int | None:
-    """How many lie there; None where nobody looked where lesions lie."""
+def _count_in_territory(counted: Sequence[Lesion], territory: str) -> int | None:
+    """Count the lesions in a territory; None without an anatomy."""
     if any(lesion.side is None for lesion in counted):
         return None
     return sum(lesion.territory == territory for lesion in counted)
 
 
-def burden(count: int) -> str:
-    """The class of a number of microbleeds: 0, 1, 2-4, 5-10 or >10."""
+def classify_burden(count: int) -> str:
+    """Classify a number of microbleeds: 0, 1, 2-4, 5-10 or >10."""
     if count < 2:
         return str(count)
     return "2-4" if count <= 4 else "5-10" if count <= 10 else ">10"

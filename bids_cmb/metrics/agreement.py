@@ -2,6 +2,11 @@
 
 import numpy as np
 
+from bids_cmb.bids.tables import read_columns
+from bids_cmb.lesions.table import classify_burden
+
+BURDENS = tuple(read_columns("scan")["burden"]["Levels"])
+
 
 def intraclass_correlation(ratings: np.ndarray) -> float:
     """Compute ICC(2,1): two-way random effects, absolute agreement, single rating.
@@ -52,3 +57,16 @@ def weighted_kappa(first: np.ndarray, second: np.ndarray, *, classes: int) -> fl
     by_chance = np.outer(table.sum(axis=1), table.sum(axis=0)) / max(table.sum(), 1)
     expected = (apart * by_chance).sum()
     return float(1 - (apart * table).sum() / expected) if expected > 0 else float("nan")
+
+
+def measure_count_agreement(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Measure how near the numbers of lesions of scans come to the true ones, (scans,) both."""
+    classes = [
+        [BURDENS.index(classify_burden(int(n))) for n in counts] for counts in (predicted, truth)
+    ]
+    return {
+        "count_icc": intraclass_correlation(np.stack([predicted, truth], axis=1)),
+        "count_mae": float(np.abs(predicted - truth).mean()),
+        "count_bias": float((predicted - truth).mean()),
+        "burden_kappa": weighted_kappa(*classes, classes=len(BURDENS)),
+    }

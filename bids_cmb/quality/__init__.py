@@ -1,1 +1,1 @@
-"""Quality of a scan: what makes a count doubtful, and how familiar the scan looks."""
+"""Quality of a scan: what makes its counts doubtful, and how it compares with training scans."""

@@ -1,4 +1,4 @@
-"""Where the lesions of a cohort lie in MNI space: a map of participants, and its picture."""
+"""Lesion frequency map: the number of participants with a lesion, in MNI space, and its picture."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,19 +8,19 @@ import numpy as np
 from bids_cmb.files import replacing, write_json
 from bids_cmb.imaging.volume import Volume, save
 
-# The grid of TemplateFlow's tpl-MNI152NLin2009cAsym_res-02, so of what fMRIPrep calls res-2.
+# The grid of TemplateFlow's tpl-MNI152NLin2009cAsym_res-02, which fMRIPrep calls res-2.
 SHAPE = (97, 115, 97)
 VOXEL_MM = 2.0
 AFFINE = np.array([[2.0, 0, 0, -96.5], [0, 2, 0, -132.5], [0, 0, 2, -78.5], [0, 0, 0, 1]])
 BRAIN_MM = ((-71, 71), (-107, 73), (-68, 82))  # about as far as the template's brain reaches
-REACH_MM = 5.0  # a lesion is believed to lie within this distance of its MNI position
-STEM = "group_space-MNI152NLin2009cAsym_res-2_desc-frequency_CMB"
-REVIEWED = STEM.replace("frequency", "frequencyreviewed")
-AFTER = (
+MAX_DISTANCE_MM = 5.0  # a lesion is believed to lie within this distance of its MNI position
+MAP_STEM = "group_space-MNI152NLin2009cAsym_res-2_desc-frequency_CMB"
+REVIEWED_MAP_STEM = MAP_STEM.replace("frequency", "frequencyreviewed")
+REVIEW_DESCRIPTION = (
     "After review: without rejected and unsure lesions, with accepted and added ones; scans that "
     "nobody reviewed are in it as they were found."
 )
-ABOUT = (
+DESCRIPTION = (
     "Number of participants with a counted lesion whose centre lies within 5 mm of the voxel, in "
     "MNI152NLin2009cAsym by an affine through the centroids of structures."
 )
@@ -31,56 +31,68 @@ def write_map(
     folder: Path,
     positions: Mapping[str, Sequence[tuple[float, ...]]],
     participants: int,
-    stem: str = STEM,
+    stem: str = MAP_STEM,
 ) -> None:
-    """Write the map and its picture, if any lesion has an MNI position; else take them back.
+    """Write the map and its picture, if any lesion has an MNI position; else remove them.
 
     Args:
         folder: The derivative dataset.
         positions: Of each participant, the MNI positions of the counted lesions, mm.
-        participants: That were read.
-        stem: ``STEM``, or ``REVIEWED`` for what counts after review.
+        participants: Number of participants with a processed scan.
+        stem: ``MAP_STEM``, or ``REVIEWED_MAP_STEM`` for the lesions that count after review.
     """
     image, sidecar, picture = (folder / f"{stem}{end}" for end in (".nii.gz", ".json", ".png"))
     if not any(positions.values()):
-        for place in (image, sidecar, picture):
-            place.unlink(missing_ok=True)
+        for path in (image, sidecar, picture):
+            path.unlink(missing_ok=True)
         return
-    found = frequency(positions)
-    save(Volume(found, AFFINE), image, dtype=np.uint16)
-    about = f"{ABOUT} {AFTER}" if stem == REVIEWED else ABOUT
-    said = {"Description": about, "Participants": participants}
-    write_json(sidecar, said)
-    with replacing(picture) as beside:
-        draw(found, participants, beside)
+    counts = count_participants(positions)
+    save(Volume(counts, AFFINE), image, dtype=np.uint16)
+    description = (
+        f"{DESCRIPTION} {REVIEW_DESCRIPTION}" if stem == REVIEWED_MAP_STEM else DESCRIPTION
+    )
+    metadata = {"Description": description, "Participants": participants}
+    write_json(sidecar, metadata)
+    with replacing(picture) as temporary:
+        draw_map(counts, participants, temporary)
 
 
-def frequency(positions: Mapping[str, Sequence[tuple[float, ...]]]) -> np.ndarray:
-    """How many participants have a lesion within `REACH_MM` of each voxel, uint16 `SHAPE`."""
+def count_participants(positions: Mapping[str, Sequence[tuple[float, ...]]]) -> np.ndarray:
+    """Count the participants with a lesion within `MAX_DISTANCE_MM` of each voxel.
+
+    Returns:
+        uint16, shape `SHAPE`.
+    """
     total = np.zeros(SHAPE, np.uint16)
     for lesions in positions.values():
-        own = np.zeros(SHAPE, bool)
-        for place in lesions:
-            _ball(own, np.array(place))
-        total += own
+        near_lesion = np.zeros(SHAPE, bool)
+        for position in lesions:
+            _mark_ball(near_lesion, np.array(position))
+        total += near_lesion
     return total
 
 
-def _ball(own: np.ndarray, place: np.ndarray) -> None:
-    """Mark the voxels within reach of a place, mm."""
-    at = (place - AFFINE[:3, 3]) / VOXEL_MM
-    reach = REACH_MM / VOXEL_MM
-    low = np.clip(np.floor(at - reach).astype(int), 0, SHAPE)
-    high = np.clip(np.ceil(at + reach).astype(int) + 1, low, SHAPE)
-    sides = [np.arange(first, end) for first, end in zip(low, high, strict=True)]
+def _mark_ball(mask: np.ndarray, position: np.ndarray) -> None:
+    """Mark the voxels within `MAX_DISTANCE_MM` of a position, mm."""
+    voxel = (position - AFFINE[:3, 3]) / VOXEL_MM
+    reach = MAX_DISTANCE_MM / VOXEL_MM
+    low = np.clip(np.floor(voxel - reach).astype(int), 0, SHAPE)
+    high = np.clip(np.ceil(voxel + reach).astype(int) + 1, low, SHAPE)
+    sides = [np.arange(first, stop) for first, stop in zip(low, high, strict=True)]
     grid = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1)
-    near = np.linalg.norm((grid - at) * VOXEL_MM, axis=-1) <= REACH_MM
-    own[tuple(map(slice, low, high))] |= near
+    near = np.linalg.norm((grid - voxel) * VOXEL_MM, axis=-1) <= MAX_DISTANCE_MM
+    mask[tuple(map(slice, low, high))] |= near
 
 
-def draw(found: np.ndarray, participants: int, path: Path) -> None:
-    """Draw the highest number along each axis, in mm of MNI space, and about where the brain is."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 slow to come
+def draw_map(counts: np.ndarray, participants: int, path: Path) -> None:
+    """Draw the maximum projection along each axis, in mm of MNI space, and a rough brain outline.
+
+    Args:
+        counts: Map of participants, shape `SHAPE`.
+        participants: Number of participants with a processed scan.
+        path: PNG file to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 slow to import
     from matplotlib.figure import Figure  # noqa: PLC0415
     from matplotlib.patches import Ellipse  # noqa: PLC0415
 
@@ -91,12 +103,12 @@ def draw(found: np.ndarray, participants: int, path: Path) -> None:
     planes = ((0, 1), (0, 2), (1, 2))
     for ax, (across, up) in zip(figure.subplots(1, 3), planes, strict=True):
         (along,) = {0, 1, 2} - {across, up}
-        shown = ax.imshow(
-            found.max(axis=along).T,
+        image = ax.imshow(
+            counts.max(axis=along).T,
             origin="lower",
             cmap="magma",
             vmin=0,
-            vmax=max(1, int(found.max())),
+            vmax=max(1, int(counts.max())),
             extent=(*ends[across], *ends[up]),
         )
         ax.set(xlabel=AXES[across], ylabel=AXES[up])
@@ -105,5 +117,5 @@ def draw(found: np.ndarray, participants: int, path: Path) -> None:
         ax.add_patch(Ellipse((low + high) / 2, *size, fill=False, edgecolor="0.6", linewidth=0.8))
         ax.axhline(0, color="0.5", linewidth=0.5)
         ax.axvline(0, color="0.5", linewidth=0.5)
-    figure.colorbar(shown, ax=figure.axes, label=f"participants, of {participants}")
+    figure.colorbar(image, ax=figure.axes, label=f"participants, of {participants}")
     figure.savefig(path, format="png", dpi=90, metadata={"Software": None})

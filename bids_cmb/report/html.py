@@ -1,7 +1,7 @@
-"""What a reader looks at: a participant's page, the cohort's, and that of a run under way.
+"""HTML pages: a participant's, the cohort's, and the progress of a run.
 
-Pages are made from the derivatives and the pictures that lie there. They need no network and no
-server, and whatever comes from data is escaped.
+Pages are made from the derivatives and their pictures. They need no network and no server, and
+whatever comes from data is escaped.
 """
 
 import re
@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
+import numpy as np
 
 from bids_cmb import __version__
 from bids_cmb.bids.attempts import describe_open_attempt
@@ -27,129 +28,137 @@ from bids_cmb.bids.paths import (
 from bids_cmb.bids.tables import get_source, read_columns, read_results, read_table
 from bids_cmb.files import read_json, write_text
 from bids_cmb.provenance import fingerprint, software
-from bids_cmb.quality.familiarity import percentiles_in_training_set, training_reference
-from bids_cmb.report.cohort import count_bars, odd_ones, shifts, size_bars, strata
+from bids_cmb.quality.familiarity import compare_with_training_set, load_training_reference
+from bids_cmb.report.cohort import (
+    bin_counts,
+    bin_diameters,
+    compare_reviewed,
+    find_outliers,
+    summarize_strata,
+)
 from bids_cmb.report.viewer import VIEWER
-from bids_cmb.review.reviews import place_of
+from bids_cmb.review.reviews import get_position
 
-MOST_SESSIONS = 3  # on one page
-MOST_HEAD = 2**16  # characters of a page that its beginning may take
+MAX_SESSIONS_PER_PAGE = 3
+MAX_HEAD_CHARACTERS = 2**16  # within which a page names the results that it shows
 
 
 @lru_cache(maxsize=1)
-def _pages() -> jinja2.Environment:
-    """Templates; whatever comes from data is escaped."""
+def _load_templates() -> jinja2.Environment:
+    """Load the templates; whatever comes from data is escaped."""
     folder = resources.files("bids_cmb").joinpath("resources/templates")
-    texts = {one.name: one.read_text("utf-8") for one in folder.iterdir()}
-    made = jinja2.Environment(
+    texts = {template.name: template.read_text("utf-8") for template in folder.iterdir()}
+    environment = jinja2.Environment(
         loader=jinja2.DictLoader(texts), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters["known"] = lambda value: "–" if value is None else value
-    return made
+    environment.filters["known"] = lambda value: "–" if value is None else value
+    return environment
 
 
 def write_page(folder: Path, subject: str) -> Path:
-    """Write a participant's page from the derivatives and the pictures that lie there.
+    """Write a participant's page from its derivatives.
 
-    Where there are more than ``MOST_SESSIONS``, each has a page of its own, and that of the
-    participant links to them.
+    With more than ``MAX_SESSIONS_PER_PAGE`` sessions each has a page of its own, to which the
+    participant's page links.
 
     Args:
         folder: The derivative dataset.
         subject: Label, without ``sub-``.
     """
-    path = page_of(folder, subject)
+    path = get_page_path(folder, subject)
     written = None
     # Several processes may finish scans of one participant at the same time: see the scan tables.
-    while written != (scans := _scans(folder, subject)):
+    while written != (scans := _collect_scans(folder, subject)):
         by_session: dict[str, list[dict]] = {}
         for scan in scans:
             by_session.setdefault(scan["session"] or "", []).append(scan)
         links = []
-        if len(by_session) > MOST_SESSIONS:
-            for session, own in sorted(by_session.items()):
+        if len(by_session) > MAX_SESSIONS_PER_PAGE:
+            for session, session_scans in sorted(by_session.items()):
                 name = f"sub-{subject}_{session}" if session else f"sub-{subject}_other"
-                write_text(folder / f"{name}.html", _page(folder, name, own))
-                links.append({"name": name, "scans": own})
+                write_text(folder / f"{name}.html", _render_page(folder, name, session_scans))
+                links.append({"name": name, "scans": session_scans})
         states = [scan["state"] for scan in scans]
-        text = _page(folder, f"sub-{subject}", scans if not links else [], links, states)
+        text = _render_page(folder, f"sub-{subject}", scans if not links else [], links, states)
         write_text(path, text)
         written = scans
     return path
 
 
-def page_of(folder: Path, subject: str) -> Path:
-    """The page of a participant in a derivative dataset."""
+def get_page_path(folder: Path, subject: str) -> Path:
+    """Get the path of a participant's page in a derivative dataset."""
     return folder / f"sub-{subject}.html"
 
 
 def refresh_page(folder: Path, subject: str) -> None:
-    """Write a participant's page anew, or remove it where no scan has pictures any more."""
+    """Write a participant's page again, or remove it if no scan has pictures any more."""
     if any(locate_figures(folder, subject).glob("*_overview.json")):
         write_page(folder, subject)
         return
-    page_of(folder, subject).unlink(missing_ok=True)
-    names = [home.name for home in list_dirs_of_participant(folder / f"sub-{subject}")]
+    get_page_path(folder, subject).unlink(missing_ok=True)
+    names = [
+        results_dir.name for results_dir in list_dirs_of_participant(folder / f"sub-{subject}")
+    ]
     for part in ("other", *(name for name in names if name.startswith("ses-"))):
         (folder / f"sub-{subject}_{part}.html").unlink(missing_ok=True)
 
 
 def shows_result(output: Output) -> bool:
-    """Whether the participant's page shows the result of a scan, with the pictures that lie there.
+    """Check whether the participant's page shows the current result and pictures of a scan.
 
-    A page names at its beginning the states of what it shows.
+    A page names in its head the states of what it shows.
     """
     folder, subject, mask = output.folder, output.scan.subject, output.mask()
-    state = _state(folder, subject, mask, read_marker(output.mask(".json")) or {})
-    if state not in _states(page_of(folder, subject)):
+    state = _compute_state(folder, subject, mask, read_marker(output.mask(".json")) or {})
+    if state not in _read_states(get_page_path(folder, subject)):
         return False
-    own = folder / f"sub-{subject}_{_session(mask) or 'other'}.html"
-    sessions = {_session(path) for path in _masks(folder, subject)}
-    return len(sessions) <= MOST_SESSIONS or state in _states(own)
+    session_page = folder / f"sub-{subject}_{_get_session(mask) or 'other'}.html"
+    sessions = {_get_session(path) for path in _list_masks(folder, subject)}
+    return len(sessions) <= MAX_SESSIONS_PER_PAGE or state in _read_states(session_page)
 
 
-def _masks(folder: Path, subject: str) -> list[Path]:
+def _list_masks(folder: Path, subject: str) -> list[Path]:
     return [
-        home / str(row["filename"])
-        for home in list_dirs_of_participant(folder / f"sub-{subject}")
-        for _, row in read_results(home)
+        results_dir / str(row["filename"])
+        for results_dir in list_dirs_of_participant(folder / f"sub-{subject}")
+        for _, row in read_results(results_dir)
     ]
 
 
-def _states(page: Path) -> set[str]:
+def _read_states(page: Path) -> set[str]:
     try:
         with page.open(encoding="utf-8", errors="replace") as file:
-            start = file.read(MOST_HEAD)
+            start = file.read(MAX_HEAD_CHARACTERS)
     except OSError:
         return set()
-    found = re.search(r'<meta name="results" content="([^"]*)">', start)
-    return set(found[1].split()) if found else set()
+    match = re.search(r'<meta name="results" content="([^"]*)">', start)
+    return set(match[1].split()) if match else set()
 
 
-def _state(folder: Path, subject: str, mask: Path, sidecar: Mapping) -> str:
-    """A digest of what a page shows of a scan: its result, its pictures, and whether it counts."""
+def _compute_state(folder: Path, subject: str, mask: Path, sidecar: Mapping) -> str:
+    """Compute a digest of what a page shows of a scan: result, pictures, and if it is current."""
     figures, stem = locate_figures(folder, subject), get_figure_stem(mask)
-    made = sidecar.get("Provenance", {})
+    provenance = sidecar.get("Provenance", {})
     return fingerprint(
-        result=[made.get("Fingerprint"), made.get("Finished")],
+        result=[provenance.get("Fingerprint"), provenance.get("Finished")],
         pictures=read_json(figures / f"{stem}_overview.json"),
         outdated=describe_open_attempt(folder, get_source(sidecar)),
     )[:16]
 
 
-def _session(mask: Path) -> str | None:
+def _get_session(mask: Path) -> str | None:
     return next((part for part in mask.name.split("_") if part.startswith("ses-")), None)
 
 
-def _scans(folder: Path, subject: str) -> list[dict]:
+def _collect_scans(folder: Path, subject: str) -> list[dict]:
     return [
-        _scan(folder, subject, home / str(row["filename"]), sidecar, row)
-        for home in list_dirs_of_participant(folder / f"sub-{subject}")
-        for sidecar, row in read_results(home)
+        _collect_scan(folder, subject, results_dir / str(row["filename"]), sidecar, row)
+        for results_dir in list_dirs_of_participant(folder / f"sub-{subject}")
+        for sidecar, row in read_results(results_dir)
     ]
 
 
-def _page(
+def _render_page(
     folder: Path,
     title: str,
     scans: list[dict],
@@ -158,14 +167,14 @@ def _page(
 ) -> str:
     methods = folder / "logs" / "CITATION.md"
     return (
-        _pages()
+        _load_templates()
         .get_template("participant.html")
         .render(
             subject=title,
             scans=scans,
             links=links,
             states=[scan["state"] for scan in scans] if states is None else states,
-            about=_about(title, scans),
+            about=_make_review_data(title, scans),
             viewer=any(scan["view"] for scan in scans),
             methods=methods.read_text("utf-8") if methods.is_file() else "",
             software=software(),
@@ -173,8 +182,8 @@ def _page(
     )
 
 
-def _about(title: str, scans: list[dict]) -> dict:
-    """What the review on the page must know."""
+def _make_review_data(title: str, scans: list[dict]) -> dict:
+    """Collect what the script of the review on the page needs."""
     return {
         "subject": title,
         "version": __version__,
@@ -186,8 +195,8 @@ def _about(title: str, scans: list[dict]) -> dict:
                 "participant_id": scan["participant"],
                 "session_id": scan["session"],
                 "lesions": [
-                    {"index": int(one["index"]), "at": [float(x) for x in place_of(one)]}
-                    for one in (*scan["included"], *scan["excluded"])
+                    {"index": int(lesion["index"]), "at": [float(x) for x in get_position(lesion)]}
+                    for lesion in (*scan["included"], *scan["excluded"])
                 ],
                 "view": scan["view"],
             }
@@ -196,94 +205,90 @@ def _about(title: str, scans: list[dict]) -> dict:
     }
 
 
-def _scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping) -> dict:
-    state = _state(folder, subject, mask, sidecar)
-    stem, figures, table = (
-        get_figure_stem(mask),
-        locate_figures(folder, subject),
-        locate_lesion_table(mask),
-    )
-    lesions = _lesions(table)
+def _collect_scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping) -> dict:
+    """Collect what the page shows of a scan."""
+    stem, figures = get_figure_stem(mask), locate_figures(folder, subject)
+
+    def relative(name: str, *, required: bool = True) -> str | None:
+        path = figures / name
+        return path.relative_to(folder).as_posix() if not required or path.is_file() else None
+
+    overview = read_json(figures / f"{stem}_overview.json") or {}
+    lesions = _read_lesions(locate_lesion_table(mask))
     for lesion in lesions:
-        picture = figures / f"{stem}_lesion-{int(lesion['index']):03d}.png"
-        there = picture.is_file()
-        lesion["picture"] = picture.relative_to(folder).as_posix() if there else None
-    drawn = read_json(figures / f"{stem}_overview.json") or {}
-    for lesion in lesions:
-        lesion["box"] = drawn.get("boxes", {}).get(lesion["index"])
-    slabs = drawn.get("slabs", [])
-    for slab in slabs:
-        slab["path"] = (figures / slab["file"]).relative_to(folder).as_posix()
-    quality, view = figures / f"{stem}_quality.png", figures / f"{stem}_view.js"
-    look = drawn.get("look")
-    if look:
-        look["path"] = (figures / look["file"]).relative_to(folder).as_posix()
+        lesion["picture"] = relative(f"{stem}_lesion-{int(lesion['index']):03d}.png")
+        lesion["box"] = overview.get("boxes", {}).get(lesion["index"])
+    slabs, network_view = overview.get("slabs", []), overview.get("look")
+    for picture in (*slabs, *([network_view] if network_view else [])):
+        picture["path"] = relative(picture["file"], required=False)
+    viewer_data = relative(f"{stem}_view.js")
     return {
         "name": stem.replace("_space-orig", "").replace("_desc-", "_"),
         "filename": mask.relative_to(folder).as_posix(),
         "participant": f"sub-{subject}",
-        "session": _session(mask),
-        "state": state,
+        "session": _get_session(mask),
+        "state": _compute_state(folder, subject, mask, sidecar),
         "outdated": describe_open_attempt(folder, get_source(sidecar)),
-        "view": quote(view.relative_to(folder).as_posix()) if view.is_file() else None,
+        "view": quote(viewer_data) if viewer_data else None,
         "row": row,
-        "included": [one for one in lesions if one["included"] == "yes"],
-        "excluded": [one for one in lesions if one["included"] != "yes"],
+        "included": [lesion for lesion in lesions if lesion["included"] == "yes"],
+        "excluded": [lesion for lesion in lesions if lesion["included"] != "yes"],
         "slabs": slabs,
-        "quality": quality.relative_to(folder).as_posix() if quality.is_file() else None,
-        "look": look,
-        "unlike": percentiles_in_training_set(drawn["measures"]) if "measures" in drawn else [],
-        "histogram": _histogram(drawn["histogram"]) if "histogram" in drawn else None,
-        "boxed": "boxes" in drawn,
-        "gates": [_gate(one) for one in drawn.get("gate", [])],
+        "quality": relative(f"{stem}_quality.png"),
+        "look": network_view,
+        "unlike": compare_with_training_set(overview["measures"]) if "measures" in overview else [],
+        "histogram": _make_histogram_points(overview["histogram"])
+        if "histogram" in overview
+        else None,
+        "boxed": "boxes" in overview,
+        "gates": [_add_bars(strip) for strip in overview.get("gate", [])],
         "notes": sidecar.get("Notes", []),
         "provenance": sidecar.get("Provenance", {}),
     }
 
 
-def _lesions(table: Path) -> list[dict]:
+def _read_lesions(table: Path) -> list[dict]:
     try:
         return read_table(table)
-    except FileNotFoundError:  # another process may be making the result anew
+    except FileNotFoundError:  # another process may be replacing the result
         return []
 
 
-def _gate(strip: Mapping) -> dict:
-    """A gate's strip as bars of SVG, 300 wide and 100 high: each slice's, and which lesions it has.
+def _add_bars(strip: Mapping) -> dict:
+    """Add bars of SVG, 300 wide and 100 high, to a gate's strip: one for each slice.
 
-    A lesion stands at the slice that is nearest to it.
+    A lesion is listed at the slice nearest to it.
     """
-    places = [at for at, _ in strip["slices"]]
-    wide = (max(places) - min(places)) / max(1, len(places) - 1) or 1.0
-    unit = 300 / (max(places) - min(places) + wide)
+    positions = [position for position, _ in strip["slices"]]
+    bar_width = (max(positions) - min(positions)) / max(1, len(positions) - 1) or 1.0
+    scale = 300 / (max(positions) - min(positions) + bar_width)
     bars = [
         {
-            "x": round((at - min(places)) * unit, 2),
-            "width": round(0.9 * wide * unit, 2),
+            "x": round((position - min(positions)) * scale, 2),
+            "width": round(0.9 * bar_width * scale, 2),
             "height": round(100 * probability, 1),
             "probability": probability,
             "open": probability >= strip["threshold"],
             "lesions": [],
         }
-        for at, probability in strip["slices"]
+        for position, probability in strip["slices"]
     ]
-    for index, place in strip["lesions"]:
-        nearest = min(range(len(places)), key=lambda at: abs(places[at] - place))
-        bars[nearest]["lesions"].append(index)
+    for index, position in strip["lesions"]:
+        bars[int(np.argmin(np.abs(np.subtract(positions, position))))]["lesions"].append(index)
     return {**strip, "bars": bars, "opened": sum(bar["open"] for bar in bars)}
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """What the cohort's page tells.
+    """Results of a cohort, as its page shows them.
 
     Attributes:
         rows: Of the group table.
-        regions: Of the table of prevalence.
+        regions: Rows of the table of prevalence.
         diameters: Of the counted lesions, mm.
         groups: Site and scanner of each participant: column → participant → value.
-        agreement: Of the readers, two by two; empty without reviews.
-        regions_reviewed: As ``regions``, after review; empty without.
+        agreement: Rows for every two readers; empty without reviews.
+        regions_reviewed: As ``regions``, after review; empty without reviews.
     """
 
     rows: list[dict]
@@ -294,53 +299,53 @@ class Cohort:
     regions_reviewed: list[dict] = field(default_factory=list)
 
 
-def _histogram(shares: list[float]) -> dict[str, str]:
-    """A scan's histogram and the band of the training scans, as points of SVG polygons."""
-    band = training_reference()["histogram"]
-    high = max(*shares, *band["95"])
-    right = len(shares)
+def _make_histogram_points(percents: list[float]) -> dict[str, str]:
+    """Make SVG polygons of a scan's histogram and the band of the training scans."""
+    band = load_training_reference()["histogram"]
+    top = max(*percents, *band["95"])
+    n_bins = len(percents)
 
     def points(values: list[float]) -> list[str]:
         return [
-            f"{300 * (at + half) / right:.1f},{100 - 100 * value / high:.1f}"
-            for at, value in enumerate(values)
-            for half in (0, 1)
+            f"{300 * (index + side) / n_bins:.1f},{100 - 100 * value / top:.1f}"
+            for index, value in enumerate(values)
+            for side in (0, 1)
         ]
 
     return {
-        "own": " ".join(["0,100", *points(shares), "300,100"]),
+        "own": " ".join(["0,100", *points(percents), "300,100"]),
         "band": " ".join([*points(band["95"]), *points(band["5"])[::-1]]),
     }
 
 
-def write_group_page(folder: Path, cohort: Cohort, picture: str, after: str = "") -> None:
+def write_group_page(folder: Path, cohort: Cohort, picture: str, picture_after: str = "") -> None:
     """Write the cohort's page.
 
     Args:
         folder: The derivative dataset.
-        cohort: What it tells.
-        picture: File name of the map's picture; it is shown if it is there.
-        after: File name of that after review.
+        cohort: Results to show.
+        picture: File name of the map's picture; it is shown if it exists.
+        picture_after: File name of the picture after review, likewise.
     """
-    read = [row for row in cohort.rows if row.get("n_cmb") is not None]
-    counts = [int(row["n_cmb"]) for row in read]
-    reviewed = [row for row in read if row.get("n_cmb_reviewed") is not None]
-    page = _pages().get_template("group.html").render(
+    processed = [row for row in cohort.rows if row.get("n_cmb") is not None]
+    counts = [int(row["n_cmb"]) for row in processed]
+    reviewed = [row for row in processed if row.get("n_cmb_reviewed") is not None]
+    page = _load_templates().get_template("group.html").render(
         rows=cohort.rows,
-        regions=_of_everyone(cohort.regions),
+        regions=_select_overall(cohort.regions),
         picture=picture if (folder / picture).is_file() else None,
-        picture_after=after if reviewed and (folder / after).is_file() else None,
-        regions_after={row["region"]: row for row in _of_everyone(cohort.regions_reviewed)},
-        shifts=shifts(read) if reviewed else [],
+        picture_after=picture_after if reviewed and (folder / picture_after).is_file() else None,
+        regions_after={row["region"]: row for row in _select_overall(cohort.regions_reviewed)},
+        shifts=compare_reviewed(processed) if reviewed else [],
         read=len(counts),
         lesions=sum(counts),
         with_any=sum(count > 0 for count in counts),
         bins={name: sum(row.get("burden") == name for row in cohort.rows)
               for name in ("0", "1", "2-4", "5-10", ">10")},
-        counts=count_bars(read),
-        sizes=size_bars(cohort.diameters) if cohort.diameters else [],
-        strata=strata(read, cohort.groups),
-        odd=odd_ones(read),
+        counts=bin_counts(processed),
+        sizes=bin_diameters(cohort.diameters) if cohort.diameters else [],
+        strata=summarize_strata(processed, cohort.groups),
+        odd=find_outliers(processed),
         failures=[row for row in cohort.rows if row.get("status") not in ("ok", None)],
         agreement=cohort.agreement,
         reviewed=len(reviewed),
@@ -350,17 +355,17 @@ def write_group_page(folder: Path, cohort: Cohort, picture: str, after: str = ""
     write_text(folder / "group_microbleeds.html", page)
 
 
-def _of_everyone(rows: Sequence[Mapping]) -> list[Mapping]:
+def _select_overall(rows: Sequence[Mapping]) -> list[Mapping]:
     return [row for row in rows if row["stratum_variable"] == "all"]
 
 
 def write_status(path: Path, **facts: object) -> None:
-    """Write the page of a run under way.
+    """Write the page of a run's progress.
 
     Args:
         path: Of the page.
-        **facts: ``scans`` to read, of which ``ended``, of which ``done`` were read; ``skipped``
-            before; ``failed``: (scan, sentence); ``last``: sentences; ``left``: how long it will
-            take, empty if nobody knows yet, None if the run has ended; ``began`` and ``time``.
+        **facts: ``scans`` to process, of which ``ended``, of which ``done`` without an error;
+            ``skipped`` before; ``failed``: (scan, sentence); ``last``: sentences; ``left``: time to
+            go, empty if not known yet, None if the run has ended; ``began`` and ``time``.
     """
-    write_text(path, _pages().get_template("status.html").render(**facts))
+    write_text(path, _load_templates().get_template("status.html").render(**facts))

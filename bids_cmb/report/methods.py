@@ -1,4 +1,4 @@
-"""The methods section of a paper, for what was really done."""
+"""Methods section of a paper, for a run as it was done."""
 
 from bids_cmb import __version__
 
@@ -18,20 +18,27 @@ TERRITORIES = (
 )
 
 
-def methods_text(
-    cards: list[dict], settings: dict, *, cut: dict, brain: str, anatomy: dict | None = None
+def describe_methods(
+    cards: list[dict], settings: dict, *, thresholds: dict, brain: str, anatomy: dict | None = None
 ) -> str:
     """Describe a run in the words of a methods section, with its references, as Markdown.
 
     Args:
         cards: Of the detectors that ran.
         settings: Those on which results depend, as ``config.result_settings`` gives them.
-        cut: ``threshold``, ``definite`` (probabilities) and ``min_volume`` (mm³) as used.
-        brain: A sentence that says where the brain masks came from.
-        anatomy: Card of the network that told structures and territories, if one did.
+        thresholds: ``threshold``, ``definite`` (probabilities) and ``min_volume`` (mm³) as used.
+        brain: A sentence on the source of the brain masks.
+        anatomy: Card of the network that segmented the anatomy, if any.
     """
-    told = [*cards, *([anatomy] if anatomy else [])]
-    references = [*REFERENCES, *(_cited(one) for card in told for one in card.get("citation", ()))]
+    all_cards = [*cards, *([anatomy] if anatomy else [])]
+    references = [
+        *REFERENCES,
+        *(
+            _format_citation(citation)
+            for card in all_cards
+            for citation in card.get("citation", ())
+        ),
+    ]
     sentences = [
         f"Cerebral microbleeds were sought with bids_cmb {__version__} on SWI or T2*-weighted "
         "scans.",
@@ -41,12 +48,13 @@ def methods_text(
         "piecewise linearly to a scale on which the detector's own threshold is 0.5."
         if len(cards) > 1
         else "",
-        f"Voxels with a probability of at least {cut['threshold']:g} that touch by face, edge or "
-        f"corner were taken as one lesion, and lesions below {cut['min_volume']:g} mm³ dropped.",
-        f"A lesion whose highest probability reaches {cut['definite']:g} is called definite, any "
-        "other possible, after the two grades of MARS [1].",
+        f"Voxels with a probability of at least {thresholds['threshold']:g} that touch by face, "
+        "edge or corner were taken as one lesion, and lesions below "
+        f"{thresholds['min_volume']:g} mm³ dropped.",
+        f"A lesion whose highest probability reaches {thresholds['definite']:g} is called "
+        "definite, any other possible, after the two grades of MARS [1].",
         f"{anatomy['description']} {TERRITORIES}" if anatomy else "",
-        _counting(settings["exclude_flags"]),
+        _describe_exclusions(settings["exclude_flags"]),
         "Sizes are those on the image, blooming included. Results are BIDS derivatives [2]. "
         "They are for research, and were not reviewed by a person unless stated elsewhere.",
     ]
@@ -55,11 +63,11 @@ def methods_text(
     return "\n".join(["# Methods", "", paragraph, "", "# References", "", *numbered, ""])
 
 
-def _cited(citation: dict) -> str:
+def _format_citation(citation: dict) -> str:
     return f"{citation['text']} doi:{citation['doi']}"
 
 
-def _counting(exclude_flags: list[str]) -> str:
+def _describe_exclusions(exclude_flags: list[str]) -> str:
     if not exclude_flags:
         return "Every lesion was counted."
     return (

@@ -1,6 +1,6 @@
-"""Where what detectors leave behind lies in a scan's pictures: boxes about lesions, gates.
+"""Overlays on a scan's pictures: the detectors' boxes and gate responses.
 
-The pictures have the scan's own axes, in-plane axes first, the first of them turned: the
+The pictures have the axes of the scan, in-plane axes first, the first of them reversed: the
 participant's right is on the left.
 """
 
@@ -12,64 +12,68 @@ from bids_cmb.bids.tables import POSITION_COLUMNS
 from bids_cmb.detection.outputs import SIDES
 from bids_cmb.imaging.volume import Volume
 
-NEAR_MM = 1.0  # a lesion's centre may lie so far outside its box
+BOX_TOLERANCE_MM = 1.0  # a lesion's centre may be so far outside its box
 PLANES = ((0, 1), (0, 2), (1, 2))  # the pictures of a lesion: axes across and up
-ENDS = (("left", "right"), ("back", "front"), ("bottom", "top"))
+AXIS_ENDS = (("left", "right"), ("back", "front"), ("bottom", "top"))
 Rows = Sequence[Mapping[str, object]]
 
 
-def overlays(
-    seen: Volume,
-    places: Mapping[int, np.ndarray],
+def make_overlays(
+    image: Volume,
+    centres: Mapping[int, np.ndarray],
     evidence: Mapping[str, Rows],
     *,
-    reach: float,
+    reach_mm: float,
 ) -> dict[str, object]:
-    """What the page draws of the detectors' evidence.
+    """Make the overlays of the detectors' evidence.
 
     Args:
-        seen: The scan, its axes in the order of the pictures, the first not yet turned.
-        places: Lesions' centres in the pictures, voxels, by index.
+        image: The scan, its axes in the order of the pictures, the first not yet reversed.
+        centres: Of the lesions in the pictures, voxels, by index.
         evidence: Rows of the tables ``boxes`` and ``gate``, where there are any.
-        reach: mm that the pictures of a lesion show to either side of its middle voxel.
+        reach_mm: That the pictures of a lesion show to either side of its middle voxel.
 
     Returns:
-        ``boxes``: for each lesion that lies in one, see `box_about`; ``gate``: for each detector
-        with a gate, see `strip`. Each only where there is such a table.
+        ``boxes``: for each lesion in a box, see `find_box`; ``gate``: for each detector with a
+        gate, see `make_gate_strip`. Each only where there is such a table.
     """
-    told = {}
+    made = {}
     if "boxes" in evidence:
-        boxes = [(place_in(seen, row), row) for row in evidence["boxes"]]
-        held = {i: box_about(at, boxes, seen.spacing, reach) for i, at in places.items()}
-        told["boxes"] = {i: box for i, box in held.items() if box}
+        boxes = [(locate_in_picture(image, row), row) for row in evidence["boxes"]]
+        nearest = {
+            i: find_box(centre, boxes, image.spacing, reach_mm) for i, centre in centres.items()
+        }
+        made["boxes"] = {i: box for i, box in nearest.items() if box}
     if "gate" in evidence:
         names = dict.fromkeys(row["detector"] for row in evidence["gate"])
-        told["gate"] = [
-            strip(seen, [row for row in evidence["gate"] if row["detector"] == name], places)
+        made["gate"] = [
+            make_gate_strip(
+                image, [row for row in evidence["gate"] if row["detector"] == name], centres
+            )
             for name in names
         ]
-    return told
+    return made
 
 
-def place_in(seen: Volume, row: Mapping[str, object]) -> np.ndarray:
-    """Where the place of a row lies in the pictures, voxels (3,), not rounded."""
-    at = seen.index(np.array([float(row[axis]) for axis in POSITION_COLUMNS]))
-    return np.array([seen.shape[0] - 1 - at[0], at[1], at[2]])
+def locate_in_picture(image: Volume, row: Mapping[str, object]) -> np.ndarray:
+    """Locate the position of a row in the pictures, voxels (3,), not rounded."""
+    voxel = image.index(np.array([float(row[axis]) for axis in POSITION_COLUMNS]))
+    return np.array([image.shape[0] - 1 - voxel[0], voxel[1], voxel[2]])
 
 
-def box_about(
-    at: np.ndarray,
+def find_box(
+    centre: np.ndarray,
     boxes: Sequence[tuple[np.ndarray, Mapping]],
     spacing: np.ndarray,
-    reach: float,
+    reach_mm: float,
 ) -> dict[str, object] | None:
-    """Of the boxes that hold a lesion's centre, the one whose middle is nearest to it.
+    """Find the box around a lesion: of those that hold its centre, the nearest.
 
     Args:
-        at: The centre, voxels.
+        centre: Of the lesion, voxels.
         boxes: Their middles, voxels, and their rows.
         spacing: mm.
-        reach: As `overlays` has it.
+        reach_mm: As `make_overlays` takes it.
 
     Returns:
         ``sides`` in mm, ``detector``, ``confidence`` and ``probability``; and as ``drawn`` left,
@@ -79,20 +83,20 @@ def box_about(
     holding = []
     for middle, row in boxes:
         sides = np.array([float(row[side]) for side in SIDES])
-        if (abs(middle - at) * spacing <= sides / 2 + NEAR_MM).all():
+        if (abs(middle - centre) * spacing <= sides / 2 + BOX_TOLERANCE_MM).all():
             holding.append((middle, sides, row))
     if not holding:
         return None
     middle, sides, row = min(
-        holding, key=lambda one: float(np.linalg.norm((one[0] - at) * spacing))
+        holding, key=lambda candidate: float(np.linalg.norm((candidate[0] - centre) * spacing))
     )
-    away, percent = (middle - np.rint(at)) * spacing, 100 / (2 * reach)
+    offset, percent = (middle - np.rint(centre)) * spacing, 100 / (2 * reach_mm)
     drawn = []
     for across, up in PLANES:
-        left, top = away[across] - sides[across] / 2, -away[up] - sides[up] / 2
-        shown = [50 + left * percent, 50 + top * percent]
-        shown += [sides[across] * percent, sides[up] * percent]
-        drawn.append([round(float(part), 1) for part in shown])
+        left, top = offset[across] - sides[across] / 2, -offset[up] - sides[up] / 2
+        rectangle = [50 + left * percent, 50 + top * percent]
+        rectangle += [sides[across] * percent, sides[up] * percent]
+        drawn.append([round(float(value), 1) for value in rectangle])
     return {
         "detector": row["detector"],
         "sides": sides.round(1).tolist(),
@@ -102,21 +106,24 @@ def box_about(
     }
 
 
-def strip(seen: Volume, rows: Rows, places: Mapping[int, np.ndarray]) -> dict[str, object]:
-    """A gate along the slices.
+def make_gate_strip(
+    image: Volume, rows: Rows, centres: Mapping[int, np.ndarray]
+) -> dict[str, object]:
+    """Make the strip of a gate along the slices.
 
     Returns:
-        ``detector``, ``threshold``; ``slices``, each its place in mm from the first of the pictures
-        and its probability; ``lesions``, each its index and place; ``ends``, what lies there.
+        ``detector``, ``threshold``; ``slices``, each its position in mm from the first of the
+        pictures and its probability; ``lesions``, each its index and position; ``ends``, the names
+        of both ends.
     """
-    mm = float(seen.spacing[2])
+    mm = float(image.spacing[2])
     return {
         "detector": rows[0]["detector"],
         "threshold": float(rows[0]["threshold"]),
-        "ends": ENDS[int(np.argmax(abs(seen.affine[:3, 2])))],
+        "ends": AXIS_ENDS[int(np.argmax(abs(image.affine[:3, 2])))],
         "slices": [
-            [round(float(place_in(seen, row)[2]) * mm, 2), float(row["probability"])]
+            [round(float(locate_in_picture(image, row)[2]) * mm, 2), float(row["probability"])]
             for row in rows
         ],
-        "lesions": [[index, round(float(at[2]) * mm, 2)] for index, at in places.items()],
+        "lesions": [[index, round(float(centre[2]) * mm, 2)] for index, centre in centres.items()],
     }

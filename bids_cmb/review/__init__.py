@@ -1,1 +1,1 @@
-"""Reviews by readers: read, merged, made a reference."""
+"""Reviews by readers: loaded, merged, and turned into a reference."""

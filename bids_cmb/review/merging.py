@@ -1,8 +1,8 @@
-"""What counts in a scan after its review, and where it lies, from what lies in the derivatives.
+"""Counts and locations of a scan's lesions after its review, from its derivatives.
 
-Lesions that were found have their place in the lesion table. One that a reader added has its MNI
-position by the scan's affine, and its region by the scan's map of regions, where these were written
-(``--output-level full`` for the map); else it has none, and neither have the counts by region.
+Detected lesions have their location in the lesion table. One that a reader added gets its MNI
+position by the scan's affine, and its region by the scan's region map, if these were written
+(``--output-level full`` for the map); without them it has none, and there are no counts by region.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ from bids_cmb.bids.tables import read_table
 from bids_cmb.files import read_json
 from bids_cmb.imaging.registration import load_transform
 from bids_cmb.imaging.volume import load_labels
-from bids_cmb.lesions.table import MNI, regional_counts
-from bids_cmb.review.reviews import Review, accepted_lesions, merge_reviews
+from bids_cmb.lesions.table import MNI_COLUMNS, count_by_region
+from bids_cmb.review.reviews import Review, merge_reviews, select_accepted
 
 
 @dataclass(frozen=True)
 class LesionLocation:
-    """Where a lesion lies, as `regional_counts` counts it; None for what is not known."""
+    """Location of a lesion, as `count_by_region` takes it; None for what is not known."""
 
     side: str | None
     left: bool | None
@@ -34,10 +34,10 @@ class LesionLocation:
 
 @dataclass(frozen=True, eq=False)
 class ReviewedCounts:
-    """A scan after its review.
+    """Lesions of a scan after its review.
 
     Attributes:
-        counts: As columns of the scan table: how many, and how many where.
+        counts: In total and by region, as columns of the scan table.
         mni: Positions of those that have one, mm.
     """
 
@@ -45,69 +45,75 @@ class ReviewedCounts:
     mni: list[tuple[float, ...]]
 
 
-def reviewed_counts(
-    found: Path, reviews: Mapping[str, Sequence[Review]]
+def count_reviewed(
+    derivatives: Path, reviews: Mapping[str, Sequence[Review]]
 ) -> dict[str, ReviewedCounts]:
-    """Count what is left of every reviewed scan, by lesion mask.
+    """Count the accepted lesions of every reviewed scan, by lesion mask.
 
     Args:
-        found: The derivative dataset that was reviewed.
+        derivatives: The dataset that was reviewed.
         reviews: Of each scan, as `read_reviews` gives them.
 
     Raises:
-        ValueError: If a map of regions or an affine is none.
+        ValueError: If a region map or an affine cannot be used.
         OSError: If a file cannot be read.
     """
-    return {mask: _reviewed_counts(found / mask, own) for mask, own in reviews.items()}
+    return {
+        mask: _count_reviewed_scan(derivatives / mask, scan_reviews)
+        for mask, scan_reviews in reviews.items()
+    }
 
 
-def _reviewed_counts(mask: Path, reviews: Sequence[Review]) -> ReviewedCounts:
+def _count_reviewed_scan(mask: Path, reviews: Sequence[Review]) -> ReviewedCounts:
     rows = read_table(locate_lesion_table(mask))
     consensus = merge_reviews([int(row["index"]) for row in rows], reviews)
-    left = accepted_lesions(rows, consensus)
-    locations = [location_of(row) for row in left] + _added(mask, consensus.added)
-    places = [tuple(float(row[axis]) for axis in MNI) for row in left if has_mni_position(row)]
-    counts = {"n_cmb": len(locations), **regional_counts(locations)}
-    return ReviewedCounts(counts, places + _in_mni(mask, consensus.added))
+    accepted = select_accepted(rows, consensus)
+    locations = [get_location(row) for row in accepted] + _locate_added(mask, consensus.added)
+    positions = [
+        tuple(float(row[axis]) for axis in MNI_COLUMNS) for row in accepted if has_mni_position(row)
+    ]
+    counts = {"n_cmb": len(locations), **count_by_region(locations)}
+    return ReviewedCounts(counts, positions + _map_to_mni(mask, consensus.added))
 
 
 def has_mni_position(row: Mapping) -> bool:
-    """Whether a row of the lesion table has an MNI position."""
-    return None not in [row.get(axis) for axis in MNI]
+    """Check whether a row of the lesion table has an MNI position."""
+    return None not in [row.get(axis) for axis in MNI_COLUMNS]
 
 
-def location_of(row: Mapping) -> LesionLocation:
-    """Where a row of the lesion table lies."""
-    leans = row.get("mars_side")
-    left = None if leans is None else leans == "left"
+def get_location(row: Mapping) -> LesionLocation:
+    """Get the location of a row of the lesion table."""
+    side = row.get("mars_side")
+    left = None if side is None else side == "left"
     return LesionLocation(row.get("side"), left, row.get("territory"), row.get("mars_region"))
 
 
-def _added(mask: Path, points: np.ndarray) -> list[LesionLocation]:
-    """Where lesions lie that readers added."""
-    file = _written(mask, "_seg-regions_", ".nii.gz") if len(points) else None
-    if file is None:
+def _locate_added(mask: Path, points: np.ndarray) -> list[LesionLocation]:
+    """Locate the lesions that readers added."""
+    map_path = _find_written_file(mask, "_seg-regions_", ".nii.gz") if len(points) else None
+    if map_path is None:
         return [LesionLocation(None, None, None, None) for _ in points]
-    regions = load_labels(file)
-    found = []
+    regions = load_labels(map_path)
+    locations = []
     for point in points:
         left, territory, name = classify_location(regions, point)
-        found.append(LesionLocation("left" if left else "right", left, territory, name))
-    return found
+        locations.append(LesionLocation("left" if left else "right", left, territory, name))
+    return locations
 
 
-def _in_mni(mask: Path, points: np.ndarray) -> list[tuple[float, ...]]:
-    file = _written(mask, "_to-MNI", "_xfm.txt") if len(points) else None
+def _map_to_mni(mask: Path, points: np.ndarray) -> list[tuple[float, ...]]:
+    """Map points to MNI space, mm; none without the scan's affine."""
+    file = _find_written_file(mask, "_to-MNI", "_xfm.txt") if len(points) else None
     if file is None:
         return []
     to_mni = load_transform(file)
     return [tuple(float(x) for x in (to_mni @ [*point, 1])[:3]) for point in points]
 
 
-def _written(mask: Path, part: str, end: str) -> Path | None:
-    """A file that was written with a lesion mask, if it lies there still."""
+def _find_written_file(mask: Path, part: str, end: str) -> Path | None:
+    """Find a file that was written with a lesion mask, if it is still there."""
     for name in list_file_names(read_json(mask.with_name(f"{mask.name[:-7]}.json"))):
-        place = mask.with_name(name)
-        if part in place.name and place.name.endswith(end) and place.is_file():
-            return place
+        path = mask.with_name(name)
+        if part in path.name and path.name.endswith(end) and path.is_file():
+            return path
     return None

@@ -6,7 +6,7 @@ ppm relative to the surrounding tissue.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 
 import numpy as np
@@ -55,12 +55,14 @@ class SamplingContext:
         priors: From `load_priors`.
         geometry: Of the head.
         venous_ppm: Susceptibility of this scan's venous blood.
+        deep_bleeds: Centres of the microbleeds of the basal ganglia, once there are some, (N, 3).
     """
 
     rng: np.random.Generator
     priors: dict
     geometry: HeadGeometry
     venous_ppm: float  # ppm, of this scan's blood
+    deep_bleeds: np.ndarray = field(default_factory=lambda: np.empty((0, 3)))
 
 
 def start_sampling(

@@ -6,6 +6,7 @@ fluid and on the outer shell come from one function, and vessels are cut to over
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -54,10 +55,12 @@ def sample_sources(
         The microbleeds first. The sources of one object share its number, from 1.
     """
     context = start_sampling(rng, priors, geometry)
+    spots = _sample_spots(context)
+    deep = [spot[0].points[0] for spot in spots if spot[0].region == "basal ganglia"]
     return number_objects(
         [
-            *_sample_spots(context),
-            *sample_vessels(context),
+            *spots,
+            *sample_vessels(replace(context, deep_bleeds=np.reshape(deep, (-1, 3)))),
             *_sample_grains(context),
             *_sample_siderosis(context),
         ]

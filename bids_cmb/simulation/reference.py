@@ -11,8 +11,8 @@ from scipy import ndimage
 
 from bids_cmb.bids.tables import read_columns
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.lesions.measure import TOUCHING, find_lesions
-from bids_cmb.lesions.table import lesion_row
+from bids_cmb.lesions.measure import CONNECTIVITY_26, find_lesions
+from bids_cmb.lesions.table import make_lesion_row
 from bids_cmb.simulation import physics
 from bids_cmb.simulation.acquisition import AcquiredImages, AcquisitionModel, Effect
 from bids_cmb.simulation.sources import MICROBLEED
@@ -108,7 +108,7 @@ def _label_visible(
         depths[body] = float(own_loss.max(initial=0))
         if depths[body] >= MIN_VISIBLE_LOSS:
             pieces, _ = ndimage.label(
-                own_loss > LESION_LOSS_SHARE * depths[body], structure=TOUCHING
+                own_loss > LESION_LOSS_SHARE * depths[body], structure=CONNECTIVITY_26
             )
             deepest = pieces.flat[own_loss.argmax()]
             count += 1
@@ -229,7 +229,7 @@ def measure_labels(labels: Volume, image: Volume, brain: Volume) -> dict[int, di
         for lesion in lesions:
             box = boxes[lesion.index - 1]
             index = int(labels.data[box][labelled.data[box] == lesion.index][0])
-            row = lesion_row(replace(lesion, index=index))
+            row = make_lesion_row(replace(lesion, index=index))
             rows[index] = {
                 **row,
                 "probability_mean": None,
@@ -246,7 +246,7 @@ def _group_separate_labels(labels: np.ndarray) -> list[list[int]]:
         if box is None:
             continue
         wide = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)
-        near = ndimage.binary_dilation(labels[wide] == label, structure=TOUCHING)
+        near = ndimage.binary_dilation(labels[wide] == label, structure=CONNECTIVITY_26)
         beside = set(np.unique(labels[wide][near]).tolist()) - {0, label}
         group, taken = next((layer for layer in layers if label not in layer[1]), ([], set()))
         if not group:

@@ -132,7 +132,10 @@ def simulate_scan(
         labels = resample_labels(
             person, *define_tissue_grid(np.minimum(TISSUE_EXTENT_MM, np.array(window_mm) / 2 + 30))
         )
-    maps = sample_tissue_maps(labels, protocol.field_t, rng, age=age, spread=TISSUE_SPREAD)
+    maps = sample_tissue_maps(
+        labels, protocol.field_t, rng, age=age, spread=TISSUE_SPREAD,
+        lamina_contrast=priors["lentiform_laminae"]["log_ratio"],
+    )  # fmt: skip
     acquisition = prepare_acquisition(rng, (labels, geometry), maps, protocol, grid)
     effects = compute_effects(sources, acquisition)
     images = acquire(rng, acquisition, effects, with_phase=with_phase)

@@ -4,6 +4,7 @@ The codes are FreeSurfer's; `resources/simulation/tissue_properties.json` lists 
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -114,6 +115,7 @@ def sample_tissue_maps(
     age: float = 65.0,
     spread: float = 1.0,
     blur_mm: float = 0.4,
+    lamina_contrast: Sequence[float] = (),
 ) -> TissueMaps:
     """Sample maps of the tissue properties of one person.
 
@@ -127,6 +129,8 @@ def sample_tissue_maps(
             with 0 only ``age`` and the labels count.
         blur_mm: Sigma of the blur that stands for tissues which share a voxel; a label map has
             steps. Axes with voxels over four times as large are not blurred.
+        lamina_contrast: Range of the log ratio by which the iron of the lentiform nucleus rises in
+            thin layers parallel to its surface; none of them if empty.
 
     Returns:
         Maps on the grid of ``labels``.
@@ -141,10 +145,16 @@ def sample_tissue_maps(
     if spread:
         _add_white_matter_hyperintensities(maps, labels, rng, constants, age)
         _add_iron_clumps(maps, tissue, steps, rng, age)
+        if lamina_contrast:
+            _add_iron_laminae(maps, tissue, steps, rng, rng.uniform(*lamina_contrast))
         _mix_soft_tissue(maps, tissue, steps, rng, constants)
         _add_texture(maps, labels.shape, steps, rng, spread)
     if spread and age:
-        _add_perivascular_spaces(maps, labels, rng, constants, age)
+        count = int(rng.uniform(20, 120) * np.clip(age / 60, 0.3, 1.5))
+        _add_perivascular_spaces(maps, labels, rng, constants, (count, (2, 41, 12, 51)))
+    if spread and lamina_contrast:
+        crowd = int(rng.uniform(0, 60)), (12, 13, 51, 52)
+        _add_perivascular_spaces(maps, labels, rng, constants, crowd)
     sigma = np.where(steps > 4 * blur_mm, 0, blur_mm / steps)
     for part in maps.values():
         if sigma.any():
@@ -214,6 +224,31 @@ def _add_iron_clumps(
         maps[name][box][inside] *= clumps
 
 
+def _add_iron_laminae(
+    maps: dict, tissue: np.ndarray, steps: np.ndarray, rng: np.random.Generator, amount: float
+) -> None:
+    """Let iron lie in thin, interrupted layers parallel to the sides of the lentiform nucleus.
+
+    They stand upright, so that axial slices show dark streaks about 1 mm wide, as medullary laminae
+    and striate veins are.
+    """
+    lentiform = np.isin(tissue, (TISSUES.index("putamen"), TISSUES.index("pallidum")))
+    if not lentiform.any():
+        return
+    (box,) = ndimage.find_objects(lentiform.view(np.uint8))
+    inside = lentiform[box]
+    upright = steps * (1, 1, 4)
+    depth = ndimage.distance_transform_edt(np.pad(inside, 1), sampling=upright)[1:-1, 1:-1, 1:-1]
+    upright = steps * (1, 1, 0.25)
+    depth += 1.5 * _sample_texture_noise(rng, inside.shape, upright, 6.0)
+    layers = sample_noise(rng, (80,), 0.7)  # nodes 0.5 mm apart
+    streaks = np.interp(depth[inside], np.arange(80) * 0.5 - 5, layers)
+    breaks = _sample_texture_noise(rng, inside.shape, upright, 3.0)[inside]
+    rise = np.exp(amount * np.maximum(streaks, -0.5) * np.clip(0.7 + breaks, 0, 1.5))
+    for name in ("r2star_hz", "chi_ppm"):
+        maps[name][box][inside] *= rise
+
+
 def _mix_soft_tissue(
     maps: dict, tissue: np.ndarray, steps: np.ndarray, rng: np.random.Generator, constants: dict
 ) -> None:
@@ -265,15 +300,17 @@ def _distance_to(mask: np.ndarray, step: float | np.ndarray) -> np.ndarray:
 
 
 def _add_perivascular_spaces(
-    maps: dict, labels: Volume, rng: np.random.Generator, constants: dict, age: float
-) -> None:
+    maps: dict, labels: Volume, rng: np.random.Generator, constants: dict,
+    crowd: tuple[int, tuple[int, ...]],
+) -> None:  # fmt: skip
     """Add tubes of fluid, under 1.5 mm wide, in white matter and the base of the lentiform nucleus.
 
-    A voxel takes the share of fluid that the tubes fill of it.
+    A voxel takes the share of fluid that the tubes fill of it. ``crowd`` is their number and the
+    codes in which they begin.
     """
     coarse = _downsample(labels, 2.5)
-    sites = np.argwhere(np.isin(coarse.data, (2, 41, 12, 51)))
-    count = int(rng.uniform(20, 120) * np.clip(age / 60, 0.3, 1.5))
+    count, codes = crowd
+    sites = np.argwhere(np.isin(coarse.data, codes))
     if not len(sites):
         return
     starts = coarse.world(sites[rng.integers(len(sites), size=count)])

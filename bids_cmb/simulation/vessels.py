@@ -406,6 +406,38 @@ def _sample_perforators(context: SamplingContext) -> list[list[SusceptibilitySou
     return bodies
 
 
+def _sample_striate_veins(context: SamplingContext) -> list[list[SusceptibilitySource]]:
+    """Sample thin veins up through the lentiform nuclei, some of them through microbleeds."""
+    priors, rng, geometry = (
+        context.priors["vessels"]["striate vein"],
+        context.rng,
+        context.geometry,
+    )
+    if not priors["number"][1]:
+        return []
+    bled = context.deep_bleeds[rng.random(len(context.deep_bleeds)) < priors["through_bleeds"]]
+    nuclei = np.isin(geometry.codes.data, bilateral_codes("putamen", "pallidum"))
+    number = sample_integer(rng, priors["number"])
+    starts = np.concatenate([sample_voxels(rng, geometry, nuclei, number), bled])
+    right = np.sign(geometry.to_head(starts)[:, :1])
+    ways = normalize(
+        geometry.axes[2] + 0.4 * right * geometry.axes[0] + 0.3 * rng.standard_normal(starts.shape)
+    )
+    behind = rng.uniform(1, 8, (len(starts), 1))
+    steps = round(priors["length_mm"][1] / GRID_MM)
+    paths = random_walk_on_surface(
+        rng, None, starts - behind * ways, ways, steps=steps, wobble=priors["wobble"]
+    )
+    good = (interpolate_along(geometry.pial_depth, paths) > 1) & (
+        interpolate_along(geometry.ventricle_distance, paths) > 1
+    )
+    lengths = rng.uniform(*priors["length_mm"], len(starts))
+    return [
+        _make_vein(context, "striate vein", run, taper=0.6)
+        for run in _trim_paths(paths, lengths, good)
+    ]
+
+
 VESSEL_SAMPLERS = (
     _sample_sinuses_and_cortical_veins,
     _sample_pial_vessels,
@@ -413,4 +445,5 @@ VESSEL_SAMPLERS = (
     _sample_deep_veins,
     _sample_arteries,
     _sample_perforators,
+    _sample_striate_veins,
 )

@@ -7,10 +7,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from bids_cmb.files import replacing
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.networks.model_cards import read_entry
-from bids_cmb.training.data import PatchSampling, ScanFiles
+from bids_cmb.training.data import Loading, PatchSampling, ScanFiles
 
 Batch = tuple[np.ndarray, np.ndarray]
 BatchFunction = Callable[[np.random.Generator], Batch]
@@ -75,11 +74,13 @@ class Sources:
         label_maps: Folders of heads.
         pretrained: Entries (``.json``, weights beside) of networks that this one builds on, by
             role: a teacher, or the network that proposes the candidates.
+        loading: How the scans are loaded.
     """
 
     scans: Sequence[ScanFiles]
     label_maps: Sequence[Path] = ()
     pretrained: Mapping[str, Path] = field(default_factory=dict)
+    loading: Loading = field(default_factory=Loading)
 
 
 @dataclass(frozen=True)
@@ -134,24 +135,3 @@ def check_no_label_maps(sources: Sources, what: str) -> None:
             f"{sources.label_maps[0]}: {what} are learnt from BIDS datasets; found no "
             "dataset_description.json."
         )
-
-
-def load_or_make_arrays(
-    path: Path, make: Callable[[], Mapping[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
-    """Load named arrays from a file; where it is missing, make and write them first.
-
-    Args:
-        path: Of the ``.npz``; its name tells all that the arrays depend on.
-        make: Makes them.
-
-    Raises:
-        OSError: If the file cannot be read or written.
-    """
-    if not path.is_file():
-        arrays = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as beside, beside.open("wb") as file:
-            np.savez(file, **arrays)
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}

@@ -199,6 +199,7 @@ def train_network(given: Mapping, plan: Mapping, means: Means, say: Say) -> tupl
             tuple(sets / name for name in given["data"]),
             validation=tuple(sets / name for name in given["validation"]),
             pretrained=tuple(roles),
+            loading=training_data.Loading(means.workers, means.work / "cache"),
         )
         total = sum(one["share"] for one in plan["networks"])
         hours = None if means.hours is None else means.hours * given["share"] / total

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -98,6 +98,7 @@ class TrainingData:
         start: Weights to begin with, ``.npz``; random without.
         left_out: Subjects of ``data`` that are validated on instead of trained on.
         pretrained: Networks that this one builds on, see `training.recipe.Sources`.
+        loading: How the scans are loaded; makes no difference to what is trained.
     """
 
     data: tuple[Path, ...]
@@ -106,6 +107,7 @@ class TrainingData:
     start: Path | None = None
     left_out: tuple[str, ...] = ()
     pretrained: tuple[tuple[str, Path], ...] = ()
+    loading: training_data.Loading = field(default_factory=training_data.Loading)
 
 
 def draw_batch(draw: BatchFunction, seed: int, epoch: int, step: int) -> Batch:
@@ -439,4 +441,4 @@ def _find_sources(recipe: Recipe, material: TrainingData, *, learn: bool) -> Sou
             f"{recipe.name} {what} scans with a truth; found none in "
             f"{', '.join(map(str, data))} but those left out."
         )
-    return Sources(scans, label_maps, dict(material.pretrained))
+    return Sources(scans, label_maps, dict(material.pretrained), material.loading)

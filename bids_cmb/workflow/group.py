@@ -17,11 +17,11 @@ from bids_cmb.bids.metadata import describe_read_error
 from bids_cmb.bids.paths import list_participant_dirs, locate_lesion_table
 from bids_cmb.bids.tables import get_source, read_columns, read_results, read_table, write_table
 from bids_cmb.files import parse_json, write_json
-from bids_cmb.lesions.table import MNI, TERRITORIES, mars_columns
-from bids_cmb.report.frequency_map import REVIEWED, STEM, write_map
+from bids_cmb.lesions.table import MNI_COLUMNS, TERRITORIES, list_mars_columns
+from bids_cmb.report.frequency_map import MAP_STEM, REVIEWED_MAP_STEM, write_map
 from bids_cmb.report.html import Cohort, write_group_page
-from bids_cmb.review.merging import ReviewedCounts, has_mni_position, reviewed_counts
-from bids_cmb.review.reviews import Review, agreement_rows, read_reviews, reviewed_rows
+from bids_cmb.review.merging import ReviewedCounts, count_reviewed, has_mni_position
+from bids_cmb.review.reviews import Review, make_agreement_rows, make_reviewed_rows, read_reviews
 
 WHERE = (*(f"n_{name}" for name in TERRITORIES), "lobar_class", "pattern")  # after review too
 GROUPING = ("site", "center", "centre", "scanner", "manufacturer", "field_strength")
@@ -73,7 +73,7 @@ def write_group(
     if reviews is not None:
         described |= read_columns("reviewed")
         known = read_reviews(reviews, folder)
-        reviewed = reviewed_counts(folder, known)
+        reviewed = count_reviewed(folder, known)
         agreement = _take_in_reviews(folder, known, reviewed, rows)
     write_table(folder / "group_microbleeds.tsv", described, rows)
     write_json(folder / "group_microbleeds.json", described)
@@ -87,7 +87,7 @@ def write_group(
     diameters = [float(one["diameter_mm"]) for own in lesions.values() for one in own]
     after = _after_review(folder, read, groups, reviewed, positions(lesions))
     cohort = Cohort(rows, table, diameters, groups, agreement, after)
-    write_group_page(folder, cohort, f"{STEM}.png", f"{REVIEWED}.png")
+    write_group_page(folder, cohort, f"{MAP_STEM}.png", f"{REVIEWED_MAP_STEM}.png")
     tally = dict.fromkeys(read_columns("group")["status"]["Levels"], 0)
     for row in rows:
         tally[row["status"]] += 1
@@ -139,7 +139,7 @@ def region_rows(read: list[dict], groups: dict[str, dict[str, str]]) -> list[dic
         for place in (
             "n_cmb",
             *(f"n_{name}" for name in TERRITORIES),
-            *(c for c, _, _ in mars_columns()),
+            *(c for c, _, _ in list_mars_columns()),
         ):
             most: dict[str, int] = {}
             for row in chosen:
@@ -194,7 +194,7 @@ def _take_in_reviews(
     rows: list[dict],
 ) -> list[dict]:
     """Add the counts after review to the rows; how far the readers agree."""
-    counts = reviewed_rows(folder, known)
+    counts = make_reviewed_rows(folder, known)
     nothing = dict.fromkeys(read_columns("reviewed"))
     for row in rows:
         mask = str(row["filename"])
@@ -202,7 +202,7 @@ def _take_in_reviews(
         if mask in counts:
             where = {name: reviewed[mask].counts[name] for name in WHERE}
             row.update({**counts[mask], **{f"{name}_reviewed": n for name, n in where.items()}})
-    agreement = agreement_rows(folder, known)
+    agreement = make_agreement_rows(folder, known)
     write_table(folder / "group_agreement.tsv", read_columns("agreement"), agreement)
     write_json(folder / "group_agreement.json", read_columns("agreement"))
     return agreement
@@ -231,7 +231,7 @@ def _after_review(
         agreed = [folder / f"group_agreement{end}" for end in (".tsv", ".json")]
         for place in (*tables, *agreed):
             place.unlink(missing_ok=True)
-        write_map(folder, {}, 0, REVIEWED)
+        write_map(folder, {}, 0, REVIEWED_MAP_STEM)
         return []
     touched = {str(row["participant_id"]) for row in read if str(row["filename"]) in reviewed}
     rows, places = [], {who: own for who, own in before.items() if who not in touched}
@@ -244,7 +244,7 @@ def _after_review(
     made = region_rows(rows, groups)
     write_table(tables[0], read_columns("regions"), made)
     write_json(tables[1], read_columns("regions"))
-    write_map(folder, places, len(places), REVIEWED)
+    write_map(folder, places, len(places), REVIEWED_MAP_STEM)
     return made
 
 
@@ -262,7 +262,9 @@ def counted_lesions(folder: Path, read: list[dict]) -> dict[str, list[dict]]:
 def positions(lesions: dict[str, list[dict]]) -> dict[str, list[tuple[float, ...]]]:
     """MNI positions of each participant's lesions, mm, of those that have one."""
     return {
-        who: [tuple(float(one[axis]) for axis in MNI) for one in own if has_mni_position(one)]
+        who: [
+            tuple(float(one[axis]) for axis in MNI_COLUMNS) for one in own if has_mni_position(one)
+        ]
         for who, own in lesions.items()
     }
 

@@ -23,13 +23,13 @@ from bids_cmb.imaging.loading import LoadedPhase
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.imaging.volume import LoadReport, Volume, resample_like, save
 from bids_cmb.lesions.measure import Lesion
-from bids_cmb.lesions.table import counts, lesion_row
+from bids_cmb.lesions.table import count_lesions, make_lesion_row
 from bids_cmb.networks.inference import describe_device
 from bids_cmb.networks.model_cards import ANATOMY, load_card, select_members
 from bids_cmb.provenance import fingerprint, machine, package_digest, software
 from bids_cmb.quality.measures import Quality
-from bids_cmb.report.figures import draw, remove_pictures
-from bids_cmb.report.html import page_of, refresh_page
+from bids_cmb.report.figures import draw_figures, remove_figures
+from bids_cmb.report.html import get_page_path, refresh_page
 from bids_cmb.workflow.inputs import InputRecord, ScanInputs, Thresholds
 
 PROTOCOL = ("EchoTime", "MagneticFieldStrength", "Manufacturer", "ManufacturersModelName")
@@ -108,7 +108,7 @@ def write_outputs(
     remove_half_written(output)
     remove_previous_outputs(output)
     files = write_images(output, result, inputs)
-    rows = [lesion_row(lesion) for lesion in result.lesions]
+    rows = [make_lesion_row(lesion) for lesion in result.lesions]
     write_table(output.labels(".tsv"), read_columns("lesion"), rows)
     if report != "none":
         _draw(output, result, rows, inputs, interactive=report == "interactive")
@@ -123,14 +123,14 @@ def write_outputs(
 def _draw(
     output: Output, result: ScanResult, rows: list[dict], inputs: ScanInputs, *, interactive: bool
 ) -> None:
-    draw(
+    draw_figures(
         output,
         result.image,
         result.brain.mask,
         result.labels,
         rows,
         evidence=evidence_rows(result.probability.evidence),
-        look=primary_grid(inputs.detectors, inputs.models.members),
+        network_view=primary_grid(inputs.detectors, inputs.models.members),
         interactive=interactive,
     )
 
@@ -168,7 +168,7 @@ def remove_previous_outputs(output: Output) -> None:
     for name in list_file_names(earlier):  # never a path out of the folder
         for part in (name, f"{name.partition('.')[0]}.json"):
             (sign.parent / part).unlink(missing_ok=True)
-    remove_pictures(output)
+    remove_figures(output)
     if earlier is not None:
         show_state(output)
 
@@ -176,7 +176,7 @@ def remove_previous_outputs(output: Output) -> None:
 def show_state(output: Output) -> None:
     """Bring the table of a scan's session and its participant's page, if any, up to date."""
     refresh_scans_table(output.participant_dir)
-    if page_of(output.folder, output.scan.subject).is_file():
+    if get_page_path(output.folder, output.scan.subject).is_file():
         refresh_page(output.folder, output.scan.subject)
 
 
@@ -292,7 +292,7 @@ def scan_row(result: ScanResult, inputs: ScanInputs) -> dict[str, object]:
     thresholds, image, scan = result.thresholds, result.image, inputs.scan
     in_plane = np.delete(image.spacing, image.slice_axis)
     return {
-        **counts(result.lesions),
+        **count_lesions(result.lesions),
         "detector": ",".join(inputs.detectors),
         "threshold": thresholds.threshold,
         "threshold_definite": thresholds.definite,

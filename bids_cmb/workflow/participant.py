@@ -24,7 +24,7 @@ from bids_cmb.parallel import dask as dask_cluster
 from bids_cmb.parallel import processes
 from bids_cmb.provenance import machine, software
 from bids_cmb.report.html import write_status
-from bids_cmb.report.methods import methods_text
+from bids_cmb.report.methods import describe_methods
 from bids_cmb.workflow.inputs import resolve_thresholds, uses_networks
 from bids_cmb.workflow.outputs import show_state
 from bids_cmb.workflow.scan import (
@@ -406,10 +406,10 @@ def methods(config: Config) -> str:
         )
     else:
         brain = f"The brain was {found}."
-    return methods_text(
+    return describe_methods(
         [load_card(name, config.model_dir) for name in config.detector],
         result_settings(config),
-        cut=asdict(resolve_thresholds(config)),
+        thresholds=asdict(resolve_thresholds(config)),
         brain=brain,
         anatomy=anatomy,
     )

@@ -28,9 +28,9 @@ from bids_cmb.lesions.locations import locate_lesions
 from bids_cmb.lesions.measure import Lesion, find_lesions
 from bids_cmb.networks.inference import set_threads
 from bids_cmb.networks.model_cards import list_cards, load_card
-from bids_cmb.quality.measures import Quality, quality
-from bids_cmb.report.figures import are_drawn, draw
-from bids_cmb.report.html import page_of, refresh_page, shows_result, write_page
+from bids_cmb.quality.measures import Quality, assess_quality
+from bids_cmb.report.figures import draw_figures, has_figures
+from bids_cmb.report.html import get_page_path, refresh_page, shows_result, write_page
 from bids_cmb.workflow.inputs import (
     ScanInputs,
     Thresholds,
@@ -211,7 +211,7 @@ def place_lesions(
 
 def measure_quality(image: Volume, brain: Volume, header: LoadReport, scan: Scan) -> Quality:
     """Measure what may make the counts doubtful."""
-    return quality(
+    return assess_quality(
         image,
         brain,
         field_strength_t=scan.field_strength_t,
@@ -237,7 +237,7 @@ def _show_result(output: Output, report: str) -> None:
     subject = output.scan.subject
     if report != "none":
         write_page(output.folder, subject)
-    elif page_of(output.folder, subject).is_file():
+    elif get_page_path(output.folder, subject).is_file():
         refresh_page(output.folder, subject)
 
 
@@ -267,7 +267,7 @@ def lacking(scan: Scan, config: Config) -> str:
         return RESULT
     output = Output(config.output_dir, scan)
     if config.report == "none" or (
-        are_drawn(output, interactive=config.report == "interactive") and shows_result(output)
+        has_figures(output, interactive=config.report == "interactive") and shows_result(output)
     ):
         return NOTHING
     return REPORT if output.brain().is_file() else RESULT  # without the mask none can be drawn
@@ -312,13 +312,13 @@ def regenerate_report(scan: Scan, config: Config) -> None:
     settings = marker.get("Provenance", {}).get("Settings", {})
     detectors = _known_cards(settings.get("detector", config.detector), config.model_dir)
     remove_half_written(output)
-    draw(
+    draw_figures(
         output,
         image,
         brain,
         load_labels(output.labels()),
         read_table(output.labels(".tsv")),
-        look=primary_grid(detectors, tuple(settings.get("members", ()))),
+        network_view=primary_grid(detectors, tuple(settings.get("members", ()))),
         evidence=_evidence_tables(output),
         interactive=config.report == "interactive",
     )

@@ -9,7 +9,7 @@ from bids_cmb.detection.boxes import true_boxes
 from bids_cmb.detection.cascade import cell, in_pixels, planes, sees_phase
 from bids_cmb.imaging.phase import NEUTRAL
 from bids_cmb.imaging.preprocessing import Grid
-from bids_cmb.lesions.measure import LARGEST_MM
+from bids_cmb.lesions.measure import MAX_DIAMETER_MM
 from bids_cmb.training import data as training_data
 from bids_cmb.training.losses import BoxLoss
 from bids_cmb.training.recipe import (
@@ -101,10 +101,10 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
     check_no_label_maps(sources, "boxes")
     grid, with_phase = Grid.from_card(recipe.grid), sees_phase({"arguments": recipe.arguments})
     scans = [
-        find_slice_boxes(
-            training_data.load_training_scan(item, grid, with_phase=with_phase), grid.spacing[0]
+        find_slice_boxes(scan, grid.spacing[0])
+        for scan in training_data.load_training_scans(
+            sources.scans, grid, sources.loading, with_phase=with_phase
         )
-        for item in sources.scans
     ]
     known = {id(item.case): item for item in scans}
     options = dict(recipe.drawing)
@@ -127,7 +127,7 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
 
 def _make_loss(recipe: Recipe) -> BoxLoss:
     anchors = in_pixels({"arguments": recipe.arguments, "grid": recipe.grid})
-    widest = LARGEST_MM / recipe.grid["spacing"][0]
+    widest = MAX_DIAMETER_MM / recipe.grid["spacing"][0]
     settings = {"anchors": anchors.tolist(), "stride": cell(recipe.arguments), "widest": widest}
     return BoxLoss(**settings, **(recipe.loss or {}))
 

@@ -15,9 +15,9 @@ from scipy import ndimage
 
 from bids_cmb.detection.distilled import SIDE, Ask, Seen, candidate_chance, find_spots, look
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed, preprocess
-from bids_cmb.lesions.measure import TOUCHING
+from bids_cmb.lesions.measure import CONNECTIVITY_26
 from bids_cmb.networks.inference import load_trained_model
-from bids_cmb.provenance import fingerprint, sha256
+from bids_cmb.provenance import fingerprint
 from bids_cmb.training import data as training_data
 from bids_cmb.training.distillation import StudentLoss, TeacherLoss
 from bids_cmb.training.recipe import (
@@ -27,7 +27,6 @@ from bids_cmb.training.recipe import (
     Sources,
     Task,
     check_no_label_maps,
-    load_or_make_arrays,
     load_pretrained_entry,
     make_patch_sampling,
 )
@@ -103,17 +102,17 @@ def load_patches(
         OSError: If something cannot be read or written.
     """
     drawing = recipe.drawing or {}
-    files = {name: path for name, path in vars(paths).items() if isinstance(path, Path)}
     key = fingerprint(
         network=entry["sha256"], grid=entry["grid"], room=MARGIN_VOXELS,
         asked=[drawing[name] for name in SAMPLING_OPTIONS[:3]],
-        files={name: sha256(path) for name, path in files.items()},
+        files=training_data.digest_files(paths),
     )  # fmt: skip
     path = cache_dir / f"{key[:16]}.npz"
     grid = Grid.from_card(entry["grid"])
-    return Patches(
-        **load_or_make_arrays(path, lambda: vars(_extract_patches(paths, grid, predict, drawing)))
+    arrays = training_data.load_or_make_arrays(
+        path, lambda: vars(_extract_patches(paths, grid, predict, drawing))
     )
+    return Patches(**arrays)
 
 
 def _extract_patches(
@@ -122,8 +121,8 @@ def _extract_patches(
     fed, scan, network_input = _prepare(paths, grid)
     chance = candidate_chance(predict, network_input)
     spots = find_spots(chance, threshold=drawing["threshold"], most=drawing["most"])
-    near = ndimage.binary_dilation(scan.labels == training_data.LESION, TOUCHING)
-    unsure = ndimage.binary_dilation(scan.labels == training_data.UNCERTAIN, TOUCHING)
+    near = ndimage.binary_dilation(scan.labels == training_data.LESION, CONNECTIVITY_26)
+    unsure = ndimage.binary_dilation(scan.labels == training_data.UNCERTAIN, CONNECTIVITY_26)
     hit = np.array([near[tuple(spot.voxels.T)].any() for spot in spots], bool)
     uncertain_hit = np.array([unsure[tuple(spot.voxels.T)].any() for spot in spots], bool)
     centres = [spot.centre for spot in spots]

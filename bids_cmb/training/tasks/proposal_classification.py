@@ -30,7 +30,6 @@ from bids_cmb.training.recipe import (
     Sources,
     Task,
     check_no_label_maps,
-    load_or_make_arrays,
     load_pretrained_entry,
     make_patch_sampling,
 )
@@ -111,14 +110,15 @@ def read_lineup(
         OSError: If something cannot be read or written.
     """
     options = recipe.drawing or {}
-    files = {name: path for name, path in vars(paths).items() if isinstance(path, Path)}
     key = fingerprint(
         networks=list(digests), grid=recipe.grid, shape=recipe.arguments["shape"],
         rules=options.get("rules", {}), room=ROOM, near=(NEAR_MM, CLEAR_MM, MOST_OTHERS),
-        files={name: sha256(path) for name, path in files.items()},
+        files=training_data.digest_files(paths),
     )  # fmt: skip
     path = kept / f"{key[:16]}.npz"
-    return Lineup(**load_or_make_arrays(path, lambda: vars(_line_up(paths, recipe, ask))))
+    return Lineup(
+        **training_data.load_or_make_arrays(path, lambda: vars(_line_up(paths, recipe, ask)))
+    )
 
 
 def _line_up(paths: training_data.ScanFiles, recipe: Recipe, ask: FirstStage) -> Lineup:
@@ -203,10 +203,11 @@ def _teach(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFunction, 
     check_no_label_maps(sources, "proposals")
     ask, digests = load_first_stage(recipe, sources)
     first = next(path for role, path in sorted(sources.pretrained.items()) if "proposal" in role)
-    read = [
-        read_lineup(one, recipe, ask, digests, Path(first).parent / "proposed")
-        for one in sources.scans
-    ]
+    read = training_data.run_in_threads(
+        lambda paths: read_lineup(paths, recipe, ask, digests, Path(first).parent / "proposed"),
+        sources.scans,
+        sources.loading.threads,
+    )
     pools = [_pool(read, kind) for kind in (LESION, HARD, OTHER)]
     if not len(pools[LESION][0]) or not len(pools[HARD][0]):
         raise ValueError(

@@ -34,8 +34,9 @@ def load_scans(recipe: Recipe, sources: Sources) -> list[training_data.TrainingS
         ValueError: If there are label maps among the sources.
     """
     check_no_label_maps(sources, "lesions")
-    grid = Grid.from_card(recipe.grid)
-    return [training_data.load_training_scan(files, grid) for files in sources.scans]
+    return training_data.load_training_scans(
+        sources.scans, Grid.from_card(recipe.grid), sources.loading
+    )
 
 
 def _preview(images: np.ndarray, truths: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, ...]:

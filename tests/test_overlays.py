@@ -9,8 +9,9 @@ from phantoms import phantom
 from PIL import Image
 from test_detectors import MIDDLE, SPACING, ball, brain, scan
 
-from bids_cmb.bids.selection import Scan
-from bids_cmb.bids.tables import EVIDENCE, Output, columns, figures_of, read_table, stem_of
+from bids_cmb.bids.paths import Output, get_figure_stem, locate_figures
+from bids_cmb.bids.scan import Scan
+from bids_cmb.bids.tables import EVIDENCE_TABLES, read_columns, read_table
 from bids_cmb.config import Config
 from bids_cmb.detection.ensemble import detect
 from bids_cmb.detection.outputs import (
@@ -71,7 +72,7 @@ def test_a_box_encloses_the_dark_ball_in_all_three_planes(spotted, tmp_path):
         network_view=("cascade", Grid()),
         evidence=evidence,
     )
-    figures, stem = figures_of(output.folder, "01"), stem_of(output.mask())
+    figures, stem = locate_figures(output.folder, "01"), get_figure_stem(output.mask())
     told = read_json(figures / f"{stem}_overview.json")["boxes"]["1"]
     picture = np.asarray(Image.open(figures / f"{stem}_lesion-001.png").convert("L"), float)
     for at, (x, y, width, height) in enumerate(told["drawn"]):
@@ -156,8 +157,8 @@ def test_what_detectors_leave_behind_is_kept_drawn_and_drawn_again(head):
     for kind, count in (("boxes", len(left.boxes)), ("gate", len(left.gate_responses))):
         rows, said = read_table(output.evidence(kind)), read_json(output.evidence(kind, ".json"))
         assert len(rows) == count
-        assert list(rows[0]) == list(columns(kind))
-        assert set(said) == {*columns(kind), "Description", "Sources", "SpatialReference"}
+        assert list(rows[0]) == list(read_columns(kind))
+        assert set(said) == {*read_columns(kind), "Description", "Sources", "SpatialReference"}
         assert output.evidence(kind).name in (output.mask(".json")).read_text()
     first = read_table(output.evidence("boxes"))[0]
     centre = [float(first[axis]) for axis in ("x_mm", "y_mm", "z_mm")]
@@ -179,7 +180,7 @@ def test_a_minimal_result_has_the_drawing_but_no_tables_not_even_old_ones(head):
     output, config, _ = head
     process_scan(output.scan, config)
     process_scan(output.scan, replace(config, output_level="minimal"))
-    assert not [path for kind in EVIDENCE for path in output.folder.rglob(f"*_{kind}.*")]
+    assert not [path for kind in EVIDENCE_TABLES for path in output.folder.rglob(f"*_{kind}.*")]
     assert "mm by boxer" in (output.folder / "sub-01.html").read_text()
 
 

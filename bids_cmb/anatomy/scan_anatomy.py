@@ -109,7 +109,7 @@ def segment_anatomy(
     result = AnatomyResult(
         head, lobes, str(segmentation.path), segmentation=segmentation.path
     )  # fmt: skip
-    if not segmentation.on_t1w:
+    if not segmentation.in_t1w_space:
         return result
     fallback = segment_with_network(image, models) if network else AnatomyResult()
     mask = get_brain_mask(image, brain, fallback).mask

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from bids_cmb.bids.tables import PLACE, rounded
+from bids_cmb.bids.tables import POSITION_COLUMNS, round_or_none
 from bids_cmb.imaging.volume import Volume
 
 SIDE_COLUMNS = ("in_plane_extent_1_mm", "in_plane_extent_2_mm", "through_plane_extent_mm")
@@ -81,10 +81,13 @@ def tabulate_outputs(outputs: DetectorOutputs) -> dict[str, list[dict]]:
         {
             "detector": box.detector,
             **_tabulate_position(box.centre),
-            **{name: rounded(side, 2) for name, side in zip(SIDE_COLUMNS, box.sides, strict=True)},
+            **{
+                name: round_or_none(side, 2)
+                for name, side in zip(SIDE_COLUMNS, box.sides, strict=True)
+            },
             "slices": box.slices,
-            "confidence": rounded(box.confidence, 4),
-            "probability": rounded(box.probability, 4),
+            "confidence": round_or_none(box.confidence, 4),
+            "probability": round_or_none(box.probability, 4),
         }
         for box in outputs.boxes
     ]
@@ -92,7 +95,7 @@ def tabulate_outputs(outputs: DetectorOutputs) -> dict[str, list[dict]]:
         {
             "detector": response.detector,
             **_tabulate_position(response.position),
-            "probability": rounded(response.probability, 4),
+            "probability": round_or_none(response.probability, 4),
             "threshold": response.threshold,
         }
         for response in outputs.gate_responses
@@ -101,4 +104,7 @@ def tabulate_outputs(outputs: DetectorOutputs) -> dict[str, list[dict]]:
 
 
 def _tabulate_position(position: Triple) -> dict[str, object]:
-    return {name: rounded(value, 2) for name, value in zip(PLACE, position, strict=True)}
+    return {
+        name: round_or_none(value, 2)
+        for name, value in zip(POSITION_COLUMNS, position, strict=True)
+    }

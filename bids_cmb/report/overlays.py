@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bids_cmb.bids.tables import PLACE
+from bids_cmb.bids.tables import POSITION_COLUMNS
 from bids_cmb.detection.outputs import SIDE_COLUMNS
 from bids_cmb.imaging.volume import Volume
 
@@ -57,7 +57,7 @@ def make_overlays(
 
 def locate_in_picture(image: Volume, row: Mapping[str, object]) -> np.ndarray:
     """Locate the position of a row in the pictures, voxels (3,), not rounded."""
-    voxel = image.index(np.array([float(row[axis]) for axis in PLACE]))
+    voxel = image.index(np.array([float(row[axis]) for axis in POSITION_COLUMNS]))
     return np.array([image.shape[0] - 1 - voxel[0], voxel[1], voxel[2]])
 
 

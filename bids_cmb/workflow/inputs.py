@@ -13,8 +13,8 @@ from bids_cmb import __version__
 from bids_cmb.anatomy.atlases import Atlases, find_atlases
 from bids_cmb.anatomy.scan_anatomy import BrainSource
 from bids_cmb.bids.companions import Segmentation, find_mask, find_segmentation
-from bids_cmb.bids.markers import digest, input_signature
-from bids_cmb.bids.selection import Scan
+from bids_cmb.bids.markers import compute_digest, describe_input
+from bids_cmb.bids.scan import Scan
 from bids_cmb.config import Config, result_settings
 from bids_cmb.detection.calibration import apply_operating_point, combine_thresholds
 from bids_cmb.detection.designs import detectors_use_phase
@@ -198,7 +198,7 @@ def record_inputs(inputs: ScanInputs) -> InputRecord:
         OSError: If one cannot be read.
     """
     began = time.monotonic()
-    stamps = tuple(input_signature(path, Role=role) for role, path in inputs.roles)
+    stamps = tuple(describe_input(path, Role=role) for role, path in inputs.roles)
     digests = [[stamp["Role"], stamp["SHA256"]] for stamp in stamps]
     return InputRecord(stamps, compute_fingerprint(inputs, digests), began)
 
@@ -234,7 +234,8 @@ def is_current(marker: Mapping, inputs: ScanInputs) -> bool:
         (stamp.get("Role"), stamp.get("Path")): stamp for stamp in stamps if isinstance(stamp, dict)
     }
     digests = [
-        [role, digest(path, previous.get((role, path.name), {}))] for role, path in inputs.roles
+        [role, compute_digest(path, previous.get((role, path.name), {}))]
+        for role, path in inputs.roles
     ]
     return provenance.get("Fingerprint") == compute_fingerprint(inputs, digests)
 
@@ -260,7 +261,7 @@ def check_unchanged(inputs: ScanInputs, record: InputRecord, config: Config) -> 
 
 def _is_same(path: Path, before: Mapping) -> bool:
     try:
-        return digest(path, before) == before["SHA256"]
+        return compute_digest(path, before) == before["SHA256"]
     except FileNotFoundError:
         return False
 

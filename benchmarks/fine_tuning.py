@@ -20,7 +20,8 @@ import numpy as np
 from detection import cpu, plain
 from scipy.spatial.distance import cdist
 
-from bids_cmb.bids.tables import columns, lesion_table_of, read_table, write_table
+from bids_cmb.bids.paths import locate_lesion_table
+from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations, read_annotations
 from bids_cmb.evaluation.evaluate import compute_evaluation
 from bids_cmb.evaluation.options import EvaluationOptions
@@ -144,7 +145,7 @@ def review(found: Path, truth: Path, folder: Path) -> dict[str, int]:
     said: dict[str, int] = {}
     for mask in sorted(found.glob("sub-*/**/*_label-CMB_*_mask.nii.gz")):
         subject = mask.name.split("_")[0]
-        rows = read_table(lesion_table_of(mask))
+        rows = read_table(locate_lesion_table(mask))
         about = {
             "participant_id": subject, "filename": mask.relative_to(found).as_posix(),
             "reader": READER, "date": DATE, "software_version": software()["bids_cmb"],
@@ -152,7 +153,7 @@ def review(found: Path, truth: Path, folder: Path) -> dict[str, int]:
         lines = list(verdicts(rows, true[subject.removeprefix("sub-")]))
         for line in lines:
             said[line["verdict"]] = said.get(line["verdict"], 0) + 1
-        names = list(columns("review"))
+        names = list(read_columns("review"))
         place = folder / f"{subject}_reader-{READER}_review.tsv"
         write_table(place, names, [dict.fromkeys(names) | about | line for line in lines])
     return said

@@ -16,8 +16,10 @@ from pathlib import Path
 
 from bids_cmb.anatomy.scan_anatomy import load_brain_mask
 from bids_cmb.bids.filters import Query
-from bids_cmb.bids.selection import Scan, find_scans
-from bids_cmb.bids.tables import Output, read_table
+from bids_cmb.bids.paths import Output
+from bids_cmb.bids.scan import Scan
+from bids_cmb.bids.selection import find_scans
+from bids_cmb.bids.tables import read_table
 from bids_cmb.imaging.loading import load_echoes
 from bids_cmb.imaging.volume import load_labels
 from bids_cmb.networks.model_cards import load_card

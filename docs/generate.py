@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.bids.tables import columns
+from bids_cmb.bids.tables import read_columns
 from bids_cmb.config import Config
 from bids_cmb.networks.model_cards import ANATOMY, list_cards, load_card, locate_weights
 
@@ -276,7 +276,7 @@ def columns_page() -> str:
         raise ValueError(f"TABLES must name the file of each table; found none of {lacking}.")
     for name in sorted(found, key=list(TABLES).index):
         file, row = TABLES[name]
-        rows = [[f"`{key}`", _meaning(about)] for key, about in columns(name).items()]
+        rows = [[f"`{key}`", _meaning(about)] for key, about in read_columns(name).items()]
         title = name[0].upper() + name[1:]
         lines += ["", f"## {title}", "", f"File: {file}. Row: {row[0].lower()}{row[1:]}"]
         lines += ["", *_table(["column", "meaning"], rows)]

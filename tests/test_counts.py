@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bids_cmb.anatomy.mars import index_regions, list_regions
-from bids_cmb.bids.tables import columns, read_table, write_table
+from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.cli.run import main
 from bids_cmb.imaging.volume import Volume, save
 from bids_cmb.lesions.measure import Lesion
@@ -33,7 +33,7 @@ def lesion(region, side, **more):
 
 
 def test_every_column_of_a_region_is_described():
-    described = columns("scan")
+    described = read_columns("scan")
     assert [column for column, _, _ in list_mars_columns()] == [
         name for name in described if name.endswith(("_left", "_right"))
     ]
@@ -48,7 +48,9 @@ def test_the_lesion_table_alone_gives_the_same_counts_by_region(tmp_path, rng):
             rng.choice(list_regions(), 60), rng.choice(["left", "right"], 60), strict=True
         )
     ]
-    write_table(tmp_path / "a.tsv", columns("lesion"), [make_lesion_row(one) for one in lesions])
+    write_table(
+        tmp_path / "a.tsv", read_columns("lesion"), [make_lesion_row(one) for one in lesions]
+    )
     found = count_by_region([get_location(row) for row in read_table(tmp_path / "a.tsv")])
     assert found == {name: count_lesions(lesions)[name] for name in found}
     assert len(found) == 5 + len(list_mars_columns())

@@ -9,11 +9,10 @@ from bidsschematools.schema import load_schema
 
 from bids_cmb.bids import tables
 from bids_cmb.bids.companions import find_mask
-from bids_cmb.bids.selection import Scan
+from bids_cmb.bids.paths import ENTITY_ORDER, Output
+from bids_cmb.bids.scan import Scan
 from bids_cmb.bids.tables import (
-    ENTITY_ORDER,
-    Output,
-    columns,
+    read_columns,
     read_table,
     refresh_scans_table,
     write_dataset,
@@ -116,7 +115,7 @@ def test_a_sidecar_that_cannot_be_read_is_none(tmp_path):
     ["agreement", "boxes", "gate", "group", "lesion", "regions", "review", "reviewed", "scan"],
 )
 def test_every_column_is_described(table):
-    for name, about in columns(table).items():
+    for name, about in read_columns(table).items():
         assert name == name.lower()
         assert len(about["Description"]) > 10
         if name.endswith(("_mm", "_mm3", "_ms", "_t", "_ml")):
@@ -141,7 +140,7 @@ def test_nothing_speaks_of_a_column_by_an_earlier_name():
     found = {path.name: word[0] for path in texts if (word := earlier.search(path.read_text()))}
     assert found == {}
     for table, old in (("regions", "place group value"), ("boxes", "chance"), ("gate", "chance")):
-        assert not columns(table).keys() & set(old.split())
+        assert not read_columns(table).keys() & set(old.split())
 
 
 @pytest.mark.parametrize(
@@ -150,7 +149,7 @@ def test_nothing_speaks_of_a_column_by_an_earlier_name():
 )
 def test_burden_has_five_classes(count, said):
     assert classify_burden(count) == said
-    assert said in columns("scan")["burden"]["Levels"]
+    assert said in read_columns("scan")["burden"]["Levels"]
 
 
 def result(home, name, **counts):

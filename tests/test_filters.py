@@ -9,19 +9,19 @@ import pytest
 from bids_cmb.bids.filters import (
     KNOWN_SUFFIXES,
     Query,
-    image_at,
-    listed,
-    named_by,
+    find_rejection_reason,
+    find_unmatched,
+    join_labels,
+    match_labels,
+    parse_image_path,
     read_filter_file,
     read_labels,
-    rejection_reason,
-    shard_of,
-    unmatched,
+    select_shard,
 )
 
 
 def image(name, extension=".nii.gz"):
-    return image_at(Path(f"data/sub-01/anat/sub-01_{name}{extension}"), Path("data"))
+    return parse_image_path(Path(f"data/sub-01/anat/sub-01_{name}{extension}"), Path("data"))
 
 
 # Names
@@ -32,14 +32,14 @@ def image(name, extension=".nii.gz"):
     [("T2starw", "T2starw"), ("t2STARW", "T2starw"), ("T2star", "T2star"), ("SWI", "swi")],
 )
 def test_a_suffix_is_known_in_any_letter_case(written, suffix):
-    assert image(written).spelling == suffix
-    assert rejection_reason(image(written), Query()) == ""
+    assert image(written).canonical_suffix == suffix
+    assert find_rejection_reason(image(written), Query()) == ""
 
 
 @pytest.mark.parametrize("suffix", ["MEGRE", "GRE", "veno", "SWImag", "FLASH"])
 def test_other_suffixes_are_taken_only_when_asked_for(suffix):
-    assert rejection_reason(image(suffix), Query()) == f"is used only with --suffix {suffix}"
-    assert rejection_reason(image(suffix), Query(suffixes=(suffix.swapcase(),))) == ""
+    assert find_rejection_reason(image(suffix), Query()) == f"is used only with --suffix {suffix}"
+    assert find_rejection_reason(image(suffix), Query(suffixes=(suffix.swapcase(),))) == ""
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,8 @@ def test_other_suffixes_are_taken_only_when_asked_for(suffix):
 )
 def test_what_is_no_magnitude_image_of_the_head_is_left_whatever_was_asked(name, why):
     assert (
-        rejection_reason(image(name), Query(suffixes=(*KNOWN_SUFFIXES, "mIP", "SWIphase"))) == why
+        find_rejection_reason(image(name), Query(suffixes=(*KNOWN_SUFFIXES, "mIP", "SWIphase")))
+        == why
     )
 
 
@@ -79,17 +80,17 @@ def test_what_is_no_magnitude_image_of_the_head_is_left_whatever_was_asked(name,
     ],
 )
 def test_a_magnitude_image_of_the_head_is_taken(name):
-    assert rejection_reason(image(name), Query()) == ""
+    assert find_rejection_reason(image(name), Query()) == ""
 
 
 # Labels
 
 
 def test_labels_are_matched_whole_or_as_globs():
-    assert named_by(["01", "1*"], ["01", "011", "10", "1a"]) == {"01", "10", "1a"}
-    assert named_by(["[1]", "?"], ["[1]", "1"]) == {"[1]", "1"}
-    assert named_by(["[1]"], ["[1]", "1"]) == {"[1]"}  # a glob that is a label is that label
-    assert unmatched(["01", "1", "x*", "0*"], ["01", "011"]) == ["1", "x*"]
+    assert match_labels(["01", "1*"], ["01", "011", "10", "1a"]) == {"01", "10", "1a"}
+    assert match_labels(["[1]", "?"], ["[1]", "1"]) == {"[1]", "1"}
+    assert match_labels(["[1]"], ["[1]", "1"]) == {"[1]"}  # a glob that is a label is that label
+    assert find_unmatched(["01", "1", "x*", "0*"], ["01", "011"]) == ["1", "x*"]
 
 
 @pytest.mark.parametrize(
@@ -110,22 +111,22 @@ def test_a_file_without_labels_does_not_stand_for_everybody(tmp_path):
 
 
 def test_no_more_than_twenty_labels_are_listed():
-    assert listed([f"{n:03d}" for n in range(30)]).endswith("018, 019 and 10 more")
-    assert listed(["a", "b"]) == "a, b"
+    assert join_labels([f"{n:03d}" for n in range(30)]).endswith("018, 019 and 10 more")
+    assert join_labels(["a", "b"]) == "a, b"
 
 
 def test_every_subject_is_in_one_shard():
     labels = [f"{n:02d}" for n in range(10)]
-    shards = [shard_of(labels, (part, 3)) for part in (1, 2, 3)]
+    shards = [select_shard(labels, (part, 3)) for part in (1, 2, 3)]
     assert sorted(chain(*shards)) == labels
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
-    assert shard_of(labels, None) == labels
+    assert select_shard(labels, None) == labels
 
 
 @pytest.mark.parametrize("shard", [(0, 3), (4, 3)])
 def test_a_shard_outside_its_number_is_refused(shard):
     with pytest.raises(ValueError, match=f"I from 1 to N; found {shard[0]}/3"):
-        shard_of(["01"], shard)
+        select_shard(["01"], shard)
 
 
 # Flags and filter files
@@ -136,7 +137,7 @@ S, M = "rec-n_swi", "run-3_MEGRE"
 
 
 def taken(**query):
-    return [name for name in (X, Y, S, M) if not rejection_reason(image(name), Query(**query))]
+    return [name for name in (X, Y, S, M) if not find_rejection_reason(image(name), Query(**query))]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bids_cmb.bids.companions import Segmentation, find_mask, find_segmentation
-from bids_cmb.bids.selection import Scan
+from bids_cmb.bids.scan import Scan
 
 SCAN = Scan(
     Path("raw/sub-01/ses-2/anat/sub-01_ses-2_T2starw.nii.gz"),
@@ -109,5 +109,5 @@ def test_of_other_participants_and_in_other_spaces_nothing_is_found(found):
 
 
 def test_all_files_of_a_segmentation_are_named(tmp_path):
-    given = Segmentation(tmp_path / "a", on_t1w=True, t1w=tmp_path / "b")
-    assert given.files == [tmp_path / "a", tmp_path / "b"]
+    given = Segmentation(tmp_path / "a", in_t1w_space=True, t1w=tmp_path / "b")
+    assert [path for _, path in given.roles] == [tmp_path / "a", tmp_path / "b"]

@@ -13,8 +13,9 @@ from running import no_other_process
 
 from bids_cmb import provenance
 from bids_cmb.bids.companions import find_segmentation
-from bids_cmb.bids.selection import Scan
-from bids_cmb.bids.tables import Output, columns, read_table, write_table
+from bids_cmb.bids.paths import Output
+from bids_cmb.bids.scan import Scan
+from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.cli import run as cli
 from bids_cmb.config import Config
 from bids_cmb.errors import IO_ERROR
@@ -117,7 +118,7 @@ def test_a_page_that_could_not_be_written_is_made_by_the_next_run(here, monkeypa
 def test_a_row_that_lacks_in_the_scans_table_is_written(here):
     """As after a kill between a scan's marker and the table of its session."""
     path, before = here / "out/sub-01/sub-01_scans.tsv", unread(here)
-    write_table(path, columns("scan"), read_table(path)[:1])
+    write_table(path, read_columns("scan"), read_table(path)[:1])
     assert run(here) == 0
     assert table(here) == ["acq-a", "acq-b"]
     assert unread(here) == before
@@ -457,4 +458,4 @@ def test_a_new_session_of_freesurfer_is_seen(tmp_path):
     assert find_segmentation([tmp_path], scan, tmp_path / "raw") is None
     (tmp_path / "sub-01_ses-1/mri").mkdir(parents=True)
     (tmp_path / "sub-01_ses-1/mri/aseg.mgz").touch()
-    assert find_segmentation([tmp_path], scan, tmp_path / "raw").on_t1w
+    assert find_segmentation([tmp_path], scan, tmp_path / "raw").in_t1w_space

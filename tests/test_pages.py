@@ -12,7 +12,7 @@ import pytest
 from browser import CHROMIUM, WHY_NOT, browsing
 from running import no_other_process
 
-from bids_cmb.bids.tables import columns, read_table, write_table
+from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.cli.run import main
 from bids_cmb.report.html import Cohort, write_group_page, write_page
 
@@ -82,7 +82,7 @@ def test_a_review_goes_from_keys_to_the_cohorts_table(made, page, tmp_path):
     page.wait("document.querySelector('#said').textContent.startsWith('Saved')")
     saved = wait_for(tmp_path, "sub-01_reader-AnnAhre_review.tsv")
     table = read_table(saved)
-    assert list(table[0]) == list(columns("review"))
+    assert list(table[0]) == list(read_columns("review"))
     assert [row["verdict"] for row in table[:3]] == ["accept", "reject", "unsure"]
     assert table[1]["comment"] == 'not one, "really"'
     assert table[-1]["verdict"] == "missed"
@@ -243,7 +243,7 @@ def test_nothing_that_comes_from_data_runs(made, page, tmp_path):
     group = read_table(copy / "group_microbleeds.tsv")
     group[0] |= {"source": ODD, "reason": ODD, "quality_flags": ODD, "status": "failed"}
     site = {"site": {str(row["participant_id"]): ODD for row in group}}
-    agreement = [dict.fromkeys(columns("agreement")) | {"reader_1": ODD, "reader_2": ODD}]
+    agreement = [dict.fromkeys(read_columns("agreement")) | {"reader_1": ODD, "reader_2": ODD}]
     write_group_page(copy, Cohort(group, groups=site, agreement=agreement), "none.png")
     page.go((copy / "group_microbleeds.html").as_uri())
     assert page.run("document.title") == "Cerebral microbleeds of the cohort"

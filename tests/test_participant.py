@@ -19,8 +19,8 @@ from bids_cmb.anatomy.scan_anatomy import (
     segment_anatomy,
 )
 from bids_cmb.anatomy.segmentation import format_itk_affine
-from bids_cmb.bids.selection import Scan
-from bids_cmb.bids.tables import Output
+from bids_cmb.bids.paths import Output
+from bids_cmb.bids.scan import Scan
 from bids_cmb.config import Config
 from bids_cmb.imaging import volume
 from bids_cmb.imaging.loading import load_echoes

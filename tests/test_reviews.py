@@ -8,7 +8,7 @@ import pytest
 
 from bids_cmb.anatomy.mars import RIGHT_OFFSET, find_label
 from bids_cmb.anatomy.segmentation import format_itk_affine
-from bids_cmb.bids.tables import columns, read_table, write_table
+from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.cli.commands import main
 from bids_cmb.evaluation.outputs import REVIEWS_FILE
 from bids_cmb.files import write_json
@@ -47,8 +47,8 @@ def read(tmp_path, blank, rng):
         dseg = mask.with_name(f"sub-{label}_space-orig_seg-CMB_desc-T2starw_dseg.nii.gz")
         save(Volume(marks, blank.affine), dseg, dtype=np.uint16)
         save(Volume(marks > 0, blank.affine), mask, dtype=np.uint8)
-        table = [dict.fromkeys(columns("lesion")) | row for row in rows]
-        write_table(dseg.with_name(f"{dseg.name[:-7]}.tsv"), columns("lesion"), table)
+        table = [dict.fromkeys(read_columns("lesion")) | row for row in rows]
+        write_table(dseg.with_name(f"{dseg.name[:-7]}.tsv"), read_columns("lesion"), table)
         brain = np.ones(blank.shape, np.uint8)
         save(Volume(brain, blank.affine), mask.with_name(mask.name.replace("CMB", "brain")))
         about = {"Sources": [f"bids:raw:sub-{label}/anat/sub-{label}_T2starw.nii.gz"]}
@@ -72,9 +72,11 @@ def review(folder, grid, reader, said, *, label="01", missed=(), date="2026-01-0
     names = ("index", "x_mm", "y_mm", "z_mm", "verdict")
     fixed = {"participant_id": f"sub-{label}", "filename": MASK.format(label),
              "reader": reader, "date": date}  # fmt: skip
-    table = [{**dict.fromkeys(columns("review")), **fixed, **dict(zip(names, row, strict=True))}
-             for row in rows]  # fmt: skip
-    write_table(folder / f"sub-{label}_reader-{reader}_{date[:4]}.tsv", columns("review"), table)
+    empty = dict.fromkeys(read_columns("review"))
+    table = [{**empty, **fixed, **dict(zip(names, row, strict=True))} for row in rows]
+    write_table(
+        folder / f"sub-{label}_reader-{reader}_{date[:4]}.tsv", read_columns("review"), table
+    )
 
 
 def test_counts_before_and_after_review_stand_in_the_group_table(read, blank):
@@ -107,7 +109,7 @@ def place_lesions(found, grid, *, with_map):
     table = mask.with_name(f"{stem}_seg-CMB_desc-T2starw_dseg.tsv")
     rows = [{**row, **WHERE[at], **dict(zip(MNI_COLUMNS, MNI_AT[at], strict=True))}
             for at, row in enumerate(read_table(table), start=1)]  # fmt: skip
-    write_table(table, columns("lesion"), rows)
+    write_table(table, read_columns("lesion"), rows)
     names = ["sub-01_from-T2starw_to-MNI152NLin2009cAsym_mode-image_xfm.txt"]
     to_mni = np.eye(4)
     to_mni[:3, 3] = np.array([40, 0, 20]) - at(MISSED, grid)

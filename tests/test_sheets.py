@@ -6,7 +6,7 @@ import pytest
 from openpyxl import Workbook
 
 from bids_cmb.bids import spreadsheets
-from bids_cmb.bids.spreadsheets import header_and_rows, read_sheet, tab_separated
+from bids_cmb.bids.spreadsheets import read_named_rows, read_sheet, split_tab_separated
 
 
 @pytest.mark.parametrize("comma", [",", ";", "\t"])
@@ -25,7 +25,7 @@ def test_a_workbook_reads_like_its_text(tmp_path):
     book.save(tmp_path / "a.xlsx")
     (tmp_path / "a.csv").write_text("file,x\na.nii.gz,3\n,\nb,2.5\n")
     assert read_sheet(tmp_path / "a.xlsx") == read_sheet(tmp_path / "a.csv")
-    assert header_and_rows(tmp_path / "a.xlsx", ("file", "x"))[1] == {"file": "b", "x": 2.5}
+    assert read_named_rows(tmp_path / "a.xlsx", ("file", "x"))[1] == {"file": "b", "x": 2.5}
 
 
 def test_formulas_are_not_reckoned(tmp_path):
@@ -75,7 +75,7 @@ def test_what_unpacks_to_too_much_is_refused(name, tmp_path, monkeypatch):
     ],
 )
 def test_a_quotation_mark_never_reaches_beyond_its_line(line, cells):
-    assert tab_separated(f"one\ttwo\r\n{line}\r\n\nlast\trow\n") == [
+    assert split_tab_separated(f"one\ttwo\r\n{line}\r\n\nlast\trow\n") == [
         ["one", "two"], cells, ["last", "row"],
     ]  # fmt: skip
 

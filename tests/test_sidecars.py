@@ -6,12 +6,12 @@ import os
 import pytest
 
 from bids_cmb.bids.metadata import (
-    common,
-    echo_time_s,
-    field_strength_t,
-    of_spine,
-    sidecar_reader,
-    weighting,
+    compute_weighting,
+    get_echo_time_s,
+    get_field_strength_t,
+    get_spinal_body_part,
+    make_sidecar_reader,
+    merge_echo_metadata,
 )
 
 SWI = "sub-01/anat/sub-01_swi"
@@ -26,7 +26,7 @@ def told(tmp_path):
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content if isinstance(content, str) else json.dumps(content))
-        return sidecar_reader(tmp_path)(tmp_path / image)
+        return make_sidecar_reader(tmp_path)(tmp_path / image)
 
     return write_and_read
 
@@ -51,13 +51,13 @@ def test_the_deeper_sidecar_wins_and_others_do_not_apply(told, extension):
 
 def test_a_sidecar_above_the_dataset_has_no_say(tmp_path):
     (tmp_path / "swi.json").write_text('{"EchoTime": 0.02}')
-    found = sidecar_reader(tmp_path / "data")(tmp_path / "data" / f"{SWI}.nii.gz")
+    found = make_sidecar_reader(tmp_path / "data")(tmp_path / "data" / f"{SWI}.nii.gz")
     assert found.metadata == {}
 
 
 def test_each_file_is_read_once(told, tmp_path):
     told({"swi.json": {"EchoTime": 0.02}})
-    read = sidecar_reader(tmp_path)
+    read = make_sidecar_reader(tmp_path)
     first = read(tmp_path / f"{SWI}.nii.gz")
     (tmp_path / "swi.json").unlink()
     assert read(tmp_path / "sub-02/anat/sub-02_swi.nii.gz") == first
@@ -106,7 +106,7 @@ def test_a_sidecar_that_is_not_fetched_is_passed_over_aloud(told, tmp_path):
 )
 def test_echo_times_are_seconds(told, value, seconds, note):
     found = told({f"{SWI}.json": {"EchoTime": value}})
-    assert echo_time_s(found.metadata) == seconds
+    assert get_echo_time_s(found.metadata) == seconds
     if seconds is not None:
         assert found.metadata["EchoTime"] == seconds
     assert [note in said for said in found.notes] == ([True] if note else [])
@@ -117,7 +117,7 @@ def test_echo_times_are_seconds(told, value, seconds, note):
 )
 def test_field_strengths_are_tesla(told, value, tesla):
     found = told({f"{SWI}.json": {"MagneticFieldStrength": value}})
-    assert field_strength_t(found.metadata) == tesla
+    assert get_field_strength_t(found.metadata) == tesla
     assert ["must be a number in T" in n for n in found.notes] == ([] if tesla else [True])
 
 
@@ -152,7 +152,7 @@ def test_a_sidecar_that_is_a_pipe_is_not_waited_for(told, tmp_path):
      "Halswirbelsaeule", "SPINAL CORD", "CERVICAL"],
 )  # fmt: skip
 def test_the_spine_is_known_by_the_words_of_scanners(part):
-    assert of_spine({"BodyPartExamined": part}) == part
+    assert get_spinal_body_part({"BodyPartExamined": part}) == part
 
 
 @pytest.mark.parametrize(
@@ -160,13 +160,13 @@ def test_the_spine_is_known_by_the_words_of_scanners(part):
     ["BRAIN", "HEAD", "HEADNECK", "Head & Neck", "SCHAEDEL", "", None, ["NECK"], "WHOLEBODY"],
 )
 def test_the_head_is_no_spine(part):
-    assert of_spine({"BodyPartExamined": part}) == ""
+    assert get_spinal_body_part({"BodyPartExamined": part}) == ""
 
 
 def test_without_sidecars_nothing_is_known(told):
     found = told({})
     assert (found.metadata, found.notes) == ({}, ())
-    assert (echo_time_s(found.metadata), field_strength_t(found.metadata)) == (None, None)
+    assert (get_echo_time_s(found.metadata), get_field_strength_t(found.metadata)) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -178,11 +178,11 @@ def test_without_sidecars_nothing_is_known(told):
     ],
 )
 def test_the_weighting_is_field_strength_times_echo_time(metadata, value, words):
-    assert weighting(metadata) == (value, words)
+    assert compute_weighting(metadata) == (value, words)
 
 
 def test_echoes_have_in_common_what_they_agree_on_and_their_mean_echo_time():
     echoes = [{"EchoTime": t, "A": 1, "B": t} for t in (0.01, 0.02, 0.06)]
-    assert common(echoes) == {"EchoTime": pytest.approx(0.03), "A": 1}
-    assert common([*echoes, {"A": 1}]) == {"A": 1}
-    assert common([{"EchoTime": "?", "A": 1}]) == {"EchoTime": "?", "A": 1}
+    assert merge_echo_metadata(echoes) == {"EchoTime": pytest.approx(0.03), "A": 1}
+    assert merge_echo_metadata([*echoes, {"A": 1}]) == {"A": 1}
+    assert merge_echo_metadata([{"EchoTime": "?", "A": 1}]) == {"EchoTime": "?", "A": 1}

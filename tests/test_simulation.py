@@ -12,8 +12,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_cmb.bids.selection import Query, find_scans
-from bids_cmb.bids.tables import columns, read_table
+from bids_cmb.bids.filters import Query
+from bids_cmb.bids.selection import find_scans
+from bids_cmb.bids.tables import read_columns, read_table
 from bids_cmb.cli.commands import main
 from bids_cmb.files import read_json
 from bids_cmb.imaging.phase import (
@@ -129,7 +130,7 @@ def test_sidecars_say_what_a_scanner_says(dataset):
 def test_the_truth_has_the_columns_of_the_app(dataset):
     stem = dataset / "derivatives/truth/sub-01/anat/sub-01_space-orig_seg-CMB_desc-truth_dseg"
     header = Path(f"{stem}.tsv").read_text().split("\n")[0].split("\t")
-    assert header[: len(columns("lesion"))] == list(columns("lesion"))
+    assert header[: len(read_columns("lesion"))] == list(read_columns("lesion"))
     mimics = Path(f"{stem}.tsv".replace("seg-CMB", "seg-mimics"))
     assert {row["kind"] for row in read_table(mimics)} >= {"cortical vein", "pial vessel"}
 

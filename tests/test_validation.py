@@ -5,7 +5,7 @@ import os
 import pytest
 
 from bids_cmb.bids import validation
-from bids_cmb.bids.validation import check_description, full_errors, quick_look
+from bids_cmb.bids.validation import check_description, check_quickly, run_validator
 
 
 @pytest.mark.parametrize(
@@ -18,13 +18,13 @@ from bids_cmb.bids.validation import check_description, full_errors, quick_look
 )
 def test_a_wrong_description_is_named(tmp_path, text, sentence):
     (tmp_path / "dataset_description.json").write_text(text)
-    [said] = quick_look(tmp_path)
+    [said] = check_quickly(tmp_path)
     assert sentence in said
 
 
 def test_a_good_description_is_not_spoken_of(tmp_path):
     (tmp_path / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.11.1"}')
-    assert quick_look(tmp_path) == []
+    assert check_quickly(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,14 @@ def test_a_description_that_is_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "dataset_description.json")
     with pytest.raises(ValueError, match="asks for a file; found a folder, a pipe or a device"):
         check_description(tmp_path)
-    (said,) = quick_look(tmp_path)
+    (said,) = check_quickly(tmp_path)
     assert "cannot be read" in said
 
 
 def test_strict_needs_the_validator(tmp_path, monkeypatch):
     monkeypatch.setattr(validation, "VALIDATOR", "no-such-program")
     with pytest.raises(ValueError, match="needs the program no-such-program; it is not installed"):
-        full_errors(tmp_path)
+        run_validator(tmp_path)
 
 
 def test_a_validator_that_does_not_answer_is_named(tmp_path, monkeypatch):
@@ -71,4 +71,4 @@ def test_a_validator_that_does_not_answer_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(validation, "VALIDATOR", "silent")
     with pytest.raises(ValueError, match="silent must answer in JSON; found 'broken'"):
-        full_errors(tmp_path)
+        run_validator(tmp_path)

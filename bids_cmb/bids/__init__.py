@@ -1,1 +1,1 @@
-"""BIDS datasets: which scans there are, their metadata and companions, and our derivatives."""
+"""BIDS datasets: scans, their metadata and companion files, and the derivatives of the app."""

@@ -1,7 +1,7 @@
-"""Scans whose last attempt did not end in a result: one small file each, gone once it does.
+"""Keep a record of each scan whose last attempt did not end in a result; removed once one does.
 
-Whether a result is current follows from whether such a file is there, never from clocks: those of
-two machines differ, and any may be set back.
+A result is current if there is no such file. Clocks are not used: those of two machines differ,
+and any may be set back.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bids_cmb.files import read_json, write_json
 
-FOLDER = "attempts"  # in logs/
+RECORDS_FOLDER = "attempts"  # in logs/
 SELECTED, FAILED = "selected", "failed"
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 def note_attempt(folder: Path, source: str, status: str, reason: str = "") -> None:
     """Note that a run selected a scan, or failed on it.
 
-    A full disc must not hide the sentence that said so, so nothing is raised.
+    Nothing is raised: a full disc must not hide the error of the scan.
 
     Args:
         folder: The derivative dataset.
@@ -27,7 +27,9 @@ def note_attempt(folder: Path, source: str, status: str, reason: str = "") -> No
         reason: One sentence, of a failure.
     """
     try:
-        write_json(_place(folder, source), {"Source": source, "Status": status, "Reason": reason})
+        write_json(
+            _locate_record(folder, source), {"Source": source, "Status": status, "Reason": reason}
+        )
     except (OSError, ValueError) as error:
         log.debug("The attempt at %r could not be noted: %s", source, error)
 
@@ -35,21 +37,21 @@ def note_attempt(folder: Path, source: str, status: str, reason: str = "") -> No
 def forget_attempt(folder: Path, source: str) -> None:
     """Note that a scan has its result."""
     try:
-        _place(folder, source).unlink(missing_ok=True)
+        _locate_record(folder, source).unlink(missing_ok=True)
     except NotADirectoryError:
         log.debug("%s is not a folder.", folder)
 
 
-def open_attempt(folder: Path, source: str) -> str | None:
-    """Say in one sentence why the result of a scan is not current; None if it is."""
-    place = _place(folder, source)
-    return _sentence(read_json(place) or {}) if place.is_file() else None
+def describe_open_attempt(folder: Path, source: str) -> str | None:
+    """Describe in one sentence why the result of a scan is not current; None if it is."""
+    path = _locate_record(folder, source)
+    return _describe_record(read_json(path) or {}) if path.is_file() else None
 
 
-def open_attempts(folder: Path) -> dict[str, tuple[str, str]]:
+def list_open_attempts(folder: Path) -> dict[str, tuple[str, str]]:
     """List the scans whose last attempt did not end in a result: source → (status, reason)."""
     attempts = {}
-    for path in sorted((folder / "logs" / FOLDER).glob("*.json")):
+    for path in sorted((folder / "logs" / RECORDS_FOLDER).glob("*.json")):
         content = read_json(path) or {}
         source, status = content.get("Source"), content.get("Status")
         if isinstance(source, str) and status in (SELECTED, FAILED):
@@ -59,12 +61,12 @@ def open_attempts(folder: Path) -> dict[str, tuple[str, str]]:
     return attempts
 
 
-def _sentence(content: dict) -> str:
+def _describe_record(content: dict) -> str:
     if content.get("Status") == FAILED:
         return f"The last attempt to process the scan failed: {content.get('Reason')}"
     return "A later run selected the scan and has not processed it."
 
 
-def _place(folder: Path, source: str) -> Path:
+def _locate_record(folder: Path, source: str) -> Path:
     name = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return folder / "logs" / FOLDER / f"{name}.json"
+    return folder / "logs" / RECORDS_FOLDER / f"{name}.json"

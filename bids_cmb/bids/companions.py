@@ -1,4 +1,4 @@
-"""What the user gave for a scan: brain masks, segmentations, and how a T1w image lies on it.
+"""Find the user's brain mask, segmentation, T1w image and transform of a scan.
 
 All are found by their names. A file without ``space-`` lies in the space of the T1w image that
 stands beside it under the same name (so do fMRIPrep's and sMRIPrep's), else in that of the scan.
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from bids_cmb.bids.selection import Scan
+from bids_cmb.bids.scan import Scan
 
 SEGMENTATIONS = ("aparcaseg", "aparc+aseg", "synthseg", "freesurfer", "aseg")  # parcels first
-FREESURFER = ("aparc+aseg.mgz", "aseg.mgz")
+FREESURFER_SEGMENTATIONS = ("aparc+aseg.mgz", "aseg.mgz")
 FREESURFER_T1W = ("T1.mgz", "orig.mgz", "norm.mgz")
-SYNTHSEG = "_synthseg"  # what mri_synthseg puts behind a name
-TRANSFORMS = (".txt", ".tfm", ".mat", ".h5")
-OURS = ("desc", "label", "seg", "space", "res", "from", "to", "mode")  # no entities of a scan
+SYNTHSEG_ENDING = "_synthseg"  # that mri_synthseg adds to a name
+TRANSFORM_EXTENSIONS = (".txt", ".tfm", ".mat", ".h5")
+DERIVATIVE_ENTITIES = ("desc", "label", "seg", "space", "res", "from", "to", "mode")
 
 
 @dataclass(frozen=True)
@@ -25,25 +25,20 @@ class Segmentation:
 
     Attributes:
         path: The label map.
-        on_t1w: Whether it lies in the space of a T1w image, not of the scan.
-        t1w: That image; None if there is none, or a transform makes it needless.
-        transform: From it to the scan, by the user's word.
+        in_t1w_space: Whether it lies in the space of a T1w image, not of the scan.
+        t1w: That image; None if there is none, or a transform makes it unnecessary.
+        transform: The user's, from that space to the scan.
     """
 
     path: Path
-    on_t1w: bool = False
+    in_t1w_space: bool = False
     t1w: Path | None = None
     transform: Path | None = None
 
     @property
-    def files(self) -> list[Path]:
-        """Those whose content decides where things lie."""
-        return [path for _, path in self.roles]
-
-    @property
     def roles(self) -> list[tuple[str, Path]]:
-        """The same, each with what it is taken for."""
-        space = "a T1w image" if self.on_t1w else "the scan"
+        """The files that are used, each with what it is used for."""
+        space = "a T1w image" if self.in_t1w_space else "the scan"
         roles = [
             (f"segmentation on {space}", self.path),
             ("T1w image", self.t1w),
@@ -53,130 +48,140 @@ class Segmentation:
 
 
 def find_mask(folders: Iterable[Path], scan: Scan, desc: str) -> Path | None:
-    """A brain mask for the scan among the user's derivatives.
+    """Find a brain mask for the scan among the user's derivatives.
 
     It must belong to the same participant and session, carry ``desc-<desc>`` (or ``label-<desc>``)
     and lie in the scan's own space: ``space-orig``, ``space-<suffix>``, or no ``space-`` and no T1w
-    image of its name beside; and it must not contradict any entity of the scan. The one that shares
-    most entities is taken, ties by name; the first folder that has one wins.
+    image of its name beside; and it must not contradict any entity of the scan. Of several, the one
+    that shares most entities is taken, ties by name; the first folder that has one wins.
     """
-    return _on_scan(folders, scan, "mask", [desc])
+    return _find_in_scan_space(folders, scan, "mask", [desc])
 
 
 def find_segmentation(folders: Sequence[Path], scan: Scan, raw: Path) -> Segmentation | None:
-    """A segmentation of the scan's head among the user's derivatives.
+    """Find a segmentation of the scan's head among the user's derivatives.
 
     First one in the scan's own space, found as `find_mask` finds a mask: a ``dseg`` with one of
     `SEGMENTATIONS` as its ``desc-`` or ``seg-``. Else one in the space of a T1w image: such a
     ``dseg``, what mri_synthseg made of a T1w image, or a subject's folder of FreeSurfer; of the
     scan's session, of none, or of another, in this order. The T1w image is the one beside it, else
     one of the raw dataset, of its session before others. A transform ``from-T1w_to-<suffix>`` (or
-    ``to-orig``) for the scan makes it needless.
+    ``to-orig``) for the scan makes it unnecessary.
 
     Args:
         folders: Derivative datasets, or FreeSurfer's folder of subjects.
         scan: Whose head it is.
         raw: The dataset of the scan.
     """
-    if own := _on_scan(folders, scan, "dseg", SEGMENTATIONS):
-        return Segmentation(own)
+    if path := _find_in_scan_space(folders, scan, "dseg", SEGMENTATIONS):
+        return Segmentation(path)
     for folder in folders:
-        if found := next(_on_t1w(folder, scan), None):
-            transform = _transform(folders, scan)
-            t1w = None if transform else found[1] or _raw_t1w(found[0], scan, raw)
-            return Segmentation(found[0], on_t1w=True, t1w=t1w, transform=transform)
+        for path, beside in _find_in_t1w_space(folder, scan):
+            transform = _find_transform(folders, scan)
+            t1w = None if transform else beside or _find_raw_t1w(path, scan, raw)
+            return Segmentation(path, in_t1w_space=True, t1w=t1w, transform=transform)
     return None
 
 
-def _entities(path: Path) -> dict[str, str]:
+def _parse_entities(path: Path) -> dict[str, str]:
     return dict(part.partition("-")[::2] for part in path.name.split(".")[0].split("_")[:-1])
 
 
-def _of_scan(entities: dict[str, str]) -> dict[str, str]:
-    return {key: value for key, value in entities.items() if key not in OURS}
+def _parse_scan_entities(path: Path) -> dict[str, str]:
+    """Parse the entities that a derivative has from its scan."""
+    entities = _parse_entities(path)
+    return {key: value for key, value in entities.items() if key not in DERIVATIVE_ENTITIES}
 
 
-def _in_t1w_space(path: Path) -> bool:
-    space = _entities(path).get("space")
-    return space == "T1w" or (space is None and _beside(path) is not None)
+def _is_in_t1w_space(path: Path) -> bool:
+    space = _parse_entities(path).get("space")
+    return space == "T1w" or (space is None and _find_t1w_beside(path) is not None)
 
 
-def _beside(path: Path) -> Path | None:
-    """The T1w image in the same folder, of the same name but for what says what a file is."""
-    own = _of_scan(_entities(path))
+def _find_t1w_beside(path: Path) -> Path | None:
+    """Find the T1w image in the same folder whose name differs in `DERIVATIVE_ENTITIES` only."""
+    entities = _parse_scan_entities(path)
     images = [
         image
         for image in sorted(path.parent.glob("*_T1w.nii*"))
-        if _of_scan(_entities(image)) == own and _entities(image).get("space") in (None, "T1w")
+        if _parse_scan_entities(image) == entities
+        and _parse_entities(image).get("space") in (None, "T1w")
     ]
     return min(images, key=lambda image: "desc-preproc" not in image.name, default=None)
 
 
-def _on_scan(
+def _find_in_scan_space(
     folders: Iterable[Path], scan: Scan, suffix: str, labels: Sequence[str]
 ) -> Path | None:  # fmt: skip
-    """A file with one of these labels in the scan's own space."""
+    """Find a file with one of these labels in the scan's own space."""
     wanted = dict(scan.entities)
-    here = Path(*(f"{key}-{wanted[key]}" for key in ("sub", "ses") if key in wanted))
+    home = Path(*(f"{key}-{wanted[key]}" for key in ("sub", "ses") if key in wanted))
     spaces = {"orig", scan.suffix.lower()}
     for folder in folders:
         agreeing = []
-        for path in sorted((folder / here).glob(f"*/*_{suffix}.nii*")):
-            has = _entities(path)
-            own = {has.pop(key, None) for key in ("desc", "label", "seg")}
-            at_home = has.pop("space", "orig").lower() in spaces and not _in_t1w_space(path)
-            if own & set(labels) and at_home and all(wanted.get(key) == has[key] for key in has):
-                agreeing.append((-len(has), path))
+        for path in sorted((folder / home).glob(f"*/*_{suffix}.nii*")):
+            entities = _parse_entities(path)
+            named = {entities.pop(key, None) for key in ("desc", "label", "seg")}
+            space = entities.pop("space", "orig").lower()
+            in_scan_space = space in spaces and not _is_in_t1w_space(path)
+            agrees = all(wanted.get(key) == value for key, value in entities.items())
+            if named & set(labels) and in_scan_space and agrees:
+                agreeing.append((-len(entities), path))
         if agreeing:
             return min(agreeing)[1]
     return None
 
 
-def _homes(folder: Path, scan: Scan) -> list[Path]:
-    """The participant's folders: of the scan's session, of no session, of the others."""
+def _list_dirs(folder: Path, scan: Scan) -> list[Path]:
+    """List the participant's folders: of the scan's session, of no session, of the others."""
     subject = folder / f"sub-{scan.subject}"
     first = [subject / f"ses-{scan.session}"] if scan.session else []
     rest = sorted(path for path in subject.glob("ses-*") if path.is_dir() and path not in first)
     return [*first, subject, *rest]
 
 
-def _on_t1w(folder: Path, scan: Scan) -> Iterator[tuple[Path, Path | None]]:
-    """Segmentations in the space of a T1w image and that image if it is beside, the best first."""
-    for home in _homes(folder, scan):
+def _find_in_t1w_space(folder: Path, scan: Scan) -> Iterator[tuple[Path, Path | None]]:
+    """Find segmentations in the space of a T1w image, and that image if beside; the best first."""
+    for home in _list_dirs(folder, scan):
         ranked = []
         for path in home.glob("*/*_dseg.nii*"):
-            has = _entities(path)
-            labels = [one for one in SEGMENTATIONS if one in (has.get("desc"), has.get("seg"))]
-            if labels and _in_t1w_space(path):
-                ranked.append((SEGMENTATIONS.index(labels[0]), path, _beside(path)))
-        for path in home.glob(f"*/*_T1w{SYNTHSEG}.nii*"):
-            t1w = path.with_name(path.name.replace(SYNTHSEG, ""))
+            entities = _parse_entities(path)
+            names = (entities.get("desc"), entities.get("seg"))
+            ranks = [rank for rank, name in enumerate(SEGMENTATIONS) if name in names]
+            if ranks and _is_in_t1w_space(path):
+                ranked.append((ranks[0], path, _find_t1w_beside(path)))
+        for path in home.glob(f"*/*_T1w{SYNTHSEG_ENDING}.nii*"):
+            t1w = path.with_name(path.name.replace(SYNTHSEG_ENDING, ""))
             rank = SEGMENTATIONS.index("synthseg")
             ranked.append((rank, path, t1w if t1w.is_file() else None))
-        yield from ((path, t1w) for _, path, t1w in sorted(ranked, key=lambda one: one[:2]))
+        yield from ((path, t1w) for _, path, t1w in sorted(ranked, key=lambda item: item[:2]))
+    yield from _find_of_freesurfer(folder, scan)
+
+
+def _find_of_freesurfer(folder: Path, scan: Scan) -> Iterator[tuple[Path, Path | None]]:
+    """Find segmentations of FreeSurfer and their T1w images, in a folder of its subjects."""
     subject = f"sub-{scan.subject}"
     names = [f"{subject}_ses-{scan.session}"] if scan.session else []
-    for name in [*names, subject, *_freesurfer_sessions(folder, subject)]:
-        home = folder / name / "mri"
-        segmented, images = (
-            [home / one for one in kind if (home / one).is_file()]
-            for kind in (FREESURFER, FREESURFER_T1W)
+    for name in [*names, subject, *_list_freesurfer_sessions(folder, subject)]:
+        segmentations, images = (
+            [path for path in (folder / name / "mri" / file for file in files) if path.is_file()]
+            for files in (FREESURFER_SEGMENTATIONS, FREESURFER_T1W)
         )
-        if segmented:
-            yield segmented[0], next(iter(images), None)
+        if segmentations:
+            yield segmentations[0], next(iter(images), None)
 
 
-def _freesurfer_sessions(folder: Path, subject: str) -> Sequence[str]:
-    """The subject's folders of FreeSurfer that are named by session, by name."""
+def _list_freesurfer_sessions(folder: Path, subject: str) -> Sequence[str]:
+    """List the subject's folders of FreeSurfer that are named by session, by name."""
     try:
-        return _by_subject(folder, folder.stat().st_mtime_ns).get(subject, ())
+        return _group_by_subject(folder, folder.stat().st_mtime_ns).get(subject, ())
     except OSError:
         return ()
 
 
 @lru_cache(maxsize=16)
-def _by_subject(folder: Path, changed: int) -> Mapping[str, list[str]]:  # noqa: ARG001 a key
-    """Subject → its folders, of a folder listed once for all scans until it changes."""
+def _group_by_subject(folder: Path, changed: int) -> Mapping[str, list[str]]:  # noqa: ARG001 a key
+    """Group folders by subject; a parent is listed once for all scans until it changes."""
     names: dict[str, list[str]] = {}
     for name in sorted(path.name for path in folder.iterdir()):
         subject, with_session, _ = name.partition("_ses-")
@@ -185,30 +190,31 @@ def _by_subject(folder: Path, changed: int) -> Mapping[str, list[str]]:  # noqa:
     return names
 
 
-def _raw_t1w(segmentation: Path, scan: Scan, raw: Path) -> Path | None:
-    """The T1w image of the raw dataset that a segmentation was most likely made from."""
-    own = _of_scan(_entities(segmentation.with_name(segmentation.name.replace(SYNTHSEG, ""))))
-    homes = _homes(raw, scan)
-    session = own.get("ses")
-    homes.sort(key=lambda home: session is not None and home.name != f"ses-{session}")
-    images = [image for home in homes for image in sorted(home.glob("anat/*_T1w.nii*"))]
-    return min(images, key=lambda image: _of_scan(_entities(image)) != own, default=None)
+def _find_raw_t1w(segmentation: Path, scan: Scan, raw: Path) -> Path | None:
+    """Find the T1w image of the raw dataset that a segmentation was most likely made from."""
+    original = segmentation.with_name(segmentation.name.replace(SYNTHSEG_ENDING, ""))
+    entities = _parse_scan_entities(original)
+    dirs = _list_dirs(raw, scan)
+    session = entities.get("ses")
+    dirs.sort(key=lambda folder: session is not None and folder.name != f"ses-{session}")
+    images = [image for folder in dirs for image in sorted(folder.glob("anat/*_T1w.nii*"))]
+    return min(images, key=lambda image: _parse_scan_entities(image) != entities, default=None)
 
 
-def _transform(folders: Iterable[Path], scan: Scan) -> Path | None:
-    """The user's transform from the T1w image to the scan."""
+def _find_transform(folders: Iterable[Path], scan: Scan) -> Path | None:
+    """Find the user's transform from the T1w image to the scan."""
     wanted = dict(scan.entities)
     for folder in folders:
-        for home in _homes(folder, scan)[: 2 if scan.session else 1]:
+        for home in _list_dirs(folder, scan)[: 2 if scan.session else 1]:
             for path in sorted(home.glob("*/*_from-T1w_to-*_xfm.*")):
-                has = _entities(path)
-                rest = _of_scan(has)
+                entities = _parse_entities(path)
+                shared = _parse_scan_entities(path)
                 if (
-                    path.suffix in TRANSFORMS
-                    and has.get("to", "").lower() in ("orig", scan.suffix.lower())
-                    and has.get("mode", "image") == "image"
-                    and has.get("desc") in (None, scan.desc + scan.suffix)
-                    and all(wanted.get(key) == rest[key] for key in rest)
+                    path.suffix in TRANSFORM_EXTENSIONS
+                    and entities.get("to", "").lower() in ("orig", scan.suffix.lower())
+                    and entities.get("mode", "image") == "image"
+                    and entities.get("desc") in (None, scan.desc + scan.suffix)
+                    and all(wanted.get(key) == value for key, value in shared.items())
                 ):
                     return path
     return None

@@ -1,4 +1,4 @@
-"""The completion marker of a scan: what it must hold, and whether the files it names are whole.
+"""Read the completion marker of a scan, and check the files that it names.
 
 The marker is the sidecar of the lesion mask. It is written after every image, table and picture of
 the scan, and names each file with its size and SHA-256.
@@ -12,8 +12,8 @@ from pathlib import Path
 from bids_cmb.files import read_json
 from bids_cmb.provenance import sha256
 
-# Of a file system that has no fsync
-NO_SYNC = {errno.EINVAL, errno.EBADF, errno.EROFS, errno.ENOTSUP, errno.ENOSYS}
+# From a file system that has no fsync
+NO_SYNC_ERRNOS = {errno.EINVAL, errno.EBADF, errno.EROFS, errno.ENOTSUP, errno.ENOSYS}
 
 
 def read_marker(path: Path) -> dict | None:
@@ -39,39 +39,39 @@ def _is_marker(content: Mapping) -> bool:
 
 
 def _is_cell(name: str, value: object) -> bool:
-    """Whether a value may stand in a table: a plain one, and in a column of counts a number."""
+    """Check whether a value may stand in a table: a plain one; in a column of counts, a number."""
     if name.startswith("n_"):
         return value is None or (isinstance(value, int) and not isinstance(value, bool))
     return value is None or isinstance(value, str | int | float)
 
 
-def names_in(marker: Mapping | None) -> list[str]:
+def list_file_names(marker: Mapping | None) -> list[str]:
     """List the names of the files that a marker names, those of older versions included."""
     made = (marker or {}).get("Provenance")
     files = made.get("Files") if isinstance(made, dict) else None
     if not isinstance(files, list):
         return []
-    names = (one.get("Path") if isinstance(one, dict) else one for one in files)
+    names = (entry.get("Path") if isinstance(entry, dict) else entry for entry in files)
     return [name for name in names if isinstance(name, str) and name and Path(name).name == name]
 
 
 def is_whole(folder: Path, marker: Mapping) -> bool:
     """Check whether every file that a marker names lies in a folder with the content noted."""
     files = marker.get("Provenance", {}).get("Files")
-    if not isinstance(files, list) or len(names_in(marker)) != len(files) or not files:
+    if not isinstance(files, list) or len(list_file_names(marker)) != len(files) or not files:
         return False
-    for one in files:
-        place = folder / str(one.get("Path")) if isinstance(one, dict) else None
-        if place is None or not place.is_file() or digest(place, one) != one.get("SHA256"):
+    for entry in files:
+        path = folder / str(entry.get("Path")) if isinstance(entry, dict) else None
+        if path is None or not path.is_file() or compute_digest(path, entry) != entry.get("SHA256"):
             return False
     return True
 
 
-def file_signature(path: Path, **more: object) -> dict[str, object]:
+def describe_file(path: Path, **more: object) -> dict[str, object]:
     """Describe a file by its name, size, time of modification and SHA-256.
 
     Args:
-        path: Of the file.
+        path: The file.
         **more: Further keys, such as what it was used for.
 
     Raises:
@@ -87,36 +87,36 @@ def file_signature(path: Path, **more: object) -> dict[str, object]:
     }
 
 
-def input_signature(path: Path, **more: object) -> dict[str, object]:
-    """Describe an input by `file_signature` and its time of status change.
+def describe_input(path: Path, **more: object) -> dict[str, object]:
+    """Describe an input by `describe_file` and its time of status change.
 
-    That time cannot be set: a file that was replaced by one of equal size and time differs in it.
+    That time cannot be set: it differs if a file was replaced by one of equal size and time.
     """
     changed = path.stat().st_ctime_ns
-    return {**file_signature(path, **more), "Changed": changed}
+    return {**describe_file(path, **more), "Changed": changed}
 
 
-def output_signatures(paths: Iterable[Path]) -> list[dict[str, object]]:
-    """Describe files that were just written, in order of their names, once they are on the disc.
+def describe_outputs(paths: Iterable[Path]) -> list[dict[str, object]]:
+    """Describe files that were just written, by name, once they are on the disc.
 
     Raises:
-        OSError: If one cannot be read, or not be brought to the disc.
+        OSError: If one cannot be read, or not be written to the disc.
     """
-    return [_synced_signature(path) for path in sorted(set(paths), key=lambda path: path.name)]
+    return [_describe_synced(path) for path in sorted(set(paths), key=lambda path: path.name)]
 
 
-def _synced_signature(path: Path) -> dict[str, object]:
+def _describe_synced(path: Path) -> dict[str, object]:
     with path.open("rb") as file:
         try:
             os.fsync(file.fileno())
         except OSError as error:
-            if error.errno not in NO_SYNC:
+            if error.errno not in NO_SYNC_ERRNOS:
                 raise OSError(error.errno, error.strerror, str(path)) from error
-    return file_signature(path)
+    return describe_file(path)
 
 
-def digest(path: Path, known: Mapping) -> str:
-    """Take the SHA-256 of a file, from an earlier signature where size and times are those noted.
+def compute_digest(path: Path, known: Mapping) -> str:
+    """Compute the SHA-256 of a file, or take the known one if size and times are unchanged.
 
     Raises:
         OSError: If it cannot be read.

@@ -1,6 +1,6 @@
-"""Tables that people keep: Excel, comma-, semicolon- or tab-separated; read as plain cells.
+"""Read tables of cells: Excel workbooks, and comma-, semicolon- or tab-separated text.
 
-Nothing in a workbook is run or reckoned: of a formula the value is read that Excel last stored.
+Nothing in a workbook is run or computed: of a formula, the value is read that Excel last stored.
 """
 
 import csv
@@ -13,17 +13,17 @@ from pathlib import Path
 from xml.etree.ElementTree import ParseError
 
 Cell = str | float | None
-TEXT = (".csv", ".tsv", ".txt")
-WORKBOOKS = (".xlsx", ".xlsm")
-SHEETS = (*WORKBOOKS, *TEXT)
-LARGEST_MB = 50  # 37 000 points take 2 MB; what unpacks to more is no list of lesions
-EMPTY = {"", "n/a", "na", "nan", "none", "-"}
+TEXT_EXTENSIONS = (".csv", ".tsv", ".txt")
+WORKBOOK_EXTENSIONS = (".xlsx", ".xlsm")
+TABLE_EXTENSIONS = (*WORKBOOK_EXTENSIONS, *TEXT_EXTENSIONS)
+MAX_SIZE_MB = 50  # unpacked; 37 000 points take 2 MB
+EMPTY_WORDS = {"", "n/a", "na", "nan", "none", "-"}
 _LINE_END = re.compile(r"\r\n?|\n")
 _CELL = re.compile(r'"((?:[^"]|"")*)"(?=\t|$)|([^\t]*)')
 
 
 def read_sheet(path: Path) -> list[list[Cell]]:
-    """The rows of a table, without those that are empty; numbers as numbers.
+    """Read the rows of a table, without those that are empty; numbers as numbers.
 
     Args:
         path: ``.xlsx``, ``.xlsm``, ``.csv``, ``.tsv`` or ``.txt``.
@@ -37,24 +37,25 @@ def read_sheet(path: Path) -> list[list[Cell]]:
         OSError: If it cannot be read at all.
     """
     kind = path.suffix.lower()
-    if kind not in SHEETS:
+    if kind not in TABLE_EXTENSIONS:
         hint = " Save it as .xlsx or .csv." if kind in (".xls", ".ods", ".numbers") else ""
         raise ValueError(
-            f"{path}: a table is expected ({', '.join(SHEETS)}); found {kind or 'no ending'}.{hint}"
+            f"{path}: a table is expected ({', '.join(TABLE_EXTENSIONS)}); found "
+            f"{kind or 'no ending'}.{hint}"
         )
-    rows = _workbook(path) if kind in WORKBOOKS else _text(path)
-    rows = [[_cell(value) for value in row] for row in rows]
+    rows = _read_workbook(path) if kind in WORKBOOK_EXTENSIONS else _read_text(path)
+    rows = [[_parse_cell(value) for value in row] for row in rows]
     rows = [row for row in rows if any(cell is not None for cell in row)]
     if not rows:
         raise ValueError(f"{path}: a table with at least one row is expected; found none.")
     return rows
 
 
-def header_and_rows(path: Path, needed: Sequence[str]) -> list[dict[str, Cell]]:
-    """The rows of a table whose first row names its columns, by name in small letters.
+def read_named_rows(path: Path, needed: Sequence[str]) -> list[dict[str, Cell]]:
+    """Read the rows of a table whose first row names its columns, as dicts by lower-case name.
 
     Raises:
-        ValueError: If a column is lacking or named twice, or as `read_sheet`.
+        ValueError: If a column is missing or named twice, or as `read_sheet`.
         OSError: If it cannot be read.
     """
     first, *rows = read_sheet(path)
@@ -78,34 +79,34 @@ def header_and_rows(path: Path, needed: Sequence[str]) -> list[dict[str, Cell]]:
     ]
 
 
-def tab_separated(text: str) -> list[list[str]]:
+def split_tab_separated(text: str) -> list[list[str]]:
     """Split tab-separated text into cells, without its empty lines.
 
-    BIDS tables know no quoting but of cells that hold tabs, so a line is a row: a quotation mark
-    that is not closed at the end of a cell of its line is a character like any other. Spreadsheets
-    put other cells in quotation marks too; these are taken off.
+    A line is a row, since BIDS quotes only cells that hold tabs: a quotation mark that is not
+    closed at the end of a cell of its line is a character like any other. Quotation marks that
+    spreadsheets put around other cells are removed.
     """
     lines = [line for line in _LINE_END.split(text) if line]
-    width = len(_cells(lines[0])) if lines else 0
-    return [_cells(line, width) for line in lines]
+    width = len(_split_line(lines[0])) if lines else 0
+    return [_split_line(line, width) for line in lines]
 
 
-def _cells(line: str, width: int = 0) -> list[str]:
-    """Split a line; if only a plain split at its tabs gives the width of the table, that one."""
+def _split_line(line: str, width: int = 0) -> list[str]:
+    """Split a line, at every tab if only that gives the width of the table."""
     plain = line.split("\t")
     if '"' not in line:
         return plain
-    cells, at = [], 0
-    while at <= len(line):
-        match = _CELL.match(line, at)
+    cells, start = [], 0
+    while start <= len(line):
+        match = _CELL.match(line, start)
         quoted, bare = match.groups()
         cells.append(bare if quoted is None else quoted.replace('""', '"'))
-        at = match.end() + 1
+        start = match.end() + 1
     return plain if len(plain) == width != len(cells) else cells
 
 
-def _workbook(path: Path) -> list[Sequence[object]]:
-    # Here, because a look at --help needs no Excel.
+def _read_workbook(path: Path) -> list[Sequence[object]]:
+    # Imported here, because --help needs no Excel.
     from openpyxl import load_workbook  # noqa: PLC0415
     from openpyxl.utils.exceptions import InvalidFileException  # noqa: PLC0415
 
@@ -120,12 +121,12 @@ def _workbook(path: Path) -> list[Sequence[object]]:
         raise
     except (InvalidFileException, zipfile.BadZipFile, ParseError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}: an Excel workbook is expected; it cannot be read ({_brief(error)})."
+            f"{path}: an Excel workbook is expected; it cannot be read ({summarize_error(error)})."
         ) from error
     filled = {
         title: rows
         for title, rows in sheets.items()
-        if any(_cell(value) is not None for row in rows for value in row)
+        if any(_parse_cell(value) is not None for row in rows for value in row)
     }
     if len(filled) > 1:
         raise ValueError(
@@ -134,16 +135,16 @@ def _workbook(path: Path) -> list[Sequence[object]]:
     return next(iter(filled.values()), [])
 
 
-def _text(path: Path) -> list[Sequence[object]]:
+def _read_text(path: Path) -> list[Sequence[object]]:
     _refuse_large(path, path.stat().st_size)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: text in UTF-8 is expected; {_brief(error)}.") from error
+        raise ValueError(f"{path}: text in UTF-8 is expected; {summarize_error(error)}.") from error
     first = next((line for line in text.splitlines() if line.strip()), "")
     comma = max("\t;,", key=first.count)
     if comma == "\t":
-        return tab_separated(text)
+        return split_tab_separated(text)
     try:
         return list(csv.reader(io.StringIO(text), delimiter=comma))
     except csv.Error as error:  # a cell of more than 128 kB: a quotation mark was not closed
@@ -151,29 +152,30 @@ def _text(path: Path) -> list[Sequence[object]]:
 
 
 def _refuse_large(path: Path, size: int) -> None:
-    if size > LARGEST_MB * 2**20:
+    if size > MAX_SIZE_MB * 2**20:
         raise ValueError(
-            f"{path}: a table of at most {LARGEST_MB} MB is expected; found {size / 2**20:.0f} MB."
+            f"{path}: a table of at most {MAX_SIZE_MB} MB is expected; found {size / 2**20:.0f} MB."
         )
 
 
-def _cell(value: object) -> Cell:
-    """A number, else its text without blanks at the ends; None for what says nothing."""
+def _parse_cell(value: object) -> Cell:
+    """Convert a cell to a number, else to text without blanks at its ends; None if it is empty."""
     if isinstance(value, int | float):
         return float(value) if math.isfinite(value) else None
     text = "" if value is None else str(value).strip()
-    if text.lower() in EMPTY:
+    if text.lower() in EMPTY_WORDS:
         return None
     try:
         number = float(text)
     except ValueError:
         return text
-    # 007 is a name, not the number 7; and so is what only Python takes for a number.
+    # 007 is a name, not the number 7; so is what only Python takes for a number, such as 1_000.
     plain = text.lstrip("+-")
     named = (plain.startswith("0") and plain[1:2].isdigit()) or "_" in plain
     return text if named or not math.isfinite(number) else number
 
 
-def _brief(error: Exception) -> str:
-    said = str(error).strip().split("\n")[0].rstrip(".")
-    return said[:120] or type(error).__name__
+def summarize_error(error: Exception) -> str:
+    """Return the first line of an error's message, shortened; its type if there is none."""
+    message = str(error).strip().split("\n")[0].rstrip(".")
+    return message[:120] or type(error).__name__

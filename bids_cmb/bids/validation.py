@@ -1,4 +1,4 @@
-"""Whether a dataset is BIDS: a quick look, or the whole of the standard."""
+"""Check whether a dataset is valid BIDS: its description only, or the whole by the validator."""
 
 import json
 import shutil
@@ -11,8 +11,8 @@ from bids_cmb.files import load_json
 VALIDATOR = "bids-validator-deno"
 
 
-def quick_look(bids_dir: Path) -> list[str]:
-    """What a glance at a dataset finds wrong, a sentence each. None of it stops a run."""
+def check_quickly(bids_dir: Path) -> list[str]:
+    """Check the description of a dataset; a sentence for each fault, none of which stops a run."""
     path = bids_dir / "dataset_description.json"
     try:
         description = load_json(path)
@@ -21,7 +21,7 @@ def quick_look(bids_dir: Path) -> list[str]:
     except (OSError, ValueError) as error:
         return [f"{path}: BIDS asks for JSON; it cannot be read ({error})."]
     if not isinstance(description, dict):
-        return [f"{path}: BIDS asks for a JSON object; found {_kind(description)}."]
+        return [f"{path}: BIDS asks for a JSON object; found {_describe_type(description)}."]
     return [
         f"{path}: BIDS asks for `{key}`; it is not there."
         for key in ("Name", "BIDSVersion")
@@ -30,9 +30,9 @@ def quick_look(bids_dir: Path) -> list[str]:
 
 
 def check_description(bids_dir: Path) -> None:
-    """Refuse a description that pybids, which reads it too, would wait for or stumble over.
+    """Refuse a description that pybids would wait for or crash on.
 
-    One that is missing, or no JSON at all, is passed over, by pybids as well.
+    One that is missing, or not JSON, is ignored, as by pybids.
 
     Raises:
         ValueError: If it is a pipe or device, no object, nested too deeply, or holds half a
@@ -47,11 +47,11 @@ def check_description(bids_dir: Path) -> None:
     except (OSError, ValueError):
         return
     except RecursionError:
-        description = None  # what is wrong with it, `load_json` says
+        description = None  # `load_json` describes the fault
     try:
         load_json(path)
         if not isinstance(description, dict):
-            raise ValueError(f"found {_kind(description)}")
+            raise ValueError(f"found {_describe_type(description)}")
         json.dumps(description, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ValueError(
@@ -64,14 +64,14 @@ def check_description(bids_dir: Path) -> None:
         ) from error
 
 
-def _kind(content: object) -> str:
-    """What JSON holds, in words."""
+def _describe_type(content: object) -> str:
+    """Describe the type of a JSON value."""
     kinds = {list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
     return kinds.get(type(content), "a number")
 
 
-def full_errors(bids_dir: Path) -> list[str]:
-    """The errors that the official validator finds, a line each; empty if there are none.
+def run_validator(bids_dir: Path) -> list[str]:
+    """Run the official validator; return the errors that it finds, a line each.
 
     Raises:
         ValueError: If the validator is not installed or does not answer.
@@ -80,17 +80,17 @@ def full_errors(bids_dir: Path) -> list[str]:
     program = str(beside) if beside.is_file() else shutil.which(VALIDATOR)
     if not program:
         raise ValueError(f"`--validate strict` needs the program {VALIDATOR}; it is not installed.")
-    answer = subprocess.run(
+    result = subprocess.run(
         [program, "--format", "json", "--ignoreWarnings", str(bids_dir)],
         capture_output=True,
         text=True,
         check=False,
     )
     try:
-        issues = json.loads(answer.stdout)["issues"]["issues"]
+        issues = json.loads(result.stdout)["issues"]["issues"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{VALIDATOR} must answer in JSON; found {answer.stderr.strip()[:200]!r}."
+            f"{VALIDATOR} must answer in JSON; found {result.stderr.strip()[:200]!r}."
         ) from error
     return [
         f"{issue.get('location', bids_dir)}: {issue['code']}"

@@ -7,7 +7,7 @@ Source: Al-masni et al., NeuroImage: Clinical 2020;28:102464, doi:10.1016/j.nicl
 
 from pathlib import Path
 
-from bids_cmb.bids.spreadsheets import SHEETS, read_sheet
+from bids_cmb.bids.spreadsheets import TABLE_EXTENSIONS, read_sheet
 from bids_cmb.datasets.base import (
     ALL_FLIPS,
     LabelledDataset,
@@ -33,7 +33,8 @@ def read(folder: Path) -> LabelledDataset:
         sorted(
             path
             for path in label.rglob("*")
-            if path.suffix.lower() in (*SHEETS, ".xls") and not path.name.startswith(("~", "."))
+            if path.suffix.lower() in (*TABLE_EXTENSIONS, ".xls")
+            and not path.name.startswith(("~", "."))
         ),
         label,
     )

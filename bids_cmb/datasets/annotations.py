@@ -7,7 +7,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_cmb.anatomy.brain_extraction import segment_brain
-from bids_cmb.bids.tables import columns
+from bids_cmb.bids.tables import read_columns
 from bids_cmb.datasets.base import Point
 from bids_cmb.imaging.volume import Volume, load_labels
 from bids_cmb.lesions.label_maps import MAX_COVERED
@@ -185,7 +185,7 @@ def _facts(points: Sequence[Point], grown: Sequence[GrownRegion], middle: np.nda
 
 def truth_columns() -> dict[str, dict]:
     """The app's columns of lesions, and what only an imported truth has."""
-    return {**columns("lesion"), **MADE}
+    return {**read_columns("lesion"), **MADE}
 
 
 def lesion_table(labels: Volume, image: Volume, facts: Sequence[dict]) -> list[dict]:

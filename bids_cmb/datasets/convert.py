@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.bids.tables import BIDS_VERSION, columns, write_table
+from bids_cmb.bids.tables import BIDS_VERSION, read_columns, write_table
 from bids_cmb.datasets import almasni, dou, mars_sheets, momeni, plain_tables, valdo
 from bids_cmb.datasets.annotations import (
     labels_from_mask,
@@ -382,7 +382,7 @@ def _write_dataset(
     write_json(out / "participants.json", {key: ABOUT[key] for key in list(people[0])[1:]})
     write_text(out / ".bidsignore", IGNORED)
     write_text(out / "README.md", _readme(kind, read, rows, counting, skipped))
-    described = {**ABOUT, **columns("scan")}
+    described = {**ABOUT, **read_columns("scan")}
     if rated:
         write_table(truth / COUNTS_FILE, rows[0], rows)
         write_json(

@@ -8,7 +8,7 @@ row for each count: ``file, region, side, count`` and, if rated, ``certainty``. 
 from pathlib import Path
 
 from bids_cmb.anatomy.mars import list_regions
-from bids_cmb.bids.spreadsheets import Cell, header_and_rows
+from bids_cmb.bids.spreadsheets import Cell, read_named_rows
 from bids_cmb.datasets.base import Labelled, LabelledDataset, stem, subject_of
 from bids_cmb.datasets.plain_tables import SURE, by_scan, name_of, the_table
 
@@ -33,7 +33,7 @@ def read(folder: Path) -> LabelledDataset:
         OSError: If it cannot be read.
     """
     table = the_table(folder)
-    rows = header_and_rows(table, ("file",))
+    rows = read_named_rows(table, ("file",))
     long = set(LONG) <= rows[0].keys() if rows else False
     scans = []
     for image, own in by_scan(table, rows).items():

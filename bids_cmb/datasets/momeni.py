@@ -7,7 +7,7 @@ Source: doi:10.25919/aegy-ny12; Momeni et al., Comput Methods Programs Biomed 20
 import re
 from pathlib import Path
 
-from bids_cmb.bids.spreadsheets import WORKBOOKS, Cell, read_sheet
+from bids_cmb.bids.spreadsheets import WORKBOOK_EXTENSIONS, Cell, read_sheet
 from bids_cmb.datasets.base import (
     Labelled,
     LabelledDataset,
@@ -81,11 +81,11 @@ def _lists(folder: Path) -> dict[str, list[Point]]:
     books = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in WORKBOOKS and not path.name.startswith(("~", "."))
+        if path.suffix.lower() in WORKBOOK_EXTENSIONS and not path.name.startswith(("~", "."))
     )
     if not books:
         raise ValueError(
-            f"{folder}: an Excel list of positions ({' or '.join(WORKBOOKS)}) is needed; "
+            f"{folder}: an Excel list of positions ({' or '.join(WORKBOOK_EXTENSIONS)}) is needed; "
             "found none."
         )
     marked: dict[str, list[Point]] = {}

@@ -8,7 +8,7 @@ lesions; ``space``, ``voxel`` or ``world`` (mm, RAS+), the same in every row. Op
 
 from pathlib import Path
 
-from bids_cmb.bids.spreadsheets import SHEETS, Cell, header_and_rows
+from bids_cmb.bids.spreadsheets import TABLE_EXTENSIONS, Cell, read_named_rows
 from bids_cmb.datasets.base import (
     ALL_FLIPS,
     Labelled,
@@ -33,7 +33,7 @@ def read(folder: Path) -> LabelledDataset:
         OSError: If a file cannot be read.
     """
     table = the_table(folder)
-    rows = header_and_rows(table, NEEDED)
+    rows = read_named_rows(table, NEEDED)
     world = _one_of(table, rows, "space", ("voxel", "world")) == "world"
     base = _one_of(table, rows, "index_base", (0.0, 1.0, None))
     scans = []
@@ -65,13 +65,15 @@ def the_table(folder: Path) -> Path:
     tables = sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in SHEETS
+        if path.suffix.lower() in TABLE_EXTENSIONS
         and not path.name.startswith(("~", "."))
         and path.name != "participants.tsv"
     )
     if len(tables) != 1:
         names = ", ".join(path.name for path in tables[:4]) or "none"
-        raise ValueError(f"{folder}: one table ({', '.join(SHEETS)}) is needed; found {names}.")
+        raise ValueError(
+            f"{folder}: one table ({', '.join(TABLE_EXTENSIONS)}) is needed; found {names}."
+        )
     return tables[0]
 
 

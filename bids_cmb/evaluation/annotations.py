@@ -13,12 +13,12 @@ import pandas as pd
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from bids_cmb.bids.tables import PLACE, read_cells
+from bids_cmb.bids.tables import POSITION_COLUMNS, read_cells
 from bids_cmb.files import read_json
 from bids_cmb.imaging.volume import load_labels
 from bids_cmb.lesions.label_maps import grids_overlap, load_label_map, measure_overlap
 
-POSITION_COLUMNS = list(PLACE)
+POSITION_COLUMNS = list(POSITION_COLUMNS)
 LOCATION_COLUMNS = ("region", "group", "territory")
 FILE_PATTERNS = (  # of a folder, those files are read that match the first pattern with any match
     "*_seg-CMB*dseg.tsv",

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.anatomy.mars import classify_pattern, list_regions
-from bids_cmb.bids.tables import completed_results, participant_dirs, read_table, write_table
+from bids_cmb.bids.paths import list_participant_dirs
+from bids_cmb.bids.tables import read_results, read_table, write_table
 from bids_cmb.evaluation.annotations import SCAN_ENTITIES, parse_entities
 from bids_cmb.evaluation.options import check_folder
 from bids_cmb.files import write_json
@@ -98,8 +99,8 @@ def compare_counts(results: Path, table: Path, folder: Path, *, overwrite: bool)
     """
     check_folder(folder, overwrite=overwrite)
     by_entities: dict[tuple, list[tuple[str, dict]]] = {}
-    for results_dir in participant_dirs(results):
-        for sidecar, row in completed_results(results_dir):
+    for results_dir in list_participant_dirs(results):
+        for sidecar, row in read_results(results_dir):
             named = (_get_source_name(sidecar, row), row)
             by_entities.setdefault(_get_entities(row["filename"]), []).append(named)
     pairs, missing = [], []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.bids.metadata import unreadable
+from bids_cmb.bids.metadata import describe_read_error
 from bids_cmb.imaging.phase import PhaseMatch, load_phase_map
 from bids_cmb.imaging.volume import LoadReport, Volume, load
 
@@ -88,7 +88,7 @@ def load_phase(match: PhaseMatch | None, image: Volume, brain: Volume, name: str
     try:
         phase = load_phase_map(match.path, image, brain)
     except OSError as error:
-        reason = f"{match.path} {unreadable(error)}."
+        reason = f"{match.path} {describe_read_error(error)}."
     except ValueError as error:
         reason = f"{str(error).rstrip('.')}."
     else:

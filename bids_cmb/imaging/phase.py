@@ -14,15 +14,15 @@ import numpy as np
 from scipy import ndimage
 
 from bids_cmb.bids.filters import (
-    INDICES,
-    PHASE,
+    INDEX_ENTITIES,
     PHASE_LABELS,
-    Image,
+    PHASE_PATTERN,
+    ImageFile,
     Query,
-    image_at,
-    rejection_reason,
+    find_rejection_reason,
+    parse_image_path,
 )
-from bids_cmb.bids.metadata import echo_time_s, sidecar_reader
+from bids_cmb.bids.metadata import get_echo_time_s, make_sidecar_reader
 from bids_cmb.imaging.preprocessing import Grid, dilate_brain, preprocess
 from bids_cmb.imaging.volume import Volume, load
 
@@ -84,11 +84,11 @@ def find_phase_image(scan: Path) -> PhaseMatch:
         scan: The magnitude or SWI, within a BIDS dataset.
     """
     root = _find_dataset_root(scan)
-    scan_image = image_at(scan, root)
+    scan_image = parse_image_path(scan, root)
     neighbours = {}  # the packed one of two files of one name
     for path in sorted(scan.parent.iterdir(), key=lambda path: (path.suffix != ".gz", path.name)):
         if path.name.endswith((".nii", ".nii.gz")) and path != scan:
-            image = image_at(path, root)
+            image = parse_image_path(path, root)
             neighbours.setdefault(path.name.removesuffix(image.extension), image)
     ranks = {
         image: rank
@@ -110,8 +110,8 @@ def find_phase_image(scan: Path) -> PhaseMatch:
         image.path.name
         for image in neighbours.values()
         if ranks[chosen][0]
-        and image.spelling == scan_image.spelling
-        and not rejection_reason(image, Query(suffixes=(scan_image.spelling,)))
+        and image.canonical_suffix == scan_image.canonical_suffix
+        and not find_rejection_reason(image, Query(suffixes=(scan_image.canonical_suffix,)))
         and _rank_name(image, chosen) == ranks[chosen]
     ]
     if rivals:
@@ -126,12 +126,15 @@ def _find_dataset_root(path: Path) -> Path:
     return participant.parent
 
 
-def _rank_name(scan: Image, other: Image) -> tuple[int, int, int] | None:
+def _rank_name(scan: ImageFile, other: ImageFile) -> tuple[int, int, int] | None:
     """Rank how far a name is from that of the scan's phase, the least first; None if it is none."""
-    same_suffix, swi = other.spelling == scan.spelling, scan.spelling == "swi"
+    same_suffix, swi = (
+        other.canonical_suffix == scan.canonical_suffix,
+        scan.canonical_suffix == "swi",
+    )
     part = other.entities.get("part")
     labels = [key for key in PHASE_LABELS if _is_phase_label(other.entities.get(key, ""))]
-    if other.odd_words or part not in (None, "phase") or not (part or labels):
+    if other.invalid_words or part not in (None, "phase") or not (part or labels):
         return None
     scan_entities, other_entities = _normalize_entities(scan), _normalize_entities(other)
     lacking = [key for key in ("rec",) if key in scan_entities and key not in other_entities]
@@ -144,27 +147,27 @@ def _rank_name(scan: Image, other: Image) -> tuple[int, int, int] | None:
         - {"part", *labels, *lacking, *additional}
         if scan_entities.get(key) != other_entities.get(key)
     }
-    if different or not (same_suffix or (swi and other.spelling in SWI_PHASE_SUFFIXES)):
+    if different or not (same_suffix or (swi and other.canonical_suffix in SWI_PHASE_SUFFIXES)):
         return None
     return (len(labels), len(lacking) + len(additional), int(not same_suffix))
 
 
 def _is_phase_label(label: str) -> bool:
-    return re.fullmatch(PHASE, label, re.IGNORECASE) is not None
+    return re.fullmatch(PHASE_PATTERN, label, re.IGNORECASE) is not None
 
 
-def _normalize_entities(image: Image) -> dict[str, str]:
+def _normalize_entities(image: ImageFile) -> dict[str, str]:
     """Normalize entities: run-01 and run-1 are the same."""
     return {
-        key: str(int(value)) if key in INDICES and value.isdecimal() else value
+        key: str(int(value)) if key in INDEX_ENTITIES and value.isdecimal() else value
         for key, value in image.entities.items()
     }
 
 
-def _select_same_echo(scan: Image, images: list[Image], root: Path) -> list[Image]:
+def _select_same_echo(scan: ImageFile, images: list[ImageFile], root: Path) -> list[ImageFile]:
     """Select images of the scan's echo time, by their sidecars."""
-    read = sidecar_reader(root)
-    times = {image: echo_time_s(read(image.path).metadata) for image in (scan, *images)}
+    read = make_sidecar_reader(root)
+    times = {image: get_echo_time_s(read(image.path).metadata) for image in (scan, *images)}
     return [
         image
         for image in images
@@ -216,7 +219,7 @@ def load_phase_map(path: Path, scan: Volume, brain: Volume) -> Volume:
 
 def read_units(path: Path) -> object:
     """Read the ``Units`` of a phase image from its sidecars; None where there are none."""
-    return sidecar_reader(_find_dataset_root(path))(path).metadata.get("Units")
+    return make_sidecar_reader(_find_dataset_root(path))(path).metadata.get("Units")
 
 
 def infer_turn(data: np.ndarray, units: object, brain: np.ndarray) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from bids_cmb.anatomy.mars import classify_pattern, list_regions
-from bids_cmb.bids.tables import LESION, rounded
+from bids_cmb.bids.tables import LESION_INDEX, round_or_none
 from bids_cmb.lesions.measure import Lesion
 
 MNI_COLUMNS = ("mni_x_mm", "mni_y_mm", "mni_z_mm")
@@ -17,22 +17,22 @@ def make_lesion_row(lesion: Lesion) -> dict[str, object]:
     return {
         "index": lesion.index,
         "name": f"CMB{lesion.index:03d}",
-        "mapping": LESION,
-        "x_mm": rounded(x, 2),
-        "y_mm": rounded(y, 2),
-        "z_mm": rounded(z, 2),
-        "i": rounded(i, 2),
-        "j": rounded(j, 2),
-        "k": rounded(k, 2),
-        "volume_mm3": rounded(lesion.volume, 3),
-        "diameter_mm": rounded(lesion.diameter, 2),
-        "largest_diameter_mm": rounded(lesion.largest_diameter, 2),
+        "mapping": LESION_INDEX,
+        "x_mm": round_or_none(x, 2),
+        "y_mm": round_or_none(y, 2),
+        "z_mm": round_or_none(z, 2),
+        "i": round_or_none(i, 2),
+        "j": round_or_none(j, 2),
+        "k": round_or_none(k, 2),
+        "volume_mm3": round_or_none(lesion.volume, 3),
+        "diameter_mm": round_or_none(lesion.diameter, 2),
+        "largest_diameter_mm": round_or_none(lesion.largest_diameter, 2),
         "slices": lesion.slices,
-        "elongation": rounded(lesion.elongation, 2),
-        "contrast": rounded(lesion.contrast, 3),
-        "distance_to_brain_surface_mm": rounded(lesion.distance_to_surface, 2),
-        "probability_mean": rounded(lesion.probability_mean, 4),
-        "probability_max": rounded(lesion.probability_max, 4),
+        "elongation": round_or_none(lesion.elongation, 2),
+        "contrast": round_or_none(lesion.contrast, 3),
+        "distance_to_brain_surface_mm": round_or_none(lesion.distance_to_surface, 2),
+        "probability_mean": round_or_none(lesion.probability_mean, 4),
+        "probability_max": round_or_none(lesion.probability_max, 4),
         "probability_sd": _round_known(lesion.probability_sd, 4),
         "certainty": lesion.certainty,
         "flags": ",".join(lesion.flags) or None,
@@ -53,7 +53,7 @@ def make_lesion_row(lesion: Lesion) -> dict[str, object]:
 
 
 def _round_known(value: float | None, digits: int) -> float | None:
-    return None if value is None else rounded(value, digits)
+    return None if value is None else round_or_none(value, digits)
 
 
 def count_lesions(lesions: Iterable[Lesion]) -> dict[str, object]:
@@ -67,7 +67,7 @@ def count_lesions(lesions: Iterable[Lesion]) -> dict[str, object]:
         "n_definite": definite,
         "n_possible": len(counted) - definite,
         "n_excluded": len(lesions) - len(counted),
-        "cmb_volume_mm3": rounded(sum(lesion.volume for lesion in counted), 3),
+        "cmb_volume_mm3": round_or_none(sum(lesion.volume for lesion in counted), 3),
         "n_under_5mm": small,
         "n_5mm_or_more": len(counted) - small,
         "burden": classify_burden(len(counted)),

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from bids_cmb.bids.tables import columns
+from bids_cmb.bids.tables import read_columns
 from bids_cmb.lesions.table import classify_burden
 
-BURDENS = tuple(columns("scan")["burden"]["Levels"])
+BURDENS = tuple(read_columns("scan")["burden"]["Levels"])
 
 
 def intraclass_correlation(ratings: np.ndarray) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from bids_cmb.bids.tables import Output, stem_of
+from bids_cmb.bids.paths import Output, get_figure_stem
 from bids_cmb.files import read_json, replacing, write_json
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed, find_bounds, preprocess
 from bids_cmb.imaging.volume import Volume, crop, transfer_labels
@@ -64,7 +64,7 @@ def draw_figures(
     grey, marks, inside = (array[::-1] for array in (grey, marks, prepared.brain.data))
     centres = {int(row["index"]): locate_in_picture(prepared.image, row) for row in lesions}
     remove_figures(output)
-    folder, stem = output.figures, stem_of(output.mask())
+    folder, stem = output.figures, get_figure_stem(output.mask())
     slabs = _draw_overview(folder, stem, grey, inside, prepared.image.spacing, centres)
     for index in list(centres)[:MAX_CLOSEUPS]:
         picture = _draw_closeup(grey, marks, index, prepared.image.spacing, centres[index])
@@ -88,7 +88,7 @@ def draw_figures(
 
 def has_figures(output: Output, *, interactive: bool) -> bool:
     """Check whether all figures of a scan exist, and with ``interactive`` its viewer's files."""
-    folder, stem = output.figures, stem_of(output.mask())
+    folder, stem = output.figures, get_figure_stem(output.mask())
     names = (read_json(folder / f"{stem}_overview.json") or {}).get("files")
     if not isinstance(names, list):
         return False
@@ -102,7 +102,7 @@ def has_figures(output: Output, *, interactive: bool) -> bool:
 
 def remove_figures(output: Output) -> None:
     """Remove a scan's figures, their index first."""
-    folder, stem = output.figures, stem_of(output.mask())
+    folder, stem = output.figures, get_figure_stem(output.mask())
     (folder / f"{stem}_overview.json").unlink(missing_ok=True)
     for old in folder.glob(f"{stem}_*"):
         old.unlink(missing_ok=True)  # another process may remove them, too

@@ -16,19 +16,16 @@ import jinja2
 import numpy as np
 
 from bids_cmb import __version__
-from bids_cmb.bids.attempts import open_attempt
+from bids_cmb.bids.attempts import describe_open_attempt
 from bids_cmb.bids.markers import read_marker
-from bids_cmb.bids.tables import (
+from bids_cmb.bids.paths import (
     Output,
-    columns,
-    completed_results,
-    dirs_of_participant,
-    figures_of,
-    lesion_table_of,
-    read_table,
-    source_of,
-    stem_of,
+    get_figure_stem,
+    list_dirs_of_participant,
+    locate_figures,
+    locate_lesion_table,
 )
+from bids_cmb.bids.tables import get_source, read_columns, read_results, read_table
 from bids_cmb.files import read_json, write_text
 from bids_cmb.provenance import fingerprint, software
 from bids_cmb.quality.familiarity import compare_with_training_set, load_training_reference
@@ -95,11 +92,13 @@ def get_page_path(folder: Path, subject: str) -> Path:
 
 def refresh_page(folder: Path, subject: str) -> None:
     """Write a participant's page again, or remove it if no scan has pictures any more."""
-    if any(figures_of(folder, subject).glob("*_overview.json")):
+    if any(locate_figures(folder, subject).glob("*_overview.json")):
         write_page(folder, subject)
         return
     get_page_path(folder, subject).unlink(missing_ok=True)
-    names = [results_dir.name for results_dir in dirs_of_participant(folder / f"sub-{subject}")]
+    names = [
+        results_dir.name for results_dir in list_dirs_of_participant(folder / f"sub-{subject}")
+    ]
     for part in ("other", *(name for name in names if name.startswith("ses-"))):
         (folder / f"sub-{subject}_{part}.html").unlink(missing_ok=True)
 
@@ -121,8 +120,8 @@ def shows_result(output: Output) -> bool:
 def _list_masks(folder: Path, subject: str) -> list[Path]:
     return [
         results_dir / str(row["filename"])
-        for results_dir in dirs_of_participant(folder / f"sub-{subject}")
-        for _, row in completed_results(results_dir)
+        for results_dir in list_dirs_of_participant(folder / f"sub-{subject}")
+        for _, row in read_results(results_dir)
     ]
 
 
@@ -138,12 +137,12 @@ def _read_states(page: Path) -> set[str]:
 
 def _compute_state(folder: Path, subject: str, mask: Path, sidecar: Mapping) -> str:
     """Compute a digest of what a page shows of a scan: result, pictures, and if it is current."""
-    figures, stem = figures_of(folder, subject), stem_of(mask)
+    figures, stem = locate_figures(folder, subject), get_figure_stem(mask)
     provenance = sidecar.get("Provenance", {})
     return fingerprint(
         result=[provenance.get("Fingerprint"), provenance.get("Finished")],
         pictures=read_json(figures / f"{stem}_overview.json"),
-        outdated=open_attempt(folder, source_of(sidecar)),
+        outdated=describe_open_attempt(folder, get_source(sidecar)),
     )[:16]
 
 
@@ -154,8 +153,8 @@ def _get_session(mask: Path) -> str | None:
 def _collect_scans(folder: Path, subject: str) -> list[dict]:
     return [
         _collect_scan(folder, subject, results_dir / str(row["filename"]), sidecar, row)
-        for results_dir in dirs_of_participant(folder / f"sub-{subject}")
-        for sidecar, row in completed_results(results_dir)
+        for results_dir in list_dirs_of_participant(folder / f"sub-{subject}")
+        for sidecar, row in read_results(results_dir)
     ]
 
 
@@ -188,7 +187,7 @@ def _make_review_data(title: str, scans: list[dict]) -> dict:
     return {
         "subject": title,
         "version": __version__,
-        "columns": list(columns("review")),
+        "columns": list(read_columns("review")),
         "viewer": f"{VIEWER}/niivue.umd.js",
         "scans": [
             {
@@ -208,14 +207,14 @@ def _make_review_data(title: str, scans: list[dict]) -> dict:
 
 def _collect_scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row: Mapping) -> dict:
     """Collect what the page shows of a scan."""
-    stem, figures = stem_of(mask), figures_of(folder, subject)
+    stem, figures = get_figure_stem(mask), locate_figures(folder, subject)
 
     def relative(name: str, *, required: bool = True) -> str | None:
         path = figures / name
         return path.relative_to(folder).as_posix() if not required or path.is_file() else None
 
     overview = read_json(figures / f"{stem}_overview.json") or {}
-    lesions = _read_lesions(lesion_table_of(mask))
+    lesions = _read_lesions(locate_lesion_table(mask))
     for lesion in lesions:
         lesion["picture"] = relative(f"{stem}_lesion-{int(lesion['index']):03d}.png")
         lesion["box"] = overview.get("boxes", {}).get(lesion["index"])
@@ -229,7 +228,7 @@ def _collect_scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row:
         "participant": f"sub-{subject}",
         "session": _get_session(mask),
         "state": _compute_state(folder, subject, mask, sidecar),
-        "outdated": open_attempt(folder, source_of(sidecar)),
+        "outdated": describe_open_attempt(folder, get_source(sidecar)),
         "view": quote(viewer_data) if viewer_data else None,
         "row": row,
         "included": [lesion for lesion in lesions if lesion["included"] == "yes"],

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bids_cmb.bids.tables import PLACE
-from bids_cmb.detection.outputs import SIDES
+from bids_cmb.bids.tables import POSITION_COLUMNS
+from bids_cmb.detection.outputs import SIDE_COLUMNS
 from bids_cmb.imaging.volume import Volume
 
 BOX_TOLERANCE_MM = 1.0  # a lesion's centre may be so far outside its box
@@ -57,7 +57,7 @@ def make_overlays(
 
 def locate_in_picture(image: Volume, row: Mapping[str, object]) -> np.ndarray:
     """Locate the position of a row in the pictures, voxels (3,), not rounded."""
-    voxel = image.index(np.array([float(row[axis]) for axis in PLACE]))
+    voxel = image.index(np.array([float(row[axis]) for axis in POSITION_COLUMNS]))
     return np.array([image.shape[0] - 1 - voxel[0], voxel[1], voxel[2]])
 
 
@@ -82,7 +82,7 @@ def find_box(
     """
     holding = []
     for middle, row in boxes:
-        sides = np.array([float(row[side]) for side in SIDES])
+        sides = np.array([float(row[side]) for side in SIDE_COLUMNS])
         if (abs(middle - centre) * spacing <= sides / 2 + BOX_TOLERANCE_MM).all():
             holding.append((middle, sides, row))
     if not holding:

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.anatomy.region_map import classify_location
-from bids_cmb.bids.markers import names_in
-from bids_cmb.bids.tables import lesion_table_of, read_table
+from bids_cmb.bids.markers import list_file_names
+from bids_cmb.bids.paths import locate_lesion_table
+from bids_cmb.bids.tables import read_table
 from bids_cmb.files import read_json
 from bids_cmb.imaging.registration import load_transform
 from bids_cmb.imaging.volume import load_labels
@@ -64,7 +65,7 @@ def count_reviewed(
 
 
 def _count_reviewed_scan(mask: Path, reviews: Sequence[Review]) -> ReviewedCounts:
-    rows = read_table(lesion_table_of(mask))
+    rows = read_table(locate_lesion_table(mask))
     consensus = merge_reviews([int(row["index"]) for row in rows], reviews)
     accepted = select_accepted(rows, consensus)
     locations = [get_location(row) for row in accepted] + _locate_added(mask, consensus.added)
@@ -111,7 +112,7 @@ def _map_to_mni(mask: Path, points: np.ndarray) -> list[tuple[float, ...]]:
 
 def _find_written_file(mask: Path, part: str, end: str) -> Path | None:
     """Find a file that was written with a lesion mask, if it is still there."""
-    for name in names_in(read_json(mask.with_name(f"{mask.name[:-7]}.json"))):
+    for name in list_file_names(read_json(mask.with_name(f"{mask.name[:-7]}.json"))):
         path = mask.with_name(name)
         if part in path.name and path.name.endswith(end) and path.is_file():
             return path

@@ -10,14 +10,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.bids.tables import (
-    BIDS_VERSION,
-    LESION,
-    columns,
-    lesion_table_of,
-    read_table,
-    write_table,
-)
+from bids_cmb.bids.paths import locate_lesion_table
+from bids_cmb.bids.tables import BIDS_VERSION, LESION_INDEX, read_columns, read_table, write_table
 from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.volume import Volume, load, load_labels, save
 from bids_cmb.lesions.region_growing import grow_region
@@ -53,7 +47,7 @@ def write_reference(
     """
     written = 0
     for mask, scan_reviews in read_reviews(reviews, derivatives).items():
-        rows = read_table(lesion_table_of(derivatives / mask))
+        rows = read_table(locate_lesion_table(derivatives / mask))
         if not any(is_complete(review, rows) for review in scan_reviews):
             log(f"{mask}: skipped; no reader gave every lesion a verdict or marked it complete.")
             continue
@@ -76,7 +70,7 @@ def write_reference(
 def _write_scan(
     derivatives: Path, raw: Path, mask: str, reviews: Sequence[Review], folder: Path
 ) -> None:
-    table = lesion_table_of(derivatives / mask)
+    table = locate_lesion_table(derivatives / mask)
     rows = {int(row["index"]): row for row in read_table(table)}
     consensus = merge_reviews(rows, reviews)
     image = _load_image(derivatives / mask, raw)
@@ -92,7 +86,7 @@ def _write_scan(
             index = len(lesion_rows) + 1
             lesions[grown] = index
             lesion_rows.append(_make_row(index, Volume(grown, image.affine), sure=sure))
-    path = lesion_table_of(folder / mask)
+    path = locate_lesion_table(folder / mask)
     brain = (derivatives / mask).with_name(Path(mask).name.replace("_label-CMB_", "_label-brain_"))
     if brain.is_file():
         save(load_labels(brain), path.with_name(brain.name), dtype=np.uint8)
@@ -107,9 +101,9 @@ def _write_scan(
     write_json(
         _mimic_path(path, ".json"), {"Description": "Rejected by the readers.", **MANUAL_METADATA}
     )
-    write_table(path, columns("lesion"), lesion_rows)
+    write_table(path, read_columns("lesion"), lesion_rows)
     metadata = {"Description": "True microbleeds, by review.", "Readers": list(consensus.readers)}
-    write_json(path.with_suffix(".json"), {**metadata, **MANUAL_METADATA, **columns("lesion")})
+    write_json(path.with_suffix(".json"), {**metadata, **MANUAL_METADATA, **read_columns("lesion")})
     save(Volume(lesions, image.affine), path.with_suffix(".nii.gz"), dtype=np.uint16)
 
 
@@ -142,7 +136,7 @@ def _divide_lesions(
         index, sure = len(lesion_rows) + 1, consensus.verdicts[old] == "accept"
         lesions[inside] = index
         new = {"index": index, "name": f"CMB{index:03d}", **_grade(sure=sure)}
-        lesion_rows.append({**{key: row.get(key) for key in columns("lesion")}, **new})
+        lesion_rows.append({**{key: row.get(key) for key in read_columns("lesion")}, **new})
     return lesions, mimics, lesion_rows
 
 
@@ -164,10 +158,10 @@ def _make_row(index: int, grown: Volume, *, sure: bool) -> dict[str, object]:
     centre = grown.world(np.array(ndimage.center_of_mass(grown.data)))
     volume = float(grown.data.sum()) * grown.voxel_volume
     return {
-        **dict.fromkeys(columns("lesion")),
+        **dict.fromkeys(read_columns("lesion")),
         "index": index,
         "name": f"CMB{index:03d}",
-        "mapping": LESION,
+        "mapping": LESION_INDEX,
         **{f"{axis}_mm": round(float(x), 2) for axis, x in zip("xyz", centre, strict=True)},
         "volume_mm3": round(volume, 3),
         "diameter_mm": round(float(np.cbrt(6 * volume / np.pi)), 2),

@@ -13,20 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.bids.tables import (
-    PLACE,
-    completed_results,
-    lesion_table_of,
-    participant_dirs,
-    read_table,
-)
+from bids_cmb.bids.paths import list_participant_dirs, locate_lesion_table
+from bids_cmb.bids.tables import POSITION_COLUMNS, read_results, read_table
 from bids_cmb.lesions.table import classify_burden
 from bids_cmb.metrics.agreement import intraclass_correlation, weighted_kappa
 from bids_cmb.metrics.matching import MAX_DISTANCE_MM
 
 VERDICTS = ("accept", "reject", "unsure")
 MISSED, COMPLETE = "missed", "complete"
-REQUIRED_COLUMNS = ("filename", "index", *PLACE, "verdict", "reader", "date")
+REQUIRED_COLUMNS = ("filename", "index", *POSITION_COLUMNS, "verdict", "reader", "date")
 FORMULA_STARTS = ("=", "+", "-", "@")  # of cells that spreadsheets compute
 POSITION_TOLERANCE_MM = 0.1  # between a lesion in a review and in the results
 
@@ -97,8 +92,8 @@ def read_reviews(folder: Path, derivatives: Path) -> dict[str, list[Review]]:
     masks = {
         (results_dir / str(row["filename"])).relative_to(derivatives).as_posix(): results_dir
         / str(row["filename"])
-        for results_dir in participant_dirs(derivatives)
-        for _, row in completed_results(results_dir)
+        for results_dir in list_participant_dirs(derivatives)
+        for _, row in read_results(results_dir)
     }
     latest: dict[tuple[str, str], Review] = {}
     for file in files:
@@ -169,7 +164,7 @@ def _make_review(file: Path, mask: str, reader: str, lines: list[tuple[int, dict
 
 def _parse_position(file: Path, line: int, row: Mapping) -> tuple[float, ...]:
     try:
-        position = tuple(float(row[axis]) for axis in PLACE)
+        position = tuple(float(row[axis]) for axis in POSITION_COLUMNS)
     except (TypeError, ValueError):
         position = (np.nan,)
     if not np.isfinite(position).all():
@@ -196,7 +191,7 @@ def _check_belongs(review: Review, masks: Mapping[str, Path], derivatives: Path)
         raise ValueError(
             f"{review.file}: a review must be of a scan of {derivatives}; it has no {review.mask}."
         )
-    table = lesion_table_of(masks[review.mask])
+    table = locate_lesion_table(masks[review.mask])
     current = {int(row["index"]): get_position(row) for row in read_table(table)}
     for index, position in review.positions.items():
         if (
@@ -213,7 +208,7 @@ def _check_belongs(review: Review, masks: Mapping[str, Path], derivatives: Path)
 
 def get_position(row: Mapping) -> tuple[float, ...]:
     """Get the position of a row of the lesion table, world mm."""
-    return tuple(float(row[axis]) for axis in PLACE)
+    return tuple(float(row[axis]) for axis in POSITION_COLUMNS)
 
 
 def merge_reviews(indices: Iterable[int], reviews: Sequence[Review]) -> Consensus:
@@ -307,7 +302,7 @@ def make_reviewed_rows(
     """Count verdicts and lesions of every reviewed scan, by lesion mask; see `count_verdicts`."""
     counts = {}
     for mask, scan_reviews in reviews.items():
-        rows = read_table(lesion_table_of(derivatives / mask))
+        rows = read_table(locate_lesion_table(derivatives / mask))
         counts[mask] = count_verdicts(
             rows, merge_reviews([int(row["index"]) for row in rows], scan_reviews)
         )
@@ -322,7 +317,7 @@ def make_agreement_rows(
     Verdicts are compared where both accept or reject; counts (accepted and missed) on scans that
     both reviewed completely: a verdict on each counted lesion, or marked complete.
     """
-    tables = {mask: read_table(lesion_table_of(derivatives / mask)) for mask in reviews}
+    tables = {mask: read_table(locate_lesion_table(derivatives / mask)) for mask in reviews}
     readers = sorted(
         {review.reader for scan_reviews in reviews.values() for review in scan_reviews}
     )

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.bids.tables import columns
+from bids_cmb.bids.tables import read_columns
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import CONNECTIVITY_26, find_lesions
 from bids_cmb.lesions.table import make_lesion_row
@@ -66,7 +66,7 @@ MIMIC_COLUMNS = {
 def get_lesion_columns() -> dict[str, dict]:
     """Return the app's columns of lesions, those that only ground truth can fill last."""
     return {
-        **columns("lesion"),
+        **read_columns("lesion"),
         "certainty": CERTAINTY_COLUMN,
         "included": INCLUDED_COLUMN,
         **TRUTH_COLUMNS,
@@ -201,7 +201,7 @@ def _tabulate_lesions(
         else:
             place = {name: row[name] for name in ("x_mm", "y_mm", "z_mm")}
             unseen.append({**place, "certainty": "unseen", "included": "no", **extra})
-    empty = dict.fromkeys([*columns("lesion"), *TRUTH_COLUMNS])
+    empty = dict.fromkeys([*read_columns("lesion"), *TRUTH_COLUMNS])
     numbered = enumerate(unseen, start=len(table) + 1)
     table += [
         {**row, "index": number, "name": f"CMB{number:03d}", "mapping": 7}

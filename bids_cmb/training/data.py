@@ -11,10 +11,11 @@ from nibabel.affines import from_matvec
 from scipy import ndimage
 
 from bids_cmb.anatomy.brain_extraction import segment_brain
-from bids_cmb.bids.companions import OURS
+from bids_cmb.bids.companions import DERIVATIVE_ENTITIES
 from bids_cmb.bids.filters import Query
-from bids_cmb.bids.selection import Scan, find_scans
-from bids_cmb.bids.tables import DESCRIBED
+from bids_cmb.bids.scan import Scan
+from bids_cmb.bids.selection import find_scans
+from bids_cmb.bids.tables import DESC_LABELS
 from bids_cmb.files import replacing
 from bids_cmb.imaging.phase import UndecidedError, find_phase_image, load_phase_map, resample_phase
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed, crop_or_pad, dilate_brain, preprocess
@@ -139,7 +140,7 @@ class _ReferenceImages:
     def __init__(self, folder: Path, scan: Scan, same_entities: Sequence[Scan]):
         """List them; ``same_entities`` are scans of the same entities with other suffixes."""
         self.scan, self.description = scan, scan.desc + scan.suffix
-        others = {item.desc + item.suffix for item in same_entities} | DESCRIBED.keys()
+        others = {item.desc + item.suffix for item in same_entities} | DESC_LABELS.keys()
         # Beside scans of a folder swi/, which is not in the standard, our derivatives have anat/.
         folders = dict.fromkeys((folder, folder.with_name("anat")))
         self.images = []
@@ -152,7 +153,7 @@ class _ReferenceImages:
                     f"{named.get('sub', '')} in its name and sub-{scan.subject} in that of the "
                     "folder."
                 )
-            app_entities = {key: named.pop(key) for key in OURS if key in named}
+            app_entities = {key: named.pop(key) for key in DERIVATIVE_ENTITIES if key in named}
             in_scan_space = app_entities.get("space", "orig").lower() in (
                 "orig",
                 scan.suffix.lower(),

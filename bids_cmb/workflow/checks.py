@@ -2,9 +2,10 @@
 
 import logging
 
-from bids_cmb.bids.validation import check_description, full_errors, quick_look
+from bids_cmb.bids.validation import check_description, check_quickly, run_validator
 from bids_cmb.config import BALANCED, Config
-from bids_cmb.detection.ensemble import at_operating_point, check_detector
+from bids_cmb.detection.calibration import apply_operating_point
+from bids_cmb.detection.designs import check_detector
 from bids_cmb.errors import (
     INVALID_BIDS,
     NO_OUTPUT,
@@ -40,7 +41,7 @@ def check_detectors(config: Config) -> None:
     try:
         for name in config.detector:
             check_detector(name, config.model_dir)
-            at_operating_point(load_card(name, config.model_dir), config.operating_point)
+            apply_operating_point(load_card(name, config.model_dir), config.operating_point)
         for name in _list_cards(config):
             check_weights(name, load_card(name, config.model_dir), config.model_dir)
         members = {member for name in config.detector for member in _list_members(name, config)}
@@ -97,11 +98,11 @@ def validate_dataset(config: Config) -> None:
     except ValueError as error:
         raise ExitError(INVALID_BIDS, str(error)) from error
     if config.validate == "warn":
-        for problem in quick_look(config.bids_dir):
+        for problem in check_quickly(config.bids_dir):
             log.warning("%s The run goes on.", problem)
     elif config.validate == "strict":
         try:
-            errors = full_errors(config.bids_dir)
+            errors = run_validator(config.bids_dir)
         except ValueError as error:
             raise ExitError(USAGE, str(error)) from error
         for problem in errors:

@@ -7,9 +7,10 @@ import logging
 from collections.abc import Collection
 from pathlib import Path
 
-from bids_cmb.bids.filters import listed
-from bids_cmb.bids.metadata import unreadable
-from bids_cmb.bids.tables import columns, lesion_table_of, read_table, write_table
+from bids_cmb.bids.filters import join_labels
+from bids_cmb.bids.metadata import describe_read_error
+from bids_cmb.bids.paths import locate_lesion_table
+from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.files import write_json
 from bids_cmb.lesions.table import MNI_COLUMNS, TERRITORIES
 from bids_cmb.report.frequency_map import MAP_STEM, REVIEWED_MAP_STEM, write_map
@@ -61,11 +62,11 @@ def write_group(
         )
     for sentence in describe_mixed_settings(folder, rows):
         log.warning("%s", sentence)
-    described = {**columns("group"), **columns("scan")}
+    described = {**read_columns("group"), **read_columns("scan")}
     agreement: list[dict] = []
     reviewed: dict[str, ReviewedCounts] = {}
     if reviews is not None:
-        described |= columns("reviewed")
+        described |= read_columns("reviewed")
         by_scan = read_reviews(reviews, folder)
         reviewed = count_reviewed(folder, by_scan)
         agreement = _add_reviews(folder, by_scan, reviewed, rows)
@@ -74,8 +75,8 @@ def write_group(
     processed = [row for row in rows if row["status"] == "ok"]
     groups = read_groups(participants, {str(row["participant_id"]) for row in processed})
     regions = make_region_rows(processed, groups)
-    write_table(folder / "group_regions.tsv", columns("regions"), regions)
-    write_json(folder / "group_regions.json", columns("regions"))
+    write_table(folder / "group_regions.tsv", read_columns("regions"), regions)
+    write_json(folder / "group_regions.json", read_columns("regions"))
     lesions = read_counted_lesions(folder, processed)
     positions = get_positions(lesions)
     write_map(folder, positions, len({row["participant_id"] for row in processed}))
@@ -83,7 +84,7 @@ def write_group(
     regions_reviewed = _write_reviewed(folder, processed, groups, reviewed, positions)
     cohort = Cohort(rows, regions, diameters, groups, agreement, regions_reviewed)
     write_group_page(folder, cohort, f"{MAP_STEM}.png", f"{REVIEWED_MAP_STEM}.png")
-    tally = dict.fromkeys(columns("group")["status"]["Levels"], 0)
+    tally = dict.fromkeys(read_columns("group")["status"]["Levels"], 0)
     for row in rows:
         tally[row["status"]] += 1
     return tally
@@ -103,7 +104,7 @@ def read_groups(
     try:
         rows = read_table(participants)
     except OSError as error:
-        log.warning("%s %s and is ignored.", participants, unreadable(error))
+        log.warning("%s %s and is ignored.", participants, describe_read_error(error))
         return {}
     except ValueError as error:
         log.warning("%s The file is ignored.", error)
@@ -118,7 +119,7 @@ def read_groups(
         log.warning(
             "%s does not list %d of %d participants with results: %s. They belong to no site or "
             "scanner.",
-            *(participants, len(absent), len(expected), listed(absent)),
+            *(participants, len(absent), len(expected), join_labels(absent)),
         )
     return groups
 
@@ -135,7 +136,7 @@ def _add_reviews(
         Rows of agreement.
     """
     counts = make_reviewed_rows(folder, reviews)
-    empty = dict.fromkeys(columns("reviewed"))
+    empty = dict.fromkeys(read_columns("reviewed"))
     for row in rows:
         mask = str(row["filename"])
         row.update(empty)
@@ -143,8 +144,8 @@ def _add_reviews(
             located = {f"{name}_reviewed": reviewed[mask].counts[name] for name in LOCATION_COUNTS}
             row.update({**counts[mask], **located})
     agreement = make_agreement_rows(folder, reviews)
-    write_table(folder / "group_agreement.tsv", columns("agreement"), agreement)
-    write_json(folder / "group_agreement.json", columns("agreement"))
+    write_table(folder / "group_agreement.tsv", read_columns("agreement"), agreement)
+    write_json(folder / "group_agreement.json", read_columns("agreement"))
     return agreement
 
 
@@ -190,8 +191,8 @@ def _write_reviewed(
                 counts.mni if counts else unreviewed[participant]
             )
     regions = make_region_rows(rows, groups)
-    write_table(tables[0], columns("regions"), regions)
-    write_json(tables[1], columns("regions"))
+    write_table(tables[0], read_columns("regions"), regions)
+    write_json(tables[1], read_columns("regions"))
     write_map(folder, after, len(after), REVIEWED_MAP_STEM)
     return regions
 
@@ -200,7 +201,7 @@ def read_counted_lesions(folder: Path, processed: list[dict]) -> dict[str, list[
     """Read the counted lesions of each processed participant, as rows of their tables."""
     by_participant: dict[str, list[dict]] = {}
     for row in processed:
-        table = lesion_table_of(folder / str(row["filename"]))
+        table = locate_lesion_table(folder / str(row["filename"]))
         lesions = read_table(table) if table.is_file() else []
         counted = [lesion for lesion in lesions if lesion.get("included") == "yes"]
         by_participant.setdefault(str(row["participant_id"]), []).extend(counted)

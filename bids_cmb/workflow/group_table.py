@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from bids_cmb.bids.attempts import FAILED, open_attempts
-from bids_cmb.bids.metadata import unreadable
-from bids_cmb.bids.tables import columns, completed_results, participant_dirs, source_of
+from bids_cmb.bids.attempts import FAILED, list_open_attempts
+from bids_cmb.bids.metadata import describe_read_error
+from bids_cmb.bids.paths import list_participant_dirs
+from bids_cmb.bids.tables import get_source, read_columns, read_results
 from bids_cmb.files import parse_json
 
 EARLIER_RESULT = "its earlier result is still in the folder"
@@ -26,9 +27,9 @@ def make_group_rows(folder: Path, raw: Path | None = None) -> list[dict[str, obj
         raw: The raw dataset, to find which scans are gone from it; None if it is not there.
     """
     results: dict[str, list[dict[str, object]]] = {}
-    for results_dir in participant_dirs(folder):
-        for sidecar, counts in completed_results(results_dir):
-            source = source_of(sidecar)
+    for results_dir in list_participant_dirs(folder):
+        for sidecar, counts in read_results(results_dir):
+            source = get_source(sidecar)
             name = (results_dir / counts["filename"]).relative_to(folder).as_posix()
             row = {**_get_identity(source), "status": "ok", "reason": None, **counts}
             results.setdefault(source, []).append({**row, "filename": name})
@@ -50,7 +51,7 @@ def find_states(
     Returns:
         Scan → its status and the reason in words.
     """
-    attempts, logged = open_attempts(folder), read_last_events(folder)
+    attempts, logged = list_open_attempts(folder), read_last_events(folder)
     states: dict[str, tuple[str, str]] = {}
     for source in {*with_results, *attempts, *logged}:
         has_result = source in with_results
@@ -80,8 +81,8 @@ def describe_mixed_settings(folder: Path, rows: Sequence[dict]) -> list[str]:
     """
     masks = {str(row["filename"]) for row in rows if row["status"] == "ok"}
     variants: dict[str, Counter] = {}
-    for results_dir in participant_dirs(folder):
-        for sidecar, counts in completed_results(results_dir):
+    for results_dir in list_participant_dirs(folder):
+        for sidecar, counts in read_results(results_dir):
             if (results_dir / counts["filename"]).relative_to(folder).as_posix() in masks:
                 for key, value in _describe_settings(sidecar).items():
                     variants.setdefault(key, Counter())[value] += 1
@@ -136,7 +137,7 @@ def _read_events(path: Path) -> list[dict[str, str]]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        log.warning("%s %s and is ignored.", path, unreadable(error))
+        log.warning("%s %s and is ignored.", path, describe_read_error(error))
         return []
     events = []
     for line in lines:
@@ -154,7 +155,7 @@ def _read_events(path: Path) -> list[dict[str, str]]:
 
 
 def _make_empty_row(source: str, status: str, reason: str) -> dict[str, object]:
-    empty = dict.fromkeys(columns("scan"))
+    empty = dict.fromkeys(read_columns("scan"))
     return {**_get_identity(source), "status": status, "reason": " ".join(reason.split()), **empty}
 
 

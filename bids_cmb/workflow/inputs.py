@@ -13,10 +13,11 @@ from bids_cmb import __version__
 from bids_cmb.anatomy.atlases import Atlases, find_atlases
 from bids_cmb.anatomy.scan_anatomy import BrainSource
 from bids_cmb.bids.companions import Segmentation, find_mask, find_segmentation
-from bids_cmb.bids.markers import digest, input_signature
-from bids_cmb.bids.selection import Scan
+from bids_cmb.bids.markers import compute_digest, describe_input
+from bids_cmb.bids.scan import Scan
 from bids_cmb.config import Config, result_settings
-from bids_cmb.detection.ensemble import at_operating_point, takes_phase, thresholds_of
+from bids_cmb.detection.calibration import apply_operating_point, combine_thresholds
+from bids_cmb.detection.designs import detectors_use_phase
 from bids_cmb.imaging.phase import PhaseMatch, find_phase_image, read_units
 from bids_cmb.networks.inference import ModelOptions
 from bids_cmb.networks.model_cards import ANATOMY, load_card
@@ -136,7 +137,7 @@ def get_model_options(config: Config) -> ModelOptions:
 
 def match_phase(scan: Scan, detectors: Iterable[str], models: ModelOptions) -> PhaseMatch | None:
     """Find the phase image of a scan; None, without reading a folder, if no network takes phase."""
-    if not takes_phase(detectors, models):
+    if not detectors_use_phase(detectors, models):
         return None
     if scan.more_echoes:
         return PhaseMatch(note=f"{scan.path.name}: combined echoes have no phase in common.")
@@ -161,7 +162,7 @@ def _need_networks(anatomy: object, cards: Iterable[Mapping]) -> bool:
 def resolve_thresholds(config: Config) -> Thresholds:
     """Resolve the thresholds of a run; see `choose_thresholds`."""
     cards = [
-        at_operating_point(load_card(name, config.model_dir), config.operating_point)
+        apply_operating_point(load_card(name, config.model_dir), config.operating_point)
         for name in config.detector
     ]
     return choose_thresholds(cards, config.threshold, config.min_volume)
@@ -172,15 +173,15 @@ def choose_thresholds(
 ) -> Thresholds:
     """Choose the user's thresholds, else those of the detectors' cards.
 
-    Several detectors share a scale, on which `detection.ensemble.thresholds_of` gives them, and to
-    which the user's threshold refers; their smallest volumes are averaged.
+    Several detectors share a scale, on which `detection.calibration.combine_thresholds` gives them,
+    and to which the user's threshold refers; their smallest volumes are averaged.
 
     Args:
         cards: Of the detectors, at their operating points.
         threshold: The user's, 0 to 1; None without.
         min_volume: The user's, mm³; None without.
     """
-    from_cards, definite = thresholds_of(cards)
+    from_cards, definite = combine_thresholds(cards)
     volume_mm3 = float(np.mean([card["min_volume_mm3"] for card in cards]))
     threshold = from_cards if threshold is None else threshold
     volume_mm3 = volume_mm3 if min_volume is None else min_volume
@@ -197,7 +198,7 @@ def record_inputs(inputs: ScanInputs) -> InputRecord:
         OSError: If one cannot be read.
     """
     began = time.monotonic()
-    stamps = tuple(input_signature(path, Role=role) for role, path in inputs.roles)
+    stamps = tuple(describe_input(path, Role=role) for role, path in inputs.roles)
     digests = [[stamp["Role"], stamp["SHA256"]] for stamp in stamps]
     return InputRecord(stamps, compute_fingerprint(inputs, digests), began)
 
@@ -233,7 +234,8 @@ def is_current(marker: Mapping, inputs: ScanInputs) -> bool:
         (stamp.get("Role"), stamp.get("Path")): stamp for stamp in stamps if isinstance(stamp, dict)
     }
     digests = [
-        [role, digest(path, previous.get((role, path.name), {}))] for role, path in inputs.roles
+        [role, compute_digest(path, previous.get((role, path.name), {}))]
+        for role, path in inputs.roles
     ]
     return provenance.get("Fingerprint") == compute_fingerprint(inputs, digests)
 
@@ -259,7 +261,7 @@ def check_unchanged(inputs: ScanInputs, record: InputRecord, config: Config) -> 
 
 def _is_same(path: Path, before: Mapping) -> bool:
     try:
-        return digest(path, before) == before["SHA256"]
+        return compute_digest(path, before) == before["SHA256"]
     except FileNotFoundError:
         return False
 

@@ -13,10 +13,11 @@ from bids_cmb.anatomy.refinement import MEMBER_NAME as TISSUE
 from bids_cmb.anatomy.scan_anatomy import AnatomyResult, BrainMask
 from bids_cmb.anatomy.segmentation import format_itk_affine
 from bids_cmb.bids.attempts import forget_attempt
-from bids_cmb.bids.markers import names_in, output_signatures
-from bids_cmb.bids.tables import Output, columns, refresh_scans_table, write_table
+from bids_cmb.bids.markers import describe_outputs, list_file_names
+from bids_cmb.bids.paths import Output
+from bids_cmb.bids.tables import read_columns, refresh_scans_table, write_table
 from bids_cmb.detection.ensemble import Probability
-from bids_cmb.detection.outputs import evidence_rows
+from bids_cmb.detection.outputs import tabulate_outputs
 from bids_cmb.files import read_json, remove_leftovers, write_json, write_text
 from bids_cmb.imaging.loading import LoadedPhase
 from bids_cmb.imaging.preprocessing import Grid, preprocess
@@ -110,7 +111,7 @@ def write_outputs(
     remove_previous_outputs(output)
     files = write_images(output, result, inputs)
     rows = [make_lesion_row(lesion) for lesion in result.lesions]
-    write_table(output.labels(".tsv"), columns("lesion"), rows)
+    write_table(output.labels(".tsv"), read_columns("lesion"), rows)
     if report != "none":
         _draw(output, result, rows, inputs, interactive=report == "interactive")
     row, scan = make_scan_row(result, inputs), inputs.scan
@@ -130,7 +131,7 @@ def _draw(
         result.brain.mask,
         result.labels,
         rows,
-        evidence=evidence_rows(result.probability.evidence),
+        evidence=tabulate_outputs(result.probability.outputs),
         network_view=choose_network_view(inputs.detectors, inputs.models.members),
         interactive=interactive,
     )
@@ -168,7 +169,7 @@ def remove_previous_outputs(output: Output) -> None:
     marker_path = output.mask(".json")
     earlier = read_json(marker_path)
     marker_path.unlink(missing_ok=True)
-    for name in names_in(earlier):  # never a path out of the folder
+    for name in list_file_names(earlier):  # never a path out of the folder
         for part in (name, f"{name.partition('.')[0]}.json"):
             (marker_path.parent / part).unlink(missing_ok=True)
     remove_figures(output)
@@ -230,7 +231,12 @@ def _write_lesions(output: Output, result: ScanResult, common: Mapping) -> list[
     labels, grid = result.labels, result.image.affine
     counted = np.isin(labels.data, [lesion.index for lesion in result.lesions if lesion.included])
     save(Volume(counted, grid), output.mask(), dtype=np.uint8)
-    sidecar = {"Description": LABELS_DESCRIPTION, "Manual": False, **columns("lesion"), **common}
+    sidecar = {
+        "Description": LABELS_DESCRIPTION,
+        "Manual": False,
+        **read_columns("lesion"),
+        **common,
+    }
     files = _write(output.labels, labels, np.uint16, sidecar)
     return [output.mask(), *files, output.labels(".tsv")]
 
@@ -245,10 +251,12 @@ def _write_probability(output: Output, result: ScanResult, common: Mapping) -> l
 def _write_evidence(output: Output, result: ScanResult, common: Mapping) -> list[Path]:
     """Write the tables of the detectors' evidence."""
     files = []
-    for kind, rows in evidence_rows(result.probability.evidence).items():
+    for kind, rows in tabulate_outputs(result.probability.outputs).items():
         table, sidecar = output.evidence(kind), output.evidence(kind, ".json")
-        write_table(table, columns(kind), rows)
-        write_json(sidecar, {"Description": EVIDENCE_DESCRIPTIONS[kind], **columns(kind), **common})
+        write_table(table, read_columns(kind), rows)
+        write_json(
+            sidecar, {"Description": EVIDENCE_DESCRIPTIONS[kind], **read_columns(kind), **common}
+        )
         files += [table, sidecar]
     return files
 
@@ -338,7 +346,7 @@ def make_sidecar(
         "Sources": output.sources(result.phase.path),
         "SpatialReference": "orig",
         **{key: metadata[key] for key in PROTOCOL_FIELDS if key in metadata},
-        "Provenance": {**_provenance(result, inputs, record), "Files": output_signatures(files)},
+        "Provenance": {**_provenance(result, inputs, record), "Files": describe_outputs(files)},
     }
 
 

@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from bids_cmb.bids.attempts import FAILED, SELECTED, note_attempt
-from bids_cmb.bids.attempts import FOLDER as ATTEMPTS
-from bids_cmb.bids.selection import Scan, ScanDecision, Selection
-from bids_cmb.bids.tables import Output, write_dataset, write_table
+from bids_cmb.bids.attempts import RECORDS_FOLDER as ATTEMPTS
+from bids_cmb.bids.paths import Output
+from bids_cmb.bids.scan import Scan, ScanDecision
+from bids_cmb.bids.selection import Selection
+from bids_cmb.bids.tables import write_dataset, write_table
 from bids_cmb.config import TENSORFLOW, THREADS, Config
 from bids_cmb.files import remove_leftovers
 from bids_cmb.networks.inference import find_device_problem

@@ -15,10 +15,11 @@ from bids_cmb.anatomy.scan_anatomy import (
     refine_anatomy,
     segment_anatomy,
 )
-from bids_cmb.bids.attempts import open_attempt
+from bids_cmb.bids.attempts import describe_open_attempt
 from bids_cmb.bids.markers import is_whole, read_marker
-from bids_cmb.bids.selection import Scan
-from bids_cmb.bids.tables import EVIDENCE, Output, has_row, read_table, refresh_scans_table
+from bids_cmb.bids.paths import Output
+from bids_cmb.bids.scan import Scan
+from bids_cmb.bids.tables import EVIDENCE_TABLES, has_row, read_table, refresh_scans_table
 from bids_cmb.config import Config
 from bids_cmb.detection.ensemble import Probability, detect
 from bids_cmb.imaging.loading import load_echoes, load_phase
@@ -163,7 +164,7 @@ def measure_lesions(
         **asdict(thresholds),
         exclude_flags=exclude_flags,
         spread=probability.spread,
-        instances=probability.evidence.instances,
+        instances=probability.outputs.instances,
     )
 
 
@@ -284,7 +285,7 @@ def is_complete(scan: Scan, config: Config) -> bool:
 def mark_current(scan: Scan, config: Config) -> None:
     """Record that the result of a scan is current, and check its row in the session's table."""
     output = Output(config.output_dir, scan)
-    if any(open_attempt(output.folder, source) for source in list_sources(output)):
+    if any(describe_open_attempt(output.folder, source) for source in list_sources(output)):
         forget_attempts(output)
         refresh_results(output)
     if not has_row(output):
@@ -334,6 +335,6 @@ def _read_evidence(output: Output) -> dict[str, list[dict]]:
     """Read the tables of the detectors' evidence."""
     return {
         kind: read_table(output.evidence(kind))
-        for kind in EVIDENCE
+        for kind in EVIDENCE_TABLES
         if output.evidence(kind).is_file()
     }

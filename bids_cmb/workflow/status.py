@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bids_cmb.bids.selection import Scan
+from bids_cmb.bids.scan import Scan
 from bids_cmb.config import Config, result_settings
 from bids_cmb.files import write_text
 from bids_cmb.parallel import processes

@@ -319,7 +319,7 @@ def test_a_picture_that_another_process_cleared_away_stops_nothing(here, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(Path, "glob", with_a_ghost)
         assert run(here, "--overwrite") == 0
-    assert pictures.draw_figures is outputs.draw
+    assert pictures.draw_figures is outputs.draw_figures
 
 
 # --- The fingerprint ------------------------------------------------------------------------------

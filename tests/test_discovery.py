@@ -379,7 +379,7 @@ def test_a_file_that_was_asked_for_and_cannot_be_used_is_said_to_be_wanted(datas
 
 def test_a_file_without_permission_is_wanted(dataset, monkeypatch):
     root = dataset(anat("swi.nii.gz"))
-    monkeypatch.setattr(discovery.os, "access", lambda *_: False)  # root may read everything
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may read everything
     [file] = find(root).considered
     assert file.unusable
     assert file.reason == "cannot be read (permission denied)"
@@ -394,7 +394,7 @@ def test_a_folder_that_cannot_be_read_is_wanted(dataset, monkeypatch):
             raise PermissionError(13, "Permission denied")
         return scandir(folder)
 
-    monkeypatch.setattr(discovery.os, "scandir", guarded)
+    monkeypatch.setattr(os, "scandir", guarded)
     [file] = [c for c in find(root).considered if c.unusable]
     assert file.relative_path == "sub-02/anat"
     assert file.reason == "cannot be read (permission denied)"

@@ -1,7 +1,7 @@
 """How well the anatomy network sees heads that it never learnt from, at any contrast.
 
     python benchmarks/anatomy.py ANATOMY RESULT.json [--scans DATA ...] [--places N]
-        [--model-dir DIR]
+        [--model-dir DIR] [--brain-only]
 
 Heads of ANATOMY that the simulated benchmark names are painted with random contrasts and looked at
 in slices of 1, 3, 4 and 5 mm; DATA are simulated T2* and SWI datasets with their truth, thin (below
@@ -10,10 +10,16 @@ in slices of 1, 3, 4 and 5 mm; DATA are simulated T2* and SWI datasets with thei
 right side, and that of true lesions whose territory, region, structure and side are those that the
 same rules give on the true structures, and how far off their MNI position is; the same of N random
 places of each scan's cerebral cortex and white matter: there are more of them than of lesions.
+
+Of the brain mask of DATA, as the app has it (``brain``), of the likeliest class alone and of
+`segment_brain`: Dice, the shares of cortex outside it, of the whole and of its topmost 15 mm, and
+ml of it in skull, scalp, muscle, nose and orbits, more than 3 mm from the brain. ``--brain-only``
+measures nothing else.
 """
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +29,7 @@ from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.anatomy.labels import SULCUS_HALF_WIDTH_MM, build_class_table
 from bids_cmb.anatomy.refinement import refine_structures
 from bids_cmb.anatomy.region_map import CORTEX, MarsRegion, build_region_map, locate_region
+from bids_cmb.anatomy.scan_anatomy import segment_with_network
 from bids_cmb.anatomy.segmentation import (
     WHITE_MATTER,
     Anatomy,
@@ -41,6 +48,9 @@ from bids_cmb.training.synthetic_contrast import degrade, paint_labels, sample_s
 SLICES_MM = (1, 3, 4, 5)
 THICK_MM = 2.5
 SEED = 5
+TOP_MM = 15.0  # below the highest cortex
+LEAK_MM = 3.0  # beyond the true brain
+FIRST_OUTER_CODE, FLUID = 500, 24  # of skull, scalp, muscle …; around the brain
 MNI_APART = "MNI, mm apart"
 DEFINITION = Path(__file__).with_name("simulated.json")
 
@@ -54,10 +64,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
     parser.add_argument("--model-dir", type=Path, help="folder of cards and weights")
     parser.add_argument("--places", type=int, default=0, help="of each scan (default: 0)")
+    parser.add_argument("--brain-only", action="store_true", help="measure masks of DATA alone")
     parser.add_argument("--contrasts", type=int, default=2, help="for each head (default: 2)")
     asked = parser.parse_args()
     set_threads(asked.threads)
     models = ModelOptions(folder=asked.model_dir)
+    if asked.brain_only:
+        rows = [
+            masks(paths, load(paths.image)[0], models)
+            for data in asked.scans
+            for paths in find_training_scans(data)
+        ]
+        masks_of = {"brain masks": averaged(rows)}
+        asked.result.write_text(json.dumps(masks_of, indent=2) + "\n", encoding="utf-8")
+        return
     names = json.loads(DEFINITION.read_text(encoding="utf-8"))["anatomy"]
     found = {
         f"{thickness} mm": [
@@ -98,14 +118,12 @@ def scanned(
     looks = {"": refine_structures(image, found, models)[0], " without the finer network": found}
     stored = load_labels(paths.structures)
     truth = Volume(np.rint(stored.data).astype(np.uint16), stored.affine)
-    brain = load_labels(paths.brain).data > 0
     figures = {
         f"{name}{how}": figure
         for how, anatomy in looks.items()
         for name, figure in structures(anatomy, truth, models).items()
     }
-    figures["brain"] = dice(brain, resample_brain(found, image).data)
-    figures["brain by find_brain"] = dice(brain, segment_brain(image).data)
+    figures |= masks(paths, image, models)
     rows = read_table(paths.lesions.with_name(paths.lesions.name.replace(".nii.gz", ".tsv")))
     centres = [[float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")] for row in rows]
     rng = np.random.default_rng(SEED)
@@ -114,6 +132,43 @@ def scanned(
     every = [*centres, *truth.world(chosen)]
     judged = located(looks, paths.structures, every, models) if every else []
     return figures, judged[: len(centres)], judged[len(centres) :]
+
+
+def masks(paths: ScanFiles, image: Volume, models: ModelOptions) -> dict[str, float]:
+    """The brain masks of a simulated scan: the app's, likeliest class, `segment_brain`."""
+    codes = np.rint(load_labels(paths.structures).data)
+    truth = load_labels(paths.brain).data > 0
+    cortex = np.isin(codes, CORTEX)
+    height = image.world(np.argwhere(cortex))[:, 2]
+    top = np.zeros_like(cortex)
+    top[tuple(np.argwhere(cortex)[height > height.max() - TOP_MM].T)] = True
+    far = ndimage.distance_transform_edt(~truth, image.spacing) > LEAK_MM
+    leaks = far & ((codes >= FIRST_OUTER_CODE) | (codes == 0))
+    head = segment_with_network(image, models).head
+    likeliest = Volume(close_sulci(head), head.brain.affine)
+    figures = {}
+    for how, mask in (
+        ("", resample_brain(head, image)),
+        (" by the likeliest class", resample_brain(replace(head, brain=likeliest), image)),
+        (" by find_brain", segment_brain(image)),
+    ):
+        inside = mask.data
+        figures |= {
+            f"brain{how}": dice(truth, inside),
+            f"brain{how}, cortex outside": float((cortex & ~inside).sum() / cortex.sum()),
+            f"brain{how}, topmost cortex outside": float((top & ~inside).sum() / top.sum()),
+            f"brain{how}, ml leaked": float((leaks & inside).sum() * image.voxel_volume / 1000),
+        }
+    return figures
+
+
+def close_sulci(head: Anatomy) -> np.ndarray:
+    """Close sulci and holes of what is brain by the likeliest class, on 2 mm voxels, bool."""
+    codes = head.structures.data
+    inside = ((codes > 0) & (codes != FLUID)).view(np.uint8)
+    return ndimage.binary_fill_holes(
+        ndimage.minimum_filter(ndimage.maximum_filter(inside, 3), 3) > 0
+    )
 
 
 def located(

@@ -25,10 +25,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from anchors import cluster_anchors, compute_size_iou
 from operating_points import counted, cuts, summed, with_truth
 
-from bids_cmb.detection.boxes import SURE, cluster_sizes, overlap_of_sizes, true_boxes
-from bids_cmb.detection.cascade import Judged, Rules, find_suspects, judge, painted, sees_phase
+from bids_cmb.detection.boxes import CERTAIN, make_target_boxes
+from bids_cmb.detection.cascade import (
+    CandidateRules,
+    ScoredCandidate,
+    detect_candidates,
+    find_box_candidates,
+    render_probability,
+    uses_phase,
+)
 from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.networks.architectures.yolo import VOC_ANCHORS
@@ -41,7 +49,7 @@ CELL_MM = 32 * 224 / 448  # of the published detector
 FAR_MM = 5.0  # from a lesion's centre: a suspect further away is not that lesion
 WITH, WITHOUT = "with the 3D network", "without"
 ASKED_ABOUT = (10, 20, 50, 100, 200)  # suspects per scan
-FAINT = Rules(confidence=0.005)
+FAINT = CandidateRules(confidence=0.005)
 DRAWS = 2000
 
 
@@ -79,10 +87,10 @@ def anchors(asked: argparse.Namespace) -> dict:
             )
             for voxels in case.sampling_centres["lesion"]:
                 sure = case.labels[tuple(voxels[0])] == training_data.LESION
-                rows.append(true_boxes(voxels.astype(int), grid.spacing[0], sure=sure))
+                rows.append(make_target_boxes(voxels.astype(int), grid.spacing[0], certain=sure))
     boxes = np.concatenate(rows)
-    sizes = boxes[boxes[:, 5] == SURE][:, 3:5] * grid.spacing[0]  # mm
-    clusters = {count: cluster_sizes(sizes, count) for count in (1, 2, 3, 4, 5)}
+    sizes = boxes[boxes[:, 5] == CERTAIN][:, 3:5] * grid.spacing[0]  # mm
+    clusters = {count: cluster_anchors(sizes, count) for count in (1, 2, 3, 4, 5)}
     used = np.array(recipe.arguments["anchors"])
     return {
         "boxes": len(sizes),
@@ -105,7 +113,7 @@ def quantiles(sizes: np.ndarray) -> list[float]:
 
 def fit(sizes: np.ndarray, found: np.ndarray) -> float:
     """Mean over the boxes of the best IoU with an anchor, both about one middle."""
-    return round(float(overlap_of_sizes(sizes, found).max(axis=1).mean()), 3)
+    return round(float(compute_size_iou(sizes, found).max(axis=1).mean()), 3)
 
 
 def points(asked: argparse.Namespace) -> dict:
@@ -116,13 +124,13 @@ def points(asked: argparse.Namespace) -> dict:
     for at, (paths, truth) in enumerate(pairs, start=1):
         print(f"\r{at} of {len(pairs)}", end="", file=sys.stderr, flush=True)
         image, brain = training_data.load_scan_and_brain(paths)
-        asked_for = any(map(sees_phase, said["members"]))
+        asked_for = any(map(uses_phase, said["members"]))
         phase = training_data.load_phase(paths, image, brain) if asked_for else None
-        fed, found = judge(image, brain, said, ModelOptions(asked.model_dir), phase)
+        fed, found = detect_candidates(image, brain, said, ModelOptions(asked.model_dir), phase)
         first.append(suspected(found, truth))
-        alone = [replace(one, chance=one.suspect.confidence) for one in found]
+        alone = [replace(one, probability=one.candidate.confidence) for one in found]
         for name, judged in ((WITH, found), (WITHOUT, alone)):
-            chance = painted(image, fed.image.affine, judged)
+            chance = render_probability(image, fed.image.affine, judged)
             inside = np.where(brain.data, chance.data, 0)
             for threshold, cut in cuts(inside, image, said["min_volume_mm3"]):
                 row = {"members": name, "threshold": threshold, **counted(*cut, truth)}
@@ -138,7 +146,7 @@ def points(asked: argparse.Namespace) -> dict:
     }
 
 
-def suspected(found: Sequence[Judged], truth: LesionAnnotations) -> dict[str, int]:
+def suspected(found: Sequence[ScoredCandidate], truth: LesionAnnotations) -> dict[str, int]:
     """How many suspects there are, and how many sure lesions have one near."""
     sure = truth.lesions[~truth.lesions["uncertain"].to_numpy(bool)]
     true = sure[POSITION_COLUMNS].to_numpy(float).reshape(-1, 1, 3)
@@ -161,13 +169,13 @@ def suspects(asked: argparse.Namespace) -> dict:
         scan = training_data.load_scan_and_brain(paths)
         for path, entry in entries.items():
             grid, ways = Grid.from_card(entry["grid"]), {path.parent.name: None}
-            if sees_phase(entry):
+            if uses_phase(entry):
                 ways = {name: training_data.load_phase_on_grid(paths, *scan, grid) for name in ways}
                 phased |= {at for phase in ways.values() if phase is not None}
                 ways |= {f"{name}, phase left out": None for name in list(ways)}
             fed = preprocess(*scan, grid)
             for name, phase in ways.items():
-                said = find_suspects(asks[path], entry, fed, FAINT, phase)
+                said = find_box_candidates(asks[path], entry, fed, FAINT, phase)
                 places = fed.image.world(np.array([one.centre for one in said]).reshape(-1, 3))
                 sure = np.array([one.confidence for one in said])
                 found.setdefault(name, []).append((sure, best_near(places, sure, truth)))

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.anatomy.brain_extraction import segment_brain
-from bids_cmb.detection.radial_symmetry import Candidate, find_candidates
+from bids_cmb.detection.radial import Candidate, find_candidates
 from bids_cmb.evaluation.pairing import read_protocols
 from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.volume import load

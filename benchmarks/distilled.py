@@ -20,7 +20,14 @@ from pathlib import Path
 import numpy as np
 from operating_points import THRESHOLDS, counted, cuts, summed, with_truth
 
-from bids_cmb.detection.distilled import Seen, candidate_chance, find_spots, judged, look, painted
+from bids_cmb.detection.distilled import (
+    NetworkInput,
+    classify_regions,
+    find_regions,
+    predict_candidates,
+    prepare_input,
+    render_probability,
+)
 from bids_cmb.evaluation.annotations import LesionAnnotations
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.networks.inference import load_patch_model, set_threads
@@ -99,14 +106,16 @@ def measured(
 ) -> Iterator[dict]:  # fmt: skip
     """Hits, misses and false alarms of each judge at each threshold, on one scan."""
     image, brain = training_data.load_scan_and_brain(paths)
-    seen = look(preprocess(image, brain, grid))
+    seen = prepare_input(preprocess(image, brain, grid))
     if asked.without_symmetry:
-        seen = Seen(seen.channels * np.array([1, 0], np.float32), seen.brain)
-    spots = find_spots(candidate_chance(find, seen), threshold=asked.threshold, most=asked.most)
-    chances = {name: judged(ask, seen.channels, spots) for name, ask in judges.items()}
-    chances["candidates"] = np.array([spot.top for spot in spots])
+        seen = NetworkInput(seen.channels * np.array([1, 0], np.float32), seen.brain)
+    found = predict_candidates(find, seen)
+    spots = find_regions(found, threshold=asked.threshold, most=asked.most)
+    chances = {name: classify_regions(ask, seen.channels, spots) for name, ask in judges.items()}
+    chances["candidates"] = np.array([spot.probability for spot in spots])
     for name, said in chances.items():
-        chance = np.where(brain.data, painted(spots, said, seen.brain, image).data, 0)
+        rendered = render_probability(spots, said, seen.brain, image)
+        chance = np.where(brain.data, rendered.data, 0)
         for threshold, cut in cuts(chance, image, MIN_VOLUME_MM3):
             yield {
                 "members": name,

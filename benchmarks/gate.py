@@ -20,9 +20,15 @@ from pathlib import Path
 
 import numpy as np
 from operating_points import counted, cuts, summed, with_truth
-from scipy import ndimage
 
-from bids_cmb.detection.gated import GATES, asker, combined, gate_map, segmented
+from bids_cmb.detection.gated import (
+    GATE_MODES,
+    apply_gate,
+    compute_gate_map,
+    load_probability_predictor,
+    segment_slices,
+)
+from bids_cmb.detection.members import dilate_by_voxel, index_members
 from bids_cmb.evaluation.annotations import LesionAnnotations
 from bids_cmb.imaging.preprocessing import Grid, preprocess, resample_to_scan
 from bids_cmb.imaging.volume import Volume, load, load_labels
@@ -84,7 +90,9 @@ def main() -> None:
             for at, part in enumerate(("gate", "segmenter on every slice"))
         },
         "gate_thresholds": [opening(looked, at) for at in AT],
-        "gates": {how: points(looked, how, threshold, said["min_volume_mm3"]) for how in GATES},
+        "gates": {
+            how: points(looked, how, threshold, said["min_volume_mm3"]) for how in GATE_MODES
+        },
     }
     asked.result.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({key: report[key] for key in report if key != "gates"}, indent=1))
@@ -110,16 +118,18 @@ def arguments() -> argparse.Namespace:
 def look(paths: ScanFiles, truth: LesionAnnotations, asked: argparse.Namespace) -> Looked:
     """Both networks' answers for a scan; its brain is the true one."""
     said, models = load_card(asked.detector, asked.model_dir), ModelOptions(asked.model_dir)
-    members = {one["name"]: one for one in said["members"]}
+    members = index_members(said)
     image, _ = load(paths.image)
     brain = Volume(load_labels(paths.brain).data > 0, image.affine)
     fed = preprocess(image, brain, Grid.from_card(members["segmenter"]["grid"]))
-    inside = ndimage.binary_dilation(fed.brain.data, np.ones((3, 3, 3), bool))
-    gate, segmenter = (asker(said["name"], members[part], models) for part in ("gate", "segmenter"))
+    inside = dilate_by_voxel(fed.brain)
+    gate, segmenter = (
+        load_probability_predictor(said, members[part], models) for part in ("gate", "segmenter")
+    )
     began = time.perf_counter()
-    opened = gate_map(gate, fed.image.data, inside)
+    opened = compute_gate_map(gate, fed.image.data, inside)
     between = time.perf_counter()
-    found = segmented(segmenter, fed.image.data, np.flatnonzero(inside.any(axis=(0, 1))))
+    found = segment_slices(segmenter, fed.image.data, np.flatnonzero(inside.any(axis=(0, 1))))
     return Looked(
         image,
         brain.data,
@@ -172,7 +182,7 @@ def points(looked: list[Looked], how: str, threshold: float, volume: float) -> l
     rows = []
     for one in looked:
         opened, found = one.opened.astype(np.float32), one.found.astype(np.float32)
-        whole = Volume(combined(opened, found, how, threshold), one.affine)
+        whole = Volume(apply_gate(opened, found, how, threshold), one.affine)
         chance = np.where(one.mask, resample_to_scan(whole, one.scan).data, 0)
         for at, cut in cuts(chance, one.scan, volume):
             rows.append({"members": how, "threshold": at, **counted(*cut, one.labels)})

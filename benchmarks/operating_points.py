@@ -20,7 +20,7 @@ from scipy import ndimage
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
-from bids_cmb.detection.ensemble import answers
+from bids_cmb.detection.ensemble import predict_members
 from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations, read_annotations
 from bids_cmb.imaging.volume import Volume, load, load_labels
 from bids_cmb.lesions.measure import CONNECTIVITY_26
@@ -85,7 +85,7 @@ def measured(
     parts = dict(
         zip(
             groups[-1],
-            answers(asked.detector, image, brain, ModelOptions(asked.model_dir)),
+            predict_members(asked.detector, image, brain, ModelOptions(asked.model_dir)),
             strict=True,
         )
     )

@@ -26,7 +26,7 @@ from bids_cmb.networks.model_cards import load_card
 from bids_cmb.provenance import machine
 from bids_cmb.report.figures import draw_figures
 from bids_cmb.report.html import write_page
-from bids_cmb.workflow.outputs import primary_grid
+from bids_cmb.workflow.outputs import choose_network_view
 
 RESULTS = Path(__file__).parent / "results"
 TIMES = 5
@@ -58,7 +58,7 @@ def measured(out: Path, scan: Scan) -> dict[str, object]:
     image, _ = load_echoes((scan.path, *scan.more_echoes))
     brain = load_brain_mask(output.brain(), image)
     labels, rows = load_labels(output.labels()), read_table(output.labels(".tsv"))
-    look = primary_grid({"ensemble": load_card("ensemble")}, ())
+    look = choose_network_view({"ensemble": load_card("ensemble")}, ())
     made = {"scan": scan.name, "voxels": list(image.shape), "lesions": len(rows)}
     for kind in ("static", "interactive"):
         seconds = []

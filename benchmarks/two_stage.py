@@ -19,7 +19,7 @@ import numpy as np
 
 from bids_cmb.bids.filters import Query
 from bids_cmb.bids.selection import find_scans
-from bids_cmb.detection import ensemble
+from bids_cmb.detection.calibration import calibrate
 from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.volume import load
 from bids_cmb.metrics.bootstrap import compute_figures
@@ -58,9 +58,7 @@ def main() -> None:
     stages = {
         "first stage": lambda one: one.proposed,
         "second stage": lambda one: one.chance,
-        "as shipped": lambda one: ensemble.calibrated(
-            combine_all(one, weights), card.get("calibration")
-        ),
+        "as shipped": lambda one: calibrate(combine_all(one, weights), card.get("calibration")),
     }
     if judged and judged[0].opinion is not None:
         stages["second opinion"] = lambda one: one.opinion

@@ -128,7 +128,7 @@ def detect_microbleeds(
         model_dir: A folder of model cards and weights, looked at before those of the package.
 
     Returns:
-        ``mean``, float32 (X, Y, Z) from 0 to 1 on the grid of the scan; ``members``, the detectors.
+        ``mean``, float32 (X, Y, Z) from 0 to 1 on the grid of the scan; ``detectors``, their names.
 
     Raises:
         ValueError: If a detector is unknown, or the mask lies on another grid.
@@ -170,14 +170,14 @@ def measure_lesions(
         raise ValueError(f"`threshold` must be above 0 and up to 1; found {threshold}.")
     _check_grid("`brain`", brain, image)
     _check_grid("`probability`", probability.mean, image)
-    cards = [load_card(name, _path(model_dir)) for name in probability.members]
+    cards = [load_card(name, _path(model_dir)) for name in probability.detectors]
     return find_lesions(
         probability.mean,
         image,
         brain,
         **asdict(choose_thresholds(cards, threshold, min_volume_mm3)),
         spread=probability.spread,
-        instances=probability.evidence.instances,
+        instances=probability.outputs.instances,
     )
 
 

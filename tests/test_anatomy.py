@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine, from_matvec
 from nibabel.eulerangles import euler2mat
+from scipy import ndimage
 
 from bids_cmb.anatomy.segmentation import (
     MIDLINE_HALF_WIDTH_MM,
@@ -63,6 +64,25 @@ def test_noise_that_is_no_brain_is_left_out(known):
     noisy[:4, :4, :4, 1] = 255  # a crumb of white matter in a corner
     found = decode_anatomy(noisy, codes.affine, CLASSES, {})
     assert not found.structures.data[:4, :4, :4].any()
+
+
+def test_doubt_between_brain_and_fluid_is_brain_and_between_brain_and_bone_is_not(known):
+    codes, chances = known
+    names = [one["name"] for one in CLASSES]
+    cortex = np.isin(codes.data, (3, 42))
+    doubtful = chances.copy()
+    doubtful[cortex, :-1] = 0
+    doubtful[cortex, names.index("cerebral cortex")] = 64
+    doubtful[cortex, names.index("fluid outside the brain")] = 191
+    found = decode_anatomy(doubtful, codes.affine, CLASSES, {})
+    assert found.brain.data[cortex].mean() > 0.99
+    beside = ndimage.binary_dilation(codes.data > 0, iterations=6)
+    bone = beside & ~ndimage.binary_dilation(is_brain(codes.data), iterations=3)
+    doubtful[bone] = 0
+    doubtful[bone, names.index("cerebral cortex")] = 100
+    doubtful[bone, names.index("outside")] = 155
+    found = decode_anatomy(doubtful, codes.affine, CLASSES, {})
+    assert not found.brain.data[bone].any()
 
 
 def test_an_answer_without_brain_is_refused():

@@ -707,7 +707,7 @@ def test_the_ensemble_runs_from_file_to_tables_and_says_what_it_was(dataset, tmp
 
 
 def test_a_detector_is_named_with_the_weights_of_its_second_opinion_too():
-    named = outputs._named("two-stage", load_card("two-stage"))
+    named = outputs._describe_model("two-stage", load_card("two-stage"))
     assert set(named["WeightsSHA256"]) == {
         one["name"] for name in ("two-stage", "ensemble") for one in load_card(name)["members"]
     }

@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 from bids_cmb.anatomy.brain_extraction import (
     PLAUSIBLE_ML,
     POSSIBLE_ML,
+    cut_leaks,
     mask_stripped_brain,
     measure_volume_ml,
     segment_brain,
@@ -241,3 +242,19 @@ def test_a_volume_is_in_millilitres():
 
 def test_a_plausible_brain_is_always_a_possible_one():
     assert POSSIBLE_ML[0] < PLAUSIBLE_ML[0] < PLAUSIBLE_ML[1] < POSSIBLE_ML[1]
+
+
+def test_what_a_network_takes_for_brain_in_the_nose_is_cut_away():
+    image, truth = phantom(THICK, 0.35)
+    nose = inside(grid(THICK)[1], (14, 14, 20), (0, 98, -40)) & ~truth.data
+    assert nose.sum() * truth.voxel_volume > 15_000
+    kept = cut_leaks(Volume(truth.data | nose, truth.affine), image)
+    assert (kept.data & nose).sum() * truth.voxel_volume < 6000  # a shell of 3 mm
+    assert kept.data[truth.data].mean() > 0.995
+
+
+def test_an_outline_that_went_wrong_cuts_nothing():
+    image, truth = phantom(THICK, 0.35)
+    half = Volume(np.where(grid(THICK)[1][0] > 30, 0, image.data), image.affine)
+    for wrong in (half, Volume(np.ones_like(image.data), image.affine)):
+        assert np.array_equal(cut_leaks(truth, wrong).data, truth.data)

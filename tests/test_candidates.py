@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from nibabel.affines import from_matvec
 
-from bids_cmb.detection.radial_symmetry import find_candidates, radial_symmetry
+from bids_cmb.detection.radial import find_candidates
+from bids_cmb.detection.radial_symmetry import compute_radial_symmetry
 from bids_cmb.imaging.volume import Volume
 
 SPACING = np.array([0.5, 0.7, 3.0])  # mm
@@ -78,7 +79,7 @@ def test_a_ball_is_found_and_measured_in_mm():
 
 @pytest.mark.parametrize("diameter", [2, 3, 4, 6])
 def test_symmetry_is_highest_at_the_centre_of_a_ball(diameter):
-    strength = radial_symmetry(scan((ball(diameter), 0.7)), brain()).data
+    strength = compute_radial_symmetry(scan((ball(diameter), 0.7)), brain()).data
     peak = np.unravel_index(strength.argmax(), strength.shape)
     assert np.linalg.norm((np.subtract(peak, CENTRE) * SPACING)[:2]) <= 0.75
     assert strength.min() == 0
@@ -106,16 +107,16 @@ def test_a_bright_ball_is_no_candidate():
 def test_tissue_in_a_ring_of_bright_fluid_is_no_dark_spot():
     away = np.hypot(position()[..., 0], position()[..., 1])
     fluid = soft(np.abs(away - 2.8) - 0.8)
-    one_dark = radial_symmetry(scan((ball(3), 0.5)), brain()).data
-    within = radial_symmetry(scan((fluid, -1.0)), brain()).data
+    one_dark = compute_radial_symmetry(scan((ball(3), 0.5)), brain()).data
+    within = compute_radial_symmetry(scan((fluid, -1.0)), brain()).data
     middle = tuple(slice(c - 2, c + 3) for c in CENTRE)
     assert within[middle].max() < 0.05 * one_dark[middle].max()
 
 
 def test_a_line_has_less_symmetry_than_a_ball():
     line = soft(np.abs(position()[..., 0]) - 1.5)
-    of_ball = radial_symmetry(scan((ball(3), 0.6)), brain()).data.max()
-    assert radial_symmetry(scan((line, 0.6)), brain()).data.max() < 0.03 * of_ball
+    of_ball = compute_radial_symmetry(scan((ball(3), 0.6)), brain()).data.max()
+    assert compute_radial_symmetry(scan((line, 0.6)), brain()).data.max() < 0.03 * of_ball
 
 
 def test_symmetry_is_judged_in_mm_where_pixels_are_long():
@@ -124,7 +125,7 @@ def test_symmetry_is_judged_in_mm_where_pixels_are_long():
         away = np.linalg.norm(where * [*spacing, 3], axis=-1)
         data = (1 - 0.6 * soft(away - 2.25)).astype(np.float32)
         affine = np.diag([*spacing, 3, 1])
-        strength = radial_symmetry(Volume(data, affine), Volume(data > 0, affine)).data
+        strength = compute_radial_symmetry(Volume(data, affine), Volume(data > 0, affine)).data
         assert np.hypot(*(where[strength == strength.max()][0, :2] * spacing)) < 0.8
         return strength.max()
 
@@ -254,4 +255,4 @@ def test_an_empty_brain_is_refused():
 
 def test_a_brain_without_signal_is_refused():
     with pytest.raises(ValueError, match="brighter than 0 inside the brain; found a median of 0"):
-        radial_symmetry(Volume(np.zeros(SHAPE, np.float32), AFFINE), brain())
+        compute_radial_symmetry(Volume(np.zeros(SHAPE, np.float32), AFFINE), brain())

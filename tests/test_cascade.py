@@ -1,4 +1,4 @@
-"""The cascade: networks as published, a loss as on paper, suspects painted where they are dark."""
+"""The cascade: networks as published, a loss as on paper, candidates where they are dark."""
 
 import json
 import subprocess
@@ -13,18 +13,17 @@ from test_boxes import ANCHORS, answer_of
 from test_detectors import AFFINE, MIDDLE, SPACING, ball, brain, scan
 
 from bids_cmb.anatomy.brain_extraction import segment_brain
-from bids_cmb.detection.boxes import Suspect, overlap
+from bids_cmb.detection.boxes import BoxCandidate, compute_iou
 from bids_cmb.detection.cascade import (
-    Judged,
-    Rules,
-    cascade,
-    find_suspects,
-    in_pixels,
-    judge,
-    painted,
-    patch,
-    planes,
-    rules_of,
+    CandidateRules,
+    ScoredCandidate,
+    crop_patch,
+    detect_candidates,
+    find_box_candidates,
+    make_slice_input,
+    render_probability,
+    run_cascade,
+    scale_anchors,
 )
 from bids_cmb.detection.ensemble import detect
 from bids_cmb.imaging.preprocessing import Preprocessed
@@ -155,10 +154,10 @@ def by_hand(said, truth, stride, widest, good):
             *((np.array(at[:2]) + logistic(raw[:2])) * stride),
             *(ANCHORS[at[2]] * np.exp(raw[2:])),
         ]
-        near = overlap(np.array([box]), np.array(truth)[:, :4])[0]
+        near = compute_iou(np.array([box]), np.array(truth)[:, :4])[0]
         if at in owners:
             x, y, w, h, _ = owners[at]
-            fit = overlap(np.array([box]), np.array([[x, y, w, h]]))[0, 0]
+            fit = compute_iou(np.array([box]), np.array([[x, y, w, h]]))[0, 0]
             apart = (logistic(raw[0]) - (x / stride - at[0])) ** 2
             apart += (logistic(raw[1]) - (y / stride - at[1])) ** 2
             apart += (raw[2] - np.log(w / ANCHORS[at[2]][0])) ** 2
@@ -233,7 +232,7 @@ def test_boxes_turn_with_the_part_of_the_slice_that_is_drawn(lessons):
     assert seen > 20
 
 
-def test_suspects_near_a_lesion_are_right_and_near_an_unsure_one_neither(rng):
+def test_candidates_near_a_lesion_are_right_and_near_an_unsure_one_neither(rng):
     from bids_cmb.training.data import LESION, UNCERTAIN, TrainingScan  # noqa: PLC0415
 
     truth = np.zeros((40, 40, 10), np.uint8)
@@ -241,8 +240,8 @@ def test_suspects_near_a_lesion_are_right_and_near_an_unsure_one_neither(rng):
     lesions = [np.argwhere(truth == LESION), np.argwhere(truth == UNCERTAIN)]
     case = TrainingScan("sub-1", rng.random(truth.shape), truth, truth >= 0, {"lesion": lesions})
     places = [(11, 10, 5), (13, 10, 5), (30, 31, 5), (20, 20, 5)]
-    suspects = [Suspect(tuple(map(float, at)), (4, 4), (5, 5), 0.5, 1) for at in places]
-    found = assign_labels(case, suspects, (0.6, 0.6, 2.0), near=1.3)
+    candidates = [BoxCandidate(tuple(map(float, at)), (4, 4), (5, 5), 0.5, 1) for at in places]
+    found = assign_labels(case, candidates, (0.6, 0.6, 2.0), near=1.3)
     np.testing.assert_array_equal(found.negatives, [(20, 20, 5)])
     np.testing.assert_allclose(found.positives[0], [(11, 10, 5), (13, 10, 5), (10.5, 10.5, 5)])
     assert len(found.positives) == 1
@@ -291,7 +290,7 @@ def trained(lessons, tmp_path, tiny):
 def test_both_networks_are_learnt_one_after_the_other_and_used(trained):
     told, out = trained
     image = scan((ball(3), 0.7))
-    found, left = cascade(image, brain(), told, ModelOptions(out))
+    found, left = run_cascade(image, brain(), told, ModelOptions(out))
     assert found.data.dtype == np.float32
     assert found.shape == image.shape
     assert 0 < found.data.max() <= 1
@@ -301,14 +300,14 @@ def test_both_networks_are_learnt_one_after_the_other_and_used(trained):
         assert ((index > -1) & (index < image.shape)).all()
         assert box.detector == "tiny"
         assert 0 <= box.probability <= 1
-    again, _ = cascade(image, brain(), told, ModelOptions(out))
+    again, _ = run_cascade(image, brain(), told, ModelOptions(out))
     np.testing.assert_array_equal(found.data, again.data)
     alone = {**told, "members": told["members"][:1]}
-    _, suspects = judge(image, brain(), alone, ModelOptions(out))
-    assert all(one.chance == one.suspect.confidence for one in suspects)
+    _, candidates = detect_candidates(image, brain(), alone, ModelOptions(out))
+    assert all(one.probability == one.candidate.confidence for one in candidates)
     lost = {**told, "members": told["members"][1:]}
     with pytest.raises(ValueError, match="must be boxes and patches; found patches for tiny"):
-        cascade(image, brain(), lost, ModelOptions(out))
+        run_cascade(image, brain(), lost, ModelOptions(out))
 
 
 def test_both_networks_are_learnt_without_the_subjects_of_a_fold(unfitted, lessons, tmp_path, tiny):
@@ -353,62 +352,62 @@ def test_boxes_are_not_learnt_from_label_maps(tmp_path):
 
 def test_a_slice_is_shown_with_its_neighbours_and_its_phase(rng):
     data, phase = rng.random((6, 5, 4), np.float32), rng.random((6, 5, 4), np.float32)
-    shown = planes(data, 2, 3, phase)
+    shown = make_slice_input(data, 2, 3, phase)
     np.testing.assert_allclose(shown[..., 0], data[:, :, 1:4].mean(axis=2), rtol=1e-6)
     np.testing.assert_array_equal(shown[..., 1], data[:, :, 2])
     np.testing.assert_allclose(shown[..., 2], 1 - phase[:, :, 1:4].mean(axis=2), rtol=1e-5)
-    first = planes(data, 0, 3)
+    first = make_slice_input(data, 0, 3)
     np.testing.assert_allclose(first[..., 0], (2 * data[:, :, 0] + data[:, :, 1]) / 3, rtol=1e-6)
     assert (first[..., 2] == 0.5).all()  # no phase: as if nothing disturbed it
-    assert planes(data, 0, 2).shape == (6, 5, 2)
+    assert make_slice_input(data, 0, 2).shape == (6, 5, 2)
 
 
 def test_a_patch_has_its_place_in_the_middle_and_nothing_beyond_the_scan(rng):
     data = rng.random((20, 20, 8), np.float32)
     np.testing.assert_array_equal(
-        patch(data, (10.4, 9.6, 4), (5, 5, 3))[..., 0], data[8:13, 8:13, 3:6]
+        crop_patch(data, (10.4, 9.6, 4), (5, 5, 3))[..., 0], data[8:13, 8:13, 3:6]
     )
-    corner = patch(data, (0, 19, 7), (5, 5, 3))[..., 0]
+    corner = crop_patch(data, (0, 19, 7), (5, 5, 3))[..., 0]
     np.testing.assert_array_equal(corner[2:, :3, :2], data[:3, 17:, 6:])
     assert not corner[:2].any()
     assert not corner[:, 3:].any()
     assert not corner[:, :, 2:].any()
 
 
-def test_boxes_outside_the_brain_are_no_suspects():
+def test_boxes_outside_the_brain_are_no_candidates():
     said = answer_of([(9.3, 5.5, 5, 3, 0), (33.1, 29.0, 8, 7, 1)], (16, 16))
     data = np.ones((64, 64, 3), np.float32)
     inside = np.ones_like(data, bool)
     inside[:20] = False
     fed = Preprocessed(Volume(data, np.diag([1.0, 1, 2, 1])), Volume(inside, np.eye(4)))
     member = {"arguments": TINY, "grid": {"spacing": [1.0, 1.0, 2.0]}}
-    found = find_suspects(lambda x: np.stack([said] * len(x)), member, fed, Rules())
+    found = find_box_candidates(lambda x: np.stack([said] * len(x)), member, fed, CandidateRules())
     assert len(found) == 1
     assert found[0].boxes == 3
     np.testing.assert_allclose(found[0].centre, (32.6, 28.5, 1), atol=1e-3)
 
 
 def test_a_card_that_asks_for_what_no_cascade_has_is_refused():
-    assert rules_of({"name": "mine"}) == Rules()
-    assert rules_of(load_card("cascade")).confidence < 0.1
+    assert CandidateRules.from_card({"name": "mine"}) == CandidateRules()
+    assert CandidateRules.from_card(load_card("cascade")).confidence < 0.1
     with pytest.raises(ValueError, match=r"may be confidence, .*; found zeal for mine"):
-        rules_of({"name": "mine", "parameters": {"zeal": 1}})
+        CandidateRules.from_card({"name": "mine", "parameters": {"zeal": 1}})
     with pytest.raises(ValueError, match=r"those of pixels in mm; found \[None, None, 2\]"):
-        in_pixels({"arguments": TINY, "grid": {"spacing": [None, None, 2]}})
+        scale_anchors({"arguments": TINY, "grid": {"spacing": [None, None, 2]}})
     odd = Volume(np.ones((64, 62, 3), np.float32), np.eye(4))
     member = {"arguments": TINY, "grid": {"spacing": [1.0, 1.0, 2.0]}}
     with pytest.raises(ValueError, match="must be one of 4; found slices of 64 x 62"):
-        find_suspects(lambda x: x, member, Preprocessed(odd, odd), Rules())
+        find_box_candidates(lambda x: x, member, Preprocessed(odd, odd), CandidateRules())
 
 
 def spot(at, size=(6, 6), slices=(5, 5), chance=0.8):
-    one = Suspect(tuple(map(float, at)), size, slices, 0.9, 1)
-    return Judged(one, (0, 0, 0), (0, 0), chance)
+    one = BoxCandidate(tuple(map(float, at)), size, slices, 0.9, 1)
+    return ScoredCandidate(one, (0, 0, 0), (0, 0), chance)
 
 
-def test_a_suspect_is_painted_where_it_is_dark_and_nowhere_else():
+def test_a_candidate_is_rendered_where_it_is_dark_and_nowhere_else():
     image = scan((ball(3.5), 0.7), (ball(3, (9, 0, 0)), 0.7))
-    found = painted(image, AFFINE, [spot(MIDDLE)])
+    found = render_probability(image, AFFINE, [spot(MIDDLE)])
     index = np.argwhere(found.data > 0)
     assert set(np.unique(found.data)) == {0, np.float32(0.8)}
     away = (index - MIDDLE) * SPACING
@@ -418,34 +417,34 @@ def test_a_suspect_is_painted_where_it_is_dark_and_nowhere_else():
     assert np.linalg.norm(image.world(index.mean(axis=0)) - true) < 0.5
 
 
-def test_a_suspect_has_a_voxel_even_where_nothing_is_dark_and_none_beyond_ten_mm():
+def test_a_candidate_has_a_voxel_even_where_nothing_is_dark_and_none_beyond_ten_mm():
     flat = Volume(np.full((76, 88, 11), 300, np.float32), AFFINE)
-    assert painted(flat, AFFINE, [spot(MIDDLE)]).data.max() == np.float32(0.8)
+    assert render_probability(flat, AFFINE, [spot(MIDDLE)]).data.max() == np.float32(0.8)
     bright = scan((ball(3), -0.9))
-    assert painted(bright, AFFINE, [spot(MIDDLE, (1, 1))]).data.max() == np.float32(0.8)
+    assert render_probability(bright, AFFINE, [spot(MIDDLE, (1, 1))]).data.max() == np.float32(0.8)
     dark = scan((ball(25), 0.9))
-    found = painted(dark, AFFINE, [spot(MIDDLE, (60, 60), (0, 10))])
+    found = render_probability(dark, AFFINE, [spot(MIDDLE, (60, 60), (0, 10))])
     width = (np.ptp(np.argwhere(found.data > 0), axis=0) + 1) * SPACING
     assert (width[:2] <= 10 + SPACING[:2]).all()
 
 
-def test_suspects_on_a_finer_and_mirrored_grid_are_painted_alike():
+def test_candidates_on_a_finer_and_mirrored_grid_are_rendered_alike():
     image = scan((ball(4), 0.7))
     # Half as large pixels, the second axis mirrored
     grid = image.affine @ np.array([[0.5, 0, 0, 0], [0, -0.5, 0, 87], [0, 0, 1, 0], [0, 0, 0, 1]])
     place = np.linalg.inv(grid) @ image.affine @ [*MIDDLE, 1]
-    fine = painted(image, grid, [spot(place[:3], (12, 12))])
-    same = painted(image, AFFINE, [spot(MIDDLE)])
+    fine = render_probability(image, grid, [spot(place[:3], (12, 12))])
+    same = render_probability(image, AFFINE, [spot(MIDDLE)])
     np.testing.assert_array_equal(fine.data, same.data)
 
 
-def test_where_suspects_meet_the_higher_chance_stands():
+def test_where_candidates_meet_the_higher_probability_stands():
     image = scan((ball(4), 0.7))
-    found = painted(image, AFFINE, [spot(MIDDLE, chance=0.3), spot(MIDDLE, chance=0.7)])
+    found = render_probability(image, AFFINE, [spot(MIDDLE, chance=0.3), spot(MIDDLE, chance=0.7)])
     assert set(np.unique(found.data)) == {0, np.float32(0.7)}
-    assert not painted(image, AFFINE, []).data.any()
+    assert not render_probability(image, AFFINE, []).data.any()
     outside = spot((-500, 0, 0))
-    assert not painted(image, AFFINE, [outside]).data.any()
+    assert not render_probability(image, AFFINE, [outside]).data.any()
 
 
 def test_the_cascade_that_ships_finds_the_microbleeds_of_a_phantom():

@@ -3,15 +3,9 @@
 import pytest
 
 from bids_cmb.config import Config
-from bids_cmb.workflow.participant import (
-    MB_PER_SCAN,
-    MB_WITH_NETWORKS,
-    RunSummary,
-    StatusPage,
-    _duration,
-    methods,
-    workers_for,
-)
+from bids_cmb.workflow.methods import describe_run
+from bids_cmb.workflow.participant import MB_PER_SCAN, MB_WITH_NETWORKS, choose_workers
+from bids_cmb.workflow.status import RunSummary, StatusPage, format_duration
 
 
 @pytest.fixture
@@ -24,14 +18,14 @@ def config(tmp_path):
 
 def test_cores_memory_and_scans_bound_the_number_of_workers(config):
     plenty = {"n_cpus": 8, "mem_mb": 100 * MB_PER_SCAN}
-    assert workers_for(config(**plenty), 50) == 8
-    assert workers_for(config(**plenty), 3) == 3
-    assert workers_for(config(**plenty, omp_nthreads=2), 50) == 4
-    assert workers_for(config(n_cpus=8, mem_mb=2 * MB_PER_SCAN), 50) == 2
-    assert workers_for(config(n_cpus=8, mem_mb=10), 50) == 1
-    assert workers_for(config(n_cpus=1, omp_nthreads=4), 50) == 1
+    assert choose_workers(config(**plenty), 50) == 8
+    assert choose_workers(config(**plenty), 3) == 3
+    assert choose_workers(config(**plenty, omp_nthreads=2), 50) == 4
+    assert choose_workers(config(n_cpus=8, mem_mb=2 * MB_PER_SCAN), 50) == 2
+    assert choose_workers(config(n_cpus=8, mem_mb=10), 50) == 1
+    assert choose_workers(config(n_cpus=1, omp_nthreads=4), 50) == 1
     hungry = config(n_cpus=8, mem_mb=2 * MB_WITH_NETWORKS, detector=("ensemble",))
-    assert workers_for(hungry, 50) == 2
+    assert choose_workers(hungry, 50) == 2
 
 
 @pytest.mark.parametrize(
@@ -39,31 +33,31 @@ def test_cores_memory_and_scans_bound_the_number_of_workers(config):
     [(3, "a few seconds"), (44, "about 40 s"), (600, "about 10 min"), (9000, "about 2.5 h")],
 )
 def test_an_estimate_is_as_coarse_as_it_is_sure(seconds, said):
-    assert _duration(seconds) == said
+    assert format_duration(seconds) == said
 
 
 def test_the_methods_name_the_brain_the_thresholds_and_the_count_rule(config):
-    assert "The brain was outlined by intensity and shape." in methods(config(anatomy="none"))
-    seen = methods(config(anatomy="network"))
+    assert "The brain was outlined by intensity and shape." in describe_run(config(anatomy="none"))
+    seen = describe_run(config(anatomy="network"))
     assert "The brain was outlined by the anatomy network." in seen
     assert "SynthSeg" in seen  # the network's citation
-    assert "`ensemble`" in methods(config(detector=("ensemble",), anatomy="network"))
-    assert "skull-stripped" in methods(config(skip_brain_extraction=True))
-    assert "masks were given" in methods(config(derivatives=("masks",)))
-    assert "at least 0.31" in methods(config(threshold=0.31))
-    assert "flagged as large or vessel" in methods(config(exclude_flags=("large", "vessel")))
-    assert "Every lesion was counted" in methods(config(exclude_flags=()))
+    assert "`ensemble`" in describe_run(config(detector=("ensemble",), anatomy="network"))
+    assert "skull-stripped" in describe_run(config(skip_brain_extraction=True))
+    assert "masks were given" in describe_run(config(derivatives=("masks",)))
+    assert "at least 0.31" in describe_run(config(threshold=0.31))
+    assert "flagged as large or vessel" in describe_run(config(exclude_flags=("large", "vessel")))
+    assert "Every lesion was counted" in describe_run(config(exclude_flags=()))
 
 
 def test_every_reference_of_the_methods_has_a_doi(config):
-    references = methods(config()).split("# References")[1].strip().splitlines()
+    references = describe_run(config()).split("# References")[1].strip().splitlines()
     assert len(references) >= 4
     assert all("doi:10." in line for line in references)
 
 
 def test_the_status_page_loads_itself_until_the_run_has_ended(tmp_path):
     totals = RunSummary(
-        done=3, failed=[("sub-<b>", "it is <i>truncated</i>.")], last=["sub-02: microbleeds 1"]
+        done=3, failed=[("sub-<b>", "it is <i>truncated</i>.")], recent=["sub-02: microbleeds 1"]
     )
     page = StatusPage(tmp_path / "status.html", 10, totals)
     page.write(4, "about 2 min")

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from nibabel.affines import from_matvec
 
-import bids_cmb.detection.ensemble
-from bids_cmb.detection.ensemble import (
-    at_operating_point,
-    calibrated,
-    check_detector,
-    detect,
-    radial,
-    thresholds_of,
+from bids_cmb.detection import ensemble
+from bids_cmb.detection.calibration import (
+    apply_operating_point,
+    calibrate,
+    combine_thresholds,
 )
+from bids_cmb.detection.designs import check_detector
+from bids_cmb.detection.ensemble import detect
+from bids_cmb.detection.radial import Candidate, run_radial
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.inference import ModelOptions
 from bids_cmb.networks.model_cards import DETECTION, list_cards, load_card
@@ -58,7 +58,7 @@ def scan(*things):
 def chance(*things):
     """The highest probability within 3 mm of the middle."""
     near = np.linalg.norm(position(), axis=-1) < 3
-    return radial(scan(*things), brain()).data[near].max()
+    return run_radial(scan(*things), brain()).data[near].max()
 
 
 def test_a_clean_dot_in_tissue_is_a_microbleed():
@@ -91,12 +91,12 @@ def test_mimics_are_refused(what, things):
 
 def test_a_dot_on_the_surface_is_refused():
     near_edge = ball(3, at=(-0.6 * 26, 0, 0))  # 1.8 mm from the first voxel outside
-    assert radial(scan((near_edge, 0.6)), brain()).data.max() < 0.5
+    assert run_radial(scan((near_edge, 0.6)), brain()).data.max() < 0.5
 
 
 def test_a_dot_is_painted_where_it_lies():
     at = np.array([6, -7.5, 6])
-    found = radial(scan((ball(3.5, at), 0.7)), brain())
+    found = run_radial(scan((ball(3.5, at), 0.7)), brain())
     index = np.argwhere(found.data >= 0.5)
     true = AFFINE[:3, :3] @ (MIDDLE + at / SPACING) + AFFINE[:3, 3]
     assert np.linalg.norm(found.world(index).mean(axis=0) - true) < 0.5
@@ -106,7 +106,7 @@ def test_a_dot_is_painted_where_it_lies():
 
 def test_probability_lies_between_0_and_1_and_inside_the_brain():
     on_the_edge = ball(3, (-0.6 * 27, 0, 0))
-    found = radial(scan((ball(3), 0.7), (on_the_edge, 0.7)), brain())
+    found = run_radial(scan((ball(3), 0.7), (on_the_edge, 0.7)), brain())
     assert found.data.dtype == np.float32
     assert found.data.min() == 0
     assert 0.9 < found.data.max() <= 1
@@ -116,7 +116,7 @@ def test_probability_lies_between_0_and_1_and_inside_the_brain():
 
 def test_the_same_scan_gives_the_same_probability_twice():
     image = scan((ball(3), 0.7))
-    np.testing.assert_array_equal(radial(image, brain()).data, radial(image, brain()).data)
+    np.testing.assert_array_equal(run_radial(image, brain()).data, run_radial(image, brain()).data)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -126,7 +126,7 @@ def test_a_scan_stored_backwards_gives_the_same_probability(axis):
     image = scan((ball(3), 0.7), (ball(2.5, (8, 9, 3)), 0.6))
     backwards = [Volume(np.flip(v.data, axis), AFFINE @ order) for v in (image, brain())]
     np.testing.assert_allclose(
-        np.flip(radial(*backwards).data, axis), radial(image, brain()).data, atol=1e-5
+        np.flip(run_radial(*backwards).data, axis), run_radial(image, brain()).data, atol=1e-5
     )
 
 
@@ -135,7 +135,7 @@ def test_a_scan_stored_with_slices_first_gives_the_same_probability():
     image = scan((ball(3), 0.7), (ball(2.5, (8, 9, 3)), 0.6))
     turned = [Volume(v.data.transpose(2, 0, 1), AFFINE @ order) for v in (image, brain())]
     np.testing.assert_allclose(
-        radial(*turned).data.transpose(1, 2, 0), radial(image, brain()).data, atol=1e-5
+        run_radial(*turned).data.transpose(1, 2, 0), run_radial(image, brain()).data, atol=1e-5
     )
 
 
@@ -143,14 +143,16 @@ def test_a_scan_stored_with_slices_first_gives_the_same_probability():
 def test_the_unit_of_brightness_does_not_matter(unit):
     image = scan((ball(3), 0.7))
     other = Volume((image.data * unit).astype(np.float32), AFFINE)
-    np.testing.assert_allclose(radial(other, brain()).data, radial(image, brain()).data, atol=1e-4)
+    np.testing.assert_allclose(
+        run_radial(other, brain()).data, run_radial(image, brain()).data, atol=1e-4
+    )
 
 
 def test_one_detector_has_no_spread():
     found = detect("radial", scan((ball(3), 0.7)), brain())
-    assert found.members == ("radial",)
+    assert found.detectors == ("radial",)
     assert found.spread is None
-    alone = radial(scan((ball(3), 0.7)), brain()).data
+    alone = run_radial(scan((ball(3), 0.7)), brain()).data
     np.testing.assert_allclose(found.mean.data, alone, atol=0.6e-4)  # it is rounded
 
 
@@ -176,16 +178,16 @@ def painters(monkeypatch):
             for name, (_, threshold) in told.items()
         }
         functions = {name: painter(value) for name, (value, _) in told.items()}
-        monkeypatch.setattr(bids_cmb.detection.ensemble, "load_card", lambda name, *_: cards[name])
-        monkeypatch.setattr(bids_cmb.detection.ensemble, "_FUNCTIONS", functions)
-        return detect(list(told), scan(), brain()), thresholds_of(list(cards.values()))
+        monkeypatch.setattr(ensemble, "load_card", lambda name, *_: cards[name])
+        monkeypatch.setattr(ensemble, "FUNCTIONS", functions)
+        return detect(list(told), scan(), brain()), combine_thresholds(list(cards.values()))
 
     return make
 
 
 def test_several_detectors_are_averaged(painters):
     found, _ = painters(cautious=(0.2, 0.5), bold=(0.8, 0.5))
-    assert found.members == ("cautious", "bold")
+    assert found.detectors == ("cautious", "bold")
     np.testing.assert_allclose(found.mean.data, 0.5, rtol=1e-6)
     np.testing.assert_allclose(found.spread.data, 0.3, rtol=1e-6)
     assert found.mean.data.dtype == found.spread.data.dtype == np.float32
@@ -311,7 +313,7 @@ def test_every_card_says_what_a_reader_and_the_app_need():
 
 def test_every_gate_measures_something_of_a_candidate():
     for gate in load_card("radial")["parameters"]["gates"]:
-        assert gate["measure"] in bids_cmb.detection.ensemble.Candidate.__dataclass_fields__
+        assert gate["measure"] in Candidate.__dataclass_fields__
         assert gate["keep"] in {"above", "below"}
         assert gate["width"] > 0
         assert gate["reason"]
@@ -330,11 +332,11 @@ def test_detectors_are_named_once_each(names):
 
 def test_calibration_shifts_the_odds_and_leaves_nothing_at_nothing():
     chances = np.array([0, 0.1, 0.5, 0.9, 1], np.float32)
-    assert calibrated(chances, None) is chances
-    np.testing.assert_allclose(calibrated(chances, {"slope": 1, "offset": 0}), chances, atol=2e-6)
-    halved = calibrated(chances, {"slope": 1, "offset": -np.log(2)})  # the odds are half as high
+    assert calibrate(chances, None) is chances
+    np.testing.assert_allclose(calibrate(chances, {"slope": 1, "offset": 0}), chances, atol=2e-6)
+    halved = calibrate(chances, {"slope": 1, "offset": -np.log(2)})  # the odds are half as high
     np.testing.assert_allclose(halved[1:4], [1 / 19, 1 / 3, 9 / 11], atol=1e-6)
-    steeper = calibrated(chances, {"slope": 2, "offset": 0})
+    steeper = calibrate(chances, {"slope": 2, "offset": 0})
     np.testing.assert_allclose(steeper[1:4], [1 / 82, 0.5, 81 / 82], atol=1e-6)
     assert steeper[0] == 0
     assert (np.diff(steeper) > 0).all()
@@ -355,9 +357,9 @@ POINTS = {
 
 
 def test_an_operating_point_sets_the_threshold_and_balanced_is_that_of_the_card():
-    assert at_operating_point(POINTS, "balanced") == POINTS
-    assert at_operating_point(POINTS, "sensitive")["threshold"] == 0.2
-    specific = at_operating_point(POINTS, "specific")
+    assert apply_operating_point(POINTS, "balanced") == POINTS
+    assert apply_operating_point(POINTS, "sensitive")["threshold"] == 0.2
+    specific = apply_operating_point(POINTS, "specific")
     assert specific["threshold"] == 0.9
     assert specific["definite_threshold"] == 0.9  # never below the other
 
@@ -365,5 +367,5 @@ def test_an_operating_point_sets_the_threshold_and_balanced_is_that_of_the_card(
 def test_an_operating_point_that_a_card_lacks_is_refused():
     rule = "ensemble: --operating-point must be one that its model card has; found sensitive"
     with pytest.raises(ValueError, match=rule):
-        at_operating_point(load_card("ensemble"), "sensitive")
-    assert at_operating_point(load_card("ensemble"), "balanced") == load_card("ensemble")
+        apply_operating_point(load_card("ensemble"), "sensitive")
+    assert apply_operating_point(load_card("ensemble"), "balanced") == load_card("ensemble")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from bids.layout import BIDSLayout
 
+from bids_cmb.bids import indexing
 from bids_cmb.bids import selection as discovery
 from bids_cmb.bids.filters import Query, read_filter_file
 from bids_cmb.bids.selection import find_scans, list_subjects
@@ -645,7 +646,7 @@ def test_a_database_knows_suffixes_that_nobody_had_asked_for(dataset, tmp_path):
 
 def test_a_database_of_pybids_itself_is_read(cohort, tmp_path):
     layout = BIDSLayout(cohort, validate=False, database_path=tmp_path / "db")
-    discovery._list_files(layout)
+    indexing._list_files(layout)
     assert len(find(cohort, database_dir=tmp_path / "db").scans) == 11
 
 
@@ -674,4 +675,4 @@ def test_others_find_swi_by_its_datatype_in_a_database_of_ours(dataset, tmp_path
     find(root, database_dir=tmp_path / "db")
     layout = BIDSLayout(database_path=tmp_path / "db", validate=False)
     assert len(layout.get(datatype="swi", suffix="swi")) == 1
-    discovery._list_files(layout)
+    indexing._list_files(layout)

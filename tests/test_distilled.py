@@ -11,17 +11,17 @@ from scipy.special import log_softmax
 
 from bids_cmb.detection import distilled
 from bids_cmb.detection.distilled import (
-    Seen,
-    Spot,
-    candidate_chance,
-    channels,
-    find_spots,
-    judged,
-    look,
-    painted,
-    symmetry,
+    CandidateRegion,
+    NetworkInput,
+    classify_regions,
+    find_regions,
+    predict_candidates,
+    prepare_input,
+    render_probability,
+    scale_symmetry,
+    stack_channels,
 )
-from bids_cmb.detection.radial_symmetry import radial_symmetry
+from bids_cmb.detection.radial_symmetry import compute_radial_symmetry
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed
 from bids_cmb.imaging.volume import Volume, load
 from bids_cmb.networks.architectures.candidate_detector import cdet
@@ -235,7 +235,7 @@ def scene(*, ball=(), tube=()):
 
 
 def test_symmetry_peaks_in_the_middle_of_a_ball():
-    found = symmetry(scene(ball=((4.8, -3.6, 2), 1.8)))
+    found = scale_symmetry(scene(ball=((4.8, -3.6, 2), 1.8)))
     peak = np.argwhere(found == found.max()).mean(axis=0)
     np.testing.assert_allclose(peak, (36 + 8, 36 - 6, 9), atol=0.5)
     assert found.min() >= 0
@@ -244,20 +244,20 @@ def test_symmetry_peaks_in_the_middle_of_a_ball():
 
 def test_a_tube_is_far_less_symmetric_than_a_ball():
     both = scene(ball=((0, 9, 0), 1.8), tube=((0, -9, 0), 1.8))
-    found = radial_symmetry(both.image, both.brain).data  # what `symmetry` scales
+    found = compute_radial_symmetry(both.image, both.brain).data  # what `scale_symmetry` scales
     middle = np.s_[8:-8]  # the tube's ends at the brain's edge are no tube
     ball, tube = found[middle, 36:].max(), found[middle, :36].max()
     assert tube < 0.05 * ball
 
 
 def test_even_tissue_is_not_symmetric():
-    assert symmetry(scene()).max() == 0
+    assert scale_symmetry(scene()).max() == 0
 
 
 def test_the_black_middle_of_a_microbleed_is_the_darkest_thing_there_is():
     fed = scene(ball=((0, 0, 0), 3.0))
     fed.image.data[36, 36, 8] = 0
-    seen = look(fed)
+    seen = prepare_input(fed)
     assert seen.channels[36, 36, 8, 0] == 1
     assert seen.channels[0, 0, 0, 1] == 0
     assert seen.channels[50, 36, 8, 0] == pytest.approx(0.5)
@@ -266,7 +266,7 @@ def test_the_black_middle_of_a_microbleed_is_the_darkest_thing_there_is():
 def test_nothing_is_seen_far_outside_the_brain(rng):
     image, inside = np.zeros((8, 8, 8)), np.zeros((8, 8, 8), bool)
     inside[2:5] = True
-    shown = channels(image, rng.random((8, 8, 8)), inside)
+    shown = stack_channels(image, rng.random((8, 8, 8)), inside)
     assert (shown[~inside] == 0).all()
     assert (shown[inside][:, 0] == 1).all()
 
@@ -278,12 +278,12 @@ def test_spots_hang_together_by_corners_and_the_likeliest_comes_first():
     chance = np.zeros((12, 12, 12), np.float32)
     chance[2, 2, 2], chance[3, 3, 3] = 0.4, 0.6
     chance[8, 8, 8], chance[9, 8, 8] = 0.9, 0.3
-    found = find_spots(chance, threshold=0.2, most=9)
-    assert [spot.top for spot in found] == pytest.approx([0.9, 0.6])
-    assert [len(spot.voxels) for spot in found] == [1, 2]  # half of the highest is kept
+    found = find_regions(chance, threshold=0.2, most=9)
+    assert [region.probability for region in found] == pytest.approx([0.9, 0.6])
+    assert [len(region.voxels) for region in found] == [1, 2]  # half of the highest is kept
     np.testing.assert_array_equal(found[0].centre, (8, 8, 8))
-    assert len(find_spots(chance, threshold=0.2, most=1)) == 1
-    assert find_spots(chance, threshold=0.95, most=9) == []
+    assert len(find_regions(chance, threshold=0.2, most=1)) == 1
+    assert find_regions(chance, threshold=0.95, most=9) == []
 
 
 def test_the_student_sees_a_spot_in_the_middle_of_its_patch_even_at_the_border():
@@ -296,15 +296,17 @@ def test_the_student_sees_a_spot_in_the_middle_of_its_patch_even_at_the_border()
         middle = patches[:, 12, 12, 12, 0] == 7
         return np.column_stack([np.zeros(len(patches)), np.where(middle, 4.0, -4)])
 
-    spots = [Spot(np.array(at), np.array([at]), 1.0) for at in [*places, (20, 20, 20)]]
-    np.testing.assert_array_equal(judged(ask, stacked, spots) > 0.5, [True, True, True, False])
-    assert judged(ask, stacked, []).shape == (0,)
+    spots = [CandidateRegion(np.array(at), np.array([at]), 1.0) for at in [*places, (20, 20, 20)]]
+    np.testing.assert_array_equal(
+        classify_regions(ask, stacked, spots) > 0.5, [True, True, True, False]
+    )
+    assert classify_regions(ask, stacked, []).shape == (0,)
 
 
 def test_a_chance_is_the_same_over_all_of_its_spot_on_another_grid(blank):
     fine = Volume(np.zeros((96, 96, 40), np.float32), blank.affine @ np.diag([0.7, 0.7, 0.8, 1]))
     voxels = np.argwhere(np.ones((6, 6, 3))) + (40, 50, 20)
-    found = painted([Spot(voxels.mean(0), voxels, 1.0)], [0.8], fine, blank)
+    found = render_probability([CandidateRegion(voxels.mean(0), voxels, 1.0)], [0.8], fine, blank)
     there = found.data > 0
     np.testing.assert_allclose(found.data[there], 0.8, atol=1e-5)
     middle = found.world(np.argwhere(there)).mean(axis=0)
@@ -316,14 +318,14 @@ def test_a_chance_is_the_same_over_all_of_its_spot_on_another_grid(blank):
 def test_slabs_give_what_the_whole_gives(rng, monkeypatch):
     model = shaken(cdet(width=4), rng)
     data, brain = rng.random((150, 21, 10, 2), np.float32), np.ones((150, 21, 10), bool)
-    seen = Seen(data, Volume(brain, np.eye(4)))
+    seen = NetworkInput(data, Volume(brain, np.eye(4)))
 
     def ask(images):
         return np.asarray(model(images))
 
-    whole = candidate_chance(ask, seen)
-    monkeypatch.setattr(distilled, "MOST_VOXELS", 150 * 24 * 12 // 2)
-    np.testing.assert_allclose(candidate_chance(ask, seen), whole, atol=1e-5)
+    whole = predict_candidates(ask, seen)
+    monkeypatch.setattr(distilled, "MAX_VOXELS_AT_ONCE", 150 * 24 * 12 // 2)
+    np.testing.assert_allclose(predict_candidates(ask, seen), whole, atol=1e-5)
     assert whole.shape == (150, 21, 10)
 
 
@@ -333,7 +335,7 @@ def test_what_the_student_refuses_is_not_painted_as_likely(heads, monkeypatch):
     image, _ = load(folder / "six.nii.gz")
     brain = part_of_brain(image)
 
-    def patcher(member, path, precision):  # noqa: ARG001
+    def load_by_hand(_, member, __):
         if member["name"] == "candidates":
             return lambda images: np.stack([0 * images[..., 0], 40 * (images[..., 0] - 0.7)], -1)
         middle = np.s_[:, 8:17, 8:17, 10:15, 1]
@@ -344,7 +346,7 @@ def test_what_the_student_refuses_is_not_painted_as_likely(heads, monkeypatch):
 
         return ask
 
-    monkeypatch.setattr(distilled, "load_patch_model", patcher)
+    monkeypatch.setattr(distilled, "load_predictor", load_by_hand)
     grid = read_recipe("distilled-candidates").grid
     members = [
         {"name": name, "grid": grid, "weights": "w.npz"} for name in ("candidates", "student")
@@ -353,7 +355,7 @@ def test_what_the_student_refuses_is_not_painted_as_likely(heads, monkeypatch):
         "name": "distilled", "members": members,
         "parameters": {"candidate_threshold": 0.2, "most_candidates": 4000},
     }  # fmt: skip
-    found, _ = distilled.distilled(image, brain, card, ModelOptions())
+    found, _ = distilled.run_distilled(image, brain, card, ModelOptions())
     assert found.shape == image.shape
     assert found.data.dtype == np.float32
     likely = found.data > 0.5
@@ -362,7 +364,7 @@ def test_what_the_student_refuses_is_not_painted_as_likely(heads, monkeypatch):
         around = tuple(slice(at - 2, at + 3) for at in index)
         assert likely[around].any(), bleed
     assert (found.data > 0).sum() > 1.2 * likely.sum()  # refused spots stay, with a low chance
-    again, _ = distilled.distilled(image, brain, card, ModelOptions())
+    again, _ = distilled.run_distilled(image, brain, card, ModelOptions())
     np.testing.assert_array_equal(found.data, again.data)
 
 
@@ -412,7 +414,7 @@ def written(part, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["candidates", "teacher"])
 def test_candidates_and_a_teacher_are_trained_by_one_command(part, lessons, tmp_path, monkeypatch):
-    monkeypatch.setattr(distillation, "candidate_chance", guessed)
+    monkeypatch.setattr(distillation, "predict_candidates", guessed)
     given = (written("candidates", tmp_path),) if part == "teacher" else ()
     entry = train(small(part), TrainingData((lessons(1),), pretrained=given), tmp_path / "out")
     assert entry["builder"] == small(part).builder
@@ -436,7 +438,7 @@ def test_scans_of_two_datasets_keep_their_symmetry_though_they_have_one_name(les
 
 
 def test_a_student_learns_after_a_teacher_from_what_was_found_once(lessons, tmp_path, monkeypatch):
-    monkeypatch.setattr(distillation, "candidate_chance", guessed)
+    monkeypatch.setattr(distillation, "predict_candidates", guessed)
     data, given = lessons(2), (written("candidates", tmp_path), written("teacher", tmp_path))
     sources = Sources(find_training_scans(data), pretrained=dict(given))
     _, told = TASKS["teacher"].make_batches(small("teacher"), sources, 1)
@@ -455,7 +457,7 @@ def test_a_student_learns_after_a_teacher_from_what_was_found_once(lessons, tmp_
 def test_the_student_is_told_what_the_teacher_says_of_the_patch_it_sees(
     lessons, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(distillation, "candidate_chance", guessed)
+    monkeypatch.setattr(distillation, "predict_candidates", guessed)
 
     def given_network(recipe, sources, role):  # noqa: ARG001
         middle = np.s_[:, 8:16, 8:16, 10:14]

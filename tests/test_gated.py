@@ -12,7 +12,13 @@ from scipy.special import logit
 from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.detection import gated as design
 from bids_cmb.detection.ensemble import detect
-from bids_cmb.detection.gated import TILE, ask_tiles, combined, gate_map, segmented
+from bids_cmb.detection.gated import (
+    TILE_VOXELS,
+    apply_gate,
+    compute_gate_map,
+    predict_tiles,
+    segment_slices,
+)
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.networks.architectures.resnet_gate import resnet_gate
 from bids_cmb.networks.architectures.resunet import resunet
@@ -229,14 +235,14 @@ def test_tiles_nobody_knows_about_do_not_count():
 
 
 def tile_with(code, at, z=1):
-    codes = np.zeros((TILE, TILE, 3), np.uint8)
+    codes = np.zeros((TILE_VOXELS, TILE_VOXELS, 3), np.uint8)
     codes[at, at, z] = code
     return codes
 
 
 def test_a_tile_is_asked_about_where_the_answer_is_sure():
     assert label_tile(tile_with(LESION, 16)) == 1
-    assert label_tile(np.zeros((TILE, TILE, 3), np.uint8)) == 0
+    assert label_tile(np.zeros((TILE_VOXELS, TILE_VOXELS, 3), np.uint8)) == 0
     assert label_tile(tile_with(UNCERTAIN, 16)) is None
     assert label_tile(tile_with(LESION, RIM_VOXELS - 1)) is None  # half of it may lie outside
     assert label_tile(tile_with(LESION, 16, z=2)) is None  # on the next slice only
@@ -244,8 +250,8 @@ def test_a_tile_is_asked_about_where_the_answer_is_sure():
 
 def test_the_gate_is_taught_on_tiles_of_the_size_it_is_asked_about():
     drawing = make_patch_sampling(read_recipe("gated-gate").drawing)
-    assert drawing.shape == (TILE, TILE, 3)
-    assert max(drawing.reach) <= TILE // 2 - RIM_VOXELS  # what is drawn is not on the rim
+    assert drawing.shape == (TILE_VOXELS, TILE_VOXELS, 3)
+    assert max(drawing.reach) <= TILE_VOXELS // 2 - RIM_VOXELS  # what is drawn is not on the rim
     assert read_recipe("gated-gate").grid == read_recipe("gated-segmenter").grid
 
 
@@ -288,7 +294,7 @@ def test_half_of_the_gates_batches_are_lesions(lessons):
     recipe = replace(read_recipe("gated-gate"), batch=16)
     teach, _ = gate.TASK.make_batches(recipe, Sources(find_training_scans(lessons(1))), 0)
     images, truths = teach(np.random.default_rng(0))
-    assert images.shape == (16, TILE, TILE, 3)
+    assert images.shape == (16, TILE_VOXELS, TILE_VOXELS, 3)
     known = truths[truths[:, 1] > 0]
     assert len(known) >= 14
     assert 0.4 <= known[:, 0].mean() <= 0.6
@@ -308,35 +314,35 @@ def bright(tiles):
 def test_tiles_leave_out_nothing_and_open_about_a_spot_only(at):
     image = np.zeros((71, 100, 4), np.float32)
     image[at] = 1
-    opened = gate_map(bright, image, np.ones(image.shape, bool))
+    opened = compute_gate_map(bright, image, np.ones(image.shape, bool))
     assert opened[at] == 1
     away = np.abs(np.moveaxis(np.indices(image.shape), 0, -1) - at)
-    assert not opened[(away[..., :2] >= TILE).any(axis=-1) | (away[..., 2] > 0)].any()
+    assert not opened[(away[..., :2] >= TILE_VOXELS).any(axis=-1) | (away[..., 2] > 0)].any()
 
 
 def test_tiles_are_not_asked_about_where_nothing_is_wanted():
-    starts, chances = ask_tiles(bright, np.ones((40, 40, 3), np.float32), np.zeros((40, 40, 3)))
+    starts, chances = predict_tiles(bright, np.ones((40, 40, 3), np.float32), np.zeros((40, 40, 3)))
     assert starts.shape == (0, 3)
     assert len(chances) == 0
     where = np.zeros((40, 40, 3), bool)
     where[10, 10, 2] = True
-    starts, _ = ask_tiles(bright, np.ones((40, 40, 3), np.float32), where)
+    starts, _ = predict_tiles(bright, np.ones((40, 40, 3), np.float32), where)
     assert {tuple(start) for start in starts} == {(0, 0, 2)}
 
 
 def test_a_slice_is_seen_with_its_neighbours_and_nothing_beyond_the_ends(rng):
     image = rng.random((4, 8, 5), np.float32)
-    found = segmented(lambda slices: slices[..., 1:2], image, np.array([0, 3]))
+    found = segment_slices(lambda slices: slices[..., 1:2], image, np.array([0, 3]))
     np.testing.assert_array_equal(found[..., [0, 3]], image[..., [0, 3]])
     assert not found[..., [1, 2, 4]].any()
-    above = segmented(lambda slices: slices[..., 2:], image, np.arange(5))
+    above = segment_slices(lambda slices: slices[..., 2:], image, np.arange(5))
     np.testing.assert_array_equal(above[..., :4], image[..., 1:])
     assert not above[..., 4].any()
 
 
 def test_a_gate_takes_away_and_never_adds(rng):
     opened, found = rng.random((2, 6, 6, 6))
-    off, hard, soft = (combined(opened, found, how, 0.4) for how in ("off", "hard", "soft"))
+    off, hard, soft = (apply_gate(opened, found, how, 0.4) for how in ("off", "hard", "soft"))
     np.testing.assert_array_equal(off, found)
     assert (hard[opened >= 0.4] == found[opened >= 0.4]).all()
     assert not hard[opened < 0.4].any()
@@ -347,7 +353,11 @@ def test_a_gate_takes_away_and_never_adds(rng):
 def test_without_a_gate_the_segmenter_is_asked_everywhere(head, chained, monkeypatch):
     image, brain, _ = head
     off = detect("mine", image, brain, chained(gate="off")).mean.data
-    monkeypatch.setattr(design, "gate_map", lambda _, image, __: np.ones(image.shape, np.float32))
+
+    def open_everywhere(_, image, __):
+        return np.ones(image.shape, np.float32)
+
+    monkeypatch.setattr(design, "compute_gate_map", open_everywhere)
     wide = detect("mine", image, brain, chained(gate="hard")).mean.data
     np.testing.assert_array_equal(off, wide)
     assert (off[brain.data] > 0).mean() > 0.99
@@ -356,27 +366,31 @@ def test_without_a_gate_the_segmenter_is_asked_everywhere(head, chained, monkeyp
 def test_the_gate_leaves_behind_how_far_it_opened_in_each_slice(head, chained):
     image, brain, _ = head
     models = chained(gate_threshold=0.25)
-    left = detect("mine", image, brain, models).evidence.openings
+    left = detect("mine", image, brain, models).outputs.gate_responses
     gate = load_card("mine", models.folder)["members"][0]
     fed = preprocess(image, brain, Grid.from_card(gate["grid"]))
     where = np.ones(fed.image.shape, bool)
-    opened = gate_map(design.asker("mine", gate, models), fed.image.data, where)
+    opened = compute_gate_map(load_gate(gate, models), fed.image.data, where)
     for one in left:
-        at = np.rint(fed.image.index(np.array(one.place))).astype(int)
+        at = np.rint(fed.image.index(np.array(one.position))).astype(int)
         assert opened[:, :, at[2]].max() >= one.probability > 0
         assert (at >= 0).all()
         assert (at < fed.image.shape).all()
-    slices = {round(float(fed.image.index(np.array(one.place))[2])) for one in left}
+    slices = {round(float(fed.image.index(np.array(one.position))[2])) for one in left}
     assert len(slices) == len(left)
     assert slices >= set(np.flatnonzero(fed.brain.data.any(axis=(0, 1))))
     assert {(one.detector, one.threshold) for one in left} == {("mine", 0.25)}
-    assert not detect("mine", image, brain, chained(gate="off")).evidence.openings
+    assert not detect("mine", image, brain, chained(gate="off")).outputs.gate_responses
+
+
+def load_gate(member, models):
+    return design.load_probability_predictor({"name": "mine"}, member, models)
 
 
 def median_of_the_gate(image, brain, models):
     gate = load_card("mine", models.folder)["members"][0]
     fed = preprocess(image, brain, Grid.from_card(gate["grid"]))
-    opened = gate_map(design.asker("mine", gate, models), fed.image.data, fed.brain.data)
+    opened = compute_gate_map(load_gate(gate, models), fed.image.data, fed.brain.data)
     return float(np.median(opened[fed.brain.data]))
 
 

@@ -11,7 +11,8 @@ from bids_cmb.report.frequency_map import (
     count_participants,
     write_map,
 )
-from bids_cmb.workflow.group import grouping, region_rows, wilson
+from bids_cmb.report.prevalence import compute_wilson_interval, make_region_rows
+from bids_cmb.workflow.group import read_groups
 
 
 def test_a_lesion_is_a_ball_about_its_place():
@@ -56,7 +57,7 @@ def test_the_map_lies_in_mni_and_goes_when_there_is_nothing_to_show(tmp_path):
     ],
 )  # fmt: skip
 def test_intervals_are_wilsons(successes, trials, low, high):
-    assert wilson(successes, trials) == pytest.approx((low, high), abs=1e-4)
+    assert compute_wilson_interval(successes, trials) == pytest.approx((low, high), abs=1e-4)
 
 
 def row(who, **counts):
@@ -74,7 +75,7 @@ def test_prevalence_by_region_and_by_site(tmp_path):
         row("sub-02", n_frontal_left=None),
         row("sub-03", n_cmb=4),
     ]
-    rows = region_rows(read, grouping(tmp_path / "participants.tsv"))
+    rows = make_region_rows(read, read_groups(tmp_path / "participants.tsv"))
     said = {(one["stratum_variable"], one["stratum"], one["region"]): one for one in rows}
     everyone = said["all", "all", "cmb"]
     assert (everyone["n_participants"], everyone["n_lesions"], everyone["n_positive"]) == (3, 7, 2)
@@ -99,7 +100,7 @@ PEOPLE = ["sub-01", "sub-02", "sub-03"]
 )
 def test_sites_are_read_from_tables_as_spreadsheets_write_them(tmp_path, text, caplog):
     (tmp_path / "participants.tsv").write_text(text)
-    groups = grouping(tmp_path / "participants.tsv", PEOPLE)
+    groups = read_groups(tmp_path / "participants.tsv", PEOPLE)
     assert groups["site"] == {"sub-01": "A", "sub-02": "A", "sub-03": "B"}
     assert caplog.messages == []
 
@@ -107,18 +108,18 @@ def test_sites_are_read_from_tables_as_spreadsheets_write_them(tmp_path, text, c
 def test_a_table_in_another_encoding_is_ignored_aloud(tmp_path, caplog):
     text = "participant_id\tsite\nsub-01\tZürich"
     (tmp_path / "participants.tsv").write_bytes(text.encode("cp1252"))
-    assert grouping(tmp_path / "participants.tsv") == {}
+    assert read_groups(tmp_path / "participants.tsv") == {}
     assert "participants.tsv: a table must be text in UTF-8" in caplog.text
 
 
 def test_participants_that_the_table_lacks_are_named(tmp_path, caplog):
     table = tmp_path / "participants.tsv"
     table.write_text("participant_id\tsite\n01\tA\n02\tA\n03\tB\n")
-    grouping(table, PEOPLE)
+    read_groups(table, PEOPLE)
     assert f"{table} does not list 3 of 3 participants with results: sub-01" in caplog.text
     caplog.clear()
     table.write_text("participant_id\tsite\nsub-01\tA\nsub-03\tB\n")
-    grouping(table, PEOPLE)
+    read_groups(table, PEOPLE)
     assert "does not list 1 of 3 participants with results: sub-02." in caplog.text
 
 
@@ -133,14 +134,14 @@ def test_many_sites_are_counted_in_one_pass():
 
     read = [Counted(row(f"sub-{n}")) for n in range(60)]
     groups = {"scanner": {f"sub-{n}": f"scanner {n % 20}" for n in range(60)}}
-    rows = region_rows(read, groups)
+    rows = make_region_rows(read, groups)
     assert len({one["stratum"] for one in rows if one["stratum_variable"] == "scanner"}) == 20
     few = len(looked)
     looked.clear()
-    region_rows(read, {"scanner": {f"sub-{n}": f"scanner {n % 2}" for n in range(60)}})
+    make_region_rows(read, {"scanner": {f"sub-{n}": f"scanner {n % 2}" for n in range(60)}})
     assert few == len(looked)
 
 
 def test_without_participants_there_is_no_grouping(tmp_path):
-    assert grouping(None) == {}
-    assert grouping(tmp_path / "none.tsv") == {}
+    assert read_groups(None) == {}
+    assert read_groups(tmp_path / "none.tsv") == {}

@@ -23,8 +23,7 @@ from bids_cmb.files import write_json
 from bids_cmb.imaging.volume import save
 from bids_cmb.report import figures as pictures
 from bids_cmb.report.html import write_page
-from bids_cmb.workflow import inputs, outputs
-from bids_cmb.workflow import participant as cohort
+from bids_cmb.workflow import inputs, outputs, status
 from bids_cmb.workflow import scan as participant
 from bids_cmb.workflow.inputs import record_inputs, resolve_inputs
 from bids_cmb.workflow.scan import is_complete
@@ -245,13 +244,13 @@ def test_a_file_of_the_same_size_and_time_is_still_another_file(here):
 
 
 def test_an_output_folder_that_is_deleted_during_the_run_is_told(here, monkeypatch, capfd):
-    summarised = participant.Summary
+    summarised = participant.ScanSummary
 
     def then_gone(*words):
         shutil.rmtree(here / "out")
         return summarised(*words)
 
-    monkeypatch.setattr(participant, "Summary", then_gone)
+    monkeypatch.setattr(participant, "ScanSummary", then_gone)
     assert run(here, "--overwrite") == IO_ERROR
     said = capfd.readouterr().err
     assert "was removed during the run" in said
@@ -265,7 +264,7 @@ def test_a_failure_that_was_mended_is_none_whatever_the_clock_said(here, monkeyp
     kept = path.read_bytes()
     path.write_bytes(kept[:2000])
     with monkeypatch.context() as patched:
-        patched.setattr(cohort, "_now", lambda: f"{year}-01-01T00:00:00+00:00")
+        patched.setattr(status, "_now", lambda: f"{year}-01-01T00:00:00+00:00")
         assert run(here) == 1
     assert statuses(here) == ["outdated", "ok"]
     assert table(here) == ["acq-b"]

@@ -14,7 +14,13 @@ from bids_cmb.bids.scan import Scan
 from bids_cmb.bids.tables import EVIDENCE_TABLES, read_columns, read_table
 from bids_cmb.config import Config
 from bids_cmb.detection.ensemble import detect
-from bids_cmb.detection.outputs import Box, Evidence, Opening, evidence_rows, together
+from bids_cmb.detection.outputs import (
+    Box,
+    DetectorOutputs,
+    GateResponse,
+    merge_outputs,
+    tabulate_outputs,
+)
 from bids_cmb.files import read_json
 from bids_cmb.imaging import volume
 from bids_cmb.imaging.preprocessing import Grid, preprocess
@@ -56,7 +62,7 @@ def output_in(folder):
 def test_a_box_encloses_the_dark_ball_in_all_three_planes(spotted, tmp_path):
     image, labels, centre = spotted
     output, lesion = output_in(tmp_path), row(centre + [1.1, -0.7, 0.4])
-    evidence = evidence_rows(Evidence(boxes=(box(centre),)))
+    evidence = tabulate_outputs(DetectorOutputs(boxes=(box(centre),)))
     draw_figures(
         output,
         image,
@@ -85,7 +91,7 @@ def test_of_two_boxes_the_nearer_is_drawn_and_none_where_none_holds_the_lesion(s
     image, _, centre = spotted
     seen = preprocess(image, brain(), Grid(axes="slices")).image
     nearer, other = box(centre, confidence=0.5, probability=0.5), box(centre + [1, 1, 0])
-    rows = evidence_rows(Evidence(boxes=(other, nearer)))
+    rows = tabulate_outputs(DetectorOutputs(boxes=(other, nearer)))
     places = {
         1: locate_in_picture(seen, row(centre)),
         2: locate_in_picture(seen, row(centre + [9, 0, 0])),
@@ -102,12 +108,12 @@ def test_a_gate_open_in_the_slice_of_a_lesion_stands_there_in_the_strip(spotted)
     seen = preprocess(image, brain(), Grid(axes="slices")).image
     heights = [image.world(np.array([3, 5, k])) for k in range(image.shape[2])]
     chances = [0.9 if k == MIDDLE[2] else 0.1 for k in range(image.shape[2])]
-    openings = [
-        Opening(name, tuple(at), chance, limit)
+    responses = [
+        GateResponse(name, tuple(at), chance, limit)
         for name, limit in (("gater", 0.5), ("other", 0.95))
         for at, chance in zip(heights, chances, strict=True)
     ]
-    rows = evidence_rows(Evidence(openings=tuple(openings)))
+    rows = tabulate_outputs(DetectorOutputs(gate_responses=tuple(responses)))
     places = {7: locate_in_picture(seen, row(centre))}
     strips = make_overlays(seen, places, rows, reach_mm=CLOSEUP_REACH_MM)["gate"]
     assert [one["detector"] for one in strips] == ["gater", "other"]
@@ -122,20 +128,20 @@ def test_a_gate_open_in_the_slice_of_a_lesion_stands_there_in_the_strip(spotted)
 
 @pytest.fixture
 def head(tmp_path, monkeypatch):
-    """A phantom on disk, whose detector leaves a box and openings behind; and how to read it."""
+    """A phantom on disk, whose detector gives boxes and gate responses; and how to read it."""
     image, _, bleeds = phantom(np.random.default_rng(4), bleeds=6, spacing=(1.0, 1.0, 3.0))
     output = output_in(tmp_path)
     volume.save(image, output.scan.path)
     middle = np.array(image.shape) / 2
     slices = range(0, image.shape[image.slice_axis], 2)
     places = [np.where(np.arange(3) == image.slice_axis, k, middle) for k in slices]
-    left = Evidence(
+    left = DetectorOutputs(
         tuple(box(one.centre) for one in bleeds),
-        tuple(Opening("gater", tuple(image.world(at)), 0.25, 0.125) for at in places),
+        tuple(GateResponse("gater", tuple(image.world(at)), 0.25, 0.125) for at in places),
     )
 
     def leaving(*asked):
-        return replace(detect(*asked), evidence=left)
+        return replace(detect(*asked), outputs=left)
 
     monkeypatch.setattr(participant, "detect", leaving)
     config = Config(
@@ -148,7 +154,7 @@ def head(tmp_path, monkeypatch):
 def test_what_detectors_leave_behind_is_kept_drawn_and_drawn_again(head):
     output, config, left = head
     process_scan(output.scan, config)
-    for kind, count in (("boxes", len(left.boxes)), ("gate", len(left.openings))):
+    for kind, count in (("boxes", len(left.boxes)), ("gate", len(left.gate_responses))):
         rows, said = read_table(output.evidence(kind)), read_json(output.evidence(kind, ".json"))
         assert len(rows) == count
         assert list(rows[0]) == list(read_columns(kind))
@@ -160,7 +166,7 @@ def test_what_detectors_leave_behind_is_kept_drawn_and_drawn_again(head):
     page = output.folder / "sub-01.html"
     text = page.read_text()
     assert text.count("mm by boxer: confidence 0.75, probability 0.875") >= 3
-    assert text.count('<rect class="open') == len(left.openings)
+    assert text.count('<rect class="open') == len(left.gate_responses)
     marked = text.count('<rect class="open holds"')
     assert 1 <= marked <= len(read_table(output.labels(".tsv")))
     pictures = {path: path.read_bytes() for path in page.parent.rglob("figures/*")}
@@ -191,7 +197,9 @@ def test_names_of_detectors_are_never_code_on_a_page(head):
 
 def test_the_evidence_of_several_detectors_keeps_their_order():
     one, other = box((0, 0, 0)), box((1, 0, 0), detector="second")
-    gate = Opening("gater", (0, 0, 0), 0.5, 0.5)
-    found = together([Evidence((one,)), Evidence(), Evidence((other,), (gate,))])
-    assert found == Evidence((one, other), (gate,))
-    assert json.dumps(evidence_rows(Evidence())) == "{}"
+    gate = GateResponse("gater", (0, 0, 0), 0.5, 0.5)
+    found = merge_outputs(
+        [DetectorOutputs((one,)), DetectorOutputs(), DetectorOutputs((other,), (gate,))]
+    )
+    assert found == DetectorOutputs((one, other), (gate,))
+    assert json.dumps(tabulate_outputs(DetectorOutputs())) == "{}"

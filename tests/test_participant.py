@@ -30,7 +30,7 @@ from bids_cmb.simulation.tissue_properties import is_brain
 from bids_cmb.workflow import inputs
 from bids_cmb.workflow import scan as participant
 from bids_cmb.workflow.inputs import (
-    fingerprint_of,
+    compute_fingerprint,
     resolve_inputs,
     resolve_thresholds,
     uses_networks,
@@ -175,7 +175,7 @@ def test_the_atlas_decides_the_result_wherever_anatomy_is_looked_at(
     told = []
     for found in (Atlases(), Atlases(atlas)):
         monkeypatch.setattr(inputs, "find_atlases", lambda found=found: found)
-        told.append(fingerprint_of(resolve_inputs(scan, config), []))
+        told.append(compute_fingerprint(resolve_inputs(scan, config), []))
     assert (told[0] != told[1]) == bool(settings)
 
 

@@ -36,7 +36,7 @@ from bids_cmb.training.recipe import Sources
 from bids_cmb.training.tasks import box_detection as lesson
 from bids_cmb.training.train import build_network, read_recipe
 from bids_cmb.workflow import inputs
-from bids_cmb.workflow.inputs import fingerprint_of, resolve_inputs
+from bids_cmb.workflow.inputs import compute_fingerprint, resolve_inputs
 from bids_cmb.workflow.scan import is_complete, process_scan
 
 RAD_PER_PPM = physics.phase_per_ppm(field_t=3, echo_time_s=0.02)
@@ -457,14 +457,14 @@ def test_the_cascade_that_ships_does_not_even_look_for_phase(phased, mine, monke
 
     monkeypatch.setattr(inputs, "find_phase_image", never)
     shown, said, notes, (scan, config) = run(root, mine, "with", "cascade")
-    with_file = fingerprint_of(resolve_inputs(scan, config), ["x"])
+    with_file = compute_fingerprint(resolve_inputs(scan, config), ["x"])
     assert not any("phase" in note for note in notes)
     image.unlink()
     plain, also, _, _ = run(root, mine, "without", "cascade")
     assert shown == plain
     assert (said["Sources"], said["Microbleeds"]) == (also["Sources"], also["Microbleeds"])
     assert said["Provenance"]["Fingerprint"] == also["Provenance"]["Fingerprint"]
-    assert with_file == fingerprint_of(resolve_inputs(scan, config), ["x"])
+    assert with_file == compute_fingerprint(resolve_inputs(scan, config), ["x"])
 
 
 def test_a_phase_image_is_never_read_as_a_scan(phased):

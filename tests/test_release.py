@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from bids_cmb.detection.ensemble import calibrated
+from bids_cmb.detection.calibration import calibrate
 from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.metrics.scores import compute_metrics
 from bids_cmb.networks.inference import ModelOptions
@@ -102,7 +102,7 @@ def test_with_real_scans_the_balanced_threshold_is_set_on_them_and_nothing_else(
     assert balanced["set_on"] == "5 real scans"
     assert balanced["false_per_scan_on_real"] <= 0.6
     for other in np.linspace(0.02, 0.98, 25):  # none is better there at so few false ones
-        scored = [one.case(calibrated(one.chance, card["calibration"])) for one in real]
+        scored = [one.case(calibrate(one.chance, card["calibration"])) for one in real]
         metrics = compute_metrics(scored, match_valdo, threshold=other)
         assert metrics.fp_per_scan > 0.6 or not metrics.f1 > balanced["f1_on_real"] + 0.001
 

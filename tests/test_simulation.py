@@ -12,7 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_cmb.bids.selection import Query, find_scans
+from bids_cmb.bids.filters import Query
+from bids_cmb.bids.selection import find_scans
 from bids_cmb.bids.tables import read_columns, read_table
 from bids_cmb.cli.commands import main
 from bids_cmb.files import read_json

@@ -9,13 +9,13 @@ from conftest import OBLIQUE
 from phantoms import part_of_brain, shaken
 
 from bids_cmb.anatomy.segmentation import Anatomy
-from bids_cmb.detection import two_stage
+from bids_cmb.detection import ensemble, two_stage
 from bids_cmb.detection.proposals import (
     ANATOMY_FROM,
     CHANNELS,
     PLACE_FEATURES,
     Proposal,
-    Rules,
+    ProposalRules,
     cut_patch,
     describe_places,
     find_proposals,
@@ -56,33 +56,37 @@ def everywhere(shape=SHAPE):
 
 
 def test_two_lesions_three_millimetres_apart_are_two_proposals_the_likelier_first():
-    found = find_proposals(bumps(((40, 36, 9), 0.6), ((46, 36, 9), 0.9)), everywhere(), Rules())
+    found = find_proposals(
+        bumps(((40, 36, 9), 0.6), ((46, 36, 9), 0.9)), everywhere(), ProposalRules()
+    )
     assert [one.voxel for one in found] == [(46, 36, 9), (40, 36, 9)]
     assert [one.probability for one in found] == pytest.approx([0.9, 0.6], abs=1e-3)
 
 
 def test_two_peaks_within_a_millimetre_are_one_proposal():
     found = find_proposals(
-        bumps(((40, 36, 9), 0.6), ((42, 36, 9), 0.9), width=0.4), everywhere(), Rules()
+        bumps(((40, 36, 9), 0.6), ((42, 36, 9), 0.9), width=0.4), everywhere(), ProposalRules()
     )
     assert [one.voxel for one in found] == [(42, 36, 9)]
 
 
 def test_a_lesion_that_shows_in_two_thick_slices_is_one_proposal():
-    found = find_proposals(bumps(((40, 36, 9), 0.9), ((40, 37, 10), 0.8)), everywhere(), Rules())
+    found = find_proposals(
+        bumps(((40, 36, 9), 0.9), ((40, 37, 10), 0.8)), everywhere(), ProposalRules()
+    )
     assert [one.voxel for one in found] == [(40, 36, 9)]
 
 
 def test_a_plateau_has_one_peak_and_rules_say_how_many_and_how_likely():
     flat = bumps()
     flat.data[30:36, 30:36, 9] = 1
-    assert len(find_proposals(flat, everywhere(), Rules())) == 1
+    assert len(find_proposals(flat, everywhere(), ProposalRules())) == 1
     three = bumps(((20, 20, 4), 0.9), ((40, 40, 9), 0.5), ((60, 60, 15), 0.1))
-    assert len(find_proposals(three, everywhere(), Rules(floor=0.2))) == 2
-    assert len(find_proposals(three, everywhere(), Rules(most=1))) == 1
+    assert len(find_proposals(three, everywhere(), ProposalRules(floor=0.2))) == 2
+    assert len(find_proposals(three, everywhere(), ProposalRules(most=1))) == 1
     inside = everywhere()
     inside[50:] = False
-    assert len(find_proposals(three, inside, Rules())) == 2
+    assert len(find_proposals(three, inside, ProposalRules())) == 2
 
 
 def test_proposals_are_in_the_same_places_however_the_axes_are_stored():
@@ -91,7 +95,9 @@ def test_proposals_are_in_the_same_places_however_the_axes_are_stored():
     flip[:2, 3] = SHAPE[0] - 1, SHAPE[1] - 1
     other = Volume(one.data[::-1, ::-1].copy(), one.affine @ flip)
     places = [
-        part.world(np.array([found.voxel for found in find_proposals(part, everywhere(), Rules())]))
+        part.world(
+            np.array([found.voxel for found in find_proposals(part, everywhere(), ProposalRules())])
+        )
         for part in (one, other)
     ]
     np.testing.assert_allclose(places[0], places[1], atol=1e-6)
@@ -99,7 +105,7 @@ def test_proposals_are_in_the_same_places_however_the_axes_are_stored():
 
 def test_unknown_rules_are_refused():
     with pytest.raises(ValueError, match=r"may be floor, apart_mm, most; found florr"):
-        Rules.from_card({"florr": 1})
+        ProposalRules.from_card({"florr": 1})
 
 
 def test_a_patch_holds_its_voxel_in_the_middle_also_at_the_border():
@@ -154,11 +160,11 @@ def test_two_touching_lesions_are_painted_measured_and_counted_one_by_one():
     probability = bumps(((40, 36, 9), 0.9), ((45, 36, 9), 0.8), width=1.2)
     assert probability.data[40:46, 36, 9].min() > 0.5  # one component at one half
     image = Volume(1 - probability.data, OBLIQUE)
-    proposals = find_proposals(probability, everywhere(), Rules())
-    chance, evidence = two_stage.paint(image, probability, proposals, np.array([0.7, 0.6]))
+    proposals = find_proposals(probability, everywhere(), ProposalRules())
+    chance, outputs = two_stage.paint(image, probability, proposals, np.array([0.7, 0.6]))
     brain = Volume(everywhere(), OBLIQUE)
     labels, lesions = find_lesions(
-        chance, image, brain, threshold=0.5, definite=0.65, instances=evidence.instances
+        chance, image, brain, threshold=0.5, definite=0.65, instances=outputs.instances
     )
     assert len(lesions) == 2
     for lesion, voxel in zip(lesions, ((40, 36, 9), (45, 36, 9)), strict=True):
@@ -171,12 +177,12 @@ def test_two_touching_lesions_are_painted_measured_and_counted_one_by_one():
 def test_a_refused_proposal_is_no_lesion_and_what_is_no_proposal_still_is_one():
     probability = bumps(((40, 36, 9), 0.9), ((60, 60, 15), 0.8))
     image = Volume(1 - probability.data, OBLIQUE)
-    proposals = find_proposals(probability, everywhere(), Rules())
-    chance, evidence = two_stage.paint(image, probability, proposals, np.array([0.7, 0.1]))
+    proposals = find_proposals(probability, everywhere(), ProposalRules())
+    chance, outputs = two_stage.paint(image, probability, proposals, np.array([0.7, 0.1]))
     chance.data[10:12, 10:12, 3] = 0.9  # of another detector
     lesions = find_lesions(
         chance, image, Volume(everywhere(), OBLIQUE), threshold=0.5, definite=0.8,
-        instances=evidence.instances,
+        instances=outputs.instances,
     )[1]  # fmt: skip
     places = [tuple(np.rint(one.voxel).astype(int)) for one in lesions]
     assert (40, 36, 9) in places
@@ -186,7 +192,7 @@ def test_a_refused_proposal_is_no_lesion_and_what_is_no_proposal_still_is_one():
 def test_an_extent_reaches_down_to_half_of_its_peak_on_another_grid():
     probability = bumps(((40, 36, 9), 0.8), width=1.5)
     coarse = Volume(np.ones((40, 36, 20), np.float32), OBLIQUE @ np.diag([2.0, 2, 1, 1]))
-    proposals = find_proposals(probability, everywhere(), Rules())
+    proposals = find_proposals(probability, everywhere(), ProposalRules())
     chance, _ = two_stage.paint(coarse, probability, proposals, np.array([0.6]))
     assert set(np.unique(chance.data)) == {0, np.float32(0.6)}
     # Half of a Gaussian of 1.5 mm reaches 1.77 mm: a ball of 23 mm3.
@@ -268,7 +274,7 @@ def test_faultless_stages_find_every_microbleed_and_nothing_else(heads, monkeypa
 
     monkeypatch.setattr(two_stage, "load_network", lambda *_, **__: Dark())
     monkeypatch.setattr(two_stage, "predict", see_dark)
-    monkeypatch.setattr(two_stage, "load_patch_model", load_round)
+    monkeypatch.setattr(two_stage, "load_predictor", load_round)
     grid = read_recipe("proposal-1").grid
     members = [
         {"name": name, "builder": name, "grid": grid, "weights": "w.npz",
@@ -276,14 +282,14 @@ def test_faultless_stages_find_every_microbleed_and_nothing_else(heads, monkeypa
         for name in ("unet", "classifier")
     ]  # fmt: skip
     card = {"name": "pair", "members": members, "parameters": {"most": 4000}}
-    chance, evidence = two_stage.two_stage(image, brain, card, ModelOptions())
+    chance, outputs = two_stage.run_two_stage(image, brain, card, ModelOptions())
     for bleed in truth["six"]:
         index = np.rint(image.index(np.array([bleed.centre])))[0].astype(int)
         around = tuple(slice(at - 2, at + 3) for at in index)
         assert (chance.data[around] > 0.5).any(), bleed
-    assert (evidence.instances.data[chance.data > 0] > 0).all()
+    assert (outputs.instances.data[chance.data > 0] > 0).all()
     assert (chance.data > 0).sum() > 1.2 * (chance.data > 0.5).sum()  # refused ones stay
-    again, _ = two_stage.two_stage(image, brain, card, ModelOptions())
+    again, _ = two_stage.run_two_stage(image, brain, card, ModelOptions())
     np.testing.assert_array_equal(chance.data, again.data)
 
 
@@ -294,7 +300,7 @@ def test_a_classifier_looks_at_flipped_patches_too_and_its_log_odds_are_averaged
         seen.append(patches)
         return np.full((len(patches), 1), float(len(seen)))
 
-    monkeypatch.setattr(two_stage, "load_patch_model", lambda *_, **__: ask)
+    monkeypatch.setattr(two_stage, "load_predictor", lambda *_, **__: ask)
     member = {"name": "c", "builder": "classifier", "weights": "w.npz", "flips": [[0], [0, 1]],
               "arguments": {"shape": [40, 40, 9]}}  # fmt: skip
     grid = bumps(((30, 36, 9), 0.9))
@@ -314,7 +320,7 @@ def test_a_classifier_may_look_without_the_anatomy_too(monkeypatch):
         assert (places[:, PLACE_FEATURES.index("depth")] > 0).all()  # the shape is always shown
         return np.where(known, 4.0, -1.0)[:, None]
 
-    monkeypatch.setattr(two_stage, "load_patch_model", lambda *_, **__: ask)
+    monkeypatch.setattr(two_stage, "load_predictor", lambda *_, **__: ask)
     grid = bumps(((30, 36, 9), 0.9))
     fed = Preprocessed(Volume(1 - grid.data, OBLIQUE), Volume(everywhere(), OBLIQUE))
     white, brain = Volume(np.full(SHAPE, 2, np.uint16), OBLIQUE), Volume(everywhere(), OBLIQUE)
@@ -344,7 +350,7 @@ def test_a_second_opinion_is_read_within_two_and_a_half_millimetres_of_a_proposa
 def test_a_second_opinion_moves_the_log_odds_by_its_weight(monkeypatch):
     monkeypatch.setattr(
         two_stage,
-        "load_patch_model",
+        "load_predictor",
         lambda *_, **__: lambda patches, _: 0 * patches[:, 0, 0, 0, :1],
     )
     grid = bumps(((30, 36, 9), 0.9))
@@ -360,9 +366,31 @@ def test_a_second_opinion_moves_the_log_odds_by_its_weight(monkeypatch):
     image = Volume(1 - grid.data, OBLIQUE)
     for opinion, log_odds in ((None, 0.0), (0.8, 0.5 * np.log(4)), (0.0, 0.5 * np.log(1e-4))):
         other = opinion if opinion is None else Volume(np.full(SHAPE, opinion, np.float32), OBLIQUE)
-        chance, _ = two_stage.two_stage(image, None, card, ModelOptions(), None, other)
+        chance, _ = two_stage.run_two_stage(image, None, card, ModelOptions(), None, other)
         most = float(chance.data.max())
         assert np.log(most / (1 - most)) == pytest.approx(log_odds, abs=1e-3)
+
+
+def test_a_lesion_just_outside_the_brain_mask_is_listed_with_the_flag_edge(monkeypatch):
+    place = (30, 36, 9)
+    grid = bumps((place, 0.9))
+    brain = everywhere()
+    brain[:34] = False  # the peak lies 2 mm outside
+    seen = {}
+
+    def look(image, brain, *_):
+        seen["brain"] = brain
+        return two_stage.paint(image, grid, [Proposal(place, 0.9)], np.array([0.9]))
+
+    monkeypatch.setitem(ensemble.DESIGNS, "two-stage", look)
+    monkeypatch.setattr(ensemble, "second_opinion", lambda *_: None)
+    image, mask = Volume(1 - grid.data, OBLIQUE), Volume(brain, OBLIQUE)
+    probability = ensemble.detect("two-stage", image, mask)
+    assert seen["brain"] is mask  # networks see the mask as it is
+    _, lesions = find_lesions(probability.mean, image, mask, threshold=0.05, definite=0.5)
+    assert [lesion.distance_to_surface for lesion in lesions] == [0]
+    assert "edge" in lesions[0].flags
+    assert lesions[0].included
 
 
 def test_members_on_different_grids_are_refused(heads):

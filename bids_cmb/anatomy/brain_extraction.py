@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.imaging.volume import Volume
+from bids_cmb.imaging.volume import Volume, resample
 
 PLAUSIBLE_ML = (900, 1900)  # a whole adult brain with its ventricles; outside, look at the mask
 POSSIBLE_ML = (150, 2600)  # from a slab of a small brain to a very large one with all its CSF
@@ -29,6 +29,8 @@ MIN_RELATIVE_SIZE = 0.3  # of the largest candidate; a crumb is rounder than any
 CLOSING_RADIUS_MM = 10.0  # mm, wide enough for the dropouts above sinuses and ear canals
 FORAMEN_CM2 = 14.0  # the foramen magnum has 8; the lowest slices through a cerebellum 20 and more
 CORD_MARGIN_MM = 8.0  # mm of cord that stay, for a head that nods
+LEAK_MM = 3.0  # beyond this outline a mask by a network has leaked
+MAX_LEAK_SHARE = 0.06  # of that mask; more would be no leak, but an outline that went wrong
 
 
 def segment_brain(image: Volume) -> Volume:
@@ -47,10 +49,7 @@ def segment_brain(image: Volume) -> Volume:
         ValueError: If what is found cannot be a brain: it fills the field of view, or it has fewer
             than 150 or more than 2600 ml. The sentence names rule and finding, not the file.
     """
-    head, depth = _find_head(_downsample(image))
-    flat = Volume(_correct_bias(head.data, depth), head.affine)
-    brain = Volume(_close_clefts(_select_roundest(flat, _find_centre(depth))), head.affine)
-    mask = _check_plausible(_upsample_mask(brain, image))
+    mask = _check_plausible(_upsample_mask(_outline_brain(image), image))
     foreground = Volume(_find_foreground(image.data), image.affine)
     if (
         0.85 * measure_volume_ml(foreground) < measure_volume_ml(mask)
@@ -58,6 +57,31 @@ def segment_brain(image: Volume) -> Volume:
     ):
         return mask_stripped_brain(image)  # nothing but brain was there: its edge is known exactly
     return mask
+
+
+def cut_leaks(brain: Volume, image: Volume) -> Volume:
+    """Cut from a brain mask what lies beyond the brain as intensities and shape outline it.
+
+    Where the outline cannot be a whole brain, or would cut much, the mask stays as it is.
+
+    Args:
+        brain: By a network, bool, on any grid.
+        image: The scan, as for `segment_brain`.
+
+    Returns:
+        bool, on the grid of ``brain``.
+    """
+    outline = _outline_brain(image)
+    if not PLAUSIBLE_ML[0] <= measure_volume_ml(outline) <= PLAUSIBLE_ML[1]:
+        return brain
+    margin = int(LEAK_MM / GRID_MM) + 1
+    near = _dilate(np.pad(outline.data, margin), LEAK_MM).astype(np.float32)
+    affine = outline.affine.copy()
+    affine[:3, 3] = outline.world(np.full(3, -margin))
+    kept = brain.data & (resample(Volume(near, affine), brain.affine, brain.shape).data > 0.5)
+    if kept.sum() < (1 - MAX_LEAK_SHARE) * brain.data.sum():
+        return brain
+    return Volume(kept, brain.affine)
 
 
 def mask_stripped_brain(image: Volume) -> Volume:
@@ -85,6 +109,13 @@ def mask_stripped_brain(image: Volume) -> Volume:
 def measure_volume_ml(mask: Volume) -> float:
     """Measure the volume in ml of the voxels that are True."""
     return float(np.count_nonzero(mask.data) * mask.voxel_volume / 1000)
+
+
+def _outline_brain(image: Volume) -> Volume:
+    """Outline the brain by intensities and shape, bool, on a 2 mm grid around the head."""
+    head, depth = _find_head(_downsample(image))
+    flat = Volume(_correct_bias(head.data, depth), head.affine)
+    return Volume(_close_clefts(_select_roundest(flat, _find_centre(depth))), head.affine)
 
 
 def _check_plausible(mask: Volume) -> Volume:

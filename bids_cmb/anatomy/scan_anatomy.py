@@ -8,6 +8,7 @@ import numpy as np
 from bids_cmb.anatomy.atlases import Atlases, map_capsule, map_lobes
 from bids_cmb.anatomy.brain_extraction import (
     PLAUSIBLE_ML,
+    cut_leaks,
     mask_stripped_brain,
     measure_volume_ml,
     segment_brain,
@@ -118,9 +119,10 @@ def segment_anatomy(
 def segment_with_network(image: Volume, models: ModelOptions) -> AnatomyResult:
     """Segment the head with the network; a note says so if it recognises nothing."""
     try:
-        return AnatomyResult(predict_anatomy(image, models), None, NETWORK)
+        head = predict_anatomy(image, models)
     except ValueError as error:
         return AnatomyResult(notes=(f"no regions: {error}",))
+    return AnatomyResult(replace(head, brain=cut_leaks(head.brain, image)), None, NETWORK)
 
 
 def _register_to_scan(

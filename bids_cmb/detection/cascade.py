@@ -1,45 +1,54 @@
-"""The cascade: boxes in slices, joined across slices, then judged in three dimensions.
+"""The design `cascade`: boxes in slices, linked across slices, then classified in 3D.
 
-After Al-masni et al. 2020, doi:10.1016/j.nicl.2020.102464. A one-stage detector looks at every
-slice; its boxes are joined to suspects (`detection.boxes.joined`); a 3D network says of each
-suspect how likely it is a microbleed; and that chance is painted into the suspect's dark voxels.
+After Al-masni et al. 2020, doi:10.1016/j.nicl.2020.102464. A one-stage detector predicts boxes in
+every slice; they are linked to candidates (`detection.boxes.link_boxes`); a 3D network predicts the
+probability that each candidate is a microbleed; and the candidate's dark voxels get it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
-from bids_cmb.detection.boxes import Suspect, joined, read_boxes, thinned
-from bids_cmb.detection.outputs import Box, Evidence
+from bids_cmb.detection.boxes import (
+    BoxCandidate,
+    compute_logistic,
+    decode_boxes,
+    link_boxes,
+    suppress_non_maxima,
+)
+from bids_cmb.detection.members import (
+    MAX_INTENSITY,
+    index_members,
+    load_predictor,
+    read_rules,
+    split_batches,
+)
+from bids_cmb.detection.outputs import Box, DetectorOutputs
 from bids_cmb.imaging.phase import NEUTRAL, resample_phase
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed, crop_or_pad, preprocess
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.lesions.measure import CONNECTIVITY_26, MAX_DIAMETER_MM
-from bids_cmb.networks.inference import ModelOptions, load_patch_model
-from bids_cmb.networks.model_cards import locate_weights
+from bids_cmb.lesions.measure import MAX_DIAMETER_MM, keep_connected
+from bids_cmb.networks.inference import ModelOptions, Predictor
 
-AT_ONCE = 8  # slices
-WITHOUT_PHASE = 2  # channels; one more is phase
-PATCHES_AT_ONCE = 32
-RIM = 1.0  # mm added to each side of a suspect's box in which its dark voxels are looked for
-SURROUND = 3.0  # mm around that, whose median is what a spot is darker than
-HALF = 0.5  # of the depth of a spot: the voxels that are darker are the spot
-BRIGHTEST = 3.0  # brain medians: above, fluid and fat are all one
-Ask = Callable[[np.ndarray], np.ndarray]
+SLICES_PER_BATCH = 8
+PATCHES_PER_BATCH = 32
+CHANNELS_WITHOUT_PHASE = 2  # one more is phase
+RIM_MM = 1.0  # added to each side of a candidate's box in which its dark voxels are looked for
+SURROUND_MM = 3.0  # around that: its median is what a spot is darker than
+DEPTH_SHARE = 0.5  # of the depth of a spot: the voxels that are darker are the spot
 
 
 @dataclass(frozen=True)
-class Rules:
-    """From boxes to suspects; `parameters` of the card.
+class CandidateRules:
+    """Rules from boxes to candidates; `parameters` of the card.
 
     Attributes:
-        confidence: Of a box, at least.
-        overlap: Intersection over union of two boxes of a slice, at most.
-        near_mm: Between middles of boxes of neighbouring slices that show the same.
-        gap: Slices without a box that the same may skip.
-        most: Suspects that are judged, the surest.
+        confidence: Least confidence of a box.
+        overlap: Largest intersection over union of two boxes of a slice.
+        near_mm: Between centres of boxes of neighbouring slices that show the same thing.
+        gap: Slices without a box that the same thing may skip.
+        most: Number of candidates that are classified, by falling confidence.
     """
 
     confidence: float = 0.1
@@ -48,158 +57,156 @@ class Rules:
     gap: int = 1
     most: int = 400
 
+    @classmethod
+    def from_card(cls, card: Mapping) -> "CandidateRules":
+        """Read the rules of a card; what it leaves out has its default.
+
+        Raises:
+            ValueError: If it holds a parameter that no cascade has.
+        """
+        return read_rules(cls, card.get("parameters", {}), "a cascade", card["name"])
+
 
 @dataclass(frozen=True, eq=False)
-class Judged:
-    """What the cascade makes of a suspect, for whoever wants to draw its boxes.
+class ScoredCandidate:
+    """A candidate and its probability.
 
     Attributes:
-        suspect: In voxels of the network's grid.
+        candidate: In voxels of the network's grid.
         centre: World mm.
         size: mm, the sides of its box.
-        chance: 0 to 1.
+        probability: Of a microbleed, 0 to 1.
     """
 
-    suspect: Suspect
+    candidate: BoxCandidate
     centre: tuple[float, float, float]
     size: tuple[float, float]
-    chance: float
+    probability: float
 
 
-def cascade(
+def run_cascade(
     image: Volume, brain: Volume, card: dict, models: ModelOptions, phase: Volume | None = None
-) -> tuple[Volume, Evidence]:
-    """The chance of microbleed at every voxel, and the box of every suspect.
+) -> tuple[Volume, DetectorOutputs]:
+    """Predict the probability of microbleed at every voxel, and the box of every candidate.
 
     Args:
-        image: T2*-weighted magnitude or SWI, as it came.
+        image: T2*-weighted magnitude or SWI, as acquired.
         brain: True inside the brain, on the grid of ``image``.
-        card: With the members ``boxes`` and ``patches``; without ``patches`` the confidence of the
-            surest box stands for the chance.
+        card: With the members ``boxes`` and ``patches``; without ``patches`` the highest confidence
+            of its boxes is a candidate's probability.
         models: Where weights are, and how to compute.
-        phase: As `imaging.phase.load_phase_map` gives it, for a network that `sees_phase`.
+        phase: From `imaging.phase.load_phase_map`, for a network that `uses_phase`.
 
     Returns:
-        0 to 1, float32, on the grid of ``image``; and the boxes, the surest first.
+        0 to 1, float32, on the grid of ``image``; and the boxes, by falling confidence.
 
     Raises:
         ValueError: If a member is missing, or weights are not those of the card.
     """
-    fed, found = judge(image, brain, card, models, phase)
-    boxes = [boxed(card["name"], fed.image, one) for one in found]
-    return painted(image, fed.image.affine, found), Evidence(boxes=tuple(boxes))
+    fed, candidates = detect_candidates(image, brain, card, models, phase)
+    boxes = tuple(make_box(card["name"], fed.image, scored) for scored in candidates)
+    return render_probability(image, fed.image.affine, candidates), DetectorOutputs(boxes=boxes)
 
 
-def boxed(name: str, grid: Volume, one: Judged) -> Box:
-    """The box of a suspect: as wide as its surest box, as deep as its slices.
+def make_box(name: str, grid: Volume, scored: ScoredCandidate) -> Box:
+    """Make the 3D box of a candidate: as wide as its surest box, as deep as its slices.
 
     Args:
         name: Of the detector.
         grid: The scan on the network's grid.
-        one: The suspect.
+        scored: The candidate.
     """
-    first, last = one.suspect.slices
-    middle = np.array([*one.suspect.centre[:2], (first + last) / 2])
+    candidate = scored.candidate
+    first, last = candidate.slices
+    centre = np.array([*candidate.centre[:2], (first + last) / 2])
     return Box(
         detector=name,
-        centre=tuple(grid.world(middle).tolist()),
-        sides=(*one.size, float((1 + last - first) * grid.spacing[2])),
-        slices=one.suspect.boxes,
-        confidence=one.suspect.confidence,
-        probability=one.chance,
+        centre=tuple(grid.world(centre).tolist()),
+        sides=(*scored.size, float((1 + last - first) * grid.spacing[2])),
+        slices=candidate.boxes,
+        confidence=candidate.confidence,
+        probability=scored.probability,
     )
 
 
-def sees_phase(member: Mapping) -> bool:
-    """Whether a network for boxes, by its entry or its recipe's, takes phase."""
-    return member.get("arguments", {}).get("inputs", 0) > WITHOUT_PHASE
+def uses_phase(member: Mapping) -> bool:
+    """Check whether a network for boxes, by its entry or its recipe, takes phase."""
+    return member.get("arguments", {}).get("inputs", 0) > CHANNELS_WITHOUT_PHASE
 
 
-def judge(
+def detect_candidates(
     image: Volume, brain: Volume, card: dict, models: ModelOptions, phase: Volume | None = None
-) -> tuple[Preprocessed, list[Judged]]:
-    """Every suspect and its chance; and the scan as the networks see it. As `cascade`."""
-    parts = {member["name"]: member for member in card["members"]}
-    if "boxes" not in parts:
+) -> tuple[Preprocessed, list[ScoredCandidate]]:
+    """Detect candidates and classify them.
+
+    Args and errors are those of `run_cascade`.
+
+    Returns:
+        The scan on the networks' grid; and the candidates, by falling confidence.
+    """
+    members = index_members(card)
+    if "boxes" not in members:
         raise ValueError(
-            f"The members of a cascade must be boxes and patches; found {', '.join(parts)} for "
+            f"The members of a cascade must be boxes and patches; found {', '.join(members)} for "
             f"{card['name']}."
         )
-
-    def loaded(member: Mapping) -> Ask:
-        path = locate_weights(card["name"], member, models.folder)
-        return load_patch_model(member, path, precision=models.precision)
-
-    member = parts["boxes"]
-    grid, rules = Grid.from_card(member["grid"]), rules_of(card)
+    boxes = members["boxes"]
+    grid, rules = Grid.from_card(boxes["grid"]), CandidateRules.from_card(card)
     fed = preprocess(image, brain, grid)
-    seen = resample_phase(phase, brain, grid) if phase is not None and sees_phase(member) else None
-    suspects = find_suspects(loaded(member), member, fed, rules, seen)
-    chances = [suspect.confidence for suspect in suspects]
-    if "patches" in parts:
-        chances = judged(loaded(parts["patches"]), parts["patches"], fed.image.data, suspects)
+    used = resample_phase(phase, brain, grid) if phase is not None and uses_phase(boxes) else None
+    predict = load_predictor(card, boxes, models)
+    candidates = find_box_candidates(predict, boxes, fed, rules, used)
+    probabilities = [candidate.confidence for candidate in candidates]
+    if "patches" in members:
+        patches = members["patches"]
+        predict = load_predictor(card, patches, models)
+        probabilities = classify_candidates(predict, patches, fed.image.data, candidates)
     spacing = fed.image.spacing
     return fed, [
-        Judged(
-            suspect,
-            tuple(fed.image.world(np.array(suspect.centre)).tolist()),
-            (float(suspect.size[0] * spacing[0]), float(suspect.size[1] * spacing[1])),
-            float(chance),
+        ScoredCandidate(
+            candidate,
+            tuple(fed.image.world(np.array(candidate.centre)).tolist()),
+            (float(candidate.size[0] * spacing[0]), float(candidate.size[1] * spacing[1])),
+            float(probability),
         )
-        for suspect, chance in zip(suspects, chances, strict=True)
+        for candidate, probability in zip(candidates, probabilities, strict=True)
     ]
-
-
-def rules_of(card: Mapping) -> Rules:
-    """The rules on a card; what it leaves out has its default.
-
-    Raises:
-        ValueError: If it holds a parameter that no cascade has.
-    """
-    given, known = card.get("parameters", {}), [field.name for field in fields(Rules)]
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise ValueError(
-            f"The parameters of a cascade may be {', '.join(known)}; found {', '.join(unknown)} "
-            f"for {card['name']}."
-        )
-    return Rules(**given)
 
 
 # --- First stage: boxes ---------------------------------------------------------------------------
 
 
-def planes(
-    slices: np.ndarray, at: int, inputs: int, phase: np.ndarray | None = None
+def make_slice_input(
+    slices: np.ndarray, index: int, inputs: int, phase: np.ndarray | None = None
 ) -> np.ndarray:  # fmt: skip
-    """What the first network is shown of a slice.
+    """Make the first network's input of a slice.
 
     Args:
         slices: A scan in brain medians, (X, Y, Z).
-        at: Which slice.
+        index: Of the slice.
         inputs: Channels: the mean of the slice and its neighbours; the slice itself; 1 - phase of
             the slice and its neighbours.
-        phase: 0 to 1, (X, Y, Z), as `imaging.phase.resample_phase` has it; without, it is even.
+        phase: From `imaging.phase.resample_phase`, 0 to 1, (X, Y, Z); neutral without.
 
     Returns:
         float32, (X, Y, inputs).
     """
-    near = np.clip([at - 1, at, at + 1], 0, slices.shape[2] - 1)
-    three = np.clip(slices[:, :, near].astype(np.float32), 0, BRIGHTEST)
-    shown = [three.mean(axis=2), three[:, :, 1]]
-    if inputs > WITHOUT_PHASE:
-        even = np.full_like(shown[0], NEUTRAL)
-        shown.append(even if phase is None else (1 - phase[:, :, near]).mean(axis=2))
-    return np.stack(shown[:inputs], axis=-1).astype(np.float32)
+    near = np.clip([index - 1, index, index + 1], 0, slices.shape[2] - 1)
+    neighbours = np.clip(slices[:, :, near].astype(np.float32), 0, MAX_INTENSITY)
+    channels = [neighbours.mean(axis=2), neighbours[:, :, 1]]
+    if inputs > CHANNELS_WITHOUT_PHASE:
+        neutral = np.full_like(channels[0], NEUTRAL)
+        channels.append(neutral if phase is None else (1 - phase[:, :, near]).mean(axis=2))
+    return np.stack(channels[:inputs], axis=-1).astype(np.float32)
 
 
-def cell(arguments: Mapping) -> int:
-    """Pixels of a cell of the first network's answer."""
+def compute_stride(arguments: Mapping) -> int:
+    """Compute how many pixels a cell of the first network's output has along each side."""
     return 2 ** (len(arguments["stages"]) - 1)
 
 
-def in_pixels(member: Mapping) -> np.ndarray:
-    """The anchors of a member, or of a recipe's entries, which are in mm, in pixels (A, 2).
+def scale_anchors(member: Mapping) -> np.ndarray:
+    """Scale the anchors of a member or a recipe from mm to pixels, (A, 2).
 
     Raises:
         ValueError: If the grid leaves the size of pixels to the scan.
@@ -210,93 +217,106 @@ def in_pixels(member: Mapping) -> np.ndarray:
             f"The grid of a network for boxes needs three sizes, those of pixels in mm; found "
             f"{spacing}."
         )
-    return np.asarray(member["arguments"]["anchors"]) / np.asarray(member["grid"]["spacing"][:2])
+    return np.asarray(member["arguments"]["anchors"]) / np.asarray(spacing[:2])
 
 
-def find_suspects(
-    ask: Ask, member: Mapping, fed: Preprocessed, rules: Rules, phase: np.ndarray | None = None
-) -> list[Suspect]:
-    """The places that the first network suspects in a scan, the surest first.
+def find_box_candidates(
+    predict: Predictor,
+    member: Mapping,
+    fed: Preprocessed,
+    rules: CandidateRules,
+    phase: np.ndarray | None = None,
+) -> list[BoxCandidate]:
+    """Find the candidates of the first network in a scan.
 
     Args:
-        ask: The network.
+        predict: The network.
         member: Its entry.
         fed: The scan on its grid.
         rules: For its boxes.
         phase: On the same grid, 0 to 1, (X, Y, Z), where there is one.
 
+    Returns:
+        By falling confidence.
+
     Raises:
         ValueError: If the grid is none for boxes: its slices are no whole number of cells.
     """
     slices = [np.zeros((0, 5), np.float32) for _ in range(fed.image.shape[2])]
-    arguments, anchors = member["arguments"], in_pixels(member)
-    inputs, stride = arguments["inputs"], cell(arguments)
+    arguments, anchors = member["arguments"], scale_anchors(member)
+    inputs, stride = arguments["inputs"], compute_stride(arguments)
     if any(side % stride for side in fed.image.shape[:2]):
         raise ValueError(
             f"`multiple` of a grid for boxes must be one of {stride}; found slices of "
             f"{fed.image.shape[0]} x {fed.image.shape[1]}."
         )
-    wanted = np.flatnonzero(fed.brain.data.any(axis=(0, 1)))
-    for part in np.split(wanted, range(AT_ONCE, len(wanted), AT_ONCE)):
-        shown = np.stack([planes(fed.image.data, at, inputs, phase) for at in part])
-        for at, answer in zip(part, ask(shown), strict=True):
-            boxes = read_boxes(answer, anchors, stride)
+    within = np.flatnonzero(fed.brain.data.any(axis=(0, 1)))
+    for batch in split_batches(within, SLICES_PER_BATCH):
+        images = [make_slice_input(fed.image.data, index, inputs, phase) for index in batch]
+        for index, output in zip(batch, predict(np.stack(images)), strict=True):
+            boxes = decode_boxes(output, anchors, stride)
             boxes = boxes[boxes[:, 4] >= rules.confidence]
-            slices[at] = thinned(_within(boxes, fed.brain.data[:, :, at]), rules.overlap)
+            boxes = _keep_within_brain(boxes, fed.brain.data[:, :, index])
+            slices[index] = suppress_non_maxima(boxes, rules.overlap)
     near = rules.near_mm / float(fed.image.spacing[0])
-    return joined(slices, near=near, gap=rules.gap)[: rules.most]
+    return link_boxes(slices, near=near, gap=rules.gap)[: rules.most]
 
 
-def _within(boxes: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """Boxes whose middle lies in the brain."""
-    at = np.floor(boxes[:, :2]).astype(int)
-    inside = ((at >= 0) & (at < brain.shape)).all(axis=1)
-    at = np.where(inside[:, None], at, 0)
-    return boxes[inside & brain[tuple(at.T)]]
+def _keep_within_brain(boxes: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Keep the boxes whose centre lies in the brain, (X, Y)."""
+    pixels = np.floor(boxes[:, :2]).astype(int)
+    inside = ((pixels >= 0) & (pixels < brain.shape)).all(axis=1)
+    pixels = np.where(inside[:, None], pixels, 0)
+    return boxes[inside & brain[tuple(pixels.T)]]
 
 
 # --- Second stage: patches ------------------------------------------------------------------------
 
 
-def patch(data: np.ndarray, centre: Sequence[float], shape: Sequence[int]) -> np.ndarray:
-    """The voxels around a place, float32 (X, Y, Z, 1), 0 beyond the scan.
+def crop_patch(data: np.ndarray, centre: Sequence[float], shape: Sequence[int]) -> np.ndarray:
+    """Crop the second network's input around a position, 0 beyond the scan.
 
     Args:
         data: A scan in brain medians.
         centre: In voxels; the nearest voxel is the patch's ``shape // 2``-th.
         shape: Voxels of the patch.
+
+    Returns:
+        float32 (X, Y, Z, 1).
     """
     start = np.floor(np.asarray(centre) + 0.5).astype(int) - np.asarray(shape) // 2
-    return np.clip(crop_or_pad(data, start, shape).astype(np.float32), 0, BRIGHTEST)[..., None]
+    return np.clip(crop_or_pad(data, start, shape).astype(np.float32), 0, MAX_INTENSITY)[..., None]
 
 
-def judged(
-    ask: Ask, member: Mapping, data: np.ndarray, suspects: Sequence[Suspect]
+def classify_candidates(
+    predict: Predictor, member: Mapping, data: np.ndarray, candidates: Sequence[BoxCandidate]
 ) -> np.ndarray:  # fmt: skip
-    """What the second network says of each suspect: chances, (N,)."""
+    """Predict the probability of microbleed of each candidate by the second network, (N,)."""
     shape = tuple(member["arguments"]["shape"])
-    said = [np.zeros((0, 1), np.float32)]
-    for first in range(0, len(suspects), PATCHES_AT_ONCE):
-        group = suspects[first : first + PATCHES_AT_ONCE]
-        said.append(ask(np.stack([patch(data, one.centre, shape) for one in group])))
-    logits = np.concatenate(said)[:, 0]
-    return 0.5 + 0.5 * np.tanh(logits / 2)
+    logits = [np.zeros((0, 1), np.float32)]
+    for batch in split_batches(candidates, PATCHES_PER_BATCH):
+        patches = [crop_patch(data, candidate.centre, shape) for candidate in batch]
+        logits.append(predict(np.stack(patches)))
+    return compute_logistic(np.concatenate(logits)[:, 0])
 
 
 # --- Back to the scan -----------------------------------------------------------------------------
 
 
-def painted(image: Volume, affine: np.ndarray, found: Sequence[Judged]) -> Volume:
-    """Each suspect's chance in its dark voxels, the highest where suspects meet.
+def render_probability(
+    image: Volume, affine: np.ndarray, candidates: Sequence[ScoredCandidate]
+) -> Volume:
+    """Render each candidate's probability in its dark voxels, the highest where candidates meet.
 
-    A suspect's box is as wide as its surest box and as deep as its slices, and `RIM` wider on each
-    side, but no wider than 10 mm. Its spot are the voxels in it that touch the darkest voxel within
-    its own sides and are darker than halfway from that to the median of what surrounds the box.
+    A candidate's box is as wide as its surest box and as deep as its slices, and `RIM_MM` wider on
+    each side, but no wider than 10 mm. Its spot are the voxels in it that are connected to the
+    darkest voxel within its own sides and are darker than halfway from that to the median of what
+    surrounds the box.
 
     Args:
-        image: The scan, for its grid and its brightness.
-        affine: Of the grid of the suspects' voxels.
-        found: Suspects with their chances.
+        image: The scan, for its grid and its intensity.
+        affine: Of the grid of the candidates' voxels.
+        candidates: With their probabilities.
 
     Returns:
         On the grid of ``image``, float32.
@@ -304,47 +324,54 @@ def painted(image: Volume, affine: np.ndarray, found: Sequence[Judged]) -> Volum
     data = np.zeros(image.shape, np.float32)
     to_grid = np.linalg.inv(affine) @ image.affine
     mm = np.linalg.norm(affine[:3, :3], axis=0)
-    for one in found:
-        box, away = _around(image, to_grid, mm, one)
-        if not away.size:
+    for scored in candidates:
+        reach = _measure_reach(scored.candidate, mm)
+        box, distance = _find_surround(image, to_grid, mm, scored.candidate.centre, reach)
+        if not distance.size:
             continue
-        spot = _spot(image.data[box], away, _reach(one.suspect, mm))
-        data[box] = np.where(spot, np.maximum(data[box], np.float32(one.chance)), data[box])
+        spot = _grow_spot(image.data[box], distance, reach)
+        highest = np.maximum(data[box], np.float32(scored.probability))
+        data[box] = np.where(spot, highest, data[box])
     return Volume(data, image.affine)
 
 
-def _reach(suspect: Suspect, mm: np.ndarray) -> np.ndarray:
-    """Half the sides of a suspect's box, mm (3,)."""
-    first, last = suspect.slices
-    deep = max(suspect.centre[2] - first, last - suspect.centre[2]) + HALF
-    return np.minimum([suspect.size[0] / 2, suspect.size[1] / 2, deep] * mm, MAX_DIAMETER_MM / 2)
+def _measure_reach(candidate: BoxCandidate, mm: np.ndarray) -> np.ndarray:
+    """Measure half the sides of a candidate's box, mm (3,)."""
+    first, last = candidate.slices
+    slices = max(candidate.centre[2] - first, last - candidate.centre[2]) + 0.5  # to their surface
+    sides = [candidate.size[0] / 2, candidate.size[1] / 2, slices]
+    return np.minimum(sides * mm, MAX_DIAMETER_MM / 2)
 
 
-def _around(
-    image: Volume, to_grid: np.ndarray, mm: np.ndarray, one: Judged
+def _find_surround(
+    image: Volume, to_grid: np.ndarray, mm: np.ndarray, centre: Sequence[float], reach: np.ndarray
 ) -> tuple[tuple[slice, ...], np.ndarray]:
-    """A part of the scan around a suspect, and how far its voxels lie from the middle, mm."""
-    reach = _reach(one.suspect, mm) + RIM + SURROUND
-    corners = np.array(np.meshgrid(*[(-1, 1)] * 3)).reshape(3, -1).T * (reach / mm)
-    corners = (corners + one.suspect.centre - to_grid[:3, 3]) @ np.linalg.inv(to_grid[:3, :3]).T
+    """Find the part of the scan around a candidate.
+
+    Returns:
+        box: Of voxels of the scan.
+        distance: Of its voxels from the centre along each axis of the grid, mm, (X, Y, Z, 3).
+    """
+    margin = reach + RIM_MM + SURROUND_MM
+    corners = np.array(np.meshgrid(*[(-1, 1)] * 3)).reshape(3, -1).T * (margin / mm)
+    corners = (corners + centre - to_grid[:3, 3]) @ np.linalg.inv(to_grid[:3, :3]).T
     low = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, image.shape)
     high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 1, 0, image.shape)
-    box = tuple(map(slice, low, np.maximum(low, high)))
-    index = np.stack(np.meshgrid(*map(np.arange, low, np.maximum(low, high)), indexing="ij"), -1)
-    there = index @ to_grid[:3, :3].T + to_grid[:3, 3]
-    return box, np.abs(there - one.suspect.centre) * mm
+    high = np.maximum(low, high)
+    index = np.stack(np.meshgrid(*map(np.arange, low, high), indexing="ij"), -1)
+    voxels = index @ to_grid[:3, :3].T + to_grid[:3, 3]
+    return tuple(map(slice, low, high)), np.abs(voxels - centre) * mm
 
 
-def _spot(data: np.ndarray, away: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """The dark voxels of a suspect, bool (X, Y, Z); at least one."""
-    core = (away <= np.maximum(reach, away.min(axis=(0, 1, 2)))).all(axis=-1)
+def _grow_spot(data: np.ndarray, distance: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Grow the dark voxels of a candidate, bool (X, Y, Z); at least one."""
+    core = (distance <= np.maximum(reach, distance.min(axis=(0, 1, 2)))).all(axis=-1)
     if not core.any():  # voxels larger than the box: the nearest one
-        core = away.sum(axis=-1) == away.sum(axis=-1).min()
-    wide = np.minimum(reach + RIM, MAX_DIAMETER_MM / 2)
-    inside = (away <= wide).all(axis=-1) | core
+        core = distance.sum(axis=-1) == distance.sum(axis=-1).min()
+    wide = np.minimum(reach + RIM_MM, MAX_DIAMETER_MM / 2)
+    inside = (distance <= wide).all(axis=-1) | core
     dark = np.where(core, data, np.inf)
     darkest = np.unravel_index(dark.argmin(), dark.shape)
-    around = data[~inside] if (~inside).any() else data
-    level = data[darkest] + HALF * max(float(np.median(around)) - data[darkest], 0)
-    pieces, _ = ndimage.label(inside & (data <= level), structure=CONNECTIVITY_26)
-    return pieces == pieces[darkest]
+    surround = data[~inside] if (~inside).any() else data
+    depth = max(float(np.median(surround)) - data[darkest], 0)
+    return keep_connected(inside & (data <= data[darkest] + DEPTH_SHARE * depth), darkest)

@@ -1,4 +1,4 @@
-"""What a detector leaves behind besides its chances, so that a reader sees why it said so."""
+"""Detector outputs besides the probability, which let a reader see what it rests on."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -6,99 +6,105 @@ from dataclasses import dataclass, field
 from bids_cmb.bids.tables import POSITION_COLUMNS, round_or_none
 from bids_cmb.imaging.volume import Volume
 
-SIDES = ("in_plane_extent_1_mm", "in_plane_extent_2_mm", "through_plane_extent_mm")
-Place = tuple[float, float, float]
+SIDE_COLUMNS = ("in_plane_extent_1_mm", "in_plane_extent_2_mm", "through_plane_extent_mm")
+Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box around what a detector took for a candidate.
+    """A box around a candidate of a detector.
 
     Attributes:
-        detector: Whose.
+        detector: Its name.
         centre: World mm.
         sides: mm along the scan's own axes: two in the plane of its slices, and through them.
-        slices: In how many slices of the detector's grid it was seen.
-        confidence: Of the surest of them, 0 to 1.
-        probability: That it is a microbleed, by the detector's last word, 0 to 1.
+        slices: Number of slices of the detector's grid in which it was detected.
+        confidence: The highest of them, 0 to 1.
+        probability: That it is a microbleed, by the last stage of the detector, 0 to 1.
     """
 
     detector: str
-    centre: Place
-    sides: Place
+    centre: Triple
+    sides: Triple
     slices: int
     confidence: float
     probability: float
 
 
 @dataclass(frozen=True)
-class Opening:
-    """How far a detector's gate opens in one slice of its grid.
+class GateResponse:
+    """The response of a detector's gate in one slice of its grid.
 
     Attributes:
-        detector: Whose.
-        place: World mm, the middle of where it opens farthest.
+        detector: Its name.
+        position: World mm, the middle of where the response is highest.
         probability: There, 0 to 1.
-        threshold: From which on the gate is open.
+        threshold: From which the gate is open.
     """
 
     detector: str
-    place: Place
+    position: Triple
     probability: float
     threshold: float
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What detectors leave behind of one scan: empty for most of them.
+class DetectorOutputs:
+    """Outputs of detectors for one scan: empty for most of them.
 
     Attributes:
         boxes: Around candidates.
-        openings: Of a gate.
-        instances: Which candidate each voxel belongs to, from 1, on the scan's grid, 0 elsewhere;
-            None of detectors that tell nothing but chances.
+        gate_responses: Of a gate, one for each slice.
+        instances: Number of the candidate that each voxel belongs to, from 1, on the scan's grid, 0
+            elsewhere; None of detectors that give a probability only.
     """
 
     boxes: tuple[Box, ...] = ()
-    openings: tuple[Opening, ...] = ()
+    gate_responses: tuple[GateResponse, ...] = ()
     instances: Volume | None = field(default=None, compare=False)
 
 
-def together(parts: Iterable[Evidence]) -> Evidence:
-    """The evidence of several detectors as one, in their order; instances are the first one's."""
+def merge_outputs(parts: Iterable[DetectorOutputs]) -> DetectorOutputs:
+    """Merge the outputs of several detectors in their order; instances are those of the first."""
     parts = tuple(parts)
     instances = (part.instances for part in parts if part.instances is not None)
-    return Evidence(
+    return DetectorOutputs(
         tuple(box for part in parts for box in part.boxes),
-        tuple(opening for part in parts for opening in part.openings),
+        tuple(response for part in parts for response in part.gate_responses),
         next(instances, None),
     )
 
 
-def evidence_rows(evidence: Evidence) -> dict[str, list[dict]]:
-    """What detectors leave behind as tables: ``boxes`` and ``gate``, where there are any."""
+def tabulate_outputs(outputs: DetectorOutputs) -> dict[str, list[dict]]:
+    """Tabulate outputs: rows of the tables ``boxes`` and ``gate``, where there are any."""
     boxes = [
         {
-            "detector": one.detector,
-            **_place(one.centre),
-            **{name: round_or_none(side, 2) for name, side in zip(SIDES, one.sides, strict=True)},
-            "slices": one.slices,
-            "confidence": round_or_none(one.confidence, 4),
-            "probability": round_or_none(one.probability, 4),
+            "detector": box.detector,
+            **_tabulate_position(box.centre),
+            **{
+                name: round_or_none(side, 2)
+                for name, side in zip(SIDE_COLUMNS, box.sides, strict=True)
+            },
+            "slices": box.slices,
+            "confidence": round_or_none(box.confidence, 4),
+            "probability": round_or_none(box.probability, 4),
         }
-        for one in evidence.boxes
+        for box in outputs.boxes
     ]
     gate = [
         {
-            "detector": one.detector,
-            **_place(one.place),
-            "probability": round_or_none(one.probability, 4),
-            "threshold": one.threshold,
+            "detector": response.detector,
+            **_tabulate_position(response.position),
+            "probability": round_or_none(response.probability, 4),
+            "threshold": response.threshold,
         }
-        for one in evidence.openings
+        for response in outputs.gate_responses
     ]
     return {name: rows for name, rows in (("boxes", boxes), ("gate", gate)) if rows}
 
 
-def _place(at: Iterable[float]) -> dict[str, object]:
-    return {name: round_or_none(part, 2) for name, part in zip(POSITION_COLUMNS, at, strict=True)}
+def _tabulate_position(position: Triple) -> dict[str, object]:
+    return {
+        name: round_or_none(value, 2)
+        for name, value in zip(POSITION_COLUMNS, position, strict=True)
+    }

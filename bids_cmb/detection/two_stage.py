@@ -1,26 +1,26 @@
-"""The design `two-stage`: U-Nets propose, a classifier decides.
+"""The design `two-stage`: U-Nets propose, classifiers decide.
 
-The mean of the U-Nets gives every voxel a probability; its peaks are the proposals. Classifiers are
-shown the surround of each, and where in the head it lies; the mean of their log-odds is its chance.
-A proposal's extent are the voxels about its peak of at least half the peak's probability, so that
-two lesions of a cluster stay two.
+The mean of the U-Nets gives every voxel a probability; its peaks are the proposals. The input of
+the classifiers is a patch around each peak and its location in the head; the mean of their log-odds
+gives the proposal its probability. A proposal's extent are the voxels around its peak of at least
+half the peak's probability, so that two lesions of a cluster stay two.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from scipy import ndimage
 from scipy.special import expit, logit
 
 from bids_cmb.anatomy.segmentation import Anatomy
-from bids_cmb.detection.outputs import Evidence
+from bids_cmb.detection.members import load_predictor, locate_member, split_batches
+from bids_cmb.detection.outputs import DetectorOutputs
 from bids_cmb.detection.proposals import (
     ANATOMY_FROM,
     CLIP,
     EXTENT_MM,
-    HALF,
+    EXTENT_SHARE,
     Proposal,
-    Rules,
+    ProposalRules,
     cut_patch,
     describe_places,
     find_proposals,
@@ -35,52 +35,53 @@ from bids_cmb.imaging.preprocessing import (
     resample_to_scan,
 )
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.networks.inference import ModelOptions, load_network, load_patch_model, predict
-from bids_cmb.networks.model_cards import locate_weights
+from bids_cmb.lesions.measure import keep_connected
+from bids_cmb.networks.inference import ModelOptions, load_network, predict
 
-PATCHES_AT_ONCE = 32
-OPINION_MM = 2.5  # from a proposal's peak within which another detector speaks of it
-OPINION_LEAST = 1e-4  # probability, a step of what detectors give
-PROPOSE, DECIDE = "unet", "classifier"  # the builders of the two stages
-WIDE = ndimage.generate_binary_structure(3, 3)
+PATCHES_PER_BATCH = 32
+OPINION_DISTANCE_MM = 2.5  # from a proposal's peak within which the second opinion counts for it
+OPINION_LEAST = 1e-4  # probability, the step that detectors are rounded to
+FIRST_STAGE, SECOND_STAGE = "unet", "classifier"  # builders of their networks
 
 
-def two_stage(
+def run_two_stage(
     image: Volume,
     brain: Volume,
     card: Mapping,
     models: ModelOptions,
     anatomy: Anatomy | None = None,
     opinion: Volume | None = None,
-) -> tuple[Volume, Evidence]:
-    """Find proposals, judge each, and paint its chance into its extent.
+) -> tuple[Volume, DetectorOutputs]:
+    """Propose lesions, classify each, and render its probability in its extent.
 
     Args:
-        image: T2*-weighted magnitude or SWI, as it came.
+        image: T2*-weighted magnitude or SWI, as acquired.
         brain: True inside the brain, on the grid of ``image``.
         card: Its members are U-Nets and, for the second stage, classifiers, all of one grid;
-            without classifiers, the first stage's probability is the chance. ``flips`` of a member
-            are axes that its input is turned around along, for each further look; ``blind`` of a
-            classifier is the share of what it says without being shown the anatomy, 0 to 1.
+            without classifiers, the first stage's probability stands. ``flips`` of a member are
+            axes along which its input is flipped for each further prediction (test-time
+            augmentation); ``blind`` of a classifier is the share of its prediction without the
+            anatomy, 0 to 1.
         models: Where weights are, and how to compute.
-        anatomy: What lies where in the head, for the classifiers.
+        anatomy: Of the scan, for the classifiers.
         opinion: Probability of microbleed by another detector, on the grid of ``image``, if the
             card has a ``second_opinion``.
 
     Returns:
-        Chance, 0 to 1, float32, on the grid of ``image``; and which proposal each voxel belongs to.
+        Probability, 0 to 1, float32, on the grid of ``image``; and the number of the proposal that
+        each voxel belongs to, as ``instances``.
 
     Raises:
-        ValueError: If a member is missing or sees another grid, or weights are not those of the
+        ValueError: If a member is missing or has another grid, or weights are not those of the
             card.
     """
-    fed, probability, proposals = propose(image, brain, card, models)
-    chances = decide(fed, probability, proposals, card, models, anatomy)
+    fed, first_stage, proposals = propose(image, brain, card, models)
+    probabilities = decide(fed, first_stage, proposals, card, models, anatomy)
     if opinion is not None and proposals:
-        positions = probability.world(np.array([one.voxel for one in proposals]))
+        positions = first_stage.world(np.array([proposal.voxel for proposal in proposals]))
         weight = card.get("second_opinion_weight", 0.0)
-        chances = add_opinion(chances, read_opinion(opinion, positions), weight)
-    return paint(image, probability, proposals, chances)
+        probabilities = add_opinion(probabilities, read_opinion(opinion, positions), weight)
+    return render_proposals(image, first_stage, proposals, probabilities)
 
 
 def propose(
@@ -92,7 +93,7 @@ def propose(
         The scan on the networks' grid, the first stage's probability there, and its peaks, the
         likeliest first.
     """
-    members = _members(card, PROPOSE)
+    members = _select_stage(card, FIRST_STAGE)
     if not members:
         raise ValueError(f"{card['name']}: the first of two stages needs a U-Net; found none.")
     grids = {Grid.from_card(member["grid"]) for member in card["members"]}
@@ -102,13 +103,13 @@ def propose(
         )
     fed = preprocess(image, brain, grids.pop())
     inside = dilate_brain(fed.brain)
-    seen = [
-        predict(load_network(member, _path(card, member, models), precision=models.precision),
-               fed.image.data, inside)
-        for member in members
-    ]  # fmt: skip
-    probability = Volume(np.mean(seen, axis=0, dtype=np.float32), fed.image.affine)
-    rules = Rules.from_card(card.get("parameters", {}))
+    predictions = []
+    for member in members:
+        path = locate_member(card, member, models)
+        network = load_network(member, path, precision=models.precision)
+        predictions.append(predict(network, fed.image.data, inside))
+    probability = Volume(np.mean(predictions, axis=0, dtype=np.float32), fed.image.affine)
+    rules = ProposalRules.from_card(card.get("parameters", {}))
     return fed, probability, find_proposals(probability, inside, rules)
 
 
@@ -119,71 +120,70 @@ def decide(
     """Run the second stage.
 
     Returns:
-        The chance of each proposal, float32 (N,), 0 to 1, before any calibration: of the mean
-        log-odds of the classifiers and, times ``first_stage_weight`` of the card, of the first
+        The probability of each proposal, float32 (N,), 0 to 1, before any calibration: from the
+        mean log-odds of the classifiers and, times ``first_stage_weight`` of the card, of the first
         stage.
     """
-    members = _members(card, DECIDE)
+    members = _select_stage(card, SECOND_STAGE)
+    first_stage = [proposal.probability for proposal in proposals]
     if not proposals or not members:
-        return np.array([one.probability for one in proposals], np.float32)
-    voxels = [one.voxel for one in proposals]
+        return np.array(first_stage, np.float32)
+    voxels = np.array([proposal.voxel for proposal in proposals])
     channels = stack_channels(fed, probability.data)
     places = describe_places(voxels, probability, fed.brain, anatomy)
     logits = np.zeros(len(voxels))
     for member in members:
-        ask = load_patch_model(member, _path(card, member, models), precision=models.precision)
+        classify = load_predictor(card, member, models)
         shape = member["arguments"]["shape"]
-        for first in range(0, len(voxels), PATCHES_AT_ONCE):
-            group = slice(first, first + PATCHES_AT_ONCE)
-            patches = np.stack([cut_patch(channels, voxel, shape) for voxel in voxels[group]])
-            for axes, shown, listed, share in _looks(member):
-                turned = np.flip(patches, [axis + 1 for axis in axes]).astype(np.float32)
-                logits[group] += share * ask(turned * shown, places[group] * listed)[:, 0]
-    first = [one.probability for one in proposals]
-    return combine(logits / len(members), first, card.get("first_stage_weight", 0.0))
+        for batch in split_batches(np.arange(len(voxels)), PATCHES_PER_BATCH):
+            patches = np.stack([cut_patch(channels, voxel, shape) for voxel in voxels[batch]])
+            for axes, channel_mask, feature_mask, share in _list_views(member):
+                flipped = np.flip(patches, [axis + 1 for axis in axes]).astype(np.float32)
+                output = classify(flipped * channel_mask, places[batch] * feature_mask)
+                logits[batch] += share * output[:, 0]
+    return combine(logits / len(members), first_stage, card.get("first_stage_weight", 0.0))
 
 
-def _looks(
+def _list_views(
     member: Mapping,
 ) -> Iterator[tuple[tuple[int, ...], np.ndarray, np.ndarray, float]]:
-    """Give axes turned around, channels and features shown, and the share of each look."""
-    turns = [(), *map(tuple, member.get("flips", ()))]
+    """List the views of a classifier: flipped axes, factors of channels and features, share."""
+    flips = [(), *map(tuple, member.get("flips", ()))]
     blind = member.get("blind", 0.0)
-    shown, listed = mask_hidden(member.get("hidden", ()))
-    unplaced = listed * (np.arange(len(listed)) < ANATOMY_FROM)
-    for axes in turns:
-        for features, share in ((listed, 1 - blind), (unplaced, blind)):
+    channels, features = mask_hidden(member.get("hidden", ()))
+    without_anatomy = features * (np.arange(len(features)) < ANATOMY_FROM)
+    for axes in flips:
+        for mask, share in ((features, 1 - blind), (without_anatomy, blind)):
             if share > 0:
-                yield axes, shown, features, share / len(turns)
+                yield axes, channels, mask, share / len(flips)
 
 
 def combine(
     logits: np.ndarray, other: Sequence[float], weight: float, *, least: float = CLIP
 ) -> np.ndarray:
-    """Add the log-odds of somebody else, weighted.
+    """Combine log-odds with those of another prediction, weighted.
 
     Args:
         logits: Log-odds of each proposal, (N,).
-        other: Probability of each by somebody else, such as the first stage, (N,).
-        weight: By which the log-odds of the other are added.
-        least: Probability of the other below which, and above 1 less which, its log-odds say no
-            more.
+        other: Probability of each by another network, such as the first stage, (N,).
+        weight: Of the log-odds of the other.
+        least: Probability of the other that is clipped to this and 1 less this.
 
     Returns:
-        Chances, float32 (N,).
+        Probabilities, float32 (N,).
     """
     odds = logit(np.clip(np.asarray(other, float), least, 1 - least))
     return expit(logits + weight * odds).astype(np.float32)
 
 
-def add_opinion(chances: np.ndarray, opinion: np.ndarray, weight: float) -> np.ndarray:
-    """Add the log-odds of a second opinion, as `read_opinion` gives it, to chances, (N,)."""
-    logits = logit(np.clip(chances, CLIP, 1 - CLIP))
+def add_opinion(probabilities: np.ndarray, opinion: np.ndarray, weight: float) -> np.ndarray:
+    """Add the log-odds of a second opinion, (N,), from `read_opinion`, to probabilities, (N,)."""
+    logits = logit(np.clip(probabilities, CLIP, 1 - CLIP))
     return combine(logits, opinion, weight, least=OPINION_LEAST)
 
 
 def read_opinion(opinion: Volume, positions: np.ndarray) -> np.ndarray:
-    """Read the highest probability within `OPINION_MM` of each position.
+    """Read the highest probability within `OPINION_DISTANCE_MM` of each position.
 
     Args:
         opinion: Probability, on the grid of the scan.
@@ -192,58 +192,66 @@ def read_opinion(opinion: Volume, positions: np.ndarray) -> np.ndarray:
     Returns:
         float (N,); 0 where no voxel is that near.
     """
-    reach = np.ceil(OPINION_MM / opinion.spacing).astype(int)
+    reach = np.ceil(OPINION_DISTANCE_MM / opinion.spacing).astype(int)
     highest = np.zeros(len(positions))
     for number, position in enumerate(positions):
         middle = np.rint(opinion.index(position[None])[0]).astype(int)
         start = np.maximum(middle - reach, 0)
         values = opinion.data[tuple(map(slice, start, np.maximum(middle + reach + 1, 0)))]
         index = np.stack(np.indices(values.shape), axis=-1) + start
-        away = np.linalg.norm(opinion.world(index.reshape(-1, 3)) - position, axis=1)
-        highest[number] = values.ravel()[away <= OPINION_MM].max(initial=0.0)
+        distance = np.linalg.norm(opinion.world(index.reshape(-1, 3)) - position, axis=1)
+        highest[number] = values.ravel()[distance <= OPINION_DISTANCE_MM].max(initial=0.0)
     return highest
 
 
-def paint(
-    image: Volume, probability: Volume, proposals: Sequence[Proposal], chances: np.ndarray
-) -> tuple[Volume, Evidence]:
-    """Paint the chance of each proposal into its extent on the grid of the scan.
+def render_proposals(
+    image: Volume,
+    first_stage: Volume,
+    proposals: Sequence[Proposal],
+    probabilities: np.ndarray,
+) -> tuple[Volume, DetectorOutputs]:
+    """Render the probability of each proposal in its extent on the grid of the scan.
 
-    Its extent are the voxels within `EXTENT_MM` of its peak that hang together with it, are nearer
-    to it than to any other peak, and have at least half its probability; the nearest voxel at
-    least.
+    Its extent are the voxels within `EXTENT_MM` of its peak that are connected to it, are nearer to
+    it than to any other peak, and have at least half its probability in the first stage; the
+    nearest voxel at least.
+
+    Args:
+        image: The scan.
+        first_stage: Probability, on the networks' grid.
+        proposals: Its peaks.
+        probabilities: Of each, (N,).
     """
-    chance = np.zeros(image.shape, np.float32)
+    rendered = np.zeros(image.shape, np.float32)
     labels = np.zeros(image.shape, np.uint16)
     if not len(proposals):
-        return Volume(chance, image.affine), Evidence(instances=Volume(labels, image.affine))
-    soft = resample_to_scan(probability, image).data
-    peaks = probability.world(np.array([one.voxel for one in proposals]))
+        return Volume(rendered, image.affine), DetectorOutputs(
+            instances=Volume(labels, image.affine)
+        )
+    soft = resample_to_scan(first_stage, image).data
+    peaks = first_stage.world(np.array([proposal.voxel for proposal in proposals]))
     reach = np.ceil(EXTENT_MM / image.spacing).astype(int) + 1
-    for number, (place, value) in enumerate(zip(peaks, chances, strict=True), start=1):
-        middle = np.clip(np.rint(image.index(place)).astype(int), 0, np.array(image.shape) - 1)
+    for number, (peak, value) in enumerate(zip(peaks, probabilities, strict=True), start=1):
+        middle = np.clip(np.rint(image.index(peak)).astype(int), 0, np.array(image.shape) - 1)
         start = np.maximum(middle - reach, 0)
         box = tuple(map(slice, start, middle + reach + 1))
         index = np.stack(np.indices(soft[box].shape), axis=-1) + start
         world = image.world(index.reshape(-1, 3))
-        away = np.linalg.norm(world - place, axis=1)
-        others = peaks[np.linalg.norm(peaks - place, axis=1) < 2 * EXTENT_MM]
+        distance = np.linalg.norm(world - peak, axis=1)
+        others = peaks[np.linalg.norm(peaks - peak, axis=1) < 2 * EXTENT_MM]
         nearest = np.linalg.norm(world[:, None] - others[None], axis=-1).min(axis=1)
-        mine = ((away <= EXTENT_MM) & (away <= nearest + 1e-6)).reshape(soft[box].shape)
-        here = tuple(middle - start)
-        peak = max(soft[box][here], HALF * proposals[number - 1].probability)  # it lies in between
-        mine &= soft[box] >= HALF * peak
-        mine[here] = True
-        pieces, _ = ndimage.label(mine, structure=WIDE)
-        mine = (pieces == pieces[here]) & (labels[box] == 0)
-        labels[box][mine] = number
-        chance[box][mine] = value
-    return Volume(chance, image.affine), Evidence(instances=Volume(labels, image.affine))
+        extent = (distance <= EXTENT_MM) & (distance <= nearest + 1e-6)
+        voxel = tuple(middle - start)
+        # The peak lies between voxels of the scan, where the resampled map is lower.
+        highest = max(soft[box][voxel], EXTENT_SHARE * proposals[number - 1].probability)
+        extent = extent.reshape(soft[box].shape) & (soft[box] >= EXTENT_SHARE * highest)
+        extent[voxel] = True
+        extent = keep_connected(extent, voxel) & (labels[box] == 0)
+        labels[box][extent] = number
+        rendered[box][extent] = value
+    return Volume(rendered, image.affine), DetectorOutputs(instances=Volume(labels, image.affine))
 
 
-def _members(card: Mapping, builder: str) -> list[Mapping]:
+def _select_stage(card: Mapping, builder: str) -> list[Mapping]:
+    """Select the members of a stage by their builder."""
     return [member for member in card["members"] if member["builder"] == builder]
-
-
-def _path(card: Mapping, member: Mapping, models: ModelOptions):
-    return locate_weights(card["name"], member, models.folder)

@@ -1,5 +1,6 @@
 """Lesions: a probability map split into separate microbleeds, each measured in millimetres."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -195,6 +196,34 @@ def _locate_centre(inside: np.ndarray, probability: np.ndarray, box: tuple, grid
     return {"voxel": tuple(voxel.tolist()), "centre": tuple(grid.world(voxel).tolist())}
 
 
+def keep_connected(mask: np.ndarray, voxel: Sequence[int]) -> np.ndarray:
+    """Keep what is connected to a voxel by face, edge or corner.
+
+    Args:
+        mask: bool, (X, Y) or (X, Y, Z).
+        voxel: Index of a True voxel.
+
+    Returns:
+        bool, of the same shape.
+    """
+    neighbours = ndimage.generate_binary_structure(mask.ndim, mask.ndim)
+    pieces, _ = ndimage.label(mask, structure=neighbours)
+    return pieces == pieces[tuple(voxel)]
+
+
+def measure_elongation(pixels: np.ndarray, spacing: np.ndarray) -> float:
+    """Measure long over short axis of a shape in a slice, 1 for a disc.
+
+    Args:
+        pixels: Of the shape, indices, (N, 2).
+        spacing: mm of a pixel, (2,).
+    """
+    # A pixel is a square, not a point: its own variance keeps a shape of one pixel round.
+    covariance = np.cov((pixels * spacing).T, bias=True) if len(pixels) > 1 else np.zeros((2, 2))
+    short, long = np.linalg.eigvalsh(covariance + np.diag(spacing**2) / 12)
+    return float(np.sqrt(long / short))
+
+
 def _measure_shape(inside: np.ndarray, grid: Volume) -> dict:
     """Measure extent and elongation within the slice, which scans with thick slices resolve."""
     axis = grid.slice_axis
@@ -203,14 +232,10 @@ def _measure_shape(inside: np.ndarray, grid: Volume) -> dict:
     widest = max(
         _measure_width(np.argwhere(inside.take(index, axis)) * in_plane) for index in slices
     )
-    projected = np.argwhere(inside.any(axis)) * in_plane
-    # A pixel is a square, not a point: its own variance keeps a lesion of one pixel round.
-    covariance = np.cov(projected.T, bias=True) if len(projected) > 1 else np.zeros((2, 2))
-    short, long = np.linalg.eigvalsh(covariance + np.diag(in_plane**2) / 12)
     return {
         "largest_diameter": float(widest + in_plane.mean()),
         "slices": len(slices),
-        "elongation": float(np.sqrt(long / short)),
+        "elongation": measure_elongation(np.argwhere(inside.any(axis)), in_plane),
     }
 
 

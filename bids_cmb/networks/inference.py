@@ -50,6 +50,7 @@ BUILDERS = {  # each a function of that name in the module
 }
 LOADING_LOCK = RLock()  # one at a time, whichever thread asks: libraries, networks
 PROBABILITY_STEPS = 255  # of a probability that is kept in 8 bits
+Predictor = Callable[[np.ndarray], np.ndarray]  # from a batch (B, ..., channels) to the output
 
 
 @dataclass(frozen=True)

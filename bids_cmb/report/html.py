@@ -236,11 +236,13 @@ def _collect_scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row:
         "slabs": slabs,
         "quality": relative(f"{stem}_quality.png"),
         "look": network_view,
-        "unlike": compare_with_training_set(overview["measures"]) if "measures" in overview else [],
+        "comparison": compare_with_training_set(overview["measures"])
+        if "measures" in overview
+        else [],
         "histogram": _make_histogram_points(overview["histogram"])
         if "histogram" in overview
         else None,
-        "boxed": "boxes" in overview,
+        "has_boxes": "boxes" in overview,
         "gates": [_add_bars(strip) for strip in overview.get("gate", [])],
         "notes": sidecar.get("Notes", []),
         "provenance": sidecar.get("Provenance", {}),
@@ -313,7 +315,7 @@ def _make_histogram_points(percents: list[float]) -> dict[str, str]:
         ]
 
     return {
-        "own": " ".join(["0,100", *points(percents), "300,100"]),
+        "scan": " ".join(["0,100", *points(percents), "300,100"]),
         "band": " ".join([*points(band["95"]), *points(band["5"])[::-1]]),
     }
 
@@ -336,7 +338,7 @@ def write_group_page(folder: Path, cohort: Cohort, picture: str, picture_after: 
         picture=picture if (folder / picture).is_file() else None,
         picture_after=picture_after if reviewed and (folder / picture_after).is_file() else None,
         regions_after={row["region"]: row for row in _select_overall(cohort.regions_reviewed)},
-        shifts=compare_reviewed(processed) if reviewed else [],
+        changes=compare_reviewed(processed) if reviewed else [],
         read=len(counts),
         lesions=sum(counts),
         with_any=sum(count > 0 for count in counts),
@@ -345,7 +347,7 @@ def write_group_page(folder: Path, cohort: Cohort, picture: str, picture_after: 
         counts=bin_counts(processed),
         sizes=bin_diameters(cohort.diameters) if cohort.diameters else [],
         strata=summarize_strata(processed, cohort.groups),
-        odd=find_outliers(processed),
+        outliers=find_outliers(processed),
         failures=[row for row in cohort.rows if row.get("status") not in ("ok", None)],
         agreement=cohort.agreement,
         reviewed=len(reviewed),

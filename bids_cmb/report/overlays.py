@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bids_cmb.bids.tables import POSITION_COLUMNS
-from bids_cmb.detection.outputs import SIDES
+from bids_cmb.detection.outputs import SIDE_COLUMNS
 from bids_cmb.imaging.volume import Volume
 
 BOX_TOLERANCE_MM = 1.0  # a lesion's centre may be so far outside its box
@@ -82,7 +82,7 @@ def find_box(
     """
     holding = []
     for middle, row in boxes:
-        sides = np.array([float(row[side]) for side in SIDES])
+        sides = np.array([float(row[side]) for side in SIDE_COLUMNS])
         if (abs(middle - centre) * spacing <= sides / 2 + BOX_TOLERANCE_MM).all():
             holding.append((middle, sides, row))
     if not holding:

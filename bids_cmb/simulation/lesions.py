@@ -40,6 +40,8 @@ from bids_cmb.simulation.sources import (
 from bids_cmb.simulation.tissue_properties import CHOROID, CSF
 from bids_cmb.simulation.vessels import sample_vessels
 
+DEEP_NUCLEI = ("basal ganglia", "pallidum")  # regions that striate veins run through
+
 
 def sample_sources(
     rng: np.random.Generator, priors: dict, geometry: HeadGeometry
@@ -56,7 +58,7 @@ def sample_sources(
     """
     context = start_sampling(rng, priors, geometry)
     spots = _sample_spots(context)
-    deep = [spot[0].points[0] for spot in spots if spot[0].region == "basal ganglia"]
+    deep = [spot[0].points[0] for spot in spots if spot[0].region in DEEP_NUCLEI]
     return number_objects(
         [
             *spots,
@@ -114,12 +116,13 @@ def _sample_microbleeds(
 ) -> list[list[SusceptibilitySource]]:
     """Sample every microbleed of a scan, region by region, some in clusters."""
     priors, rng = context.priors["microbleed"], context.rng
-    shares = np.array(list(priors["region_shares"].values()))
+    regions = [region for region, share in priors["region_shares"].items() if share]
+    shares = np.array([priors["region_shares"][region] for region in regions])
     scan_shares = rng.dirichlet(priors["region_concentration"] * shares / shares.sum())
     numbers = rng.multinomial(_sample_count(rng, priors), scan_shares)
     taken = [(part.points.mean(axis=0), part.radius.max() + 3) for body in damage for part in body]
     lesions: list[list[SusceptibilitySource]] = []
-    for region, number in zip(priors["region_shares"], numbers, strict=True):
+    for region, number in zip(regions, numbers, strict=True):
         if number:
             lesions += _sample_region(context, region, int(number), taken)
     return lesions

@@ -25,7 +25,8 @@ from bids_cmb.anatomy.segmentation import predict_anatomy, resample_brain
 from bids_cmb.bids.filters import Query
 from bids_cmb.bids.selection import find_scans
 from bids_cmb.config import BALANCED
-from bids_cmb.detection import ensemble
+from bids_cmb.detection.calibration import calibrate
+from bids_cmb.detection.ensemble import predict_second_opinion
 from bids_cmb.detection.proposals import CLIP
 from bids_cmb.detection.two_stage import (
     OPINION_LEAST,
@@ -321,7 +322,7 @@ def judge_scan(
     voxels = np.array([one.voxel for one in proposals]).reshape(-1, 3)
     proposed = np.array([one.probability for one in proposals])
     positions = probability.world(voxels)
-    other = ensemble.second_opinion(card, image, brain, models)
+    other = predict_second_opinion(card, image, brain, models)
     opinion = None if other is None else read_opinion(other, positions)
     return Judged(name, positions, proposed, chance, tuple(lesions), opinion)
 
@@ -358,7 +359,7 @@ def set_operating_points(
     weights = {key: fitted.pop(key) for key in list(fitted) if key.endswith("_weight")}
 
     def scored(scans: Sequence[Judged]) -> list[ScanMatches]:
-        return [one.case(ensemble.calibrated(combine_all(one, weights), fitted)) for one in scans]
+        return [one.case(calibrate(combine_all(one, weights), fitted)) for one in scans]
 
     simulated, measured = scored(judged), scored(real)
     found = compute_froc(simulated, match_valdo)
@@ -424,7 +425,7 @@ def fit_calibration(judged: Sequence[Judged]) -> dict[str, float]:
         judged: Scans with the chances of the second stage alone.
 
     Returns:
-        ``slope`` and ``offset`` of the log-odds, as `detection.ensemble.calibrated` takes them;
+        ``slope`` and ``offset`` of the log-odds, as `detection.calibration.calibrate` takes them;
         ``first_stage_weight`` and, if there is one, ``second_opinion_weight``, by which those of
         the first stage and of the second opinion are added before (0 or more).
     """

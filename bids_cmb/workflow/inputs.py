@@ -1,4 +1,4 @@
-"""The inputs of one scan: all that decides its result, found once; their record and fingerprint."""
+"""Inputs of a scan: all that decides its result, resolved once; their record and fingerprint."""
 
 import os
 import time
@@ -16,7 +16,8 @@ from bids_cmb.bids.companions import Segmentation, find_mask, find_segmentation
 from bids_cmb.bids.markers import compute_digest, describe_input
 from bids_cmb.bids.scan import Scan
 from bids_cmb.config import Config, result_settings
-from bids_cmb.detection.ensemble import at_operating_point, takes_phase, thresholds_of
+from bids_cmb.detection.calibration import apply_operating_point, combine_thresholds
+from bids_cmb.detection.designs import detectors_use_phase
 from bids_cmb.imaging.phase import PhaseMatch, find_phase_image, read_units
 from bids_cmb.networks.inference import ModelOptions
 from bids_cmb.networks.model_cards import ANATOMY, load_card
@@ -25,11 +26,11 @@ from bids_cmb.provenance import engines, fingerprint, package_digest, sha256
 
 @dataclass(frozen=True)
 class Thresholds:
-    """How a probability map is cut into lesions.
+    """Thresholds that split a probability map into lesions.
 
     Attributes:
-        threshold: Probability from which a voxel is lesion.
-        definite: Highest probability from which a lesion is definite.
+        threshold: Lowest probability of a lesion's voxels.
+        definite: Lowest maximum of a definite lesion.
         min_volume: mm³ of the smallest lesion.
     """
 
@@ -40,18 +41,18 @@ class Thresholds:
 
 @dataclass(frozen=True, eq=False)
 class ScanInputs:
-    """Everything that decides the result of one scan.
+    """Everything that decides the result of a scan.
 
     Attributes:
         scan: Its image or echoes, entities and metadata.
-        brain: Where its brain mask comes from.
+        brain: Source of its brain mask.
         segmentation: The user's segmentation of the head; None without.
-        phase: Its phase image; None where no network takes phase.
+        phase: Its phase image; None if no network takes phase.
         phase_file: The same file if it can be opened.
-        atlases: That tell lobes apart and name parcels; None where no anatomy is segmented.
+        atlases: Of lobes and parcels; None if no anatomy is segmented.
         anatomy_card: Model card of the anatomy network; None likewise.
         detectors: Name of each detector → its model card.
-        models: Which networks are used, and how.
+        models: Options of the networks.
         settings: On which the result depends, as plain data.
     """
 
@@ -73,7 +74,7 @@ class ScanInputs:
 
     @property
     def roles(self) -> list[tuple[str, Path]]:
-        """The files whose content decides the result, each with what it is used as."""
+        """The files whose content decides the result, each with its role."""
         return [
             ("scan", self.scan.path),
             *(("echo", path) for path in self.scan.more_echoes),
@@ -85,17 +86,17 @@ class ScanInputs:
     @property
     def uses_networks(self) -> bool:
         """Whether any network is needed."""
-        return _any_network(self.settings["anatomy"], self.detectors.values())
+        return _need_networks(self.settings["anatomy"], self.detectors.values())
 
 
 @dataclass(frozen=True)
 class InputRecord:
-    """The files of a scan as they were before any was loaded.
+    """Record of a scan's files before any was loaded.
 
     Attributes:
         stamps: Of each: role, name, size, times and SHA-256.
         fingerprint: Of them, the settings and the software.
-        began: When, in seconds of the monotonic clock.
+        began: Time of the record, seconds of the monotonic clock.
     """
 
     stamps: tuple[dict[str, object], ...]
@@ -104,13 +105,13 @@ class InputRecord:
 
 
 def resolve_inputs(scan: Scan, config: Config) -> ScanInputs:
-    """Find everything that decides the result of a scan; open none of its images.
+    """Resolve everything that decides the result of a scan, without opening its images.
 
     Raises:
         ValueError: If a detector is unknown.
         OSError: If a folder cannot be read.
     """
-    models = models_of(config)
+    models = get_model_options(config)
     mask = find_mask(config.derivatives, scan, config.mask_desc)
     segmentation = find_segmentation(config.derivatives, scan, config.bids_dir)
     has_anatomy = config.anatomy == "network" or segmentation is not None
@@ -120,7 +121,7 @@ def resolve_inputs(scan: Scan, config: Config) -> ScanInputs:
         BrainSource(scan.path, mask, config.skip_brain_extraction, bool(config.derivatives)),
         segmentation,
         phase,
-        _readable(phase.path) if phase else None,
+        _get_readable(phase.path) if phase else None,
         find_atlases() if has_anatomy else None,
         load_card(ANATOMY, config.model_dir) if has_anatomy else None,
         {name: load_card(name, config.model_dir) for name in config.detector},
@@ -129,39 +130,39 @@ def resolve_inputs(scan: Scan, config: Config) -> ScanInputs:
     )
 
 
-def models_of(config: Config) -> ModelOptions:
-    """Give which networks a run uses, and how."""
+def get_model_options(config: Config) -> ModelOptions:
+    """Get the options of a run's networks."""
     return ModelOptions(config.model_dir, config.members, config.precision)
 
 
 def match_phase(scan: Scan, detectors: Iterable[str], models: ModelOptions) -> PhaseMatch | None:
-    """Find the phase image of a scan; None, and no folder is read, where no network takes phase."""
-    if not takes_phase(detectors, models):
+    """Find the phase image of a scan; None, without reading a folder, if no network takes phase."""
+    if not detectors_use_phase(detectors, models):
         return None
     if scan.more_echoes:
         return PhaseMatch(note=f"{scan.path.name}: combined echoes have no phase in common.")
     return find_phase_image(scan.path)
 
 
-def _readable(path: Path | None) -> Path | None:
+def _get_readable(path: Path | None) -> Path | None:
     return path if path and path.is_file() and os.access(path, os.R_OK) else None
 
 
 def uses_networks(config: Config) -> bool:
-    """Check whether any network is needed for a run."""
-    return _any_network(
+    """Check whether a run needs any network."""
+    return _need_networks(
         config.anatomy, [load_card(name, config.model_dir) for name in config.detector]
     )
 
 
-def _any_network(anatomy: object, cards: Iterable[Mapping]) -> bool:
+def _need_networks(anatomy: object, cards: Iterable[Mapping]) -> bool:
     return anatomy == "network" or any("members" in card for card in cards)
 
 
 def resolve_thresholds(config: Config) -> Thresholds:
-    """Give the thresholds of a run, as `choose_thresholds`."""
+    """Resolve the thresholds of a run; see `choose_thresholds`."""
     cards = [
-        at_operating_point(load_card(name, config.model_dir), config.operating_point)
+        apply_operating_point(load_card(name, config.model_dir), config.operating_point)
         for name in config.detector
     ]
     return choose_thresholds(cards, config.threshold, config.min_volume)
@@ -170,28 +171,28 @@ def resolve_thresholds(config: Config) -> Thresholds:
 def choose_thresholds(
     cards: Sequence[Mapping], threshold: float | None, min_volume: float | None
 ) -> Thresholds:
-    """Choose the user's thresholds, else those on the detectors' cards.
+    """Choose the user's thresholds, else those of the detectors' cards.
 
-    Several detectors share a scale, on which `detection.ensemble.thresholds_of` finds them, and on
-    which the user's threshold is meant; their smallest volumes are averaged.
+    Several detectors share a scale, on which `detection.calibration.combine_thresholds` gives them,
+    and to which the user's threshold refers; their smallest volumes are averaged.
 
     Args:
         cards: Of the detectors, at their operating points.
         threshold: The user's, 0 to 1; None without.
         min_volume: The user's, mm³; None without.
     """
-    of_cards, definite = thresholds_of(cards)
-    volume = float(np.mean([card["min_volume_mm3"] for card in cards]))
-    threshold = of_cards if threshold is None else threshold
-    volume = volume if min_volume is None else min_volume
-    return Thresholds(threshold, max(definite, threshold), volume)
+    from_cards, definite = combine_thresholds(cards)
+    volume_mm3 = float(np.mean([card["min_volume_mm3"] for card in cards]))
+    threshold = from_cards if threshold is None else threshold
+    volume_mm3 = volume_mm3 if min_volume is None else min_volume
+    return Thresholds(threshold, max(definite, threshold), volume_mm3)
 
 
 # --- The record and the fingerprint ---------------------------------------------------------------
 
 
 def record_inputs(inputs: ScanInputs) -> InputRecord:
-    """Note what the files of a scan are, before any is loaded.
+    """Record the files of a scan, before any is loaded.
 
     Raises:
         OSError: If one cannot be read.
@@ -199,14 +200,14 @@ def record_inputs(inputs: ScanInputs) -> InputRecord:
     began = time.monotonic()
     stamps = tuple(describe_input(path, Role=role) for role, path in inputs.roles)
     digests = [[stamp["Role"], stamp["SHA256"]] for stamp in stamps]
-    return InputRecord(stamps, fingerprint_of(inputs, digests), began)
+    return InputRecord(stamps, compute_fingerprint(inputs, digests), began)
 
 
-def fingerprint_of(inputs: ScanInputs, digests: list) -> str:
-    """Take one hash over the input, its metadata, the settings, the detectors and the software.
+def compute_fingerprint(inputs: ScanInputs, digests: list) -> str:
+    """Compute a hash of files, metadata, settings, detectors and software.
 
     Args:
-        inputs: Of the scan whose result it is.
+        inputs: Of the scan.
         digests: Role and SHA-256 of each file.
     """
     atlases, phase = inputs.atlases, inputs.phase_file
@@ -229,18 +230,18 @@ def is_current(marker: Mapping, inputs: ScanInputs) -> bool:
     provenance = marker["Provenance"]
     stamps = provenance.get("Input")
     stamps = stamps if isinstance(stamps, list) else []
-    known = {
+    previous = {
         (stamp.get("Role"), stamp.get("Path")): stamp for stamp in stamps if isinstance(stamp, dict)
     }
     digests = [
-        [role, compute_digest(path, known.get((role, path.name), {}))]
+        [role, compute_digest(path, previous.get((role, path.name), {}))]
         for role, path in inputs.roles
     ]
-    return provenance.get("Fingerprint") == fingerprint_of(inputs, digests)
+    return provenance.get("Fingerprint") == compute_fingerprint(inputs, digests)
 
 
 def check_unchanged(inputs: ScanInputs, record: InputRecord, config: Config) -> None:
-    """Refuse a scan of which a file was replaced while it was processed.
+    """Check that no file of a scan was replaced while it was processed.
 
     Raises:
         ValueError: If one was; the sentence names it.

@@ -1,4 +1,4 @@
-"""One run of the app: what a Config asks for, level by level."""
+"""A run of the app: the levels that its configuration asks for."""
 
 import logging
 import sys
@@ -10,61 +10,55 @@ from pathlib import Path
 from bids_cmb.anatomy.atlases import find_archive, find_atlases
 from bids_cmb.bids.filters import Query, read_filter_file
 from bids_cmb.bids.selection import Selection, find_scans
-from bids_cmb.bids.validation import check_description, check_quickly, run_validator
-from bids_cmb.config import BALANCED, Config, to_toml
-from bids_cmb.detection.ensemble import at_operating_point, check_detector
+from bids_cmb.config import Config, to_toml
 from bids_cmb.errors import (
     BAD_DATA,
-    INVALID_BIDS,
     IO_ERROR,
     NO_INPUT,
-    NO_OUTPUT,
     NOTHING_SELECTED,
     OK,
     RERUN_HINT,
     RESUME_HINT,
     SOME_FAILED,
     UNAVAILABLE,
-    USAGE,
     ExitError,
 )
-from bids_cmb.files import find_obstacle, read_json
-from bids_cmb.lesions.measure import FLAGS
-from bids_cmb.networks.inference import find_device_problem, find_misfit
-from bids_cmb.networks.model_cards import (
-    ANATOMY,
-    is_packaged,
-    load_card,
-    locate_weights,
-    select_members,
+from bids_cmb.files import find_obstacle
+from bids_cmb.provenance import command
+from bids_cmb.workflow.checks import (
+    check_detectors,
+    check_device,
+    check_networks,
+    check_output,
+    make_output_error,
+    validate_dataset,
 )
-from bids_cmb.networks.weights import check_weights
-from bids_cmb.parallel import processes
-from bids_cmb.parallel.dask import LOCAL
-from bids_cmb.parallel.processes import describe_error
-from bids_cmb.provenance import NAME, command
 from bids_cmb.workflow.group import write_group
-from bids_cmb.workflow.participant import count_scans, methods, process_all, write_selection
+from bids_cmb.workflow.methods import describe_run
+from bids_cmb.workflow.participant import count_scans, process_all, write_selection
 
 log = logging.getLogger("bids_cmb")
 
 
 def run(config: Config) -> int:
-    """Do what the Config asks for.
+    """Run the app as configured.
+
+    Returns:
+        The exit code.
 
     Raises:
-        ExitError: If the run cannot begin or cannot go on.
+        ExitError: If the run cannot start or cannot continue.
     """
     _configure_logging(config.verbosity)
     try:
-        return _levels(config)
+        return _run_levels(config)
     finally:
         _close_logging()
 
 
-def _levels(config: Config) -> int:
+def _run_levels(config: Config) -> int:
     if config.boilerplate_only:
-        return _boilerplate(config)
+        return _print_methods(config)
     code = OK
     if "participant" in config.analysis_level:
         code = _participant_level(config)
@@ -74,9 +68,9 @@ def _levels(config: Config) -> int:
 
 
 def _configure_logging(verbosity: int) -> None:
-    """Send the log to stderr: from info on, with -v everything, with -q only what is wrong."""
+    """Send the log to stderr: from info up, with -v everything, with -q from warnings up."""
     level = {-1: logging.WARNING, 0: logging.INFO}.get(max(verbosity, -1), logging.DEBUG)
-    logging.raiseExceptions = False  # a log that is not taken must not stop the run
+    logging.raiseExceptions = False  # a failure to log must not stop the run
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.setLevel(level)
@@ -88,37 +82,37 @@ def _configure_logging(verbosity: int) -> None:
 def _close_logging() -> None:
     for handler in list(log.handlers):
         log.removeHandler(handler)
-        with suppress(OSError):  # a full disk, said already
+        with suppress(OSError):  # a full disk was reported already
             handler.close()
 
 
-def _boilerplate(config: Config) -> int:
-    _check_detectors(config)
-    sys.stdout.write(methods(config))
+def _print_methods(config: Config) -> int:
+    check_detectors(config)
+    sys.stdout.write(describe_run(config))
     return OK
 
 
 def _participant_level(config: Config) -> int:
-    """Find the scans, process them, and say how it went.
+    """Select the scans, process them, and log a summary.
 
     Raises:
         ExitError: If there is nothing to do, or nowhere to write to.
     """
-    _check_detectors(config)
-    _check_device(config)
-    _validate(config)
+    check_detectors(config)
+    check_device(config)
+    validate_dataset(config)
     selection = _select(config)
     if config.dry_run:
         return _print_selection(selection)
-    _look_for_atlases(config)
-    _check_networks(config)
-    _check_output(config)
+    _find_atlases(config)
+    check_networks(config)
+    check_output(config)
     try:
-        logs = _run_folder(config)
+        logs = _make_run_folder(config)
         write_selection(logs / "selection.tsv", selection)
         totals = process_all(selection, config, logs)
     except OSError as error:
-        raise _unwritable(config, error) from error
+        raise make_output_error(config, error) from error
     log.info(
         "%s processed, %d already complete, %d failed, %d not processed. Results: %s",
         count_scans(totals.done),
@@ -139,114 +133,27 @@ def _participant_level(config: Config) -> int:
     return SOME_FAILED if totals.failed or totals.not_processed else OK
 
 
-def _check_detectors(config: Config) -> None:
-    try:
-        for name in config.detector:
-            check_detector(name, config.model_dir)
-            at_operating_point(load_card(name, config.model_dir), config.operating_point)
-        for name in _cards_of(config):
-            check_weights(name, load_card(name, config.model_dir), config.model_dir)
-        folds = {fold for name in config.detector for fold in _folds(name, config)}
-    except ValueError as error:
-        raise ExitError(USAGE, str(error)) from error
-    if len(config.detector) > 1 and config.operating_point != BALANCED:
-        raise ExitError(
-            USAGE,
-            "--operating-point takes one detector, since several share a scale of their own; "
-            f"found {', '.join(config.detector)}. Use --threshold.",
-        )
-    if config.members:
-        log.info("Ensemble members selected: %s.", ", ".join(sorted(folds)))
-    unknown = set(config.exclude_flags) - set(FLAGS)
-    if unknown:
-        rule = f"--exclude-flags takes flags of {' '.join(FLAGS)}"
-        raise ExitError(USAGE, f"{rule}; found {' '.join(sorted(unknown))}.")
-
-
-def _folds(name: str, config: Config) -> list[str]:
-    return [
-        one["name"] for one in select_members(load_card(name, config.model_dir), config.members)
-    ]
-
-
-def _check_device(config: Config) -> None:
-    """Stop before work if a GPU was asked for and none can be used."""
-    elsewhere = config.dask_scheduler not in (None, LOCAL)  # there the workers are asked
-    if config.device != "gpu" or elsewhere:
-        return
-    (outcome,) = processes.run(
-        find_device_problem, [config.device], workers=1
-    )  # TensorFlow stays out of ours
-    if said := outcome.error or outcome.result:
-        raise ExitError(UNAVAILABLE, said)
-
-
-def _check_networks(config: Config) -> None:
-    """Stop before work if weights of the user's own cards do not fit their networks."""
-    own = [
-        (member, locate_weights(name, member, config.model_dir))
-        for name in _cards_of(config)
-        if not is_packaged(name, config.model_dir)
-        for member in select_members(load_card(name, config.model_dir), config.members)
-    ]
-    if config.reports_only or not own:
-        return
-    (outcome,) = processes.run(find_misfit, [own], workers=1)  # TensorFlow stays out of ours
-    if reason := outcome.error or outcome.result:
-        raise ExitError(USAGE, reason)
-
-
-def _cards_of(config: Config) -> list[str]:
-    """Name the cards that a run uses."""
-    return [*config.detector, *([ANATOMY] if config.anatomy == "network" else [])]
-
-
-def _look_for_atlases(config: Config) -> None:
-    """Say once what atlases add, and fetch them if that was asked for."""
+def _find_atlases(config: Config) -> None:
+    """Find the atlases, download them if requested, and log what is missing without them."""
     if config.anatomy != "network" and not config.derivatives:
         return
     try:
         atlases = find_atlases(fetch=config.templateflow_fetch)
     except ValueError as error:
         raise ExitError(UNAVAILABLE, str(error)) from error
-    for path, gives, lacks in (
+    for path, label, missing in (
         (atlases.lobes, "Lobes", "Lobes will be n/a: %s has no Harvard-Oxford atlas"),
         (atlases.nuclei, "Nuclei", "Nuclei will not be named: %s has no MASSP20 atlas"),
     ):
         if path:
-            log.info("%s by %s.", gives, path)
+            log.info("%s by %s.", label, path)
         else:
-            place = f"TemplateFlow's archive, {find_archive()},"
-            log.info(f"{lacks} (use --templateflow-fetch to download it).", place)
-
-
-def _validate(config: Config) -> None:
-    """Look at the dataset as --validate says; only ``strict`` stops at what can be used.
-
-    Raises:
-        ExitError: If the dataset is not valid BIDS, or its description cannot be read safely.
-    """
-    try:
-        check_description(config.bids_dir)
-    except ValueError as error:
-        raise ExitError(INVALID_BIDS, str(error)) from error
-    if config.validate == "warn":
-        for said in check_quickly(config.bids_dir):
-            log.warning("%s The run goes on.", said)
-    elif config.validate == "strict":
-        try:
-            errors = run_validator(config.bids_dir)
-        except ValueError as error:
-            raise ExitError(USAGE, str(error)) from error
-        for said in errors:
-            log.error("%s", said)
-        if errors:
-            said = f"{config.bids_dir} must be valid BIDS for --validate strict"
-            raise ExitError(INVALID_BIDS, f"{said}; errors found: {len(errors)}.")
+            archive = f"TemplateFlow's archive, {find_archive()},"
+            log.info(f"{missing} (use --templateflow-fetch to download it).", archive)
 
 
 def _select(config: Config) -> Selection:
-    """What the dataset holds of what was asked for.
+    """Select the scans to process.
 
     Raises:
         ExitError: If a label or a filter is wrong, or nothing is left to process.
@@ -258,8 +165,8 @@ def _select(config: Config) -> Selection:
         except ValueError as error:
             raise ExitError(BAD_DATA, str(error)) from error
         except OSError as error:
-            said = f"{config.bids_filter_file}: the filter file cannot be read"
-            raise ExitError(NO_INPUT, f"{said} ({error.strerror}).") from error
+            rule = f"{config.bids_filter_file}: the filter file cannot be read"
+            raise ExitError(NO_INPUT, f"{rule} ({error.strerror}).") from error
     query = Query(
         suffixes=config.suffix,
         participants=config.participant_label,
@@ -279,9 +186,9 @@ def _select(config: Config) -> Selection:
     except ValueError as error:
         raise ExitError(NOTHING_SELECTED, str(error)) from error
     except OSError as error:
-        place = Path(error.filename or config.bids_dir)
-        said = f"{place}: cannot be read ({find_obstacle(place) or error.strerror or error})."
-        raise ExitError(NO_INPUT, said) from error
+        path = Path(error.filename or config.bids_dir)
+        rule = f"{path}: cannot be read ({find_obstacle(path) or error.strerror or error})."
+        raise ExitError(NO_INPUT, rule) from error
     for note in (*notes, *selection.notes):
         log.warning("%s", note)
     log.info(
@@ -294,17 +201,21 @@ def _select(config: Config) -> Selection:
 
 
 def _refuse_empty_selection(config: Config, selection: Selection) -> None:
-    """Say why there is no scan to process: broken files, or a selection that none fits."""
-    broken = [one for one in selection.considered if one.unusable]
-    if broken:
-        for one in broken:
-            log.error("%s %s.", one.relative_path, one.reason)
+    """Log why there is no scan to process, and stop.
+
+    Raises:
+        ExitError: Always: scans are unusable, or none fits the selection.
+    """
+    unusable = [decision for decision in selection.considered if decision.unusable]
+    if unusable:
+        for decision in unusable:
+            log.error("%s %s.", decision.relative_path, decision.reason)
         raise ExitError(
             NO_INPUT,
-            f"{config.bids_dir}: no scan can be processed; unusable: {len(broken)}.",
+            f"{config.bids_dir}: no scan can be processed; unusable: {len(unusable)}.",
         )
-    for one in selection.considered[:20]:
-        log.warning("Excluded: %s (%s)", one.relative_path, one.reason)
+    for decision in selection.considered[:20]:
+        log.warning("Excluded: %s (%s)", decision.relative_path, decision.reason)
     raise ExitError(
         NOTHING_SELECTED,
         f"{config.bids_dir}: no scan fits the selection; --dry-run lists what was considered.",
@@ -313,51 +224,18 @@ def _refuse_empty_selection(config: Config, selection: Selection) -> None:
 
 def _print_selection(selection: Selection) -> int:
     """Print which scans would be processed and which not, and why."""
-    for one in selection.considered:
-        verb = "process" if one.included else "skip"
-        sys.stdout.write(f"{verb}\t{one.relative_path}\t{one.reason}\n")
+    for decision in selection.considered:
+        verb = "process" if decision.included else "skip"
+        sys.stdout.write(f"{verb}\t{decision.relative_path}\t{decision.reason}\n")
     sys.stdout.write(f"Scans to process: {len(selection.scans)}\n")
     if selection.scans:
         return OK
-    return NO_INPUT if any(one.unusable for one in selection.considered) else NOTHING_SELECTED
+    unusable = any(decision.unusable for decision in selection.considered)
+    return NO_INPUT if unusable else NOTHING_SELECTED
 
 
-def _unwritable(config: Config, error: OSError) -> ExitError:
-    reason = find_obstacle(config.output_dir) or describe_error(error).rstrip(".")
-    return ExitError(NO_OUTPUT, f"{config.output_dir}: output_dir must be writable; {reason}.")
-
-
-def _check_output(config: Config) -> None:
-    """Refuse a folder that holds another dataset, whose description would be replaced.
-
-    Raises:
-        ExitError: If its ``dataset_description.json`` is not of this app.
-    """
-    path = config.output_dir / "dataset_description.json"
-    try:
-        if not path.exists() or not path.stat().st_size:
-            return
-        said = read_json(path) or {}
-    except OSError as error:
-        raise _unwritable(config, error) from error
-    made_by = said.get("GeneratedBy")
-    tools = (
-        [one.get("Name") for one in made_by or () if isinstance(one, dict)]
-        if isinstance(made_by, list)
-        else []
-    )
-    if NAME not in tools:
-        known = " and ".join(f"{one}" for one in tools if one)
-        what = f"derivatives of {known}" if known else f"the dataset {said.get('Name')!r:.60}"
-        raise ExitError(
-            NO_OUTPUT,
-            f"{config.output_dir}: output_dir must be a new folder or hold results of {NAME}; "
-            f"found {what}.",
-        )
-
-
-def _run_folder(config: Config) -> Path:
-    """The run's own folder in ``logs/``, with its settings and from now on its log."""
+def _make_run_folder(config: Config) -> Path:
+    """Make the folder of the run in ``logs/``, save its settings, and log to it from now on."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     logs = config.output_dir / "logs" / f"{stamp}-{uuid.uuid4().hex[:8]}"
     logs.mkdir(parents=True)
@@ -372,19 +250,19 @@ def _run_folder(config: Config) -> Path:
 
 
 def _group_level(config: Config) -> int:
-    """Put together what the participants wrote.
+    """Write the tables of the group level, and log a summary.
 
     Raises:
-        ExitError: If there is nothing to put together, or the table cannot be written.
+        ExitError: If there are no results, or the tables cannot be written.
     """
-    _check_output(config)
+    check_output(config)
     try:
         participants = config.bids_dir / "participants.tsv"
         totals = write_group(config.output_dir, participants, config.reviews, raw=config.bids_dir)
     except ValueError as error:
         raise ExitError(NO_INPUT, str(error)) from error
     except OSError as error:
-        raise _unwritable(config, error) from error
+        raise make_output_error(config, error) from error
     log.info(
         "Group table: %d processed, %d failed, %d missing, %d outdated, %d gone: %s",
         *(totals[status] for status in ("ok", "failed", "missing", "outdated", "gone")),

@@ -42,11 +42,11 @@ from bids_cmb.workflow.inputs import (
 )
 from bids_cmb.workflow.outputs import (
     ScanResult,
+    choose_network_view,
     forget_attempts,
-    primary_grid,
+    list_sources,
+    refresh_results,
     remove_half_written,
-    show_state,
-    sources_of,
     write_outputs,
 )
 
@@ -54,33 +54,33 @@ RESULT, REPORT, NOTHING = "result", "report", ""  # what a scan may lack
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What the log says of a scan.
+class ScanSummary:
+    """Summary of a processed scan, for the log.
 
     Attributes:
-        n_cmb: Microbleeds counted.
-        n_definite: Of them definite.
-        quality_flags: What may make the counts doubtful.
+        n_cmb: Number of counted microbleeds.
+        n_definite: Number of definite ones.
+        quality_flags: Of image quality.
         notes: Sentences on it.
-        lacked: What was made: `RESULT`, only `REPORT`, or nothing.
+        made: `RESULT`, only `REPORT`, or `NOTHING`.
     """
 
     n_cmb: int
     n_definite: int
     quality_flags: tuple[str, ...]
     notes: tuple[str, ...]
-    lacked: str = RESULT
+    made: str = RESULT
 
 
-def process_scan(scan: Scan, config: Config) -> Summary:
-    """Find the microbleeds of one scan and write down what was found.
+def process_scan(scan: Scan, config: Config) -> ScanSummary:
+    """Detect the microbleeds of a scan and write its outputs.
 
-    The marker that the result is complete is written after every image, table and picture. The
-    scan's row in the table of its session and its participant's page are made from markers; a later
-    run makes what lacks of them.
+    The completion marker is written after every image, table and figure. The scan's row in the
+    table of its session and its participant's page are made from markers; if they are missing, a
+    later run makes them.
 
     Args:
-        scan: Its files, and its BIDS entities.
+        scan: Its files and BIDS entities.
         config: Of the run.
 
     Raises:
@@ -96,11 +96,11 @@ def process_scan(scan: Scan, config: Config) -> Summary:
     row = write_outputs(output, result, inputs, record, report=config.report)
     _show_result(output, config.report)
     notes = (*scan.notes, *result.notes(scan.path.name))
-    return Summary(row["n_cmb"], row["n_definite"], result.quality.flags, notes)
+    return ScanSummary(row["n_cmb"], row["n_definite"], result.quality.flags, notes)
 
 
 def analyze_scan(inputs: ScanInputs, config: Config) -> ScanResult:
-    """Do everything between loading a scan and writing its results.
+    """Load a scan, and compute all its results.
 
     Raises:
         ValueError: If the scan cannot be used; the sentence names the file.
@@ -145,13 +145,13 @@ def measure_lesions(
     thresholds: Thresholds,
     exclude_flags: tuple[str, ...] = ("large",),
 ) -> tuple[Volume, list[Lesion]]:
-    """Cut the probability of the detectors into lesions and measure each one.
+    """Split the probability of the detectors into lesions and measure each.
 
     Args:
-        probability: As `detection.ensemble.detect` gives it.
+        probability: From `detection.ensemble.detect`.
         image: The scan.
         brain: Its brain mask, bool, on the same grid.
-        thresholds: At which to cut.
+        thresholds: Of probability and volume.
         exclude_flags: Flags that exclude a lesion from the counts.
 
     Returns:
@@ -164,16 +164,16 @@ def measure_lesions(
         **asdict(thresholds),
         exclude_flags=exclude_flags,
         spread=probability.spread,
-        instances=probability.evidence.instances,
+        instances=probability.outputs.instances,
     )
 
 
 def complete_anatomy(
     image: Volume, anatomy: AnatomyResult, inputs: ScanInputs, config: Config, *, has_lesions: bool
 ) -> tuple[AnatomyResult, Volume | None]:
-    """Add what atlases tell, finer structures where anybody needs them, and regions of MARS.
+    """Add lobes and capsule from atlases, refined structures if needed, and regions of MARS.
 
-    Structures that the user gave stay as they are.
+    The user's own structures are not refined.
 
     Returns:
         The anatomy, and its regions on its grid; None where nothing was segmented.
@@ -196,7 +196,7 @@ def place_lesions(
     inputs: ScanInputs,
     exclude_flags: tuple[str, ...],
 ) -> list[Lesion]:
-    """Give each lesion its place, where the anatomy is known."""
+    """Locate each lesion in the anatomy, if there is one."""
     if regions is None:
         return lesions
     return locate_lesions(
@@ -210,7 +210,7 @@ def place_lesions(
 
 
 def measure_quality(image: Volume, brain: Volume, header: LoadReport, scan: Scan) -> Quality:
-    """Measure what may make the counts doubtful."""
+    """Measure the image quality."""
     return assess_quality(
         image,
         brain,
@@ -223,10 +223,10 @@ def measure_quality(image: Volume, brain: Volume, header: LoadReport, scan: Scan
 
 @contextmanager
 def _starting_networks(inputs: ScanInputs, threads: int) -> Iterator[None]:
-    """Start TensorFlow aside where it is needed: it takes seconds; meanwhile the scan is read."""
-    with ThreadPoolExecutor(1) as aside:
+    """Start TensorFlow, if needed, in the background: that takes seconds."""
+    with ThreadPoolExecutor(1) as background:
         if inputs.uses_networks:
-            aside.submit(set_threads, threads)
+            background.submit(set_threads, threads)
         yield
 
 
@@ -244,25 +244,25 @@ def _show_result(output: Output, report: str) -> None:
 # --- Resume: what a scan lacks --------------------------------------------------------------------
 
 
-def complete(scan: Scan, config: Config) -> Summary:
-    """Make what a scan lacks: everything, or only its pictures and its participant's page.
+def complete_scan(scan: Scan, config: Config) -> ScanSummary:
+    """Make what a scan lacks: everything, or only its figures and its participant's page.
 
     Raises:
         ValueError: If the scan cannot be used; the sentence names the file.
         OSError: If a file cannot be read or written.
     """
-    missing = RESULT if config.overwrite else lacking(scan, config)
+    missing = RESULT if config.overwrite else find_missing(scan, config)
     if missing == RESULT:
         return process_scan(scan, config)
     mark_current(scan, config)
     if missing == REPORT:
         regenerate_report(scan, config)
     row = (read_marker(Output(config.output_dir, scan).mask(".json")) or {}).get("Microbleeds", {})
-    return Summary(row.get("n_cmb") or 0, row.get("n_definite") or 0, (), (), missing)
+    return ScanSummary(row.get("n_cmb") or 0, row.get("n_definite") or 0, (), (), missing)
 
 
-def lacking(scan: Scan, config: Config) -> str:
-    """Say what a scan lacks of what this run would write: `RESULT`, `REPORT` or `NOTHING`."""
+def find_missing(scan: Scan, config: Config) -> str:
+    """Find what a scan lacks of the outputs of this run: `RESULT`, `REPORT` or `NOTHING`."""
     if not is_complete(scan, config):
         return RESULT
     output = Output(config.output_dir, scan)
@@ -270,34 +270,34 @@ def lacking(scan: Scan, config: Config) -> str:
         has_figures(output, interactive=config.report == "interactive") and shows_result(output)
     ):
         return NOTHING
-    return REPORT if output.brain().is_file() else RESULT  # without the mask none can be drawn
+    return REPORT if output.brain().is_file() else RESULT  # figures need the brain mask
 
 
 def is_complete(scan: Scan, config: Config) -> bool:
-    """Check whether the results on disk are those that this run would write, each file whole."""
-    sign = Output(config.output_dir, scan).mask(".json")
-    marker = read_marker(sign)
-    if marker is None or not is_whole(sign.parent, marker):
+    """Check whether all results on disk are whole and the same that this run would write."""
+    marker_path = Output(config.output_dir, scan).mask(".json")
+    marker = read_marker(marker_path)
+    if marker is None or not is_whole(marker_path.parent, marker):
         return False
     return is_current(marker, resolve_inputs(scan, config))
 
 
 def mark_current(scan: Scan, config: Config) -> None:
-    """Note that the result of a scan is current, and see to its row in the session's table."""
+    """Record that the result of a scan is current, and check its row in the session's table."""
     output = Output(config.output_dir, scan)
-    if any(describe_open_attempt(output.folder, source) for source in sources_of(output)):
+    if any(describe_open_attempt(output.folder, source) for source in list_sources(output)):
         forget_attempts(output)
-        show_state(output)
+        refresh_results(output)
     if not has_row(output):
         remove_half_written(output)
         refresh_scans_table(output.participant_dir)
 
 
 def regenerate_report(scan: Scan, config: Config) -> None:
-    """Draw a scan's pictures and its participant's page anew, from the derivatives.
+    """Draw a scan's figures and write its participant's page again, from the derivatives.
 
     Raises:
-        ValueError: If there is no result of it with a brain mask, or the scan cannot be read.
+        ValueError: If there is no result with a brain mask, or the scan cannot be read.
         OSError: If a file cannot be read or written.
     """
     output = Output(config.output_dir, scan)
@@ -310,7 +310,7 @@ def regenerate_report(scan: Scan, config: Config) -> None:
     image, _ = load_echoes((scan.path, *scan.more_echoes))
     brain = load_brain_mask(output.brain(), image)
     settings = marker.get("Provenance", {}).get("Settings", {})
-    detectors = _known_cards(settings.get("detector", config.detector), config.model_dir)
+    detectors = _load_known_cards(settings.get("detector", config.detector), config.model_dir)
     remove_half_written(output)
     draw_figures(
         output,
@@ -318,21 +318,21 @@ def regenerate_report(scan: Scan, config: Config) -> None:
         brain,
         load_labels(output.labels()),
         read_table(output.labels(".tsv")),
-        network_view=primary_grid(detectors, tuple(settings.get("members", ()))),
-        evidence=_evidence_tables(output),
+        network_view=choose_network_view(detectors, tuple(settings.get("members", ()))),
+        evidence=_read_evidence(output),
         interactive=config.report == "interactive",
     )
     write_page(config.output_dir, scan.subject)
 
 
-def _known_cards(names: list[str] | tuple[str, ...], models: Path | None) -> dict[str, dict]:
-    """Give the model cards of detectors; an empty one for a card that is gone."""
+def _load_known_cards(names: list[str] | tuple[str, ...], models: Path | None) -> dict[str, dict]:
+    """Load the model cards of detectors; an empty one for a card that is gone."""
     known = list_cards(models=models)
     return {name: load_card(name, models) if name in known else {} for name in names}
 
 
-def _evidence_tables(output: Output) -> dict[str, list[dict]]:
-    """Load the tables that the detectors left behind."""
+def _read_evidence(output: Output) -> dict[str, list[dict]]:
+    """Read the tables of the detectors' evidence."""
     return {
         kind: read_table(output.evidence(kind))
         for kind in EVIDENCE_TABLES

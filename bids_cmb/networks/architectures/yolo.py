@@ -48,7 +48,7 @@ def yolo(
     Returns:
         From (B, X, Y, inputs), X and Y multiples of a cell, to float32
         (B, X / cell, Y / cell, anchors x (5 + classes)): x, y, w, h of each anchor, then the
-        confidence of each, then the classes of each. `detection.boxes.read_boxes` says what they
+        confidence of each, then the classes of each. `detection.boxes.decode_boxes` says what they
         mean.
     """
     image = keras.Input((None, None, inputs), name="image")

@@ -5,8 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bids_cmb.detection.boxes import true_boxes
-from bids_cmb.detection.cascade import cell, in_pixels, planes, sees_phase
+from bids_cmb.detection.boxes import make_target_boxes
+from bids_cmb.detection.cascade import (
+    compute_stride,
+    make_slice_input,
+    scale_anchors,
+    uses_phase,
+)
 from bids_cmb.imaging.phase import NEUTRAL
 from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.lesions.measure import MAX_DIAMETER_MM
@@ -30,7 +35,7 @@ SHIFT_DIVISOR = (
 
 @dataclass(frozen=True, eq=False)
 class SliceBoxes:
-    """A scan and the true boxes of its slices, (N, 6) as `detection.boxes.true_boxes`."""
+    """A scan and the boxes of its slices, (N, 6), from `detection.boxes.make_target_boxes`."""
 
     case: training_data.TrainingScan
     boxes: np.ndarray
@@ -39,8 +44,10 @@ class SliceBoxes:
 def find_slice_boxes(scan: training_data.TrainingScan, spacing: float) -> SliceBoxes:
     """Find the boxes of a scan's lesions in its slices."""
     rows = [
-        true_boxes(
-            voxels.astype(int), spacing, sure=scan.labels[tuple(voxels[0])] == training_data.LESION
+        make_target_boxes(
+            voxels.astype(int),
+            spacing,
+            certain=scan.labels[tuple(voxels[0])] == training_data.LESION,
         )
         for voxels in scan.sampling_centres["lesion"]
     ]
@@ -66,7 +73,7 @@ def sample_patch(
     phase = None
     if scan.phase is not None and rng.random() >= blind:
         phase = training_data.crop_or_pad(scan.phase, *window, beyond=NEUTRAL).astype(np.float32)
-    if centre[2] == 0 or centre[2] == scan.image.shape[2] - 1:  # as `planes` has it
+    if centre[2] == 0 or centre[2] == scan.image.shape[2] - 1:  # as `make_slice_input` has it
         for block_ in (block, phase) if phase is not None else (block,):
             block_[:, :, 0 if centre[2] == 0 else 2] = block_[:, :, 1]
     block = training_data.augment_intensity(block, sampling, rng)
@@ -74,7 +81,9 @@ def sample_patch(
     boxes = boxes[boxes[:, 0] == centre[2]][:, 1:]
     boxes = boxes - np.array([*start, 0, 0, 0], np.float32)
     boxes = boxes[((boxes[:, :2] >= 0) & (boxes[:, :2] < side)).all(axis=1)][:most]
-    image, boxes = _flip_randomly(planes(block, 1, inputs, phase), boxes, rng, swaps=sampling.swaps)
+    image, boxes = _flip_randomly(
+        make_slice_input(block, 1, inputs, phase), boxes, rng, swaps=sampling.swaps
+    )
     truth = np.zeros((most, 5), np.float32)
     truth[: len(boxes)] = boxes
     return image, truth
@@ -99,7 +108,7 @@ def _flip_randomly(
 
 def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFunction, str]:  # noqa: ARG001
     check_no_label_maps(sources, "boxes")
-    grid, with_phase = Grid.from_card(recipe.grid), sees_phase({"arguments": recipe.arguments})
+    grid, with_phase = Grid.from_card(recipe.grid), uses_phase({"arguments": recipe.arguments})
     scans = [
         find_slice_boxes(scan, grid.spacing[0])
         for scan in training_data.load_training_scans(
@@ -126,9 +135,13 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
 
 
 def _make_loss(recipe: Recipe) -> BoxLoss:
-    anchors = in_pixels({"arguments": recipe.arguments, "grid": recipe.grid})
+    anchors = scale_anchors({"arguments": recipe.arguments, "grid": recipe.grid})
     widest = MAX_DIAMETER_MM / recipe.grid["spacing"][0]
-    settings = {"anchors": anchors.tolist(), "stride": cell(recipe.arguments), "widest": widest}
+    settings = {
+        "anchors": anchors.tolist(),
+        "stride": compute_stride(recipe.arguments),
+        "widest": widest,
+    }
     return BoxLoss(**settings, **(recipe.loss or {}))
 
 

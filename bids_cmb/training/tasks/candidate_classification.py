@@ -6,8 +6,13 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from bids_cmb.detection.boxes import Suspect
-from bids_cmb.detection.cascade import Rules, find_suspects, patch, sees_phase
+from bids_cmb.detection.boxes import BoxCandidate
+from bids_cmb.detection.cascade import (
+    CandidateRules,
+    crop_patch,
+    find_box_candidates,
+    uses_phase,
+)
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.networks.inference import load_trained_model
 from bids_cmb.training import data as training_data
@@ -39,7 +44,7 @@ class CandidateSet:
 
 def assign_labels(
     scan: training_data.TrainingScan,
-    suspects: Sequence[Suspect],
+    candidates: Sequence[BoxCandidate],
     spacing: Sequence[float],
     near: float,
 ) -> CandidateSet:
@@ -47,11 +52,11 @@ def assign_labels(
 
     Args:
         scan: The scan.
-        suspects: In it.
+        candidates: In it.
         spacing: mm of a voxel, (3,).
         near: mm from a lesion's nearest voxel within which a candidate is that lesion.
     """
-    places = np.array([suspect.centre for suspect in suspects]).reshape(-1, 3)
+    places = np.array([candidate.centre for candidate in candidates]).reshape(-1, 3)
     taken, positives = np.zeros(len(places), bool), []
     for voxels in scan.sampling_centres["lesion"]:
         offsets = (places[:, None] - voxels[None].astype(float)) * spacing
@@ -71,7 +76,7 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
     path = sources.pretrained["boxes"]
     entry = load_pretrained_entry(path, recipe)
     options = dict(recipe.drawing)
-    rules, near = Rules(**options.pop("rules")), options.pop("near_mm")
+    rules, near = CandidateRules(**options.pop("rules")), options.pop("near_mm")
     shift = np.array(options.pop("shift"))
     sampling = make_patch_sampling(options, shape=tuple(recipe.arguments["shape"]))
     predict, grid = load_trained_model(entry, path), Grid.from_card(recipe.grid)
@@ -79,11 +84,11 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
     for item in sources.scans:
         scan = training_data.load_scan_and_brain(item)
         fed = preprocess(*scan, grid)
-        phase = training_data.load_phase_on_grid(item, *scan, grid) if sees_phase(entry) else None
-        suspects = find_suspects(predict, entry, fed, rules, phase)
+        phase = training_data.load_phase_on_grid(item, *scan, grid) if uses_phase(entry) else None
+        candidates = find_box_candidates(predict, entry, fed, rules, phase)
         candidate_sets.append(
             assign_labels(
-                training_data.make_training_scan(item, fed), suspects, fed.image.spacing, near
+                training_data.make_training_scan(item, fed), candidates, fed.image.spacing, near
             )
         )
     positives = [(item, place) for item in candidate_sets for place in item.positives]
@@ -129,7 +134,7 @@ def _sample_patch(
     rng: np.random.Generator,
 ) -> np.ndarray:
     """Cut and augment a patch around a place."""
-    block = patch(scan.image, place, sampling.shape)
+    block = crop_patch(scan.image, place, sampling.shape)
     return training_data.augment_intensity(
         training_data.flip_randomly(block, rng, swaps=sampling.swaps), sampling, rng
     )

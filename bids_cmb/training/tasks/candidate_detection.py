@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.detection.distilled import channels, symmetry
+from bids_cmb.detection.distilled import scale_symmetry, stack_channels
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.training import data as training_data
 from bids_cmb.training.distillation import CandidateLoss
@@ -41,7 +41,7 @@ def load_symmetry_scan(paths: training_data.ScanFiles, grid: Grid) -> SymmetrySc
     """
     fed = preprocess(*training_data.load_scan_and_brain(paths), grid)
     return SymmetryScan(
-        training_data.make_training_scan(paths, fed), symmetry(fed).astype(np.float16)
+        training_data.make_training_scan(paths, fed), scale_symmetry(fed).astype(np.float16)
     )
 
 
@@ -70,7 +70,7 @@ def make_input(
     Noise, contrast and brightness vary the image alone, as published.
     """
     image = training_data.augment_intensity(stacked[..., 0], sampling, rng)
-    return channels(image, symmetric * stacked[..., 1], stacked[..., 2] > 0)
+    return stack_channels(image, symmetric * stacked[..., 1], stacked[..., 2] > 0)
 
 
 def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFunction, str]:  # noqa: ARG001

@@ -13,10 +13,16 @@ import keras
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.detection.distilled import SIDE, Ask, Seen, candidate_chance, find_spots, look
+from bids_cmb.detection.distilled import (
+    PATCH_VOXELS,
+    NetworkInput,
+    find_regions,
+    predict_candidates,
+    prepare_input,
+)
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed, preprocess
 from bids_cmb.lesions.measure import CONNECTIVITY_26
-from bids_cmb.networks.inference import load_trained_model
+from bids_cmb.networks.inference import Predictor, load_trained_model
 from bids_cmb.provenance import fingerprint
 from bids_cmb.training import data as training_data
 from bids_cmb.training.distillation import StudentLoss, TeacherLoss
@@ -65,7 +71,7 @@ class Patches:
 # --- What is drawn from ---------------------------------------------------------------------------
 
 
-def load_pretrained(recipe: Recipe, sources: Sources, role: str) -> tuple[dict, Ask]:
+def load_pretrained(recipe: Recipe, sources: Sources, role: str) -> tuple[dict, Predictor]:
     """Load a network that this one builds on: its entry, and a function that predicts.
 
     Raises:
@@ -85,7 +91,7 @@ def load_pretrained(recipe: Recipe, sources: Sources, role: str) -> tuple[dict, 
 
 
 def load_patches(
-    paths: training_data.ScanFiles, entry: dict, predict: Ask, recipe: Recipe, cache_dir: Path
+    paths: training_data.ScanFiles, entry: dict, predict: Predictor, recipe: Recipe, cache_dir: Path
 ) -> Patches:  # fmt: skip
     """Load the patches about lesions and candidates of a scan, from the cache if they are there.
 
@@ -116,16 +122,16 @@ def load_patches(
 
 
 def _extract_patches(
-    paths: training_data.ScanFiles, grid: Grid, predict: Ask, drawing: dict
+    paths: training_data.ScanFiles, grid: Grid, predict: Predictor, drawing: dict
 ) -> Patches:
     fed, scan, network_input = _prepare(paths, grid)
-    chance = candidate_chance(predict, network_input)
-    spots = find_spots(chance, threshold=drawing["threshold"], most=drawing["most"])
+    probability = predict_candidates(predict, network_input)
+    regions = find_regions(probability, threshold=drawing["threshold"], most=drawing["most"])
     near = ndimage.binary_dilation(scan.labels == training_data.LESION, CONNECTIVITY_26)
     unsure = ndimage.binary_dilation(scan.labels == training_data.UNCERTAIN, CONNECTIVITY_26)
-    hit = np.array([near[tuple(spot.voxels.T)].any() for spot in spots], bool)
-    uncertain_hit = np.array([unsure[tuple(spot.voxels.T)].any() for spot in spots], bool)
-    centres = [spot.centre for spot in spots]
+    hit = np.array([near[tuple(region.voxels.T)].any() for region in regions], bool)
+    uncertain_hit = np.array([unsure[tuple(region.voxels.T)].any() for region in regions], bool)
+    centres = [region.centre for region in regions]
     lesions = [
         np.rint(voxels.mean(axis=0)).astype(int)
         for voxels in scan.sampling_centres["lesion"]
@@ -137,7 +143,7 @@ def _extract_patches(
     negatives = negatives[:: max(1, -(-len(negatives) // drawing["negatives"]))]
     image = np.stack([fed.image.data, network_input.channels[..., 1]], axis=-1).astype(np.float16)
     marks = (scan.labels + LOSS_MASK_OFFSET * scan.loss_mask).astype(np.uint8)
-    shape = (SIDE + 2 * MARGIN_VOXELS,) * 3
+    shape = (PATCH_VOXELS + 2 * MARGIN_VOXELS,) * 3
     boxes = [voxel - shape[0] // 2 for voxel in positives + negatives]
     return Patches(
         np.array([training_data.crop_or_pad(image, voxel, shape) for voxel in boxes]).reshape(
@@ -152,9 +158,9 @@ def _extract_patches(
 
 def _prepare(
     paths: training_data.ScanFiles, grid: Grid
-) -> tuple[Preprocessed, training_data.TrainingScan, Seen]:
+) -> tuple[Preprocessed, training_data.TrainingScan, NetworkInput]:
     fed = preprocess(*training_data.load_scan_and_brain(paths), grid)
-    return fed, training_data.make_training_scan(paths, fed), look(fed)
+    return fed, training_data.make_training_scan(paths, fed), prepare_input(fed)
 
 
 # --- What is shown and told -----------------------------------------------------------------------
@@ -175,13 +181,14 @@ def _make_sampler(recipe: Recipe, sources: Sources):
     options = dict(recipe.drawing or {})
     symmetric = options.get("symmetry", True)
     augmentation = {key: value for key, value in options.items() if key not in SAMPLING_OPTIONS}
-    sampling = make_patch_sampling(augmentation, shape=(SIDE,) * 3, shares={})
+    sampling = make_patch_sampling(augmentation, shape=(PATCH_VOXELS,) * 3, shares={})
     sigma = WEIGHT_SIGMA_MM / np.array(Grid.from_card(recipe.grid).spacing, float)
 
     def sample_patch(place: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         scan_patches, number = patches[place[0]], place[1]
         box = tuple(
-            slice(start, start + SIDE) for start in rng.integers(0, 2 * MARGIN_VOXELS + 1, 3)
+            slice(start, start + PATCH_VOXELS)
+            for start in rng.integers(0, 2 * MARGIN_VOXELS + 1, 3)
         )
         marks = scan_patches.marks[number][box][..., None]
         stacked = np.concatenate(

@@ -11,7 +11,7 @@ import numpy as np
 from bids_cmb.anatomy.segmentation import Anatomy, predict_anatomy
 from bids_cmb.detection.proposals import (
     ANATOMY_FROM,
-    Rules,
+    ProposalRules,
     cut_patch,
     describe_places,
     find_proposals,
@@ -126,7 +126,7 @@ def _line_up(paths: training_data.ScanFiles, recipe: Recipe, ask: FirstStage) ->
     fed = preprocess(scan, brain, Grid.from_card(recipe.grid))
     case = training_data.make_training_scan(paths, fed)
     probability = Volume(ask(fed.image.data), fed.image.affine)
-    rules = Rules.from_card((recipe.drawing or {}).get("rules", {}))
+    rules = ProposalRules.from_card((recipe.drawing or {}).get("rules", {}))
     proposals = find_proposals(probability, dilate_brain(fed.brain), rules)
     rng = np.random.default_rng(int(sha256(paths.image)[:8], 16))
     voxels = np.array([one.voxel for one in proposals], int).reshape(-1, 3)

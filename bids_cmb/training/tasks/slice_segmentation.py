@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from scipy.special import expit
 
-from bids_cmb.detection.gated import TILE, Ask, ask_tiles
-from bids_cmb.networks.inference import load_trained_model
+from bids_cmb.detection.gated import TILE_VOXELS, predict_tiles
+from bids_cmb.networks.inference import Predictor, load_trained_model
 from bids_cmb.networks.model_cards import read_entry
 from bids_cmb.training import data as training_data
 from bids_cmb.training.losses import FocalTverskyLoss
@@ -43,27 +43,31 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
     return sample, f"{len(scans)} scans with {lesions} lesions and {alarms} false alarms of a gate"
 
 
-def _add_false_alarms(scan: training_data.TrainingScan, gate: Ask) -> training_data.TrainingScan:
+def _add_false_alarms(
+    scan: training_data.TrainingScan, gate: Predictor
+) -> training_data.TrainingScan:
     """Add the middles of tiles that the gate takes for lesions to the sampling centres."""
     slices = np.linspace(0, scan.image.shape[2] - 1, N_GATE_SLICES + 2)[1:-1].astype(int)
     mask = np.zeros(scan.loss_mask.shape, bool)
     mask[..., slices] = scan.loss_mask[..., slices]
-    starts, probabilities = ask_tiles(gate, scan.image.astype(np.float32), mask)
+    starts, probabilities = predict_tiles(gate, scan.image.astype(np.float32), mask)
     alarms = [
         start
         for start, probability in zip(starts, probabilities, strict=True)
         if probability >= FALSE_ALARM_PROBABILITY and not _has_lesion(scan.labels, start)
     ]
-    middles = np.array(alarms, np.int16).reshape(-1, 3) + np.array([TILE // 2, TILE // 2, 0])
+    middles = np.array(alarms, np.int16).reshape(-1, 3) + np.array(
+        [TILE_VOXELS // 2, TILE_VOXELS // 2, 0]
+    )
     return replace(scan, sampling_centres={**scan.sampling_centres, "gate": [middles]})
 
 
 def _has_lesion(truth: np.ndarray, start: np.ndarray) -> bool:
     x, y, z = start
-    return bool(truth[x : x + TILE, y : y + TILE, max(0, z - 1) : z + 2].any())
+    return bool(truth[x : x + TILE_VOXELS, y : y + TILE_VOXELS, max(0, z - 1) : z + 2].any())
 
 
-def _load_gate(entry: Path) -> Ask:
+def _load_gate(entry: Path) -> Predictor:
     """Load the gate of an entry."""
     member = read_entry(entry)
     predict = load_trained_model(member, entry, precision="mixed")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from bids.layout import BIDSLayout
 
+from bids_cmb.bids import indexing
 from bids_cmb.bids import selection as discovery
 from bids_cmb.bids.filters import Query, read_filter_file
 from bids_cmb.bids.selection import find_scans, list_subjects
@@ -379,7 +380,7 @@ def test_a_file_that_was_asked_for_and_cannot_be_used_is_said_to_be_wanted(datas
 
 def test_a_file_without_permission_is_wanted(dataset, monkeypatch):
     root = dataset(anat("swi.nii.gz"))
-    monkeypatch.setattr(discovery.os, "access", lambda *_: False)  # root may read everything
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may read everything
     [file] = find(root).considered
     assert file.unusable
     assert file.reason == "cannot be read (permission denied)"
@@ -394,7 +395,7 @@ def test_a_folder_that_cannot_be_read_is_wanted(dataset, monkeypatch):
             raise PermissionError(13, "Permission denied")
         return scandir(folder)
 
-    monkeypatch.setattr(discovery.os, "scandir", guarded)
+    monkeypatch.setattr(os, "scandir", guarded)
     [file] = [c for c in find(root).considered if c.unusable]
     assert file.relative_path == "sub-02/anat"
     assert file.reason == "cannot be read (permission denied)"
@@ -645,7 +646,7 @@ def test_a_database_knows_suffixes_that_nobody_had_asked_for(dataset, tmp_path):
 
 def test_a_database_of_pybids_itself_is_read(cohort, tmp_path):
     layout = BIDSLayout(cohort, validate=False, database_path=tmp_path / "db")
-    discovery._list_files(layout)
+    indexing._list_files(layout)
     assert len(find(cohort, database_dir=tmp_path / "db").scans) == 11
 
 
@@ -674,4 +675,4 @@ def test_others_find_swi_by_its_datatype_in_a_database_of_ours(dataset, tmp_path
     find(root, database_dir=tmp_path / "db")
     layout = BIDSLayout(database_path=tmp_path / "db", validate=False)
     assert len(layout.get(datatype="swi", suffix="swi")) == 1
-    discovery._list_files(layout)
+    indexing._list_files(layout)

@@ -53,7 +53,7 @@ def test_a_workbook_that_is_only_an_archive_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.xlsx", "a.csv"])
 def test_what_unpacks_to_too_much_is_refused(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(spreadsheets, "LARGEST_MB", 0.01)
+    monkeypatch.setattr(spreadsheets, "MAX_SIZE_MB", 0.01)
     if name.endswith("csv"):
         (tmp_path / name).write_text("1,2\n" * 5000)
     else:

@@ -206,7 +206,7 @@ def imported(tmp_path, scans, write, **asked):
     source, out, said = tmp_path / "source", tmp_path / "out", []
     source.mkdir()
     kind = write(source, scans)
-    made = import_labels(kind, source, out, options=ImportOptions(**asked), say=said.append)
+    made = import_labels(kind, source, out, options=ImportOptions(**asked), log=said.append)
     return out, said, made
 
 
@@ -324,8 +324,8 @@ def test_both_kinds_of_mat_files_say_the_same(tmp_path, crumbs):
     as_dou(tmp_path / "old", crumbs)
     as_newer_dou(tmp_path / "new", crumbs)
     old, new = (dou.read(tmp_path / name).scans for name in ("old", "new"))
-    assert [[point.at for point in scan.points] for scan in old] == [
-        [point.at for point in scan.points] for scan in new
+    assert [[point.coordinates for point in scan.points] for scan in old] == [
+        [point.coordinates for point in scan.points] for scan in new
     ]
     assert [len(scan.points) for scan in new] == [3, 1, 0]
 
@@ -393,7 +393,7 @@ def test_the_source_stays_as_it_is(tmp_path, scans):
         }
 
     before = state()
-    import_labels("dou", source, tmp_path / "out", options=ImportOptions(), say=str)
+    import_labels("dou", source, tmp_path / "out", options=ImportOptions(), log=str)
     assert state() == before
     for path in (tmp_path / "out").rglob("*.nii.gz"):
         path.write_bytes(b"")
@@ -407,7 +407,7 @@ def test_synthetic_copies_stay_with_their_subject(tmp_path, scans):
     put(scans["c"], share / "NoCMBSubject" / "007.nii.gz")
     row = list(map(int, counted("b", base=1).ravel()))
     book(share / "list.xlsx", [["007_sCMB_1.nii.gz", *row], ["007_sCMB_2.nii.gz", *row]])
-    import_labels("momeni", share, tmp_path / "out", options=ImportOptions(), say=str)
+    import_labels("momeni", share, tmp_path / "out", options=ImportOptions(), log=str)
     scans_found = [scan.path.name for scan in find_scans(tmp_path / "out", Query()).scans]
     assert scans_found == [f"sub-007_run-{run:02d}_swi.nii.gz" for run in (1, 2, 3)]
     assert [case.subject for case in find_training_scans(tmp_path / "out")] == ["sub-007"] * 3
@@ -421,7 +421,7 @@ def test_names_that_bids_does_not_know_are_made_plain_and_stay_apart(tmp_path, s
     rows = "".join(f"{name},{x},{y},{z},world\n" for name in both)
     (tmp_path / "s" / "t.csv").write_text("file,x,y,z,space\n" + rows)
     import_labels(
-        "csv", tmp_path / "s", tmp_path / "out", options=ImportOptions(suffix="swi"), say=str
+        "csv", tmp_path / "s", tmp_path / "out", options=ImportOptions(suffix="swi"), log=str
     )
     assert [row["participant_id"] for row in read_table(tmp_path / "out/participants.tsv")] == [
         "sub-A1",
@@ -812,11 +812,11 @@ def test_folders_that_cannot_be_are_refused(tmp_path):
         (full, "needs an empty folder; found files in it"),
     ):
         with pytest.raises(ValueError, match=said):
-            import_labels("csv", source, out, options=ImportOptions(), say=str)
+            import_labels("csv", source, out, options=ImportOptions(), log=str)
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
-        import_labels("csv", tmp_path / "no", tmp_path / "o", options=ImportOptions(), say=str)
+        import_labels("csv", tmp_path / "no", tmp_path / "o", options=ImportOptions(), log=str)
     with pytest.raises(ValueError, match="a folder Data with scans is needed"):
-        import_labels("almasni", source, tmp_path / "o", options=ImportOptions(), say=str)
+        import_labels("almasni", source, tmp_path / "o", options=ImportOptions(), log=str)
 
 
 @pytest.mark.parametrize(
@@ -831,7 +831,7 @@ def test_folders_that_cannot_be_are_refused(tmp_path):
 def test_impossible_wishes_are_refused(asked, said, tmp_path):
     with pytest.raises(ValueError, match=said):
         import_labels(
-            "csv", tmp_path, tmp_path.parent / "o", options=ImportOptions(**asked), say=str
+            "csv", tmp_path, tmp_path.parent / "o", options=ImportOptions(**asked), log=str
         )
 
 

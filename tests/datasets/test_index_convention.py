@@ -8,8 +8,8 @@ from bids_cmb.datasets.index_convention import (
     Darkness,
     IndexConvention,
     candidate_conventions,
-    darkness,
     infer_convention,
+    measure_darkness,
 )
 from bids_cmb.imaging.volume import Volume
 
@@ -44,7 +44,7 @@ def test_the_way_is_told_among_all(spotted, true):
     origin = true.index(np.zeros((1, 3)), SHAPE)
     steps = np.concatenate([true.index(np.eye(3)[[axis]], SHAPE) - origin for axis in range(3)])
     counted = (spots - origin) @ np.linalg.inv(steps)
-    found = infer_convention(EVERY, [darkness(image, counted, EVERY)])
+    found = infer_convention(EVERY, [measure_darkness(image, counted, EVERY)])
     assert found.convention == true
     assert found.points == 4
     assert found.darkness > 0.4 > found.next_best > -0.1
@@ -55,7 +55,9 @@ def test_grainy_tissue_is_no_microbleed(rng):
     image = Volume(rng.normal(100, 3, SHAPE), OBLIQUE)
     counted = rng.uniform(10, 20, (6, 3)).round()
     with pytest.raises(ValueError, match="microbleeds are dark, and the 6 points are not"):
-        infer_convention([IndexConvention()], [darkness(image, counted, [IndexConvention()])])
+        infer_convention(
+            [IndexConvention()], [measure_darkness(image, counted, [IndexConvention()])]
+        )
 
 
 def test_two_scans_that_need_two_ways_are_refused():

@@ -198,6 +198,7 @@ def _merge_parcels(codes: np.ndarray) -> np.ndarray:
 
 
 def _grow_lobes(anatomy: Anatomy, parcels: np.ndarray) -> np.ndarray:
+        None if anatomy.mni_covariance is None else back.T @ anatomy.mni_covariance @ back,
     """Grow lobes: every voxel of cortex and white matter has the lobe of the nearest parcel."""
     lobe = np.zeros(PARCEL_OFFSET, np.uint8)
     for name, members in load_mars_table()["parcels"].items():

@@ -92,7 +92,8 @@ def detect(
         On the grid of ``image``; 0 outside the brain, for detectors of two stages 0 beyond the
         lesions that they see up to `imaging.preprocessing.BRAIN_SHELL_MM` outside it. The
         spread is that of the detectors, or of the members if there is one detector. Several
-        detectors are averaged `on_common_scale`, where a voxel is lesion from `COMMON_THRESHOLD` on.
+        detectors are averaged `on_common_scale`, where a voxel is lesion from `COMMON_THRESHOLD`
+        on.
 
     Raises:
         ValueError: If a name is unknown, comes twice or none is given, or weights are not those of

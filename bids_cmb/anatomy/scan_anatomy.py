@@ -18,6 +18,7 @@ from bids_cmb.anatomy.refinement import refine_structures
 from bids_cmb.anatomy.segmentation import MAX_MNI_RMS_MM, Anatomy, predict_anatomy, resample_brain
 from bids_cmb.anatomy.user_segmentation import (
     RegisteredSegmentation,
+    describe_unknown_codes,
     load_segmentation,
     register_segmentation,
 )
@@ -107,8 +108,10 @@ def segment_anatomy(
         return segment_with_network(image, models) if network else AnatomyResult()
     about = load_card(ANATOMY, models.folder)
     head, lobes = load_segmentation(segmentation.path, about["classes"], about["mni_centroids"])
+    unknown = describe_unknown_codes(segmentation.path, about["classes"])
+    notes = () if unknown is None else (unknown,)
     result = AnatomyResult(
-        head, lobes, str(segmentation.path), segmentation=segmentation.path
+        head, lobes, str(segmentation.path), notes, segmentation=segmentation.path
     )  # fmt: skip
     if not segmentation.on_t1w:
         return result

@@ -8,13 +8,16 @@ from scipy import ndimage
 
 from bids_cmb.anatomy.segmentation import (
     MIDLINE_HALF_WIDTH_MM,
+    Anatomy,
     compute_centroids,
     decode_anatomy,
+    estimate_mni_uncertainty,
     fit_to_mni,
     format_itk_affine,
     locate_structures,
     resample_brain,
 )
+from bids_cmb.anatomy.user_segmentation import transform_anatomy
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.simulation.tissue_properties import is_brain
@@ -97,19 +100,64 @@ def test_an_affine_between_heads_is_found_and_one_missed_structure_does_not_turn
     turn = from_matvec(euler2mat(0.2, 0.1, -0.15) @ np.diag([1.1, 0.95, 1.05]), [5, -20, 9])
     here = compute_centroids(codes)
     there = {str(code): apply_affine(turn, at).tolist() for code, at in here.items()}
-    matrix, fit = fit_to_mni(codes, there)
-    np.testing.assert_allclose(matrix, turn, atol=0.01)
-    assert fit < 0.01
+    fit = fit_to_mni(codes, there)
+    corners = np.array([[-60, -80, -40], [60, 80, 60], [0, 0, 0]])
+    apart = np.linalg.norm(apply_affine(fit.to_mni, corners) - apply_affine(turn, corners), axis=1)
+    assert apart.max() < 1  # heads are drawn a little towards the same shape
+    assert fit.fit_mm < 0.5
     astray = dict(there)
     astray["10"] = (np.array(there["10"]) + 30).tolist()
-    matrix, _ = fit_to_mni(codes, astray)
-    corners = np.array([[-60, -80, -40], [60, 80, 60], [0, 0, 0]])
+    matrix = fit_to_mni(codes, astray).to_mni
     apart = np.linalg.norm(apply_affine(matrix, corners) - apply_affine(turn, corners), axis=1)
     assert apart.max() < 2
 
 
 def test_too_few_structures_give_no_affine(known):
-    assert fit_to_mni(known[0], {"10": [0, 0, 0]}) == (None, None)
+    assert fit_to_mni(known[0], {"10": [0, 0, 0]}) is None
+
+
+@pytest.mark.parametrize("height", [-40, -25, -10, 35, 55])
+def test_a_cut_head_keeps_its_mni_positions(known, height):
+    """Cut at any height (mm in MNI space), from below or above, as clinical slabs are."""
+    codes, _ = known
+    turn = from_matvec(euler2mat(0.2, 0.1, -0.15) @ np.diag([1.06, 0.97, 1.03]), [0, 0, 0])
+    middle = apply_affine(turn, codes.world(np.argwhere(np.isin(codes.data, (10, 49))).mean(0)))
+    turn[:3, 3] = [0, -18, 8] - middle
+    rng = np.random.default_rng(4)  # no head is an affine image of another
+    there = {
+        str(code): (apply_affine(turn, at) + rng.normal(0, 1.5, 3)).tolist()
+        for code, at in compute_centroids(codes).items()
+    }
+    whole = fit_to_mni(codes, there).to_mni
+    planes = apply_affine(turn @ codes.affine, np.indices(codes.shape).reshape(3, -1).T)
+    planes = planes[:, 2].reshape(codes.shape).mean(axis=(0, 1))
+    kept = planes > height if height < 0 else planes < height
+    first = int(np.flatnonzero(kept)[0])
+    affine = codes.affine @ from_matvec(np.eye(3), [0, 0, first])
+    part = Volume(codes.data[:, :, kept], affine)
+    fit = fit_to_mni(part, there)
+    cerebrum = part.world(np.argwhere(np.isin(part.data, (2, 3, 41, 42)))[::7])
+    apart = np.linalg.norm(
+        apply_affine(fit.to_mni, cerebrum) - apply_affine(whole, cerebrum), axis=1
+    )
+    assert np.median(apart) <= 3
+
+
+def test_the_uncertainty_of_a_place_grows_away_from_the_structures_that_were_fitted(known):
+    codes, _ = known
+    there = {str(code): at.tolist() for code, at in compute_centroids(codes).items()}
+    fit = fit_to_mni(codes, there)
+    head = Anatomy(codes, codes, (np.array([-1.0, 0, 0]), 0.0), fit.to_mni, fit.fit_mm,
+                   fit.covariance)  # fmt: skip
+    centre = codes.world(np.argwhere(np.isin(codes.data, (10, 49))).mean(axis=0))
+    away = [estimate_mni_uncertainty(head, centre + [0, 0, mm]) for mm in (0, 60, 120)]
+    assert 2 < away[0] < away[1] < away[2]
+    turn = from_matvec(euler2mat(0.3, -0.2, 0.1), [5, 6, 7])
+    moved = transform_anatomy(head, turn)
+    there = apply_affine(turn, centre + [0, 0, 60])
+    assert estimate_mni_uncertainty(moved, there) == pytest.approx(away[1])
+    (place,) = locate_structures(head, [centre], CLASSES)
+    assert place.mni_uncertainty_mm == pytest.approx(away[0])
 
 
 @pytest.mark.parametrize("code", [10, 49, 12, 3, 42, 16, 8, 46])

@@ -9,9 +9,10 @@ from nibabel.affines import apply_affine, from_matvec
 from nibabel.eulerangles import euler2mat
 from phantoms import T1W, T2STAR, painted
 
-from bids_cmb.anatomy.mars import index_regions
+from bids_cmb.anatomy.mars import index_regions, load_mars_table
 from bids_cmb.anatomy.segmentation import format_itk_affine, locate_structures
 from bids_cmb.anatomy.user_segmentation import (
+    describe_unknown_codes,
     load_segmentation,
     register_segmentation,
     transform_anatomy,
@@ -69,6 +70,51 @@ def test_white_parcels_are_white_matter(anatomy, stored):
 
     found, _ = load_segmentation(stored(parcelled), CLASSES, CENTROIDS)
     assert (found.structures.data == anatomy.structures.data).mean() > 0.995
+
+
+def test_parcels_of_a2009s_are_cortex_and_tell_lobes_apart(anatomy, stored):
+    """FreeSurfer's table: 11116 left superior frontal gyrus, 11111 left cuneus, 12116 right."""
+
+    def parcelled(codes):
+        back = np.arange(codes.shape[1])[None, :, None] < codes.shape[1] // 2
+        left = codes == 3
+        codes = np.where(left & back, 11111, np.where(left, 11116, codes))
+        codes = np.where(codes == 42, 12116, codes)
+        return np.where(codes == 41, 14116, codes)
+
+    path = stored(parcelled)
+    found, lobes = load_segmentation(path, CLASSES, CENTROIDS)
+    assert (found.structures.data == anatomy.structures.data).mean() > 0.995
+    left = anatomy.structures.data == 3
+    names = {index_regions()[int(code)][0] for code in np.unique(lobes[left])}
+    assert names == {"frontal", "occipital"}
+    assert describe_unknown_codes(path, CLASSES) is None
+
+
+def test_white_matter_that_wmparc_leaves_unsegmented_is_white_matter(anatomy, stored):
+    def deep(codes):
+        return np.where(codes == 2, 5001, np.where(codes == 41, 5002, codes))
+
+    found, _ = load_segmentation(stored(deep), CLASSES, CENTROIDS)
+    assert (found.structures.data == anatomy.structures.data).mean() > 0.995
+
+
+@pytest.mark.parametrize("table", ["parcels", "parcels_a2009s"])
+def test_every_parcel_has_one_lobe(table):
+    """Desikan-Killiany numbers 1 to 35; a2009s 1 to 75. DKT has some of the former."""
+    members = [parcel for lobe in load_mars_table()[table].values() for parcel in lobe]
+    assert sorted(members) == list(range(1, 36 if table == "parcels" else 76))
+
+
+def test_unknown_codes_are_counted_in_one_sentence(stored):
+    def odd(codes):
+        return np.where(codes == 10, 99_999, np.where(codes == 49, 7007, codes))
+
+    sentence = describe_unknown_codes(stored(odd), CLASSES)
+    assert "2 of its " in sentence
+    assert "(7007, 99999; " in sentence
+    assert "% of the labelled voxels); they count as outside the brain." in sentence
+    assert describe_unknown_codes(stored(), CLASSES) is None
 
 
 def test_a_mask_is_no_segmentation(stored):

@@ -20,8 +20,7 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
-from bids_cmb.anatomy.brain_extraction import segment_brain
-from bids_cmb.anatomy.segmentation import predict_anatomy, resample_brain
+from bids_cmb.anatomy.scan_anatomy import BrainSource, get_brain_mask, segment_with_network
 from bids_cmb.bids.filters import Query
 from bids_cmb.bids.selection import find_scans
 from bids_cmb.config import BALANCED
@@ -312,11 +311,8 @@ def judge_scan(
         name: Of the scan.
     """
     image, _ = load(path)
-    try:
-        anatomy = predict_anatomy(image)
-        brain = resample_brain(anatomy, image)
-    except ValueError:
-        anatomy, brain = None, Volume(segment_brain(image).data, image.affine)
+    head = segment_with_network(image, ModelOptions())
+    anatomy, brain = head.head, get_brain_mask(image, BrainSource(path), head).mask
     fed, probability, proposals = propose(image, brain, card, models)
     chance = decide(fed, probability, proposals, card, models, anatomy)
     voxels = np.array([one.voxel for one in proposals]).reshape(-1, 3)

@@ -36,7 +36,7 @@ from bids_cmb.detection.two_stage import (
     read_opinion,
 )
 from bids_cmb.files import load_object, write_json
-from bids_cmb.imaging.volume import Volume, load
+from bids_cmb.imaging.volume import load
 from bids_cmb.metrics.matching import MAX_DISTANCE_MM, match_valdo
 from bids_cmb.metrics.scores import (
     ScanMatches,

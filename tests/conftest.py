@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from grids import OBLIQUE
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 from phantoms import phantom, stripped
@@ -26,7 +27,6 @@ from bids_cmb.simulation.phantom import make_procedural_head
 from bids_cmb.simulation.tissue_properties import CSF, FIRST_EXTRACEREBRAL_CODE
 
 # As scanned: oblique, flipped (LAS) and anisotropic
-OBLIQUE = from_matvec(euler2mat(0.2, -0.1, 0.15) @ np.diag([-0.5, 0.5, 2.0]), [40, -60, -30])
 
 
 @pytest.fixture

@@ -13,10 +13,12 @@ from bids_cmb.anatomy.brain_extraction import (
     measure_volume_ml,
     segment_brain,
 )
+from bids_cmb.anatomy.lobes import draw_lobes
 from bids_cmb.anatomy.refinement import refine_structures
 from bids_cmb.anatomy.segmentation import MAX_MNI_RMS_MM, Anatomy, predict_anatomy, resample_brain
 from bids_cmb.anatomy.user_segmentation import (
     RegisteredSegmentation,
+    describe_unknown_codes,
     load_segmentation,
     register_segmentation,
 )
@@ -106,8 +108,10 @@ def segment_anatomy(
         return segment_with_network(image, models) if network else AnatomyResult()
     about = load_card(ANATOMY, models.folder)
     head, lobes = load_segmentation(segmentation.path, about["classes"], about["mni_centroids"])
+    unknown = describe_unknown_codes(segmentation.path, about["classes"])
+    notes = () if unknown is None else (unknown,)
     result = AnatomyResult(
-        head, lobes, str(segmentation.path), segmentation=segmentation.path
+        head, lobes, str(segmentation.path), notes, segmentation=segmentation.path
     )  # fmt: skip
     if not segmentation.in_t1w_space:
         return result
@@ -152,10 +156,11 @@ def refine_anatomy(image: Volume, result: AnatomyResult, models: ModelOptions) -
 
 
 def add_atlases(result: AnatomyResult, atlases: Atlases) -> AnatomyResult:
-    """Add lobes and internal capsule by atlases, and a note on a poor fit to MNI."""
+    """Add lobes by an atlas or by rules, the capsule by an atlas, and a note on a poor fit."""
     head = result.head
-    if result.lobes is None and atlases.lobes:
-        result = replace(result, lobes=map_lobes(head, atlases.lobes))
+    if result.lobes is None:
+        lobes = map_lobes(head, atlases.lobes) if atlases.lobes else draw_lobes(head)
+        result = replace(result, lobes=lobes)
     if atlases.nuclei:
         result = replace(result, capsule=map_capsule(head, atlases.nuclei))
     if head.fit_mm is None or head.fit_mm <= MAX_MNI_RMS_MM:

@@ -1,8 +1,9 @@
 """The user's own segmentation in place of the anatomy network: FreeSurfer's codes, SynthSeg's too.
 
-One that lies on a T1w image is brought to the scan, by the user's transform or by registering that
-image, and used only where its brain agrees with that of the scan. One with parcels of the cortex
-(aparc+aseg, SynthSeg --parc) has lobes without an atlas.
+Parcels of the cortex are those of Desikan-Killiany, DKT and Destrieux (a2009s), or white matter
+below them. One that lies on a T1w image is brought to the scan, by the user's transform or by
+registering that image, and used only where its brain agrees with that of the scan. One with
+parcels of the cortex (aparc+aseg, SynthSeg --parc) has lobes without an atlas.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,10 @@ MIN_STRUCTURES = 8  # structures of a brain; a mask has one, and lesions have no
 PARCEL_OFFSET = (
     1000  # left parcels of the cortex are 1000 and more, right ones 2000; white ones 3000, 4000
 )
+A2009S_OFFSET = 100  # parcels of a2009s are 11100 and more, 12100 …, white ones 13100, 14100
+UNSEGMENTED_WHITE = {5001: 2, 5002: 41}  # of wmparc: deep white matter, left and right
+# Codes that are known, and no part of a brain mask: fluid, vessels, chiasm, skull, head.
+OUTER_CODES = (0, 24, 30, 62, 72, 80, 85, 130, 165, *range(256, 262), *range(500, 600))
 MIN_DICE = 0.7  # of the segmentation's brain and the scan's, where a transform is believed
 MAX_ROTATION_DEG = 30.0  # between a T1w image and the scan by their headers
 
@@ -75,10 +80,9 @@ def load_segmentation(
     steps = np.maximum(1, np.floor(MIN_SPACING_MM / stored.spacing + 0.01)).astype(int)
     codes = np.rint(stored.data[:: steps[0], :: steps[1], :: steps[2]]).astype(np.int64)
     affine = stored.affine @ np.diag([*steps, 1.0])
-    parcels = np.where(
-        (codes >= PARCEL_OFFSET) & (codes < 3 * PARCEL_OFFSET), codes % PARCEL_OFFSET, 0
-    )
-    plain = _merge_parcels(codes)
+    family, parcels = _split_parcels(codes)
+    plain = _merge_parcels(codes, family)
+    parcels = np.where((family == 1) | (family == 2), parcels, 0)
     known = {code for entry in classes for code in entry["codes"] if code not in FLUID_CODES}
     present = known & set(np.unique(plain).tolist())
     if len(present) < MIN_STRUCTURES:
@@ -93,6 +97,29 @@ def load_segmentation(
     structures = Volume(_encode(plain, lookup, anatomy.midline, affine, classes), affine)
     anatomy = replace(anatomy, structures=structures, probabilities=None)
     return anatomy, _grow_lobes(anatomy, parcels) if parcels.any() else None
+
+
+def describe_unknown_codes(path: Path, classes: Sequence[dict]) -> str | None:
+    """Describe in a sentence which codes of a label map are unknown; None if all are known.
+
+    Args:
+        path: A label map, as for `load_segmentation`.
+        classes: Of the anatomy network, each with its ``codes``.
+    """
+    codes, counts = np.unique(np.rint(load_labels(path).data).astype(np.int64), return_counts=True)
+    known = [*OUTER_CODES, *(code for entry in classes for code in entry["codes"])]
+    for members in load_mars_table()["structures"].values():
+        known += members
+    unknown = ~np.isin(codes, known) & (_split_parcels(codes)[0] == 0)
+    unknown &= ~np.isin(codes, list(UNSEGMENTED_WHITE))
+    if not unknown.any():
+        return None
+    listed = ", ".join(map(str, codes[unknown][:5].tolist())) + (" …" if unknown.sum() > 5 else "")
+    share = 100 * counts[unknown].sum() / max(counts[codes != 0].sum(), 1)
+    return (
+        f"{path}: {unknown.sum()} of its {len(codes)} codes are not FreeSurfer's that are known "
+        f"here ({listed}; {share:.1f} % of the labelled voxels); they count as outside the brain."
+    )
 
 
 def register_segmentation(
@@ -171,6 +198,7 @@ def transform_anatomy(anatomy: Anatomy, to_scan: np.ndarray) -> Anatomy:
         (turned, float((normal @ back[:3, 3] + offset) / length)),
         None if anatomy.to_mni is None else anatomy.to_mni @ back,
         anatomy.fit_mm,
+        None if anatomy.mni_covariance is None else back.T @ anatomy.mni_covariance @ back,
     )
 
 
@@ -188,21 +216,40 @@ def _encode(
     return np.select([sides == LEFT, sides == RIGHT], [left[kinds], right[kinds]], by_plane)
 
 
-def _merge_parcels(codes: np.ndarray) -> np.ndarray:
+def _split_parcels(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split codes of parcels into family and parcel, both 0 for all other codes.
+
+    Returns:
+        family: 1 left cortex, 2 right cortex, 3 left white matter, 4 right white matter.
+        parcel: Of Desikan-Killiany and DKT its number, of a2009s `PARCEL_OFFSET` more.
+    """
+    first = codes // PARCEL_OFFSET
+    destrieux = (first >= 11) & (first <= 14)
+    number = codes % PARCEL_OFFSET - np.where(destrieux, A2009S_OFFSET, 0)
+    plain = (first >= 1) & (first <= 4)
+    is_parcel = plain | (destrieux & (number >= 0) & (number < A2009S_OFFSET))
+    family = np.where(is_parcel, np.where(destrieux, first - 10, first), 0)
+    return family, np.where(is_parcel, number + np.where(destrieux, PARCEL_OFFSET, 0), 0)
+
+
+def _merge_parcels(codes: np.ndarray, family: np.ndarray) -> np.ndarray:
     """Merge parcels of cortex and of white matter into cortex and white matter, left and right."""
     kinds = {1: CORTEX[0], 2: CORTEX[1], 3: WHITE_MATTER[0], 4: WHITE_MATTER[1]}
-    plain = np.where((codes < 0) | (codes >= 5 * PARCEL_OFFSET), 0, codes)
-    for thousands, code in kinds.items():
-        plain = np.where(plain // PARCEL_OFFSET == thousands, code, plain)
+    plain = np.where((codes < 0) | (codes >= PARCEL_OFFSET), 0, codes)
+    for code, kind in UNSEGMENTED_WHITE.items():
+        plain = np.where(codes == code, kind, plain)
+    for member, code in kinds.items():
+        plain = np.where(family == member, code, plain)
     return plain
 
 
 def _grow_lobes(anatomy: Anatomy, parcels: np.ndarray) -> np.ndarray:
     """Grow lobes: every voxel of cortex and white matter has the lobe of the nearest parcel."""
-    lobe = np.zeros(PARCEL_OFFSET, np.uint8)
-    for name, members in load_mars_table()["parcels"].items():
-        lobe[members] = find_label(name)
-    lobe[load_mars_table()["parcels"]["corpus callosum"]] = 0
+    lobe = np.zeros(2 * PARCEL_OFFSET, np.uint8)
+    for table, offset in (("parcels", 0), ("parcels_a2009s", PARCEL_OFFSET)):
+        for name, members in load_mars_table()[table].items():
+            if name != "corpus callosum":  # and the medial wall: no lobe
+                lobe[np.add(members, offset)] = find_label(name)
     seeds = lobe[parcels]
     nearest = ndimage.distance_transform_edt(
         seeds == 0, anatomy.structures.spacing, return_distances=False, return_indices=True

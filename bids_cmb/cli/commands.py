@@ -699,7 +699,7 @@ def _import(given: argparse.Namespace) -> int:
     flips = "" if given.flips == "none" else given.flips
     options = ImportOptions(given.base, flips, given.order, given.suffix, given.skip_invalid)
     try:
-        made = import_labels(given.format, given.source, given.folder, options=options, say=_tell)
+        made = import_labels(given.format, given.source, given.folder, options=options, log=_tell)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"bids_cmb: {describe_error(error)}\n")
         return 1

@@ -1,1 +1,1 @@
-"""Labels of other groups, converted to BIDS."""
+"""Convert the labels of other groups to BIDS."""

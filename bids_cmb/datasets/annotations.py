@@ -1,4 +1,4 @@
-"""What readers marked in a scan, masks or points, as labels and a table of lesions."""
+"""Convert masks or points that readers marked in a scan to labels and a table of lesions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +15,8 @@ from bids_cmb.lesions.measure import CONNECTIVITY_26, MAX_DIAMETER_MM
 from bids_cmb.lesions.region_growing import GrownRegion, find_nearest_voxel, grow_from_point
 from bids_cmb.simulation.reference import measure_labels
 
-CORNER_VOXELS = 0.5  # how far the grids of scan and mask may lie apart
-MADE = {
+MAX_CORNER_DISTANCE_VOXELS = 0.5  # how far the grids of scan and mask may lie apart
+TRUTH_COLUMNS = {
     "certainty": {
         "Description": "How sure the source's readers were.",
         "Levels": {
@@ -48,14 +48,14 @@ MADE = {
 
 
 def labels_from_mask(path: Path, image: Volume) -> tuple[Volume, list[dict]]:
-    """Lesions of a mask, what touches (26 neighbours) is one; and what is known of each.
+    """Label the lesions of a mask (26-connected); return the labels and facts on each lesion.
 
     Raises:
         ValueError: If it is no mask of microbleeds, or not on the grid of the scan.
         OSError: If it cannot be read.
     """
     mask = load_labels(path)
-    _refuse_grid(path, mask, image)
+    _check_grid(path, mask, image)
     low, high = float(mask.data.min()), float(mask.data.max())
     covered = float((mask.data > 0).mean())
     if low < 0 or high > 1 or covered > MAX_COVERED:
@@ -77,7 +77,7 @@ def labels_from_mask(path: Path, image: Volume) -> tuple[Volume, list[dict]]:
     return Volume(labels.astype(np.uint16), image.affine), facts
 
 
-def _refuse_grid(path: Path, mask: Volume, image: Volume) -> None:
+def _check_grid(path: Path, mask: Volume, image: Volume) -> None:
     size = " × ".join(map(str, mask.shape))
     if mask.shape != image.shape:
         wanted = " × ".join(map(str, image.shape))
@@ -86,7 +86,7 @@ def _refuse_grid(path: Path, mask: Volume, image: Volume) -> None:
         )
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in mask.shape])).reshape(3, -1).T
     apart = np.linalg.norm(mask.world(corners) - image.world(corners), axis=1).max()
-    if apart > CORNER_VOXELS * image.spacing.min():
+    if apart > MAX_CORNER_DISTANCE_VOXELS * image.spacing.min():
         raise ValueError(
             f"{path}: a mask must lie on the grid of its scan; their corners are {apart:.1f} mm "
             "apart."
@@ -96,42 +96,44 @@ def _refuse_grid(path: Path, mask: Volume, image: Volume) -> None:
 def labels_from_points(
     points: Sequence[Point], world: np.ndarray, image: Volume, *, merged: bool
 ) -> tuple[Volume, list[dict]]:
-    """Points grown to lesions; and what is known of each.
+    """Grow points to lesions; return the labels and facts on each lesion.
 
     A voxel that two lesions grew to goes to the nearer point.
 
     Args:
         points: As marked.
-        world: Where they lie, mm, (N, 3).
+        world: Their positions, mm, (N, 3).
         image: The scan.
         merged: Whether points in one dark spot are one lesion; those in one voxel always are.
 
     Raises:
         ValueError: If a point lies outside the image.
     """
-    grown = [_grown(image, at, point) for at, point in zip(world, points, strict=True)]
-    groups = _groups(image, world, grown, merged=merged)
+    grown = [_grow(image, index, point) for index, point in zip(world, points, strict=True)]
+    groups = _group_points(image, world, grown, merged=merged)
     labels = np.zeros(image.shape, np.uint16)
     nearest = np.full(image.shape, np.inf, np.float32)
     facts = []
     for number, members in enumerate(groups, start=1):
-        for at in members:
-            box, inside = grown[at].box, grown[at].inside
-            away = _away(image, box, world[at])
-            mine = inside & (away < nearest[box])
-            labels[box][mine], nearest[box][mine] = number, away[mine]
-        own = [points[at] for at in members], [grown[at] for at in members]
-        facts.append(_facts(*own, world[members].mean(axis=0)))
-    _settle(labels, [find_nearest_voxel(image, world[members[0]]) for members in groups])
+        for index in members:
+            box, inside = grown[index].box, grown[index].inside
+            distances = _measure_distances(image, box, world[index])
+            mine = inside & (distances < nearest[box])
+            labels[box][mine], nearest[box][mine] = number, distances[mine]
+        sources = [points[index] for index in members], [grown[index] for index in members]
+        facts.append(_describe_lesion(*sources, world[members].mean(axis=0)))
+    _keep_largest_pieces(
+        labels, [find_nearest_voxel(image, world[members[0]]) for members in groups]
+    )
     return Volume(labels, image.affine), facts
 
 
-def _settle(labels: np.ndarray, own: Sequence[tuple[int, int, int]]) -> None:
-    """Leave every lesion one piece, its largest; what was lost to others gets its own voxel."""
-    for _ in own:  # which may have been the last of another lesion's
-        lost = set(range(1, len(own) + 1)) - set(np.unique(labels).tolist())
+def _keep_largest_pieces(labels: np.ndarray, voxels: Sequence[tuple[int, int, int]]) -> None:
+    """Keep the largest piece of every lesion; one lost to others gets the voxel of its point."""
+    for _ in voxels:  # again, since that may have been the last voxel of another lesion
+        lost = set(range(1, len(voxels) + 1)) - set(np.unique(labels).tolist())
         for number in lost:
-            labels[own[number - 1]] = number
+            labels[voxels[number - 1]] = number
     for number, box in enumerate(ndimage.find_objects(labels), start=1):
         pieces, count = ndimage.label(labels[box] == number, structure=CONNECTIVITY_26)
         if count > 1:
@@ -139,42 +141,45 @@ def _settle(labels: np.ndarray, own: Sequence[tuple[int, int, int]]) -> None:
             labels[box][(pieces > 0) & (pieces != largest)] = 0
 
 
-def _grown(image: Volume, at: np.ndarray, point: Point) -> GrownRegion:
+def _grow(image: Volume, position: np.ndarray, point: Point) -> GrownRegion:
     try:
         if point.diameter_mm is None:
-            return grow_from_point(image, at)
-        known = min(point.diameter_mm, MAX_DIAMETER_MM)
-        return grow_from_point(image, at, max_diameter_mm=known, ball_mm=known)
+            return grow_from_point(image, position)
+        diameter = min(point.diameter_mm, MAX_DIAMETER_MM)
+        return grow_from_point(image, position, max_diameter_mm=diameter, ball_mm=diameter)
     except ValueError as error:
-        raise ValueError(f"{point.where}: {error}") from None
+        raise ValueError(f"{point.origin}: {error}") from None
 
 
-def _groups(
+def _group_points(
     image: Volume, world: np.ndarray, grown: Sequence[GrownRegion], *, merged: bool
 ) -> list[list[int]]:
-    """Points that mark one lesion: those in one voxel, and if ``merged`` those in one dark spot."""
+    """Group points of one lesion: in one voxel, and if ``merged`` in one dark spot."""
     groups: list[tuple[list[int], set]] = []
-    for at, place in enumerate(world):
-        own = {find_nearest_voxel(image, place)}
+    for index, position in enumerate(world):
+        voxels = {find_nearest_voxel(image, position)}
         if merged:
-            first = [side.start for side in grown[at].box]
-            own |= set(map(tuple, (np.argwhere(grown[at].inside) + first).tolist()))
-        joined = [group for group in groups if group[1] & own]
-        groups = [group for group in groups if not group[1] & own]
-        members = sorted([at, *(one for group in joined for one in group[0])])
-        groups.append((members, own.union(*(group[1] for group in joined))))
+            first = [side.start for side in grown[index].box]
+            voxels |= set(map(tuple, (np.argwhere(grown[index].inside) + first).tolist()))
+        touching = [group for group in groups if group[1] & voxels]
+        groups = [group for group in groups if not group[1] & voxels]
+        members = sorted([index, *(member for group in touching for member in group[0])])
+        groups.append((members, voxels.union(*(group[1] for group in touching))))
     return sorted(members for members, _ in groups)
 
 
-def _away(image: Volume, box: tuple[slice, ...], place: np.ndarray) -> np.ndarray:
+def _measure_distances(image: Volume, box: tuple[slice, ...], position: np.ndarray) -> np.ndarray:
+    """Measure the distance of each voxel of a box to a position, mm."""
     index = np.stack(np.mgrid[box], axis=-1)
-    apart = image.world(index.reshape(-1, 3)) - place
-    return np.linalg.norm(apart, axis=1).reshape(index.shape[:3]).astype(np.float32)
+    offsets = image.world(index.reshape(-1, 3)) - position
+    return np.linalg.norm(offsets, axis=1).reshape(index.shape[:3]).astype(np.float32)
 
 
-def _facts(points: Sequence[Point], grown: Sequence[GrownRegion], middle: np.ndarray) -> dict:
+def _describe_lesion(
+    points: Sequence[Point], grown: Sequence[GrownRegion], middle: np.ndarray
+) -> dict:
     sure = any(point.certainty == "definite" for point in points)
-    levels = [one.level for one in grown if one.level is not None]
+    levels = [region.level for region in grown if region.level is not None]
     return {
         "certainty": "definite" if sure else "possible",
         "made_by": f"growth to {max(levels):g}" if levels else "ball",
@@ -183,13 +188,13 @@ def _facts(points: Sequence[Point], grown: Sequence[GrownRegion], middle: np.nda
     }
 
 
-def truth_columns() -> dict[str, dict]:
-    """The app's columns of lesions, and what only an imported truth has."""
-    return {**read_columns("lesion"), **MADE}
+def list_truth_columns() -> dict[str, dict]:
+    """List the columns of lesions, and those that only an imported truth has."""
+    return {**read_columns("lesion"), **TRUTH_COLUMNS}
 
 
-def lesion_table(labels: Volume, image: Volume, facts: Sequence[dict]) -> list[dict]:
-    """A row for each label, measured as the app measures what it finds."""
+def make_lesion_table(labels: Volume, image: Volume, facts: Sequence[dict]) -> list[dict]:
+    """Make a row for each label, measured as the app measures lesions."""
     if not facts:
         return []
     try:
@@ -197,7 +202,7 @@ def lesion_table(labels: Volume, image: Volume, facts: Sequence[dict]) -> list[d
     except ValueError:
         brain, known = Volume(np.ones(image.shape, bool), image.affine), False
     rows = measure_labels(labels, image, brain)
-    empty = dict.fromkeys(truth_columns())
+    empty = dict.fromkeys(list_truth_columns())
     table = []
     for index, fact in enumerate(facts, start=1):
         row = {**empty, **rows[index], **fact}

@@ -1,41 +1,41 @@
-"""What a reader finds in a folder of labels, before any image is opened."""
+"""A folder of labels as its reader returns it, before any image is opened."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-IMAGES = (".nii", ".nii.gz")
+IMAGE_ENDINGS = (".nii", ".nii.gz")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One lesion as somebody marked it.
+    """A lesion that was marked by a point.
 
     Attributes:
-        at: Three numbers, as the source gives them.
+        coordinates: Three numbers, as the source gives them.
         certainty: ``definite`` or ``possible``.
-        diameter_mm: As measured by a reader; None if nobody did.
-        where: Which row of which file says so.
+        diameter_mm: As measured by a reader; None if unknown.
+        origin: File and row of the source.
     """
 
-    at: tuple[float, float, float]
+    coordinates: tuple[float, float, float]
     certainty: str = "definite"
     diameter_mm: float | None = None
-    where: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """One scan and what is said of it.
+class LabelledScan:
+    """A scan and its labels.
 
     Attributes:
         name: Of the scan in its source.
-        subject: Whose scan it is, in the source's words; scans of one subject share it.
+        subject: Of the scan, as the source names it.
         image: Its file.
-        points: The lesions marked in it; none is a statement too.
+        points: The lesions marked in it; empty for a scan without lesions.
         mask: A mask of lesions in place of points: 1, or the share of raters who saw them.
         counts: Numbers by column of the app's scan table, in place of both.
-        kind: Which part of the source it comes from.
+        kind: Part of the source that it comes from.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Labelled:
 
 @dataclass(frozen=True)
 class UnknownConventions:
-    """What the source leaves open of how its points are counted: all that is possible.
+    """The voxel index conventions that are possible for a source.
 
     Attributes:
         bases: Of the first voxel, 0 or 1.
         flips: Axes that are counted from the far end, each a string of ``x``, ``y``, ``z``.
-        orders: Which axes of the image the three numbers stand for.
+        orders: Axes of the image that the three numbers stand for.
     """
 
     bases: tuple[int, ...] = (0,)
@@ -64,29 +64,29 @@ class UnknownConventions:
 
 @dataclass(frozen=True)
 class LabelledDataset:
-    """A folder of labels, read.
+    """The content of a folder of labels.
 
     Attributes:
-        title: What the data are called.
+        title: Of the data.
         licence: Their terms, in words.
         scans: In the order of their names.
-        links: Where they come from.
+        links: To their sources.
         suffix: Of the scans in BIDS.
-        known: What the source says of all its scans, as BIDS sidecars do.
+        metadata: Of all scans, for their BIDS sidecars.
         world: Whether points are world mm, else voxels.
-        open: Where they are voxels, how they may be counted.
+        conventions: Of points in voxels.
         merged: Whether points in one dark spot are one lesion, marked on several slices.
-        notes: A sentence for each thing that was passed over.
+        notes: A sentence for whatever was skipped.
     """
 
     title: str
     licence: str
-    scans: tuple[Labelled, ...]
+    scans: tuple[LabelledScan, ...]
     links: tuple[str, ...] = ()
     suffix: str = "T2starw"
-    known: dict = field(default_factory=dict)
+    metadata: dict = field(default_factory=dict)
     world: bool = False
-    open: UnknownConventions = UnknownConventions()
+    conventions: UnknownConventions = UnknownConventions()
     merged: bool = False
     notes: tuple[str, ...] = ()
 
@@ -94,34 +94,34 @@ class LabelledDataset:
 ALL_FLIPS = ("", "x", "y", "z", "xy", "xz", "yz", "xyz")
 
 
-def stem(path: Path | str) -> str:
-    """A file's name without its endings."""
+def get_stem(path: Path | str) -> str:
+    """Return a file's name without its endings."""
     return Path(path).name.partition(".")[0]
 
 
-def subject_of(name: str) -> str:
-    """Whose scan a name is of, where it says so as BIDS does; else the name itself."""
+def get_subject(name: str) -> str:
+    """Return the subject in a name as in BIDS; else the name itself."""
     return name.partition("_")[0] if name.startswith("sub-") else name
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Every NIfTI file below a folder, by name; files that hide are passed by."""
+    """Find the NIfTI files below a folder, by name; hidden files are skipped."""
     return sorted(
         path
         for path in folder.rglob("*.nii*")
-        if path.name.endswith(IMAGES) and not path.name.startswith(".")
+        if path.name.endswith(IMAGE_ENDINGS) and not path.name.startswith(".")
     )
 
 
-def by_stem(paths: Iterable[Path], folder: Path) -> dict[str, Path]:
-    """Files by name without endings.
+def index_by_stem(paths: Iterable[Path], folder: Path) -> dict[str, Path]:
+    """Map files by their names without endings.
 
     Raises:
         ValueError: If two have the same.
     """
     named: dict[str, Path] = {}
     for path in paths:
-        other = named.setdefault(stem(path), path)
+        other = named.setdefault(get_stem(path), path)
         if other != path:
             raise ValueError(
                 f"{folder}: every file needs a name of its own; found "
@@ -130,17 +130,17 @@ def by_stem(paths: Iterable[Path], folder: Path) -> dict[str, Path]:
     return named
 
 
-def paired(
+def pair_with_images(
     marked: Mapping[str, Path], images: Mapping[str, Path], folder: Path,
     points: Callable[[Path], tuple[Point, ...]], what: str,
-) -> tuple[tuple[Labelled, ...], tuple[str, ...]]:  # fmt: skip
-    """Scans with a file of positions each, by name, and a note on those without.
+) -> tuple[tuple[LabelledScan, ...], tuple[str, ...]]:  # fmt: skip
+    """Pair files of positions with scans, by name; return a note on scans without one.
 
     Args:
         marked: The files of positions, by name.
         images: The scans, by name.
-        folder: Where the scans lie.
-        points: Reads a file of positions.
+        folder: Folder of the scans.
+        points: Function that reads a file of positions.
         what: Such a file, in words.
 
     Raises:
@@ -151,14 +151,15 @@ def paired(
         if name not in images:
             raise ValueError(f"{path}: the scan {name}.nii is missing below {folder}.")
     scans = [
-        Labelled(name, name, images[name], points(path)) for name, path in sorted(marked.items())
+        LabelledScan(name, name, images[name], points(path))
+        for name, path in sorted(marked.items())
     ]
     alone = len(images.keys() - marked.keys())
     return tuple(scans), (f"{alone} scans without {what} are skipped.",) if alone else ()
 
 
-def need(folder: Path, names: Iterable[str], what: str) -> Path:
-    """The first of some folders that is there, whatever the case of its letters.
+def find_folder(folder: Path, names: Iterable[str], what: str) -> Path:
+    """Find the first folder with one of these names, in any letter case.
 
     Raises:
         ValueError: If none is.

@@ -7,95 +7,100 @@ from pathlib import Path
 
 import numpy as np
 
+from bids_cmb.bids.spreadsheets import summarize_error
 from bids_cmb.datasets.base import (
     ALL_FLIPS,
     LabelledDataset,
     Point,
     UnknownConventions,
-    by_stem,
     find_images,
-    paired,
+    index_by_stem,
+    pair_with_images,
 )
 
-KEY = "cen"
-MATLAB_7_3 = b"\x89HDF"
+VARIABLE = "cen"
+HDF5_SIGNATURE = b"\x89HDF"
 
 
 def read(folder: Path) -> LabelledDataset:
-    """Every ``.mat`` file and the scan of the same name.
+    """Read every ``.mat`` file and the scan of the same name.
 
     Raises:
         ValueError: If there are none, one lacks its scan, or one cannot be read.
         OSError: If a file cannot be read at all.
     """
-    images = by_stem(find_images(folder), folder)
-    marked = by_stem(sorted(folder.rglob("*.mat")), folder)
+    images = index_by_stem(find_images(folder), folder)
+    marked = index_by_stem(sorted(folder.rglob("*.mat")), folder)
     if not marked:
         raise ValueError(f"{folder}: files ….mat with positions are needed; found none.")
-    scans, notes = paired(marked, images, folder, _points, "a .mat file")
+    scans, notes = pair_with_images(marked, images, folder, _read_points, "a .mat file")
     return LabelledDataset(
         title="Cerebral microbleeds on SWI (Dou et al. 2016)",
         licence="Given by the authors for research; see their page for terms.",
         scans=scans,
         links=("doi:10.1109/TMI.2016.2528129",),
         suffix="swi",
-        known={"MagneticFieldStrength": 3, "EchoTime": 0.024, "RepetitionTime": 0.017},
-        open=UnknownConventions(bases=(0, 1), flips=ALL_FLIPS, orders=("xyz", "yxz")),
+        metadata={"MagneticFieldStrength": 3, "EchoTime": 0.024, "RepetitionTime": 0.017},
+        conventions=UnknownConventions(bases=(0, 1), flips=ALL_FLIPS, orders=("xyz", "yxz")),
         notes=notes,
     )
 
 
-def _points(path: Path) -> tuple[Point, ...]:
-    places = _places(path)
-    if not places.size:
+def _read_points(path: Path) -> tuple[Point, ...]:
+    array = _read_array(path)
+    if not array.size:
         return ()
-    if places.ndim != 2 or places.shape[1] != 3 or places.dtype.kind not in "iuf":
-        found = " × ".join(map(str, places.shape))
+    if array.ndim != 2 or array.shape[1] != 3 or array.dtype.kind not in "iuf":
+        shape = " × ".join(map(str, array.shape))
         raise ValueError(
-            f"{path}: `{KEY}` must have three numbers for each lesion; found {found} "
-            f"of {places.dtype}."
+            f"{path}: `{VARIABLE}` must have three numbers for each lesion; found {shape} "
+            f"of {array.dtype}."
         )
-    if not np.isfinite(places).all():
-        raise ValueError(f"{path}: `{KEY}` must hold numbers; found NaN or infinite ones.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{path}: `{VARIABLE}` must hold numbers; found NaN or infinite ones.")
     return tuple(
-        Point(tuple(map(float, place)), where=f"{path}: {KEY}({number},:)")
-        for number, place in enumerate(places.tolist(), start=1)
+        Point(tuple(map(float, coordinates)), origin=f"{path}: {VARIABLE}({number},:)")
+        for number, coordinates in enumerate(array.tolist(), start=1)
     )
 
 
-def _places(path: Path) -> np.ndarray:
-    """What ``cen`` holds, a row for each lesion."""
+def _read_array(path: Path) -> np.ndarray:
+    """Read the array ``cen``, a row for each lesion."""
     from scipy.io import loadmat, whosmat  # noqa: PLC0415  (slow to import, and rarely needed)
 
     with path.open("rb") as file:
-        newer = MATLAB_7_3 in file.read(1024)
+        newer = HDF5_SIGNATURE in file.read(1024)
     if newer:
-        return _newer(path)
+        return _read_hdf5(path)
     try:
         names = [name for name, *_ in whosmat(path, appendmat=False)]
-        content = loadmat(path, variable_names=[KEY], appendmat=False)
+        content = loadmat(path, variable_names=[VARIABLE], appendmat=False)
     except PermissionError:
         raise
     except Exception as error:  # (scipy raises a dozen kinds over broken files)
-        said = str(error).strip().split("\n")[0][:120].rstrip(".")
-        raise ValueError(f"{path}: a .mat file is expected; it cannot be read ({said}).") from error
-    return np.asarray(_kept(path, content, names))
+        reason = summarize_error(error)
+        raise ValueError(
+            f"{path}: a .mat file is expected; it cannot be read ({reason})."
+        ) from error
+    return np.asarray(_get_variable(path, content, names))
 
 
-def _newer(path: Path) -> np.ndarray:
-    """Of MATLAB 7.3, which is HDF5 and stores what it has the other way round."""
+def _read_hdf5(path: Path) -> np.ndarray:
+    """Read the array from a file of MATLAB 7.3, which is HDF5 and stores arrays transposed."""
     import h5py  # noqa: PLC0415
 
     try:
         with h5py.File(path) as content:
-            kept = _kept(path, content, content.keys())
-            return np.zeros(0) if "MATLAB_empty" in kept.attrs else np.asarray(kept).T
+            variable = _get_variable(path, content, content.keys())
+            return np.zeros(0) if "MATLAB_empty" in variable.attrs else np.asarray(variable).T
     except OSError as error:
         raise ValueError(f"{path}: a .mat file is expected; it cannot be read.") from error
 
 
-def _kept(path: Path, content: object, names: object) -> object:
-    if KEY not in names:
+def _get_variable(path: Path, content: object, names: object) -> object:
+    if VARIABLE not in names:
         there = ", ".join(name for name in names if not name.startswith(("_", "#")))
-        raise ValueError(f"{path}: positions are expected in `{KEY}`; found {there or 'nothing'}.")
-    return content[KEY]
+        raise ValueError(
+            f"{path}: positions are expected in `{VARIABLE}`; found {there or 'nothing'}."
+        )
+    return content[VARIABLE]

@@ -1,4 +1,4 @@
-"""Rating sheets of MARS: how many microbleeds each scan has in each region, left and right.
+"""Read rating sheets of MARS: how many microbleeds each scan has in each region, left and right.
 
 Either one row for each scan, ``file`` and a column for each region and side (``frontal_left``,
 ``basal ganglia right``, and ``frontal_left_possible`` where possible ones are rated apart); or a
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from bids_cmb.anatomy.mars import list_regions
 from bids_cmb.bids.spreadsheets import Cell, read_named_rows
-from bids_cmb.datasets.base import Labelled, LabelledDataset, stem, subject_of
-from bids_cmb.datasets.plain_tables import SURE, by_scan, name_of, the_table
+from bids_cmb.datasets.base import LabelledDataset, LabelledScan, get_stem, get_subject
+from bids_cmb.datasets.plain_tables import CERTAINTIES, find_table, format_name, group_by_scan
 
 SIDES = {"left": "left", "l": "left", "right": "right", "r": "right"}
 SYNONYMS = {
@@ -21,26 +21,28 @@ SYNONYMS = {
     "dpwm": "deep white matter",
     "insular": "insula",
 }
-LONG = ("file", "region", "side", "count")
+LONG_COLUMNS = ("file", "region", "side", "count")
 
 
 def read(folder: Path) -> LabelledDataset:
-    """The counts of every scan that the one sheet of a folder names.
+    """Read the counts of every scan in the only sheet of a folder.
 
     Raises:
         ValueError: If there is not one sheet, its layout is not one of the two, a count is no
             whole number, or a scan is missing.
         OSError: If it cannot be read.
     """
-    table = the_table(folder)
+    table = find_table(folder)
     rows = read_named_rows(table, ("file",))
-    long = set(LONG) <= rows[0].keys() if rows else False
+    long = set(LONG_COLUMNS) <= rows[0].keys() if rows else False
     scans = []
-    for image, own in by_scan(table, rows).items():
-        counts = _long(table, own) if long else _wide(table, own)
-        name, first = stem(image), own[0][1]
+    for image, rows_of_scan in group_by_scan(table, rows).items():
+        counts = _read_long(table, rows_of_scan) if long else _read_wide(table, rows_of_scan)
+        name, first = get_stem(image), rows_of_scan[0][1]
         scans.append(
-            Labelled(name, name_of(first.get("subject")) or subject_of(name), image, counts=counts)
+            LabelledScan(
+                name, format_name(first.get("subject")) or get_subject(name), image, counts=counts
+            )
         )
     return LabelledDataset(
         title=f"Microbleeds rated by MARS, {table.name}",
@@ -50,61 +52,67 @@ def read(folder: Path) -> LabelledDataset:
     )
 
 
-def column(region: str, side: str, certainty: str) -> str:
-    """What a count is called: ``n_frontal_left`` of the definite, ``…_possible`` of the others."""
-    end = "" if certainty == SURE[0] else f"_{certainty}"
+def make_column_name(region: str, side: str, certainty: str) -> str:
+    """Make the name of a count: ``n_frontal_left`` if definite, ``…_possible`` if not."""
+    end = "" if certainty == CERTAINTIES[0] else f"_{certainty}"
     return f"n_{region.replace(' ', '_')}_{side}{end}"
 
 
-def _wide(table: Path, own: list[tuple[int, dict[str, Cell]]]) -> dict[str, int]:
-    if len(own) > 1:
+def _read_wide(table: Path, rows_of_scan: list[tuple[int, dict[str, Cell]]]) -> dict[str, int]:
+    if len(rows_of_scan) > 1:
         raise ValueError(
-            f"{table}: a scan needs one row; {name_of(own[0][1]['file'])} has {len(own)}."
+            f"{table}: a scan needs one row; {format_name(rows_of_scan[0][1]['file'])} has "
+            f"{len(rows_of_scan)}."
         )
-    number, row = own[0]
+    number, row = rows_of_scan[0]
     counts: dict[str, int] = {}
     for title, cell in row.items():
-        meant = _meant(title)
+        meant = _parse_title(title)
         if meant:
-            counts[column(*meant)] = _count(cell, f"{table}: row {number}: {title}")
+            counts[make_column_name(*meant)] = _parse_count(cell, f"{table}: row {number}: {title}")
     if not counts:
         raise ValueError(
-            f"{table}: columns of MARS are needed: {', '.join(LONG)}, or file and a column for "
-            f"each region and side (frontal_left …); found {', '.join(row)[:200]}."
+            f"{table}: columns of MARS are needed: {', '.join(LONG_COLUMNS)}, or file and a column "
+            f"for each region and side (frontal_left …); found {', '.join(row)[:200]}."
         )
     return counts
 
 
-def _long(table: Path, own: list[tuple[int, dict[str, Cell]]]) -> dict[str, int]:
+def _read_long(table: Path, rows_of_scan: list[tuple[int, dict[str, Cell]]]) -> dict[str, int]:
     counts = {
-        column(region, side, SURE[0]): 0 for region in list_regions() for side in ("left", "right")
+        make_column_name(region, side, CERTAINTIES[0]): 0
+        for region in list_regions()
+        for side in ("left", "right")
     }
-    for number, row in own:
-        region, side = name_of(row["region"]), name_of(row["side"])
-        certainty = name_of(row.get("certainty")).lower() or SURE[0]
-        meant = _meant(f"{region} {side}")
-        if not meant or certainty not in SURE:
+    for number, row in rows_of_scan:
+        region, side = format_name(row["region"]), format_name(row["side"])
+        certainty = format_name(row.get("certainty")).lower() or CERTAINTIES[0]
+        meant = _parse_title(f"{region} {side}")
+        if not meant or certainty not in CERTAINTIES:
             raise ValueError(
                 f"{table}: row {number}: a region of MARS ({', '.join(list_regions())}), left or "
-                f"right, {' or '.join(SURE)} are needed; found {region!r}, {side!r}, {certainty!r}."
+                f"right, {' or '.join(CERTAINTIES)} are needed; found {region!r}, {side!r}, "
+                f"{certainty!r}."
             )
-        name = column(*meant[:2], certainty)
-        counts[name] = counts.get(name, 0) + _count(row["count"], f"{table}: row {number}: count")
+        name = make_column_name(*meant[:2], certainty)
+        counts[name] = counts.get(name, 0) + _parse_count(
+            row["count"], f"{table}: row {number}: count"
+        )
     return counts
 
 
-def _meant(title: str) -> tuple[str, str, str] | None:
-    """Region, side and certainty that a column's title names; None if it names none."""
+def _parse_title(title: str) -> tuple[str, str, str] | None:
+    """Parse region, side and certainty from the title of a column; None if it has none."""
     words = title.lower().replace("_", " ").replace("-", " ").split()
-    certainty = next((word for word in words if word in SURE), SURE[0])
-    words = [word for word in words if word not in (*SURE, "n", "lobe")]
+    certainty = next((word for word in words if word in CERTAINTIES), CERTAINTIES[0])
+    words = [word for word in words if word not in (*CERTAINTIES, "n", "lobe")]
     side = next((SIDES[word] for word in words if word in SIDES), None)
     region = " ".join(word for word in words if word not in SIDES)
     region = SYNONYMS.get(region, region)
     return (region, side, certainty) if side and region in list_regions() else None
 
 
-def _count(cell: Cell, where: str) -> int:
+def _parse_count(cell: Cell, where: str) -> int:
     if cell is None:
         return 0
     if not isinstance(cell, float) or cell < 0 or not cell.is_integer():

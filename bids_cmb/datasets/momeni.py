@@ -9,49 +9,59 @@ from pathlib import Path
 
 from bids_cmb.bids.spreadsheets import WORKBOOK_EXTENSIONS, Cell, read_sheet
 from bids_cmb.datasets.base import (
-    Labelled,
     LabelledDataset,
+    LabelledScan,
     Point,
     UnknownConventions,
-    by_stem,
     find_images,
-    stem,
+    get_stem,
+    index_by_stem,
 )
 
-WITH = ("rCMB_DefiniteSubject", "sCMB_DefiniteSubject", "sCMB_NoCMBSubject")
-WITHOUT = "NoCMBSubject"
-COPY = re.compile(r"_(r|s|rs)CMB(_.*)?$")  # synthetic copies of one scan stay with its subject
+FOLDERS_WITH_LESIONS = ("rCMB_DefiniteSubject", "sCMB_DefiniteSubject", "sCMB_NoCMBSubject")
+FOLDER_WITHOUT_LESIONS = "NoCMBSubject"
+SYNTHETIC_COPY = re.compile(
+    r"_(r|s|rs)CMB(_.*)?$"
+)  # synthetic copies of one scan stay with its subject
 
 
 def read(folder: Path) -> LabelledDataset:
-    """Every scan of the four folders that are there.
+    """Read the scans of those of the four folders that are there.
 
     Raises:
         ValueError: If there is no scan or no list, a list cannot be understood, or scan and row
             lack each other.
         OSError: If a list cannot be read.
     """
-    images = [path for path in find_images(folder) if path.parent.name in (*WITH, WITHOUT)]
+    images = [
+        path
+        for path in find_images(folder)
+        if path.parent.name in (*FOLDERS_WITH_LESIONS, FOLDER_WITHOUT_LESIONS)
+    ]
     if not images:
         raise ValueError(
-            f"{folder}: folders {', '.join((*WITH, WITHOUT))} with scans are needed, one at least; "
-            "found none."
+            f"{folder}: folders {', '.join((*FOLDERS_WITH_LESIONS, FOLDER_WITHOUT_LESIONS))} with "
+            "scans are needed, one at least; found none."
         )
-    named = by_stem(images, folder)
-    marked = _lists(folder)
+    named = index_by_stem(images, folder)
+    marked = _read_lists(folder)
     for name, points in marked.items():
         if name not in named:
-            raise ValueError(f"{points[0].where}: the scan {name} is missing below {folder}.")
-    lacking = [n for n, path in named.items() if path.parent.name in WITH and n not in marked]
+            raise ValueError(f"{points[0].origin}: the scan {name} is missing below {folder}.")
+    lacking = [
+        n
+        for n, path in named.items()
+        if path.parent.name in FOLDERS_WITH_LESIONS and n not in marked
+    ]
     if lacking:
         raise ValueError(
             f"{named[lacking[0]]}: a scan of {named[lacking[0]].parent.name} needs a row with "
             f"positions in a list; found none ({len(lacking)} such scans)."
         )
     scans = tuple(
-        Labelled(
+        LabelledScan(
             name,
-            COPY.sub("", name) or name,
+            SYNTHETIC_COPY.sub("", name) or name,
             path,
             tuple(marked.get(name, ())),
             kind=path.parent.name,
@@ -65,19 +75,19 @@ def read(folder: Path) -> LabelledDataset:
         scans=scans,
         links=("doi:10.25919/aegy-ny12", "doi:10.1016/j.cmpb.2021.106127"),
         suffix="swi",
-        known={
+        metadata={
             "MagneticFieldStrength": 3,
             "EchoTime": 0.02,
             "RepetitionTime": 0.027,
             "FlipAngle": 20,
             "SkullStripped": True,
         },
-        open=UnknownConventions(bases=(1,)),
+        conventions=UnknownConventions(bases=(1,)),
     )
 
 
-def _lists(folder: Path) -> dict[str, list[Point]]:
-    """The points of every scan that any workbook names; repeated rows count once."""
+def _read_lists(folder: Path) -> dict[str, list[Point]]:
+    """Read the points of every scan in the workbooks; repeated rows count once."""
     books = sorted(
         path
         for path in folder.rglob("*")
@@ -100,8 +110,12 @@ def _lists(folder: Path) -> dict[str, list[Point]]:
                     f"{where}: a file name and positions x, y, z are needed; found "
                     f"{name!r} and {sum(value is not None for value in numbers)} numbers."
                 )
-            points = marked.setdefault(stem(name), [])
-            points += [one for one in _points(numbers, where) if one.at not in _places(points)]
+            points = marked.setdefault(get_stem(name), [])
+            points += [
+                point
+                for point in _parse_points(numbers, where)
+                if point.coordinates not in _list_coordinates(points)
+            ]
     return marked
 
 
@@ -109,18 +123,18 @@ def _is_header(name: Cell, numbers: list[Cell]) -> bool:
     return not any(isinstance(value, float) for value in numbers) and "nii" not in str(name)
 
 
-def _points(numbers: list[Cell], where: str) -> list[Point]:
+def _parse_points(numbers: list[Cell], where: str) -> list[Point]:
     while numbers and numbers[-1] is None:
         numbers = numbers[:-1]
-    triples = [numbers[at : at + 3] for at in range(0, len(numbers), 3)]
+    triples = [numbers[start : start + 3] for start in range(0, len(numbers), 3)]
     triples = [triple for triple in triples if any(value is not None for value in triple)]
     for triple in triples:
         if len(triple) < 3 or not all(isinstance(value, float) for value in triple):
             raise ValueError(
                 f"{where}: positions come as x, y, z, three numbers each; found {triple}."
             )
-    return [Point(tuple(triple), where=where) for triple in triples]
+    return [Point(tuple(triple), origin=where) for triple in triples]
 
 
-def _places(points: list[Point]) -> set[tuple]:
-    return {point.at for point in points}
+def _list_coordinates(points: list[Point]) -> set[tuple]:
+    return {point.coordinates for point in points}

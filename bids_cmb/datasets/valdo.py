@@ -5,28 +5,29 @@ Source: doi:10.5281/zenodo.4520773; Sudre et al., Med Image Anal 2024;91:103029.
 
 from pathlib import Path
 
-from bids_cmb.datasets.base import Labelled, LabelledDataset
+from bids_cmb.datasets.base import LabelledDataset, LabelledScan
 
-SCAN, MASK = "_space-T2S_desc-masked_T2S.nii.gz", "_space-T2S_CMB.nii.gz"
+SCAN_ENDING, MASK_ENDING = "_space-T2S_desc-masked_T2S.nii.gz", "_space-T2S_CMB.nii.gz"
 
 
 def read(folder: Path) -> LabelledDataset:
-    """Every subject's scan and mask.
+    """Read every subject's scan and mask.
 
     Raises:
         ValueError: If there are none, or one is without the other.
     """
-    found = {
+    paths = {
         ending: {path.name.removesuffix(ending): path for path in folder.rglob(f"sub-*{ending}")}
-        for ending in (SCAN, MASK)
+        for ending in (SCAN_ENDING, MASK_ENDING)
     }
-    subjects = sorted(found[SCAN].keys() | found[MASK].keys())
+    subjects = sorted(paths[SCAN_ENDING].keys() | paths[MASK_ENDING].keys())
     if not subjects:
         raise ValueError(
-            f"{folder}: files sub-…{SCAN} and sub-…{MASK} are needed; found none of them."
+            f"{folder}: files sub-…{SCAN_ENDING} and sub-…{MASK_ENDING} are needed; found none of "
+            "them."
         )
-    for ending in (SCAN, MASK):
-        lacking = [subject for subject in subjects if subject not in found[ending]]
+    for ending in (SCAN_ENDING, MASK_ENDING):
+        lacking = [subject for subject in subjects if subject not in paths[ending]]
         if lacking:
             raise ValueError(
                 f"{folder}: every scan needs its mask and every mask its scan; "
@@ -34,7 +35,9 @@ def read(folder: Path) -> LabelledDataset:
                 + (f", and {len(lacking) - 1} more." if len(lacking) > 1 else ".")
             )
     scans = tuple(
-        Labelled(subject, subject, found[SCAN][subject], mask=found[MASK][subject])
+        LabelledScan(
+            subject, subject, paths[SCAN_ENDING][subject], mask=paths[MASK_ENDING][subject]
+        )
         for subject in subjects
     )
     return LabelledDataset(

@@ -5,9 +5,26 @@ from dataclasses import replace
 
 from bids_cmb.anatomy.atlases import Atlases, find_parcel
 from bids_cmb.anatomy.region_map import MarsRegion, locate_region
-from bids_cmb.anatomy.segmentation import AnatomicalLocation, Anatomy, locate_structures
+from bids_cmb.anatomy.segmentation import (
+    MAX_MNI_UNCERTAINTY_MM,
+    AnatomicalLocation,
+    Anatomy,
+    locate_structures,
+)
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import Lesion
+
+
+def list_position_notes(lesions: Iterable[Lesion]) -> tuple[str, ...]:
+    """List what the log says of uncertain MNI positions: one sentence, or none."""
+    known = [lesion.mni_uncertainty_mm for lesion in lesions if lesion.mni_uncertainty_mm]
+    poor = [uncertainty for uncertainty in known if uncertainty > MAX_MNI_UNCERTAINTY_MM]
+    if not poor:
+        return ()
+    return (
+        f"MNI positions of {len(poor)} of {len(known)} lesions are uncertain by more than "
+        f"{MAX_MNI_UNCERTAINTY_MM:g} mm (up to {max(poor):.1f} mm).",
+    )
 
 
 def locate_lesions(
@@ -55,6 +72,7 @@ def _with_location(
         region=place.structure,
         side=place.side,
         mni=place.mni,
+        mni_uncertainty_mm=place.mni_uncertainty_mm,
         territory=region.territory,
         mars=region.name,
         nearest_other_mars=region.next_name,

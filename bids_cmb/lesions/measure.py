@@ -48,6 +48,7 @@ class Lesion:
         territory: ``lobar``, ``deep`` or ``infratentorial``; None like ``region``.
         side: ``left``, ``right`` or ``midline``; None without an anatomy.
         mni: Centre in MNI152NLin2009cAsym, mm; None without a fit to it.
+        mni_uncertainty_mm: Root mean square error to be expected of ``mni``; None without a fit.
         mars: Region of MARS it lies in or nearest to; None like ``region``, and in the cerebrum
             without an atlas of lobes.
         nearest_other_mars: The nearest region but ``mars``; None if none is within reach.
@@ -81,6 +82,7 @@ class Lesion:
     nearest_other_mars_mm: float | None = None
     left: bool | None = None
     parcel: str | None = None
+    mni_uncertainty_mm: float | None = None
 
 
 def find_lesions(  # noqa: PLR0913

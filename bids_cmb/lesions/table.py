@@ -49,6 +49,7 @@ def make_lesion_row(lesion: Lesion) -> dict[str, object]:
             name: _round_known(position, 1)
             for name, position in zip(MNI_COLUMNS, lesion.mni or (None,) * 3, strict=True)
         },
+        "mni_uncertainty_mm": _round_known(lesion.mni_uncertainty_mm, 1),
     }
 
 

@@ -22,6 +22,7 @@ from bids_cmb.files import read_json, remove_leftovers, write_json, write_text
 from bids_cmb.imaging.loading import LoadedPhase
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.imaging.volume import LoadReport, Volume, resample_like, save
+from bids_cmb.lesions.locations import list_position_notes
 from bids_cmb.lesions.measure import Lesion
 from bids_cmb.lesions.table import count_lesions, make_lesion_row
 from bids_cmb.networks.inference import describe_device
@@ -80,7 +81,8 @@ class ScanResult:
 
     def notes(self, name: str) -> tuple[str, ...]:
         """Collect the sentences for the log; ``name`` is that of the scan's file."""
-        named = (f"{name}: {note}" for note in (*self.brain.notes, *self.anatomy.notes))
+        sentences = *self.brain.notes, *self.anatomy.notes, *list_position_notes(self.lesions)
+        named = (f"{name}: {note}" for note in sentences)
         return (*self.header.notes, *named, *self.phase.notes)
 
 

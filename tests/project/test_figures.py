@@ -1,0 +1,333 @@
+"""The figures in README and docs are those of the files in benchmarks/results."""
+
+import importlib
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+ACCURACY = "docs/methods/accuracy.md"
+DETECTORS = ("ensemble", "cascade", "distilled", "gated", "radial")
+SETS = {"real": "Five real T2", "simulated-default": "30 simulated scans of 15 protocols"}
+
+
+def read(name):
+    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+
+
+def words_of(page):
+    """The text of a page without its line breaks."""
+    return " ".join((ROOT / page).read_text("utf-8").split())
+
+
+def valdo(name, *figures):
+    """Figures of an evaluation by the VALDO rule."""
+    rules = read(name)["rules"]["valdo"]
+    return [rules[figure]["value"] for figure in figures]
+
+
+def at_false_alarms(name):
+    return valdo(name, *(f"sensitivity_at_{rate}_fp" for rate in ("0.5", "1", "2", "4")))
+
+
+def part(name, *keys):
+    """A value of a result file."""
+    value = read(name)
+    for key in keys:
+        value = value[key]
+    return value
+
+
+def pooled(figure):
+    """A figure of the anatomy in all simulated scans."""
+    sets = [part("anatomy-simulated", f"scans of {kind} slices") for kind in KINDS]
+    return sum(scans[figure] * scans["of"] for scans in sets) / sum(scans["of"] for scans in sets)
+
+
+def dice(*structures):
+    """Dice of structures, the mean of both sides: with the finer network and without, in turn."""
+    return [
+        statistics.mean(pooled(f"{side} {structure}{network}") for side in ("left", "right"))
+        for structure in structures
+        for network in ("", " without the finer network")
+    ]
+
+
+def painted():
+    """Dice on painted label maps: brain, structures (least and most of the slices), sides in %."""
+    sets = [part("anatomy-simulated", f"{slices} mm") for slices in (1, 3, 4, 5)]
+    left_out = ("brain", "side", "fluid outside the brain", "left accumbens", "right accumbens")
+    means = [
+        statistics.mean(value for name, value in dice.items() if name not in left_out)
+        for dice in sets
+    ]
+    brain, side = (statistics.mean(dice[key] for dice in sets) for key in ("brain", "side"))
+    return [brain, min(means), max(means), 100 * side]
+
+
+KINDS = ("thick", "thin")
+STRUCTURES = (
+    "lateral ventricle", "cerebral white matter", "thalamus", "putamen", "pallidum", "caudate",
+    "cerebral cortex",
+)  # fmt: skip
+
+
+def longer(name):
+    """Sensitivity at 4 false per scan after fine-tuning, and the interval of the gain."""
+    gain = part(name, "figures", "sensitivity_at_4_fp")
+    return [gain["after"], gain["low"], gain["high"]]
+
+
+def two_stage(scans, *figures):
+    """Figures of the default detector as shipped."""
+    return [part(f"two-stage-{scans}", "figures", "as shipped", figure, 0) for figure in figures]
+
+
+def curve(scans, stage):
+    """Sensitivities of a stage of the default detector, its best F1 and what that costs."""
+    rates = (f"sensitivity_at_{rate}_fp" for rate in ("0.5", "1", "2", "4"))
+    keys = (*rates, "best_f1", "best_f1_fp_per_scan")
+    return [part(f"two-stage-{scans}", "figures", stage, key, 0) for key in keys]
+
+
+def interval(scans, figure):
+    return part(f"two-stage-{scans}", "figures", "as shipped", figure)[1:]
+
+
+# What a page says, with places for the figures, and the figures.
+QUOTED = [
+    (
+        "README.md",
+        "with {:.0f} microbleeds the default detector, `two-stage`, finds {:.0f} with three",
+        lambda: two_stage("real", "lesions", "hits"),
+    ),
+    *(
+        (
+            ACCURACY,
+            f"| {name} | `two-stage` | {{:.2f}}, {{:.2f}}, {{:.2f}}, {{:.2f}} | {{:.2f}} "
+            "[{:.2f}, {:.2f}] ({:.2f}) |",
+            lambda scans=scans: [
+                *curve(scans, "as shipped")[:5],
+                *interval(scans, "best_f1"),
+                curve(scans, "as shipped")[5],
+            ],
+        )
+        for name, scans in (
+            ("V", "V"),
+            ("15 of the 30 benchmark scans (14 sure)", "simulated-default-half"),
+            ("five real", "real"),
+        )
+    ),
+    (
+        ACCURACY,
+        "| V | `ensemble`, at the same candidates | {:.2f}, {:.2f}, {:.2f}, {:.2f} | {:.2f} "
+        "({:.2f}) |",
+        lambda: curve("V", "second opinion"),
+    ),
+    (
+        ACCURACY,
+        "it finds {:.0f} of {:.0f} with {:.1f} false per scan (F1 {:.2f} [{:.2f}, {:.2f}]), on V "
+        "{:.2f} with {:.1f}",
+        lambda: [
+            *two_stage("real", "hits", "lesions", "fp_per_scan", "f1"),
+            *interval("real", "f1"),
+            *two_stage("V", "sensitivity", "fp_per_scan"),
+        ],
+    ),
+    (
+        ACCURACY,
+        "`ensemble` has {:.2f}, {:.2f}, {:.2f} and {:.2f} of them at 0.5, 1, 2 and 4 false per",
+        lambda: at_false_alarms("ensemble-real-whole"),
+    ),
+    (
+        ACCURACY,
+        "`cascade` {:.2f}, {:.2f}, {:.2f} and {:.2f} and never",
+        lambda: at_false_alarms("cascade-real-whole"),
+    ),
+    (
+        ACCURACY,
+        "the median true lesion ranks {:.0f}th and {:.0f}th",
+        lambda: (
+            valdo("ensemble-real-whole", "rank_median") + valdo("cascade-real-whole", "rank_median")
+        ),
+    ),
+    (
+        ACCURACY,
+        "(F1 {:.2f} against {:.2f} and {:.2f}, each threshold chosen on the other half",
+        lambda: [
+            part("fusion-simulated-default", "rules", rule, "judged", "f1")
+            for rule in ("cascade gated: mean", "cascade", "gated")
+        ],
+    ),
+    (
+        ACCURACY,
+        "brain {:.2f} (`segment_brain`: {:.2f}), lateral ventricles {:.2f} ({:.2f}), "
+        "white matter {:.2f} ({:.2f}), thalamus {:.2f} ({:.2f}), putamen {:.2f} ({:.2f}), "
+        "pallidum {:.2f} ({:.2f}), caudate {:.2f} ({:.2f}), cortex {:.2f} ({:.2f})",
+        lambda: [pooled("brain"), pooled("brain by find_brain"), *dice(*STRUCTURES)],
+    ),
+    (
+        ACCURACY,
+        "cortex 0.70 (0.57); side right in {:.1f} % of voxels",
+        lambda: [100 * pooled("side")],
+    ),
+    (
+        ACCURACY,
+        "1 to 5 mm | brain {:.2f}, mean of the structures {:.2f} to {:.2f}; side {:.0f} %",
+        painted,
+    ),
+    (
+        ACCURACY,
+        "territory {:.2f} ({:.2f}; aim 0.97), side beyond 3 mm of the midline {:.2f}, "
+        "region {:.2f} ({:.2f}), structure {:.2f} ({:.2f}; aim 0.90)",
+        lambda: [
+            part("anatomy-simulated", "lesions", key)
+            for key in (
+                "territory",
+                "territory without the finer network",
+                "side beyond 3 mm",
+                "region",
+                "region without the finer network",
+                "structure",
+                "structure without the finer network",
+            )
+        ],
+    ),
+    (
+        ACCURACY,
+        "{:.2f} of {:.0f} in slices over 2.5 mm, {:.2f} of {:.0f} in thinner ones",
+        lambda: [
+            part("anatomy-simulated", f"lesions of {kind} slices", key)
+            for kind in KINDS
+            for key in ("structure", "of")
+        ],
+    ),
+    (
+        ACCURACY,
+        "MNI position {:.1f} mm off in the median",
+        lambda: [part("anatomy-simulated", "lesions", "MNI, mm apart")],
+    ),
+    (
+        ACCURACY,
+        "(55 microbleeds) | sensitivity {:.2f} at {:.0f} false per scan; best F1 {:.2f}",
+        lambda: valdo("radial-simulated-other", "sensitivity", "fp_per_scan", "best_f1"),
+    ),
+    (
+        ACCURACY,
+        "{:.2f} before; {:.2f} after (+{:.2f} to +{:.2f}), ",
+        lambda: [
+            part("fine-tuning-longer", "figures", "sensitivity_at_4_fp", "before"),
+            *longer("fine-tuning-longer"),
+        ],
+    ),
+    (
+        ACCURACY,
+        "{:.2f} from review files instead of the truth (+{:.2f} to +{:.2f}); ",
+        lambda: longer("fine-tuning-longer-reviews"),
+    ),
+    (
+        ACCURACY,
+        "best F1 {:.2f}; {:.2f}; {:.2f}. The card's threshold no longer fits",
+        lambda: [
+            part("fine-tuning-longer", "figures", "best_f1", "before"),
+            part("fine-tuning-longer", "figures", "best_f1", "after"),
+            part("fine-tuning-longer-reviews", "figures", "best_f1", "after"),
+        ],
+    ),
+    (
+        ACCURACY,
+        "from files to the group table | {:.0f} s, at most {:.0f} MB per process",
+        lambda: list(part("timing-real", "figures", "participant and group").values()),
+    ),
+    (
+        ACCURACY,
+        "the same call again | {:.0f} s",
+        lambda: [part("timing-real", "figures", "a second call", "seconds")],
+    ),
+    (
+        ACCURACY,
+        "(30 000 images) | {:.1f} s",
+        lambda: [part("timing-real", "figures", "100 of 5000 subjects discovered", "seconds")],
+    ),
+    (
+        ACCURACY,
+        "| `--help` | {:.2f} s",
+        lambda: [part("timing-real", "figures", "--help", "seconds")],
+    ),
+    (
+        ACCURACY,
+        "busy machine | {:.1f} to {:.1f}; {:.1f} to {:.1f}",
+        lambda: [
+            seconds
+            for kind in ("static", "interactive")
+            for seconds in part("report-time-simulated", "scans", 0, kind).values()
+        ],
+    ),
+    (
+        ACCURACY,
+        "the app, without pages | {:.0f}",
+        lambda: [part("shiva-real", "runs", "app", 0, "seconds")],
+    ),
+    (
+        ACCURACY,
+        "in the same runs | {:.0f}",
+        lambda: [part("shiva-real", "runs", "script, a process per scan", 0, "seconds")],
+    ),
+]
+
+
+@pytest.mark.parametrize(("page", "sentence", "figures"), QUOTED, ids=[q[1] for q in QUOTED])
+def test_a_figure_is_that_of_its_result_file(page, sentence, figures):
+    assert sentence.format(*figures()) in words_of(page)
+
+
+@pytest.mark.parametrize("scans", SETS)
+def test_detectors_stand_beside_each_other_with_the_figures_of_their_results(scans, detectors):
+    below = (ROOT / ACCURACY).read_text("utf-8").split(SETS[scans])[1].splitlines()
+    table = [line for line in below if line.startswith("| `")][: len(DETECTORS)]
+    for detector, line in zip(DETECTORS, table, strict=True):
+        cells = [detectors.interval(*figure) for figure in detectors.figures(detector, scans)]
+        size = f"{detectors.parameters(detector):,}".replace(",", " ")
+        assert line == detectors.row([f"`{detector}`", size, *cells])
+
+
+def test_the_costs_of_detectors_are_those_that_were_measured():
+    table = [line for line in (ROOT / ACCURACY).read_text("utf-8").splitlines() if "; " in line]
+    runs = part("detectors-cost", "runs")
+    for detector in DETECTORS:
+        of = [run for run in runs if run["detector"] == detector]
+        cells = [
+            "; ".join(f"{run[key]:{digits}}" for run in of)
+            for key, digits in (("processor_seconds", ".0f"), ("seconds", ".0f"), ("gb", ".1f"))
+        ]
+        assert f"| `{detector}` | {' | '.join(cells)} |" in table
+
+
+def test_the_table_of_detectors_among_the_results_is_current(detectors):
+    kept = (RESULTS / "detectors.md").read_text("utf-8")
+    assert kept == "\n".join(
+        [*detectors.overall(DETECTORS), "", *detectors.by_protocol(DETECTORS), ""]
+    )
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_a_card_has_the_figures_of_its_results(detector):
+    metrics = json.loads((ROOT / f"bids_cmb/resources/models/{detector}.json").read_text("utf-8"))[
+        "metrics"
+    ]
+    names = {"false_per_scan": "fp_per_scan"}
+    for scans, name in zip(("five real", "30 simulated"), SETS, strict=True):
+        [said] = [figures for words, figures in metrics.items() if words.startswith(scans)]
+        for key, value in said.items():
+            [result] = valdo(f"{detector}-{name}", names.get(key, key))
+            assert value == pytest.approx(result, abs=0.051 if "false" in key else 0.0051)
+
+
+@pytest.fixture
+def detectors(monkeypatch):
+    """The script that puts detectors beside each other."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("detectors")

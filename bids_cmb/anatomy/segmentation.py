@@ -28,7 +28,7 @@ MAX_MNI_RMS_MM = 6.0  # beyond it, MNI positions are a guess
 MAX_MNI_UNCERTAINTY_MM = 6.0  # beyond it, the MNI position of a lesion is a guess
 FACE_MM = 2.0  # from the end of the field of view: what lies there is cut
 MAX_FACE_SHARE = 0.1  # of a structure's largest cross-section that may lie at that end
-MIN_FITTED_STRUCTURES = 8
+MIN_FOUND_STRUCTURES, MIN_WHOLE_STRUCTURES = 8, 4  # for an affine; the latter not cut
 CENTROID_ERROR_MM = 2.5  # of each coordinate of a centroid after the fit, at least
 SHAPE_SD = 0.07  # of heads: by how much each entry of an affine differs from a similarity
 DEEP_NUCLEI = (10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 28, 60)
@@ -305,9 +305,9 @@ def list_cut_structures(structures: Volume, field_of_view: np.ndarray | None = N
         last = int(np.ceil(size[axis] / slab - 1e-6)) - 1
         layer = np.clip(layer, 0, max(last, 0))
         from_end = np.clip(np.floor((1 - along[:, axis]) * size[axis] / slab), 0, None)
-        count = np.zeros((codes.max(initial=0) + 1, layer.max(initial=0) + 1))
-        np.add.at(count, (codes, layer), 1)
-        largest = count.max(axis=1)
+        width = int(layer.max(initial=0)) + 1
+        count = np.bincount(codes * width + layer, minlength=(codes.max(initial=0) + 1) * width)
+        largest = count.reshape(-1, width).max(axis=1)
         for at_end in (layer == 0, from_end == 0):
             ends = np.bincount(codes[at_end], minlength=len(largest))
             cut |= set(np.flatnonzero(ends > MAX_FACE_SHARE * np.maximum(largest, 1)).tolist())
@@ -331,14 +331,15 @@ def fit_to_mni(
         field_of_view: From `find_field_of_view`; that of the grid without.
 
     Returns:
-        None with fewer than `MIN_FITTED_STRUCTURES`.
+        None with fewer than `MIN_FOUND_STRUCTURES`, or fewer than `MIN_WHOLE_STRUCTURES` whole.
     """
     here = compute_centroids(structures)
     shared = sorted({code for code in here if str(code) in centroids})
-    if len(shared) < MIN_FITTED_STRUCTURES:
+    if len(shared) < MIN_FOUND_STRUCTURES:
         return None
-    whole = [code for code in shared if code not in list_cut_structures(structures, field_of_view)]
-    if len(whole) < MIN_FITTED_STRUCTURES:
+    cut = list_cut_structures(structures, field_of_view)
+    whole = [code for code in shared if code not in cut]
+    if len(whole) < MIN_WHOLE_STRUCTURES:
         return None
     source = np.array([here[code] for code in whole])
     target = np.array([centroids[str(code)] for code in whole])

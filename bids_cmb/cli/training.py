@@ -187,11 +187,11 @@ def run_release(args: argparse.Namespace) -> int:
     from bids_cmb.parallel.processes import describe_error
 
     set_threads(args.threads)
-    from bids_cmb.training.release import Means, read_plan, release
+    from bids_cmb.training.release import ReleaseOptions, read_plan, release
 
     small = tuple(args.small) if args.small else None
     real = tuple(args.real) if args.real else None
-    means = Means(args.anatomy, args.work, args.hours, args.workers, small, real)
+    means = ReleaseOptions(args.anatomy, args.work, args.hours, args.workers, small, real)
     try:
         card = release(read_plan(args.plan), means, log=log_message)
     except (ValueError, OSError) as error:

@@ -345,7 +345,7 @@ def fit_to_mni(
     target = np.array([centroids[str(code)] for code in whole])
     weight = np.ones(len(whole))
     for _ in range(5):
-        middle, there = (np.average(at, axis=0, weights=weight) for at in (source, target))
+        middle, there = (np.average(points, axis=0, weights=weight) for points in (source, target))
         x, y = source - middle, target - there
         similar = _fit_similarity(x, y, weight)
         prior = (CENTROID_ERROR_MM / SHAPE_SD) ** 2 * np.eye(3)

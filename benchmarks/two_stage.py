@@ -27,7 +27,13 @@ from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.networks.inference import ModelOptions
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.provenance import machine, software
-from bids_cmb.training.release import Judged, as_json, combine_all, judge, judge_points
+from bids_cmb.training.operating_points import (
+    ScanCandidates,
+    combine_probabilities,
+    convert_to_json,
+    detect_in_dataset,
+    detect_with_points,
+)
 
 RESULTS = Path(__file__).parent / "results"
 FINE_MM, THICK_MM = 0.6, 2.5  # pixels below, slices from
@@ -48,17 +54,19 @@ def main() -> None:
     if given.keep and given.keep.exists():
         judged = [from_json(one) for one in read_json(given.keep)["judged"]]
     elif given.points:
-        judged = list(judge_points(card, models, given.data, given.points, print))
+        judged = list(detect_with_points(card, models, given.data, given.points, print))
     else:
-        judged = judge(card, models, given.data, print)
+        judged = detect_in_dataset(card, models, given.data, print)
     if given.keep:
-        write_json(given.keep, {"judged": [as_json(one) for one in judged]})
+        write_json(given.keep, {"judged": [convert_to_json(one) for one in judged]})
     kinds = {one.name: kind_of(path) for one, path in zip(judged, images(given.data), strict=True)}
     threshold = card["threshold"]
     stages = {
         "first stage": lambda one: one.proposed,
         "second stage": lambda one: one.chance,
-        "as shipped": lambda one: calibrate(combine_all(one, weights), card.get("calibration")),
+        "as shipped": lambda one: calibrate(
+            combine_probabilities(one, weights), card.get("calibration")
+        ),
     }
     if judged and judged[0].opinion is not None:
         stages["second opinion"] = lambda one: one.opinion
@@ -101,10 +109,10 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def from_json(kept: dict) -> Judged:
-    """Read what `training.release.as_json` wrote of a scan."""
+def from_json(kept: dict) -> ScanCandidates:
+    """Read what `training.release.convert_to_json` wrote of a scan."""
     candidates = kept["candidates"]
-    return Judged(
+    return ScanCandidates(
         kept["name"],
         np.array([one["position_mm"] for one in candidates]).reshape(-1, 3),
         np.array([one["proposed"] for one in candidates]),
@@ -132,11 +140,13 @@ def kind_of(path: Path) -> str:
 
 
 def measure(
-    judged: Sequence[Judged], score: Callable[[Judged], np.ndarray], threshold: float
+    judged: Sequence[ScanCandidates],
+    score: Callable[[ScanCandidates], np.ndarray],
+    threshold: float,
 ) -> dict[str, list[float]]:
     """Measure the figures of a stage: value, low and high."""
     found = compute_figures(
-        [one.case(score(one)) for one in judged], match_valdo, threshold=threshold, seed=1,
+        [one.match(score(one)) for one in judged], match_valdo, threshold=threshold, seed=1,
         draws=1000,
     )  # fmt: skip
     return {
@@ -145,9 +155,9 @@ def measure(
     }
 
 
-def described(one: Judged, *, points: bool) -> dict:
+def described(one: ScanCandidates, *, points: bool) -> dict:
     """Give a scan's candidates and ranks; positions only where they are simulated."""
-    found = as_json(one)
+    found = convert_to_json(one)
     if points:
         found.pop("lesions")
         found["candidates"] = len(found["candidates"])

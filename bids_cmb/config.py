@@ -115,7 +115,7 @@ def to_toml(config: Config) -> str:
 
 
 def read_config_file(path: Path) -> dict[str, object]:
-    """The settings of a TOML file as they stand there; `cli.run` checks them like flags.
+    """The settings of a TOML file as they stand there; `cli.settings` checks them like flags.
 
     Raises:
         ValueError: If the file is no TOML or names a setting that does not exist.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_cmb.cli.run import configure
+from bids_cmb.cli.settings import configure
 from bids_cmb.config import Config, read_config_file, to_toml
 
 

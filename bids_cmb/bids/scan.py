@@ -53,12 +53,12 @@ class Scan:
         return join_entities(self.entities, self.desc, self.suffix)
 
     @property
-    def get_echo_time_s(self) -> float | None:
+    def echo_time_s(self) -> float | None:
         """Echo time in s, if a sidecar has a possible one."""
         return get_echo_time_s(self.metadata)
 
     @property
-    def get_field_strength_t(self) -> float | None:
+    def field_strength_t(self) -> float | None:
         """Field strength in T, if a sidecar has a possible one."""
         return get_field_strength_t(self.metadata)
 

@@ -1,6 +1,6 @@
-"""The command line as a Boutiques descriptor, as the BIDS execution draft asks for it.
+"""Describe the command line as a Boutiques descriptor, as the BIDS execution draft requires.
 
-It is made from the parser itself, so it cannot say anything else than --help does. Schema 0.5,
+It is made from the parser, so it always agrees with --help. Schema 0.5,
 https://boutiques.github.io; BIDS execution specification 0.1.0, draft.
 """
 
@@ -11,28 +11,32 @@ from bids_cmb.config import LEVELS
 from bids_cmb.errors import MEANINGS
 
 SPECIFICATION = "0.1.0"
-NO_RUN = {"help", "version", "bids_exec_spec"}  # they only print
-MADE = {"output_dir", "work_dir", "bids_database_dir"}  # folders that need not be there before
+PRINTING_FLAGS = {"help", "version", "bids_exec_spec"}  # they only print
+CREATED_FOLDERS = {
+    "output_dir",
+    "work_dir",
+    "bids_database_dir",
+}  # folders that need not be there before
 CORES, GIGABYTES, SECONDS = 2, 6, 60  # for one scan without a GPU, rounded up
 
 
-def descriptor(parser: argparse.ArgumentParser) -> dict:
-    """Everything a run can be asked, as plain data for JSON.
+def make_descriptor(parser: argparse.ArgumentParser) -> dict:
+    """Make the descriptor of the command line, as plain data for JSON.
 
     Args:
-        parser: Of the app.
+        parser: The parser of the app.
     """
-    actions = [one for one in parser._actions if one.dest not in NO_RUN]
-    flags = [one for one in actions if one.option_strings]
+    actions = [action for action in parser._actions if action.dest not in PRINTING_FLAGS]
+    flags = [action for action in actions if action.option_strings]
     command = "bids_cmb [BIDS_DIR] [OUTPUT_DIR] [ANALYSIS_LEVEL]"
     return {
         "name": "bids_cmb",
         "description": parser.description,
         "tool-version": __version__,
         "schema-version": "0.5",
-        "command-line": " ".join([command, *(f"[{_id(one).upper()}]" for one in flags)]),
+        "command-line": " ".join([command, *(f"[{_make_id(action).upper()}]" for action in flags)]),
         "container-image": {"type": "docker", "image": f"bids_cmb:{__version__}"},
-        "inputs": [_input(one) for one in actions],
+        "inputs": [_describe_input(action) for action in actions],
         "output-files": [
             {
                 "id": "results",
@@ -46,51 +50,53 @@ def descriptor(parser: argparse.ArgumentParser) -> dict:
                 "optional": True,
             },
         ],
-        "error-codes": [{"code": code, "description": said} for code, said in MEANINGS.items()],
+        "error-codes": [
+            {"code": code, "description": meaning} for code, meaning in MEANINGS.items()
+        ],
         "suggested-resources": {"cpu-cores": CORES, "ram": GIGABYTES, "walltime-estimate": SECONDS},
         "tags": {"domain": ["neuroinformatics", "mri"]},
         "custom": {"BIDSAppSpecVersion": SPECIFICATION},
     }
 
 
-def _input(action: argparse.Action) -> dict:
-    """A positional or a flag as an input of Boutiques."""
-    said = {
-        "id": _id(action),
-        "name": _id(action).replace("_", " "),
+def _describe_input(action: argparse.Action) -> dict:
+    """Describe a positional or a flag as an input of Boutiques."""
+    description = {
+        "id": _make_id(action),
+        "name": _make_id(action).replace("_", " "),
         "description": action.help.replace("%%", "%"),
-        "value-key": f"[{_id(action).upper()}]",
+        "value-key": f"[{_make_id(action).upper()}]",
         "optional": bool(action.option_strings),
-        **_kind(action),
+        **_describe_type(action),
     }
     if action.option_strings:
-        said["command-line-flag"] = _flag(action)
+        description["command-line-flag"] = _get_flag(action)
     if action.dest == "analysis_level":
-        said["value-choices"] = list(LEVELS)
+        description["value-choices"] = list(LEVELS)
     elif action.choices:
-        said["value-choices"] = list(action.choices)
+        description["value-choices"] = list(action.choices)
     if action.nargs in ("+", "*"):
-        said["list"] = True
-    return said
+        description["list"] = True
+    return description
 
 
-def _kind(action: argparse.Action) -> dict:
+def _describe_type(action: argparse.Action) -> dict:
     if action.nargs == 0:
         return {"type": "Flag"}
     if action.type is int:
         return {"type": "Number", "integer": True}
     if action.type is float:
         return {"type": "Number"}
-    if action.type is not None and action.dest not in MADE:  # a path
+    if action.type is not None and action.dest not in CREATED_FOLDERS:  # a path
         return {"type": "File"}
     return {"type": "String"}
 
 
-def _flag(action: argparse.Action) -> str:
+def _get_flag(action: argparse.Action) -> str:
     return next(name for name in action.option_strings if name.startswith("--"))
 
 
-def _id(action: argparse.Action) -> str:
-    """Of the flag, not of the setting: two flags may set the same one."""
-    name = _flag(action).removeprefix("--") if action.option_strings else action.dest
+def _make_id(action: argparse.Action) -> str:
+    """Make the id of a flag, not of its setting: two flags may have the same setting."""
+    name = _get_flag(action).removeprefix("--") if action.option_strings else action.dest
     return name.replace("-", "_")

@@ -1,4 +1,4 @@
-"""The app proves that it works where it stands: networks loaded, one synthetic scan counted."""
+"""Test the installation: load the networks, and count the lesions of a synthetic scan."""
 
 import time
 from collections.abc import Callable
@@ -21,31 +21,33 @@ from bids_cmb.workflow.run import run
 
 SEED = 11
 PROTOCOL = "alfa-t2star"
-LAW = "crowded"  # a scan with at least a dozen microbleeds
-FEWEST_FOUND = 0.5  # of the scan's microbleeds; networks that are broken find none or everything
-MOST_FALSE = 10
-Say = Callable[[str], None]
+LESION_PRIORS = "crowded"  # give a scan with at least a dozen microbleeds
+MIN_SENSITIVITY = 0.5  # broken networks find none of the microbleeds, or everything
+MAX_FALSE_ALARMS = 10
+Log = Callable[[str], None]
 
 
-def selftest(folder: Path, *, models: Path | None, asked_device: str, say: Say) -> list[str]:
-    """Try everything once.
+def run_tests(folder: Path, *, models: Path | None, device: str, log: Log) -> list[str]:
+    """Test the networks and the app once.
 
     Args:
-        folder: For what is made on the way; empty.
+        folder: For temporary files; empty.
         models: The user's folder of cards and weights.
-        asked_device: ``gpu`` if there must be one.
-        say: Told what was found and how long it took.
+        device: ``gpu`` if there must be one.
+        log: Called with a sentence on the progress.
 
     Returns:
-        What is off, in sentences; empty if all is well.
+        A sentence for each fault; empty if all is well.
     """
-    say(", ".join(f"{name} {version}" for name, version in software().items()))
-    say(f"tensorflow {_tensorflow_version()}, {describe_device()}, {machine()['Cores']} cores")
-    wrong = []
-    if said := find_device_problem(asked_device):
-        wrong.append(said)
-    wrong += [said for name in list_cards(models=models) for said in _loaded(name, models, say)]
-    return wrong or _counted(folder, models, say)
+    log(", ".join(f"{name} {version}" for name, version in software().items()))
+    log(f"tensorflow {_tensorflow_version()}, {describe_device()}, {machine()['Cores']} cores")
+    faults = []
+    if fault := find_device_problem(device):
+        faults.append(fault)
+    faults += [
+        fault for name in list_cards(models=models) for fault in _load_networks(name, models, log)
+    ]
+    return faults or _count_lesions(folder, models, log)
 
 
 def _tensorflow_version() -> str:
@@ -57,45 +59,45 @@ def _tensorflow_version() -> str:
     return "absent"
 
 
-def _loaded(name: str, models: Path | None, say: Say) -> list[str]:
-    """Load the networks of a card; what is wrong with them."""
-    wrong = []
-    said = load_card(name, models)
-    loaded = load_patch_model if "design" in said else load_network
-    for member in select_members(said):
+def _load_networks(name: str, models: Path | None, log: Log) -> list[str]:
+    """Load the networks of a card; return their faults."""
+    faults = []
+    card = load_card(name, models)
+    load = load_patch_model if "design" in card else load_network
+    for member in select_members(card):
         began = time.monotonic()
         try:
-            loaded(member, locate_weights(name, member, models))
+            load(member, locate_weights(name, member, models))
         except ValueError as error:
-            wrong.append(str(error))
+            faults.append(str(error))
             continue
         took = time.monotonic() - began
-        say(f"{name}, member {member['name']}: loaded and checked in {took:.1f} s")
-    return wrong
+        log(f"{name}, member {member['name']}: loaded and checked in {took:.1f} s")
+    return faults
 
 
-def _counted(folder: Path, models: Path | None, say: Say) -> list[str]:
+def _count_lesions(folder: Path, models: Path | None, log: Log) -> list[str]:
     """Simulate a scan, run the app on it as a user would, and compare with the truth."""
     raw, out = folder / "raw", folder / "out"
     began = time.monotonic()
-    (true,) = simulate_dataset(raw, scans=1, seed=SEED, protocols=[PROTOCOL], priors=LAW)
-    say(f"a scan with {true} microbleeds simulated in {time.monotonic() - began:.1f} s")
+    (true,) = simulate_dataset(raw, scans=1, seed=SEED, protocols=[PROTOCOL], priors=LESION_PRIORS)
+    log(f"a scan with {true} microbleeds simulated in {time.monotonic() - began:.1f} s")
     began = time.monotonic()
     levels = ("participant", "group")
     config = Config(raw, out, levels, model_dir=models, n_cpus=1, verbosity=-1, validate="off")
     if code := run(config):
         return [f"the app must process the synthetic scan; it ended with exit code {code}."]
-    found = compute_evaluation(
+    figures = compute_evaluation(
         out, raw / "derivatives" / "truth", EvaluationOptions(draws=10)
     ).figures
-    sensitivity, false = found["sensitivity"].value, found["false_alarms"].value
-    say(
+    sensitivity, false = figures["sensitivity"].value, figures["false_alarms"].value
+    log(
         f"counted in {time.monotonic() - began:.1f} s: {sensitivity:.0%} of those that are sure "
         f"found, {false:.0f} false"
     )
-    if sensitivity < FEWEST_FOUND or false > MOST_FALSE:
+    if sensitivity < MIN_SENSITIVITY or false > MAX_FALSE_ALARMS:
         return [
-            f"at least {FEWEST_FOUND:.0%} of the microbleeds must be found with at most "
-            f"{MOST_FALSE} false ones; found {sensitivity:.0%} and {false:.0f}."
+            f"at least {MIN_SENSITIVITY:.0%} of the microbleeds must be found with at most "
+            f"{MAX_FALSE_ALARMS} false ones; found {sensitivity:.0%} and {false:.0f}."
         ]
     return []

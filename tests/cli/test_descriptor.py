@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bids_cmb.cli.descriptor import descriptor
-from bids_cmb.cli.run import configure, main, parser
+from bids_cmb.cli.descriptor import make_descriptor
+from bids_cmb.cli.parser import make_parser
+from bids_cmb.cli.run import main
+from bids_cmb.cli.settings import configure
 
 RUN = Path(__file__).parents[2] / "run.py"
 BOSH = Path(__file__).parents[2] / ".lint/bin/bosh"  # the linters' own environment, `.ci/lint`
@@ -23,7 +25,7 @@ def said():
 
 
 def test_the_lone_flag_prints_what_the_parser_says(said):
-    assert said == json.loads(json.dumps(descriptor(parser())))
+    assert said == json.loads(json.dumps(make_descriptor(make_parser())))
 
 
 def test_every_flag_of_a_run_is_described_and_stands_in_the_command_line(said):

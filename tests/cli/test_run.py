@@ -13,7 +13,9 @@ import pytest
 import bids_cmb
 from bids_cmb.cli.main import COMMANDS
 from bids_cmb.cli.main import main as one_command
-from bids_cmb.cli.run import configure, main, parser
+from bids_cmb.cli.parser import make_parser
+from bids_cmb.cli.run import main
+from bids_cmb.cli.settings import configure
 from bids_cmb.errors import MEANINGS, ExitError
 
 RUN = Path(__file__).parents[2] / "run.py"
@@ -353,7 +355,7 @@ def test_help_takes_less_than_a_second():
 
 
 def test_help_names_every_exit_code():
-    text = parser().format_help()
+    text = make_parser().format_help()
     for code in MEANINGS:
         assert re.search(rf"\b{code}\b", text.partition("Exit codes")[2]), code
 

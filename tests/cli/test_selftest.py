@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bids_cmb.cli.run import main
-from bids_cmb.cli.selftest import selftest
+from bids_cmb.cli.selftest import run_tests
 from bids_cmb.networks.model_cards import load_card
 
 
@@ -28,9 +28,9 @@ def test_weights_that_are_not_those_of_their_card_are_off(broken, capfd):
 
 def test_a_gpu_that_was_asked_for_and_is_not_there_is_off(tmp_path, monkeypatch):
     monkeypatch.setattr("bids_cmb.networks.inference.describe_device", lambda: "CPU")
-    monkeypatch.setattr("bids_cmb.cli.selftest._counted", lambda *_: [])
+    monkeypatch.setattr("bids_cmb.cli.selftest._count_lesions", lambda *_: [])
     told = []
-    wrong = selftest(tmp_path, models=None, asked_device="gpu", say=told.append)
+    wrong = run_tests(tmp_path, models=None, device="gpu", log=told.append)
     assert len(wrong) == 1
     assert "--device gpu needs a GPU that can be used" in wrong[0]
     for name in ("ensemble", "cascade"):

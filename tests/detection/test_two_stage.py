@@ -422,7 +422,7 @@ def test_proposals_near_a_lesion_are_it_those_far_off_are_none_those_between_nei
     proposals = np.array(
         [(12, 10, 5), (10, 10, 6), (15, 10, 5), (10, 20, 5), (30, 31, 5), (30, 37, 5)]
     )
-    rows = proposal_classification._label(case, proposals, spacing, rng)
+    rows = proposal_classification._assign_labels(case, proposals, spacing, rng)
     lesion = [tuple(voxel) for voxel, kind, _ in rows if kind == proposal_classification.LESION]
     hard = [tuple(voxel) for voxel, kind, _ in rows if kind == proposal_classification.HARD]
     assert lesion[:2] == [(12, 10, 5), (10, 10, 6)]  # 0.5 mm off; in the neighbouring slice
@@ -435,13 +435,13 @@ def test_what_the_first_stage_thinks_does_not_change_how_often_a_place_is_drawn(
     kinds = np.array(
         [proposal_classification.LESION] * 3 + [proposal_classification.HARD] * 4, np.uint8
     )
-    lineup = proposal_classification.Lineup(
+    lineup = proposal_classification.ProposalSet(
         np.zeros((7, 2, 2, 2, 3), np.float16), np.zeros((7, 4), np.float32), kinds,
         np.array([0, 0, 1, -1, -1, -1, -1], np.int16), rng.random(7).astype(np.float32),
     )  # fmt: skip
-    _, lesions = proposal_classification._pool([lineup], proposal_classification.LESION)
+    _, lesions = proposal_classification._make_pool([lineup], proposal_classification.LESION)
     assert lesions == pytest.approx([0.25, 0.25, 0.5])  # each lesion as often, however many patches
-    _, hard = proposal_classification._pool([lineup], proposal_classification.HARD)
+    _, hard = proposal_classification._make_pool([lineup], proposal_classification.HARD)
     assert hard == pytest.approx([0.25] * 4)
 
 

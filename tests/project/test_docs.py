@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bids_cmb.cli import run as app
 from bids_cmb.cli.main import COMMANDS
 from bids_cmb.cli.main import main as one_command
+from bids_cmb.cli.parser import make_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -117,7 +117,7 @@ def test_every_command_of_the_pages_exists_with_its_flags(capsys):
         depth = (words[0] in COMMANDS) + (words[0] == "models")
         name = tuple(words[:depth])
         if name not in known:
-            actions = app.parser()._option_string_actions
+            actions = make_parser()._option_string_actions
             known[name] = set(actions) if not name else helped(name, capsys)
         for flag in flags:
             assert flag in known[name], f"{page}: {' '.join(words)}"

@@ -13,17 +13,19 @@ from bids_cmb.metrics.scores import compute_metrics
 from bids_cmb.networks.inference import ModelOptions
 from bids_cmb.simulation.protocols import resolve_protocols
 from bids_cmb.training import release as module
-from bids_cmb.training.release import (
-    Judged,
-    Means,
+from bids_cmb.training.operating_points import (
+    ScanCandidates,
+    detect_with_points,
+    find_best_f1_threshold,
     fit_calibration,
-    judge_points,
-    protocols_of,
+    set_operating_points,
+)
+from bids_cmb.training.release import (
+    ReleaseOptions,
+    locate_protocols,
     read_plan,
     release,
-    set_operating_points,
     simulate_set,
-    threshold_of_best_f1,
     train_network,
 )
 from bids_cmb.training.train import read_recipe
@@ -38,7 +40,7 @@ def judged(rng, *, scans=40, slope=2.0, offset=-1.0):
         positions = np.column_stack([20.0 * np.arange(30), np.zeros((30, 2))])
         lesions = tuple((tuple(place), 3.0, True) for place in positions[hit].tolist())
         chance = 1 / (1 + np.exp(-odds))
-        made.append(Judged(f"sub-{number:02d}", positions, chance, chance, lesions))
+        made.append(ScanCandidates(f"sub-{number:02d}", positions, chance, chance, lesions))
     return made
 
 
@@ -102,7 +104,7 @@ def test_with_real_scans_the_balanced_threshold_is_set_on_them_and_nothing_else(
     assert balanced["set_on"] == "5 real scans"
     assert balanced["false_per_scan_on_real"] <= 0.6
     for other in np.linspace(0.02, 0.98, 25):  # none is better there at so few false ones
-        scored = [one.case(calibrate(one.chance, card["calibration"])) for one in real]
+        scored = [one.match(calibrate(one.chance, card["calibration"])) for one in real]
         metrics = compute_metrics(scored, match_valdo, threshold=other)
         assert metrics.fp_per_scan > 0.6 or not metrics.f1 > balanced["f1_on_real"] + 0.001
 
@@ -111,8 +113,8 @@ def test_a_threshold_lies_between_the_last_candidate_that_counts_and_the_next():
     positions = np.column_stack([20.0 * np.arange(4), np.zeros((4, 2))])
     lesions = tuple((tuple(place), 3.0, True) for place in positions[[0, 1]].tolist())
     chances = np.array([0.9, 0.8, 0.2, 0.1])
-    one = Judged("sub-01", positions, chances, chances, lesions)
-    threshold = threshold_of_best_f1([one.case(chances)], 0.6)
+    one = ScanCandidates("sub-01", positions, chances, chances, lesions)
+    threshold = find_best_f1_threshold([one.match(chances)], 0.6)
     assert threshold == pytest.approx(0.5, abs=1e-3)  # halfway in log-odds
 
 
@@ -120,7 +122,7 @@ def test_a_table_of_points_without_their_subject_is_refused(tmp_path):
     table = tmp_path / "points.tsv"
     table.write_text("x_mm\ty_mm\tz_mm\n1\t2\t3\n")
     with pytest.raises(ValueError, match=r"points\.tsv: must have the columns .* lacks subject"):
-        next(judge_points({}, ModelOptions(), tmp_path, table))
+        next(detect_with_points({}, ModelOptions(), tmp_path, table))
 
 
 def test_the_plan_of_the_package_names_recipes_sets_and_protocols_that_exist():
@@ -130,7 +132,7 @@ def test_the_plan_of_the_package_names_recipes_sets_and_protocols_that_exist():
         read_recipe(network["recipe"])
         assert {*network["data"], *network["validation"]} <= set(plan["sets"])
     for names in plan["protocols"].values():
-        resolve_protocols(protocols_of(names))
+        resolve_protocols(locate_protocols(names))
     data = {network["recipe"]: set(network["data"]) for network in plan["networks"]}
     for network in plan["networks"]:  # false alarms on scans not learnt from
         assert not any(data[role] & set(network["data"]) for role in network.get("pretrained", ()))
@@ -173,7 +175,7 @@ def test_a_plan_with_a_setting_that_does_not_exist_is_refused(part, key, said, t
 @pytest.mark.parametrize("hours", [0, -1, float("nan")])
 def test_a_budget_of_nothing_is_refused(hours, tmp_path):
     with pytest.raises(ValueError, match="more than 0 hours"):
-        release(read_plan("two-stage"), Means(tmp_path, tmp_path / "work", hours))
+        release(read_plan("two-stage"), ReleaseOptions(tmp_path, tmp_path / "work", hours))
     assert not (tmp_path / "work").exists()
 
 
@@ -203,7 +205,7 @@ def test_a_set_is_simulated_once_from_the_heads_that_the_plan_names(
         return []
 
     monkeypatch.setattr(module, "simulate_dataset", pretend)
-    plan, means = read_plan("two-stage"), Means(heads_of(15), tmp_path / "work")
+    plan, means = read_plan("two-stage"), ReleaseOptions(heads_of(15), tmp_path / "work")
     half_made = tmp_path / "work" / "sets" / "V.part"
     half_made.mkdir(parents=True)
     (half_made / "sub-01").mkdir()
@@ -215,7 +217,7 @@ def test_a_set_is_simulated_once_from_the_heads_that_the_plan_names(
 
 
 def test_too_few_heads_are_told(heads_of, tmp_path):
-    plan, means = read_plan("two-stage"), Means(heads_of(3), tmp_path / "work")
+    plan, means = read_plan("two-stage"), ReleaseOptions(heads_of(3), tmp_path / "work")
     with pytest.raises(ValueError, match="needs 15 label maps of heads; found 3"):
         simulate_set("V", plan["sets"]["V"], plan, means, print)
 
@@ -229,7 +231,7 @@ def test_networks_share_the_hours_and_a_trained_one_stays(tmp_path, monkeypatch)
         (out / f"{recipe.name}.json").write_text(json.dumps({"name": recipe.name}))
 
     monkeypatch.setattr(module, "train", pretend)
-    plan, means = read_plan("two-stage"), Means(tmp_path, tmp_path / "work", hours=2.0)
+    plan, means = read_plan("two-stage"), ReleaseOptions(tmp_path, tmp_path / "work", hours=2.0)
     for network in plan["networks"]:
         entry, path = train_network(network, plan, means, print)
         assert entry["name"] == network["recipe"]
@@ -271,7 +273,7 @@ def test_calibration_is_the_best_logistic_curve_wherever_it_lies(rng):
         total = 0.0
         for one in made:
             odds = slope * (logit(one.chance) + weight * logit(one.proposed)) + offset
-            hit = one.case(one.chance).between.min(axis=1, initial=np.inf) < 1
+            hit = one.match(one.chance).between.min(axis=1, initial=np.inf) < 1
             total += np.sum(np.logaddexp(0, odds) - hit * odds)
         return total
 

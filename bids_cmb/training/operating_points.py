@@ -143,8 +143,8 @@ def detect_in_scan(
         name: Of the scan.
     """
     image, _ = load(path)
-    head = segment_with_network(image, ModelOptions())
-    anatomy, brain = head.head, get_brain_mask(image, BrainSource(path), head).mask
+    segmented = segment_with_network(image, ModelOptions())
+    anatomy, brain = segmented.head, get_brain_mask(image, BrainSource(path), segmented).mask
     fed, probability, proposals = propose(image, brain, card, models)
     chance = decide(fed, probability, proposals, card, models, anatomy)
     voxels = np.array([proposal.voxel for proposal in proposals]).reshape(-1, 3)

@@ -161,7 +161,7 @@ def test_two_touching_lesions_are_painted_measured_and_counted_one_by_one():
     assert probability.data[40:46, 36, 9].min() > 0.5  # one component at one half
     image = Volume(1 - probability.data, OBLIQUE)
     proposals = find_proposals(probability, everywhere(), ProposalRules())
-    chance, outputs = two_stage.paint(image, probability, proposals, np.array([0.7, 0.6]))
+    chance, outputs = two_stage.render_proposals(image, probability, proposals, np.array([0.7, 0.6]))
     brain = Volume(everywhere(), OBLIQUE)
     labels, lesions = find_lesions(
         chance, image, brain, threshold=0.5, definite=0.65, instances=outputs.instances
@@ -178,7 +178,7 @@ def test_a_refused_proposal_is_no_lesion_and_what_is_no_proposal_still_is_one():
     probability = bumps(((40, 36, 9), 0.9), ((60, 60, 15), 0.8))
     image = Volume(1 - probability.data, OBLIQUE)
     proposals = find_proposals(probability, everywhere(), ProposalRules())
-    chance, outputs = two_stage.paint(image, probability, proposals, np.array([0.7, 0.1]))
+    chance, outputs = two_stage.render_proposals(image, probability, proposals, np.array([0.7, 0.1]))
     chance.data[10:12, 10:12, 3] = 0.9  # of another detector
     lesions = find_lesions(
         chance, image, Volume(everywhere(), OBLIQUE), threshold=0.5, definite=0.8,
@@ -193,7 +193,7 @@ def test_an_extent_reaches_down_to_half_of_its_peak_on_another_grid():
     probability = bumps(((40, 36, 9), 0.8), width=1.5)
     coarse = Volume(np.ones((40, 36, 20), np.float32), OBLIQUE @ np.diag([2.0, 2, 1, 1]))
     proposals = find_proposals(probability, everywhere(), ProposalRules())
-    chance, _ = two_stage.paint(coarse, probability, proposals, np.array([0.6]))
+    chance, _ = two_stage.render_proposals(coarse, probability, proposals, np.array([0.6]))
     assert set(np.unique(chance.data)) == {0, np.float32(0.6)}
     # Half of a Gaussian of 1.5 mm reaches 1.77 mm: a ball of 23 mm3.
     assert (chance.data > 0).sum() * coarse.voxel_volume == pytest.approx(23, rel=0.4)
@@ -203,7 +203,7 @@ def test_a_proposal_smaller_than_a_voxel_keeps_the_nearest_one():
     probability = bumps(((41, 37, 9), 0.8), width=0.2)
     coarse = Volume(np.ones((20, 18, 20), np.float32), OBLIQUE @ np.diag([4.0, 4, 1, 1]))
     found = [Proposal((41, 37, 9), 0.8)]
-    chance, _ = two_stage.paint(coarse, probability, found, np.array([0.6]))
+    chance, _ = two_stage.render_proposals(coarse, probability, found, np.array([0.6]))
     assert 1 <= (chance.data > 0).sum() <= 2
     assert chance.data[10, 9, 9] > 0
 
@@ -380,10 +380,10 @@ def test_a_lesion_just_outside_the_brain_mask_is_listed_with_the_flag_edge(monke
 
     def look(image, brain, *_):
         seen["brain"] = brain
-        return two_stage.paint(image, grid, [Proposal(place, 0.9)], np.array([0.9]))
+        return two_stage.render_proposals(image, grid, [Proposal(place, 0.9)], np.array([0.9]))
 
     monkeypatch.setitem(ensemble.DESIGNS, "two-stage", look)
-    monkeypatch.setattr(ensemble, "second_opinion", lambda *_: None)
+    monkeypatch.setattr(ensemble, "predict_second_opinion", lambda *_: None)
     image, mask = Volume(1 - grid.data, OBLIQUE), Volume(brain, OBLIQUE)
     probability = ensemble.detect("two-stage", image, mask)
     assert seen["brain"] is mask  # networks see the mask as it is

@@ -280,7 +280,8 @@ def _make_pool(proposal_sets: Sequence[ProposalSet], kind: int) -> tuple[np.ndar
 
 def _sample_patch(
     proposal_sets: Sequence[ProposalSet], pools: Sequence[tuple[np.ndarray, np.ndarray]],
-    shares: np.ndarray, sampling: training_data.PatchSampling, blind: float, rng: np.random.Generator,
+    shares: np.ndarray, sampling: training_data.PatchSampling, blind: float,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, bool]:  # fmt: skip
     """Sample and augment a patch; return it, its place, and whether it is a microbleed."""
     kind = rng.choice(len(SHARES), p=shares)

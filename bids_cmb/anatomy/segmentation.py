@@ -25,7 +25,7 @@ DEEP_WHITE_MM = 10.0  # white matter this close to a lateral ventricle is perive
 CAPSULE_MM = 4.0  # white matter this close to a deep nucleus is a capsule
 MIN_STRUCTURE_ML = 0.05  # of a structure whose centroid is believed
 MAX_MNI_RMS_MM = 6.0  # beyond it, MNI positions are a guess
-MAX_MNI_UNCERTAINTY_MM = 6.0  # beyond it, the MNI position of a lesion is a guess
+MAX_MNI_UNCERTAINTY_MM = 7.0  # beyond it, the MNI position of a lesion is a guess
 FACE_MM = 2.0  # from the end of the field of view: what lies there is cut
 MAX_FACE_SHARE = 0.1  # of a structure's largest cross-section that may lie at that end
 MIN_FOUND_STRUCTURES, MIN_WHOLE_STRUCTURES = 8, 4  # for an affine; the latter not cut
@@ -345,7 +345,7 @@ def fit_to_mni(
     target = np.array([centroids[str(code)] for code in whole])
     weight = np.ones(len(whole))
     for _ in range(5):
-        middle, there = (np.average(at, axis=0, weights=weight) for at in (source, target))
+        middle, there = (np.average(points, axis=0, weights=weight) for points in (source, target))
         x, y = source - middle, target - there
         similar = _fit_similarity(x, y, weight)
         prior = (CENTROID_ERROR_MM / SHAPE_SD) ** 2 * np.eye(3)

@@ -110,7 +110,7 @@ def arguments() -> argparse.Namespace:
 
 
 def from_json(kept: dict) -> ScanCandidates:
-    """Read what `training.release.convert_to_json` wrote of a scan."""
+    """Read what `training.operating_points.convert_to_json` wrote of a scan."""
     candidates = kept["candidates"]
     return ScanCandidates(
         kept["name"],

@@ -161,7 +161,9 @@ def test_two_touching_lesions_are_painted_measured_and_counted_one_by_one():
     assert probability.data[40:46, 36, 9].min() > 0.5  # one component at one half
     image = Volume(1 - probability.data, OBLIQUE)
     proposals = find_proposals(probability, everywhere(), ProposalRules())
-    chance, outputs = two_stage.render_proposals(image, probability, proposals, np.array([0.7, 0.6]))
+    chance, outputs = two_stage.render_proposals(
+        image, probability, proposals, np.array([0.7, 0.6])
+    )
     brain = Volume(everywhere(), OBLIQUE)
     labels, lesions = find_lesions(
         chance, image, brain, threshold=0.5, definite=0.65, instances=outputs.instances
@@ -178,7 +180,9 @@ def test_a_refused_proposal_is_no_lesion_and_what_is_no_proposal_still_is_one():
     probability = bumps(((40, 36, 9), 0.9), ((60, 60, 15), 0.8))
     image = Volume(1 - probability.data, OBLIQUE)
     proposals = find_proposals(probability, everywhere(), ProposalRules())
-    chance, outputs = two_stage.render_proposals(image, probability, proposals, np.array([0.7, 0.1]))
+    chance, outputs = two_stage.render_proposals(
+        image, probability, proposals, np.array([0.7, 0.1])
+    )
     chance.data[10:12, 10:12, 3] = 0.9  # of another detector
     lesions = find_lesions(
         chance, image, Volume(everywhere(), OBLIQUE), threshold=0.5, definite=0.8,

@@ -298,7 +298,7 @@ def test_a_segmentation_in_the_scans_space_is_used_as_it_is(own_space, label, ch
 def test_the_finer_network_is_asked_only_if_anybody_wants_to_know(
     config, echoes, blank, monkeypatch, lesions, level, asked
 ):
-    before, after = SimpleNamespace(fit_mm=None), SimpleNamespace(fit_mm=None)
+    before, after = (SimpleNamespace(fit_mm=None, to_mni=None) for _ in range(2))
     monkeypatch.setattr(scan_anatomy, "refine_structures", lambda *_: (after, "it is dark"))
     monkeypatch.setattr(inputs, "find_atlases", Atlases)
     monkeypatch.setattr(participant, "build_region_map", lambda *_, **__: "regions")

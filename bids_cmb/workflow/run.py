@@ -142,7 +142,7 @@ def _find_atlases(config: Config) -> None:
     except ValueError as error:
         raise ExitError(UNAVAILABLE, str(error)) from error
     for path, label, missing in (
-        (atlases.lobes, "Lobes", "Lobes will be n/a: %s has no Harvard-Oxford atlas"),
+        (atlases.lobes, "Lobes", "Lobes by rules in MNI space: %s has no Harvard-Oxford atlas"),
         (atlases.nuclei, "Nuclei", "Nuclei will not be named: %s has no MASSP20 atlas"),
     ):
         if path:

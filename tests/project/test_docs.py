@@ -80,7 +80,7 @@ def test_every_test_that_a_page_names_exists():
     named = {
         (page.name, *each)
         for page in PAGES
-        for each in re.findall(r"(test_\w+\.py)::(test_\w+)", page.read_text("utf-8"))
+        for each in re.findall(r"((?:\w+/)*test_\w+\.py)::(test_\w+)", page.read_text("utf-8"))
     }
     assert len(named) > 50
     lost = [

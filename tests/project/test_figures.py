@@ -101,7 +101,7 @@ def interval(scans, figure):
 QUOTED = [
     (
         "README.md",
-        "with {:.0f} microbleeds the default detector, `two-stage`, finds {:.0f} with two",
+        "with {:.0f} microbleeds the default detector, `two-stage`, finds {:.0f} without a",
         lambda: two_stage("real", "lesions", "hits"),
     ),
     *(

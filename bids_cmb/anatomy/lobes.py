@@ -31,7 +31,7 @@ INSULA_LEAST_X, INSULA_Z = 25.0, (-14.0, 20.0)
 
 
 def name_lobes(mni: np.ndarray) -> np.ndarray:
-    """Name the lobe of places in the cerebrum, the insula not told apart.
+    """Name the lobe of places in the cerebrum, leaving out the insula.
 
     Args:
         mni: mm in MNI152NLin2009cAsym, (N, 3).

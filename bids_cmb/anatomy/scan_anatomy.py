@@ -19,7 +19,7 @@ from bids_cmb.anatomy.segmentation import MAX_MNI_RMS_MM, Anatomy, predict_anato
 from bids_cmb.anatomy.user_segmentation import (
     RegisteredSegmentation,
     describe_unknown_codes,
-    load_segmentation,
+    interpret_segmentation,
     register_segmentation,
 )
 from bids_cmb.bids.companions import Segmentation
@@ -107,12 +107,11 @@ def segment_anatomy(
     if segmentation is None:
         return segment_with_network(image, models) if network else AnatomyResult()
     about = load_card(ANATOMY, models.folder)
-    head, lobes = load_segmentation(segmentation.path, about["classes"], about["mni_centroids"])
-    unknown = describe_unknown_codes(segmentation.path, about["classes"])
+    path, stored = segmentation.path, load_labels(segmentation.path)
+    head, lobes = interpret_segmentation(stored, path, about["classes"], about["mni_centroids"])
+    unknown = describe_unknown_codes(stored, path, about["classes"])
     notes = () if unknown is None else (unknown,)
-    result = AnatomyResult(
-        head, lobes, str(segmentation.path), notes, segmentation=segmentation.path
-    )  # fmt: skip
+    result = AnatomyResult(head, lobes, str(path), notes, segmentation=path)
     if not segmentation.in_t1w_space:
         return result
     fallback = segment_with_network(image, models) if network else AnatomyResult()

@@ -76,7 +76,13 @@ def load_segmentation(
     Raises:
         ValueError: If it is no such label map; the file is named.
     """
-    stored = load_labels(path)
+    return interpret_segmentation(load_labels(path), path, classes, centroids)
+
+
+def interpret_segmentation(
+    stored: Volume, path: Path, classes: Sequence[dict], centroids: Mapping
+) -> tuple[Anatomy, np.ndarray | None]:
+    """Interpret a label map that is loaded already; as `load_segmentation` of its ``path``."""
     steps = np.maximum(1, np.floor(MIN_SPACING_MM / stored.spacing + 0.01)).astype(int)
     codes = np.rint(stored.data[:: steps[0], :: steps[1], :: steps[2]]).astype(np.int64)
     affine = stored.affine @ np.diag([*steps, 1.0])
@@ -99,14 +105,15 @@ def load_segmentation(
     return anatomy, _grow_lobes(anatomy, parcels) if parcels.any() else None
 
 
-def describe_unknown_codes(path: Path, classes: Sequence[dict]) -> str | None:
+def describe_unknown_codes(stored: Volume, path: Path, classes: Sequence[dict]) -> str | None:
     """Describe in a sentence which codes of a label map are unknown; None if all are known.
 
     Args:
-        path: A label map, as for `load_segmentation`.
+        stored: A label map, as for `load_segmentation`.
+        path: Its file, named in the sentence.
         classes: Of the anatomy network, each with its ``codes``.
     """
-    codes, counts = np.unique(np.rint(load_labels(path).data).astype(np.int64), return_counts=True)
+    codes, counts = np.unique(np.rint(stored.data).astype(np.int64), return_counts=True)
     known = [*OUTER_CODES, *(code for entry in classes for code in entry["codes"])]
     for members in load_mars_table()["structures"].values():
         known += members

@@ -4,8 +4,9 @@ The codes are FreeSurfer's; `resources/simulation/tissue_properties.json` lists 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 
 import numpy as np
@@ -144,9 +145,14 @@ def sample_tissue_maps(
     steps = np.array(labels.spacing)
     if spread:
         _add_white_matter_hyperintensities(maps, labels, rng, constants, age)
-        _add_iron_clumps(maps, tissue, steps, rng, age)
+        _redistribute_iron(
+            maps, tissue, partial(_sample_iron_clumps, steps=steps, rng=rng, age=age)
+        )
         if lamina_contrast:
-            _add_iron_laminae(maps, tissue, steps, rng, rng.uniform(*lamina_contrast))
+            _redistribute_iron(
+                maps, tissue,
+                partial(_sample_iron_laminae, steps=steps, rng=rng, contrast=lamina_contrast),
+            )  # fmt: skip
         _mix_soft_tissue(maps, tissue, steps, rng, constants)
         _add_texture(maps, labels.shape, steps, rng, spread)
     if spread and age:
@@ -209,34 +215,40 @@ def _add_texture(
         maps["r2star_hz"] *= 1 + spread * rng.uniform(0.01, 0.05) * noise
 
 
-def _add_iron_clumps(
-    maps: dict, tissue: np.ndarray, steps: np.ndarray, rng: np.random.Generator, age: float
+def _redistribute_iron(
+    maps: dict, tissue: np.ndarray, sample_ratio: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    """Let iron lie in clumps in the lentiform nucleus, the more the older."""
+    """Multiply the iron of the lentiform nucleus by a ratio, which is sampled inside its box."""
     lentiform = np.isin(tissue, (TISSUES.index("putamen"), TISSUES.index("pallidum")))
     if not lentiform.any():
         return
     (box,) = ndimage.find_objects(lentiform.view(np.uint8))
     inside = lentiform[box]
-    amount = rng.uniform(0.05, 0.35) * np.clip(age / 80, 0, 1.2)
-    clumps = np.exp(amount * _sample_texture_noise(rng, inside.shape, steps, 2.0)[inside])
+    ratio = sample_ratio(inside)
     for name in ("r2star_hz", "chi_ppm"):
-        maps[name][box][inside] *= clumps
+        maps[name][box][inside] *= ratio
 
 
-def _add_iron_laminae(
-    maps: dict, tissue: np.ndarray, steps: np.ndarray, rng: np.random.Generator, amount: float
-) -> None:
-    """Let iron lie in thin, interrupted layers parallel to the sides of the lentiform nucleus.
+def _sample_iron_clumps(
+    inside: np.ndarray, steps: np.ndarray, rng: np.random.Generator, age: float
+) -> np.ndarray:
+    """Sample clumps of iron, the more the older; ratio (N,) at the voxels of ``inside``."""
+    amount = rng.uniform(0.05, 0.35) * np.clip(age / 80, 0, 1.2)
+    return np.exp(amount * _sample_texture_noise(rng, inside.shape, steps, 2.0)[inside])
+
+
+def _sample_iron_laminae(
+    inside: np.ndarray, steps: np.ndarray, rng: np.random.Generator, contrast: Sequence[float]
+) -> np.ndarray:
+    """Sample thin, interrupted layers of iron parallel to the sides of the lentiform nucleus.
 
     They stand upright, so that axial slices show dark streaks about 1 mm wide, as medullary laminae
     and striate veins are.
+
+    Returns:
+        Ratio (N,) at the voxels of ``inside``.
     """
-    lentiform = np.isin(tissue, (TISSUES.index("putamen"), TISSUES.index("pallidum")))
-    if not lentiform.any():
-        return
-    (box,) = ndimage.find_objects(lentiform.view(np.uint8))
-    inside = lentiform[box]
+    amount = rng.uniform(*contrast)
     upright = steps * (1, 1, 4)
     depth = ndimage.distance_transform_edt(np.pad(inside, 1), sampling=upright)[1:-1, 1:-1, 1:-1]
     upright = steps * (1, 1, 0.25)
@@ -244,9 +256,7 @@ def _add_iron_laminae(
     layers = sample_noise(rng, (80,), 0.7)  # nodes 0.5 mm apart
     streaks = np.interp(depth[inside], np.arange(80) * 0.5 - 5, layers)
     breaks = _sample_texture_noise(rng, inside.shape, upright, 3.0)[inside]
-    rise = np.exp(amount * np.maximum(streaks, -0.5) * np.clip(0.7 + breaks, 0, 1.5))
-    for name in ("r2star_hz", "chi_ppm"):
-        maps[name][box][inside] *= rise
+    return np.exp(amount * np.maximum(streaks, -0.5) * np.clip(0.7 + breaks, 0, 1.5))
 
 
 def _mix_soft_tissue(

@@ -235,16 +235,22 @@ def _sample_medullary_veins(context: SamplingContext) -> list[list[Susceptibilit
     ways = normalize(
         gradient_direction_at(geometry.ventricle_distance, starts) + 0.3 * geometry.axes[2]
     )
+    runs = _walk_through_tissue(context, priors, starts, ways, pia_mm=2.5, ventricle_mm=0)
+    return [_make_vein(context, "medullary vein", run, taper=0.6) for run in runs]
+
+
+def _walk_through_tissue(
+    context: SamplingContext, priors: dict, starts: np.ndarray, ways: np.ndarray, *,
+    pia_mm: float = 1, ventricle_mm: float = 1,
+) -> list[np.ndarray]:  # fmt: skip
+    """Walk freely from each start, until the pia or a ventricle is nearer than given."""
+    rng, geometry = context.rng, context.geometry
     steps = round(priors["length_mm"][1] / GRID_MM)
     paths = random_walk_on_surface(rng, None, starts, ways, steps=steps, wobble=priors["wobble"])
-    good = (interpolate_along(geometry.pial_depth, paths) > 2.5) & (
-        interpolate_along(geometry.ventricle_distance, paths) > 0
+    good = (interpolate_along(geometry.pial_depth, paths) > pia_mm) & (
+        interpolate_along(geometry.ventricle_distance, paths) > ventricle_mm
     )
-    lengths = rng.uniform(*priors["length_mm"], len(starts))
-    return [
-        _make_vein(context, "medullary vein", run, taper=0.6)
-        for run in _trim_paths(paths, lengths, good)
-    ]
+    return _trim_paths(paths, rng.uniform(*priors["length_mm"], len(starts)), good)
 
 
 def _sample_deep_veins(context: SamplingContext) -> list[list[SusceptibilitySource]]:
@@ -393,15 +399,7 @@ def _sample_perforators(context: SamplingContext) -> list[list[SusceptibilitySou
         )
         ways = np.array([(2 * side - 1) * 0.4, 0, 1]) @ geometry.axes
         ways = normalize(ways + 0.25 * rng.standard_normal(starts.shape))
-        steps = round(priors["length_mm"][1] / GRID_MM)
-        paths = random_walk_on_surface(
-            rng, None, starts - 4 * ways, ways, steps=steps, wobble=priors["wobble"]
-        )
-        good = (interpolate_along(geometry.pial_depth, paths) > 1) & (
-            interpolate_along(geometry.ventricle_distance, paths) > 1
-        )
-        lengths = rng.uniform(*priors["length_mm"], len(starts))
-        runs = _trim_paths(paths, lengths, good)
+        runs = _walk_through_tissue(context, priors, starts - 4 * ways, ways)
         bodies += [_make_artery(context, "perforator", run, priors["radius_mm"]) for run in runs]
     return bodies
 
@@ -424,18 +422,8 @@ def _sample_striate_veins(context: SamplingContext) -> list[list[SusceptibilityS
         geometry.axes[2] + 0.4 * right * geometry.axes[0] + 0.3 * rng.standard_normal(starts.shape)
     )
     behind = rng.uniform(1, 8, (len(starts), 1))
-    steps = round(priors["length_mm"][1] / GRID_MM)
-    paths = random_walk_on_surface(
-        rng, None, starts - behind * ways, ways, steps=steps, wobble=priors["wobble"]
-    )
-    good = (interpolate_along(geometry.pial_depth, paths) > 1) & (
-        interpolate_along(geometry.ventricle_distance, paths) > 1
-    )
-    lengths = rng.uniform(*priors["length_mm"], len(starts))
-    return [
-        _make_vein(context, "striate vein", run, taper=0.6)
-        for run in _trim_paths(paths, lengths, good)
-    ]
+    runs = _walk_through_tissue(context, priors, starts - behind * ways, ways)
+    return [_make_vein(context, "striate vein", run, taper=0.6) for run in runs]
 
 
 VESSEL_SAMPLERS = (

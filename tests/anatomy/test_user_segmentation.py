@@ -17,12 +17,16 @@ from bids_cmb.anatomy.user_segmentation import (
     register_segmentation,
     transform_anatomy,
 )
-from bids_cmb.imaging.volume import Volume, resample, save
+from bids_cmb.imaging.volume import Volume, load_labels, resample, save
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.simulation.tissue_properties import is_brain
 
 CLASSES = load_card("anatomy")["classes"]
 CENTROIDS = load_card("anatomy")["mni_centroids"]
+
+
+def unknown_codes(path):
+    return describe_unknown_codes(load_labels(path), path, CLASSES)
 
 
 @pytest.fixture
@@ -88,7 +92,7 @@ def test_parcels_of_a2009s_are_cortex_and_tell_lobes_apart(anatomy, stored):
     left = anatomy.structures.data == 3
     names = {index_regions()[int(code)][0] for code in np.unique(lobes[left])}
     assert names == {"frontal", "occipital"}
-    assert describe_unknown_codes(path, CLASSES) is None
+    assert unknown_codes(path) is None
 
 
 def test_white_matter_that_wmparc_leaves_unsegmented_is_white_matter(anatomy, stored):
@@ -110,11 +114,11 @@ def test_unknown_codes_are_counted_in_one_sentence(stored):
     def odd(codes):
         return np.where(codes == 10, 99_999, np.where(codes == 49, 7007, codes))
 
-    sentence = describe_unknown_codes(stored(odd), CLASSES)
+    sentence = unknown_codes(stored(odd))
     assert "2 of its " in sentence
     assert "(7007, 99999; " in sentence
     assert "% of the labelled voxels); they count as outside the brain." in sentence
-    assert describe_unknown_codes(stored(), CLASSES) is None
+    assert unknown_codes(stored()) is None
 
 
 def test_a_mask_is_no_segmentation(stored):

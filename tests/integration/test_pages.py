@@ -10,13 +10,12 @@ import time
 import numpy as np
 import pytest
 from browser import CHROMIUM, WHY_NOT, browsing
-from running import no_other_process
+from running import QUICK, run_on_two_scans
 
 from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.cli.run import main
 from bids_cmb.report.html import Cohort, write_group_page, write_page
 
-QUICK = ["--detector", "radial", "--anatomy", "none", "-q", "--validate", "off"]
 ODD = "<script>document.title = 1</script> & \"Grüße\" 'ø'"
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=WHY_NOT)
 
@@ -24,16 +23,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=WHY_NOT)
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, heads):
     """Derivatives with interactive pages: six microbleeds in one scan and none in the other."""
-    root = tmp_path_factory.mktemp("pages")
-    for subject, head in (("01", "six"), ("02", "none")):
-        path = root / f"raw/sub-{subject}/anat/sub-{subject}_T2starw.nii.gz"
-        path.parent.mkdir(parents=True)
-        shutil.copyfile(heads[0] / f"{head}.nii.gz", path)
-    (root / "raw/dataset_description.json").write_text('{"Name": "Two", "BIDSVersion": "1.11.1"}')
-    words = [str(root / "raw"), str(root / "out"), "participant", "group"]
-    with no_other_process():
-        assert main([*words, *QUICK, "--threshold", "0.3", "--report", "interactive"]) == 0
-    return words, root / "out"
+    return run_on_two_scans(tmp_path_factory.mktemp("pages"), heads[0], "--report", "interactive")
 
 
 @pytest.fixture

@@ -9,29 +9,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
-from running import no_other_process
+from running import QUICK, run_on_two_scans
 from scipy import ndimage
 
 from bids_cmb.bids.tables import read_table, write_table
 from bids_cmb.cli.run import main
 from bids_cmb.report.html import Cohort, write_group_page, write_page
 
-QUICK = ["--detector", "radial", "--anatomy", "none", "-q", "--validate", "off"]
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, heads):
     """A dataset with six microbleeds in one scan and none in the other, and its derivatives."""
-    root = tmp_path_factory.mktemp("pages")
-    for subject, head in (("01", "six"), ("02", "none")):
-        path = root / f"raw/sub-{subject}/anat/sub-{subject}_T2starw.nii.gz"
-        path.parent.mkdir(parents=True)
-        shutil.copyfile(heads[0] / f"{head}.nii.gz", path)
-    (root / "raw/dataset_description.json").write_text('{"Name": "Two", "BIDSVersion": "1.11.1"}')
-    words = [str(root / "raw"), str(root / "out"), "participant", "group"]
-    with no_other_process():
-        assert main([*words, *QUICK, "--threshold", "0.3"]) == 0
-    return words, root / "out"
+    return run_on_two_scans(tmp_path_factory.mktemp("pages"), heads[0])
 
 
 def lesions(out, subject="01"):

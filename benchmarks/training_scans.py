@@ -11,12 +11,15 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from bids_cmb.imaging.volume import Volume, load, load_labels
 from bids_cmb.quality.familiarity import (
+    MEASURE_NAMES,
+    PERCENTILES,
     compute_histogram,
     measure_intensities,
     measure_scan,
-    summarize_scans,
 )
 from bids_cmb.training.data import find_training_scans
 
@@ -35,6 +38,24 @@ def main() -> None:
             print(paths.name, made[-1][0], flush=True)
     about = "Simulated scans that `ensemble` was trained on; docs/notes/training.md."
     PLACE.write_text(json.dumps({"about": about, **summarize_scans(made)}, indent=1) + "\n")
+
+
+def summarize_scans(scans: list[tuple[dict[str, float], list[float]]]) -> dict:
+    """Summarize measures and histograms of scans, as ``resources/quality/training_scans.json``."""
+    return {
+        "scans": len(scans),
+        "levels": list(PERCENTILES),
+        "measures": {
+            name: np.percentile([values[name] for values, _ in scans], PERCENTILES)
+            .round(3)
+            .tolist()
+            for name in MEASURE_NAMES
+        },
+        "histogram": {
+            str(level): np.percentile([bins for _, bins in scans], level, axis=0).round(3).tolist()
+            for level in (5, 50, 95)
+        },
+    }
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.bids.tables import read_columns
-from bids_cmb.config import Config
+from bids_cmb.config import RESEARCH_DETECTORS, Config
 from bids_cmb.networks.model_cards import ANATOMY, list_cards, load_card, locate_weights
 
 DOCS = Path(__file__).parent
@@ -142,8 +142,10 @@ def _facts(about: Mapping) -> list[list[str]]:
 def _use(about: Mapping) -> str:
     if about["task"] == ANATOMY:
         return "structures, sides and the brain mask: `--anatomy network`, the default"
-    default = ", the default" if Config.detector == (about["name"],) else ""
-    return f"{about['task']}: `--detector {about['name']}`{default}"
+    name = about["name"]
+    status = ", the default" if Config.detector == (name,) else ""
+    status = ", for research" if name in RESEARCH_DETECTORS else status
+    return f"{about['task']}: `--detector {name}`{status}"
 
 
 def _design(about: Mapping) -> list[str]:

@@ -215,9 +215,9 @@ def get_source(sidecar: dict) -> str:
     return str(sources[0]).removeprefix("bids:raw:")
 
 
-def round_or_none(value: float, digits: int) -> float | None:
-    """Round a number, without the minus of -0.0; None if it is not finite."""
-    return round(value, digits) + 0.0 if math.isfinite(value) else None
+def round_or_none(value: float | None, digits: int) -> float | None:
+    """Round a number, without the minus of -0.0; None if it is not finite, or not known."""
+    return None if value is None or not math.isfinite(value) else round(value, digits) + 0.0
 
 
 def _list_authors(raw_description: dict) -> list[str]:

@@ -114,9 +114,10 @@ def _run_simulate(args: argparse.Namespace) -> int:
 
 
 def _log_progress(done: int, scans: int, seconds: float) -> None:
+    from bids_cmb.workflow.status import format_duration
+
     left = seconds / done * (scans - done)
-    about = f"about {left / 60:.0f} min" if left >= 90 else f"about {left:.0f} s"
-    sys.stderr.write(f"bids_cmb: {done} of {scans} scans, {about} to go.\n")
+    sys.stderr.write(f"bids_cmb: {done} of {scans} scans; {format_duration(left)} left.\n")
 
 
 def _add_reviews(commands: argparse._SubParsersAction) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bids_cmb import __version__
 from bids_cmb.cli.main import COMMANDS, sentence_of
-from bids_cmb.config import DEFAULT_DETECTOR, OPERATING_POINTS, Config
+from bids_cmb.config import DEFAULT_DETECTOR, OPERATING_POINTS, RESEARCH_DETECTORS, Config
 from bids_cmb.errors import USAGE, ExitError
 
 ALIASES = {
@@ -160,8 +160,9 @@ def _add_detection_flags(add: Callable) -> None:
         "--detector",
         nargs="+",
         metavar="NAME",
-        help="detector, or several to average: two-stage, ensemble, cascade, distilled, gated, "
-        f"radial, or a model card of --model-dir (default: {DEFAULT_DETECTOR})",
+        help="detector, or several to average: two-stage; ensemble, in half the time; radial, "
+        f"without networks; or a model card of --model-dir (default: {DEFAULT_DETECTOR}; for "
+        f"research: {' '.join(RESEARCH_DETECTORS)})",
     )
     add(
         "--members",

@@ -33,7 +33,7 @@ def make_lesion_row(lesion: Lesion) -> dict[str, object]:
         "distance_to_brain_surface_mm": round_or_none(lesion.distance_to_surface, 2),
         "probability_mean": round_or_none(lesion.probability_mean, 4),
         "probability_max": round_or_none(lesion.probability_max, 4),
-        "probability_sd": _round_known(lesion.probability_sd, 4),
+        "probability_sd": round_or_none(lesion.probability_sd, 4),
         "certainty": lesion.certainty,
         "flags": ",".join(lesion.flags) or None,
         "included": "yes" if lesion.included else "no",
@@ -43,18 +43,14 @@ def make_lesion_row(lesion: Lesion) -> dict[str, object]:
         "mars_region": lesion.mars,
         "mars_side": None if lesion.left is None else "left" if lesion.left else "right",
         "nearest_other_region": lesion.nearest_other_mars,
-        "nearest_other_region_mm": _round_known(lesion.nearest_other_mars_mm, 1),
+        "nearest_other_region_mm": round_or_none(lesion.nearest_other_mars_mm, 1),
         "atlas_region": lesion.parcel,
         **{
-            name: _round_known(position, 1)
+            name: round_or_none(position, 1)
             for name, position in zip(MNI_COLUMNS, lesion.mni or (None,) * 3, strict=True)
         },
-        "mni_uncertainty_mm": _round_known(lesion.mni_uncertainty_mm, 1),
+        "mni_uncertainty_mm": round_or_none(lesion.mni_uncertainty_mm, 1),
     }
-
-
-def _round_known(value: float | None, digits: int) -> float | None:
-    return None if value is None else round_or_none(value, digits)
 
 
 def count_lesions(lesions: Iterable[Lesion]) -> dict[str, object]:

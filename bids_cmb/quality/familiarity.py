@@ -122,24 +122,6 @@ def compare_with_training_set(values: dict[str, float]) -> list[dict[str, object
     return rows
 
 
-def summarize_scans(scans: list[tuple[dict[str, float], list[float]]]) -> dict:
-    """Summarize measures and histograms of scans, as ``resources/quality/training_scans.json``."""
-    return {
-        "scans": len(scans),
-        "levels": list(PERCENTILES),
-        "measures": {
-            name: np.percentile([values[name] for values, _ in scans], PERCENTILES)
-            .round(3)
-            .tolist()
-            for name in MEASURE_NAMES
-        },
-        "histogram": {
-            str(level): np.percentile([bins for _, bins in scans], level, axis=0).round(3).tolist()
-            for level in (5, 50, 95)
-        },
-    }
-
-
 @lru_cache(maxsize=1)
 def load_training_reference() -> dict:
     """Load the summary of the training scans."""

@@ -1,4 +1,4 @@
-"""HTML pages: a participant's, the cohort's, and the progress of a run.
+"""HTML pages: a participant's and the cohort's.
 
 Pages are made from the derivatives and their pictures. They need no network and no server, and
 whatever comes from data is escaped.
@@ -359,15 +359,3 @@ def write_group_page(folder: Path, cohort: Cohort, picture: str, picture_after: 
 
 def _select_overall(rows: Sequence[Mapping]) -> list[Mapping]:
     return [row for row in rows if row["stratum_variable"] == "all"]
-
-
-def write_status(path: Path, **facts: object) -> None:
-    """Write the page of a run's progress.
-
-    Args:
-        path: Of the page.
-        **facts: ``scans`` to process, of which ``ended``, of which ``done`` without an error;
-            ``skipped`` before; ``failed``: (scan, sentence); ``last``: sentences; ``left``: time to
-            go, empty if not known yet, None if the run has ended; ``began`` and ``time``.
-    """
-    write_text(path, _load_templates().get_template("status.html").render(**facts))

@@ -32,14 +32,13 @@ from bids_cmb.workflow.scan import (
     mark_current,
     regenerate_report,
 )
-from bids_cmb.workflow.status import RunSummary, StatusLog, StatusPage, format_duration
+from bids_cmb.workflow.status import RunSummary, StatusLog, format_duration
 
 log = logging.getLogger(__name__)
 
 MB_PER_SCAN = 1500  # peak of one worker on a scan of 512 x 512 x 160 voxels, benchmarks/
 MB_WITH_NETWORKS = 2500  # the same with TensorFlow
 UNWRITABLE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # every further scan would fail, too
-MAX_RECENT = 20  # scans that the progress page names
 SELECTION_COLUMNS = ("filename", "selected", "reason")
 
 
@@ -144,9 +143,6 @@ def _process_waiting(
     workers = choose_workers(config, len(scans))
     log.info("%s to process, %d at a time.", count_scans(len(scans)), workers)
     started, n_ended = time.monotonic(), 0
-    page = StatusPage(status.path.with_suffix(".html"), len(scans), totals)
-    page.write(n_ended, "")
-    log.info("Progress page: %s", page.path)
     cores = config.n_cpus or processes.count_cores()
     job_config = replace(config, omp_nthreads=config.omp_nthreads or max(1, cores // workers))
     work = functools.partial(complete_scan, config=job_config)
@@ -157,17 +153,14 @@ def _process_waiting(
             totals.removed = not status.path.is_file()
             seconds_left = (time.monotonic() - started) / n_ended * (len(scans) - n_ended)
             _record_outcome(scans[outcome.index], outcome, config, status, totals)
-            time_left = format_duration(seconds_left) if seconds_left else ""
-            remaining = f"; {time_left} left" if time_left else ""
+            remaining = f"; {format_duration(seconds_left)} left" if seconds_left else ""
             log.info("%d of %d scans%s.", n_ended, len(scans), remaining)
-            page.write(n_ended, time_left)
             totals.output_unwritable |= outcome.errno in UNWRITABLE_ERRNOS
             stopped = outcome.error and config.stop_on_first_crash
             if totals.removed or totals.output_unwritable or stopped:
                 break
     finally:
         outcomes.close()
-        page.write(n_ended, None)
         totals.not_processed = len(scans) - n_ended
 
 
@@ -212,10 +205,10 @@ def _record_outcome(
         return
     totals.done += 1
     flags = f"; {', '.join(summary.quality_flags)}" if summary.quality_flags else ""
-    sentence = f"{scan.name}: microbleeds {summary.n_cmb}, definite {summary.n_definite}; "
-    sentence += f"{outcome.seconds:.1f} s{flags}."
-    log.info("%s", sentence)
-    totals.recent = [*totals.recent, sentence][-MAX_RECENT:]
+    log.info(
+        "%s: microbleeds %d, definite %d; %.1f s%s.",
+        *(scan.name, summary.n_cmb, summary.n_definite, outcome.seconds, flags),
+    )
     for note in summary.notes:
         log.info("%s", note)
     status.add(scan.relative_path, "ok", outcome.seconds)

@@ -41,7 +41,6 @@ from bids_cmb.workflow.inputs import (
     resolve_thresholds,
 )
 from bids_cmb.workflow.outputs import (
-    ScanResult,
     choose_network_view,
     forget_attempts,
     list_sources,
@@ -49,6 +48,7 @@ from bids_cmb.workflow.outputs import (
     remove_half_written,
     write_outputs,
 )
+from bids_cmb.workflow.result import ScanResult
 
 RESULT, REPORT, NOTHING = "result", "report", ""  # what a scan may lack
 

@@ -1,4 +1,4 @@
-"""Status of a run: a summary, a log of its scans, and a page of its progress."""
+"""Status of a run: a summary, and a log of its scans."""
 
 import json
 import logging
@@ -11,13 +11,8 @@ from bids_cmb.config import Config, result_settings
 from bids_cmb.files import write_text
 from bids_cmb.parallel import processes
 from bids_cmb.provenance import machine, software
-from bids_cmb.report.html import write_status
 
 log = logging.getLogger(__name__)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass
@@ -32,7 +27,6 @@ class RunSummary:
         not_processed: Scans that were left when the run ended.
         output_unwritable: Whether the output folder could not be written any more.
         removed: Whether the output folder was removed during the run.
-        recent: Sentences on the scans that were processed last.
     """
 
     done: int = 0
@@ -42,7 +36,6 @@ class RunSummary:
     not_processed: int = 0
     output_unwritable: bool = False
     removed: bool = False
-    recent: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -78,46 +71,8 @@ class StatusLog:
             log.debug("The crash file could not be written: %s", error)
 
 
-@dataclass(frozen=True)
-class StatusPage:
-    """Page of a run's progress, which refreshes itself.
-
-    Attributes:
-        path: Of the page.
-        scans: Number of scans to process.
-        totals: Outcomes of those that ended.
-        began: Time of the start, UTC.
-    """
-
-    path: Path
-    scans: int
-    totals: RunSummary
-    began: str = field(default_factory=_now)
-
-    def write(self, n_ended: int, time_left: str | None) -> None:
-        """Write the page.
-
-        Args:
-            n_ended: Number of scans that were processed or failed.
-            time_left: In words; empty if not known yet, None at the end.
-        """
-        if not self.path.parent.is_dir():  # the output folder was removed: do not make it again
-            return
-        try:
-            write_status(
-                self.path,
-                scans=self.scans,
-                ended=n_ended,
-                done=self.totals.done,
-                skipped=self.totals.skipped,
-                failed=self.totals.failed,
-                last=self.totals.recent[::-1],
-                left=time_left,
-                began=self.began,
-                time=_now(),
-            )
-        except OSError as error:
-            log.debug("The status page could not be written: %s", error)
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def format_duration(seconds: float) -> str:

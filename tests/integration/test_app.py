@@ -22,7 +22,7 @@ from bids_cmb.cli.main import main as one_command
 from bids_cmb.files import write_json
 from bids_cmb.networks.model_cards import DETECTION, list_cards, load_card, locate_weights
 from bids_cmb.networks.weights import read_weights, write_weights
-from bids_cmb.workflow import outputs
+from bids_cmb.workflow import result
 from bids_cmb.workflow import run as app
 
 ROOT = Path(__file__).parents[2]
@@ -707,7 +707,7 @@ def test_the_ensemble_runs_from_file_to_tables_and_says_what_it_was(dataset, tmp
 
 
 def test_a_detector_is_named_with_the_weights_of_its_second_opinion_too():
-    named = outputs._describe_model("two-stage", load_card("two-stage"))
+    named = result._describe_model("two-stage", load_card("two-stage"))
     assert set(named["WeightsSHA256"]) == {
         one["name"] for name in ("two-stage", "ensemble") for one in load_card(name)["members"]
     }

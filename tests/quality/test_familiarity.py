@@ -12,7 +12,6 @@ from bids_cmb.quality.familiarity import (
     load_training_reference,
     measure_intensities,
     measure_scan,
-    summarize_scans,
 )
 
 
@@ -66,11 +65,3 @@ def test_a_scan_in_their_midst_is_no_stranger_and_one_beyond_them_is(scan):
             measure_scan(image, brain, measure_intensities(image, brain))
         )
     )  # a brain of 13 ml
-
-
-def test_what_is_kept_of_many_scans_are_their_percentiles():
-    drawn = [({name: float(value) for name in MEASURE_NAMES}, [value] * 40) for value in range(101)]
-    kept = summarize_scans(drawn)
-    assert kept["scans"] == 101
-    assert kept["measures"]["slice_spacing_mm"] == [0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100]
-    assert kept["histogram"]["95"] == [95] * 40

@@ -5,7 +5,7 @@ import pytest
 from bids_cmb.config import Config
 from bids_cmb.workflow.methods import describe_run
 from bids_cmb.workflow.participant import MB_PER_SCAN, MB_WITH_NETWORKS, choose_workers
-from bids_cmb.workflow.status import RunSummary, StatusPage, format_duration
+from bids_cmb.workflow.status import format_duration
 
 
 @pytest.fixture
@@ -53,25 +53,3 @@ def test_every_reference_of_the_methods_has_a_doi(config):
     references = describe_run(config()).split("# References")[1].strip().splitlines()
     assert len(references) >= 4
     assert all("doi:10." in line for line in references)
-
-
-def test_the_status_page_loads_itself_until_the_run_has_ended(tmp_path):
-    totals = RunSummary(
-        done=3, failed=[("sub-<b>", "it is <i>truncated</i>.")], recent=["sub-02: microbleeds 1"]
-    )
-    page = StatusPage(tmp_path / "status.html", 10, totals)
-    page.write(4, "about 2 min")
-    text = page.path.read_text()
-    assert "4 of 10 scans" in text
-    assert "about 2 min left; 3 processed, 1 failed" in text
-    assert 'http-equiv="refresh"' in text
-    assert "<b>" not in text
-    assert "&lt;i&gt;truncated" in text
-    page.write(10, None)
-    assert "The run has ended" in page.path.read_text()
-    assert 'http-equiv="refresh"' not in page.path.read_text()
-
-
-def test_a_status_page_that_cannot_be_written_stops_nothing(tmp_path):
-    (tmp_path / "file").write_text("")
-    StatusPage(tmp_path / "file" / "status.html", 1, RunSummary()).write(0, "")

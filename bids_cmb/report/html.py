@@ -36,6 +36,7 @@ from bids_cmb.report.cohort import (
     find_outliers,
     summarize_strata,
 )
+from bids_cmb.report.performance import describe_performance
 from bids_cmb.report.viewer import VIEWER
 from bids_cmb.review.reviews import get_position
 
@@ -245,6 +246,9 @@ def _collect_scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row:
         "has_boxes": "boxes" in overview,
         "gates": [_add_bars(strip) for strip in overview.get("gate", [])],
         "notes": sidecar.get("Notes", []),
+        "performance": describe_performance(
+            sidecar.get("Performance") or {}, float(row["threshold"])
+        ),
         "provenance": sidecar.get("Provenance", {}),
     }
 

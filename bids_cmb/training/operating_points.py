@@ -17,6 +17,7 @@ from bids_cmb.bids.selection import find_scans
 from bids_cmb.config import BALANCED
 from bids_cmb.detection.calibration import calibrate
 from bids_cmb.detection.ensemble import predict_second_opinion
+from bids_cmb.detection.performance import REAL, SIMULATED, classify_protocol
 from bids_cmb.detection.proposals import CLIP
 from bids_cmb.detection.two_stage import (
     OPINION_LEAST,
@@ -57,6 +58,8 @@ class ScanCandidates:
         lesions: Position (world mm), diameter (mm) and whether it is sure, of each true one.
         opinion: Probability of each by the detector that gives a second opinion, (N,); None if
             none does.
+        kind: Of protocol, as `detection.performance.classify_protocol` has it.
+        contrast: BIDS suffix of the scan.
     """
 
     name: str
@@ -65,6 +68,8 @@ class ScanCandidates:
     chance: np.ndarray
     lesions: tuple[Lesion, ...]
     opinion: np.ndarray | None = None
+    kind: str | None = None
+    contrast: str | None = None
 
     def match(self, scores: np.ndarray) -> ScanMatches:
         """Match the candidates, with these scores (N,), to the lesions."""
@@ -152,7 +157,11 @@ def detect_in_scan(
     positions = probability.world(voxels)
     other = predict_second_opinion(card, image, brain, models)
     opinion = None if other is None else read_opinion(other, positions)
-    return ScanCandidates(name, positions, proposed, chance, tuple(lesions), opinion)
+    return ScanCandidates(
+        name, positions, proposed, chance, tuple(lesions), opinion,
+        kind=classify_protocol(image.spacing),
+        contrast=path.name.partition(".")[0].rpartition("_")[2],
+    )  # fmt: skip
 
 
 def _read_lesions(labels: Path):
@@ -183,7 +192,8 @@ def set_operating_points(
 
     Returns:
         What goes onto the card: ``calibration``, the weights, ``operating_points`` with
-        their figures, ``threshold`` (that of ``balanced``) and ``definite_threshold``.
+        their figures, ``threshold`` (that of ``balanced``), ``definite_threshold`` and
+        ``performance``, as `detection.performance.select_performance` reads it.
     """
     fitted = fit_calibration(candidate_sets)
     weights = {key: fitted.pop(key) for key in list(fitted) if key.endswith("_weight")}
@@ -218,6 +228,46 @@ def set_operating_points(
         "operating_points": points,
         "threshold": thresholds[BALANCED],
         "definite_threshold": max(MIN_DEFINITE_PROBABILITY, thresholds[BALANCED]),
+        "performance": [
+            *_measure_performance(REAL, "contrast", real, measured, thresholds),
+            *_measure_performance(SIMULATED, "kind", candidate_sets, simulated, thresholds),
+        ],
+    }
+
+
+def _measure_performance(
+    data: str, group: str, scans: Sequence[ScanCandidates], matches: Sequence[ScanMatches],
+    thresholds: Mapping[str, float],
+) -> list[dict]:  # fmt: skip
+    """Measure what is found in each group of scans, by `kind` or `contrast`, at each threshold."""
+    names = [getattr(scan, group) for scan in scans]
+    return [
+        {
+            "data": data,
+            group: name,
+            **_measure_group(
+                [match for match, other in zip(matches, names, strict=True) if other == name],
+                sorted(thresholds.values()),
+            ),
+        }
+        for name in sorted(set(filter(None, names)))
+    ]
+
+
+def _measure_group(matches: Sequence[ScanMatches], thresholds: Sequence[float]) -> dict:
+    """Count the sure lesions of scans, and those found at each threshold."""
+    metrics = [compute_metrics(matches, match_valdo, threshold=value) for value in thresholds]
+    return {
+        "scans": len(matches),
+        "microbleeds": int(metrics[0].lesions),
+        "points": [
+            {
+                "threshold": threshold,
+                "found": int(metric.lesions - metric.misses),
+                "false_per_scan": round(float(metric.fp_per_scan), 2),
+            }
+            for threshold, metric in zip(thresholds, metrics, strict=True)
+        ],
     }
 
 
@@ -329,4 +379,6 @@ def convert_to_json(scan: ScanCandidates) -> dict:
             for position, diameter, sure in scan.lesions
         ],
         "ranks_of_sure_lesions": ranks.rank.tolist(),
+        "kind": scan.kind,
+        "contrast": scan.contrast,
     }  # fmt: skip

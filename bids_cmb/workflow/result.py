@@ -12,6 +12,7 @@ from bids_cmb.anatomy.scan_anatomy import AnatomyResult, BrainMask
 from bids_cmb.bids.markers import describe_outputs
 from bids_cmb.bids.paths import Output
 from bids_cmb.detection.ensemble import Probability
+from bids_cmb.detection.performance import select_performance
 from bids_cmb.imaging.loading import LoadedPhase
 from bids_cmb.imaging.volume import LoadReport, Volume
 from bids_cmb.lesions.locations import list_position_notes
@@ -109,7 +110,24 @@ def make_sidecar(
         "Sources": output.sources(result.phase.path),
         "SpatialReference": "orig",
         **{key: metadata[key] for key in PROTOCOL_FIELDS if key in metadata},
+        "Performance": _describe_performance(result, inputs),
         "Provenance": {**_provenance(result, inputs, record), "Files": describe_outputs(files)},
+    }
+
+
+def _describe_performance(result: ScanResult, inputs: ScanInputs) -> dict[str, object]:
+    """Describe what the detector finds and misses on scans like this one, as its card states it.
+
+    Nothing was measured of several detectors that are averaged, or of some networks of one.
+    """
+    if len(inputs.detectors) != 1 or inputs.models.members:
+        return {"Contrast": inputs.scan.suffix, "Measured": [], "Limits": []}
+    [card] = inputs.detectors.values()
+    threshold, spacing = result.thresholds.threshold, result.image.spacing
+    return {
+        "Contrast": inputs.scan.suffix,
+        "Measured": select_performance(card, threshold, spacing),
+        "Limits": list(card.get("limits", ())),
     }
 
 

@@ -1,0 +1,80 @@
+"""What a detector found and missed on scans with known microbleeds, as its model card states it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.special import logit
+
+FINE_PIXELS_MM = 0.6  # in-plane voxel size below which pixels are fine
+THICK_SLICES_MM = 2.5  # slice spacing from which slices are thick
+THIN = "thin slices"
+THICK = "thick slices"
+THICK_FINE = "thick slices of fine pixels"
+REAL, SIMULATED = "real", "simulated"  # origin of scans
+MIN_ODDS = 1e-6  # probability, below which thresholds are equally near
+
+
+def classify_protocol(spacing: Sequence[float]) -> str:
+    """Classify a protocol by its voxels, as detectors differ in what they find.
+
+    Args:
+        spacing: Voxel size along the three axes, mm, in any order.
+
+    Returns:
+        `THIN`, `THICK` or `THICK_FINE`.
+    """
+    in_plane, _, between = sorted(spacing)
+    if between < THICK_SLICES_MM:
+        return THIN
+    return THICK_FINE if in_plane < FINE_PIXELS_MM else THICK
+
+
+def select_performance(
+    card: Mapping, threshold: float, spacing: Sequence[float]
+) -> list[dict[str, object]]:  # fmt: skip
+    """Select from a model card what its detector found where the microbleeds are known.
+
+    Args:
+        card: Of the detector. Each entry of its ``performance`` holds ``data`` (``real`` or
+            ``simulated``), ``contrast`` (BIDS suffix, of real scans), ``kind`` (as
+            `classify_protocol` has it, or none for all), ``scans``, ``microbleeds`` and, in
+            ``points``, ``threshold``, ``found`` and ``false_per_scan``.
+        threshold: That the scan was processed with.
+        spacing: Voxel size of the scan, mm.
+
+    Returns:
+        Real scans first, then the simulated ones of the scan's kind, each at the measured threshold
+        that is nearest (in log-odds) to ``threshold``, in the words of sidecars. Empty if the card
+        states none.
+    """
+    kind = classify_protocol(spacing)
+    entries = [
+        entry
+        for entry in card.get("performance", ())
+        if entry.get("points") and entry.get("kind") in (None, kind)
+    ]
+    return [
+        _describe_entry(entry, threshold)
+        for entry in sorted(entries, key=lambda entry: entry["data"] != REAL)
+    ]
+
+
+def _describe_entry(entry: Mapping, threshold: float) -> dict[str, object]:
+    point = min(entry["points"], key=lambda point: _measure_gap(point["threshold"], threshold))
+    described = {
+        "Data": entry["data"],
+        "Contrast": entry.get("contrast"),
+        "Kind": entry.get("kind"),
+        "Scans": entry["scans"],
+        "Microbleeds": entry["microbleeds"],
+        "Found": point["found"],
+        "FalsePerScan": point["false_per_scan"],
+        "Threshold": point["threshold"],
+    }
+    return {key: value for key, value in described.items() if value is not None}
+
+
+def _measure_gap(first: float, second: float) -> float:
+    """Measure how far two thresholds are from each other, in log-odds."""
+    odds = logit(np.clip([first, second], MIN_ODDS, 1 - MIN_ODDS))
+    return round(float(abs(odds[0] - odds[1])), 6)

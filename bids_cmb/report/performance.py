@@ -1,0 +1,65 @@
+"""What a count may miss, in sentences for a reader of the page."""
+
+from collections.abc import Mapping, Sequence
+
+from bids_cmb.detection.performance import REAL
+
+CONTRASTS = {"T2starw": "T2*-weighted", "T2star": "T2*-weighted", "swi": "SWI"}  # by BIDS suffix
+CLOSING = "A count of 0 does not exclude microbleeds, and some that are counted may be mimics."
+
+
+def describe_performance(performance: Mapping, threshold: float) -> dict:
+    """Describe what a detector found and missed on scans with known microbleeds.
+
+    Args:
+        performance: Of a sidecar: ``Contrast``, the BIDS suffix of the scan; ``Measured``, as
+            `detection.performance.select_performance` gives it; and ``Limits``.
+        threshold: That the scan was processed with.
+
+    Returns:
+        ``warning``: a sentence if the detector was never tried on real scans of that contrast, or
+        on none at all, else None; ``found``: sentences on what it found and missed, the last one
+        on what a count means; ``limits``: those of its card.
+    """
+    measured = performance.get("Measured", [])
+    contrast = _name_contrast(performance.get("Contrast", ""))
+    tried = any(
+        entry["Data"] == REAL and _name_contrast(entry["Contrast"]) == contrast
+        for entry in measured
+    )
+    unknown = "What this detector finds and misses was not measured."
+    return {
+        "warning": None
+        if tried
+        else f"This detector was never tried on real {contrast} scans with known microbleeds.",
+        "found": [*(_list_sentences(measured, threshold) or [unknown]), CLOSING],
+        "limits": performance.get("Limits", []),
+    }
+
+
+def _list_sentences(measured: Sequence[Mapping], threshold: float) -> list[str]:
+    return [
+        f"On {_describe_scans(entry)} it found {entry['Found']} of {entry['Microbleeds']} "
+        f"microbleeds, with {entry['FalsePerScan']:.1f} false per scan"
+        f"{_describe_threshold(entry, threshold)}."
+        for entry in measured
+    ]
+
+
+def _describe_scans(entry: Mapping) -> str:
+    """Describe the scans of an entry: "5 real T2*-weighted scans"."""
+    words = [str(entry["Scans"]), entry["Data"]]
+    if "Contrast" in entry:
+        words.append(_name_contrast(entry["Contrast"]))
+    kind = f" of this kind ({entry['Kind']})" if "Kind" in entry else ""
+    return f"{' '.join(words)} scan{'' if entry['Scans'] == 1 else 's'}{kind}"
+
+
+def _name_contrast(suffix: str) -> str:
+    return CONTRASTS.get(suffix, suffix)
+
+
+def _describe_threshold(entry: Mapping, threshold: float) -> str:
+    """Name the threshold of an entry if it is not that of the scan."""
+    measured = entry["Threshold"]
+    return "" if round(measured, 3) == round(threshold, 3) else f" at threshold {measured:.3g}"

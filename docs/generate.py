@@ -18,6 +18,7 @@ import numpy as np
 from bids_cmb.bids.tables import read_columns
 from bids_cmb.config import RESEARCH_DETECTORS, Config
 from bids_cmb.networks.model_cards import ANATOMY, list_cards, load_card, locate_weights
+from bids_cmb.report.performance import CONTRASTS
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -46,6 +47,7 @@ WORDS = {  # of keys of cards
     "bids_cmb": "bids_cmb",
     "min_volume_mm3": "smallest volume, mm³",
 }
+PERFORMANCE_HEADS = ["scans", "kind", "threshold", "microbleeds found", "false per scan"]
 
 
 def main() -> None:
@@ -220,8 +222,25 @@ def _accuracy(about: Mapping) -> list[str]:
     for scans, figures in about.get("metrics", {}).items():
         told = ", ".join(f"{_words(key)} {_value(value)}" for key, value in figures.items())
         lines.append(f"- {_plain(scans[0].upper() + scans[1:])}: {told}")
+    if performance := about.get("performance"):
+        lines += ["", *_table(PERFORMANCE_HEADS, _performance_rows(performance))]
     see = "[Accuracy and cost](../methods/accuracy.md) has intervals, and all detectors."
     return [*lines, "", see] if lines else [see]
+
+
+def _performance_rows(performance: Iterable[Mapping]) -> list[list[str]]:
+    """What was found and missed, a row for each kind of scans and threshold."""
+    return [
+        [
+            f"{entry['scans']} {entry['data']}",
+            CONTRASTS.get(entry.get("contrast"), "") or entry["kind"],
+            _value(point["threshold"]),
+            f"{point['found']} of {entry['microbleeds']}",
+            f"{point['false_per_scan']:.1f}",
+        ]
+        for entry in performance
+        for point in entry["points"]
+    ]
 
 
 def _training(about: Mapping) -> list[str]:

@@ -295,6 +295,7 @@ class Cohort:
         groups: Site and scanner of each participant: column → participant → value.
         agreement: Rows for every two readers; empty without reviews.
         regions_reviewed: As ``regions``, after review; empty without reviews.
+        performance: Sentences on what the detectors found and missed.
     """
 
     rows: list[dict]
@@ -303,6 +304,7 @@ class Cohort:
     groups: dict[str, dict[str, str]] = field(default_factory=dict)
     agreement: list[dict] = field(default_factory=list)
     regions_reviewed: list[dict] = field(default_factory=list)
+    performance: list[str] = field(default_factory=list)
 
 
 def _make_histogram_points(percents: list[float]) -> dict[str, str]:
@@ -354,6 +356,7 @@ def write_group_page(folder: Path, cohort: Cohort, picture: str, picture_after: 
         outliers=find_outliers(processed),
         failures=[row for row in cohort.rows if row.get("status") not in ("ok", None)],
         agreement=cohort.agreement,
+        performance=cohort.performance,
         reviewed=len(reviewed),
         before=sum(int(row["n_cmb"]) for row in reviewed),
         after=sum(int(row["n_cmb_reviewed"]) for row in reviewed),

@@ -30,7 +30,7 @@ def describe_performance(performance: Mapping, threshold: float) -> dict:
     unknown = "What this detector finds and misses was not measured."
     return {
         "warning": None
-        if tried
+        if tried or not contrast
         else f"This detector was never tried on real {contrast} scans with known microbleeds.",
         "found": [*(_list_sentences(measured, threshold) or [unknown]), CLOSING],
         "limits": performance.get("Limits", []),

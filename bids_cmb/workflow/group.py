@@ -18,7 +18,11 @@ from bids_cmb.report.html import Cohort, write_group_page
 from bids_cmb.report.prevalence import make_region_rows
 from bids_cmb.review.merging import ReviewedCounts, count_reviewed, has_mni_position
 from bids_cmb.review.reviews import Review, make_agreement_rows, make_reviewed_rows, read_reviews
-from bids_cmb.workflow.group_table import describe_mixed_settings, make_group_rows
+from bids_cmb.workflow.group_table import (
+    describe_mixed_settings,
+    describe_performance_of_group,
+    make_group_rows,
+)
 
 LOCATION_COUNTS = (*(f"n_{name}" for name in TERRITORIES), "lobar_class", "pattern")  # after review
 GROUP_COLUMNS = ("site", "center", "centre", "scanner", "manufacturer", "field_strength")
@@ -82,7 +86,8 @@ def write_group(
     write_map(folder, positions, len({row["participant_id"] for row in processed}))
     diameters = [float(lesion["diameter_mm"]) for counted in lesions.values() for lesion in counted]
     regions_reviewed = _write_reviewed(folder, processed, groups, reviewed, positions)
-    cohort = Cohort(rows, regions, diameters, groups, agreement, regions_reviewed)
+    performance = describe_performance_of_group(folder, rows)
+    cohort = Cohort(rows, regions, diameters, groups, agreement, regions_reviewed, performance)
     write_group_page(folder, cohort, f"{MAP_STEM}.png", f"{REVIEWED_MAP_STEM}.png")
     tally = dict.fromkeys(read_columns("group")["status"]["Levels"], 0)
     for row in rows:

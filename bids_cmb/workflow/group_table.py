@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from bids_cmb.bids.attempts import FAILED, list_open_attempts
@@ -12,6 +12,7 @@ from bids_cmb.bids.metadata import describe_read_error
 from bids_cmb.bids.paths import list_participant_dirs
 from bids_cmb.bids.tables import get_source, read_columns, read_results
 from bids_cmb.files import parse_json
+from bids_cmb.report.performance import CLOSING, describe_performance
 
 EARLIER_RESULT = "its earlier result is still in the folder"
 log = logging.getLogger(__name__)
@@ -79,13 +80,10 @@ def describe_mixed_settings(folder: Path, rows: Sequence[dict]) -> list[str]:
         folder: Output folder of the participant level.
         rows: Of the group table; only scans that are ``ok`` count.
     """
-    masks = {str(row["filename"]) for row in rows if row["status"] == "ok"}
     variants: dict[str, Counter] = {}
-    for results_dir in list_participant_dirs(folder):
-        for sidecar, counts in read_results(results_dir):
-            if (results_dir / counts["filename"]).relative_to(folder).as_posix() in masks:
-                for key, value in _describe_settings(sidecar).items():
-                    variants.setdefault(key, Counter())[value] += 1
+    for sidecar in _read_sidecars(folder, rows):
+        for key, value in _describe_settings(sidecar).items():
+            variants.setdefault(key, Counter())[value] += 1
     parts = [
         f"{key} ({', '.join(f'{value}: {count}' for value, count in sorted(values.items()))})"
         for key, values in variants.items()
@@ -97,6 +95,31 @@ def describe_mixed_settings(folder: Path, rows: Sequence[dict]) -> list[str]:
         f"{folder} holds results that were made in different ways, scans of each in brackets: "
         f"{'; '.join(parts)}. Counts, prevalence and map of the group mix them."
     ]
+
+
+def describe_performance_of_group(folder: Path, rows: Sequence[dict]) -> list[str]:
+    """Describe what the detectors of a folder found and missed on real scans, once for each.
+
+    Args:
+        folder: Output folder of the participant level.
+        rows: Of the group table; only scans that are ``ok`` count.
+    """
+    sentences: list[str] = []
+    for sidecar in _read_sidecars(folder, rows):
+        if performance := sidecar.get("Performance"):
+            threshold = float(sidecar["Microbleeds"]["threshold"])
+            described = describe_performance(performance, threshold)
+            sentences += filter(None, (described["warning"], described["found"][0]))
+    return [*dict.fromkeys(sentences), CLOSING] if sentences else []
+
+
+def _read_sidecars(folder: Path, rows: Sequence[dict]) -> Iterator[dict]:
+    """Read the sidecars of the results that are ``ok``."""
+    masks = {str(row["filename"]) for row in rows if row["status"] == "ok"}
+    for results_dir in list_participant_dirs(folder):
+        for sidecar, counts in read_results(results_dir):
+            if (results_dir / counts["filename"]).relative_to(folder).as_posix() in masks:
+                yield sidecar
 
 
 def _describe_settings(sidecar: dict) -> dict[str, str]:

@@ -50,7 +50,9 @@ def test_real_scans_come_first_and_simulated_ones_are_of_the_kind_of_the_scan():
 
 def test_figures_are_those_of_the_nearest_threshold_and_name_it_if_it_is_another():
     described = describe("T2starw", 0.02, (0.45, 4.0, 0.45))
-    assert "12 of 21 microbleeds, with 1.4 false per scan at threshold 0.03." in described["found"][0]
+    assert (
+        "12 of 21 microbleeds, with 1.4 false per scan at threshold 0.03." in described["found"][0]
+    )
 
 
 def test_a_contrast_without_real_scans_is_warned_of():

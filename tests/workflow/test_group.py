@@ -10,9 +10,10 @@ from bids_cmb.files import write_json
 from bids_cmb.workflow.group import write_group
 
 
-def finish(folder, source, at, **counts):
+def finish(folder, source, at, performance=None, **counts):
     path = folder / source.replace("_T2starw.nii.gz", "_label-CMB_desc-T2starw_mask.json")
     about = {"Sources": [f"bids:raw:{source}"], "Provenance": {"Finished": at}}
+    about |= {"Performance": performance} if performance else {}
     write_json(path, {**about, "Microbleeds": counts})
 
 
@@ -190,3 +191,22 @@ def test_half_a_character_in_a_status_log_stops_no_table(cohort):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="needs what the participant level wrote; found no result"):
         write_group(tmp_path)
+
+
+def test_the_page_says_once_what_each_detector_found_and_missed_on_real_scans(tmp_path):
+    """And, of a contrast that was never tried, just that."""
+    entry = {
+        "Data": "real", "Contrast": "T2starw", "Scans": 5, "Microbleeds": 21, "Found": 8,
+        "FalsePerScan": 0.0, "Threshold": 0.2,
+    }  # fmt: skip
+    for number, (source, contrast) in enumerate(
+        zip((ONE, TWO, THREE), ("T2starw", "swi", "swi"), strict=True)
+    ):
+        performance = {"Contrast": contrast, "Measured": [entry], "Limits": []}
+        at = f"2026-01-01T10:00:0{number}+00:00"
+        finish(tmp_path, source, at, performance, n_cmb=0, threshold=0.2)
+    write_group(tmp_path)
+    page = (tmp_path / "group_microbleeds.html").read_text()
+    assert page.count("found 8 of 21 microbleeds, with 0.0 false per scan.") == 1
+    assert page.count("never tried on real SWI scans") == 1
+    assert page.count("A count of 0 does not exclude microbleeds") == 1

@@ -82,6 +82,10 @@ def read_plan(name: str) -> dict:
                 f"{source}: a {kind} of a plan has {', '.join(sorted(keys))} only; "
                 f"found {', '.join(unknown)}."
             )
+    if absent := [name for name in plan["judged"] if name not in plan["sets"]]:
+        raise ValueError(
+            f"{source}: `judged` must list sets of the plan; found {', '.join(absent)}."
+        )
     return plan
 
 
@@ -115,9 +119,11 @@ def release(plan: Mapping, options: ReleaseOptions, *, log: Log = lambda _: None
     card = {**plan["card"], "threshold": 0.5, "definite_threshold": 0.5}
     card["members"] = [entry for entry, _ in entries]
     write_json(out / f"{card['name']}.json", card)
-    candidate_sets = detect_in_dataset(
-        card, ModelOptions(out), options.work / "sets" / plan["judged"], log
-    )
+    candidate_sets = [
+        scan
+        for name in plan["judged"]
+        for scan in detect_in_dataset(card, ModelOptions(out), options.work / "sets" / name, log)
+    ]
     real = (
         list(detect_with_points(card, ModelOptions(out), *options.real, log))
         if options.real

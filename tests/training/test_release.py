@@ -89,6 +89,28 @@ def test_a_second_opinion_that_knows_the_truth_is_given_weight_and_one_of_chance
     assert set_operating_points(known, {"balanced": 0.5})["second_opinion_weight"] > 0.5
 
 
+def test_the_card_states_what_is_found_by_kind_of_protocol_and_on_real_scans(rng):
+    kinds = ("thin slices", "thick slices")
+    simulated = [
+        replace(scan, kind=kinds[number % 4 == 0]) for number, scan in enumerate(judged(rng))
+    ]
+    real = [replace(scan, contrast="swi") for scan in judged(rng, scans=5)]
+    card = set_operating_points(simulated, {"sensitive": 2.0, "balanced": 0.5}, real)
+    [first, thick, thin] = card["performance"]
+    assert (first["data"], first["contrast"], first["scans"]) == ("real", "swi", 5)
+    assert first["microbleeds"] == sum(len(scan.lesions) for scan in real)
+    assert (thick["kind"], thick["scans"]) == ("thick slices", 10)
+    assert (thin["kind"], thin["scans"]) == ("thin slices", 30)
+    points = {point["name"]: point for point in card["operating_points"]}
+    for name, threshold in ((name, points[name]["threshold"]) for name in points):
+        found = [
+            next(point["found"] for point in group["points"] if point["threshold"] == threshold)
+            for group in (thick, thin)
+        ]
+        lesions = thick["microbleeds"] + thin["microbleeds"]
+        assert sum(found) / lesions == pytest.approx(points[name]["sensitivity"], abs=1e-3)
+
+
 def test_with_real_scans_the_balanced_threshold_is_set_on_them_and_nothing_else(rng):
     aims = {"sensitive": 2.0, "balanced": 0.5, "specific": 0.2}
     simulated, real = judged(rng), judged(rng, scans=5, slope=1.0, offset=-3.0)
@@ -131,6 +153,7 @@ def test_the_plan_of_the_package_names_recipes_sets_and_protocols_that_exist():
     for network in plan["networks"]:
         read_recipe(network["recipe"])
         assert {*network["data"], *network["validation"]} <= set(plan["sets"])
+    assert set(plan["judged"]) <= set(plan["sets"])
     for names in plan["protocols"].values():
         resolve_protocols(locate_protocols(names))
     data = {network["recipe"]: set(network["data"]) for network in plan["networks"]}
@@ -169,6 +192,14 @@ def test_a_plan_with_a_setting_that_does_not_exist_is_refused(part, key, said, t
     parts[-1][key] = "anything"
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(ValueError, match=said):
+        read_plan(str(tmp_path / "plan.json"))
+
+
+def test_a_plan_that_judges_by_a_set_that_it_lacks_is_refused(tmp_path):
+    (tmp_path / "plan.json").write_text(
+        json.dumps({**read_plan("two-stage"), "judged": ["V", "W"]})
+    )
+    with pytest.raises(ValueError, match="`judged` must list sets of the plan; found W"):
         read_plan(str(tmp_path / "plan.json"))
 
 

@@ -5,11 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-from bidsschematools.schema import load_schema
 
 from bids_cmb.bids import tables
 from bids_cmb.bids.companions import find_mask
-from bids_cmb.bids.paths import ENTITY_ORDER, Output
+from bids_cmb.bids.paths import Output
 from bids_cmb.bids.scan import Scan
 from bids_cmb.bids.tables import (
     read_columns,
@@ -29,13 +28,6 @@ def scan(*entities, suffix="T2starw", desc="", more=()):
     relative = f"{home}/anat/{name}_{suffix}.nii.gz"
     paths = tuple(Path("/raw") / home / "anat" / other for other in more)
     return Scan(Path("/raw") / relative, relative, "anat", suffix, entities, desc, {}, paths)
-
-
-def test_entities_are_in_the_order_of_the_schema():
-    schema = load_schema()
-    short = {name: schema.objects.entities[name]["name"] for name in schema.rules.entities}
-    order = [short[name] for name in schema.rules.entities]
-    assert list(ENTITY_ORDER) == sorted(ENTITY_ORDER, key=order.index)
 
 
 def test_a_name_keeps_the_source_entities_and_adds_ours_in_order():

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from bids_cmb.bids.attempts import FAILED, SELECTED, note_attempt
 from bids_cmb.bids.attempts import RECORDS_FOLDER as ATTEMPTS
+from bids_cmb.bids.description import write_derivative_dataset
 from bids_cmb.bids.paths import Output
 from bids_cmb.bids.scan import Scan, ScanDecision
 from bids_cmb.bids.selection import Selection
-from bids_cmb.bids.tables import write_dataset, write_table
+from bids_cmb.bids.tables import write_table
 from bids_cmb.config import TENSORFLOW, THREADS, Config
 from bids_cmb.files import remove_leftovers
 from bids_cmb.networks.inference import find_device_problem
@@ -72,7 +73,7 @@ def process_all(selection: Selection, config: Config, logs: Path) -> RunSummary:
     if config.reports_only:  # the methods stay those of the run that made the results
         _regenerate_reports(selection.scans, config, totals)
         return totals
-    write_dataset(config.output_dir, config.bids_dir)
+    write_derivative_dataset(config.output_dir, config.bids_dir)
     write_methods(config, logs)
     status = StatusLog(logs / "status.jsonl")
     status.path.touch()

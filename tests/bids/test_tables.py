@@ -8,13 +8,13 @@ import pytest
 
 from bids_cmb.bids import tables
 from bids_cmb.bids.companions import find_mask
+from bids_cmb.bids.description import write_derivative_dataset
 from bids_cmb.bids.paths import Output
 from bids_cmb.bids.scan import Scan
 from bids_cmb.bids.tables import (
     read_columns,
     read_table,
     refresh_scans_table,
-    write_dataset,
     write_table,
 )
 from bids_cmb.files import read_json, write_json
@@ -186,7 +186,7 @@ def test_links_to_the_raw_data_are_by_doi_or_by_the_way_there(tmp_path):
     raw.mkdir()
 
     def link(out):
-        write_dataset(out, raw)
+        write_derivative_dataset(out, raw)
         return json.loads((out / "dataset_description.json").read_text())["DatasetLinks"]["raw"]
 
     assert link(raw / "derivatives" / "bids_cmb") == "../../"

@@ -6,7 +6,6 @@ import select
 import shutil
 import subprocess
 import time
-from base64 import b64decode
 from contextlib import contextmanager
 
 CHROMIUM = (
@@ -149,11 +148,6 @@ class Page:
             {"name": name.replace("_", "-"), "value": value} for name, value in features.items()
         ]
         self.tell("Emulation.setEmulatedMedia", media=media, features=wanted)
-
-    def picture(self, path, *, whole=False):
-        """A PNG of what is seen, or of the whole page."""
-        data = self.tell("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
-        path.write_bytes(b64decode(data))
 
 
 @contextmanager

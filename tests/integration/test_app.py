@@ -49,11 +49,6 @@ def files(folder):
     }
 
 
-def status_of(out):
-    lines = [path.read_text() for path in sorted(out.glob("logs/*/status.jsonl"))]
-    return [json.loads(line) for text in lines for line in text.splitlines()]
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, heads):
     """A dataset of two participants, and what the app made of it on both levels."""
@@ -413,6 +408,7 @@ def test_a_network_that_is_no_detector_is_refused_in_a_sentence(two, tmp_path, c
     assert "bids_cmb: A detector must be one of" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("one_process")
 def test_weights_that_do_not_fit_their_network_are_refused_before_any_scan_is_read(
     two, tmp_path, capsys
 ):

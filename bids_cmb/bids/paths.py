@@ -79,7 +79,7 @@ class Output:
         return self.path("dseg", extension, space="orig", seg="regions")
 
     def evidence(self, kind: str, extension: str = ".tsv") -> Path:
-        """Return the path of a table of `evidence_rows`: ``boxes`` or ``gate``."""
+        """Return the path of a table of `tabulate_outputs`: ``boxes`` or ``gate``."""
         return self.path(kind, extension, space="orig")
 
     def to_mni(self) -> Path:

@@ -19,7 +19,6 @@ from bids_cmb.files import write_text
 
 LESION_INDEX = 7  # BIDS' standard label for a lesion
 POSITION_COLUMNS = ("x_mm", "y_mm", "z_mm")
-EVIDENCE_TABLES = ("boxes", "gate")  # tables of what detectors leave behind
 
 
 def read_columns(table: str) -> dict[str, dict]:

@@ -263,7 +263,6 @@ def own_space(tmp_path, config, known):
     return make
 
 
-@pytest.mark.parametrize("anatomy", ["none", "network"])
 @pytest.mark.parametrize(
     ("label", "change"),
     [
@@ -272,22 +271,23 @@ def own_space(tmp_path, config, known):
         ("synthseg", with_parcels),
     ],
 )
-def test_a_segmentation_in_the_scans_space_is_used_as_it_is(own_space, label, change, anatomy):
+def test_a_segmentation_in_the_scans_space_is_used_as_it_is(own_space, label, change):
     """No network redraws a voxel of it, wherever lesions are and however its grid lies."""
     codes, image, scan, config = own_space(label, change)
-    config = replace(config, anatomy=anatomy)
-    inside = segmented(scan, image, config)
-    inside, regions = complete_anatomy(
-        image, inside, resolve_inputs(scan, config), config, has_lesions=True
-    )
     classes = load_card("anatomy")["classes"]
     codes_of_classes = {one[side] for one in classes for side in ("left", "right")}
     same = np.isin(codes, list(codes_of_classes - {0, 24}))
     assert same.sum() > 100_000
-    np.testing.assert_array_equal(inside.head.structures.data[same], codes[same])
-    assert inside.source.endswith(f"desc-{label}_dseg.nii.gz")
-    assert not inside.notes
-    assert (regions.data > 0).any()
+    for anatomy in ("none", "network"):
+        config = replace(config, anatomy=anatomy)
+        inside = segmented(scan, image, config)
+        inside, regions = complete_anatomy(
+            image, inside, resolve_inputs(scan, config), config, has_lesions=True
+        )
+        np.testing.assert_array_equal(inside.head.structures.data[same], codes[same])
+        assert inside.source.endswith(f"desc-{label}_dseg.nii.gz")
+        assert not inside.notes
+        assert (regions.data > 0).any()
     assert not uses_networks(replace(config, anatomy="none"))
 
 

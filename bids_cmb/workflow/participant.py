@@ -109,7 +109,7 @@ def _record_unusable(
     image: ScanDecision, config: Config, status: StatusLog, totals: RunSummary
 ) -> None:
     """Log, record and count a selected scan that cannot be opened."""
-    totals.failed.append((image.relative_path, image.reason))
+    totals.failed += 1
     status.add(image.relative_path, "failed", reason=image.reason)
     note_attempt(config.output_dir, image.relative_path, FAILED, image.reason)
     log.error("%s %s.", image.relative_path, image.reason)
@@ -244,9 +244,8 @@ def is_defect(scan: Scan, outcome: processes.Outcome, config: Config) -> bool:
 
 def _count_failure(scan: Scan, outcome: processes.Outcome, totals: RunSummary) -> None:
     """Log and count that a scan failed."""
-    reason = _get_reason(scan, outcome)
-    totals.failed.append((scan.relative_path, reason))
-    log.error("%s failed: %s", scan.relative_path, reason)
+    totals.failed += 1
+    log.error("%s failed: %s", scan.relative_path, _get_reason(scan, outcome))
 
 
 def _get_reason(scan: Scan, outcome: processes.Outcome) -> str:

@@ -9,7 +9,7 @@ from grids import OBLIQUE
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 from phantoms import phantom, stripped
-from running import no_other_process
+from running import no_other_process, run_on_two_scans
 from scipy import ndimage
 
 from bids_cmb.anatomy.labels import build_class_table
@@ -61,6 +61,15 @@ def heads(tmp_path_factory):
         truth[name] = placed
     volume.save(stripped(3), folder / "ball.nii.gz")
     return folder, truth
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory, heads):
+    """A run with static pages on a scan with six microbleeds and one with none.
+
+    The words of its command line without flags, and its output; whoever writes into it copies it.
+    """
+    return run_on_two_scans(tmp_path_factory.mktemp("reported"), heads[0])
 
 
 @pytest.fixture

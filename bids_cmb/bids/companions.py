@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from bids_cmb.bids.entities import DERIVATIVE_ENTITIES, parse_entities
 from bids_cmb.bids.scan import Scan
 
 SEGMENTATIONS = ("aparcaseg", "aparc+aseg", "synthseg", "freesurfer", "aseg")  # parcels first
@@ -16,7 +17,6 @@ FREESURFER_SEGMENTATIONS = ("aparc+aseg.mgz", "aseg.mgz")
 FREESURFER_T1W = ("T1.mgz", "orig.mgz", "norm.mgz")
 SYNTHSEG_ENDING = "_synthseg"  # that mri_synthseg adds to a name
 TRANSFORM_EXTENSIONS = (".txt", ".tfm", ".mat", ".h5")
-DERIVATIVE_ENTITIES = ("desc", "label", "seg", "space", "res", "from", "to", "mode")
 
 
 @dataclass(frozen=True)
@@ -83,29 +83,25 @@ def find_segmentation(folders: Sequence[Path], scan: Scan, raw: Path) -> Segment
     return None
 
 
-def _parse_entities(path: Path) -> dict[str, str]:
-    return dict(part.partition("-")[::2] for part in path.name.split(".")[0].split("_")[:-1])
-
-
-def _parse_scan_entities(path: Path) -> dict[str, str]:
+def _parse_source_entities(path: Path) -> dict[str, str]:
     """Parse the entities that a derivative has from its scan."""
-    entities = _parse_entities(path)
+    entities = parse_entities(path.name)
     return {key: value for key, value in entities.items() if key not in DERIVATIVE_ENTITIES}
 
 
 def _is_in_t1w_space(path: Path) -> bool:
-    space = _parse_entities(path).get("space")
+    space = parse_entities(path.name).get("space")
     return space == "T1w" or (space is None and _find_t1w_beside(path) is not None)
 
 
 def _find_t1w_beside(path: Path) -> Path | None:
     """Find the T1w image in the same folder whose name differs in `DERIVATIVE_ENTITIES` only."""
-    entities = _parse_scan_entities(path)
+    entities = _parse_source_entities(path)
     images = [
         image
         for image in sorted(path.parent.glob("*_T1w.nii*"))
-        if _parse_scan_entities(image) == entities
-        and _parse_entities(image).get("space") in (None, "T1w")
+        if _parse_source_entities(image) == entities
+        and parse_entities(image.name).get("space") in (None, "T1w")
     ]
     return min(images, key=lambda image: "desc-preproc" not in image.name, default=None)
 
@@ -120,7 +116,7 @@ def _find_in_scan_space(
     for folder in folders:
         agreeing = []
         for path in sorted((folder / home).glob(f"*/*_{suffix}.nii*")):
-            entities = _parse_entities(path)
+            entities = parse_entities(path.name)
             named = {entities.pop(key, None) for key in ("desc", "label", "seg")}
             space = entities.pop("space", "orig").lower()
             in_scan_space = space in spaces and not _is_in_t1w_space(path)
@@ -145,7 +141,7 @@ def _find_in_t1w_space(folder: Path, scan: Scan) -> Iterator[tuple[Path, Path | 
     for home in _list_dirs(folder, scan):
         ranked = []
         for path in home.glob("*/*_dseg.nii*"):
-            entities = _parse_entities(path)
+            entities = parse_entities(path.name)
             names = (entities.get("desc"), entities.get("seg"))
             ranks = [rank for rank, name in enumerate(SEGMENTATIONS) if name in names]
             if ranks and _is_in_t1w_space(path):
@@ -193,12 +189,12 @@ def _group_by_subject(folder: Path, changed: int) -> Mapping[str, list[str]]:  #
 def _find_raw_t1w(segmentation: Path, scan: Scan, raw: Path) -> Path | None:
     """Find the T1w image of the raw dataset that a segmentation was most likely made from."""
     original = segmentation.with_name(segmentation.name.replace(SYNTHSEG_ENDING, ""))
-    entities = _parse_scan_entities(original)
+    entities = _parse_source_entities(original)
     dirs = _list_dirs(raw, scan)
     session = entities.get("ses")
     dirs.sort(key=lambda folder: session is not None and folder.name != f"ses-{session}")
     images = [image for folder in dirs for image in sorted(folder.glob("anat/*_T1w.nii*"))]
-    return min(images, key=lambda image: _parse_scan_entities(image) != entities, default=None)
+    return min(images, key=lambda image: _parse_source_entities(image) != entities, default=None)
 
 
 def _find_transform(folders: Iterable[Path], scan: Scan) -> Path | None:
@@ -207,8 +203,8 @@ def _find_transform(folders: Iterable[Path], scan: Scan) -> Path | None:
     for folder in folders:
         for home in _list_dirs(folder, scan)[: 2 if scan.session else 1]:
             for path in sorted(home.glob("*/*_from-T1w_to-*_xfm.*")):
-                entities = _parse_entities(path)
-                shared = _parse_scan_entities(path)
+                entities = parse_entities(path.name)
+                shared = _parse_source_entities(path)
                 if (
                     path.suffix in TRANSFORM_EXTENSIONS
                     and entities.get("to", "").lower() in ("orig", scan.suffix.lower())

@@ -10,7 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bids_cmb.bids.filters import OUTPUT_ENTITIES, ImageFile, is_requested
+from bids_cmb.bids.entities import SCAN_ENTITIES, join_entities
+from bids_cmb.bids.filters import ImageFile, is_requested
 from bids_cmb.bids.metadata import (
     Sidecars,
     compute_weighting,
@@ -18,7 +19,7 @@ from bids_cmb.bids.metadata import (
     get_spinal_body_part,
     merge_echo_metadata,
 )
-from bids_cmb.bids.scan import DATATYPES, Scan, ScanDecision, exclude, join_entities
+from bids_cmb.bids.scan import DATATYPES, Scan, ScanDecision, exclude
 
 ECHO_WEIGHTING_T_MS = 60.0  # of the echo to process: 20 ms at 3 T, 40 ms at 1.5 T
 ANNEX_POINTER = re.compile(rb"(\.\./)*(/|\.git/)annex/objects|version https://git-lfs")
@@ -195,7 +196,7 @@ def _make_scan(together: list[ImageFile], why: str, sidecars: dict[ImageFile, Si
     if first.canonical_suffix == "T2star":
         notes.append(f"{first.path.name}: T2star may name an image or a map; taken as an image.")
     dropped = [
-        f"{name}-{value}" for name, value in first.pairs if name not in (*OUTPUT_ENTITIES, "desc")
+        f"{name}-{value}" for name, value in first.pairs if name not in (*SCAN_ENTITIES, "desc")
     ]
     if dropped:
         notes.append(f"{first.path.name}: output names do not carry {', '.join(dropped)}.")

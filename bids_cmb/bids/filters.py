@@ -8,41 +8,14 @@ from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 
+from bids_cmb.bids.entities import SCAN_ENTITIES, find_short_name, list_index_entities
 from bids_cmb.files import load_object
 
 DEFAULT_SUFFIXES = ("T2starw", "swi")
 KNOWN_SUFFIXES = (*DEFAULT_SUFFIXES, "T2star", "MEGRE", "GRE", "veno", "SWImag")
 CANONICAL_SUFFIXES = {suffix.casefold(): suffix for suffix in KNOWN_SUFFIXES}
 
-# Entities that the names of outputs keep, in the order of the BIDS schema; and, by their long
-# names, others that a filter file may name.
-OUTPUT_ENTITIES = ("sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part", "chunk")
-SHORT_NAMES = {
-    "subject": "sub", "session": "ses", "acquisition": "acq", "ceagent": "ce",
-    "reconstruction": "rec", "direction": "dir", "modality": "mod", "sample": "sample",
-    "tracer": "trc", "staining": "stain", "description": "desc",
-}  # fmt: skip
-KNOWN_ENTITIES = {
-    *OUTPUT_ENTITIES,
-    *SHORT_NAMES.values(),
-    "bp",
-    "coil",
-    "flip",
-    "inv",
-    "mt",
-    "proc",
-    "split",
-    "space",
-}
 FILE_PROPERTIES = {"suffix", "datatype", "extension"}
-INDEX_ENTITIES = {
-    "run",
-    "echo",
-    "flip",
-    "inv",
-    "split",
-    "chunk",
-}  # run-01 and run-1 are the same run
 ANY_VALUE = "*"
 GLOB = re.compile(r"[*?[]")
 MAX_LISTED_LABELS = 20  # in a sentence
@@ -214,9 +187,7 @@ class ImageFile:
     @property
     def output_entities(self) -> tuple[tuple[str, str], ...]:
         """The entities that the names of outputs keep, in BIDS order."""
-        return tuple(
-            (name, self.entities[name]) for name in OUTPUT_ENTITIES if name in self.entities
-        )
+        return tuple((name, self.entities[name]) for name in SCAN_ENTITIES if name in self.entities)
 
     @property
     def properties(self) -> dict[str, str]:
@@ -309,7 +280,7 @@ def _matches_value(name: str, value: str | None, wanted: str | None) -> bool:
     if wanted == ANY_VALUE:
         return True
     wanted = wanted.removeprefix(f"{name}-")
-    if name in INDEX_ENTITIES and wanted.isdecimal() and value.isdecimal():
+    if name in list_index_entities() and wanted.isdecimal() and value.isdecimal():
         return int(wanted) == int(value)
     if name == "suffix":
         wanted, value = wanted.casefold(), value.casefold()
@@ -359,8 +330,8 @@ def _parse_rule(path: Path, query: str, rule: object) -> dict[str, tuple]:
 
 
 def _parse_entity(path: Path, query: str, name: str) -> str:
-    short = SHORT_NAMES.get(name, name)
-    if short not in KNOWN_ENTITIES | FILE_PROPERTIES:
+    short = name if name in FILE_PROPERTIES else find_short_name(name)
+    if short is None:
         raise ValueError(
             f"{path}: query `{query}` may name BIDS entities only, such as acquisition or run; "
             f"found {_format_json(name)}."

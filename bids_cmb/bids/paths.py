@@ -4,12 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bids_cmb.bids.entities import read_entities
 from bids_cmb.bids.scan import Scan
 
-ENTITY_ORDER = (  # of BIDS 1.11, as far as scans and our results use it
-    *("sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part", "space", "chunk"),
-    *("seg", "res", "label", "desc"),
-)
 MNI_SPACE = "MNI152NLin2009cAsym"
 
 
@@ -41,7 +38,7 @@ class Output:
             **entities: Of the result; ``desc`` is the suffix of the scan unless it is given.
         """
         entities = {**dict(self.scan.entities), "desc": self.desc, **entities}
-        parts = [f"{key}-{entities[key]}" for key in ENTITY_ORDER if key in entities]
+        parts = [f"{key}-{entities[key]}" for key in read_entities().values() if key in entities]
         # Always in anat/: the folder swi/ of some datasets is not in the standard.
         return self.participant_dir / "anat" / ("_".join([*parts, suffix]) + extension)
 
@@ -82,7 +79,7 @@ class Output:
         return self.path("dseg", extension, space="orig", seg="regions")
 
     def evidence(self, kind: str, extension: str = ".tsv") -> Path:
-        """Return the path of a table of `evidence_rows`: ``boxes`` or ``gate``."""
+        """Return the path of a table of `tabulate_outputs`: ``boxes`` or ``gate``."""
         return self.path(kind, extension, space="orig")
 
     def to_mni(self) -> Path:

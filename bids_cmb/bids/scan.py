@@ -1,10 +1,10 @@
 """A scan of a BIDS dataset, and the decision whether to process a file."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bids_cmb.bids.entities import join_entities
 from bids_cmb.bids.metadata import get_echo_time_s, get_field_strength_t
 
 DATATYPES = ("anat", "swi")
@@ -78,12 +78,6 @@ class ScanDecision:
     included: bool
     reason: str
     unusable: bool = False
-
-
-def join_entities(entities: Iterable[tuple[str, str]], desc: str, suffix: str) -> str:
-    """Join entities, a ``desc`` if there is one, and a suffix to a name."""
-    pairs = [*entities, ("desc", desc)] if desc else entities
-    return "_".join([*(f"{name}-{value}" for name, value in pairs), suffix])
 
 
 def exclude(relative_path: str, reason: str, *, unusable: bool = False) -> ScanDecision:

@@ -1,10 +1,9 @@
-"""Write and read the tables of the derivatives, and write the files that describe the dataset."""
+"""Write and read the tables of the derivatives."""
 
 import csv
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -16,38 +15,10 @@ from bids_cmb.bids.attempts import describe_open_attempt
 from bids_cmb.bids.markers import read_marker
 from bids_cmb.bids.paths import Output, locate_scans_table
 from bids_cmb.bids.spreadsheets import split_tab_separated
-from bids_cmb.files import read_json, write_json, write_text
-from bids_cmb.provenance import NAME, generated_by
+from bids_cmb.files import write_text
 
-BIDS_VERSION = "1.11.1"
 LESION_INDEX = 7  # BIDS' standard label for a lesion
 POSITION_COLUMNS = ("x_mm", "y_mm", "z_mm")
-EVIDENCE_TABLES = ("boxes", "gate")  # tables of what detectors leave behind
-SCANS_DESCRIPTION = (
-    "Microbleeds of each scan, with the protocol and the quality of the scan. Counts by region of "
-    "MARS (Gregoire et al. 2009) are n/a without the anatomy network, and those of the lobes also "
-    "where the lobe of a lobar lesion is not known; lesions on the midline count on mars_side of "
-    "the lesion table."
-)
-BIDSIGNORE = (
-    "*.html",
-    "figures",
-    "group_*",
-    "*_xfm.*",
-    "*_swi.*",
-    "*_minIP.*",
-    "*_boxes.*",
-    "*_gate.*",
-)
-DESC_LABELS = {  # desc- labels of our files: the suffix of the scan they were made from
-    "T2starw": "From a T2*-weighted scan (suffix T2starw).",
-    "T2star": "From a scan with the deprecated suffix T2star.",
-    "swi": "From a susceptibility-weighted scan (suffix swi).",
-    "MEGRE": "From a multi-echo gradient-echo scan (suffix MEGRE).",
-    "GRE": "From a gradient-echo scan (suffix GRE).",
-    "veno": "From a venogram (suffix veno).",
-    "SWImag": "From the magnitude of a susceptibility-weighted scan (suffix SWImag).",
-}
 
 
 def read_columns(table: str) -> dict[str, dict]:
@@ -115,36 +86,6 @@ def read_cells(path: Path) -> tuple[list[str], list[list[str | None]]]:
         ) from error
     names, *rows = split_tab_separated(text) or [[]]
     return names, [[None if cell == "n/a" else cell for cell in row] for row in rows]
-
-
-def write_dataset(folder: Path, raw: Path) -> None:
-    """Write the files that make a folder a BIDS derivative dataset; the same bytes every time.
-
-    Args:
-        folder: The derivative dataset; made if missing.
-        raw: The dataset that the results are made from.
-    """
-    raw_description = read_json(raw / "dataset_description.json") or {}
-    write_json(
-        folder / "dataset_description.json",
-        {
-            "Name": "Cerebral microbleeds, found by bids_cmb",
-            "BIDSVersion": BIDS_VERSION,
-            "DatasetType": "derivative",
-            "License": str(raw_description.get("License") or "see the source dataset"),
-            "Authors": _list_authors(raw_description),
-            "GeneratedBy": generated_by(),
-            "SourceDatasets": [{"URL": _link_raw(folder, raw, raw_description)}],
-            "DatasetLinks": {"raw": _link_raw(folder, raw, raw_description)},
-        },
-    )
-    write_text(folder / "README.md", _make_readme())
-    write_text(folder / ".bidsignore", "\n".join(BIDSIGNORE) + "\n")
-    rows = [{"desc_id": f"desc-{desc}", "description": text} for desc, text in DESC_LABELS.items()]
-    write_table(folder / "descriptions.tsv", ("desc_id", "description"), rows)
-    description = {"Description": "What the desc- labels of the file names stand for."}
-    write_json(folder / "descriptions.json", description)
-    write_json(folder / "scans.json", {"Description": SCANS_DESCRIPTION, **read_columns("scan")})
 
 
 def refresh_scans_table(home: Path) -> None:
@@ -218,29 +159,3 @@ def get_source(sidecar: dict) -> str:
 def round_or_none(value: float | None, digits: int) -> float | None:
     """Round a number, without the minus of -0.0; None if it is not finite, or not known."""
     return None if value is None or not math.isfinite(value) else round(value, digits) + 0.0
-
-
-def _list_authors(raw_description: dict) -> list[str]:
-    """List the authors of the raw data, and of the app; the validator doubts a list of one."""
-    authors = raw_description.get("Authors")
-    authors = [str(author) for author in authors] if isinstance(authors, list) else []
-    return [*(authors or ["The authors of the source dataset"]), "The bids_cmb developers"]
-
-
-def _link_raw(folder: Path, raw: Path, raw_description: dict) -> str:
-    """Link to the raw data: by DOI, else relative if they hold the folder, else absolute."""
-    doi = str(raw_description.get("DatasetDOI") or "")
-    if doi:
-        return doi if doi.startswith(("doi:", "http")) else f"doi:{doi}"
-    if folder.is_relative_to(raw):
-        return Path(os.path.relpath(raw, folder)).as_posix() + "/"
-    return raw.as_uri()
-
-
-def _make_readme() -> str:
-    template = (
-        resources.files("bids_cmb")
-        .joinpath("resources/templates/output_readme.md")
-        .read_text("utf-8")
-    )
-    return template.replace("{name}", NAME)

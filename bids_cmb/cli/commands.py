@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_command(args: argparse.Namespace) -> int:
-    """Run the command of a command line. Returns the exit code."""
+    """Run the command of a command line; an error is one sentence. Returns the exit code."""
     for name in THREADS:  # processes share the cores: with more threads they take twice as long
         os.environ.setdefault(name, "1")
     runners = {
@@ -48,7 +48,15 @@ def _run_command(args: argparse.Namespace) -> int:
         "models": _run_models,
         "import-labels": _run_import,
     }
-    return runners[args.command](args)
+    try:
+        return runners[args.command](args)
+    except BrokenPipeError:  # of the reader of standard output
+        raise
+    except (ValueError, OSError) as error:
+        from bids_cmb.parallel.processes import describe_error
+
+        sys.stderr.write(f"bids_cmb: {describe_error(error)}\n")
+        return 1
 
 
 def _add_simulate(commands: argparse._SubParsersAction) -> None:
@@ -91,24 +99,19 @@ def _add_simulate(commands: argparse._SubParsersAction) -> None:
 
 def _run_simulate(args: argparse.Namespace) -> int:
     """Simulate a dataset, and log the time left. Returns the exit code."""
-    from bids_cmb.parallel.processes import describe_error
     from bids_cmb.simulation.simulate import simulate_dataset
 
-    try:
-        numbers = simulate_dataset(
-            args.folder,
-            scans=args.n_scans,
-            seed=args.seed,
-            anatomy=args.anatomy,
-            protocols=args.protocol,
-            priors=args.lesion_priors,
-            with_phase=args.phase,
-            workers=args.workers,
-            progress=_log_progress,
-        )
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"bids_cmb: {describe_error(error)}\n")
-        return 1
+    numbers = simulate_dataset(
+        args.folder,
+        scans=args.n_scans,
+        seed=args.seed,
+        anatomy=args.anatomy,
+        protocols=args.protocol,
+        priors=args.lesion_priors,
+        with_phase=args.phase,
+        workers=args.workers,
+        progress=_log_progress,
+    )
     sys.stdout.write(f"{args.folder}: {len(numbers)} scans, {sum(numbers)} microbleeds.\n")
     return 0
 
@@ -134,11 +137,7 @@ def _run_reviews(args: argparse.Namespace) -> int:
     """Write the truth, and print the number of scans. Returns the exit code."""
     from bids_cmb.review.reference import write_reference
 
-    try:
-        scans = write_reference(args.found, args.data, args.reviews, args.out, log=log_message)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"bids_cmb: {error}\n")
-        return 1
+    scans = write_reference(args.found, args.data, args.reviews, args.out, log=log_message)
     sys.stdout.write(f"{args.out}: {scans} scans.\n")
     return 0
 
@@ -207,11 +206,7 @@ def _run_models(args: argparse.Namespace) -> int:
     from bids_cmb.networks.external.shiva import install_models, verify_models
 
     if args.verb == "add":
-        try:
-            names = install_models(args.source, folder, log_message)
-        except (ValueError, OSError) as error:
-            sys.stderr.write(f"bids_cmb: {error}\n")
-            return 1
+        names = install_models(args.source, folder, log_message)
         sys.stdout.write(f"{folder}: --detector {names[0]}, or {names[1]}\n")
         return 0
     faults_by_model = verify_models(folder)
@@ -230,11 +225,7 @@ def _make_card(args: argparse.Namespace, folder: Path) -> int:
     from bids_cmb.networks.user_models import make_card
 
     entries = [_parse_part(entry) for entry in args.entry]
-    try:
-        make_card(args.name, entries, folder, like=args.like, threshold=args.threshold)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"bids_cmb: {error}\n")
-        return 1
+    make_card(args.name, entries, folder, like=args.like, threshold=args.threshold)
     sys.stdout.write(f"{folder}: --model-dir {folder} --detector {args.name}\n")
     return 0
 
@@ -285,17 +276,10 @@ def _add_import(commands: argparse._SubParsersAction) -> None:
 def _run_import(args: argparse.Namespace) -> int:
     """Import labels, and print a summary. Returns the exit code."""
     from bids_cmb.datasets.convert import ImportOptions, import_labels
-    from bids_cmb.parallel.processes import describe_error
 
     flips = "" if args.flips == "none" else args.flips
     options = ImportOptions(args.base, flips, args.order, args.suffix, args.skip_invalid)
-    try:
-        made = import_labels(
-            args.format, args.source, args.folder, options=options, log=log_message
-        )
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"bids_cmb: {describe_error(error)}\n")
-        return 1
+    made = import_labels(args.format, args.source, args.folder, options=options, log=log_message)
     lesions = "counts, no positions" if made.lesions is None else f"{made.lesions} microbleeds"
     balls = f", {made.balls} of them balls" if made.balls else ""
     out = f", {len(made.skipped)} skipped" if made.skipped else ""

@@ -108,24 +108,19 @@ def run_compare(args: argparse.Namespace) -> int:
     settings = {key: value for key, value in vars(args).items() if hasattr(EvaluationOptions, key)}
     thresholds = settings.pop("threshold")
     if len(thresholds) > 2:
-        sys.stderr.write(
-            "bids_cmb: --threshold takes one probability for both detectors or one for each; "
-            f"found {len(thresholds)}.\n"
+        raise ValueError(
+            "--threshold takes one probability for both detectors or one for each; found "
+            f"{len(thresholds)}."
         )
-        return 1
-    try:
-        result = compare_detectors(
-            args.first,
-            args.second,
-            args.truth,
-            args.folder,
-            options=EvaluationOptions(**settings),
-            thresholds=(thresholds[0], thresholds[-1]),
-            overwrite=args.overwrite,
-        )
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"bids_cmb: {error}\n")
-        return 1
+    result = compare_detectors(
+        args.first,
+        args.second,
+        args.truth,
+        args.folder,
+        options=EvaluationOptions(**settings),
+        thresholds=(thresholds[0], thresholds[-1]),
+        overwrite=args.overwrite,
+    )
     for name in result.missing:
         sys.stderr.write(f"bids_cmb: {name}: not predicted by both; it is in no figure.\n")
     differing = result.scans["scan"][result.scans["differ"] == "yes"].tolist()
@@ -154,18 +149,14 @@ def run_evaluate(args: argparse.Namespace) -> int:
     options = EvaluationOptions(
         **{key: value for key, value in vars(args).items() if hasattr(EvaluationOptions, key)}
     )
-    try:
-        result = evaluate(
-            args.predictions,
-            args.truth,
-            args.folder,
-            options=options,
-            overwrite=args.overwrite,
-            reviews=args.reviews,
-        )
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"bids_cmb: {error}\n")
-        return 1
+    result = evaluate(
+        args.predictions,
+        args.truth,
+        args.folder,
+        options=options,
+        overwrite=args.overwrite,
+        reviews=args.reviews,
+    )
     for name in result.missing:
         sys.stderr.write(
             f"bids_cmb: {name}: no prediction; it is in no figure but those of all scans.\n"
@@ -196,11 +187,7 @@ def _compare_counts(args: argparse.Namespace, table: Path) -> int:
     """Compare counts with a truth that has no positions. Returns the exit code."""
     from bids_cmb.evaluation.counts import compare_counts
 
-    try:
-        result = compare_counts(args.predictions, table, args.folder, overwrite=args.overwrite)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"bids_cmb: {error}\n")
-        return 1
+    result = compare_counts(args.predictions, table, args.folder, overwrite=args.overwrite)
     for name in result.missing:
         sys.stderr.write(f"bids_cmb: {name}: no prediction; it is in no figure.\n")
     total = result.rows[0]

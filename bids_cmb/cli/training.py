@@ -92,30 +92,25 @@ def add_train(commands: argparse._SubParsersAction) -> None:
 def run_train(args: argparse.Namespace) -> int:
     """Train, and log the progress. Returns the exit code."""
     from bids_cmb.networks.inference import set_threads
-    from bids_cmb.parallel.processes import describe_error
 
     set_threads(args.threads)
     from bids_cmb.training.data import Loading
     from bids_cmb.training.train import TrainingData, cross_validate, read_recipe, train
 
     others = {name: getattr(args, name) for name in OVERRIDES if getattr(args, name) is not None}
-    try:
-        truth = _write_reviewed_truth(args) if args.reviews else args.truth
-        material = TrainingData(
-            tuple(args.data), tuple(args.validation), truth, args.fine_tune,
-            pretrained=tuple(map(_parse_role, args.pretrained)),
-            loading=Loading(args.threads, args.cache),
-        )  # fmt: skip
-        recipe = replace(read_recipe(args.recipe), **others)
-        if args.folds:
-            cross_validate(
-                recipe, material, args.out, folds=args.folds, hours=args.hours, log=log_message
-            )
-        else:
-            train(recipe, material, args.out, hours=args.hours, log=log_message)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"bids_cmb: {describe_error(error)}\n")
-        return 1
+    truth = _write_reviewed_truth(args) if args.reviews else args.truth
+    material = TrainingData(
+        tuple(args.data), tuple(args.validation), truth, args.fine_tune,
+        pretrained=tuple(map(_parse_role, args.pretrained)),
+        loading=Loading(args.threads, args.cache),
+    )  # fmt: skip
+    recipe = replace(read_recipe(args.recipe), **others)
+    if args.folds:
+        cross_validate(
+            recipe, material, args.out, folds=args.folds, hours=args.hours, log=log_message
+        )
+    else:
+        train(recipe, material, args.out, hours=args.hours, log=log_message)
     return 0
 
 
@@ -184,7 +179,6 @@ def add_release(commands: argparse._SubParsersAction) -> None:
 def run_release(args: argparse.Namespace) -> int:
     """Make a detector by a plan, and log the progress. Returns the exit code."""
     from bids_cmb.networks.inference import set_threads
-    from bids_cmb.parallel.processes import describe_error
 
     set_threads(args.threads)
     from bids_cmb.training.release import ReleaseOptions, read_plan, release
@@ -192,11 +186,7 @@ def run_release(args: argparse.Namespace) -> int:
     small = tuple(args.small) if args.small else None
     real = tuple(args.real) if args.real else None
     means = ReleaseOptions(args.anatomy, args.work, args.hours, args.workers, small, real)
-    try:
-        card = release(read_plan(args.plan), means, log=log_message)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"bids_cmb: {describe_error(error)}\n")
-        return 1
+    card = release(read_plan(args.plan), means, log=log_message)
     for point in card["operating_points"]:
         sys.stdout.write(
             f"{point['name']}: threshold {point['threshold']:g}, sensitivity "

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.bids.tables import BIDS_VERSION, read_columns, write_table
+from bids_cmb.bids.description import RAW_BIDSIGNORE, write_description
+from bids_cmb.bids.tables import read_columns, write_table
 from bids_cmb.datasets.annotations import (
     labels_from_mask,
     labels_from_points,
@@ -27,9 +28,6 @@ from bids_cmb.files import read_json, replacing, write_json, write_text
 from bids_cmb.imaging.volume import LoadReport, Volume, load, save
 from bids_cmb.lesions.measure import MAX_DIAMETER_MM
 from bids_cmb.lesions.region_growing import DEFAULT_DIAMETER_MM
-from bids_cmb.provenance import generated_by
-
-BIDSIGNORE = "*_swi.*\n"  # not yet in the standard
 
 
 @dataclass(frozen=True)
@@ -197,7 +195,7 @@ def write_dataset(
         out / "participants.json",
         {key: PARTICIPANT_COLUMNS[key] for key in list(participants[0])[1:]},
     )
-    write_text(out / ".bidsignore", BIDSIGNORE)
+    write_text(out / ".bidsignore", RAW_BIDSIGNORE)
     write_text(out / "README.md", _make_readme(kind, dataset, rows, counting, skipped))
     described = {**PARTICIPANT_COLUMNS, **read_columns("scan")}
     if rated:
@@ -209,25 +207,17 @@ def write_dataset(
             truth / ".bidsignore", f"{COUNTS_FILE}\n{COUNTS_FILE.replace('.tsv', '.json')}\n"
         )
     about = {
-        "BIDSVersion": BIDS_VERSION,
         "License": dataset.licence,
         "Authors": ["The authors of the source dataset", "The bids_cmb developers (conversion)"],
         "ReferencesAndLinks": list(dataset.links) or ["See README.md"],
-        "GeneratedBy": generated_by(),
     }
     write_text(
         truth / "README.md",
         f"What readers marked in the scans of {dataset.title}, as bids_cmb reads it. "
         "How it was made: README.md of the dataset around it.\n",
     )
-    name = f"Truth of {dataset.title}"
-    write_json(
-        truth / "dataset_description.json",
-        {"Name": name, "DatasetType": "derivative", **about, **counting},
-    )
-    write_json(
-        out / "dataset_description.json", {"Name": dataset.title, "DatasetType": "raw", **about}
-    )
+    write_description(truth, f"Truth of {dataset.title}", **about, **counting)
+    write_description(out, dataset.title, "raw", **about)
 
 
 def _make_participant_rows(rows: list[dict]) -> list[dict]:

@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from bids_cmb.bids.entities import parse_scan_entities
 from bids_cmb.bids.tables import POSITION_COLUMNS, read_cells
 from bids_cmb.files import read_json
 from bids_cmb.imaging.volume import load_labels
@@ -30,7 +31,6 @@ FILE_PATTERNS = (  # of a folder, those files are read that match the first patt
 )
 EXCLUDED_NAMES = re.compile(r"_scans\.tsv$|_seg-mimics_|_label-brain_")
 EXCLUDED_FOLDERS = {"derivatives", "sourcedata"}  # other datasets within a dataset
-SCAN_ENTITIES = ("sub", "ses", "acq", "ce", "rec", "run", "echo", "part")
 TRUE_WORDS, FALSE_WORDS = {"yes", "true", "1", "1.0"}, {"no", "false", "0", "0.0"}
 
 
@@ -208,7 +208,7 @@ def _marker_path(file: Path) -> Path:
 
 def _read_scan(path: Path, *, alone: bool = False) -> LesionAnnotations:
     """Read the lesions of one scan; its name may lack entities if it is the only file."""
-    entities = parse_entities(path.name)
+    entities = parse_scan_entities(path.name)
     if "sub" not in entities and not alone:
         raise ValueError(f"{path}: the name must say the participant, sub-…; found {path.name}.")
     sidecar = {**_read_sidecar(_sibling_path(path, ".json")), **_read_sidecar(_marker_path(path))}
@@ -375,12 +375,6 @@ def _to_numbers(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     except ValueError as error:
         names = ", ".join(table.columns)
         raise ValueError(f"{path}: {names} must be numbers; {error}.") from None
-
-
-def parse_entities(name: str) -> dict[str, str]:
-    """Get the entities of a file name that belong to the scan, in the order of BIDS."""
-    parts = dict(part.partition("-")[::2] for part in name.partition(".")[0].split("_"))
-    return {key: parts[key] for key in SCAN_ENTITIES if parts.get(key)}
 
 
 def _sibling_path(path: Path, extension: str) -> Path:

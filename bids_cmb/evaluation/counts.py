@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.anatomy.mars import classify_pattern, list_regions
+from bids_cmb.bids.entities import SCAN_ENTITIES, parse_scan_entities
 from bids_cmb.bids.paths import list_participant_dirs
 from bids_cmb.bids.tables import read_results, read_table, write_table
-from bids_cmb.evaluation.annotations import SCAN_ENTITIES, parse_entities
 from bids_cmb.evaluation.options import check_folder
 from bids_cmb.files import write_json
 from bids_cmb.lesions.table import TERRITORIES, classify_burden, list_mars_columns
@@ -190,7 +190,7 @@ def _parse_count(value: object) -> int | None:
 
 def _get_entities(path: object) -> tuple[tuple[str, str], ...]:
     """Get the entities of a file that belong to the scan."""
-    return tuple(parse_entities(_get_stem(path)).items())
+    return tuple(parse_scan_entities(_get_stem(path)).items())
 
 
 def _write_files(folder: Path, pairs: Sequence, rows: list[dict], missing: Iterable[str]) -> None:

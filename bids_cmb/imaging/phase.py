@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from bids_cmb.bids.entities import list_index_entities
 from bids_cmb.bids.filters import (
-    INDEX_ENTITIES,
     PHASE_LABELS,
     PHASE_PATTERN,
     ImageFile,
@@ -159,7 +159,7 @@ def _is_phase_label(label: str) -> bool:
 def _normalize_entities(image: ImageFile) -> dict[str, str]:
     """Normalize entities: run-01 and run-1 are the same."""
     return {
-        key: str(int(value)) if key in INDEX_ENTITIES and value.isdecimal() else value
+        key: str(int(value)) if key in list_index_entities() and value.isdecimal() else value
         for key, value in image.entities.items()
     }
 

@@ -42,13 +42,11 @@ class Match:
 Rule = Callable[[np.ndarray, np.ndarray | None], Match]
 
 
-def match_valdo(
-    distance: np.ndarray, uncertain: np.ndarray | None = None, *, reach: float = MAX_DISTANCE_MM
-) -> Match:
+def match_valdo(distance: np.ndarray, uncertain: np.ndarray | None = None) -> Match:
     """Pair found and true lesions by the rule of the VALDO challenge.
 
     Every found lesion picks its nearest true one (the first of equals) if that is nearer than
-    ``reach``. Of several that picked the same one the nearest is a hit and the others are false
+    5 mm. Of several that picked the same one the nearest is a hit and the others are false
     alarms; if they are equally near, all the nearest are hits. A true lesion that none picked is
     a miss. The organisers' program takes the misses as true lesions minus hits, so that there two
     hits on one lesion hide the miss of another; without such ties both count the same.
@@ -56,7 +54,6 @@ def match_valdo(
     Args:
         distance: Between centres, mm, shape (F, T).
         uncertain: True lesions to ignore with what is matched to them, shape (T,); or None.
-        reach: mm.
 
     Source:
         Sudre et al. 2024, doi:10.1016/j.media.2023.103029; github.com/WhereIsValdo/valdo-eval-2021.
@@ -65,7 +62,7 @@ def match_valdo(
     if distance.size:
         near = distance.min(axis=1)
         picked = (distance <= near[:, None] + ROUNDING_MM).argmax(axis=1)
-        eligible = near < reach - ROUNDING_MM
+        eligible = near < MAX_DISTANCE_MM - ROUNDING_MM
         for k in np.unique(picked[eligible]):
             rivals = np.flatnonzero((picked == k) & eligible)
             nearest = rivals[near[rivals] <= near[rivals].min() + ROUNDING_MM]
@@ -74,20 +71,18 @@ def match_valdo(
     return _make_match(partner, hits, uncertain)
 
 
-def match_one_to_one(
-    distance: np.ndarray, uncertain: np.ndarray | None = None, *, reach: float = MAX_DISTANCE_MM
-) -> Match:
-    """Pair as many found and true lesions as can be, then those nearest to each other.
+def match_one_to_one(distance: np.ndarray, uncertain: np.ndarray | None = None) -> Match:
+    """Pair as many found and true lesions within 5 mm as can be, then those nearest to each other.
 
     Args:
         distance: Between centres, mm, shape (F, T).
         uncertain: True lesions to ignore with what is matched to them, shape (T,); or None.
-        reach: mm; pairs may be up to that far apart.
     """
     partner, hits = _start_empty(distance)
     if distance.size:
         # One pair too far apart costs more than all near ones together: none of those is given up.
-        near, too_far = distance <= reach + ROUNDING_MM, reach * (min(distance.shape) + 1)
+        near = distance <= MAX_DISTANCE_MM + ROUNDING_MM
+        too_far = MAX_DISTANCE_MM * (min(distance.shape) + 1)
         rows, columns = linear_sum_assignment(np.where(near, distance, too_far))
         paired = near[rows, columns]
         partner[rows[paired]] = columns[paired]

@@ -13,11 +13,11 @@ from PIL import Image
 from scipy import ndimage
 
 from bids_cmb.bids.paths import Output, get_figure_stem
+from bids_cmb.bids.tables import POSITION_COLUMNS
 from bids_cmb.files import read_json, replacing, write_json
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed, find_bounds, preprocess
 from bids_cmb.imaging.volume import Volume, crop, transfer_labels
 from bids_cmb.quality.familiarity import compute_histogram, measure_intensities, measure_scan
-from bids_cmb.report.overlays import locate_in_picture, make_overlays
 from bids_cmb.report.viewer import MARGIN_MM, has_viewer, write_view, write_viewer
 
 NETWORK_VIEW_PX = 300  # of each picture of what a network sees
@@ -40,7 +40,6 @@ def draw_figures(
     lesions: list[dict],
     *,
     network_view: tuple[str, Grid],
-    evidence: Mapping[str, list[dict]] | None = None,
     interactive: bool = False,
 ) -> None:
     """Draw a scan's figures, and write an index of them with the positions of the lesions.
@@ -52,7 +51,6 @@ def draw_figures(
         labels: Each lesion's index in its voxels, on the scan's grid.
         lesions: Rows of the lesion table.
         network_view: Name of a detector, and the grid on which it sees the scan.
-        evidence: Rows of the detectors' tables ``boxes`` and ``gate``.
         interactive: Whether to write the scan for the page, and the viewer.
     """
     prepared = preprocess(image, brain, Grid(axes="slices", margin=CLOSEUP_REACH_MM + MARGIN_MM))
@@ -62,7 +60,7 @@ def draw_figures(
     grey = np.clip(grey, 0, WHITE, out=grey).astype(np.uint8)
     # Right is left.
     grey, marks, inside = (array[::-1] for array in (grey, marks, prepared.brain.data))
-    centres = {int(row["index"]): locate_in_picture(prepared.image, row) for row in lesions}
+    centres = {int(row["index"]): _locate_in_picture(prepared.image, row) for row in lesions}
     remove_figures(output)
     folder, stem = output.figures, get_figure_stem(output.mask())
     slabs = _draw_overview(folder, stem, grey, inside, prepared.image.spacing, centres)
@@ -77,7 +75,6 @@ def draw_figures(
         ),
         "measures": measure_scan(prepared.image, prepared.brain, intensities),
         "histogram": compute_histogram(intensities),
-        **make_overlays(prepared.image, centres, evidence or {}, reach_mm=CLOSEUP_REACH_MM),
     }
     if interactive:
         write_viewer(output.folder)
@@ -106,6 +103,12 @@ def remove_figures(output: Output) -> None:
     (folder / f"{stem}_overview.json").unlink(missing_ok=True)
     for old in folder.glob(f"{stem}_*"):
         old.unlink(missing_ok=True)  # another process may remove them, too
+
+
+def _locate_in_picture(image: Volume, row: Mapping[str, object]) -> np.ndarray:
+    """Locate the position of a row in the pictures, voxels (3,), not rounded; right is left."""
+    voxel = image.index(np.array([float(row[axis]) for axis in POSITION_COLUMNS]))
+    return np.array([image.shape[0] - 1 - voxel[0], voxel[1], voxel[2]])
 
 
 def _draw_overview(

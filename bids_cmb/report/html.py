@@ -13,7 +13,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
-import numpy as np
 
 from bids_cmb import __version__
 from bids_cmb.bids.attempts import describe_open_attempt
@@ -218,7 +217,6 @@ def _collect_scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row:
     lesions = _read_lesions(locate_lesion_table(mask))
     for lesion in lesions:
         lesion["picture"] = relative(f"{stem}_lesion-{int(lesion['index']):03d}.png")
-        lesion["box"] = overview.get("boxes", {}).get(lesion["index"])
     slabs, network_view = overview.get("slabs", []), overview.get("look")
     for picture in (*slabs, *([network_view] if network_view else [])):
         picture["path"] = relative(picture["file"], required=False)
@@ -243,8 +241,6 @@ def _collect_scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row:
         "histogram": _make_histogram_points(overview["histogram"])
         if "histogram" in overview
         else None,
-        "has_boxes": "boxes" in overview,
-        "gates": [_add_bars(strip) for strip in overview.get("gate", [])],
         "notes": sidecar.get("Notes", []),
         "performance": describe_performance(
             sidecar.get("Performance") or {}, float(row["threshold"])
@@ -258,30 +254,6 @@ def _read_lesions(table: Path) -> list[dict]:
         return read_table(table)
     except FileNotFoundError:  # another process may be replacing the result
         return []
-
-
-def _add_bars(strip: Mapping) -> dict:
-    """Add bars of SVG, 300 wide and 100 high, to a gate's strip: one for each slice.
-
-    A lesion is listed at the slice nearest to it.
-    """
-    positions = [position for position, _ in strip["slices"]]
-    bar_width = (max(positions) - min(positions)) / max(1, len(positions) - 1) or 1.0
-    scale = 300 / (max(positions) - min(positions) + bar_width)
-    bars = [
-        {
-            "x": round((position - min(positions)) * scale, 2),
-            "width": round(0.9 * bar_width * scale, 2),
-            "height": round(100 * probability, 1),
-            "probability": probability,
-            "open": probability >= strip["threshold"],
-            "lesions": [],
-        }
-        for position, probability in strip["slices"]
-    ]
-    for index, position in strip["lesions"]:
-        bars[int(np.argmin(np.abs(np.subtract(positions, position))))]["lesions"].append(index)
-    return {**strip, "bars": bars, "opened": sum(bar["open"] for bar in bars)}
 
 
 @dataclass(frozen=True)

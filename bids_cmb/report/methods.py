@@ -10,7 +10,7 @@ REFERENCES = (
     "accessibility, and reproducibility of neuroimaging data analysis methods. PLoS Comput Biol "
     "2017;13:e1005209. doi:10.1371/journal.pcbi.1005209",
 )
-TERRITORIES = (
+TERRITORY_DEFINITION = (
     "Lesions in cortex, subcortical white matter, hippocampus or amygdala are called lobar; those "
     "in deep grey matter, capsules, deep or periventricular white matter deep; those in brainstem "
     "or cerebellum infratentorial, after MARS [1]. MNI positions come from an affine between the "
@@ -53,7 +53,7 @@ def describe_methods(
         f"{thresholds['min_volume']:g} mm³ dropped.",
         f"A lesion whose highest probability reaches {thresholds['definite']:g} is called "
         "definite, any other possible, after the two grades of MARS [1].",
-        f"{anatomy['description']} {TERRITORIES}" if anatomy else "",
+        f"{anatomy['description']} {TERRITORY_DEFINITION}" if anatomy else "",
         _describe_exclusions(settings["exclude_flags"]),
         "Sizes are those on the image, blooming included. Results are BIDS derivatives [2]. "
         "They are for research, and were not reviewed by a person unless stated elsewhere.",

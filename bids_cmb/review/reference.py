@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from bids_cmb.bids.description import write_description
 from bids_cmb.bids.paths import locate_lesion_table
-from bids_cmb.bids.tables import BIDS_VERSION, LESION_INDEX, read_columns, read_table, write_table
+from bids_cmb.bids.tables import LESION_INDEX, read_columns, read_table, write_table
 from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.volume import Volume, load, load_labels, save
 from bids_cmb.lesions.region_growing import grow_region
-from bids_cmb.provenance import generated_by
 from bids_cmb.review.reviews import Consensus, Review, is_complete, merge_reviews, read_reviews
 
 REJECTED = "rejected"
@@ -57,13 +57,7 @@ def write_reference(
         raise ValueError(
             f"{reviews}: a reference needs a scan that was reviewed completely; found none."
         )
-    description = {
-        "Name": "Truth from reviews of bids_cmb's results",
-        "BIDSVersion": BIDS_VERSION,
-        "DatasetType": "derivative",
-        "GeneratedBy": generated_by(),
-    }
-    write_json(folder / "dataset_description.json", description)
+    write_description(folder, "Truth from reviews of bids_cmb's results")
     return written
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.bids.tables import BIDS_VERSION, write_table
+from bids_cmb.bids.description import RAW_BIDSIGNORE, write_description
+from bids_cmb.bids.tables import write_table
 from bids_cmb.files import write_json, write_text
 from bids_cmb.imaging.volume import Volume, resample, save
 from bids_cmb.parallel import processes
-from bids_cmb.provenance import generated_by
 from bids_cmb.simulation.acquisition import (
     FIELD_OF_VIEW_MM,
     TISSUE_EXTENT_MM,
@@ -319,7 +319,6 @@ PARTICIPANT_COLUMNS = {
     "snr": {"Description": "Signal of white matter over the standard deviation of the noise."},
     "microbleeds": {"Description": "Microbleeds that can be seen, the possible ones included."},
 }
-BIDSIGNORE = "*_swi.*\n"
 
 
 def _write_scan(folder: Path, label: str, scan: SimulatedScan) -> None:
@@ -393,24 +392,17 @@ def _write_dataset(folder: Path, rows: list[dict]) -> None:
     """Write what makes the folder a dataset; descriptions last, so that no half of one has them."""
     write_table(folder / "participants.tsv", rows[0], rows)
     write_json(folder / "participants.json", PARTICIPANT_COLUMNS)
-    write_text(folder / ".bidsignore", BIDSIGNORE)
+    write_text(folder / ".bidsignore", RAW_BIDSIGNORE)
     write_text(
         folder / "README.md",
         "Simulated gradient-echo scans with microbleeds, made by bids_cmb: no person was scanned. "
         "What is true of them lies in derivatives/truth.\n",
     )
-    about = {
-        "BIDSVersion": BIDS_VERSION,
-        "License": "CC0",
-        "Authors": ["bids_cmb", "The bids_cmb developers"],
-        "GeneratedBy": generated_by(),
-    }
+    about = {"License": "CC0", "Authors": ["bids_cmb", "The bids_cmb developers"]}
     write_text(
         folder / "derivatives" / "truth" / "README.md",
         "What is true of the simulated scans: microbleeds (seg-CMB), all that is dark and no "
         "microbleed (seg-mimics), structures in FreeSurfer's codes, and the brain.\n",
     )
-    truth = {"Name": "Truth of the simulated scans", "DatasetType": "derivative", **about}
-    write_json(folder / "derivatives" / "truth" / "dataset_description.json", truth)
-    raw = {"Name": "Simulated scans with microbleeds", "DatasetType": "raw", **about}
-    write_json(folder / "dataset_description.json", raw)
+    write_description(folder / "derivatives" / "truth", "Truth of the simulated scans", **about)
+    write_description(folder, "Simulated scans with microbleeds", "raw", **about)

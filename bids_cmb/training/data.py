@@ -11,11 +11,11 @@ from nibabel.affines import from_matvec
 from scipy import ndimage
 
 from bids_cmb.anatomy.brain_extraction import segment_brain
-from bids_cmb.bids.companions import DERIVATIVE_ENTITIES
+from bids_cmb.bids.description import DESC_LABELS
+from bids_cmb.bids.entities import DERIVATIVE_ENTITIES, parse_entities
 from bids_cmb.bids.filters import Query
 from bids_cmb.bids.scan import Scan
 from bids_cmb.bids.selection import find_scans
-from bids_cmb.bids.tables import DESC_LABELS
 from bids_cmb.files import replacing
 from bids_cmb.imaging.phase import UndecidedError, find_phase_image, load_phase_map, resample_phase
 from bids_cmb.imaging.preprocessing import Grid, Preprocessed, crop_or_pad, dilate_brain, preprocess
@@ -145,8 +145,7 @@ class _ReferenceImages:
         folders = dict.fromkeys((folder, folder.with_name("anat")))
         self.images = []
         for path in [path for item in folders for path in sorted(item.glob("sub-*.nii*"))]:
-            *pairs, suffix = path.name.partition(".")[0].split("_")
-            named = dict(pair.partition("-")[::2] for pair in pairs)
+            named, suffix = parse_entities(path.name), path.name.partition(".")[0].split("_")[-1]
             if named.get("sub") != scan.subject:
                 raise ValueError(
                     f"{path}: a truth must lie in the folder of its participant; found sub-"

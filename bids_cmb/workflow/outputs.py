@@ -32,8 +32,8 @@ REGIONS_DESCRIPTION = (
     "Regions of MARS, left, and 20 more on the right; 14 and 34 are lobar, of a lobe not known."
 )
 EVIDENCE_DESCRIPTIONS = {
-    "boxes": "Boxes of a detector's candidates, kept or not; the page draws those of the lesions.",
-    "gate": "How far a detector's gate opens in each slice; the page draws it.",
+    "boxes": "Boxes of a detector's candidates, kept or not.",
+    "gate": "How far a detector's gate opens in each slice.",
 }
 PREPROCESSED_DESCRIPTION = "The scan, divided by its median in the brain."
 
@@ -85,7 +85,6 @@ def _draw(
         result.brain.mask,
         result.labels,
         rows,
-        evidence=tabulate_outputs(result.probability.outputs),
         network_view=choose_network_view(inputs.detectors, inputs.models.members),
         interactive=interactive,
     )

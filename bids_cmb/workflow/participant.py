@@ -10,10 +10,11 @@ from pathlib import Path
 
 from bids_cmb.bids.attempts import FAILED, SELECTED, note_attempt
 from bids_cmb.bids.attempts import RECORDS_FOLDER as ATTEMPTS
+from bids_cmb.bids.description import write_derivative_dataset
 from bids_cmb.bids.paths import Output
 from bids_cmb.bids.scan import Scan, ScanDecision
 from bids_cmb.bids.selection import Selection
-from bids_cmb.bids.tables import write_dataset, write_table
+from bids_cmb.bids.tables import write_table
 from bids_cmb.config import TENSORFLOW, THREADS, Config
 from bids_cmb.files import remove_leftovers
 from bids_cmb.networks.inference import find_device_problem
@@ -72,7 +73,7 @@ def process_all(selection: Selection, config: Config, logs: Path) -> RunSummary:
     if config.reports_only:  # the methods stay those of the run that made the results
         _regenerate_reports(selection.scans, config, totals)
         return totals
-    write_dataset(config.output_dir, config.bids_dir)
+    write_derivative_dataset(config.output_dir, config.bids_dir)
     write_methods(config, logs)
     status = StatusLog(logs / "status.jsonl")
     status.path.touch()
@@ -108,7 +109,7 @@ def _record_unusable(
     image: ScanDecision, config: Config, status: StatusLog, totals: RunSummary
 ) -> None:
     """Log, record and count a selected scan that cannot be opened."""
-    totals.failed.append((image.relative_path, image.reason))
+    totals.failed += 1
     status.add(image.relative_path, "failed", reason=image.reason)
     note_attempt(config.output_dir, image.relative_path, FAILED, image.reason)
     log.error("%s %s.", image.relative_path, image.reason)
@@ -243,9 +244,8 @@ def is_defect(scan: Scan, outcome: processes.Outcome, config: Config) -> bool:
 
 def _count_failure(scan: Scan, outcome: processes.Outcome, totals: RunSummary) -> None:
     """Log and count that a scan failed."""
-    reason = _get_reason(scan, outcome)
-    totals.failed.append((scan.relative_path, reason))
-    log.error("%s failed: %s", scan.relative_path, reason)
+    totals.failed += 1
+    log.error("%s failed: %s", scan.relative_path, _get_reason(scan, outcome))
 
 
 def _get_reason(scan: Scan, outcome: processes.Outcome) -> str:

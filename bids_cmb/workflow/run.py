@@ -116,7 +116,7 @@ def _participant_level(config: Config) -> int:
     log.info(
         "%s processed, %d already complete, %d failed, %d not processed. Results: %s",
         count_scans(totals.done),
-        *(totals.skipped, len(totals.failed), totals.not_processed, config.output_dir),
+        *(totals.skipped, totals.failed, totals.not_processed, config.output_dir),
     )
     if totals.drawn:
         log.info("Figures and reports added to %s.", count_scans(totals.drawn))

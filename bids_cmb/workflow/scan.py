@@ -19,7 +19,7 @@ from bids_cmb.bids.attempts import describe_open_attempt
 from bids_cmb.bids.markers import is_whole, read_marker
 from bids_cmb.bids.paths import Output
 from bids_cmb.bids.scan import Scan
-from bids_cmb.bids.tables import EVIDENCE_TABLES, has_row, read_table, refresh_scans_table
+from bids_cmb.bids.tables import has_row, read_table, refresh_scans_table
 from bids_cmb.config import Config
 from bids_cmb.detection.ensemble import Probability, detect
 from bids_cmb.imaging.loading import load_echoes, load_phase
@@ -319,7 +319,6 @@ def regenerate_report(scan: Scan, config: Config) -> None:
         load_labels(output.labels()),
         read_table(output.labels(".tsv")),
         network_view=choose_network_view(detectors, tuple(settings.get("members", ()))),
-        evidence=_read_evidence(output),
         interactive=config.report == "interactive",
     )
     write_page(config.output_dir, scan.subject)
@@ -329,12 +328,3 @@ def _load_known_cards(names: list[str] | tuple[str, ...], models: Path | None) -
     """Load the model cards of detectors; an empty one for a card that is gone."""
     known = list_cards(models=models)
     return {name: load_card(name, models) if name in known else {} for name in names}
-
-
-def _read_evidence(output: Output) -> dict[str, list[dict]]:
-    """Read the tables of the detectors' evidence."""
-    return {
-        kind: read_table(output.evidence(kind))
-        for kind in EVIDENCE_TABLES
-        if output.evidence(kind).is_file()
-    }

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,7 +23,7 @@ class RunSummary:
         done: Scans that were processed.
         skipped: Scans that were already complete.
         drawn: Of these, scans whose figures and page were made.
-        failed: (scan, sentence) of those that failed.
+        failed: Scans that failed.
         not_processed: Scans that were left when the run ended.
         output_unwritable: Whether the output folder could not be written any more.
         removed: Whether the output folder was removed during the run.
@@ -32,7 +32,7 @@ class RunSummary:
     done: int = 0
     skipped: int = 0
     drawn: int = 0
-    failed: list[tuple[str, str]] = field(default_factory=list)
+    failed: int = 0
     not_processed: int = 0
     output_unwritable: bool = False
     removed: bool = False

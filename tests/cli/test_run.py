@@ -16,7 +16,9 @@ from bids_cmb.cli.main import main as one_command
 from bids_cmb.cli.parser import make_parser
 from bids_cmb.cli.run import main
 from bids_cmb.cli.settings import configure
+from bids_cmb.config import RESEARCH_DETECTORS
 from bids_cmb.errors import MEANINGS, ExitError
+from bids_cmb.networks.model_cards import DETECTION, list_cards
 
 RUN = Path(__file__).parents[2] / "run.py"
 
@@ -358,6 +360,14 @@ def test_help_names_every_exit_code():
     text = make_parser().format_help()
     for code in MEANINGS:
         assert re.search(rf"\b{code}\b", text.partition("Exit codes")[2]), code
+
+
+def test_help_names_every_detector_and_sets_those_for_research_apart():
+    text = " ".join(make_parser().format_help().split())
+    known, _, research = text.partition("for research: ")
+    for name in list_cards(DETECTION):
+        assert (name in RESEARCH_DETECTORS) == (name in research.partition(")")[0]), name
+        assert name in RESEARCH_DETECTORS or name in known.rpartition("--detector NAME")[2], name
 
 
 def test_every_byte_of_a_name_can_be_printed(tmp_path):

@@ -6,7 +6,6 @@ import select
 import shutil
 import subprocess
 import time
-from base64 import b64decode
 from contextlib import contextmanager
 
 CHROMIUM = (
@@ -57,7 +56,8 @@ class Page:
             self.rest += os.read(self.back, 1 << 20)
         line, _, self.rest = self.rest.partition(b"\0")
         said = json.loads(line)
-        self._note(said)
+        if said.get("sessionId") == self.session:  # not of a tab that was closed
+            self._note(said)
         return said
 
     def _note(self, said):
@@ -122,9 +122,24 @@ class Page:
                 clickCount=1,
             )
 
-    def downloads(self, folder):
-        """Let downloads go to a folder."""
-        self.tell("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+    @contextmanager
+    def tab(self, downloads):
+        """A tab with a storage of its own, whose downloads go to a folder; closed at the end."""
+        self.complaints, self.asked, self.events = [], [], []
+        context = {"browserContextId": self.tell("Target.createBrowserContext")["browserContextId"]}
+        self.tell(
+            "Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads), **context
+        )
+        target = self.tell("Target.createTarget", url="about:blank", **context)["targetId"]
+        attached = self.tell("Target.attachToTarget", targetId=target, flatten=True)
+        self.session = attached["sessionId"]
+        try:
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self.tell(f"{domain}.enable")
+            yield self
+        finally:
+            self.session = None
+            self.tell("Target.disposeBrowserContext", **context)
 
     def emulate(self, **features):
         """Pretend that the reader prefers something, or prints."""
@@ -134,15 +149,10 @@ class Page:
         ]
         self.tell("Emulation.setEmulatedMedia", media=media, features=wanted)
 
-    def picture(self, path, *, whole=False):
-        """A PNG of what is seen, or of the whole page."""
-        data = self.tell("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
-        path.write_bytes(b64decode(data))
-
 
 @contextmanager
 def browsing(profile):
-    """Lend a tab of a Chromium of its own."""
+    """Start a Chromium, which opens tabs."""
     ours, theirs = os.pipe(), os.pipe()
 
     pipes = f"3<&{ours[0]} 4>&{theirs[1]}"  # where Chromium looks for them
@@ -154,15 +164,8 @@ def browsing(profile):
     )
     os.close(ours[0])
     os.close(theirs[1])
-    page = Page(ours[1], theirs[0])
     try:
-        target = page.tell("Target.createTarget", url="about:blank")["targetId"]
-        page.session = page.tell("Target.attachToTarget", targetId=target, flatten=True)[
-            "sessionId"
-        ]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            page.tell(f"{domain}.enable")
-        yield page
+        yield Page(ours[1], theirs[0])
     finally:
         ran.terminate()
         ran.wait(20)

@@ -14,6 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from running import no_other_process
 from scipy import ndimage
 
 from bids_cmb.bids.tables import read_table
@@ -48,15 +49,11 @@ def files(folder):
     }
 
 
-def status_of(out):
-    lines = [path.read_text() for path in sorted(out.glob("logs/*/status.jsonl"))]
-    return [json.loads(line) for text in lines for line in text.splitlines()]
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, heads):
     """A dataset of two participants, and what the app made of it on both levels."""
-    return read(tmp_path_factory.mktemp("two"), heads, ("six", "none"))
+    with no_other_process():
+        return read(tmp_path_factory.mktemp("two"), heads, ("six", "none"))
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +173,7 @@ def test_a_second_call_does_nothing_and_says_so(two, capsys):
     }
 
 
+@pytest.mark.usefixtures("one_process")
 def test_overwriting_gives_the_same_bytes(pair, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(pair[1], again)
@@ -410,6 +408,7 @@ def test_a_network_that_is_no_detector_is_refused_in_a_sentence(two, tmp_path, c
     assert "bids_cmb: A detector must be one of" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("one_process")
 def test_weights_that_do_not_fit_their_network_are_refused_before_any_scan_is_read(
     two, tmp_path, capsys
 ):
@@ -501,7 +500,7 @@ def test_your_own_brain_mask_goes_first(pair, tmp_path):
 
 
 def test_asked_to_end_the_app_ends_at_once_and_keeps_what_is_done(dataset, tmp_path):
-    raw = dataset({f"sub-{n:02d}/anat/sub-{n:02d}_T2starw": "ball" for n in range(1, 9)})
+    raw = dataset({f"sub-{n:02d}/anat/sub-{n:02d}_T2starw": "ball" for n in range(1, 7)})
     out, more = tmp_path / "out", ["--n-cpus", "1", *QUICK, *BALLS]
     words = [sys.executable, ROOT / "run.py", raw, out, "participant", *more]
     ran = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
@@ -514,9 +513,10 @@ def test_asked_to_end_the_app_ends_at_once_and_keeps_what_is_done(dataset, tmp_p
     assert "run the same command again to resume" in said
     assert not list(out.rglob("*.part"))
     done = len(list(out.glob("sub-*/anat/*_label-CMB_*_mask.json")))
-    assert 1 <= done < 8
-    assert main([str(raw), str(out), "participant", "group", *BALLS]) == 0
-    assert len(read_table(out / "group_microbleeds.tsv")) == 8
+    assert 1 <= done < 6
+    with no_other_process():
+        assert main([str(raw), str(out), "participant", "group", *BALLS]) == 0
+    assert len(read_table(out / "group_microbleeds.tsv")) == 6
 
 
 def test_two_processes_may_share_an_output_folder(dataset, tmp_path):
@@ -582,7 +582,8 @@ def test_it_runs_as_anyone_on_a_read_only_system_without_home_or_network(pair, t
         *("--bind", out, out, "--bind", temp, temp, "--unshare-all"),
         *("--uid", "23456", "--gid", "23456", "--clearenv", "--setenv", "TMPDIR", temp),
     ]
-    app = [sys.executable, ROOT / "run.py", pair[0], out, "participant", "group", *QUICK, *BALLS]
+    flags = ["--n-cpus", "1", *QUICK, *BALLS]
+    app = [sys.executable, ROOT / "run.py", pair[0], out, "participant", "group", *flags]
     ran = subprocess.run([*map(str, [*cell, *app])], capture_output=True, text=True, check=False)
     if ran.stderr.startswith("bwrap:"):
         pytest.skip(f"bubblewrap may not make its cell here ({ran.stderr.strip()})")
@@ -595,7 +596,7 @@ def test_it_runs_as_anyone_on_a_read_only_system_without_home_or_network(pair, t
 def test_a_full_disc_stops_the_run_and_nothing_is_half_written(pair, tmp_path):
     out, keep = tmp_path / "out", tmp_path / "keep"
     out.mkdir(), keep.mkdir()
-    flags = " ".join([*QUICK, *BALLS])
+    flags = " ".join(["--n-cpus", "1", *QUICK, *BALLS])
     app = f"{sys.executable} {ROOT / 'run.py'} {pair[0]} {out} participant {flags}"
     after = f"code=$?; cp -r {out}/. {keep}/; exit $code"
     cell = [
@@ -661,7 +662,7 @@ SPOILT = {
 
 @pytest.mark.usefixtures("one_process")
 def test_every_spoilt_scan_gets_one_sentence_and_the_others_are_read(dataset, tmp_path, capsys):
-    raw = dataset({f"sub-{how}/anat/sub-{how}_T2starw": "none" for how in (*SPOILT, "nan", "good")})
+    raw = dataset({f"sub-{how}/anat/sub-{how}_T2starw": "ball" for how in (*SPOILT, "nan", "good")})
     for how in (*SPOILT, "nan"):
         _spoilt(raw / f"sub-{how}/anat/sub-{how}_T2starw.nii.gz", how)
     out = tmp_path / "out"
@@ -684,12 +685,13 @@ def test_every_spoilt_scan_gets_one_sentence_and_the_others_are_read(dataset, tm
 def test_the_ensemble_runs_from_file_to_tables_and_says_what_it_was(dataset, tmp_path):
     raw, out = dataset({"sub-01/anat/sub-01_T2starw": "six"}), tmp_path / "out"
     words = [str(raw), str(out), "participant", "--n-cpus", "1", "--output-level", "full"]
-    assert main([*words, "--detector", "ensemble"]) == 0
+    assert main([*words, "--detector", "ensemble", "--members", "a", "c"]) == 0
     assert (out / "sub-01.html").is_file()
     home = out / "sub-01" / "anat"
     made = json.loads(next(home.glob("*label-CMB*_mask.json")).read_text())
     said = made["Provenance"]["Detectors"][0]
-    wanted = {one["name"]: one["sha256"] for one in load_card("ensemble")["members"]}
+    members = load_card("ensemble")["members"]
+    wanted = {one["name"]: one["sha256"] for one in members if one["name"] in "ac"}
     assert said["WeightsSHA256"] == wanted
     assert made["Provenance"]["Anatomy"]["Name"] == "anatomy"
     assert made["Provenance"]["Machine"]["Device"] == "CPU"

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from browser import CHROMIUM, WHY_NOT, browsing
-from running import QUICK, run_on_two_scans
+from running import QUICK, no_other_process
 
 from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.cli.run import main
@@ -21,15 +21,26 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=WHY_NOT)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, heads):
+def made(tmp_path_factory, reported):
     """Derivatives with interactive pages: six microbleeds in one scan and none in the other."""
-    return run_on_two_scans(tmp_path_factory.mktemp("pages"), heads[0], "--report", "interactive")
+    words, out = reported
+    copy = tmp_path_factory.mktemp("pages") / "out"
+    shutil.copytree(out, copy)
+    words = [words[0], str(copy), *words[2:]]
+    with no_other_process():
+        assert main([*words, *QUICK, "--report", "interactive", "--reports-only"]) == 0
+    return words, copy
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    with browsing(tmp_path_factory.mktemp("chromium")) as started:
+        yield started
 
 
 @pytest.fixture
-def page(tmp_path):
-    with browsing(tmp_path / "profile") as tab:
-        tab.downloads(tmp_path)
+def page(chromium, tmp_path):
+    with chromium.tab(downloads=tmp_path) as tab:
         yield tab
         assert not tab.complaints
         assert all(address.startswith(("file:", "data:", "blob:")) for address in tab.asked)

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
-from running import QUICK, run_on_two_scans
+from running import QUICK
 from scipy import ndimage
 
 from bids_cmb.bids.tables import read_table, write_table
@@ -17,18 +17,12 @@ from bids_cmb.cli.run import main
 from bids_cmb.report.html import Cohort, write_group_page, write_page
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, heads):
-    """A dataset with six microbleeds in one scan and none in the other, and its derivatives."""
-    return run_on_two_scans(tmp_path_factory.mktemp("pages"), heads[0])
-
-
 def lesions(out, subject="01"):
     return read_table(next((out / f"sub-{subject}/anat").glob("*seg-CMB*dseg.tsv")))
 
 
-def test_every_lesion_has_a_row_and_a_picture(made):
-    _, out = made
+def test_every_lesion_has_a_row_and_a_picture(reported):
+    _, out = reported
     page = (out / "sub-01.html").read_text()
     rows = lesions(out)
     assert rows
@@ -39,25 +33,25 @@ def test_every_lesion_has_a_row_and_a_picture(made):
     assert all(path.relative_to(out).as_posix() in page for path in pictures)
 
 
-def test_a_page_has_its_own_scans_alone_wherever_the_output_lies(made, tmp_path):
+def test_a_page_has_its_own_scans_alone_wherever_the_output_lies(reported, tmp_path):
     """Also below a folder that is called like a participant, as scratch space may be."""
     copy = tmp_path / "sub-01" / "out"
-    shutil.copytree(made[1], copy)
+    shutil.copytree(reported[1], copy)
     page = write_page(copy, "01").read_text()
     assert "sub-01_space-orig_label-CMB" in page
     assert "sub-02_space-orig_label-CMB" not in page
 
 
-def test_a_scan_without_lesions_says_so(made):
-    _, out = made
+def test_a_scan_without_lesions_says_so(reported):
+    _, out = reported
     if not lesions(out, "02"):
         assert "No lesion was counted." in (out / "sub-02.html").read_text()
     assert "<strong>" in (out / "sub-02.html").read_text()
 
 
-def test_marks_lie_on_dark_spots_of_the_overview(made):
+def test_marks_lie_on_dark_spots_of_the_overview(reported):
     """The picture itself is the outside truth: at a mark it is darker than around."""
-    _, out = made
+    _, out = reported
     figures = out / "sub-01/figures"
     told = json.loads(next(figures.glob("*_overview.json")).read_text())["slabs"]
     darker = []
@@ -73,9 +67,9 @@ def test_marks_lie_on_dark_spots_of_the_overview(made):
     assert np.mean(darker) > 0.8
 
 
-def test_contours_are_drawn_about_the_lesion_below_and_not_above(made):
+def test_contours_are_drawn_about_the_lesion_below_and_not_above(reported):
     """The upper row has no colour; in the lower each contour has the middle of its picture."""
-    _, out = made
+    _, out = reported
     for path in (out / "sub-01/figures").glob("*_lesion-*.png"):
         drawn = np.asarray(Image.open(path).convert("RGB"))
         orange = (drawn[..., 0] == 230) & (drawn[..., 2] == 0)
@@ -87,9 +81,9 @@ def test_contours_are_drawn_about_the_lesion_below_and_not_above(made):
             assert np.linalg.norm(np.subtract(centre, side / 2)) < 0.2 * side
 
 
-def test_the_middle_slice_is_shown_as_it_lies_in_the_file_and_beside_it_as_it_was_seen(made):
+def test_the_middle_slice_is_shown_as_it_lies_in_the_file_and_beside_it_as_it_was_seen(reported):
     """Left: the file's own voxels, lowest to highest. Right: brighter, by the brain alone."""
-    words, out = made
+    words, out = reported
     path = next((out / "sub-01/figures").glob("*_look.png"))
     told = json.loads(next((out / "sub-01/figures").glob("*_overview.json")).read_text())["look"]
     assert told["file"] == path.name
@@ -112,8 +106,8 @@ def test_the_middle_slice_is_shown_as_it_lies_in_the_file_and_beside_it_as_it_wa
     assert np.median(right[right > 20]) > np.median(left[left > 20])
 
 
-def test_pages_ask_for_nothing_but_their_pictures(made):
-    _, out = made
+def test_pages_ask_for_nothing_but_their_pictures(reported):
+    _, out = reported
     for page in out.glob("*.html"):
         text = page.read_text()
         assert "http" not in text.replace("http://www.w3.org", "")
@@ -122,8 +116,8 @@ def test_pages_ask_for_nothing_but_their_pictures(made):
             assert (out / part.partition('"')[0]).is_file()
 
 
-def test_pages_can_be_made_anew_from_the_derivatives(made, tmp_path):
-    words, out = made
+def test_pages_can_be_made_anew_from_the_derivatives(reported, tmp_path):
+    words, out = reported
     copy = tmp_path / "out"
     shutil.copytree(out, copy)
     before = (copy / "sub-01.html").read_bytes()
@@ -135,8 +129,8 @@ def test_pages_can_be_made_anew_from_the_derivatives(made, tmp_path):
     assert (copy / "group_microbleeds.html").is_file()
 
 
-def test_a_scan_without_a_result_cannot_be_drawn_and_the_others_are(made, tmp_path, capfd):
-    words, out = made
+def test_a_scan_without_a_result_cannot_be_drawn_and_the_others_are(reported, tmp_path, capfd):
+    words, out = reported
     copy = tmp_path / "out"
     shutil.copytree(out, copy)
     next((copy / "sub-02/anat").glob("*label-CMB*mask.json")).unlink()
@@ -146,8 +140,8 @@ def test_a_scan_without_a_result_cannot_be_drawn_and_the_others_are(made, tmp_pa
     assert (copy / "sub-01.html").is_file()
 
 
-def test_many_sessions_have_a_page_each_and_the_participants_links_to_them(made, tmp_path):
-    _, out = made
+def test_many_sessions_have_a_page_each_and_the_participants_links_to_them(reported, tmp_path):
+    _, out = reported
     home = out / "sub-01/anat"
     for name in "abcd":
         folder = tmp_path / f"sub-01/ses-{name}/anat"
@@ -163,8 +157,8 @@ def test_many_sessions_have_a_page_each_and_the_participants_links_to_them(made,
     assert '<section class="lesion"' not in page
 
 
-def test_two_scans_of_one_participant_share_no_name_on_their_page(made, tmp_path):
-    _, out = made
+def test_two_scans_of_one_participant_share_no_name_on_their_page(reported, tmp_path):
+    _, out = reported
     folder = tmp_path / "sub-01/anat"
     folder.mkdir(parents=True)
     for path in (out / "sub-01/anat").iterdir():
@@ -177,9 +171,9 @@ def test_two_scans_of_one_participant_share_no_name_on_their_page(made, tmp_path
     assert len(groups) == 2 * len(lesions(out))
 
 
-def test_what_comes_from_data_is_never_code(made, tmp_path):
+def test_what_comes_from_data_is_never_code(reported, tmp_path):
     """A flag, a reason and a participant that would be scripts."""
-    _, out = made
+    _, out = reported
     copy = tmp_path / "out"
     shutil.copytree(out, copy)
     table = next((copy / "sub-01/anat").glob("*seg-CMB*dseg.tsv"))
@@ -197,8 +191,8 @@ def test_what_comes_from_data_is_never_code(made, tmp_path):
     assert "<b>x</b>" not in text
 
 
-def test_eighty_lesions_and_five_thousand_scans_are_fine(made, tmp_path):
-    _, out = made
+def test_eighty_lesions_and_five_thousand_scans_are_fine(reported, tmp_path):
+    _, out = reported
     copy = tmp_path / "out"
     shutil.copytree(out, copy)
     table = next((copy / "sub-01/anat").glob("*seg-CMB*dseg.tsv"))

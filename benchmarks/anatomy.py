@@ -39,7 +39,9 @@ from bids_cmb.anatomy.segmentation import (
 )
 from bids_cmb.anatomy.user_segmentation import load_segmentation
 from bids_cmb.bids.tables import read_table
-from bids_cmb.imaging.volume import Volume, load, load_labels, resample
+from bids_cmb.imaging.nifti import load, load_labels
+from bids_cmb.imaging.resampling import resample
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.inference import ModelOptions, set_threads
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.training.data import ScanFiles, find_training_scans

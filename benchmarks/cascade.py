@@ -38,7 +38,8 @@ from bids_cmb.detection.cascade import (
     uses_phase,
 )
 from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations
-from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.networks.architectures.yolo import VOC_ANCHORS
 from bids_cmb.networks.inference import ModelOptions, load_trained_model, set_threads
 from bids_cmb.networks.model_cards import load_card

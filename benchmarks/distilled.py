@@ -29,7 +29,8 @@ from bids_cmb.detection.distilled import (
     render_probability,
 )
 from bids_cmb.evaluation.annotations import LesionAnnotations
-from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.networks.inference import load_patch_model, set_threads
 from bids_cmb.training import data as training_data
 

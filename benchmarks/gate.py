@@ -30,8 +30,11 @@ from bids_cmb.detection.gated import (
 )
 from bids_cmb.detection.members import dilate_by_voxel, index_members
 from bids_cmb.evaluation.annotations import LesionAnnotations
-from bids_cmb.imaging.preprocessing import Grid, preprocess, resample_to_scan
-from bids_cmb.imaging.volume import Volume, load, load_labels
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.nifti import load, load_labels
+from bids_cmb.imaging.preprocessing import preprocess
+from bids_cmb.imaging.resampling import resample_to_scan
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.inference import ModelOptions, set_threads
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.training.data import LESION, ScanFiles, resample_lesions

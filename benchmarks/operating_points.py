@@ -22,7 +22,8 @@ from scipy.special import expit, logit
 
 from bids_cmb.detection.ensemble import predict_members
 from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations, read_annotations
-from bids_cmb.imaging.volume import Volume, load, load_labels
+from bids_cmb.imaging.nifti import load, load_labels
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import CONNECTIVITY_26
 from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.networks.inference import ModelOptions, set_threads

@@ -11,7 +11,8 @@ import json
 import sys
 from pathlib import Path
 
-from bids_cmb.imaging.volume import Volume, load, load_labels
+from bids_cmb.imaging.nifti import load, load_labels
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.quality.familiarity import (
     compute_histogram,
     measure_intensities,

@@ -21,7 +21,7 @@ from bids_cmb.bids.filters import Query
 from bids_cmb.bids.selection import find_scans
 from bids_cmb.detection.calibration import calibrate
 from bids_cmb.files import read_json, write_json
-from bids_cmb.imaging.volume import load
+from bids_cmb.imaging.nifti import load
 from bids_cmb.metrics.bootstrap import compute_figures
 from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.networks.inference import ModelOptions

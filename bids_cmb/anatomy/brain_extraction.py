@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.imaging.volume import Volume, resample
+from bids_cmb.imaging.resampling import resample
+from bids_cmb.imaging.volume import Volume
 
 PLAUSIBLE_ML = (900, 1900)  # a whole adult brain with its ventricles; outside, look at the mask
 POSSIBLE_ML = (150, 2600)  # from a slab of a small brain to a very large one with all its CSF

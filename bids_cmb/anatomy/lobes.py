@@ -13,7 +13,7 @@ from scipy import ndimage
 from bids_cmb.anatomy.mars import find_label
 from bids_cmb.anatomy.region_map import CORTEX, PUTAMEN
 from bids_cmb.anatomy.segmentation import WHITE_MATTER, Anatomy
-from bids_cmb.imaging.preprocessing import find_bounds
+from bids_cmb.imaging.cropping import find_bounds
 from bids_cmb.imaging.volume import Volume
 
 # Of the central sulcus: it runs backwards from the fissure (y -5, z 18) to the vertex (-34, 72).

@@ -19,8 +19,10 @@ from bids_cmb.anatomy.segmentation import (
     assign_sides,
     resample_brain,
 )
-from bids_cmb.imaging.preprocessing import Grid, preprocess
-from bids_cmb.imaging.volume import Volume, resample
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import preprocess
+from bids_cmb.imaging.resampling import resample
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.inference import (
     PROBABILITY_STEPS,
     ModelOptions,

@@ -29,7 +29,7 @@ from bids_cmb.anatomy.segmentation import (
     compute_leftness,
     find_labels_near,
 )
-from bids_cmb.imaging.preprocessing import find_bounds
+from bids_cmb.imaging.cropping import find_bounds
 from bids_cmb.imaging.volume import Volume
 
 CALLOSUM_MM = 6.0  # white matter this close to the midline is corpus callosum (and fornix)

@@ -11,8 +11,10 @@ import numpy as np
 from scipy import ndimage
 
 from bids_cmb.anatomy.labels import SULCUS_HALF_WIDTH_MM
-from bids_cmb.imaging.preprocessing import Grid, preprocess
-from bids_cmb.imaging.volume import Volume, resample
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import preprocess
+from bids_cmb.imaging.resampling import resample
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.inference import PROBABILITY_STEPS, ModelOptions, load_network, predict
 from bids_cmb.networks.model_cards import ANATOMY, load_card, locate_weights, select_members
 

@@ -9,7 +9,8 @@ from scipy import ndimage
 from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.bids.tables import read_columns
 from bids_cmb.datasets.base import Point
-from bids_cmb.imaging.volume import Volume, load_labels
+from bids_cmb.imaging.nifti import load_labels
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.label_maps import MAX_COVERED
 from bids_cmb.lesions.measure import CONNECTIVITY_26, MAX_DIAMETER_MM
 from bids_cmb.lesions.region_growing import GrownRegion, find_nearest_voxel, grow_from_point

@@ -25,8 +25,10 @@ from bids_cmb.detection.members import (
     split_batches,
 )
 from bids_cmb.detection.outputs import Box, DetectorOutputs
+from bids_cmb.imaging.cropping import crop_or_pad
+from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.phase import NEUTRAL, resample_phase
-from bids_cmb.imaging.preprocessing import Grid, Preprocessed, crop_or_pad, preprocess
+from bids_cmb.imaging.preprocessing import Preprocessed, preprocess
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import MAX_DIAMETER_MM, keep_connected
 from bids_cmb.networks.inference import ModelOptions, Predictor

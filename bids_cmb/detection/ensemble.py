@@ -15,7 +15,8 @@ from bids_cmb.detection.calibration import COMMON_THRESHOLD, calibrate, map_to_c
 from bids_cmb.detection.designs import DESIGNS, FUNCTIONS, WITH_ANATOMY, card_uses_phase
 from bids_cmb.detection.members import dilate_by_voxel, locate_member, resample_within_brain
 from bids_cmb.detection.outputs import DetectorOutputs, merge_outputs
-from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.inference import ModelOptions, load_network, predict, release_memory
 from bids_cmb.networks.model_cards import load_card, select_members

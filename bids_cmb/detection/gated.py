@@ -17,7 +17,8 @@ from bids_cmb.detection.members import (
     split_batches,
 )
 from bids_cmb.detection.outputs import DetectorOutputs, GateResponse
-from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.inference import ModelOptions, Predictor
 

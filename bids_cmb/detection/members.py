@@ -8,8 +8,9 @@ from typing import TypeVar
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.imaging.preprocessing import find_bounds, resample_to_scan
-from bids_cmb.imaging.volume import Volume, crop
+from bids_cmb.imaging.cropping import crop, find_bounds
+from bids_cmb.imaging.resampling import resample_to_scan
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.inference import ModelOptions, Predictor, load_patch_model
 from bids_cmb.networks.model_cards import locate_weights
 

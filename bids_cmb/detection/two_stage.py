@@ -27,13 +27,9 @@ from bids_cmb.detection.proposals import (
     mask_hidden,
     stack_channels,
 )
-from bids_cmb.imaging.preprocessing import (
-    Grid,
-    Preprocessed,
-    dilate_brain,
-    preprocess,
-    resample_to_scan,
-)
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import Preprocessed, dilate_brain, preprocess
+from bids_cmb.imaging.resampling import resample_to_scan
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import keep_connected
 from bids_cmb.networks.inference import ModelOptions, load_network, predict

@@ -9,7 +9,8 @@ from nibabel.eulerangles import euler2mat
 from scipy import ndimage
 
 from bids_cmb.anatomy.labels import SULCUS_HALF_WIDTH_MM
-from bids_cmb.imaging.volume import Volume, resample
+from bids_cmb.imaging.resampling import resample
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.simulation import physics
 from bids_cmb.simulation.geometry import BRAINSTEM, HeadGeometry
 from bids_cmb.simulation.protocols import Protocol

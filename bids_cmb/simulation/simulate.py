@@ -16,7 +16,9 @@ import numpy as np
 
 from bids_cmb.bids.tables import BIDS_VERSION, write_table
 from bids_cmb.files import write_json, write_text
-from bids_cmb.imaging.volume import Volume, resample, save
+from bids_cmb.imaging.nifti import save
+from bids_cmb.imaging.resampling import resample
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.parallel import processes
 from bids_cmb.provenance import generated_by
 from bids_cmb.simulation.acquisition import (

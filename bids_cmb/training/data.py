@@ -17,9 +17,14 @@ from bids_cmb.bids.scan import Scan
 from bids_cmb.bids.selection import find_scans
 from bids_cmb.bids.tables import DESC_LABELS
 from bids_cmb.files import replacing
-from bids_cmb.imaging.phase import UndecidedError, find_phase_image, load_phase_map, resample_phase
-from bids_cmb.imaging.preprocessing import Grid, Preprocessed, crop_or_pad, dilate_brain, preprocess
-from bids_cmb.imaging.volume import Volume, load, load_labels, resample, resample_like
+from bids_cmb.imaging.cropping import crop_or_pad
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.nifti import load, load_labels
+from bids_cmb.imaging.phase import UndecidedError, load_phase_map, resample_phase
+from bids_cmb.imaging.phase_files import find_phase_image
+from bids_cmb.imaging.preprocessing import Preprocessed, dilate_brain, preprocess
+from bids_cmb.imaging.resampling import resample, resample_like
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.label_maps import load_label_map
 from bids_cmb.provenance import fingerprint, package_digest, sha256
 

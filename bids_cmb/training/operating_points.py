@@ -26,7 +26,7 @@ from bids_cmb.detection.two_stage import (
     propose,
     read_opinion,
 )
-from bids_cmb.imaging.volume import load
+from bids_cmb.imaging.nifti import load
 from bids_cmb.metrics.matching import MAX_DISTANCE_MM, match_valdo
 from bids_cmb.metrics.scores import (
     ScanMatches,

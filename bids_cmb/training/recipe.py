@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from bids_cmb.imaging.preprocessing import Grid
+from bids_cmb.imaging.grid import Grid
 from bids_cmb.networks.model_cards import read_entry
 from bids_cmb.training.data import Loading, PatchSampling, ScanFiles
 

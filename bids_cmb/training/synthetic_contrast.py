@@ -12,8 +12,12 @@ import numpy as np
 from scipy import ndimage
 
 from bids_cmb.anatomy.labels import ClassTable, make_mirror_table
-from bids_cmb.imaging.preprocessing import Grid, crop_or_pad, preprocess
-from bids_cmb.imaging.volume import Volume, load, resample_like
+from bids_cmb.imaging.cropping import crop_or_pad
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.nifti import load
+from bids_cmb.imaging.preprocessing import preprocess
+from bids_cmb.imaging.resampling import resample_like
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.simulation.head_model import load_head_model, resample_labels, sample_deformation
 from bids_cmb.simulation.noise import sample_noise, upsample
 from bids_cmb.training.data import ScanFiles, collate, load_structures

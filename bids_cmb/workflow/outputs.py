@@ -19,9 +19,12 @@ from bids_cmb.bids.tables import read_columns, refresh_scans_table, write_table
 from bids_cmb.detection.ensemble import Probability
 from bids_cmb.detection.outputs import tabulate_outputs
 from bids_cmb.files import read_json, remove_leftovers, write_json, write_text
+from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.loading import LoadedPhase
-from bids_cmb.imaging.preprocessing import Grid, preprocess
-from bids_cmb.imaging.volume import LoadReport, Volume, resample_like, save
+from bids_cmb.imaging.nifti import LoadReport, save
+from bids_cmb.imaging.preprocessing import preprocess
+from bids_cmb.imaging.resampling import resample_like
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.locations import list_position_notes
 from bids_cmb.lesions.measure import Lesion
 from bids_cmb.lesions.table import count_lesions, make_lesion_row

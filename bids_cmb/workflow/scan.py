@@ -23,7 +23,8 @@ from bids_cmb.bids.tables import EVIDENCE_TABLES, has_row, read_table, refresh_s
 from bids_cmb.config import Config
 from bids_cmb.detection.ensemble import Probability, detect
 from bids_cmb.imaging.loading import load_echoes, load_phase
-from bids_cmb.imaging.volume import LoadReport, Volume, load_labels
+from bids_cmb.imaging.nifti import LoadReport, load_labels
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.locations import locate_lesions
 from bids_cmb.lesions.measure import Lesion, find_lesions
 from bids_cmb.networks.inference import set_threads

@@ -208,7 +208,7 @@ def test_a_perfect_answer_costs_nothing_and_any_other_something():
 
 def test_boxes_turn_with_the_part_of_the_slice_that_is_drawn(lessons):
     recipe = read_recipe("cascade-boxes")
-    from bids_cmb.imaging.preprocessing import Grid  # noqa: PLC0415
+    from bids_cmb.imaging.grid import Grid  # noqa: PLC0415
     from bids_cmb.training import data as training_data  # noqa: PLC0415
 
     grid = Grid.from_card(recipe.grid)

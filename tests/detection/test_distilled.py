@@ -22,8 +22,10 @@ from bids_cmb.detection.distilled import (
     stack_channels,
 )
 from bids_cmb.detection.radial_symmetry import compute_radial_symmetry
-from bids_cmb.imaging.preprocessing import Grid, Preprocessed
-from bids_cmb.imaging.volume import Volume, load
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.nifti import load
+from bids_cmb.imaging.preprocessing import Preprocessed
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.architectures.candidate_detector import cdet
 from bids_cmb.networks.architectures.candidate_discriminator import cdisc_student, cdisc_teacher
 from bids_cmb.networks.inference import ModelOptions, fuse_batchnorm, load_patch_model

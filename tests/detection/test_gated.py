@@ -19,7 +19,8 @@ from bids_cmb.detection.gated import (
     predict_tiles,
     segment_slices,
 )
-from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.networks.architectures.resnet_gate import resnet_gate
 from bids_cmb.networks.architectures.resunet import resunet
 from bids_cmb.networks.inference import ModelOptions, load_patch_model

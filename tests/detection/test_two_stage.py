@@ -21,8 +21,9 @@ from bids_cmb.detection.proposals import (
     find_proposals,
     mask_hidden,
 )
+from bids_cmb.imaging.nifti import load
 from bids_cmb.imaging.preprocessing import Preprocessed
-from bids_cmb.imaging.volume import Volume, load
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import find_lesions
 from bids_cmb.networks.architectures.classifier import classifier
 from bids_cmb.networks.architectures.unet import unet

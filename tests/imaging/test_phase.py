@@ -13,15 +13,11 @@ from scipy import ndimage
 from bids_cmb.bids.filters import Query
 from bids_cmb.bids.selection import find_scans
 from bids_cmb.config import Config
-from bids_cmb.imaging import volume
-from bids_cmb.imaging.phase import (
-    UndecidedError,
-    find_phase_image,
-    infer_turn,
-    load_phase_map,
-    resample_phase,
-)
-from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.imaging import nifti
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.phase import UndecidedError, infer_turn, load_phase_map, resample_phase
+from bids_cmb.imaging.phase_files import find_phase_image
+from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.user_models import make_card
 from bids_cmb.networks.weights import write_weights
@@ -166,7 +162,7 @@ def stored(tmp_path):
 
     def make(data, units="rad", affine=OBLIQUE, dtype=np.float32):
         path = tmp_path / "sub-01" / "anat" / "sub-01_part-phase_T2starw.nii.gz"
-        volume.save(Volume(data, affine), path, dtype=dtype)
+        nifti.save(Volume(data, affine), path, dtype=dtype)
         about = {} if units is None else {"Units": units}
         path.with_name("sub-01_part-phase_T2starw.json").write_text(json.dumps(about))
         return path
@@ -292,7 +288,7 @@ def phased(lessons, stored, seen):
         root = lessons(subjects)
         image, phase, brain, _ = seen
         anat = root / "sub-01" / "anat"
-        volume.save(image, anat / "sub-01_T2starw.nii.gz")
+        nifti.save(image, anat / "sub-01_T2starw.nii.gz")
         truth = root / "derivatives/truth/sub-01/anat/sub-01_space-orig"
         labels = np.zeros(SHAPE, np.uint16)
         labels[54:59, 54:59, 12] = 1
@@ -301,9 +297,9 @@ def phased(lessons, stored, seen):
             ("label-brain_desc-truth_mask", brain.data),
         ):
             path = truth.with_name(f"{truth.name}_{name}.nii.gz")
-            volume.save(Volume(data, OBLIQUE), path, dtype=np.uint16)
+            nifti.save(Volume(data, OBLIQUE), path, dtype=np.uint16)
         mask = root / "masks/sub-01/anat/sub-01_space-orig_desc-brain_mask.nii.gz"
-        volume.save(brain, mask, dtype=np.uint8)
+        nifti.save(brain, mask, dtype=np.uint8)
         assert stored(phase).parent == anat
         return root
 

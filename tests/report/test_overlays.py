@@ -22,8 +22,9 @@ from bids_cmb.detection.outputs import (
     tabulate_outputs,
 )
 from bids_cmb.files import read_json
-from bids_cmb.imaging import volume
-from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.imaging import nifti
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.report.figures import CLOSEUP_PX, CLOSEUP_REACH_MM, draw_figures
 from bids_cmb.report.html import write_page
@@ -131,7 +132,7 @@ def head(tmp_path, monkeypatch):
     """A phantom on disk, whose detector gives boxes and gate responses; and how to read it."""
     image, _, bleeds = phantom(np.random.default_rng(4), bleeds=6, spacing=(1.0, 1.0, 3.0))
     output = output_in(tmp_path)
-    volume.save(image, output.scan.path)
+    nifti.save(image, output.scan.path)
     middle = np.array(image.shape) / 2
     slices = range(0, image.shape[image.slice_axis], 2)
     places = [np.where(np.arange(3) == image.slice_axis, k, middle) for k in slices]

@@ -12,8 +12,9 @@ from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.cli.commands import main
 from bids_cmb.evaluation.outputs import REVIEWS_FILE
 from bids_cmb.files import write_json
-from bids_cmb.imaging.preprocessing import Grid
-from bids_cmb.imaging.volume import Volume, load_labels, save
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.nifti import load_labels, save
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.table import MNI_COLUMNS
 from bids_cmb.report.frequency_map import MAP_STEM, REVIEWED_MAP_STEM
 from bids_cmb.review.reviews import make_agreement_rows, merge_reviews, read_reviews

@@ -17,14 +17,10 @@ from bids_cmb.bids.selection import find_scans
 from bids_cmb.bids.tables import read_columns, read_table
 from bids_cmb.cli.commands import main
 from bids_cmb.files import read_json
-from bids_cmb.imaging.phase import (
-    filter_phase,
-    find_phase_image,
-    infer_phase_sign,
-    infer_turn,
-    read_units,
-)
-from bids_cmb.imaging.volume import Volume, load
+from bids_cmb.imaging.nifti import load
+from bids_cmb.imaging.phase import filter_phase, infer_phase_sign, infer_turn
+from bids_cmb.imaging.phase_files import find_phase_image, read_units
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.simulation import simulate
 from bids_cmb.simulation.acquisition import FIELD_OF_VIEW_MM
 from bids_cmb.simulation.lesion_priors import load_priors

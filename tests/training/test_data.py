@@ -8,8 +8,8 @@ from grids import OBLIQUE
 from nibabel.affines import from_matvec
 
 from bids_cmb.files import write_json
-from bids_cmb.imaging import volume
-from bids_cmb.imaging.preprocessing import Grid
+from bids_cmb.imaging import nifti, resampling
+from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.training import data
 from bids_cmb.training.data import (
@@ -63,11 +63,11 @@ def several(tmp_path, blank):
         write_json(tmp_path / "dataset_description.json", {"Name": "N", "BIDSVersion": "1.9.0"})
         image = Volume(np.arange(blank.data.size, dtype=np.float32).reshape(blank.shape), OBLIQUE)
         for name in scans:
-            volume.save(image, tmp_path / home / f"{name}.nii.gz")
+            nifti.save(image, tmp_path / home / f"{name}.nii.gz")
         for name in truths:
             labels = Volume(np.zeros(blank.shape, np.uint16), OBLIQUE)
             place = tmp_path / "derivatives/truth/sub-01/anat" / f"{name}.nii.gz"
-            volume.save(labels, place, dtype=np.uint16)
+            nifti.save(labels, place, dtype=np.uint16)
         return tmp_path
 
     return make
@@ -170,8 +170,8 @@ def test_a_scan_from_the_cache_is_the_scan_and_is_not_loaded_anew(scan, tmp_path
 def test_a_scan_that_changed_is_not_taken_from_the_cache(scan, tmp_path):
     (files,), loading = find_training_scans(scan), data.Loading(cache=tmp_path / "cache")
     data.load_training_scans([files], GRID, loading)
-    labels = volume.load_labels(files.lesions)
-    volume.save(Volume(0 * labels.data, labels.affine), files.lesions, dtype=np.uint16)
+    labels = nifti.load_labels(files.lesions)
+    nifti.save(Volume(0 * labels.data, labels.affine), files.lesions, dtype=np.uint16)
     (changed,) = data.load_training_scans([files], GRID, loading)
     assert not changed.labels.any()
     assert len(list((tmp_path / "cache").iterdir())) == 2
@@ -250,10 +250,10 @@ def test_without_a_brain_truth_the_brain_is_found(scan):
 def test_a_brain_of_another_grid_is_looked_up_in_the_world(scan):
     (paths,) = find_training_scans(scan)
     image, before = load_scan_and_brain(paths)
-    whole = volume.load_labels(paths.brain)
+    whole = nifti.load_labels(paths.brain)
     affine = whole.affine @ from_matvec(np.diag([-2.0, 2, 1]), [95, 0, 0])
-    coarse = volume.resample(whole, affine, (48, 56, 36), order=0)
-    volume.save(coarse, paths.brain, dtype=np.uint16)
+    coarse = resampling.resample(whole, affine, (48, 56, 36), order=0)
+    nifti.save(coarse, paths.brain, dtype=np.uint16)
     image, brain = load_scan_and_brain(paths)
     assert brain.shape == image.shape
     assert (brain.data == before.data).mean() > 0.97
@@ -263,14 +263,12 @@ def test_a_brain_of_another_grid_is_looked_up_in_the_world(scan):
 def test_a_truth_that_lost_its_place_is_refused(scan, kind):
     (paths,) = find_training_scans(scan)
     path = getattr(paths, kind)
-    labels = volume.load_labels(path)
+    labels = nifti.load_labels(path)
     astray = from_matvec(np.diag([0.5, 0.5, 2.0]), [0, 0, 0])
-    volume.save(Volume(labels.data, astray), path, dtype=np.uint16)
+    nifti.save(Volume(labels.data, astray), path, dtype=np.uint16)
     with pytest.raises(ValueError, match=rf"{path.name}: a truth with as many voxels as its scan"):
         load_training_scan(paths, GRID)
-    volume.save(
-        Volume(labels.data[:-1], from_matvec(np.eye(3), [900, 0, 0])), path, dtype=np.uint16
-    )
+    nifti.save(Volume(labels.data[:-1], from_matvec(np.eye(3), [900, 0, 0])), path, dtype=np.uint16)
     with pytest.raises(ValueError, match=rf"{path.name}: a truth must lie within its scan; found"):
         load_training_scan(paths, GRID)
 

@@ -18,8 +18,9 @@ from bids_cmb.anatomy.refinement import (
     resample_prior,
 )
 from bids_cmb.anatomy.segmentation import locate_structures
-from bids_cmb.imaging.preprocessing import Grid
-from bids_cmb.imaging.volume import Volume, resample
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.resampling import resample
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.inference import ModelOptions
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.training.data import PatchSampling, ScanFiles, TrainingScan

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from bids_cmb.imaging import volume
+from bids_cmb.imaging import nifti, volume
 from bids_cmb.networks.inference import load_network, predict
 from bids_cmb.networks.weights import read_weights
 from bids_cmb.training import train as training
@@ -151,8 +151,8 @@ def test_a_folder_keeps_to_its_data(data, recipe, tmp_path):
         train(recipe, TrainingData((data,), validation=(data,)), tmp_path / "out")
     truth = next((data / "derivatives/truth/sub-01/anat").glob("*seg-CMB*.nii.gz"))
     other = data / "derivatives/truth/sub-02/anat" / truth.name.replace("sub-01", "sub-02")
-    labels = volume.load_labels(other)
-    volume.save(volume.Volume(0 * labels.data, labels.affine), other, dtype=np.uint16)
+    labels = nifti.load_labels(other)
+    nifti.save(volume.Volume(0 * labels.data, labels.affine), other, dtype=np.uint16)
     with pytest.raises(ValueError, match=r"material.json: .* it began with; .* \(data\)"):
         train(recipe, TrainingData((data,)), tmp_path / "out")
 

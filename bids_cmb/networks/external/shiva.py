@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.files import load_json, write_json
-from bids_cmb.imaging.preprocessing import SHIVA
+from bids_cmb.imaging.grid import SHIVA
 from bids_cmb.networks.external.keras_h5 import read_unet_h5
 from bids_cmb.networks.external.tiled_unet import list_kernels
 from bids_cmb.networks.inference import fuse_batchnorm, load_network

@@ -12,8 +12,8 @@ from bids_cmb.detection.cascade import (
     scale_anchors,
     uses_phase,
 )
+from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.phase import NEUTRAL
-from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.lesions.measure import MAX_DIAMETER_MM
 from bids_cmb.training import data as training_data
 from bids_cmb.training.losses import BoxLoss

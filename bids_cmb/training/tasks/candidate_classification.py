@@ -13,7 +13,8 @@ from bids_cmb.detection.cascade import (
     find_box_candidates,
     uses_phase,
 )
-from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.networks.inference import load_trained_model
 from bids_cmb.training import data as training_data
 from bids_cmb.training.recipe import (

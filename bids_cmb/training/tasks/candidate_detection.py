@@ -7,7 +7,8 @@ import numpy as np
 from scipy import ndimage
 
 from bids_cmb.detection.distilled import scale_symmetry, stack_channels
-from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.training import data as training_data
 from bids_cmb.training.distillation import CandidateLoss
 from bids_cmb.training.recipe import (

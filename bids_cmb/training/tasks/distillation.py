@@ -20,7 +20,8 @@ from bids_cmb.detection.distilled import (
     predict_candidates,
     prepare_input,
 )
-from bids_cmb.imaging.preprocessing import Grid, Preprocessed, preprocess
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import Preprocessed, preprocess
 from bids_cmb.lesions.measure import CONNECTIVITY_26
 from bids_cmb.networks.inference import Predictor, load_trained_model
 from bids_cmb.provenance import fingerprint

@@ -18,7 +18,8 @@ from bids_cmb.detection.proposals import (
     mask_hidden,
     stack_channels,
 )
-from bids_cmb.imaging.preprocessing import Grid, dilate_brain, preprocess
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import dilate_brain, preprocess
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.inference import load_network, predict
 from bids_cmb.provenance import fingerprint, sha256

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from bids_cmb.imaging.preprocessing import Grid
+from bids_cmb.imaging.grid import Grid
 from bids_cmb.training import data as training_data
 from bids_cmb.training.losses import LesionLoss
 from bids_cmb.training.recipe import (

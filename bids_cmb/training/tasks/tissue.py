@@ -15,8 +15,10 @@ from bids_cmb.anatomy.refinement import (
     resample_prior,
 )
 from bids_cmb.anatomy.segmentation import predict_anatomy, resample_brain
-from bids_cmb.imaging.preprocessing import Grid, preprocess
-from bids_cmb.imaging.volume import load, resample_like
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.nifti import load
+from bids_cmb.imaging.preprocessing import preprocess
+from bids_cmb.imaging.resampling import resample_like
 from bids_cmb.networks.model_cards import ANATOMY, load_card
 from bids_cmb.training import data as training_data
 from bids_cmb.training.losses import TissueLoss

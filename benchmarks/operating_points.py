@@ -26,9 +26,10 @@ from bids_cmb.imaging.nifti import load, load_labels
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import CONNECTIVITY_26
 from bids_cmb.metrics.matching import match_valdo
-from bids_cmb.networks.inference import ModelOptions, set_threads
+from bids_cmb.networks.backend import set_threads
+from bids_cmb.networks.loading import ModelOptions
 from bids_cmb.networks.model_cards import load_card
-from bids_cmb.training.data import ScanFiles, find_training_scans
+from bids_cmb.training.scan_files import ScanFiles, find_training_scans
 
 THRESHOLDS = (0.05, *np.arange(0.1, 0.91, 0.05).round(2), 0.925, 0.95, 0.97, 0.98, 0.99)
 LOW = 0.05  # from which on lesions are used for the calibration

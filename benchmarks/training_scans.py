@@ -19,7 +19,7 @@ from bids_cmb.quality.familiarity import (
     measure_scan,
     summarize_scans,
 )
-from bids_cmb.training.data import find_training_scans
+from bids_cmb.training.scan_files import find_training_scans
 
 PLACE = Path(__file__).parent.parent / "bids_cmb" / "resources" / "quality" / "training_scans.json"
 

@@ -31,7 +31,8 @@ from bids_cmb.imaging.phase import NEUTRAL, resample_phase
 from bids_cmb.imaging.preprocessing import Preprocessed, preprocess
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import MAX_DIAMETER_MM, keep_connected
-from bids_cmb.networks.inference import ModelOptions, Predictor
+from bids_cmb.networks.inference import Predictor
+from bids_cmb.networks.loading import ModelOptions
 
 SLICES_PER_BATCH = 8
 PATCHES_PER_BATCH = 32

@@ -22,7 +22,8 @@ from bids_cmb.imaging.preprocessing import Preprocessed, dilate_brain, preproces
 from bids_cmb.imaging.resampling import resample_to_scan
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import CONNECTIVITY_26
-from bids_cmb.networks.inference import ModelOptions, Predictor, predict_in_slabs
+from bids_cmb.networks.inference import Predictor, predict_in_slabs
+from bids_cmb.networks.loading import ModelOptions
 
 PATCH_VOXELS = 24  # of the student's patch, along each axis
 FLUID_INTENSITY = 2.0  # brain medians: what is as bright or brighter has no darkness

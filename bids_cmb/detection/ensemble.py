@@ -18,7 +18,9 @@ from bids_cmb.detection.outputs import DetectorOutputs, merge_outputs
 from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.networks.inference import ModelOptions, load_network, predict, release_memory
+from bids_cmb.networks.backend import release_memory
+from bids_cmb.networks.inference import predict
+from bids_cmb.networks.loading import ModelOptions, load_network
 from bids_cmb.networks.model_cards import load_card, select_members
 
 STEPS = 10_000  # that a probability is rounded to: far more than threads or processors change

@@ -32,7 +32,8 @@ from bids_cmb.imaging.preprocessing import Preprocessed, dilate_brain, preproces
 from bids_cmb.imaging.resampling import resample_to_scan
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import keep_connected
-from bids_cmb.networks.inference import ModelOptions, load_network, predict
+from bids_cmb.networks.inference import predict
+from bids_cmb.networks.loading import ModelOptions, load_network
 
 PATCHES_PER_BATCH = 32
 OPINION_DISTANCE_MM = 2.5  # from a proposal's peak within which the second opinion counts for it

@@ -19,13 +19,15 @@ import numpy as np
 
 from bids_cmb import __version__
 from bids_cmb.files import load_object, read_json, write_json
-from bids_cmb.networks.inference import describe_device, get_builder
+from bids_cmb.networks.backend import describe_device
+from bids_cmb.networks.builders import get_builder
 from bids_cmb.networks.weights import read_weights, write_weights
 from bids_cmb.provenance import fingerprint, machine, sha256, software
-from bids_cmb.training import data as training_data
 from bids_cmb.training.course import Schedule, TrainingLoop
 from bids_cmb.training.figures import draw_report
 from bids_cmb.training.recipe import Batch, BatchFunction, Recipe, Sources
+from bids_cmb.training.scan_files import find_training_scans
+from bids_cmb.training.scan_loading import Loading
 from bids_cmb.training.tasks import (
     anatomy,
     box_detection,
@@ -107,7 +109,7 @@ class TrainingData:
     start: Path | None = None
     left_out: tuple[str, ...] = ()
     pretrained: tuple[tuple[str, Path], ...] = ()
-    loading: training_data.Loading = field(default_factory=training_data.Loading)
+    loading: Loading = field(default_factory=Loading)
 
 
 def draw_batch(draw: BatchFunction, seed: int, epoch: int, step: int) -> Batch:
@@ -220,11 +222,7 @@ def cross_validate(
     Raises:
         ValueError: If there are fewer subjects than folds; or as `train`.
     """
-    scans = [
-        scan
-        for folder in data.data
-        for scan in training_data.find_training_scans(folder, data.truth)
-    ]
+    scans = [scan for folder in data.data for scan in find_training_scans(folder, data.truth)]
     subjects = sorted({scan.subject for scan in scans})
     if not 2 <= folds <= len(subjects):
         raise ValueError(
@@ -432,7 +430,7 @@ def _find_sources(recipe: Recipe, material: TrainingData, *, learn: bool) -> Sou
         scan
         for folder in data
         if folder not in label_maps
-        for scan in training_data.find_training_scans(folder, material.truth)
+        for scan in find_training_scans(folder, material.truth)
         if not material.left_out or (scan.subject in material.left_out) != learn
     ]
     if not scans and not label_maps:

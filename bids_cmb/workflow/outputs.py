@@ -28,7 +28,7 @@ from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.locations import list_position_notes
 from bids_cmb.lesions.measure import Lesion
 from bids_cmb.lesions.table import count_lesions, make_lesion_row
-from bids_cmb.networks.inference import describe_device
+from bids_cmb.networks.backend import describe_device
 from bids_cmb.networks.model_cards import ANATOMY, load_card, select_members
 from bids_cmb.provenance import fingerprint, machine, package_digest, software
 from bids_cmb.quality.measures import Quality

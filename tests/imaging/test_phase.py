@@ -22,13 +22,13 @@ from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.user_models import make_card
 from bids_cmb.networks.weights import write_weights
 from bids_cmb.simulation import physics
-from bids_cmb.training.data import (
-    find_training_scans,
+from bids_cmb.training.recipe import Sources
+from bids_cmb.training.scan_files import find_training_scans
+from bids_cmb.training.scan_loading import (
     load_phase_on_grid,
     load_scan_and_brain,
     load_training_scan,
 )
-from bids_cmb.training.recipe import Sources
 from bids_cmb.training.tasks import box_detection as lesson
 from bids_cmb.training.train import build_network, read_recipe
 from bids_cmb.workflow import inputs

@@ -21,10 +21,12 @@ from bids_cmb.anatomy.segmentation import locate_structures
 from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.resampling import resample
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.networks.loading import ModelOptions
 from bids_cmb.networks.model_cards import load_card
-from bids_cmb.training.data import PatchSampling, ScanFiles, TrainingScan
 from bids_cmb.training.losses import TissueLoss
+from bids_cmb.training.patches import PatchSampling
+from bids_cmb.training.scan_files import ScanFiles
+from bids_cmb.training.scan_loading import TrainingScan
 from bids_cmb.training.tasks.tissue import CENTRE_WEIGHT, TissueScan, load_tissue_scan, sample_patch
 
 CLASSES = load_card("anatomy")["classes"]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bids_cmb.imaging import nifti, volume
-from bids_cmb.networks.inference import load_network, predict
+from bids_cmb.networks.inference import predict
+from bids_cmb.networks.loading import load_network
 from bids_cmb.networks.weights import read_weights
 from bids_cmb.training import train as training
 from bids_cmb.training.losses import LesionLoss, StructuresLoss

@@ -28,7 +28,7 @@ def unet(
             axes only: for slices that are thicker than pixels.
         start: Bias of the answer before training.
         fused: Whether the normalisations are left out, their numbers having been taken into the
-            convolutions before them, as `networks.inference` does it: for use, not for training.
+            convolutions before them, as `networks.builders` does it: for use, not for training.
 
     Returns:
         From (B, X, Y, Z, inputs) to logits, float32, (B, X, Y, Z, outputs). Each side must be a

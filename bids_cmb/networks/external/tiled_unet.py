@@ -9,7 +9,7 @@ Three quarters of its arithmetic lies in the decoder's two finest levels. There
   convolution of the coarse image with a 4 x 4 x 4 kernel: 8 products per voxel instead of 27;
 - stacking two images and convolving them is convolving each and adding.
 
-Normalisations have been fused into the convolutions (`networks.inference.fuse_batchnorm`). All this
+Normalisations have been fused into the convolutions (`networks.builders.fuse_batchnorm`). All this
 is exact but for rounding. Nothing is padded right before a convolution: TensorFlow computes that
 wrongly on CPUs.
 """

@@ -138,18 +138,18 @@ def lessons(tmp_path, rng):
 @pytest.fixture
 def unfitted(monkeypatch):
     """Training draws a batch and its validation, if any, and learns nothing: the shapes of both."""
-    from bids_cmb.training import course as learning  # noqa: PLC0415
+    from bids_cmb.training import loop, progress  # noqa: PLC0415
 
     drawn = []
 
     def run(course):
         exam = course.validation[0].shape[1:] if course.validation else None
         drawn.append((course.draw(0, 0)[0].shape[1:], exam))
-        row = dict.fromkeys((*learning.COLUMNS, "steps_s", "waited_s"), 1)
+        row = dict.fromkeys((*progress.COLUMNS, "steps_s", "waited_s"), 1)
         course.progress.rows.append(row)
         return "epochs"
 
-    monkeypatch.setattr(learning.TrainingLoop, "run", run)
+    monkeypatch.setattr(loop.TrainingLoop, "run", run)
     return drawn
 
 

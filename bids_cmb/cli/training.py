@@ -95,8 +95,10 @@ def run_train(args: argparse.Namespace) -> int:
     from bids_cmb.parallel.processes import describe_error
 
     set_threads(args.threads)
+    from bids_cmb.training.cross_validation import cross_validate
+    from bids_cmb.training.inputs import TrainingData
     from bids_cmb.training.scan_loading import Loading
-    from bids_cmb.training.train import TrainingData, cross_validate, read_recipe, train
+    from bids_cmb.training.train import read_recipe, train
 
     others = {name: getattr(args, name) for name in OVERRIDES if getattr(args, name) is not None}
     try:

@@ -18,6 +18,7 @@ from bids_cmb.files import load_object, write_json
 from bids_cmb.networks.loading import ModelOptions
 from bids_cmb.simulation.head_model import list_head_models
 from bids_cmb.simulation.simulate import simulate_dataset
+from bids_cmb.training.inputs import TrainingData
 from bids_cmb.training.operating_points import (
     convert_to_json,
     detect_in_dataset,
@@ -25,7 +26,7 @@ from bids_cmb.training.operating_points import (
     set_operating_points,
 )
 from bids_cmb.training.scan_loading import Loading
-from bids_cmb.training.train import TrainingData, read_recipe, train
+from bids_cmb.training.train import read_recipe, train
 
 SET_KEYS = {"scans", "seed", "lesion_priors", "of"}
 NETWORK_KEYS = {"recipe", "data", "validation", "pretrained", "share", "member"}

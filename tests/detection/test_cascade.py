@@ -33,10 +33,12 @@ from bids_cmb.networks.architectures.cnn3d import cnn3d
 from bids_cmb.networks.architectures.yolo import yolo
 from bids_cmb.networks.loading import ModelOptions
 from bids_cmb.networks.model_cards import MEMBER_KEYS, load_card
+from bids_cmb.training.cross_validation import cross_validate
+from bids_cmb.training.inputs import TrainingData
 from bids_cmb.training.losses import BoxLoss
 from bids_cmb.training.tasks import box_detection as lesson
 from bids_cmb.training.tasks.candidate_classification import assign_labels
-from bids_cmb.training.train import TrainingData, build_network, cross_validate, read_recipe, train
+from bids_cmb.training.train import build_network, read_recipe, train
 
 TINY = {"anchors": ANCHORS, "stages": [[4], [6], [8, 4, 8]], "head": [8, 8], "passed": 3,
         "inputs": 2}  # fmt: skip

@@ -39,11 +39,12 @@ from bids_cmb.training.distillation import (
     kl_divergence,
     patch_loss,
 )
+from bids_cmb.training.inputs import TrainingData
 from bids_cmb.training.recipe import Sources
 from bids_cmb.training.scan_files import find_training_scans
 from bids_cmb.training.tasks import candidate_detection, distillation
 from bids_cmb.training.tasks.distillation import MARGIN_VOXELS, load_patches
-from bids_cmb.training.train import TASKS, TrainingData, build_network, read_recipe, train
+from bids_cmb.training.train import TASKS, build_network, read_recipe, train
 
 BUILDERS = {"cdet": cdet, "cdisc_teacher": cdisc_teacher, "cdisc_student": cdisc_student}
 LOSSES = {"cdet": CandidateLoss, "cdisc_teacher": TeacherLoss, "cdisc_student": StudentLoss}

@@ -26,11 +26,13 @@ from bids_cmb.networks.architectures.resunet import resunet
 from bids_cmb.networks.loading import ModelOptions, load_patch_model
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.networks.weights import write_weights
+from bids_cmb.training.cross_validation import cross_validate
+from bids_cmb.training.inputs import TrainingData
 from bids_cmb.training.losses import FocalTverskyLoss, TileLoss
 from bids_cmb.training.recipe import make_patch_sampling
 from bids_cmb.training.reference_labels import LESION, UNCERTAIN
 from bids_cmb.training.tasks.tile_classification import RIM_VOXELS, label_tile
-from bids_cmb.training.train import TrainingData, build_network, cross_validate, read_recipe, train
+from bids_cmb.training.train import build_network, read_recipe, train
 
 PUBLISHED_GATE = {
     "widths": [64, 128, 256, 512], "blocks": [3, 4, 6, 3], "bottleneck": True, "stem": 7,

@@ -29,11 +29,12 @@ from bids_cmb.networks.architectures.classifier import classifier
 from bids_cmb.networks.architectures.unet import unet
 from bids_cmb.networks.loading import ModelOptions, load_network, load_patch_model
 from bids_cmb.networks.weights import read_weights, write_weights
+from bids_cmb.training.inputs import TrainingData
 from bids_cmb.training.recipe import Sources
 from bids_cmb.training.scan_files import find_training_scans
 from bids_cmb.training.scan_loading import TrainingScan
 from bids_cmb.training.tasks import proposal_classification
-from bids_cmb.training.train import TASKS, TrainingData, build_network, read_recipe, train
+from bids_cmb.training.train import TASKS, build_network, read_recipe, train
 
 SHAPE = (80, 72, 20)  # of OBLIQUE: 0.5 x 0.5 x 2 mm, LAS, turned
 

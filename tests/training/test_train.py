@@ -11,9 +11,16 @@ from bids_cmb.imaging import nifti, volume
 from bids_cmb.networks.inference import predict
 from bids_cmb.networks.loading import load_network
 from bids_cmb.networks.weights import read_weights
-from bids_cmb.training import train as training
+from bids_cmb.training.cross_validation import cross_validate
+from bids_cmb.training.inputs import TrainingData
 from bids_cmb.training.losses import LesionLoss, StructuresLoss
-from bids_cmb.training.train import TrainingData, build_network, cross_validate, read_recipe, train
+from bids_cmb.training.train import (
+    build_network,
+    choose_precision,
+    read_recipe,
+    recalibrate_batchnorm,
+    train,
+)
 
 
 class HaltError(RuntimeError):
@@ -100,7 +107,7 @@ def test_normalisations_are_measured_anew_as_the_mean_over_batches(recipe, rng):
     seen = keras.Model(network.input, network.get_layer("down0_first").output)(
         batches.reshape(6, 8, 8, 8, 1)
     )
-    training.recalibrate_batchnorm(network, lambda at: batches[at], 3)
+    recalibrate_batchnorm(network, lambda at: batches[at], 3)
     mean = np.asarray(seen, np.float32).mean(axis=(0, 1, 2, 3))
     np.testing.assert_allclose(np.asarray(first.moving_mean), mean, atol=1e-4)
     assert first.momentum == 0.98
@@ -255,4 +262,4 @@ def test_a_perfect_answer_costs_next_to_nothing(rng):
 
 
 def test_precision_is_one_that_keras_knows():
-    assert keras.DTypePolicy(training.choose_precision()).compute_dtype in ("bfloat16", "float32")
+    assert keras.DTypePolicy(choose_precision()).compute_dtype in ("bfloat16", "float32")

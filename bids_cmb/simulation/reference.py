@@ -14,7 +14,9 @@ from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import CONNECTIVITY_26, find_lesions
 from bids_cmb.lesions.table import make_lesion_row
 from bids_cmb.simulation import physics
-from bids_cmb.simulation.acquisition import AcquiredImages, AcquisitionModel, Effect
+from bids_cmb.simulation.acquisition import AcquisitionModel
+from bids_cmb.simulation.readout import AcquiredImages
+from bids_cmb.simulation.source_effects import Effect
 from bids_cmb.simulation.sources import MICROBLEED
 
 # Voxels that lose this share of a lesion's deepest loss are the lesion. Where the deepest loss is

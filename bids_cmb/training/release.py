@@ -16,8 +16,8 @@ from pathlib import Path
 
 from bids_cmb.files import load_object, write_json
 from bids_cmb.networks.loading import ModelOptions
+from bids_cmb.simulation.dataset import simulate_dataset
 from bids_cmb.simulation.head_model import list_head_models
-from bids_cmb.simulation.simulate import simulate_dataset
 from bids_cmb.training.inputs import TrainingData
 from bids_cmb.training.operating_points import (
     convert_to_json,

@@ -7,7 +7,7 @@ from scipy.special import expit
 
 from bids_cmb.networks import backend
 from bids_cmb.networks.builders import fuse_batchnorm
-from bids_cmb.networks.external import tiled_unet
+from bids_cmb.networks.external import tiled_unet, tiling
 
 WIDTHS = (2, 3, 4, 5)
 SHAPES = [(16, 32, 48), (35, 22, 19), (70, 17, 33)]
@@ -60,7 +60,7 @@ def test_nothing_wanted_is_zero_everywhere(rng):
 def test_slabs_and_tiles_of_any_size_agree(rng, monkeypatch):
     model, arrays, image = by_chance(rng, SHAPES[2])
     monkeypatch.setattr(tiled_unet, "SLAB_VOXELS", 8)
-    monkeypatch.setattr(tiled_unet, "MAX_TILE_VOXELS", 3_000)
+    monkeypatch.setattr(tiling, "MAX_TILE_VOXELS", 3_000)
     run = tiled_unet.build_tiled_unet(backend.get_tensorflow(), arrays, WIDTHS)
     np.testing.assert_allclose(run(image, None), layer_by_layer(model, image), atol=2e-6)
 

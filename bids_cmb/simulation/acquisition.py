@@ -8,7 +8,6 @@ from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.simulation import physics
 from bids_cmb.simulation.background import (
     TISSUE_GRID_MM,
     WHITE_MATTER_INTENSITY,
@@ -18,7 +17,10 @@ from bids_cmb.simulation.background import (
     compute_field,
 )
 from bids_cmb.simulation.geometry import HeadGeometry
+from bids_cmb.simulation.noise import coil_bias
+from bids_cmb.simulation.physics import phase_per_ppm, spoiled_signal
 from bids_cmb.simulation.protocols import Protocol
+from bids_cmb.simulation.slice_sampling import Sampling
 from bids_cmb.simulation.tissue_properties import TissueMaps, is_brain
 
 FIELD_OF_VIEW_MM = 230.0  # mm, in the slice
@@ -88,7 +90,7 @@ class AcquisitionModel:
     signal: Volume
     field: Volume
     grid: Volume
-    sampling: physics.Sampling
+    sampling: Sampling
     protocol: Protocol
     rad_per_ppm: float
     snr: float
@@ -117,7 +119,7 @@ def prepare_acquisition(
         grid: Of the scan, from `define_scan_grid`.
     """
     labels, geometry = head
-    signal = physics.spoiled_signal(
+    signal = spoiled_signal(
         maps.pd, maps.t1_s, maps.r2star_hz, echo_time_s=protocol.echo_time_s,
         repetition_time_s=protocol.repetition_time_s, flip_deg=protocol.flip_deg,
     )  # fmt: skip
@@ -126,7 +128,7 @@ def prepare_acquisition(
     add_texture(rng, signal, labels)
     add_cerebellar_folia(rng, signal, labels)
     add_dura(rng, signal, labels, geometry)
-    signal *= physics.coil_bias(rng, labels.shape, share=rng.uniform(0.05, 0.2))
+    signal *= coil_bias(rng, labels.shape, share=rng.uniform(0.05, 0.2))
     finer = 2 if protocol.interpolation == 1 and protocol.spacing[0] >= OVERSAMPLED_FROM_MM else 1
     shape = (grid.shape[0] * finer, grid.shape[1] * finer, grid.shape[2])
     affine = grid.affine @ np.diag([1 / finer, 1 / finer, 1, 1])
@@ -136,9 +138,9 @@ def prepare_acquisition(
         signal=Volume(signal.astype(np.float32), labels.affine),
         field=compute_field(labels, maps.chi_ppm),
         grid=grid,
-        sampling=physics.Sampling(affine, shape, protocol.thickness, protocol.kind),
+        sampling=Sampling(affine, shape, protocol.thickness, protocol.kind),
         protocol=protocol,
-        rad_per_ppm=physics.phase_per_ppm(**sequence),
+        rad_per_ppm=phase_per_ppm(**sequence),
         snr=float(rng.uniform(*protocol.snr)),
         phase_sign=int(rng.choice([-1, 1])),
     )

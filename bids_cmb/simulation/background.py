@@ -4,8 +4,9 @@ import numpy as np
 from scipy import ndimage
 
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.simulation import physics
 from bids_cmb.simulation.geometry import BRAINSTEM, HeadGeometry
+from bids_cmb.simulation.noise import smooth_noise
+from bids_cmb.simulation.physics import dipole_field
 from bids_cmb.simulation.tissue_properties import CSF, VENTRICLES, is_brain
 
 WHITE_MATTER_INTENSITY = 300.0  # intensity of white matter in a scan, about as scanners have it
@@ -22,7 +23,7 @@ def add_texture(rng: np.random.Generator, signal: np.ndarray, labels: Volume) ->
     rough = np.ones(labels.shape, np.float32)
     for width_mm, (least, most) in TEXTURE_AMPLITUDES.items():
         amount = np.exp(rng.uniform(np.log(least), np.log(most)))
-        rough += amount * physics.smooth_noise(rng, labels.shape, width_mm / TISSUE_GRID_MM)
+        rough += amount * smooth_noise(rng, labels.shape, width_mm / TISSUE_GRID_MM)
     inside = is_brain(labels.data)
     signal[inside] *= rough[inside]
 
@@ -37,7 +38,7 @@ def add_cerebellar_folia(rng: np.random.Generator, signal: np.ndarray, labels: V
     index = np.argwhere(cortex)
     away = labels.world(index) - labels.world(np.argwhere(stem).mean(axis=0))
     away = np.hypot(*away[:, :2].T) + 0.3 * away[:, 2]  # steep, so that thick slices show them
-    rough = physics.smooth_noise(rng, cortex[box].shape, 8.0 / TISSUE_GRID_MM)[cortex[box]]
+    rough = smooth_noise(rng, cortex[box].shape, 8.0 / TISSUE_GRID_MM)[cortex[box]]
     width = rng.uniform(3.0, 4.5) * (1 + 0.15 * rough)
     ridge = np.cos(2 * np.pi * (away + 1.5 * rough) / width)
     share = rng.uniform(0.3, 0.7) * np.clip((ridge - 0.3) / 0.7, 0, 1)
@@ -78,7 +79,7 @@ def compute_field(labels: Volume, chi: np.ndarray) -> Volume:
     affine = labels.affine @ np.diag([step, step, step, 1])
     affine[:3, 3] = labels.world(np.full(3, (step - 1) / 2))
     coarse = Volume(blocks.mean(axis=(1, 3, 5)) - AIR_PPM, affine)
-    field = physics.dipole_field(coarse)
+    field = dipole_field(coarse)
     brain = is_brain(labels.data[tuple(slice(0, n * step, step) for n in count)])
     return Volume(_shim(field, brain).astype(np.float32), affine)
 

@@ -6,9 +6,9 @@ from scipy import ndimage
 from bids_cmb.anatomy.labels import SULCUS_HALF_WIDTH_MM
 from bids_cmb.imaging.resampling import resample
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.simulation import physics
 from bids_cmb.simulation.acquisition import AcquisitionModel
 from bids_cmb.simulation.background import FIELD_GRID_MM, TISSUE_GRID_MM
+from bids_cmb.simulation.noise import smooth_noise
 from bids_cmb.simulation.tissue_properties import CSF, is_brain
 
 DEPTH_OFFSET_MM = 99.0
@@ -46,12 +46,12 @@ def simulate_masking(
         return np.ones(brain.shape, bool)
     if masking == "stripped":
         depth = _compute_depth(acquisition.labels)
-        depth.data[:] += 0.7 * physics.smooth_noise(rng, depth.shape, tuple(15.0 / depth.spacing))
+        depth.data[:] += 0.7 * smooth_noise(rng, depth.shape, tuple(15.0 / depth.spacing))
         # Beyond the tissues the depth is 0, which is outside whatever the mask.
         return resample(depth, brain.affine, brain.shape).data > DEPTH_OFFSET_MM + rng.uniform(
             -0.5, 2.5
         )
-    wave = physics.smooth_noise(rng, brain.shape, tuple(15.0 / brain.spacing))
+    wave = smooth_noise(rng, brain.shape, tuple(15.0 / brain.spacing))
     y = np.arange(brain.shape[1])[:, None] * brain.spacing[1]
     z = np.arange(brain.shape[2]) * brain.spacing[2]
     inside = np.argwhere(brain.data)[::50] * brain.spacing

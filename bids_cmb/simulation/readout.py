@@ -5,9 +5,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bids_cmb.simulation import physics
 from bids_cmb.simulation.acquisition import AcquisitionModel
 from bids_cmb.simulation.background import WHITE_MATTER_INTENSITY
+from bids_cmb.simulation.kspace import (
+    from_kspace,
+    ghost_phase,
+    high_pass_phase,
+    make_swi,
+    thermal_noise,
+    to_kspace,
+    tukey_window,
+)
+from bids_cmb.simulation.noise import coil_bias
+from bids_cmb.simulation.slice_sampling import sum_background_slices
 from bids_cmb.simulation.source_effects import Effect, group_by_slice
 
 MIN_REFERENCE_SIGNAL = 0.25  # of white matter; the loss of darker tissue is relative to this
@@ -51,7 +61,7 @@ def acquire(
         swi=np.empty(shape, np.float32) if weighted else None,
         loss=np.zeros(shape, np.float32),
     )
-    planes = physics.sum_background_slices(
+    planes = sum_background_slices(
         acquisition.signal, acquisition.field, sampling, rad_per_ppm=acquisition.rad_per_ppm
     )
     for index, background in enumerate(planes):
@@ -83,7 +93,7 @@ def _store_slice(
 
 def _sample_receive_phase(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     """Sample smooth phase that coils add, a turn or so over the head; complex64, (X, Y)."""
-    bend = physics.coil_bias(rng, (*shape, 1), share=1.0)[..., 0] - 1
+    bend = coil_bias(rng, (*shape, 1), share=1.0)[..., 0] - 1
     return np.exp(1j * rng.uniform(0.5, 4) * bend).astype(np.complex64)
 
 
@@ -108,22 +118,22 @@ class _Readout:
     weighted: bool
 
     def encode(self, plane: np.ndarray) -> np.ndarray:
-        return physics.to_kspace(plane, self.window.shape) * self.window
+        return to_kspace(plane, self.window.shape) * self.window
 
     def corrupt(self, rng: np.random.Generator, spectrum: np.ndarray) -> np.ndarray:
-        moved = spectrum * physics.ghost_phase(rng, spectrum.shape[0], self.ghost)[:, None]
-        return moved + physics.thermal_noise(rng, self.window, self.noise)
+        moved = spectrum * ghost_phase(rng, spectrum.shape[0], self.ghost)[:, None]
+        return moved + thermal_noise(rng, self.window, self.noise)
 
     def reconstruct(self, spectrum: np.ndarray) -> np.ndarray:
-        return physics.from_kspace(spectrum.astype(np.complex64), self.size)
+        return from_kspace(spectrum.astype(np.complex64), self.size)
 
     def display(self, spectrum: np.ndarray) -> np.ndarray:
         image = self.reconstruct(spectrum)
         if not self.weighted:
             return np.abs(image)
         # Phase is counted forwards here; handedness is a matter of what is written down.
-        phase = physics.high_pass_phase(image, spectrum, self.lines)
-        return physics.swi(np.abs(image), phase, phase_sign=1)
+        phase = high_pass_phase(image, spectrum, self.lines)
+        return make_swi(np.abs(image), phase, phase_sign=1)
 
 
 def _sample_readout(rng: np.random.Generator, acquisition: AcquisitionModel) -> _Readout:
@@ -131,7 +141,7 @@ def _sample_readout(rng: np.random.Generator, acquisition: AcquisitionModel) -> 
     measured = tuple(n // acquisition.protocol.interpolation for n in size)
     restless = rng.random() < 0.15
     return _Readout(
-        window=physics.tukey_window(measured, rng.uniform(0.05, 0.6)),
+        window=tukey_window(measured, rng.uniform(0.05, 0.6)),
         size=size,
         noise=WHITE_MATTER_INTENSITY / acquisition.snr,
         ghost=float(rng.uniform(0.15, 0.5) if restless else rng.uniform(0, 0.08)),

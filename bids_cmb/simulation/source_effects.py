@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bids_cmb.simulation import physics
 from bids_cmb.simulation.acquisition import AcquisitionModel
+from bids_cmb.simulation.dephasing import perturb_signal
+from bids_cmb.simulation.slice_sampling import Sampling
 from bids_cmb.simulation.sources import MICROBLEED, SusceptibilitySource
 
 
@@ -35,7 +36,7 @@ def compute_effects(
     bodies: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
     kinds = {source.object_id: source.kind for source in sources}
     for source in sources:
-        perturbation = physics.perturb_signal(
+        perturbation = perturb_signal(
             source.points, source.radius, acquisition.sampling, rad_per_ppm=acquisition.rad_per_ppm,
             chi=source.susceptibility_ppm, water=source.spin_fraction,
             decay=echo * source.r2star_hz,
@@ -61,7 +62,7 @@ def _multiply_factors(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.nd
 
 
 def group_by_slice(
-    effects: Sequence[Effect], sampling: physics.Sampling
+    effects: Sequence[Effect], sampling: Sampling
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """List for each slice the flat pixels with an effect, and the product of the factors."""
     count = sampling.shape[2]

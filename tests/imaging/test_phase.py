@@ -21,7 +21,7 @@ from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.user_models import make_card
 from bids_cmb.networks.weights import write_weights
-from bids_cmb.simulation import physics
+from bids_cmb.simulation import dephasing, physics, slice_sampling
 from bids_cmb.training.recipe import Sources
 from bids_cmb.training.scan_files import find_training_scans
 from bids_cmb.training.scan_loading import (
@@ -129,7 +129,7 @@ def seen():
         Magnitude, phase counted forwards, brain, world positions of iron and of calcium.
     """
     rng = np.random.default_rng(5)
-    sampling = physics.Sampling(OBLIQUE, SHAPE, 2.0, "3D")
+    sampling = slice_sampling.Sampling(OBLIQUE, SHAPE, 2.0, "3D")
     grid = Volume(np.zeros(SHAPE), OBLIQUE)
     inside = np.zeros(SHAPE, np.float32)
     inside[8:-8, 8:-8, 2:-2] = 1
@@ -146,7 +146,7 @@ def seen():
         (balls["lime"][None], 0.8, -1.5, 0.0),
     ):
         radii = np.full(len(points), radius)
-        voxels, factor = physics.perturb_signal(
+        voxels, factor = dephasing.perturb_signal(
             points, radii, sampling, chi=chi, water=water, **known
         )
         signal.reshape(-1)[voxels] *= factor

@@ -85,8 +85,7 @@ def _check_grid(path: Path, mask: Volume, image: Volume) -> None:
         raise ValueError(
             f"{path}: a mask must lie on the grid of its scan, {wanted} voxels; found {size}."
         )
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in mask.shape])).reshape(3, -1).T
-    apart = np.linalg.norm(mask.world(corners) - image.world(corners), axis=1).max()
+    apart = mask.max_corner_distance(image)
     if apart > MAX_CORNER_DISTANCE_VOXELS * image.spacing.min():
         raise ValueError(
             f"{path}: a mask must lie on the grid of its scan; their corners are {apart:.1f} mm "

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 
 from bids_cmb.detection.boxes import (
     BoxCandidate,
-    compute_logistic,
     decode_boxes,
     link_boxes,
     suppress_non_maxima,
@@ -300,7 +300,7 @@ def classify_candidates(
     for batch in split_batches(candidates, PATCHES_PER_BATCH):
         patches = [crop_patch(data, candidate.centre, shape) for candidate in batch]
         logits.append(predict(np.stack(patches)))
-    return compute_logistic(np.concatenate(logits)[:, 0])
+    return expit(np.concatenate(logits)[:, 0])
 
 
 # --- Back to the scan -----------------------------------------------------------------------------

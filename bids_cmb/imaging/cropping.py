@@ -10,16 +10,29 @@ from bids_cmb.imaging.volume import Volume
 
 def crop(volume: Volume, first: np.ndarray, end: np.ndarray) -> Volume:
     """Crop to the voxels from ``first`` to before ``end``, each (3,); not copied."""
-    affine = volume.affine @ from_matvec(np.eye(3), first)
-    return Volume(volume.data[tuple(map(slice, first, end))], affine)
+    return Volume(volume.data[tuple(map(slice, first, end))], shift_affine(volume.affine, first))
 
 
-def find_bounds(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find the first voxel of a mask along each axis, and the one after the last, each (3,)."""
-    filled = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(mask.ndim)]
-    return np.array([indices[0] for indices in filled]), np.array(
-        [indices[-1] + 1 for indices in filled]
-    )
+def shift_affine(affine: np.ndarray, first: Sequence[int]) -> np.ndarray:
+    """Shift an affine to a grid that begins at voxel ``first``."""
+    return affine @ from_matvec(np.eye(3), first)
+
+
+def find_bounds(mask: np.ndarray, margin: np.ndarray | int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Find the first voxel of a mask along each axis, and the one after the last, each (3,).
+
+    Args:
+        mask: bool, (X, Y, Z), with a voxel at least.
+        margin: Voxels that are added at either end, as far as there are any.
+    """
+    filled = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    low, end = np.transpose([(indices[0], indices[-1] + 1) for indices in filled])
+    return np.maximum(low - margin, 0), np.minimum(end + margin, mask.shape)
+
+
+def find_box(mask: np.ndarray, margin: np.ndarray | int = 0) -> tuple[slice, slice, slice]:
+    """Find the box around a mask; as `find_bounds`."""
+    return tuple(map(slice, *find_bounds(mask, margin)))
 
 
 def crop_or_pad(

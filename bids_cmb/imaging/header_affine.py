@@ -5,7 +5,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.affines import voxel_sizes
+
+from bids_cmb.imaging.volume import Volume
 
 MAX_SHEAR_COSINE = (
     0.05  # cosine between two voxel axes, 2.9 degrees: beyond it a header is not believed
@@ -47,12 +49,11 @@ def choose_affine(
             f"voxels are {format_sizes(spacing)} mm in the {source}, "
             f"{format_sizes(sizes)} mm in pixdim"
         )
-    if (
-        len(sound) == 2
-        and (distance := _max_corner_distance(coded, shape))
-        > MAX_DISAGREEMENT_VOXELS * spacing.min()
-    ):
-        notes.append(f"sform and qform lie up to {distance:.1f} mm apart")
+    if len(sound) == 2:
+        sform, qform = (Volume(np.broadcast_to(0, shape), form) for form in coded.values())
+        distance = sform.max_corner_distance(qform)
+        if distance > MAX_DISAGREEMENT_VOXELS * spacing.min():
+            notes.append(f"sform and qform lie up to {distance:.1f} mm apart")
     notes = [f"{note}; the {source} was used" for note in notes]
     return coded[source], source, [f"{path.name}: {note}." for note in unit_notes + notes]
 
@@ -105,13 +106,6 @@ def _read_qform(header: nib.Nifti1Header) -> np.ndarray:
         return header.get_qform().astype(float)
     except ValueError:  # a quaternion longer than 1 is no rotation
         return np.full((4, 4), np.nan)
-
-
-def _max_corner_distance(coded: dict[str, np.ndarray], shape: tuple[int, int, int]) -> float:
-    """Measure the distance in mm between sform and qform where corners differ most."""
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1).T
-    offsets = apply_affine(coded["sform"], corners) - apply_affine(coded["qform"], corners)
-    return float(np.linalg.norm(offsets, axis=1).max())
 
 
 def find_affine_fault(affine: np.ndarray) -> str:

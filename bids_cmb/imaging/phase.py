@@ -65,12 +65,12 @@ def load_phase_map(path: Path, scan: Volume, brain: Volume) -> Volume:
     image, _ = load(path)
     if (
         image.shape != scan.shape
-        or _max_corner_distance(image, scan) > MAX_CORNER_DISTANCE_VOXELS * scan.spacing.min()
+        or image.max_corner_distance(scan) > MAX_CORNER_DISTANCE_VOXELS * scan.spacing.min()
     ):
         raise ValueError(
             f"{path}: a phase image must lie on the grid of its scan, {_format_shape(scan)} "
             f"voxels; found {_format_shape(image)}, their corners up to "
-            f"{_max_corner_distance(image, scan):.1f} mm elsewhere."
+            f"{image.max_corner_distance(scan):.1f} mm elsewhere."
         )
     try:
         turn = infer_turn(image.data, read_units(path), brain.data)
@@ -228,17 +228,6 @@ def _slice_geometry(scan: Volume, width_mm: float):
 
 def _smooth(plane: np.ndarray, width: np.ndarray) -> np.ndarray:
     return ndimage.gaussian_filter(plane.astype(np.float32), width, truncate=3)
-
-
-def _max_corner_distance(image: Volume, scan: Volume) -> float:
-    """Measure the largest distance between corners of two grids, mm."""
-    corners = [
-        volume.world(
-            np.array(np.meshgrid(*[(0, size - 1) for size in volume.shape])).reshape(3, -1).T
-        )
-        for volume in (image, scan)
-    ]
-    return float(np.linalg.norm(np.subtract(*corners), axis=1).max())
 
 
 def _format_shape(volume: Volume) -> str:

@@ -7,7 +7,7 @@ from nibabel.affines import from_matvec, voxel_sizes
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy import ndimage
 
-from bids_cmb.imaging.cropping import crop_or_pad, find_bounds, intersect_box
+from bids_cmb.imaging.cropping import crop_or_pad, find_bounds, intersect_box, shift_affine
 from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.intensity import INTENSITIES
 from bids_cmb.imaging.resampling import resample_like
@@ -57,7 +57,7 @@ def preprocess(image: Volume, brain: Volume, grid: Grid) -> Preprocessed:
             f"Received: {np.count_nonzero(brain.data)} voxels, none of them on it."
         )
     start, shape = _choose_box(inside, voxel_sizes(affine), grid)
-    affine = affine @ from_matvec(np.eye(3), start)
+    affine = shift_affine(affine, start)
     inside = crop_or_pad(inside, start, shape)
     data = _sample(scan.data, lattice, start, shape, order=grid.order)
     data = INTENSITIES[grid.intensity](data, inside)
@@ -141,9 +141,7 @@ def _choose_box(
     size = np.array(brain.shape)
     first, end = np.zeros(3, int), size
     if grid.margin is not None:
-        kept = np.ceil(grid.margin / spacing).astype(int)
-        low, high = find_bounds(brain)
-        first, end = np.maximum(low - kept, 0), np.minimum(high + kept, size)
+        first, end = find_bounds(brain, np.ceil(grid.margin / spacing).astype(int))
     shape = -(-(end - first) // grid.multiple) * grid.multiple
     room = size - shape  # the box grows into the scan as far as there is any, then beyond it
     start = np.clip(first - (shape - end + first) // 2, np.minimum(room, 0), np.maximum(room, 0))

@@ -36,6 +36,20 @@ def resample(
     return Volume(moved.astype(volume.data.dtype if order == 0 else np.float32), affine)
 
 
+def compute_linear_weights(positions: np.ndarray, nodes: int) -> np.ndarray:
+    """Compute the weights of linear interpolation along an axis; 0 beyond its end nodes.
+
+    Args:
+        positions: In units of the distance between nodes, from the first, (N,).
+        nodes: Their number.
+
+    Returns:
+        float32, (N, nodes).
+    """
+    away = np.abs(positions[:, None] - np.arange(nodes))
+    return np.maximum(0, 1 - away).astype(np.float32)
+
+
 def transfer_labels(labels: Volume, like: Volume) -> np.ndarray:
     """Transfer labels to the grid of ``like``, (X, Y, Z), each labelled voxel to the nearest one.
 

@@ -1,6 +1,7 @@
 """Three-dimensional images in world coordinates."""
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
@@ -45,6 +46,14 @@ class Volume:
     def index(self, world: np.ndarray) -> np.ndarray:
         """Convert world mm to a voxel index, not rounded, both (N, 3) or (3,)."""
         return apply_affine(np.linalg.inv(self.affine), world)
+
+    def corners(self) -> np.ndarray:
+        """List the centres of the eight outermost voxels, world mm, (8, 3)."""
+        return self.world(np.array(list(product(*((0, n - 1) for n in self.shape)))))
+
+    def max_corner_distance(self, other: "Volume") -> float:
+        """Measure how far the corners of two grids lie apart at most, mm."""
+        return float(np.linalg.norm(self.corners() - other.corners(), axis=1).max())
 
     def shares_grid(self, other: "Volume", *, tolerance: float = 1e-3) -> bool:
         """Check whether shape and affine are those of ``other``, up to ``tolerance`` in mm."""

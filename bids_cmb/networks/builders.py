@@ -50,10 +50,7 @@ def find_misfit(parts: Sequence[tuple[Mapping, Path]]) -> str:
             if member["builder"] == "shiva":
                 read_shiva_arrays(member, path)
             elif member["builder"] != "savedmodel":
-                arrays = fuse_batchnorm(read_weights(path, member["sha256"]))
-                with suppress_stderr():
-                    model = build_model(member, path, "full")
-                _check_fit(model, arrays, path)
+                load_keras_model(member, path, "full")
     except ValueError as error:
         return str(error)
     return ""
@@ -101,8 +98,18 @@ def fuse_batchnorm(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return fused
 
 
-def build_model(member: Mapping, path: Path, precision: str):
-    """Build the Keras model of a member; ``path``, of its weights, is for the error."""
+def load_keras_model(member: Mapping, path: Path, precision: str):
+    """Build the Keras model of a member, normalisations fused, with its weights from ``path``."""
+    arrays = fuse_batchnorm(read_weights(path, member["sha256"]))
+    with suppress_stderr():
+        model = _build(member, path, precision)
+    _check_fit(model, arrays, path)
+    for variable in model.weights:
+        variable.assign(arrays[variable.path])
+    return model
+
+
+def _build(member: Mapping, path: Path, precision: str):
     keras = get_keras()
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if precision == "mixed" else "float32")
@@ -112,13 +119,6 @@ def build_model(member: Mapping, path: Path, precision: str):
         raise ValueError(f"{path}: {member['builder']} takes no such argument; {error}.") from error
     finally:
         keras.config.set_dtype_policy(before)
-
-
-def fill_model(model, arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Fill a model with its weights; ``path`` is for the error."""
-    _check_fit(model, arrays, path)
-    for variable in model.weights:
-        variable.assign(arrays[variable.path])
 
 
 def _check_fit(model, arrays: Mapping[str, np.ndarray], path: Path) -> None:

@@ -9,7 +9,7 @@ that is followed by a convolution wrongly on CPUs. So inputs are multiples of wh
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,13 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.networks.backend import LOADING_LOCK, get_tensorflow, release_memory, suppress_stderr
-from bids_cmb.networks.builders import build_model, fill_model, fuse_batchnorm, read_shiva_arrays
+from bids_cmb.networks.builders import load_keras_model, read_shiva_arrays
 from bids_cmb.networks.external.saved_model import load_signature
-from bids_cmb.networks.external.tiled_unet import build_tiled_unet, list_kernels
+from bids_cmb.networks.external.tiled_unet import build_tiled_unet
 from bids_cmb.networks.inference import Network, predict_in_slabs
-from bids_cmb.networks.weights import check_file, read_weights
+from bids_cmb.networks.weights import check_file
 
-MAX_LOGIT_DIFFERENCE = 1e-3  # that graph and eager may differ by in a logit
 PROBABILITY_STEPS = 255  # of a probability that is kept in 8 bits
 
 
@@ -54,8 +53,7 @@ def load_network(member: Mapping, path: Path, *, precision: str = "auto") -> Net
         ValueError: If builder or arguments are unknown, or the weights are not those of the card
             or not of this network.
     """
-    with LOADING_LOCK:
-        return _load(json.dumps(dict(member), sort_keys=True), path, precision)
+    return _load_once(_load_network, member, path, precision)
 
 
 def load_patch_model(
@@ -76,8 +74,7 @@ def load_patch_model(
     Raises:
         ValueError: As `load_network`.
     """
-    with LOADING_LOCK:
-        return _load_patch_model(json.dumps(dict(member), sort_keys=True), path, precision)
+    return _load_once(_load_patch_model, member, path, precision)
 
 
 def load_trained_model(
@@ -88,33 +85,37 @@ def load_trained_model(
     return load_patch_model(entry, weights, precision=precision)
 
 
-@lru_cache(maxsize=16)
-def _load(member_json: str, path: Path, precision: str) -> Network:
-    member = json.loads(member_json)
+def _load_once(load: Callable, member: Mapping, path: Path, precision: str):
+    with LOADING_LOCK:
+        return _load_cached(load, json.dumps(dict(member), sort_keys=True), path, precision)
+
+
+@lru_cache(maxsize=32)
+def _load_cached(load: Callable, member_json: str, path: Path, precision: str):
+    loaded = load(json.loads(member_json), path, precision)
+    release_memory()
+    return loaded
+
+
+def _load_network(member: Mapping, path: Path, precision: str) -> Network:
     if member["builder"] not in _LOADERS:
         raise ValueError(
             f"{path}: the builder of a network must be one of {', '.join(_LOADERS)}; "
             f"found {member['builder']!r}."
         )
     run, multiple = _LOADERS[member["builder"]](member, path, precision)
-    release_memory()
     flips = tuple(tuple(axes) for axes in member.get("flips", ()))
     return Network(member["name"], run, multiple, flips)
 
 
-@lru_cache(maxsize=16)
-def _load_patch_model(member_json: str, path: Path, precision: str) -> Callable:
-    tf, member = get_tensorflow(), json.loads(member_json)
-    arrays = fuse_batchnorm(read_weights(path, member["sha256"]))
-    with suppress_stderr():
-        model = build_model(member, path, precision)
-    fill_model(model, arrays, path)
+def _load_patch_model(member: Mapping, path: Path, precision: str) -> Callable:
+    tf, model = get_tensorflow(), load_keras_model(member, path, precision)
     signature = [tf.TensorSpec((None, *tensor.shape[1:]), tf.float32) for tensor in model.inputs]
 
     @tf.function(input_signature=signature, autograph=False, jit_compile=False)
     def run(*inputs):
-        member_json = model(inputs[0] if len(inputs) == 1 else list(inputs), training=False)
-        return tf.nest.map_structure(lambda tensor: tf.cast(tensor, tf.float32), member_json)
+        outputs = model(inputs[0] if len(inputs) == 1 else list(inputs), training=False)
+        return tf.nest.map_structure(lambda tensor: tf.cast(tensor, tf.float32), outputs)
 
     run.get_concrete_function()  # traced now: two threads that trace at once spoil each other
 
@@ -122,23 +123,18 @@ def _load_patch_model(member_json: str, path: Path, precision: str) -> Callable:
         tensors = [tf.constant(tensor, tf.float32) for tensor in inputs]
         return tf.nest.map_structure(lambda tensor: tensor.numpy(), run(*tensors))
 
-    release_memory()
     return predict_patch
 
 
 def _load_unet(member: Mapping, path: Path, precision: str):
     """Load one of our own U-Nets; return its function and what its sides must be multiples of."""
-    arrays = fuse_batchnorm(read_weights(path, member["sha256"]))
-    with suppress_stderr():
-        model = build_model(member, path, precision)
-    fill_model(model, arrays, path)
+    model = load_keras_model(member, path, precision)
     arguments = member["arguments"]
     halvings = len(arguments.get("widths", (16, 32, 64, 96))) - 1
     pack = arguments.get("packed") or (1, 1, 1)
     shared = 2**halvings * np.array((2, 2, 2) if pack is True else pack)
     shared[2] //= 2 ** arguments.get("flat", 0)
     multiple = tuple(shared.tolist())
-    _check_graph(model, multiple, path, precision)
     graph = _compile(model, member)
     return lambda image, _: predict_in_slabs(graph, multiple, image), multiple
 
@@ -146,7 +142,6 @@ def _load_unet(member: Mapping, path: Path, precision: str):
 def _load_shiva(member: Mapping, path: Path, precision: str):
     """Load a U-Net of SHIVA-CMB's first kind, for images of one size; as `_load_unet`."""
     arrays = read_shiva_arrays(member, path)
-    _check_stages()
     with suppress_stderr():
         widths, mixed = member["arguments"]["widths"], precision == "mixed"
         run = build_tiled_unet(get_tensorflow(), arrays, widths, mixed=mixed)
@@ -185,45 +180,6 @@ def _compile(model, member: Mapping) -> Callable[[np.ndarray], np.ndarray]:
 
 def _quantize(tf, probabilities):
     return tf.cast(tf.round(probabilities * PROBABILITY_STEPS), tf.uint8)
-
-
-def _check_graph(model, multiple: Sequence[int], path: Path, precision: str) -> None:
-    """Refuse a network whose graph does not compute what its layers do one by one."""
-    tf = get_tensorflow()
-    shape = (1, *(2 * side for side in multiple), model.input_shape[-1])
-    image = tf.constant(np.random.default_rng(0).random(shape, np.float32))
-    difference = np.abs(tf.function(model)(image).numpy() - model(image).numpy()).max()
-    if difference > (MAX_LOGIT_DIFFERENCE if precision != "mixed" else 0.5):
-        raise ValueError(
-            f"{path}: this TensorFlow ({tf.__version__}) must compute a network alike in graph "
-            f"and eager mode; found logits {difference:.2g} apart."
-        )
-
-
-@lru_cache(maxsize=1)
-def _check_stages() -> None:
-    """Refuse a TensorFlow whose graphs do not compute what the stages do one by one."""
-    tf, rng, widths = get_tensorflow(), np.random.default_rng(0), (2, 2, 2, 2)
-    image = rng.random((35, 22, 19), np.float32)
-    arrays = {}
-    for name, shape in list_kernels(widths).items():
-        arrays[f"{name}/kernel"] = rng.normal(0, np.prod(shape[:-1]) ** -0.5, shape)
-        arrays[f"{name}/bias"] = rng.normal(0, 0.1, shape[-1:])
-    run = build_tiled_unet(tf, arrays, widths)
-    middle = np.zeros(image.shape, bool)
-    middle[14:20, 9:13, 8:11] = True  # away from the border, where other graphs are asked
-    in_graphs = run(image, None), run(image, middle)
-    tf.config.run_functions_eagerly(True)  # noqa: FBT003
-    try:
-        one_by_one = run(image, None), run(image, middle)
-        difference = np.abs(np.subtract(in_graphs, one_by_one)).max()
-    finally:
-        tf.config.run_functions_eagerly(False)  # noqa: FBT003
-    if difference > MAX_LOGIT_DIFFERENCE:
-        raise ValueError(
-            f"This TensorFlow ({tf.__version__}) must compute a network alike in graph and eager "
-            f"mode; found probabilities {difference:.2g} apart."
-        )
 
 
 _LOADERS = {"unet": _load_unet, "shiva": _load_shiva, "savedmodel": _load_saved_model}

@@ -3,6 +3,8 @@
 import numpy as np
 from scipy import ndimage
 
+from bids_cmb.imaging.resampling import compute_linear_weights
+
 
 def sample_noise(rng: np.random.Generator, shape: tuple[int, ...], width: float) -> np.ndarray:
     """Sample smooth Gaussian noise of unit variance.
@@ -28,8 +30,7 @@ def count_nodes(count: int, spacing: float, step_mm: float) -> int:
 
 def interpolation_weights(count: int, nodes: int) -> np.ndarray:
     """Compute the linear weights from nodes to voxels, ends on ends, float32 (count, nodes)."""
-    place = np.linspace(0, nodes - 1, count)[:, None]
-    return np.maximum(0, 1 - np.abs(place - np.arange(nodes))).astype(np.float32)
+    return compute_linear_weights(np.linspace(0, nodes - 1, count), nodes)
 
 
 def upsample_planes(lattice: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -53,8 +54,7 @@ def smooth_noise(
     nodes = [int(np.ceil((n - 1) / w)) + 2 for n, w in zip(shape, widths, strict=True)]
     noise = rng.standard_normal(nodes).astype(np.float32)
     for axis, (size, wide) in enumerate(zip(shape, widths, strict=True)):
-        place = np.arange(size)[:, None] / wide - np.arange(nodes[axis])
-        weights = np.maximum(0, 1 - np.abs(place)).astype(np.float32)  # (size, nodes)
+        weights = compute_linear_weights(np.arange(size) / wide, nodes[axis])
         noise = np.moveaxis(np.tensordot(weights, noise, (1, axis)), 0, axis)
     return noise / max(float(noise.std()), 1e-6)
 

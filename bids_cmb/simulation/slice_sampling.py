@@ -11,6 +11,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
+from bids_cmb.imaging.resampling import compute_linear_weights
 from bids_cmb.imaging.volume import Volume
 
 MAX_PLANE_SPACING_MM = 1.1  # at most, between the planes that a thick slice is summed from
@@ -134,7 +135,7 @@ def _resample_smooth(volume: Volume, affine: np.ndarray, shape: tuple[int, ...])
     count = [n // step + 2 for n, step in zip(shape[:2], every, strict=True)]
     coarse = _resample(volume, affine @ np.diag([*every, 1, 1]), (*count, shape[2]))
     along, across = (
-        np.maximum(0, 1 - np.abs(np.arange(n)[:, None] / step - np.arange(m))).astype(np.float32)
+        compute_linear_weights(np.arange(n) / step, m)
         for n, m, step in zip(shape[:2], count, every, strict=True)
     )
     return np.einsum("xi,ijz,yj->xyz", along, coarse, across, optimize=True)

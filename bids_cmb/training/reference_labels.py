@@ -1,12 +1,11 @@
 """Lesions and mimics of a reference on the grid of a network, and dark spots beside them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import from_matvec
 from scipy import ndimage
 
+from bids_cmb.imaging.cropping import shift_affine
 from bids_cmb.imaging.nifti import load_labels
 from bids_cmb.imaging.resampling import resample
 from bids_cmb.imaging.volume import Volume
@@ -33,7 +32,7 @@ def resample_lesions(path: Path, like: Volume) -> tuple[np.ndarray, list[np.ndar
         if box is None:
             continue
         part = Volume(
-            indices[box] == index, _shift_affine(stored.affine, [side.start for side in box])
+            indices[box] == index, shift_affine(stored.affine, [side.start for side in box])
         )
         voxels = _resample_lesion(part, like)
         if len(voxels):
@@ -49,26 +48,20 @@ def _resample_lesion(lesion: Volume, like: Volume) -> np.ndarray:
     nearest; beyond the grid it has none.
     """
     padded = Volume(
-        np.pad(lesion.data, 1).astype(np.float32), _shift_affine(lesion.affine, (-1, -1, -1))
+        np.pad(lesion.data, 1).astype(np.float32), shift_affine(lesion.affine, (-1, -1, -1))
     )
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in padded.shape])).reshape(3, -1).T
-    index = like.index(padded.world(corners))
+    index = like.index(padded.corners())
     first = np.maximum(np.floor(index.min(0)).astype(int), 0)
     last = np.minimum(np.ceil(index.max(0)).astype(int) + 1, like.shape)
     if (last <= first).any():
         return np.zeros((0, 3), int)
-    share = resample(padded, _shift_affine(like.affine, first), tuple(last - first)).data
+    share = resample(padded, shift_affine(like.affine, first), tuple(last - first)).data
     full = share.max()
     if full <= 0:
         middle = lesion.world(np.argwhere(lesion.data).mean(axis=0)[None])
         nearest = np.rint(like.index(middle)).astype(int)
         return nearest[((nearest >= 0) & (nearest < like.shape)).all(axis=1)]
     return first + np.argwhere(share >= min(MIN_LESION_FRACTION, 0.6 * full))
-
-
-def _shift_affine(affine: np.ndarray, start: Sequence[int]) -> np.ndarray:
-    """Shift an affine to a grid that begins at voxel ``start``."""
-    return affine @ from_matvec(np.eye(3), start)
 
 
 def _find_uncertain(lesions: Path) -> set[int]:

@@ -212,8 +212,7 @@ def _check_overlap(path: Path, reference: Volume, scan_path: Path, image: Volume
             of the scan but its affine puts them somewhere else.
     """
     if reference.shape == image.shape:
-        corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape])).reshape(3, -1).T
-        away = np.linalg.norm(reference.world(corners) - image.world(corners), axis=1).max()
+        away = reference.max_corner_distance(image)
         if away > image.spacing.max():
             raise ValueError(
                 f"{path}: a truth with as many voxels as its scan must lie where the scan lies; "

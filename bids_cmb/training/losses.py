@@ -66,10 +66,9 @@ class TissueLoss(keras.losses.Loss):
     The reference has two channels, (B, X, Y, Z, 2): the kind, and the weight of the voxel.
     """
 
-    def __init__(self, *, kinds: int):
-        """Set the number of kinds."""
+    def __init__(self):
+        """Take no arguments."""
         super().__init__(name="tissue_loss")
-        self.kinds = kinds
 
     def call(self, y_true, y_pred):
         """Compute the loss of a batch of logits, (B, X, Y, Z, kinds)."""

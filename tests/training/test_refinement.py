@@ -290,7 +290,7 @@ def test_the_loss_is_the_weighted_mean_of_what_a_log_softmax_says():
     said = np.take_along_axis(log_softmax(logits, axis=-1), kinds[..., None], -1)[..., 0]
     wanted = -(said * weight).sum() / (weight.sum() + 1)
     truth = np.stack([kinds, weight], axis=-1).astype(np.float32)
-    assert float(TissueLoss(kinds=4)(truth, logits)) == pytest.approx(wanted, rel=1e-5)
+    assert float(TissueLoss()(truth, logits)) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_an_opinion_lies_beside_the_image_from_0_to_1():

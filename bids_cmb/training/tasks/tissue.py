@@ -8,7 +8,6 @@ import numpy as np
 
 from bids_cmb.anatomy.labels import build_class_table
 from bids_cmb.anatomy.refinement import (
-    KINDS,
     make_input,
     make_query_mask,
     map_classes_to_kinds,
@@ -128,4 +127,4 @@ def _preview(images: np.ndarray, truths: np.ndarray, logits: np.ndarray) -> tupl
     return images[..., 0], truths[..., 0], keras.ops.convert_to_numpy(logits).argmax(axis=-1)
 
 
-TASK = Task(_make_batches, lambda _: TissueLoss(kinds=len(KINDS)), _preview)
+TASK = Task(_make_batches, lambda _: TissueLoss(), _preview)

@@ -25,9 +25,7 @@ from bids_cmb.simulation.vessel_paths import (
 )
 
 
-def sample_sinuses_and_cortical_veins(
-    context: SamplingContext,
-) -> list[list[SusceptibilitySource]]:
+def sample_sinuses_and_cortical_veins(context: SamplingContext) -> list[list[SusceptibilitySource]]:
     """Sample the sinuses along the outer shell, and the cortical veins that drain into them."""
     priors, rng, geometry = (
         context.priors["vessels"]["cortical vein"],

@@ -45,9 +45,7 @@ def sample_batch(
     return collate(sample_patch(scans, sampling, rng) for _ in range(size))
 
 
-def collate(
-    samples: Iterable[tuple[np.ndarray, np.ndarray]],
-) -> tuple[np.ndarray, np.ndarray]:
+def collate(samples: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Collate patches and their labels into one batch."""
     images, truths = zip(*samples, strict=True)
     return np.stack(images), np.stack(truths)

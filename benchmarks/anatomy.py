@@ -39,10 +39,13 @@ from bids_cmb.anatomy.segmentation import (
 )
 from bids_cmb.anatomy.user_segmentation import load_segmentation
 from bids_cmb.bids.tables import read_table
-from bids_cmb.imaging.volume import Volume, load, load_labels, resample
-from bids_cmb.networks.inference import ModelOptions, set_threads
+from bids_cmb.imaging.nifti import load, load_labels
+from bids_cmb.imaging.resampling import resample
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.networks.backend import set_threads
+from bids_cmb.networks.loading import ModelOptions
 from bids_cmb.networks.model_cards import load_card
-from bids_cmb.training.data import ScanFiles, find_training_scans
+from bids_cmb.training.scan_files import ScanFiles, find_training_scans
 from bids_cmb.training.synthetic_contrast import degrade, paint_labels, sample_subject
 
 SLICES_MM = (1, 3, 4, 5)

@@ -38,11 +38,20 @@ from bids_cmb.detection.cascade import (
     uses_phase,
 )
 from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations
-from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.networks.architectures.yolo import VOC_ANCHORS
-from bids_cmb.networks.inference import ModelOptions, load_trained_model, set_threads
+from bids_cmb.networks.backend import set_threads
+from bids_cmb.networks.loading import ModelOptions, load_trained_model
 from bids_cmb.networks.model_cards import load_card
-from bids_cmb.training import data as training_data
+from bids_cmb.training.reference_labels import LESION
+from bids_cmb.training.scan_files import find_training_scans
+from bids_cmb.training.scan_loading import (
+    load_phase,
+    load_phase_on_grid,
+    load_scan_and_brain,
+    make_training_scan,
+)
 from bids_cmb.training.train import read_recipe
 
 CELL_MM = 32 * 224 / 448  # of the published detector
@@ -81,12 +90,10 @@ def anchors(asked: argparse.Namespace) -> dict:
     grid = Grid.from_card(recipe.grid)
     rows = []
     for data in asked.data:
-        for paths in training_data.find_training_scans(data)[: asked.scans]:
-            case = training_data.make_training_scan(
-                paths, preprocess(*training_data.load_scan_and_brain(paths), grid)
-            )
+        for paths in find_training_scans(data)[: asked.scans]:
+            case = make_training_scan(paths, preprocess(*load_scan_and_brain(paths), grid))
             for voxels in case.sampling_centres["lesion"]:
-                sure = case.labels[tuple(voxels[0])] == training_data.LESION
+                sure = case.labels[tuple(voxels[0])] == LESION
                 rows.append(make_target_boxes(voxels.astype(int), grid.spacing[0], certain=sure))
     boxes = np.concatenate(rows)
     sizes = boxes[boxes[:, 5] == CERTAIN][:, 3:5] * grid.spacing[0]  # mm
@@ -123,9 +130,9 @@ def points(asked: argparse.Namespace) -> dict:
     rows, first = [], []
     for at, (paths, truth) in enumerate(pairs, start=1):
         print(f"\r{at} of {len(pairs)}", end="", file=sys.stderr, flush=True)
-        image, brain = training_data.load_scan_and_brain(paths)
+        image, brain = load_scan_and_brain(paths)
         asked_for = any(map(uses_phase, said["members"]))
-        phase = training_data.load_phase(paths, image, brain) if asked_for else None
+        phase = load_phase(paths, image, brain) if asked_for else None
         fed, found = detect_candidates(image, brain, said, ModelOptions(asked.model_dir), phase)
         first.append(suspected(found, truth))
         alone = [replace(one, probability=one.candidate.confidence) for one in found]
@@ -166,11 +173,11 @@ def suspects(asked: argparse.Namespace) -> dict:
     phased = set()
     for at, (paths, truth) in enumerate(pairs, start=1):
         print(f"\r{at} of {len(pairs)}", end="", file=sys.stderr, flush=True)
-        scan = training_data.load_scan_and_brain(paths)
+        scan = load_scan_and_brain(paths)
         for path, entry in entries.items():
             grid, ways = Grid.from_card(entry["grid"]), {path.parent.name: None}
             if uses_phase(entry):
-                ways = {name: training_data.load_phase_on_grid(paths, *scan, grid) for name in ways}
+                ways = {name: load_phase_on_grid(paths, *scan, grid) for name in ways}
                 phased |= {at for phase in ways.values() if phase is not None}
                 ways |= {f"{name}, phase left out": None for name in list(ways)}
             fed = preprocess(*scan, grid)

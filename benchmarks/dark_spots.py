@@ -22,7 +22,7 @@ from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.detection.radial import Candidate, find_candidates
 from bids_cmb.evaluation.pairing import read_protocols
 from bids_cmb.files import read_json, write_json
-from bids_cmb.imaging.volume import load
+from bids_cmb.imaging.nifti import load
 from bids_cmb.provenance import software
 
 RESULTS = Path(__file__).parent / "results"

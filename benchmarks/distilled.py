@@ -29,9 +29,12 @@ from bids_cmb.detection.distilled import (
     render_probability,
 )
 from bids_cmb.evaluation.annotations import LesionAnnotations
-from bids_cmb.imaging.preprocessing import Grid, preprocess
-from bids_cmb.networks.inference import load_patch_model, set_threads
-from bids_cmb.training import data as training_data
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import preprocess
+from bids_cmb.networks.backend import set_threads
+from bids_cmb.networks.loading import load_patch_model
+from bids_cmb.training.scan_files import ScanFiles
+from bids_cmb.training.scan_loading import load_scan_and_brain
 
 MIN_VOLUME_MM3 = 1.0
 
@@ -101,11 +104,11 @@ def kinds(said: np.ndarray) -> np.ndarray:
 
 
 def measured(
-    paths: training_data.ScanFiles, truth: LesionAnnotations, asked: argparse.Namespace,
+    paths: ScanFiles, truth: LesionAnnotations, asked: argparse.Namespace,
     find: Callable, grid: Grid, judges: dict[str, Callable],
 ) -> Iterator[dict]:  # fmt: skip
     """Hits, misses and false alarms of each judge at each threshold, on one scan."""
-    image, brain = training_data.load_scan_and_brain(paths)
+    image, brain = load_scan_and_brain(paths)
     seen = prepare_input(preprocess(image, brain, grid))
     if asked.without_symmetry:
         seen = NetworkInput(seen.channels * np.array([1, 0], np.float32), seen.brain)

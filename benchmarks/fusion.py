@@ -31,12 +31,13 @@ from scipy.sparse.csgraph import connected_components
 
 from bids_cmb.detection.ensemble import detect
 from bids_cmb.evaluation.annotations import LesionAnnotations
-from bids_cmb.imaging.preprocessing import find_bounds
-from bids_cmb.imaging.volume import Volume, crop, load, load_labels
+from bids_cmb.imaging.cropping import crop, find_bounds
+from bids_cmb.imaging.nifti import load, load_labels
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import CONNECTIVITY_26
-from bids_cmb.networks.inference import set_threads
+from bids_cmb.networks.backend import set_threads
 from bids_cmb.networks.model_cards import load_card
-from bids_cmb.training.data import ScanFiles
+from bids_cmb.training.scan_files import ScanFiles
 
 NEAR_MM = 2.5
 LOW = 0.3

@@ -30,11 +30,16 @@ from bids_cmb.detection.gated import (
 )
 from bids_cmb.detection.members import dilate_by_voxel, index_members
 from bids_cmb.evaluation.annotations import LesionAnnotations
-from bids_cmb.imaging.preprocessing import Grid, preprocess, resample_to_scan
-from bids_cmb.imaging.volume import Volume, load, load_labels
-from bids_cmb.networks.inference import ModelOptions, set_threads
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.nifti import load, load_labels
+from bids_cmb.imaging.preprocessing import preprocess
+from bids_cmb.imaging.resampling import resample_to_scan
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.networks.backend import set_threads
+from bids_cmb.networks.loading import ModelOptions
 from bids_cmb.networks.model_cards import load_card
-from bids_cmb.training.data import LESION, ScanFiles, resample_lesions
+from bids_cmb.training.reference_labels import LESION, resample_lesions
+from bids_cmb.training.scan_files import ScanFiles
 
 AT = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9)  # gate thresholds told of
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from bids_cmb.anatomy.labels import make_mirror_table
 from bids_cmb.anatomy.segmentation import compute_centroids, predict_anatomy
-from bids_cmb.imaging.volume import Volume, load
-from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.imaging.nifti import load
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.networks.loading import ModelOptions
 
 MIRROR = np.array([-1, 1, 1])
 

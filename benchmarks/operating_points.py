@@ -20,14 +20,16 @@ from scipy import ndimage
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
-from bids_cmb.detection.ensemble import predict_members
+from bids_cmb.detection.ensemble import run_detector
 from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations, read_annotations
-from bids_cmb.imaging.volume import Volume, load, load_labels
+from bids_cmb.imaging.nifti import load, load_labels
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import CONNECTIVITY_26
 from bids_cmb.metrics.matching import match_valdo
-from bids_cmb.networks.inference import ModelOptions, set_threads
+from bids_cmb.networks.backend import set_threads
+from bids_cmb.networks.loading import ModelOptions
 from bids_cmb.networks.model_cards import load_card
-from bids_cmb.training.data import ScanFiles, find_training_scans
+from bids_cmb.training.scan_files import ScanFiles, find_training_scans
 
 THRESHOLDS = (0.05, *np.arange(0.1, 0.91, 0.05).round(2), 0.925, 0.95, 0.97, 0.98, 0.99)
 LOW = 0.05  # from which on lesions are used for the calibration
@@ -82,13 +84,9 @@ def measured(
     """Hits, misses and false alarms of each group of members at each threshold."""
     image, _ = load(paths.image)
     brain = Volume(load_labels(paths.brain).data > 0, image.affine)
-    parts = dict(
-        zip(
-            groups[-1],
-            predict_members(asked.detector, image, brain, ModelOptions(asked.model_dir)),
-            strict=True,
-        )
-    )
+    models = ModelOptions(asked.model_dir)
+    maps, _ = run_detector(asked.detector, image, brain, models, phase=None, anatomy=None)
+    parts = dict(zip(groups[-1], maps, strict=True))
     volume = load_card(asked.detector, asked.model_dir)["min_volume_mm3"]
     return [
         {"members": " ".join(group), "threshold": threshold, **counted(*cut, truth)}

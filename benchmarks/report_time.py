@@ -21,7 +21,7 @@ from bids_cmb.bids.scan import Scan
 from bids_cmb.bids.selection import find_scans
 from bids_cmb.bids.tables import read_table
 from bids_cmb.imaging.loading import load_echoes
-from bids_cmb.imaging.volume import load_labels
+from bids_cmb.imaging.nifti import load_labels
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.provenance import machine
 from bids_cmb.report.figures import draw_figures

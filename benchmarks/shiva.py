@@ -24,9 +24,12 @@ import numpy as np
 from bids_cmb.anatomy.scan_anatomy import extract_brain_mask
 from bids_cmb.bids.filters import Query
 from bids_cmb.bids.selection import find_scans
+from bids_cmb.imaging.grid import SHIVA
 from bids_cmb.imaging.loading import load_echoes
-from bids_cmb.imaging.preprocessing import SHIVA, preprocess, resample_to_scan
-from bids_cmb.imaging.volume import Volume, load, load_labels, save
+from bids_cmb.imaging.nifti import load, load_labels, save
+from bids_cmb.imaging.preprocessing import preprocess
+from bids_cmb.imaging.resampling import resample_to_scan
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.provenance import machine, software
 
 ROOT = Path(__file__).parents[1]

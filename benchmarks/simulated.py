@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bids_cmb.simulation.simulate import simulate_dataset
+from bids_cmb.simulation.dataset import simulate_dataset
 
 
 def main() -> None:

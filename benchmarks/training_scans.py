@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.imaging.volume import Volume, load, load_labels
+from bids_cmb.imaging.nifti import load, load_labels
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.quality.familiarity import (
     MEASURE_NAMES,
     PERCENTILES,
@@ -21,7 +22,7 @@ from bids_cmb.quality.familiarity import (
     measure_intensities,
     measure_scan,
 )
-from bids_cmb.training.data import find_training_scans
+from bids_cmb.training.scan_files import find_training_scans
 
 PLACE = Path(__file__).parent.parent / "bids_cmb" / "resources" / "quality" / "training_scans.json"
 

@@ -21,10 +21,10 @@ from bids_cmb.bids.filters import Query
 from bids_cmb.bids.selection import find_scans
 from bids_cmb.detection.calibration import calibrate
 from bids_cmb.files import read_json, write_json
-from bids_cmb.imaging.volume import load
+from bids_cmb.imaging.nifti import load
 from bids_cmb.metrics.bootstrap import compute_figures
 from bids_cmb.metrics.matching import match_valdo
-from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.networks.loading import ModelOptions
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.provenance import machine, software
 from bids_cmb.training.operating_points import (

@@ -23,7 +23,7 @@ from bids_cmb.imaging.loading import load_echoes
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions import locations
 from bids_cmb.lesions.measure import Lesion, find_lesions
-from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.networks.loading import ModelOptions
 from bids_cmb.networks.model_cards import ANATOMY, load_card
 from bids_cmb.simulation import simulate
 from bids_cmb.simulation.lesion_priors import load_priors

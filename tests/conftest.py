@@ -16,7 +16,7 @@ from bids_cmb.anatomy.labels import build_class_table
 from bids_cmb.anatomy.segmentation import decode_anatomy
 from bids_cmb.bids.tables import write_table
 from bids_cmb.files import write_json
-from bids_cmb.imaging import volume
+from bids_cmb.imaging import nifti
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.simulation.geometry import measure_geometry
@@ -57,9 +57,9 @@ def heads(tmp_path_factory):
     truth = {}
     for name, bleeds in (("six", 6), ("none", 0)):
         image, _, placed = phantom(rng, bleeds=bleeds, spacing=(1.4, 1.4, 4.0))
-        volume.save(image, folder / f"{name}.nii.gz")
+        nifti.save(image, folder / f"{name}.nii.gz")
         truth[name] = placed
-    volume.save(stripped(3), folder / "ball.nii.gz")
+    nifti.save(stripped(3), folder / "ball.nii.gz")
     return folder, truth
 
 
@@ -147,18 +147,18 @@ def lessons(tmp_path, rng):
 @pytest.fixture
 def unfitted(monkeypatch):
     """Training draws a batch and its validation, if any, and learns nothing: the shapes of both."""
-    from bids_cmb.training import course as learning  # noqa: PLC0415
+    from bids_cmb.training import loop, progress  # noqa: PLC0415
 
     drawn = []
 
     def run(course):
         exam = course.validation[0].shape[1:] if course.validation else None
         drawn.append((course.draw(0, 0)[0].shape[1:], exam))
-        row = dict.fromkeys((*learning.COLUMNS, "steps_s", "waited_s"), 1)
+        row = dict.fromkeys((*progress.COLUMNS, "steps_s", "waited_s"), 1)
         course.progress.rows.append(row)
         return "epochs"
 
-    monkeypatch.setattr(learning.TrainingLoop, "run", run)
+    monkeypatch.setattr(loop.TrainingLoop, "run", run)
     return drawn
 
 
@@ -170,7 +170,7 @@ def _lesson(root, subject, rng):
         data[spot], labels[spot] = 20, index
     brain = np.zeros(shape, np.uint16)
     brain[8:-8, 8:-8, 4:-4] = 1
-    volume.save(Volume(data * brain, OBLIQUE), root / subject / f"anat/{subject}_T2starw.nii.gz")
+    nifti.save(Volume(data * brain, OBLIQUE), root / subject / f"anat/{subject}_T2starw.nii.gz")
     stem = root / "derivatives" / "truth" / subject / "anat" / f"{subject}_space-orig"
     for name, codes in (
         ("seg-CMB_desc-truth_dseg", labels),
@@ -178,7 +178,7 @@ def _lesson(root, subject, rng):
         ("seg-structures_desc-truth_dseg", np.where(brain, 2, 0)),
     ):
         place = stem.with_name(f"{stem.name}_{name}.nii.gz")
-        volume.save(Volume(codes, OBLIQUE), place, dtype=np.uint16)
+        nifti.save(Volume(codes, OBLIQUE), place, dtype=np.uint16)
     rows = [{"index": 1, "certainty": "definite"}, {"index": 2, "certainty": "possible"}]
     write_table(stem.with_name(f"{stem.name}_seg-CMB_desc-truth_dseg.tsv"), rows[0], rows)
 

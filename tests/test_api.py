@@ -10,7 +10,7 @@ import pytest
 
 import bids_cmb
 from bids_cmb.detection.ensemble import Probability
-from bids_cmb.imaging import volume
+from bids_cmb.imaging import nifti
 from bids_cmb.imaging.volume import Volume
 
 PAGE = Path(__file__).parent.parent / "docs" / "guide" / "python_api.md"
@@ -30,7 +30,7 @@ def example():
 @pytest.mark.slow
 def test_the_example_of_the_page_finds_measures_and_locates(scan, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    volume.save(scan.scan, tmp_path / "sub-01_T2starw.nii.gz")
+    nifti.save(scan.scan, tmp_path / "sub-01_T2starw.nii.gz")
     names = {}
     exec(compile(example(), str(PAGE), "exec"), names)
     lesions, labels = names["lesions"], names["labels"]

@@ -16,7 +16,8 @@ from scipy import ndimage
 from bids_cmb.anatomy.mars import find_label, load_mars_table
 from bids_cmb.anatomy.region_map import CORTEX
 from bids_cmb.anatomy.segmentation import WHITE_MATTER, Anatomy, find_labels_near
-from bids_cmb.imaging.volume import Volume, load_labels
+from bids_cmb.imaging.nifti import load_labels
+from bids_cmb.imaging.volume import Volume
 
 SPACE = "MNI152NLin2009cAsym"
 QUERIES = {

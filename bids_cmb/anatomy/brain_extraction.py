@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.imaging.volume import Volume, resample
+from bids_cmb.imaging.cropping import find_box
+from bids_cmb.imaging.resampling import resample
+from bids_cmb.imaging.volume import Volume
 
 PLAUSIBLE_ML = (900, 1900)  # a whole adult brain with its ventricles; outside, look at the mask
 POSSIBLE_ML = (150, 2600)  # from a slab of a small brain to a very large one with all its CSF
@@ -279,5 +281,4 @@ def _find_foreground(data: np.ndarray) -> np.ndarray:
 
 def _find_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
     """Find the smallest box around ``mask``; the whole grid if it is empty."""
-    boxes = ndimage.find_objects(mask.view(np.uint8))
-    return boxes[0] if boxes else tuple(slice(0, n) for n in mask.shape)
+    return find_box(mask) if mask.any() else tuple(slice(0, n) for n in mask.shape)

@@ -13,7 +13,7 @@ from scipy import ndimage
 from bids_cmb.anatomy.mars import find_label
 from bids_cmb.anatomy.region_map import CORTEX, PUTAMEN
 from bids_cmb.anatomy.segmentation import WHITE_MATTER, Anatomy
-from bids_cmb.imaging.preprocessing import find_bounds
+from bids_cmb.imaging.cropping import find_box
 from bids_cmb.imaging.volume import Volume
 
 # Of the central sulcus: it runs backwards from the fissure (y -5, z 18) to the vertex (-34, 72).
@@ -87,7 +87,6 @@ def _is_near_putamen(anatomy: Anatomy) -> np.ndarray:
         return near
     spacing = anatomy.structures.spacing
     reach = np.ceil(INSULA_MM / spacing).astype(int)
-    low, high = find_bounds(putamen)
-    box = tuple(slice(max(a, 0), b) for a, b in zip(low - reach, high + reach, strict=True))
+    box = find_box(putamen, reach)
     near[box] = ndimage.distance_transform_edt(~putamen[box], spacing) <= INSULA_MM
     return near

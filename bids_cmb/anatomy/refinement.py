@@ -19,14 +19,12 @@ from bids_cmb.anatomy.segmentation import (
     assign_sides,
     resample_brain,
 )
-from bids_cmb.imaging.preprocessing import Grid, preprocess
-from bids_cmb.imaging.volume import Volume, resample
-from bids_cmb.networks.inference import (
-    PROBABILITY_STEPS,
-    ModelOptions,
-    load_patch_model,
-    predict_in_slabs,
-)
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import preprocess
+from bids_cmb.imaging.resampling import compute_linear_weights, resample
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.networks.inference import predict_in_slabs
+from bids_cmb.networks.loading import PROBABILITY_STEPS, ModelOptions, load_patch_model
 from bids_cmb.networks.model_cards import ANATOMY, load_card, locate_weights
 
 MEMBER_NAME = "tissue"  # of the anatomy's card
@@ -89,8 +87,7 @@ def resample_prior(
     prior = np.stack(sums, axis=-1).transpose(*order, 3)
     for axis, coarse in enumerate(order):
         positions = to_coarse[coarse, axis] * np.arange(shape[axis]) + to_coarse[coarse, 3]
-        distance = np.abs(positions[:, None] - np.arange(prior.shape[axis]))
-        shares = np.maximum(1 - distance, 0).astype(np.float32)  # (fine, coarse)
+        shares = compute_linear_weights(positions, prior.shape[axis])  # (fine, coarse)
         prior = np.moveaxis(np.tensordot(shares, prior, axes=(1, axis)), 0, axis)
     return np.clip(np.rint(prior), 0, PROBABILITY_STEPS).astype(np.uint8)
 

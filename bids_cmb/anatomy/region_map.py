@@ -29,7 +29,7 @@ from bids_cmb.anatomy.segmentation import (
     compute_leftness,
     find_labels_near,
 )
-from bids_cmb.imaging.preprocessing import find_bounds
+from bids_cmb.imaging.cropping import find_box
 from bids_cmb.imaging.volume import Volume
 
 CALLOSUM_MM = 6.0  # white matter this close to the midline is corpus callosum (and fornix)
@@ -114,8 +114,7 @@ def _bound_deep(structures: Volume, deep_wm_distance_mm: float) -> tuple[slice, 
     if not inmost.any():
         return (slice(0),) * 3
     reach = np.ceil(2 * max(deep_wm_distance_mm, CAPSULE_MM) / structures.spacing).astype(int)
-    low, high = find_bounds(inmost)
-    return tuple(slice(max(a, 0), b) for a, b in zip(low - reach, high + reach, strict=True))
+    return find_box(inmost, reach)
 
 
 def _mark_deep_white_matter(

@@ -23,8 +23,10 @@ from bids_cmb.anatomy.user_segmentation import (
     register_segmentation,
 )
 from bids_cmb.bids.companions import Segmentation
-from bids_cmb.imaging.volume import Volume, load_labels, resample_like
-from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.imaging.nifti import load_labels
+from bids_cmb.imaging.resampling import resample_like
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.networks.loading import ModelOptions
 from bids_cmb.networks.model_cards import ANATOMY, load_card
 
 NETWORK = "the anatomy network"

@@ -11,9 +11,12 @@ import numpy as np
 from scipy import ndimage
 
 from bids_cmb.anatomy.labels import SULCUS_HALF_WIDTH_MM
-from bids_cmb.imaging.preprocessing import Grid, preprocess
-from bids_cmb.imaging.volume import Volume, resample
-from bids_cmb.networks.inference import PROBABILITY_STEPS, ModelOptions, load_network, predict
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import preprocess
+from bids_cmb.imaging.resampling import resample
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.networks.inference import predict
+from bids_cmb.networks.loading import PROBABILITY_STEPS, ModelOptions, load_network
 from bids_cmb.networks.model_cards import ANATOMY, load_card, locate_weights, select_members
 
 FLUID_OUTSIDE, OUTSIDE = "fluid outside the brain", "outside"  # classes that are no brain

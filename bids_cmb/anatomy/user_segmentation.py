@@ -25,8 +25,9 @@ from bids_cmb.anatomy.segmentation import (
     decode_anatomy,
     resample_brain,
 )
+from bids_cmb.imaging.nifti import load_labels
 from bids_cmb.imaging.registration import load_transform, measure_rotation_deg, register
-from bids_cmb.imaging.volume import Volume, load_labels
+from bids_cmb.imaging.volume import Volume
 
 MIN_SPACING_MM = 1.5  # no finer than this are regions looked at
 MIN_STRUCTURES = 8  # structures of a brain; a mask has one, and lesions have none of these

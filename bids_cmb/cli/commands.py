@@ -99,7 +99,7 @@ def _add_simulate(commands: argparse._SubParsersAction) -> None:
 
 def _run_simulate(args: argparse.Namespace) -> int:
     """Simulate a dataset, and log the time left. Returns the exit code."""
-    from bids_cmb.simulation.simulate import simulate_dataset
+    from bids_cmb.simulation.dataset import simulate_dataset
 
     numbers = simulate_dataset(
         args.folder,

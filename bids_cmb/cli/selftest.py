@@ -8,15 +8,11 @@ from pathlib import Path
 from bids_cmb.config import Config
 from bids_cmb.evaluation.evaluate import compute_evaluation
 from bids_cmb.evaluation.options import EvaluationOptions
-from bids_cmb.networks.inference import (
-    describe_device,
-    find_device_problem,
-    load_network,
-    load_patch_model,
-)
+from bids_cmb.networks.backend import describe_device, find_device_problem
+from bids_cmb.networks.loading import load_network, load_patch_model
 from bids_cmb.networks.model_cards import list_cards, load_card, locate_weights, select_members
 from bids_cmb.provenance import machine, software
-from bids_cmb.simulation.simulate import simulate_dataset
+from bids_cmb.simulation.dataset import simulate_dataset
 from bids_cmb.workflow.run import run
 
 SEED = 11

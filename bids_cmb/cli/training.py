@@ -91,11 +91,13 @@ def add_train(commands: argparse._SubParsersAction) -> None:
 
 def run_train(args: argparse.Namespace) -> int:
     """Train, and log the progress. Returns the exit code."""
-    from bids_cmb.networks.inference import set_threads
+    from bids_cmb.networks.backend import set_threads
 
     set_threads(args.threads)
-    from bids_cmb.training.data import Loading
-    from bids_cmb.training.train import TrainingData, cross_validate, read_recipe, train
+    from bids_cmb.training.cross_validation import cross_validate
+    from bids_cmb.training.inputs import TrainingData
+    from bids_cmb.training.scan_loading import Loading
+    from bids_cmb.training.train import read_recipe, train
 
     others = {name: getattr(args, name) for name in OVERRIDES if getattr(args, name) is not None}
     truth = _write_reviewed_truth(args) if args.reviews else args.truth
@@ -178,7 +180,7 @@ def add_release(commands: argparse._SubParsersAction) -> None:
 
 def run_release(args: argparse.Namespace) -> int:
     """Make a detector by a plan, and log the progress. Returns the exit code."""
-    from bids_cmb.networks.inference import set_threads
+    from bids_cmb.networks.backend import set_threads
 
     set_threads(args.threads)
     from bids_cmb.training.release import ReleaseOptions, read_plan, release

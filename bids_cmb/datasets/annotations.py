@@ -9,7 +9,8 @@ from scipy import ndimage
 from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.bids.tables import read_columns
 from bids_cmb.datasets.base import Point
-from bids_cmb.imaging.volume import Volume, load_labels
+from bids_cmb.imaging.nifti import load_labels
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.label_maps import MAX_COVERED
 from bids_cmb.lesions.measure import CONNECTIVITY_26, MAX_DIAMETER_MM
 from bids_cmb.lesions.region_growing import GrownRegion, find_nearest_voxel, grow_from_point
@@ -84,8 +85,7 @@ def _check_grid(path: Path, mask: Volume, image: Volume) -> None:
         raise ValueError(
             f"{path}: a mask must lie on the grid of its scan, {wanted} voxels; found {size}."
         )
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in mask.shape])).reshape(3, -1).T
-    apart = np.linalg.norm(mask.world(corners) - image.world(corners), axis=1).max()
+    apart = mask.max_corner_distance(image)
     if apart > MAX_CORNER_DISTANCE_VOXELS * image.spacing.min():
         raise ValueError(
             f"{path}: a mask must lie on the grid of its scan; their corners are {apart:.1f} mm "

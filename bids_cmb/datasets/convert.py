@@ -24,7 +24,8 @@ from bids_cmb.datasets.index_convention import (
     measure_darkness,
 )
 from bids_cmb.datasets.outputs import describe_convention, name_scans, write_dataset, write_scan
-from bids_cmb.imaging.volume import Volume, load
+from bids_cmb.imaging.nifti import load
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.region_growing import find_nearest_voxel
 
 READERS = {

@@ -25,7 +25,8 @@ from bids_cmb.datasets.index_convention import (
 )
 from bids_cmb.evaluation.counts import COUNTS_FILE, convert_rating, sum_or_none
 from bids_cmb.files import read_json, replacing, write_json, write_text
-from bids_cmb.imaging.volume import LoadReport, Volume, load, save
+from bids_cmb.imaging.nifti import LoadReport, load, save
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import MAX_DIAMETER_MM
 from bids_cmb.lesions.region_growing import DEFAULT_DIAMETER_MM
 

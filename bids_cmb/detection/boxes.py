@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 
 from bids_cmb.lesions.measure import MAX_DIAMETER_MM, MIN_DIAMETER_MM
 
@@ -84,18 +85,13 @@ def decode_boxes(
     """
     cells, count = output.shape[:2], len(anchors)
     shape = output[..., : 4 * count].reshape(*cells, count, 4)
-    confidence = compute_logistic(output[..., 4 * count : 5 * count].astype(float))
+    confidence = expit(output[..., 4 * count : 5 * count].astype(float))
     corner = np.stack(np.meshgrid(*map(np.arange, cells), indexing="ij"), axis=-1)[:, :, None]
-    centre = (corner + compute_logistic(shape[..., :2].astype(float))) * stride
+    centre = (corner + expit(shape[..., :2].astype(float))) * stride
     log_scale = np.clip(shape[..., 2:], -MAX_LOG_SCALE, MAX_LOG_SCALE)
     sides = np.asarray(anchors) * np.exp(log_scale)
     boxes = np.concatenate([centre, sides, confidence[..., None]], axis=-1)
     return boxes.reshape(-1, 5).astype(np.float32)
-
-
-def compute_logistic(logits: np.ndarray) -> np.ndarray:
-    """Compute probabilities from logits, without overflow and in their dtype."""
-    return 0.5 + 0.5 * np.tanh(logits / 2)
 
 
 def compute_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 
 from bids_cmb.detection.boxes import (
     BoxCandidate,
-    compute_logistic,
     decode_boxes,
     link_boxes,
     suppress_non_maxima,
@@ -25,11 +25,14 @@ from bids_cmb.detection.members import (
     split_batches,
 )
 from bids_cmb.detection.outputs import Box, DetectorOutputs
+from bids_cmb.imaging.cropping import crop_or_pad
+from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.phase import NEUTRAL, resample_phase
-from bids_cmb.imaging.preprocessing import Grid, Preprocessed, crop_or_pad, preprocess
+from bids_cmb.imaging.preprocessing import Preprocessed, preprocess
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import MAX_DIAMETER_MM, keep_connected
-from bids_cmb.networks.inference import ModelOptions, Predictor
+from bids_cmb.networks.inference import Predictor
+from bids_cmb.networks.loading import ModelOptions
 
 SLICES_PER_BATCH = 8
 PATCHES_PER_BATCH = 32
@@ -297,7 +300,7 @@ def classify_candidates(
     for batch in split_batches(candidates, PATCHES_PER_BATCH):
         patches = [crop_patch(data, candidate.centre, shape) for candidate in batch]
         logits.append(predict(np.stack(patches)))
-    return compute_logistic(np.concatenate(logits)[:, 0])
+    return expit(np.concatenate(logits)[:, 0])
 
 
 # --- Back to the scan -----------------------------------------------------------------------------

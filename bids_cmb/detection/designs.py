@@ -14,9 +14,9 @@ from bids_cmb.detection.gated import run_gated
 from bids_cmb.detection.outputs import DetectorOutputs
 from bids_cmb.detection.radial import Candidate, run_radial
 from bids_cmb.detection.two_stage import run_two_stage
-from bids_cmb.imaging.preprocessing import Grid
+from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.networks.loading import ModelOptions
 from bids_cmb.networks.model_cards import DETECTION, list_cards, load_card
 
 FUNCTIONS: dict[str, Callable[..., Volume]] = {"radial": run_radial}

@@ -17,16 +17,13 @@ from scipy.special import expit
 from bids_cmb.detection.members import index_members, load_predictor, split_batches
 from bids_cmb.detection.outputs import DetectorOutputs
 from bids_cmb.detection.radial_symmetry import compute_radial_symmetry
-from bids_cmb.imaging.preprocessing import (
-    Grid,
-    Preprocessed,
-    dilate_brain,
-    preprocess,
-    resample_to_scan,
-)
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import Preprocessed, dilate_brain, preprocess
+from bids_cmb.imaging.resampling import resample_to_scan
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import CONNECTIVITY_26
-from bids_cmb.networks.inference import ModelOptions, Predictor, predict_in_slabs
+from bids_cmb.networks.inference import Predictor, predict_in_slabs
+from bids_cmb.networks.loading import ModelOptions
 
 PATCH_VOXELS = 24  # of the student's patch, along each axis
 FLUID_INTENSITY = 2.0  # brain medians: what is as bright or brighter has no darkness

@@ -15,9 +15,12 @@ from bids_cmb.detection.calibration import COMMON_THRESHOLD, calibrate, map_to_c
 from bids_cmb.detection.designs import DESIGNS, FUNCTIONS, WITH_ANATOMY, card_uses_phase
 from bids_cmb.detection.members import dilate_by_voxel, locate_member, resample_within_brain
 from bids_cmb.detection.outputs import DetectorOutputs, merge_outputs
-from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.networks.inference import ModelOptions, load_network, predict, release_memory
+from bids_cmb.networks.backend import release_memory
+from bids_cmb.networks.inference import predict
+from bids_cmb.networks.loading import ModelOptions, load_network
 from bids_cmb.networks.model_cards import load_card, select_members
 
 STEPS = 10_000  # that a probability is rounded to: far more than threads or processors change
@@ -83,7 +86,7 @@ def detect(
     if not names or len(set(names)) < len(names):
         raise ValueError(f"Detectors must be named once each; found {list(names)}.")
     models = models or ModelOptions()
-    results = [_run_detector(name, image, brain, models, phase, anatomy) for name in names]
+    results = [run_detector(name, image, brain, models, phase, anatomy) for name in names]
     maps = [member_maps for member_maps, _ in results]
     for name, member_maps in zip(names, maps, strict=True):
         _check_probabilities(name, member_maps)
@@ -120,30 +123,6 @@ def _average(maps: Sequence[np.ndarray]) -> np.ndarray:
     return np.mean(maps, axis=0, dtype=np.float32)
 
 
-def predict_members(
-    name: str, image: Volume, brain: Volume, models: ModelOptions, phase: Volume | None = None,
-    anatomy: Anatomy | None = None,
-) -> list[np.ndarray]:  # fmt: skip
-    """Predict the probability of microbleed by each member of a detector, before any calibration.
-
-    Args:
-        name: Of the detector.
-        image: T2*-weighted magnitude or SWI, as acquired.
-        brain: True inside the brain, on the grid of ``image``.
-        models: Which networks, and how.
-        phase: As `detect`.
-        anatomy: As `detect`.
-
-    Returns:
-        Maps of 0 to 1, float32, on the grid of ``image``; a single one of a detector whose members
-        run one after the other.
-
-    Raises:
-        ValueError: As `detect`.
-    """
-    return _run_detector(name, image, brain, models, phase, anatomy)[0]
-
-
 def predict_second_opinion(
     card: Mapping, image: Volume, brain: Volume, models: ModelOptions
 ) -> Volume | None:
@@ -165,11 +144,16 @@ def predict_second_opinion(
     return Volume(_average(maps), image.affine)
 
 
-def _run_detector(
+def run_detector(
     name: str, image: Volume, brain: Volume, models: ModelOptions, phase: Volume | None,
     anatomy: Anatomy | None,
 ) -> tuple[list[np.ndarray], DetectorOutputs]:  # fmt: skip
-    """Run a detector: as `predict_members`, and its further outputs."""
+    """Run a detector, before any calibration.
+
+    Returns:
+        The probability of microbleed by each member, 0 to 1, float32, on the grid of ``image``, a
+        single map of a detector whose members run one after the other; and its further outputs.
+    """
     card = load_card(name, models.folder)
     if "members" not in card:
         return [FUNCTIONS[name](image, brain, card["parameters"]).data], DetectorOutputs()

@@ -17,9 +17,11 @@ from bids_cmb.detection.members import (
     split_batches,
 )
 from bids_cmb.detection.outputs import DetectorOutputs, GateResponse
-from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.networks.inference import ModelOptions, Predictor
+from bids_cmb.networks.inference import Predictor
+from bids_cmb.networks.loading import ModelOptions
 
 GATE_MODES = ("off", "hard", "soft")
 TILE_VOXELS = 32  # a side, as in the gate's recipe

@@ -8,9 +8,11 @@ from typing import TypeVar
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.imaging.preprocessing import find_bounds, resample_to_scan
-from bids_cmb.imaging.volume import Volume, crop
-from bids_cmb.networks.inference import ModelOptions, Predictor, load_patch_model
+from bids_cmb.imaging.cropping import crop, find_bounds
+from bids_cmb.imaging.resampling import resample_to_scan
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.networks.inference import Predictor
+from bids_cmb.networks.loading import ModelOptions, load_patch_model
 from bids_cmb.networks.model_cards import locate_weights
 
 MAX_INTENSITY = 3.0  # brain medians: above, fluid and fat look the same
@@ -51,7 +53,7 @@ def locate_member(card: Mapping, member: Mapping, models: ModelOptions) -> Path:
 
 
 def load_predictor(card: Mapping, member: Mapping, models: ModelOptions) -> Predictor:
-    """Load a member that predicts patches; see `networks.inference.load_patch_model`."""
+    """Load a member that predicts patches; see `networks.loading.load_patch_model`."""
     path = locate_member(card, member, models)
     return load_patch_model(member, path, precision=models.precision)
 

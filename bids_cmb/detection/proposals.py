@@ -15,7 +15,8 @@ from scipy.special import logit
 from bids_cmb.anatomy.segmentation import Anatomy
 from bids_cmb.detection.distilled import scale_symmetry
 from bids_cmb.detection.members import MAX_INTENSITY, read_rules
-from bids_cmb.imaging.preprocessing import Preprocessed, crop_or_pad
+from bids_cmb.imaging.cropping import crop_or_pad
+from bids_cmb.imaging.preprocessing import Preprocessed
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import keep_connected, measure_elongation
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
+from scipy.special import expit
 
 from bids_cmb.detection.radial_symmetry import (
     BrainStack,
@@ -95,8 +96,7 @@ def _score(candidate: Candidate, gates: Sequence[Mapping]) -> float:
     probability = 1.0
     for gate in gates:
         beyond = (getattr(candidate, gate["measure"]) - gate["midpoint"]) / gate["width"]
-        # tanh instead of exp: the same curve, and no overflow far from the midpoint
-        probability *= 0.5 + 0.5 * np.tanh(beyond / 2 if gate["keep"] == "above" else -beyond / 2)
+        probability *= expit(beyond if gate["keep"] == "above" else -beyond)
     return float(probability)
 
 

@@ -13,12 +13,14 @@ Source:
 """
 
 from dataclasses import dataclass
-from itertools import permutations
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage
 
+from bids_cmb.imaging.cropping import crop, find_bounds, shift_affine
+from bids_cmb.imaging.preprocessing import reorient
+from bids_cmb.imaging.resampling import compute_linear_weights
 from bids_cmb.imaging.volume import Volume
 
 RADII_MM = (1.0, 1.5, 2.0, 3.0)  # of the spots
@@ -49,7 +51,7 @@ class BrainStack:
 
     def map_to_scan(self, index: np.ndarray) -> np.ndarray:
         """Map voxels of the stack, (N, 3), to voxels of the scan."""
-        return index @ self.to_scan[:3, :3].astype(int).T + self.to_scan[:3, 3].astype(int)
+        return index @ self.to_scan[:3, :3].T + self.to_scan[:3, 3]
 
 
 def compute_radial_symmetry(image: Volume, brain: Volume) -> Volume:
@@ -97,49 +99,17 @@ def make_stack(image: Volume, brain: Volume) -> BrainStack:
             f"`image` must be brighter than 0 inside the brain; found a median of {median:g}."
         )
 
-    axes, to_scan = _order_axes(image)
-    flips = tuple(slice(None, None, int(to_scan[axis, k])) for k, axis in enumerate(axes))
-    inside = inside.transpose(axes)[flips]
-    spacing = image.spacing[list(axes)]
-    box = _bound(inside, np.ceil(CROP_MARGIN_MM / spacing).astype(int))
-    corner = np.eye(4)
-    corner[:3, 3] = [side.start for side in box]
-    data = image.data.transpose(axes)[flips][box].astype(np.float32) / np.float32(median)
-    return BrainStack(data, np.ascontiguousarray(inside[box]), spacing, to_scan @ corner)
-
-
-def _order_axes(volume: Volume) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Order axes as right, anterior, superior as nearly as can be, slices last.
-
-    Returns:
-        axes: For each new axis, the old one.
-        to_old: New index to old index, (4, 4).
-    """
-    cosines = volume.affine[:3, :3] / volume.spacing  # (world axis, voxel axis)
-    axes = max(permutations(range(3)), key=lambda p: np.abs(cosines[range(3), p]).sum())
-    signs = {axis: 1 if cosines[world, axis] > 0 else -1 for world, axis in enumerate(axes)}
-    # `Volume.slice_axis` takes the last of equals; here the last in world order.
-    large = volume.spacing[list(axes)] >= volume.spacing.max() * 0.999
-    slices = axes[np.flatnonzero(large)[-1]]
-    axes = (*(axis for axis in axes if axis != slices), slices)
-
-    to_old = np.zeros((4, 4))
-    to_old[3, 3] = 1
-    for new, old in enumerate(axes):
-        to_old[old, new] = signs[old]
-        to_old[old, 3] = 0 if signs[old] > 0 else volume.shape[old] - 1
-    return axes, to_old
-
-
-def _bound(inside: np.ndarray, margin: np.ndarray) -> tuple[slice, ...]:
-    """Find the smallest box that holds every True and ``margin`` voxels around it."""
-    sides = []
-    for axis, size in enumerate(inside.shape):
-        other = tuple(k for k in range(3) if k != axis)
-        filled = np.flatnonzero(inside.any(axis=other))
-        start, stop = filled[0] - margin[axis], filled[-1] + 1 + margin[axis]
-        sides.append(slice(max(int(start), 0), min(int(stop), size)))
-    return tuple(sides)
+    # First in world order: of equally large axes the last in the world's order stacks the slices.
+    ordered, ordered_brain = (
+        reorient(reorient(Volume(data, image.affine), "ras"), "slices")
+        for data in (image.data, inside)
+    )
+    to_scan = np.rint(np.linalg.inv(image.affine) @ ordered.affine)
+    spacing = image.spacing @ np.abs(to_scan[:3, :3])
+    low, end = find_bounds(ordered_brain.data, np.ceil(CROP_MARGIN_MM / spacing).astype(int))
+    data = crop(ordered, low, end).data.astype(np.float32) / np.float32(median)
+    inside = np.ascontiguousarray(crop(ordered_brain, low, end).data)
+    return BrainStack(data, inside, spacing, shift_affine(to_scan, low).astype(int))
 
 
 def compute_stack_symmetry(stack: BrainStack) -> np.ndarray:
@@ -184,8 +154,8 @@ def make_linear_weights(pixels: int, spacing: float, step: float) -> np.ndarray:
         float32, (pixels, knots).
     """
     knots = max(round((pixels - 1) * spacing / step), 1) + 1
-    positions = np.linspace(0, knots - 1, pixels)[:, None]
-    return np.clip(1 - np.abs(positions - np.arange(knots)), 0, None).astype(np.float32)
+    positions = np.linspace(0, knots - 1, pixels)
+    return compute_linear_weights(positions, knots)
 
 
 def _compute_nanmedian(rows: np.ndarray) -> np.ndarray:

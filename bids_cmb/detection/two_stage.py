@@ -27,16 +27,13 @@ from bids_cmb.detection.proposals import (
     mask_hidden,
     stack_channels,
 )
-from bids_cmb.imaging.preprocessing import (
-    Grid,
-    Preprocessed,
-    dilate_brain,
-    preprocess,
-    resample_to_scan,
-)
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import Preprocessed, dilate_brain, preprocess
+from bids_cmb.imaging.resampling import resample_to_scan
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import keep_connected
-from bids_cmb.networks.inference import ModelOptions, load_network, predict
+from bids_cmb.networks.inference import predict
+from bids_cmb.networks.loading import ModelOptions, load_network
 
 PATCHES_PER_BATCH = 32
 OPINION_DISTANCE_MM = 2.5  # from a proposal's peak within which the second opinion counts for it

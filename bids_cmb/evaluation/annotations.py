@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from bids_cmb.bids.entities import parse_scan_entities
 from bids_cmb.bids.tables import POSITION_COLUMNS, read_cells
 from bids_cmb.files import read_json
-from bids_cmb.imaging.volume import load_labels
+from bids_cmb.imaging.nifti import load_labels
 from bids_cmb.lesions.label_maps import grids_overlap, load_label_map, measure_overlap
 
 POSITION_COLUMNS = list(POSITION_COLUMNS)

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.bids.metadata import describe_read_error
-from bids_cmb.imaging.phase import PhaseMatch, load_phase_map
-from bids_cmb.imaging.volume import LoadReport, Volume, load
+from bids_cmb.imaging.nifti import LoadReport, load
+from bids_cmb.imaging.phase import load_phase_map
+from bids_cmb.imaging.phase_files import PhaseMatch
+from bids_cmb.imaging.volume import Volume
 
 WITHOUT_PHASE = "Networks that take phase did without."
 

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from bids_cmb.imaging.volume import Volume, load_labels
+from bids_cmb.imaging.nifti import load_labels
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import CONNECTIVITY_26
 
 MAX_COVERED = 0.1  # share of the voxels; a hundred microbleeds are a thousandth of a head

@@ -15,8 +15,11 @@ from scipy import ndimage
 from bids_cmb.bids.paths import Output, get_figure_stem
 from bids_cmb.bids.tables import POSITION_COLUMNS
 from bids_cmb.files import read_json, replacing, write_json
-from bids_cmb.imaging.preprocessing import Grid, Preprocessed, find_bounds, preprocess
-from bids_cmb.imaging.volume import Volume, crop, transfer_labels
+from bids_cmb.imaging.cropping import crop, find_bounds
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import Preprocessed, preprocess
+from bids_cmb.imaging.resampling import transfer_labels
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.quality.familiarity import compute_histogram, measure_intensities, measure_scan
 from bids_cmb.report.viewer import MARGIN_MM, has_viewer, write_view, write_viewer
 

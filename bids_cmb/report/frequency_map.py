@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.files import replacing, write_json
-from bids_cmb.imaging.volume import Volume, save
+from bids_cmb.imaging.nifti import save
+from bids_cmb.imaging.volume import Volume
 
 # The grid of TemplateFlow's tpl-MNI152NLin2009cAsym_res-02, which fMRIPrep calls res-2.
 SHAPE = (97, 115, 97)

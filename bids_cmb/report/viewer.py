@@ -12,8 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.files import replacing, write_text
-from bids_cmb.imaging.preprocessing import Grid, Preprocessed, find_bounds, preprocess, reorient
-from bids_cmb.imaging.volume import Volume, crop, save, transfer_labels
+from bids_cmb.imaging.cropping import crop, find_bounds
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.nifti import save
+from bids_cmb.imaging.preprocessing import Preprocessed, preprocess, reorient
+from bids_cmb.imaging.resampling import transfer_labels
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.quality.familiarity import WHITE_PERCENTILE
 
 VIEWER = "code/niivue"  # BIDS looks into no folder called code

@@ -16,8 +16,8 @@ from bids_cmb.bids.markers import list_file_names
 from bids_cmb.bids.paths import locate_lesion_table
 from bids_cmb.bids.tables import read_table
 from bids_cmb.files import read_json
+from bids_cmb.imaging.nifti import load_labels
 from bids_cmb.imaging.registration import load_transform
-from bids_cmb.imaging.volume import load_labels
 from bids_cmb.lesions.table import MNI_COLUMNS, count_by_region
 from bids_cmb.review.reviews import Review, merge_reviews, select_accepted
 

@@ -14,7 +14,8 @@ from bids_cmb.bids.description import write_description
 from bids_cmb.bids.paths import locate_lesion_table
 from bids_cmb.bids.tables import LESION_INDEX, read_columns, read_table, write_table
 from bids_cmb.files import read_json, write_json
-from bids_cmb.imaging.volume import Volume, load, load_labels, save
+from bids_cmb.imaging.nifti import load, load_labels, save
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.region_growing import grow_region
 from bids_cmb.review.reviews import Consensus, Review, is_complete, merge_reviews, read_reviews
 

@@ -10,7 +10,8 @@ from functools import cached_property
 import numpy as np
 from scipy import ndimage
 
-from bids_cmb.imaging.volume import Volume, resample
+from bids_cmb.imaging.resampling import resample
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.simulation.tissue_properties import CHOROID, CSF, VENTRICLES, is_brain
 
 MIN_CSF_FRACTION = 0.05  # of the brain; FreeSurfer itself has less: it knows fluid in clefts only

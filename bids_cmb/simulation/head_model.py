@@ -12,7 +12,8 @@ from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
 from bids_cmb.anatomy.labels import make_mirror_table
-from bids_cmb.imaging.volume import Volume, load
+from bids_cmb.imaging.nifti import load
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.simulation.noise import (
     count_nodes,
     interpolation_weights,
@@ -74,7 +75,7 @@ def load_head_model(path: Path) -> HeadModel:
         The head, cropped to its content, without specks.
 
     Raises:
-        ValueError: If the file cannot be opened (`imaging.volume.load`), holds no whole numbers or
+        ValueError: If the file cannot be opened (`imaging.nifti.load`), holds no whole numbers or
             too many of them, no cerebral cortex or white matter, or unknown codes.
     """
     volume, _ = load(path)

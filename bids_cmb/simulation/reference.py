@@ -13,8 +13,10 @@ from bids_cmb.bids.tables import read_columns
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import CONNECTIVITY_26, find_lesions
 from bids_cmb.lesions.table import make_lesion_row
-from bids_cmb.simulation import physics
-from bids_cmb.simulation.acquisition import AcquiredImages, AcquisitionModel, Effect
+from bids_cmb.simulation.acquisition import AcquisitionModel
+from bids_cmb.simulation.kspace import make_swi
+from bids_cmb.simulation.readout import AcquiredImages
+from bids_cmb.simulation.source_effects import Effect
 from bids_cmb.simulation.sources import MICROBLEED
 
 # Voxels that lose this share of a lesion's deepest loss are the lesion. Where the deepest loss is
@@ -138,7 +140,7 @@ def _compute_loss(effect: Effect, acquisition: AcquisitionModel) -> tuple[np.nda
     """Compute the loss of one effect alone: voxels of the scan (N, 3) and losses, 0 to 1."""
     magnitude = np.abs(effect.factor)
     if acquisition.protocol.contrast == "swi":
-        magnitude = physics.swi(magnitude, np.angle(effect.factor), phase_sign=1)
+        magnitude = make_swi(magnitude, np.angle(effect.factor), phase_sign=1)
     fine = np.column_stack(np.unravel_index(effect.voxels, acquisition.sampling.shape))
     flat = np.ravel_multi_index((fine // acquisition.oversampling).T, acquisition.grid.shape)
     voxels, inverse = np.unique(flat, return_inverse=True)

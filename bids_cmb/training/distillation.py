@@ -7,6 +7,8 @@ al. 2015, arXiv:1503.02531.
 import keras
 from keras import ops
 
+from bids_cmb.training.losses import binary_cross_entropy, soft_dice_loss
+
 DICE_SMOOTH = 1.0  # voxels or patches; a batch without lesions is no catastrophe
 
 
@@ -76,17 +78,16 @@ class StudentLoss(keras.losses.Loss):
 def voxel_loss(truth, weight, logits):
     """Compute the weighted mean cross-entropy plus 1 - Dice of the microbleeds over the batch."""
     odds = logits[..., 1] - logits[..., 0]
-    entropy = ops.softplus(odds) - odds * truth
     known = ops.cast(weight > 0, odds.dtype)
-    predicted = known * ops.sigmoid(odds)
-    mean = ops.sum(weight * entropy) / (ops.sum(weight) + DICE_SMOOTH)
-    return mean + _dice_loss(known * truth, predicted)
+    entropy = ops.sum(weight * binary_cross_entropy(truth, odds)) / (ops.sum(weight) + DICE_SMOOTH)
+    return entropy + soft_dice_loss(truth, ops.sigmoid(odds), known, smooth=DICE_SMOOTH)
 
 
 def patch_loss(truth, logits, positive_weight: float):
     """Compute the weighted mean cross-entropy of patches plus 1 - Dice of the microbleeds."""
     chances = ops.sigmoid(logits[:, 1] - logits[:, 0])
-    return _cross_entropy(truth, logits, positive_weight) + _dice_loss(truth, chances)
+    dice = soft_dice_loss(truth, chances, smooth=DICE_SMOOTH)
+    return _cross_entropy(truth, logits, positive_weight) + dice
 
 
 def kl_divergence(teacher, student, temperature: float):
@@ -101,9 +102,4 @@ def kl_divergence(teacher, student, temperature: float):
 def _cross_entropy(truth, logits, positive_weight: float):
     odds = logits[:, 1] - logits[:, 0]
     weight = 1 + (positive_weight - 1) * truth
-    return ops.sum(weight * (ops.softplus(odds) - odds * truth)) / ops.sum(weight)
-
-
-def _dice_loss(truth, predicted):
-    intersection, total = ops.sum(truth * predicted), ops.sum(truth) + ops.sum(predicted)
-    return 1 - (2 * intersection + DICE_SMOOTH) / (total + DICE_SMOOTH)
+    return ops.sum(weight * binary_cross_entropy(truth, odds)) / ops.sum(weight)

@@ -29,16 +29,10 @@ class LesionLoss(keras.losses.Loss):
         """Compute the loss of a batch of logits, (B, X, Y, Z, 1)."""
         truth, weight, logits = y_true[..., :1], y_true[..., 1:], y_pred
         voxel_weight = weight * (1 + (self.lesion_weight - 1) * truth)
-        entropy = ops.sum(voxel_weight * _binary_cross_entropy(truth, logits)) / (
+        entropy = ops.sum(voxel_weight * binary_cross_entropy(truth, logits)) / (
             ops.sum(weight) + 1
         )
-        predicted = weight * ops.sigmoid(logits)
-        intersection, total = (
-            ops.sum(predicted * truth),
-            ops.sum(predicted) + ops.sum(weight * truth),
-        )
-        dice = 1 - (2 * intersection + DICE_SMOOTH) / (total + DICE_SMOOTH)
-        return self.entropy_weight * entropy + dice
+        return self.entropy_weight * entropy + soft_dice_loss(truth, ops.sigmoid(logits), weight)
 
 
 class StructuresLoss(keras.losses.Loss):
@@ -61,10 +55,8 @@ class StructuresLoss(keras.losses.Loss):
         logits, turn = y_pred[..., :-1], y_pred[..., -1]
         chances = ops.softmax(logits)
         entropy = -ops.mean(ops.sum(truth * ops.log_softmax(logits), axis=-1))
-        common = ops.sum(chances * truth, axis=(0, 1, 2, 3))
-        total = ops.sum(chances, axis=(0, 1, 2, 3)) + ops.sum(truth, axis=(0, 1, 2, 3))
-        dice = 1 - ops.mean((2 * common + DICE_SMOOTH) / (total + DICE_SMOOTH))
-        turned = ops.sum(sided * _binary_cross_entropy(side, turn)) / (ops.sum(sided) + 1)
+        dice = ops.mean(soft_dice_loss(truth, chances, axis=(0, 1, 2, 3)))
+        turned = ops.sum(sided * binary_cross_entropy(side, turn)) / (ops.sum(sided) + 1)
         return entropy + dice + self.side_weight * turned
 
 
@@ -74,15 +66,14 @@ class TissueLoss(keras.losses.Loss):
     The reference has two channels, (B, X, Y, Z, 2): the kind, and the weight of the voxel.
     """
 
-    def __init__(self, *, kinds: int):
-        """Set the number of kinds."""
+    def __init__(self):
+        """Take no arguments."""
         super().__init__(name="tissue_loss")
-        self.kinds = kinds
 
     def call(self, y_true, y_pred):
         """Compute the loss of a batch of logits, (B, X, Y, Z, kinds)."""
-        truth = ops.one_hot(ops.cast(y_true[..., 0], "int32"), self.kinds)
-        entropy = -ops.sum(truth * ops.log_softmax(y_pred), axis=-1)
+        kinds = ops.cast(y_true[..., 0], "int32")
+        entropy = ops.sparse_categorical_crossentropy(kinds, y_pred, from_logits=True)
         return ops.sum(entropy * y_true[..., 1]) / (ops.sum(y_true[..., 1]) + 1)
 
 
@@ -156,9 +147,8 @@ class BoxLoss(keras.losses.Loss):
         excused = ops.max(iou * sure, axis=2) > self.good
         excused = ops.logical_or(excused, self._is_uncertain(middle, y_true))
         noobject = (1 - has) * (1 - ops.cast(excused, "float32"))
-        entropy = ops.maximum(confidence, 0) + ops.log1p(ops.exp(-ops.abs(confidence)))
-        object_cost = ops.sum(has * (entropy - confidence * assigned_iou))
-        noobject_cost = ops.sum(noobject * entropy)
+        object_cost = ops.sum(has * binary_cross_entropy(assigned_iou, confidence))
+        noobject_cost = ops.sum(noobject * ops.softplus(confidence))
         cost = (
             self.place_weight * place
             + self.found_weight * object_cost
@@ -223,7 +213,7 @@ class FocalTverskyLoss(keras.losses.Loss):
         """Compute the loss of a batch of logits, (B, X, Y, 1)."""
         truth, weight, logits = y_true[..., :1], y_true[..., 1:], y_pred
         heavy = weight * (1 + (self.lesion_weight - 1) * truth)
-        entropy = ops.sum(heavy * _binary_cross_entropy(truth, logits)) / (ops.sum(weight) + 1)
+        entropy = ops.sum(heavy * binary_cross_entropy(truth, logits)) / (ops.sum(weight) + 1)
         predicted = ops.sigmoid(logits)
         true_positive, missed, false = (
             ops.sum(weight * part, axis=(1, 2, 3))
@@ -251,10 +241,31 @@ class TileLoss(keras.losses.Loss):
     def call(self, y_true, y_pred):
         """Compute the loss of a batch of logits, (B, 1)."""
         truth, weight = y_true[..., :1], y_true[..., 1:]
-        return ops.sum(weight * _binary_cross_entropy(truth, y_pred)) / ops.maximum(
+        return ops.sum(weight * binary_cross_entropy(truth, y_pred)) / ops.maximum(
             ops.sum(weight), 1
         )
 
 
-def _binary_cross_entropy(truth, logits):
-    return ops.maximum(logits, 0) - logits * truth + ops.log1p(ops.exp(-ops.abs(logits)))
+def binary_cross_entropy(truth, logits):
+    """Compute the cross-entropy of each element, nats."""
+    return ops.softplus(logits) - logits * truth
+
+
+def soft_dice_loss(truth, predicted, weight=1.0, *, axis=None, smooth: float = DICE_SMOOTH):
+    """Compute 1 - the soft Dice coefficient.
+
+    1 - (2 Σ w p t + s) / (Σ w p + Σ w t + s), with prediction p, reference t and weight w.
+
+    Args:
+        truth: 1 in the structure, else 0.
+        predicted: Probability of it.
+        weight: Of each element.
+        axis: Summed over; all without.
+        smooth: s, in elements.
+
+    Source:
+        Milletari et al. 2016, arXiv:1606.04797.
+    """
+    common = ops.sum(weight * predicted * truth, axis=axis)
+    total = ops.sum(weight * predicted, axis=axis) + ops.sum(weight * truth, axis=axis)
+    return 1 - (2 * common + smooth) / (total + smooth)

@@ -27,7 +27,7 @@ from bids_cmb.detection.two_stage import (
     propose,
     read_opinion,
 )
-from bids_cmb.imaging.volume import load
+from bids_cmb.imaging.nifti import load
 from bids_cmb.metrics.matching import MAX_DISTANCE_MM, match_valdo
 from bids_cmb.metrics.scores import (
     ScanMatches,
@@ -36,8 +36,8 @@ from bids_cmb.metrics.scores import (
     make_scan_matches,
     rank_lesions,
 )
-from bids_cmb.networks.inference import ModelOptions
-from bids_cmb.training import data as training_data
+from bids_cmb.networks.loading import ModelOptions
+from bids_cmb.training.scan_files import find_training_scans
 
 MIN_SLOPE = 0.05  # of a calibration: a likelier candidate stays the likelier one
 MAX_FALSE_ON_REAL = 0.6  # per scan, of a threshold that is set on real ones
@@ -92,7 +92,7 @@ def detect_in_dataset(
         log: Called with a sentence on the progress.
     """
     candidate_sets = []
-    for paths in training_data.find_training_scans(data):
+    for paths in find_training_scans(data):
         lesions = tuple(_read_lesions(paths.lesions))
         candidate_sets.append(detect_in_scan(card, models, paths.image, lesions, name=paths.name))
         log(f"{paths.name}: {len(candidate_sets[-1].chance)} candidates")

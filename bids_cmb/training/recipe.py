@@ -7,9 +7,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from bids_cmb.imaging.preprocessing import Grid
+from bids_cmb.imaging.grid import Grid
 from bids_cmb.networks.model_cards import read_entry
-from bids_cmb.training.data import Loading, PatchSampling, ScanFiles
+from bids_cmb.training.patches import PatchSampling
+from bids_cmb.training.scan_files import ScanFiles
+from bids_cmb.training.scan_loading import Loading
 
 Batch = tuple[np.ndarray, np.ndarray]
 BatchFunction = Callable[[np.random.Generator], Batch]
@@ -22,7 +24,7 @@ class Recipe:
     Attributes:
         name: Of the network.
         task: What it learns: one of `training.train.TASKS`.
-        builder: Of the network, one of `networks.inference.BUILDERS`.
+        builder: Of the network, one of `networks.builders.BUILDERS`.
         arguments: For the builder.
         grid: Input grid of the network, as `Grid.from_card` reads it.
         seed: Of weights, patches and their augmentation.

@@ -15,17 +15,18 @@ from importlib.resources import files
 from pathlib import Path
 
 from bids_cmb.files import load_object, write_json
-from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.networks.loading import ModelOptions
+from bids_cmb.simulation.dataset import simulate_dataset
 from bids_cmb.simulation.head_model import list_head_models
-from bids_cmb.simulation.simulate import simulate_dataset
-from bids_cmb.training import data as training_data
+from bids_cmb.training.inputs import TrainingData
 from bids_cmb.training.operating_points import (
     convert_to_json,
     detect_in_dataset,
     detect_with_points,
     set_operating_points,
 )
-from bids_cmb.training.train import TrainingData, read_recipe, train
+from bids_cmb.training.scan_loading import Loading
+from bids_cmb.training.train import read_recipe, train
 
 SET_KEYS = {"scans", "seed", "lesion_priors", "of"}
 NETWORK_KEYS = {"recipe", "data", "validation", "pretrained", "share", "member"}
@@ -188,7 +189,7 @@ def train_network(
             tuple(sets / name for name in given["data"]),
             validation=tuple(sets / name for name in given["validation"]),
             pretrained=tuple(roles),
-            loading=training_data.Loading(options.workers, options.work / "cache"),
+            loading=Loading(options.workers, options.work / "cache"),
         )
         total = sum(network["share"] for network in plan["networks"])
         hours = None if options.hours is None else options.hours * given["share"] / total

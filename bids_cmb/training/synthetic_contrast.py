@@ -12,11 +12,17 @@ import numpy as np
 from scipy import ndimage
 
 from bids_cmb.anatomy.labels import ClassTable, make_mirror_table
-from bids_cmb.imaging.preprocessing import Grid, crop_or_pad, preprocess
-from bids_cmb.imaging.volume import Volume, load, resample_like
+from bids_cmb.imaging.cropping import crop_or_pad
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.nifti import load
+from bids_cmb.imaging.preprocessing import preprocess
+from bids_cmb.imaging.resampling import resample_like
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.simulation.head_model import load_head_model, resample_labels, sample_deformation
 from bids_cmb.simulation.noise import sample_noise, upsample
-from bids_cmb.training.data import ScanFiles, collate, load_structures
+from bids_cmb.training.patches import collate
+from bids_cmb.training.scan_files import ScanFiles
+from bids_cmb.training.scan_loading import load_structures
 
 BOX_MM = (192, 232, 216)  # of a head, about its brain's centre
 T2STAR_PROBABILITY = 0.5  # how often a label map is painted like a T2* scan

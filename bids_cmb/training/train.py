@@ -4,12 +4,11 @@ An interrupted training resumes; the weights that did best on the validation set
 sample depends on the seed and the step alone.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -18,13 +17,15 @@ import keras
 import numpy as np
 
 from bids_cmb import __version__
-from bids_cmb.files import load_object, read_json, write_json
-from bids_cmb.networks.inference import describe_device, get_builder
+from bids_cmb.files import load_object, write_json
+from bids_cmb.networks.backend import describe_device
+from bids_cmb.networks.builders import get_builder
 from bids_cmb.networks.weights import read_weights, write_weights
-from bids_cmb.provenance import fingerprint, machine, sha256, software
-from bids_cmb.training import data as training_data
-from bids_cmb.training.course import Schedule, TrainingLoop
+from bids_cmb.provenance import machine, software
 from bids_cmb.training.figures import draw_report
+from bids_cmb.training.inputs import TrainingData, check_output_dir, describe_inputs, find_sources
+from bids_cmb.training.loop import TrainingLoop
+from bids_cmb.training.progress import Schedule
 from bids_cmb.training.recipe import Batch, BatchFunction, Recipe, Sources
 from bids_cmb.training.tasks import (
     anatomy,
@@ -86,30 +87,6 @@ def read_recipe(name: str) -> Recipe:
     return recipe
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """What a network is trained on.
-
-    Attributes:
-        data: BIDS datasets with reference labels; for anatomy also folders of label maps.
-        validation: The same, for choosing among epochs; without any, the last epoch is kept.
-        truth: Derivative dataset with the reference of all data, where it does not lie in
-            ``derivatives/truth`` of each.
-        start: Weights to begin with, ``.npz``; random without.
-        left_out: Subjects of ``data`` that are validated on instead of trained on.
-        pretrained: Networks that this one builds on, see `training.recipe.Sources`.
-        loading: How the scans are loaded; makes no difference to what is trained.
-    """
-
-    data: tuple[Path, ...]
-    validation: tuple[Path, ...] = ()
-    truth: Path | None = None
-    start: Path | None = None
-    left_out: tuple[str, ...] = ()
-    pretrained: tuple[tuple[str, Path], ...] = ()
-    loading: training_data.Loading = field(default_factory=training_data.Loading)
-
-
 def draw_batch(draw: BatchFunction, seed: int, epoch: int, step: int) -> Batch:
     """Draw the batch of a step: it depends on the seed, the epoch and the step alone."""
     return draw(np.random.default_rng([seed, epoch, step]))
@@ -136,9 +113,10 @@ def train(
     Args:
         recipe: How.
         data: On what.
-        out: Where to: ``<name>.npz``, ``<name>.json``, ``curves.tsv`` (`training.course.COLUMNS`),
-            ``report.png`` (the same plotted, and predictions of validation patches),
-            and the state to resume from. Training that was interrupted there resumes.
+        out: Where to: ``<name>.npz``, ``<name>.json``, ``curves.tsv`` (of the columns
+            `training.progress.COLUMNS`), ``report.png`` (the same plotted, and predictions of
+            validation patches), and the state to resume from. Training that was interrupted there
+            resumes.
         hours: Budget of wall time, loading and runs before an interruption included; training ends
             by then, at a low learning rate. Without one it ends with the recipe's epochs.
         log: Called with a line of progress.
@@ -154,13 +132,13 @@ def train(
     started = (time.monotonic(), time.process_time())
     if hours is not None and not (0 < hours < math.inf):
         raise ValueError(f"A budget must be more than 0 hours; found {hours:g}.")
-    sources = _find_sources(recipe, data, learn=True)
-    validation_sources = _find_sources(recipe, data, learn=False)
+    sources = find_sources(recipe, data, learn=True)
+    validation_sources = find_sources(recipe, data, learn=False)
     inputs = {
         "recipe.json": asdict(recipe),
-        "material.json": _describe_inputs(data, sources, validation_sources),
+        "material.json": describe_inputs(data, sources, validation_sources),
     }
-    _check_output_dir(out, inputs)
+    check_output_dir(out, inputs)
     keras.utils.set_random_seed(recipe.seed)
     task = TASKS[recipe.task]
     draw, description = task.make_batches(recipe, sources, recipe.seed)
@@ -196,50 +174,6 @@ def train(
         _make_examples(network, validation, recipe),
     )  # fmt: skip
     return _write_weights_and_entry(network, recipe, out, f"{description}; {effort}", figures)
-
-
-def cross_validate(
-    recipe: Recipe, data: TrainingData, out: Path, *, folds: int, hours: float | None = None,
-    log: Log = lambda _: None,
-) -> list[dict]:  # fmt: skip
-    """Train anew for each fold on all subjects but those of the fold.
-
-    Args:
-        recipe: How.
-        data: On what; its data are BIDS datasets.
-        out: A folder for each fold.
-        folds: How many; the subjects of a dataset are dealt to them in turn.
-        hours: Budget of each fold, as `train` takes it.
-        log: Called with a line of progress.
-
-    Returns:
-        The entry of each fold's network, with the subjects that it was not trained on. Which of its
-        epochs is kept was chosen by their validation loss, so figures on them are a little too
-        good.
-
-    Raises:
-        ValueError: If there are fewer subjects than folds; or as `train`.
-    """
-    scans = [
-        scan
-        for folder in data.data
-        for scan in training_data.find_training_scans(folder, data.truth)
-    ]
-    subjects = sorted({scan.subject for scan in scans})
-    if not 2 <= folds <= len(subjects):
-        raise ValueError(
-            f"Folds must be 2 or more and no more than subjects with a truth, {len(subjects)}; "
-            f"found {folds}."
-        )
-    entries = []
-    for fold in range(folds):
-        left_out = tuple(subjects[fold::folds])
-        log(f"fold {fold + 1} of {folds}: without {', '.join(left_out)}")
-        fold_data = replace(data, left_out=left_out)
-        fold_recipe = replace(recipe, name=f"{recipe.name}-{fold + 1}")
-        entry = train(fold_recipe, fold_data, out / f"fold-{fold + 1}", hours=hours, log=log)
-        entries.append({**entry, "left_out": left_out})
-    return entries
 
 
 def build_network(recipe: Recipe) -> keras.Model:
@@ -279,72 +213,6 @@ def choose_precision() -> str:
     has = flags.is_file() and "avx512_bf16" in flags.read_text(encoding="utf-8")
     on_gpu = keras.backend.backend() == "tensorflow" and describe_device().startswith("GPU")
     return "mixed_bfloat16" if has or on_gpu else "float32"
-
-
-def _check_output_dir(out: Path, inputs: dict[str, dict]) -> None:
-    """Check that a folder is not that of another training, and no dataset.
-
-    Raises:
-        ValueError: If it is.
-    """
-    if (out / "dataset_description.json").exists():
-        raise ValueError(f"{out}: a network is trained in a folder of its own; found a dataset.")
-    for name, content in inputs.items():
-        stored, wanted = read_json(out / name), json.loads(json.dumps(content))
-        if stored is None:
-            if (out / name).exists():
-                raise ValueError(f"{out / name}: a training goes on by this file; found no JSON.")
-            continue
-        if name == "recipe.json":  # fields that came after it was written have their defaults
-            stored = {key: stored.get(key, was) for key, was in _defaults().items()} | stored
-        if stored != wanted:
-            other = [key for key in {**wanted, **stored} if stored.get(key) != wanted.get(key)]
-            what = name.removesuffix(".json")
-            raise ValueError(
-                f"{out / name}: training goes on with the {what} that it began with; found another "
-                f"one ({', '.join(other)})."
-            )
-
-
-def _defaults() -> dict:
-    """List the defaults of the recipe fields that may be left out, as JSON has them."""
-    known = {item.name: item.default for item in fields(Recipe) if item.default is not MISSING}
-    return json.loads(json.dumps(known))
-
-
-def _describe_inputs(
-    data: TrainingData, sources: Sources, validation_sources: Sources | None
-) -> dict:
-    """Describe what a network is trained on, wherever it lies: what must not change on resuming."""
-    return {
-        "data": _digest(sources),
-        "validation": _digest(validation_sources) if validation_sources else None,
-        "start": sha256(data.start) if data.start else None,
-        "given": {
-            role: sha256(Path(path)) if Path(path).is_file() else None
-            for role, path in data.pretrained
-        },
-        "left_out": list(data.left_out),
-    }
-
-
-def _digest(sources: Sources) -> dict:
-    """Count scans and heads, and checksum them: references by content, images by name and size."""
-    scans = [
-        [paths.name, sha256(paths.lesions)]
-        + [
-            (path.name, path.stat().st_size)
-            for path in vars(paths).values()
-            if isinstance(path, Path)
-        ]
-        for paths in sources.scans
-    ]
-    heads = [
-        (head.name, head.stat().st_size)
-        for folder in sources.label_maps
-        for head in sorted(folder.glob("*.nii*"))
-    ]
-    return {"scans": len(scans), "heads": len(heads), "sha256": fingerprint(of=[scans, heads])}
 
 
 def _load_initial_weights(network: keras.Model, start: Path) -> None:
@@ -410,9 +278,6 @@ def _optimizer(recipe: Recipe, rate: float) -> keras.optimizers.Optimizer:
     )  # fmt: skip
 
 
-# --- What is taught -------------------------------------------------------------------------------
-
-
 def _make_validation_batch(recipe: Recipe, validation_sources: Sources) -> Batch:
     """Sample all batches of the validation, once."""
     draw, _ = TASKS[recipe.task].make_batches(recipe, validation_sources, VALIDATION_SEED)
@@ -420,25 +285,3 @@ def _make_validation_batch(recipe: Recipe, validation_sources: Sources) -> Batch
     images, truths = zip(*batches, strict=True)
     inputs = keras.tree.map_structure(lambda *parts: np.concatenate(parts), *images)
     return inputs, np.concatenate(truths)
-
-
-def _find_sources(recipe: Recipe, material: TrainingData, *, learn: bool) -> Sources | None:
-    """Find what is sampled from, to train or to validate; None without a validation."""
-    data = material.data if learn or material.left_out else material.validation
-    if not data:
-        return None
-    label_maps = [folder for folder in data if not (folder / "dataset_description.json").is_file()]
-    scans = [
-        scan
-        for folder in data
-        if folder not in label_maps
-        for scan in training_data.find_training_scans(folder, material.truth)
-        if not material.left_out or (scan.subject in material.left_out) != learn
-    ]
-    if not scans and not label_maps:
-        what = "learns from" if learn else "is validated on"
-        raise ValueError(
-            f"{recipe.name} {what} scans with a truth; found none in "
-            f"{', '.join(map(str, data))} but those left out."
-        )
-    return Sources(scans, label_maps, dict(material.pretrained), material.loading)

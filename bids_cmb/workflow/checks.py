@@ -15,7 +15,8 @@ from bids_cmb.errors import (
 )
 from bids_cmb.files import find_obstacle, read_json
 from bids_cmb.lesions.measure import FLAGS
-from bids_cmb.networks.inference import find_device_problem, find_misfit
+from bids_cmb.networks.backend import find_device_problem
+from bids_cmb.networks.builders import find_misfit
 from bids_cmb.networks.model_cards import (
     ANATOMY,
     is_packaged,

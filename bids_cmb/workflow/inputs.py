@@ -18,8 +18,8 @@ from bids_cmb.bids.scan import Scan
 from bids_cmb.config import Config, result_settings
 from bids_cmb.detection.calibration import apply_operating_point, combine_thresholds
 from bids_cmb.detection.designs import detectors_use_phase
-from bids_cmb.imaging.phase import PhaseMatch, find_phase_image, read_units
-from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.imaging.phase_files import PhaseMatch, find_phase_image, read_units
+from bids_cmb.networks.loading import ModelOptions
 from bids_cmb.networks.model_cards import ANATOMY, load_card
 from bids_cmb.provenance import engines, fingerprint, package_digest, sha256
 

@@ -14,8 +14,11 @@ from bids_cmb.bids.paths import Output
 from bids_cmb.bids.tables import read_columns, refresh_scans_table, write_table
 from bids_cmb.detection.outputs import tabulate_outputs
 from bids_cmb.files import read_json, remove_leftovers, write_json, write_text
-from bids_cmb.imaging.preprocessing import Grid, preprocess
-from bids_cmb.imaging.volume import Volume, resample_like, save
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.nifti import save
+from bids_cmb.imaging.preprocessing import preprocess
+from bids_cmb.imaging.resampling import resample_like
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.table import make_lesion_row
 from bids_cmb.networks.model_cards import select_members
 from bids_cmb.report.figures import draw_figures, remove_figures

@@ -17,7 +17,7 @@ from bids_cmb.bids.selection import Selection
 from bids_cmb.bids.tables import write_table
 from bids_cmb.config import TENSORFLOW, THREADS, Config
 from bids_cmb.files import remove_leftovers
-from bids_cmb.networks.inference import find_device_problem
+from bids_cmb.networks.backend import find_device_problem
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.parallel import dask as dask_cluster
 from bids_cmb.parallel import processes

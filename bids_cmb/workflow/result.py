@@ -14,11 +14,12 @@ from bids_cmb.bids.paths import Output
 from bids_cmb.detection.ensemble import Probability
 from bids_cmb.detection.performance import select_performance
 from bids_cmb.imaging.loading import LoadedPhase
-from bids_cmb.imaging.volume import LoadReport, Volume
+from bids_cmb.imaging.nifti import LoadReport
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.locations import list_position_notes
 from bids_cmb.lesions.measure import Lesion
 from bids_cmb.lesions.table import count_lesions
-from bids_cmb.networks.inference import describe_device
+from bids_cmb.networks.backend import describe_device
 from bids_cmb.networks.model_cards import ANATOMY, load_card, select_members
 from bids_cmb.provenance import fingerprint, machine, package_digest, software
 from bids_cmb.quality.measures import Quality

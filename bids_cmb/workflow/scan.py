@@ -23,10 +23,11 @@ from bids_cmb.bids.tables import has_row, read_table, refresh_scans_table
 from bids_cmb.config import Config
 from bids_cmb.detection.ensemble import Probability, detect
 from bids_cmb.imaging.loading import load_echoes, load_phase
-from bids_cmb.imaging.volume import LoadReport, Volume, load_labels
+from bids_cmb.imaging.nifti import LoadReport, load_labels
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.locations import locate_lesions
 from bids_cmb.lesions.measure import Lesion, find_lesions
-from bids_cmb.networks.inference import set_threads
+from bids_cmb.networks.backend import set_threads
 from bids_cmb.networks.model_cards import list_cards, load_card
 from bids_cmb.quality.measures import Quality, assess_quality
 from bids_cmb.report.figures import draw_figures, has_figures

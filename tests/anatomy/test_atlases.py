@@ -12,7 +12,8 @@ from bids_cmb.anatomy.atlases import Atlases, find_parcel, map_capsule, map_lobe
 from bids_cmb.anatomy.mars import RIGHT_OFFSET, find_label, index_regions, load_mars_table
 from bids_cmb.anatomy.region_map import build_region_map
 from bids_cmb.anatomy.segmentation import Anatomy
-from bids_cmb.imaging.volume import Volume, save
+from bids_cmb.imaging.nifti import save
+from bids_cmb.imaging.volume import Volume
 
 NAME = "tpl-MNI152NLin2009cAsym_res-01_atlas-HOCPAL_desc-th25_dseg.nii.gz"
 MASSP = "tpl-MNI152NLin2009cAsym_res-01_atlas-MASSP20_dseg.nii.gz"

@@ -17,7 +17,9 @@ from bids_cmb.anatomy.user_segmentation import (
     register_segmentation,
     transform_anatomy,
 )
-from bids_cmb.imaging.volume import Volume, load_labels, resample, save
+from bids_cmb.imaging.nifti import load_labels, save
+from bids_cmb.imaging.resampling import resample
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.simulation.tissue_properties import is_brain
 

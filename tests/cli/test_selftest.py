@@ -28,7 +28,7 @@ def test_weights_that_are_not_those_of_their_card_are_off(broken, capfd, monkeyp
 
 
 def test_a_gpu_that_was_asked_for_and_is_not_there_is_off(tmp_path, monkeypatch):
-    monkeypatch.setattr("bids_cmb.networks.inference.describe_device", lambda: "CPU")
+    monkeypatch.setattr("bids_cmb.networks.backend.describe_device", lambda: "CPU")
     monkeypatch.setattr("bids_cmb.cli.selftest._count_lesions", lambda *_: [])
     told = []
     wrong = run_tests(tmp_path, models=None, device="gpu", log=told.append)

@@ -28,9 +28,11 @@ from bids_cmb.evaluation.counts import compare_counts
 from bids_cmb.evaluation.evaluate import evaluate
 from bids_cmb.evaluation.options import EvaluationOptions
 from bids_cmb.files import read_json, write_json
-from bids_cmb.imaging.preprocessing import Grid
-from bids_cmb.imaging.volume import Volume, load, load_labels, save
-from bids_cmb.training.data import find_training_scans, load_training_scan
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.nifti import load, load_labels, save
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.training.scan_files import find_training_scans
+from bids_cmb.training.scan_loading import load_training_scan
 
 VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
 SHAPE = (84, 100, 44)

@@ -31,12 +31,14 @@ from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import find_lesions
 from bids_cmb.networks.architectures.cnn3d import cnn3d
 from bids_cmb.networks.architectures.yolo import yolo
-from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.networks.loading import ModelOptions
 from bids_cmb.networks.model_cards import MEMBER_KEYS, load_card
+from bids_cmb.training.cross_validation import cross_validate
+from bids_cmb.training.inputs import TrainingData
 from bids_cmb.training.losses import BoxLoss
 from bids_cmb.training.tasks import box_detection as lesson
 from bids_cmb.training.tasks.candidate_classification import assign_labels
-from bids_cmb.training.train import TrainingData, build_network, cross_validate, read_recipe, train
+from bids_cmb.training.train import build_network, read_recipe, train
 
 TINY = {"anchors": ANCHORS, "stages": [[4], [6], [8, 4, 8]], "head": [8, 8], "passed": 3,
         "inputs": 2}  # fmt: skip
@@ -208,13 +210,13 @@ def test_a_perfect_answer_costs_nothing_and_any_other_something():
 
 def test_boxes_turn_with_the_part_of_the_slice_that_is_drawn(lessons):
     recipe = read_recipe("cascade-boxes")
-    from bids_cmb.imaging.preprocessing import Grid  # noqa: PLC0415
-    from bids_cmb.training import data as training_data  # noqa: PLC0415
+    from bids_cmb.imaging.grid import Grid  # noqa: PLC0415
+    from bids_cmb.training import patches, scan_files, scan_loading  # noqa: PLC0415
 
     grid = Grid.from_card(recipe.grid)
-    case = training_data.load_training_scan(training_data.find_training_scans(lessons(1))[0], grid)
+    case = scan_loading.load_training_scan(scan_files.find_training_scans(lessons(1))[0], grid)
     known = {id(case): lesson.find_slice_boxes(case, grid.spacing[0])}
-    drawing = training_data.PatchSampling(shape=(64, 64, 3), shares={"lesion": 1.0})
+    drawing = patches.PatchSampling(shape=(64, 64, 3), shares={"lesion": 1.0})
     seen = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)
@@ -233,7 +235,8 @@ def test_boxes_turn_with_the_part_of_the_slice_that_is_drawn(lessons):
 
 
 def test_candidates_near_a_lesion_are_right_and_near_an_unsure_one_neither(rng):
-    from bids_cmb.training.data import LESION, UNCERTAIN, TrainingScan  # noqa: PLC0415
+    from bids_cmb.training.reference_labels import LESION, UNCERTAIN  # noqa: PLC0415
+    from bids_cmb.training.scan_loading import TrainingScan  # noqa: PLC0415
 
     truth = np.zeros((40, 40, 10), np.uint8)
     truth[10:12, 10:12, 5], truth[30, 30, 5] = LESION, UNCERTAIN

@@ -22,14 +22,16 @@ from bids_cmb.detection.distilled import (
     stack_channels,
 )
 from bids_cmb.detection.radial_symmetry import compute_radial_symmetry
-from bids_cmb.imaging.preprocessing import Grid, Preprocessed
-from bids_cmb.imaging.volume import Volume, load
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.nifti import load
+from bids_cmb.imaging.preprocessing import Preprocessed
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.architectures.candidate_detector import cdet
 from bids_cmb.networks.architectures.candidate_discriminator import cdisc_student, cdisc_teacher
-from bids_cmb.networks.inference import ModelOptions, fuse_batchnorm, load_patch_model
+from bids_cmb.networks.builders import fuse_batchnorm
+from bids_cmb.networks.loading import ModelOptions, load_patch_model
 from bids_cmb.networks.model_cards import MEMBER_KEYS
 from bids_cmb.networks.weights import read_weights, write_weights
-from bids_cmb.training.data import find_training_scans
 from bids_cmb.training.distillation import (
     CandidateLoss,
     StudentLoss,
@@ -37,10 +39,12 @@ from bids_cmb.training.distillation import (
     kl_divergence,
     patch_loss,
 )
+from bids_cmb.training.inputs import TrainingData
 from bids_cmb.training.recipe import Sources
+from bids_cmb.training.scan_files import find_training_scans
 from bids_cmb.training.tasks import candidate_detection, distillation
 from bids_cmb.training.tasks.distillation import MARGIN_VOXELS, load_patches
-from bids_cmb.training.train import TASKS, TrainingData, build_network, read_recipe, train
+from bids_cmb.training.train import TASKS, build_network, read_recipe, train
 
 BUILDERS = {"cdet": cdet, "cdisc_teacher": cdisc_teacher, "cdisc_student": cdisc_student}
 LOSSES = {"cdet": CandidateLoss, "cdisc_teacher": TeacherLoss, "cdisc_student": StudentLoss}

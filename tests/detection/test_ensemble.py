@@ -16,7 +16,7 @@ from bids_cmb.detection.designs import check_detector
 from bids_cmb.detection.ensemble import detect
 from bids_cmb.detection.radial import Candidate, run_radial
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.networks.loading import ModelOptions
 from bids_cmb.networks.model_cards import DETECTION, list_cards, load_card
 
 

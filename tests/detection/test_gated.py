@@ -19,17 +19,20 @@ from bids_cmb.detection.gated import (
     predict_tiles,
     segment_slices,
 )
-from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.networks.architectures.resnet_gate import resnet_gate
 from bids_cmb.networks.architectures.resunet import resunet
-from bids_cmb.networks.inference import ModelOptions, load_patch_model
+from bids_cmb.networks.loading import ModelOptions, load_patch_model
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.networks.weights import write_weights
-from bids_cmb.training.data import LESION, UNCERTAIN
+from bids_cmb.training.cross_validation import cross_validate
+from bids_cmb.training.inputs import TrainingData
 from bids_cmb.training.losses import FocalTverskyLoss, TileLoss
 from bids_cmb.training.recipe import make_patch_sampling
+from bids_cmb.training.reference_labels import LESION, UNCERTAIN
 from bids_cmb.training.tasks.tile_classification import RIM_VOXELS, label_tile
-from bids_cmb.training.train import TrainingData, build_network, cross_validate, read_recipe, train
+from bids_cmb.training.train import build_network, read_recipe, train
 
 PUBLISHED_GATE = {
     "widths": [64, 128, 256, 512], "blocks": [3, 4, 6, 3], "bottleneck": True, "stem": 7,
@@ -287,8 +290,8 @@ def test_gate_and_segmenter_are_taught_without_the_subjects_of_a_fold(unfitted, 
 
 
 def test_half_of_the_gates_batches_are_lesions(lessons):
-    from bids_cmb.training.data import find_training_scans  # noqa: PLC0415
     from bids_cmb.training.recipe import Sources  # noqa: PLC0415
+    from bids_cmb.training.scan_files import find_training_scans  # noqa: PLC0415
     from bids_cmb.training.tasks import tile_classification as gate  # noqa: PLC0415
 
     recipe = replace(read_recipe("gated-gate"), batch=16)

@@ -21,17 +21,20 @@ from bids_cmb.detection.proposals import (
     find_proposals,
     mask_hidden,
 )
+from bids_cmb.imaging.nifti import load
 from bids_cmb.imaging.preprocessing import Preprocessed
-from bids_cmb.imaging.volume import Volume, load
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import find_lesions
 from bids_cmb.networks.architectures.classifier import classifier
 from bids_cmb.networks.architectures.unet import unet
-from bids_cmb.networks.inference import ModelOptions, load_network, load_patch_model
+from bids_cmb.networks.loading import ModelOptions, load_network, load_patch_model
 from bids_cmb.networks.weights import read_weights, write_weights
-from bids_cmb.training.data import TrainingScan, find_training_scans
+from bids_cmb.training.inputs import TrainingData
 from bids_cmb.training.recipe import Sources
+from bids_cmb.training.scan_files import find_training_scans
+from bids_cmb.training.scan_loading import TrainingScan
 from bids_cmb.training.tasks import proposal_classification
-from bids_cmb.training.train import TASKS, TrainingData, build_network, read_recipe, train
+from bids_cmb.training.train import TASKS, build_network, read_recipe, train
 
 SHAPE = (80, 72, 20)  # of OBLIQUE: 0.5 x 0.5 x 2 mm, LAS, turned
 
@@ -427,8 +430,12 @@ def test_proposals_near_a_lesion_are_it_those_far_off_are_none_those_between_nei
         [(12, 10, 5), (10, 10, 6), (15, 10, 5), (10, 20, 5), (30, 31, 5), (30, 37, 5)]
     )
     rows = proposal_classification._assign_labels(case, proposals, spacing, rng)
-    lesion = [tuple(voxel) for voxel, kind, _ in rows if kind == proposal_classification.LESION]
-    hard = [tuple(voxel) for voxel, kind, _ in rows if kind == proposal_classification.HARD]
+    lesion = [
+        tuple(voxel) for voxel, kind, _ in rows if kind == proposal_classification.LESION_PROPOSAL
+    ]
+    hard = [
+        tuple(voxel) for voxel, kind, _ in rows if kind == proposal_classification.HARD_NEGATIVE
+    ]
     assert lesion[:2] == [(12, 10, 5), (10, 10, 6)]  # 0.5 mm off; in the neighbouring slice
     assert lesion[2] in ((10, 10, 5), (11, 10, 5))  # its middle
     assert hard == [(10, 20, 5), (30, 37, 5)]  # not the one 2 mm off, nor the unsure one
@@ -437,15 +444,18 @@ def test_proposals_near_a_lesion_are_it_those_far_off_are_none_those_between_nei
 def test_what_the_first_stage_thinks_does_not_change_how_often_a_place_is_drawn(rng):
     """Else the network, which is shown that too, learns the drawing (it did)."""
     kinds = np.array(
-        [proposal_classification.LESION] * 3 + [proposal_classification.HARD] * 4, np.uint8
+        [proposal_classification.LESION_PROPOSAL] * 3 + [proposal_classification.HARD_NEGATIVE] * 4,
+        np.uint8,
     )
     lineup = proposal_classification.ProposalSet(
         np.zeros((7, 2, 2, 2, 3), np.float16), np.zeros((7, 4), np.float32), kinds,
         np.array([0, 0, 1, -1, -1, -1, -1], np.int16), rng.random(7).astype(np.float32),
     )  # fmt: skip
-    _, lesions = proposal_classification._make_pool([lineup], proposal_classification.LESION)
+    _, lesions = proposal_classification._make_pool(
+        [lineup], proposal_classification.LESION_PROPOSAL
+    )
     assert lesions == pytest.approx([0.25, 0.25, 0.5])  # each lesion as often, however many patches
-    _, hard = proposal_classification._make_pool([lineup], proposal_classification.HARD)
+    _, hard = proposal_classification._make_pool([lineup], proposal_classification.HARD_NEGATIVE)
     assert hard == pytest.approx([0.25] * 4)
 
 
@@ -486,7 +496,10 @@ def test_a_classifier_is_trained_by_one_command_and_goes_into_a_card(
     assert len(kept) == len(find_training_scans(data))
     read = np.load(kept[0])
     assert read["patches"].shape[1:] == (16, 16, 5, 3)
-    assert set(read["kinds"]) >= {proposal_classification.LESION, proposal_classification.HARD}
+    assert set(read["kinds"]) >= {
+        proposal_classification.LESION_PROPOSAL,
+        proposal_classification.HARD_NEGATIVE,
+    }
 
 
 def unseen(_):

@@ -12,7 +12,8 @@ from bids_cmb.evaluation.annotations import (
     read_annotations,
     read_mimics,
 )
-from bids_cmb.imaging.volume import Volume, save
+from bids_cmb.imaging.nifti import save
+from bids_cmb.imaging.volume import Volume
 
 
 def write(path, text):

@@ -18,7 +18,8 @@ from bids_cmb.evaluation.evaluate import compute_evaluation, evaluate
 from bids_cmb.evaluation.options import EvaluationOptions
 from bids_cmb.evaluation.outputs import FILES
 from bids_cmb.evaluation.pairing import pair_annotations
-from bids_cmb.imaging.volume import Volume, save
+from bids_cmb.imaging.nifti import save
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.metrics.matching import RULES
 
 # Along the first axis of the grid, in voxels of 0.5 mm: where lesions lie, from and to (excluded).

@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from bids_cmb.imaging.volume import Volume, save
+from bids_cmb.imaging.nifti import save
+from bids_cmb.imaging.volume import Volume
 
 NAME = "sub-{}/anat/sub-{}_space-orig_seg-CMB_desc-{}_dseg"
 

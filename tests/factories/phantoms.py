@@ -11,7 +11,8 @@ from nibabel.eulerangles import euler2mat
 from scipy import ndimage
 from scipy.special import expit
 
-from bids_cmb.imaging.volume import Volume, resample
+from bids_cmb.imaging.resampling import resample
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.simulation.head_model import HeadModel
 
 # Half axes in mm (left-right, front-back, up-down) and centre of what a phantom is made of, from

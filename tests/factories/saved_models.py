@@ -1,13 +1,13 @@
 """SavedModels: of one network, of arithmetic, and of TensorFlow 1."""
 
-from bids_cmb.networks import inference
+from bids_cmb.networks import backend
 
 SHAPE = (24, 20, 16)
 
 
 def residual(shape=SHAPE):
     """Eight filters and residual blocks, as the name of SHIVA-CMB's second network has them."""
-    keras = inference._keras()
+    keras = backend.get_keras()
     layers = keras.layers
     image = x = keras.Input((*shape, 1))
     for width in (8, 12):
@@ -24,7 +24,7 @@ def residual(shape=SHAPE):
 
 def module(ask, folder, shape=(None, *SHAPE, 1)):
     """A SavedModel whose answer is ``ask(image)``."""
-    tf = inference._tensorflow()
+    tf = backend.get_tensorflow()
 
     class Holder(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name="image")])
@@ -45,7 +45,7 @@ def saves(tf, path):
 
 def version_one(folder, written, *, where):
     """A SavedModel of TensorFlow 1 that saves at loading, or before it answers."""
-    tf = inference._tensorflow()
+    tf = backend.get_tensorflow()
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
         image = v1.placeholder(tf.float32, (None, *SHAPE, 1), "image")

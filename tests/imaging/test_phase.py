@@ -13,26 +13,22 @@ from scipy import ndimage
 from bids_cmb.bids.filters import Query
 from bids_cmb.bids.selection import find_scans
 from bids_cmb.config import Config
-from bids_cmb.imaging import volume
-from bids_cmb.imaging.phase import (
-    UndecidedError,
-    find_phase_image,
-    infer_turn,
-    load_phase_map,
-    resample_phase,
-)
-from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.imaging import nifti
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.phase import UndecidedError, infer_turn, load_phase_map, resample_phase
+from bids_cmb.imaging.phase_files import find_phase_image
+from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.user_models import make_card
 from bids_cmb.networks.weights import write_weights
-from bids_cmb.simulation import physics
-from bids_cmb.training.data import (
-    find_training_scans,
+from bids_cmb.simulation import dephasing, physics, slice_sampling
+from bids_cmb.training.recipe import Sources
+from bids_cmb.training.scan_files import find_training_scans
+from bids_cmb.training.scan_loading import (
     load_phase_on_grid,
     load_scan_and_brain,
     load_training_scan,
 )
-from bids_cmb.training.recipe import Sources
 from bids_cmb.training.tasks import box_detection as lesson
 from bids_cmb.training.train import build_network, read_recipe
 from bids_cmb.workflow import inputs
@@ -133,7 +129,7 @@ def seen():
         Magnitude, phase counted forwards, brain, world positions of iron and of calcium.
     """
     rng = np.random.default_rng(5)
-    sampling = physics.Sampling(OBLIQUE, SHAPE, 2.0, "3D")
+    sampling = slice_sampling.Sampling(OBLIQUE, SHAPE, 2.0, "3D")
     grid = Volume(np.zeros(SHAPE), OBLIQUE)
     inside = np.zeros(SHAPE, np.float32)
     inside[8:-8, 8:-8, 2:-2] = 1
@@ -150,7 +146,7 @@ def seen():
         (balls["lime"][None], 0.8, -1.5, 0.0),
     ):
         radii = np.full(len(points), radius)
-        voxels, factor = physics.perturb_signal(
+        voxels, factor = dephasing.perturb_signal(
             points, radii, sampling, chi=chi, water=water, **known
         )
         signal.reshape(-1)[voxels] *= factor
@@ -166,7 +162,7 @@ def stored(tmp_path):
 
     def make(data, units="rad", affine=OBLIQUE, dtype=np.float32):
         path = tmp_path / "sub-01" / "anat" / "sub-01_part-phase_T2starw.nii.gz"
-        volume.save(Volume(data, affine), path, dtype=dtype)
+        nifti.save(Volume(data, affine), path, dtype=dtype)
         about = {} if units is None else {"Units": units}
         path.with_name("sub-01_part-phase_T2starw.json").write_text(json.dumps(about))
         return path
@@ -292,7 +288,7 @@ def phased(lessons, stored, seen):
         root = lessons(subjects)
         image, phase, brain, _ = seen
         anat = root / "sub-01" / "anat"
-        volume.save(image, anat / "sub-01_T2starw.nii.gz")
+        nifti.save(image, anat / "sub-01_T2starw.nii.gz")
         truth = root / "derivatives/truth/sub-01/anat/sub-01_space-orig"
         labels = np.zeros(SHAPE, np.uint16)
         labels[54:59, 54:59, 12] = 1
@@ -301,9 +297,9 @@ def phased(lessons, stored, seen):
             ("label-brain_desc-truth_mask", brain.data),
         ):
             path = truth.with_name(f"{truth.name}_{name}.nii.gz")
-            volume.save(Volume(data, OBLIQUE), path, dtype=np.uint16)
+            nifti.save(Volume(data, OBLIQUE), path, dtype=np.uint16)
         mask = root / "masks/sub-01/anat/sub-01_space-orig_desc-brain_mask.nii.gz"
-        volume.save(brain, mask, dtype=np.uint8)
+        nifti.save(brain, mask, dtype=np.uint8)
         assert stored(phase).parent == anat
         return root
 

@@ -11,7 +11,8 @@ from phantoms import T1W, T2STAR, painted
 
 from bids_cmb.anatomy.segmentation import format_itk_affine
 from bids_cmb.imaging.registration import load_transform, measure_rotation_deg, register
-from bids_cmb.imaging.volume import Volume, resample
+from bids_cmb.imaging.resampling import resample
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.simulation.tissue_properties import is_brain
 
 NODDED = from_matvec(euler2mat(0.2, -0.06, 0.12), [18, -25, 30])  # between two sessions

@@ -20,7 +20,7 @@ from bids_cmb.cli import run as cli
 from bids_cmb.config import Config
 from bids_cmb.errors import IO_ERROR
 from bids_cmb.files import write_json
-from bids_cmb.imaging.volume import save
+from bids_cmb.imaging.nifti import save
 from bids_cmb.report import figures as pictures
 from bids_cmb.report.html import write_page
 from bids_cmb.workflow import inputs, outputs, status

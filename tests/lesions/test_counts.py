@@ -9,7 +9,8 @@ import pytest
 from bids_cmb.anatomy.mars import index_regions, list_regions
 from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.cli.run import main
-from bids_cmb.imaging.volume import Volume, save
+from bids_cmb.imaging.nifti import save
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import Lesion
 from bids_cmb.lesions.table import (
     count_by_region,

@@ -9,8 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from bids_cmb.networks import inference
-from bids_cmb.networks.inference import fuse_batchnorm, load_network, predict
+from bids_cmb.networks import backend, builders, inference
+from bids_cmb.networks.builders import fuse_batchnorm
+from bids_cmb.networks.inference import predict
+from bids_cmb.networks.loading import load_network
 from bids_cmb.networks.weights import write_weights
 
 ARGUMENTS = {"widths": [2, 4, 4]}
@@ -18,7 +20,7 @@ ARGUMENTS = {"widths": [2, 4, 4]}
 
 def trained(rng, **arguments):
     """A network with weights by chance, and normalisations as after a training."""
-    inference._tensorflow()
+    backend.get_tensorflow()
     from bids_cmb.networks.architectures.unet import unet  # noqa: PLC0415 after TensorFlow, which is silent so
 
     model = unet(**{**ARGUMENTS, **arguments})
@@ -136,12 +138,12 @@ def test_weights_of_another_network_are_refused(model, tmp_path, change, sentenc
     with pytest.raises(ValueError, match=rf"w.npz: .*{sentence}"):
         load_network(member, path)
     if "builder" not in change:
-        assert re.search(rf"w.npz: .*{sentence}", inference.find_misfit([(member, path)]))
+        assert re.search(rf"w.npz: .*{sentence}", builders.find_misfit([(member, path)]))
 
 
 def test_weights_that_fit_have_no_misfit(model, tmp_path):
     path = tmp_path / "w.npz"
-    assert not inference.find_misfit([(member_of(model, path), path)])
+    assert not builders.find_misfit([(member_of(model, path), path)])
 
 
 def test_sixteen_bits_are_nearly_as_good(model, rng, tmp_path):
@@ -156,7 +158,7 @@ def test_sixteen_bits_are_nearly_as_good(model, rng, tmp_path):
 
 def test_without_a_gpu_it_is_said_what_was_looked_at(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    said = inference.explain_missing_gpu()
+    said = backend.explain_missing_gpu()
     assert "CUDA_VISIBLE_DEVICES is '-1'" in said
     assert "driver" in said
 
@@ -165,7 +167,8 @@ ANSWER = """
 import json, os, sys
 import numpy as np
 import bids_cmb
-from bids_cmb.networks.inference import load_network, predict
+from bids_cmb.networks.inference import predict
+from bids_cmb.networks.loading import load_network
 member = json.loads(sys.argv[1])
 image = np.random.default_rng(1).random((32, 32, 32), np.float32)
 network = load_network(member, __import__("pathlib").Path(sys.argv[2]))

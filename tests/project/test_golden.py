@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bids_cmb.imaging import volume
+from bids_cmb.imaging import nifti
 from bids_cmb.imaging.volume import Volume
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -32,7 +32,7 @@ def results(tmp_path, blank, rng):
         (folder / "logs/run.json").write_text(str(seconds))
         labels = (rng.random(blank.shape) < 0).astype(np.uint16)
         labels[3:5, 3, 3] = 1
-        volume.save(Volume(labels, blank.affine), folder / "sub-01_dseg.nii.gz", dtype=np.uint16)
+        nifti.save(Volume(labels, blank.affine), folder / "sub-01_dseg.nii.gz", dtype=np.uint16)
         (folder / "sub-01_dseg.tsv").write_text(table)
         about = {"Microbleeds": {"n_cmb": count}, "Provenance": {"Seconds": seconds, "Files": []}}
         about["Provenance"]["BrainMask"] = f"{folder}/mask.nii.gz"
@@ -57,9 +57,9 @@ def test_two_runs_that_differ_in_time_and_place_do_not_differ(golden, results):
 def test_what_differs_is_named_by_file_and_part(golden, results):
     before = described(golden, results("a"))
     folder = results("b", table=TABLE.replace("deep", "lobar"), count=4)
-    image, _ = volume.load(folder / "sub-01_dseg.nii.gz")
+    image, _ = nifti.load(folder / "sub-01_dseg.nii.gz")
     image.data[0, 0, 0] = 2
-    volume.save(image, folder / "sub-01_dseg.nii.gz", dtype=np.uint16)
+    nifti.save(image, folder / "sub-01_dseg.nii.gz", dtype=np.uint16)
     Image.new("L", (4, 3), 8).save(folder / "sub-01_overview.png")
     assert golden.differences(before, described(golden, folder)) == [
         "different\tsub-01_dseg.json\t/Microbleeds/n_cmb",
@@ -75,9 +75,9 @@ def test_what_differs_is_named_by_file_and_part(golden, results):
 def test_a_header_that_moved_is_a_difference(golden, results):
     before = described(golden, results("a"))
     folder = results("b")
-    image, _ = volume.load(folder / "sub-01_dseg.nii.gz")
+    image, _ = nifti.load(folder / "sub-01_dseg.nii.gz")
     image.affine[0, 3] += 0.5
-    volume.save(image, folder / "sub-01_dseg.nii.gz", dtype=np.uint16)
+    nifti.save(image, folder / "sub-01_dseg.nii.gz", dtype=np.uint16)
     lines = golden.differences(before, described(golden, folder))
     assert lines == ["different\tsub-01_dseg.nii.gz\taffine"]
 

@@ -12,12 +12,15 @@ from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.cli.commands import main
 from bids_cmb.evaluation.outputs import REVIEWS_FILE
 from bids_cmb.files import write_json
-from bids_cmb.imaging.preprocessing import Grid
-from bids_cmb.imaging.volume import Volume, load_labels, save
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.nifti import load_labels, save
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.table import MNI_COLUMNS
 from bids_cmb.report.frequency_map import MAP_STEM, REVIEWED_MAP_STEM
 from bids_cmb.review.reviews import make_agreement_rows, merge_reviews, read_reviews
-from bids_cmb.training.data import LESION, UNCERTAIN, find_training_scans, load_training_scan
+from bids_cmb.training.reference_labels import LESION, UNCERTAIN
+from bids_cmb.training.scan_files import find_training_scans
+from bids_cmb.training.scan_loading import load_training_scan
 from bids_cmb.workflow.group import write_group
 
 MASK = "sub-{0}/anat/sub-{0}_space-orig_label-CMB_desc-T2starw_mask.nii.gz"

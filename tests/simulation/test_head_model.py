@@ -5,7 +5,7 @@ import pytest
 from phantoms import ball_head, centred_grid
 
 from bids_cmb.anatomy.labels import make_mirror_table
-from bids_cmb.imaging import volume
+from bids_cmb.imaging import nifti, resampling
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.simulation import head_model
 from bids_cmb.simulation.head_model import (
@@ -35,7 +35,7 @@ def ml(labels, *codes):
 def test_a_label_map_is_opened_with_its_codes_in_their_places(tmp_path):
     affine = np.diag([-1.0, 1, 1, 1])
     affine[:3, 3] = 47.3, -47.3, -47.3
-    volume.save(ball_head(affine).labels, tmp_path / "ball.nii.gz", dtype=np.int16)
+    nifti.save(ball_head(affine).labels, tmp_path / "ball.nii.gz", dtype=np.int16)
     head = load_head_model(tmp_path / "ball.nii.gz")
     assert head.name == "ball"
     assert head.labels.data.dtype == np.uint16
@@ -46,7 +46,7 @@ def test_a_label_map_is_opened_with_its_codes_in_their_places(tmp_path):
 def test_a_head_is_cut_to_what_is_in_it(tmp_path):
     ball = ball_head().labels
     wide = Volume(np.pad(ball.data, 30), ball.affine)
-    volume.save(wide, tmp_path / "wide.nii.gz", dtype=np.int16)
+    nifti.save(wide, tmp_path / "wide.nii.gz", dtype=np.int16)
     labels = load_head_model(tmp_path / "wide.nii.gz").labels
     assert max(labels.shape) <= 2 * 44 + 3
     assert (labels.data > 0).sum() == (ball.data > 0).sum()
@@ -56,7 +56,7 @@ def test_crumbs_in_the_fluid_become_fluid_and_the_skull_stays(tmp_path):
     ball = ball_head().labels
     spot = tuple(np.rint(ball.index((37, 0, 0))).astype(int))
     ball.data[spot] = 515
-    volume.save(ball, tmp_path / "crumb.nii.gz", dtype=np.int16)
+    nifti.save(ball, tmp_path / "crumb.nii.gz", dtype=np.int16)
     labels = load_head_model(tmp_path / "crumb.nii.gz").labels
     assert labels.data[tuple(np.rint(labels.index((37, 0, 0))).astype(int))] == CSF
     assert (labels.data == 515).sum() == (ball.data == 515).sum() - 1
@@ -75,7 +75,7 @@ def test_crumbs_in_the_fluid_become_fluid_and_the_skull_stays(tmp_path):
 def test_what_is_no_head_is_refused(tmp_path, change, sentence):
     labels = ball_head().labels
     odd = Volume(change(labels.data.astype(np.float32)), labels.affine)
-    volume.save(odd, tmp_path / "odd.nii.gz")
+    nifti.save(odd, tmp_path / "odd.nii.gz")
     with pytest.raises(ValueError, match=rf"odd\.nii\.gz: .*{sentence}"):
         load_head_model(tmp_path / "odd.nii.gz")
 
@@ -104,7 +104,7 @@ def test_borders_run_where_the_geometry_says_and_through_the_steps_of_the_map(rn
     assert seen.data.dtype == np.uint16
     away = np.linalg.norm(seen.world(np.argwhere(np.ones(shape))) + variant.centre, axis=1)
     within = (away < 34).reshape(shape)
-    plain = volume.resample(ball.labels, affine, shape, order=0)
+    plain = resampling.resample(ball.labels, affine, shape, order=0)
     wrong, worse = (np.mean(is_brain(labels.data) != within) for labels in (seen, plain))
     assert wrong < 0.7 * worse
     assert is_brain(seen.data).mean() == pytest.approx(within.mean(), rel=0.01)
@@ -129,7 +129,7 @@ def test_left_stays_left_however_a_head_is_mirrored(made_up, rng):
 def test_one_seed_is_one_person_on_any_grid(made_up):
     fine = limited(made_up, np.random.default_rng(5), *centred_grid(1.5))
     coarse = limited(made_up, np.random.default_rng(5), *centred_grid(3.0))
-    same = volume.resample_like(fine, coarse, order=0)
+    same = resampling.resample_like(fine, coarse, order=0)
     assert (same.data == coarse.data).mean() > 0.93  # nearest of finer voxels: borders differ
     shifted = np.roll(same.data, 1, axis=0)
     assert (shifted == coarse.data).mean() < (same.data == coarse.data).mean() - 0.05

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_cmb.simulation.noise import count_nodes, sample_noise, upsample, upsample_planes
+from bids_cmb.simulation.noise import (
+    coil_bias,
+    count_nodes,
+    sample_noise,
+    upsample,
+    upsample_planes,
+)
 
 
 def test_a_stretched_lattice_is_the_linear_interpolation_from_corner_to_corner(rng):
@@ -31,3 +37,10 @@ def test_noise_has_unit_variance_and_is_smooth_across_its_ends(rng):
     steps = np.diff(noise, axis=0)
     assert np.std(noise[0] - noise[-1]) == pytest.approx(steps.std(), rel=0.3)
     assert steps.std() < 0.5  # 1.4 without the blur
+
+
+def test_coils_change_the_signal_by_no_more_than_their_share(rng):
+    bias = coil_bias(rng, (30, 24, 10), share=0.2)
+    assert bias.shape == (30, 24, 10)
+    assert np.abs(bias - 1).max() == pytest.approx(0.2, abs=1e-5)
+    assert np.abs(np.diff(bias, axis=0)).max() < 0.06

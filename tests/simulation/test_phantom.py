@@ -6,7 +6,7 @@ from phantoms import centred_grid
 from scipy import ndimage
 
 from bids_cmb.anatomy.labels import BILATERAL_CODES
-from bids_cmb.imaging import volume
+from bids_cmb.imaging import resampling
 from bids_cmb.simulation.phantom import make_procedural_head
 from bids_cmb.simulation.tissue_properties import CSF, KNOWN_CODES, is_brain
 
@@ -24,7 +24,7 @@ def test_the_same_seed_makes_the_same_head_and_another_seed_another(made_up):
     np.testing.assert_array_equal(again.data, made_up.labels.data)
     other = make_procedural_head(np.random.default_rng(2)).labels
     first, second = (
-        np.isin(volume.resample(labels, *centred_grid(2.0), order=0).data, (3, 42))
+        np.isin(resampling.resample(labels, *centred_grid(2.0), order=0).data, (3, 42))
         for labels in (made_up.labels, other)
     )
     dice = 2 * (first & second).sum() / (first.sum() + second.sum())

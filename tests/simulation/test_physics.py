@@ -7,7 +7,7 @@ from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.simulation import physics
+from bids_cmb.simulation import dephasing, physics, slice_sampling
 
 TURN = euler2mat(0.2, -0.1, 0.15)
 AT_60 = physics.phase_per_ppm(field_t=3, echo_time_s=0.02)  # B0 times TE is 60 T·ms
@@ -27,7 +27,7 @@ def places(affine, shape):
 
 def sampling(spacing, reach, *, thickness=None, kind="2D"):
     shape = tuple(2 * int(np.ceil(reach / side)) + 1 for side in spacing)
-    return physics.Sampling(centred(spacing, shape), shape, thickness or spacing[2], kind)
+    return slice_sampling.Sampling(centred(spacing, shape), shape, thickness or spacing[2], kind)
 
 
 def ball_field(offset: np.ndarray, radius: float, chi: float) -> np.ndarray:
@@ -51,7 +51,7 @@ def tube_field(offset: np.ndarray, direction: np.ndarray, radius: float, chi: fl
 def disturbed(grid, points, radius, **source):
     """The factors of a source in ``grid``, shape of the grid; 1 where it does not reach."""
     known = {"rad_per_ppm": AT_60, "chi": 1.0, "water": 0.0, "decay": 0.0, **source}
-    voxels, factor = physics.perturb_signal(
+    voxels, factor = dephasing.perturb_signal(
         np.atleast_2d(points), np.atleast_1d(radius), grid, **known
     )
     whole = np.ones(grid.shape, complex)
@@ -179,7 +179,7 @@ def test_water_inside_a_source_shines_and_decays():
 
 def test_what_lies_outside_the_grid_changes_nothing():
     grid = sampling((0.5, 0.5, 2.0), 4)
-    voxels, factor = physics.perturb_signal(
+    voxels, factor = dephasing.perturb_signal(
         np.full((1, 3), 90.0), np.ones(1), grid, rad_per_ppm=AT_60, chi=1.0, water=0.0, decay=0.0
     )
     assert (len(voxels), len(factor)) == (0, 0)
@@ -200,7 +200,7 @@ def test_a_spoiled_echo_is_strongest_at_the_ernst_angle():
 @pytest.mark.parametrize("kind", ["2D", "3D"])
 def test_a_slice_is_as_thick_as_its_protocol_says(kind):
     heights = np.linspace(-6, 6, 2401)
-    profile = physics.slice_profile(heights, thickness=4, kind=kind)
+    profile = slice_sampling.slice_profile(heights, thickness=4, kind=kind)
     assert profile.max() == pytest.approx(1, abs=0.001)
     assert np.ptp(heights[profile >= 0.5]) == pytest.approx(4, rel=0.05)
     _, weights = sampling((1, 1, 4), 4, kind=kind).heights(1.0)
@@ -214,74 +214,7 @@ def test_a_field_that_rises_through_the_slice_dephases_it():
     ones = Volume(np.ones(box[1], np.float32), box[0])
     for slope in (0.0, 0.005, 0.01, 0.016):  # ppm/mm; 1/62 takes a 4 mm slice once around
         field = Volume((world @ normal * slope).astype(np.float32), box[0])
-        plane = list(physics.sum_background_slices(ones, field, grid, rad_per_ppm=AT_60))[2]
+        plane = list(slice_sampling.sum_background_slices(ones, field, grid, rad_per_ppm=AT_60))[2]
         turns = AT_60 * slope * 4 / (2 * np.pi)
         middle = abs(plane[8, 8])
         assert middle == pytest.approx(np.sinc(turns), abs=0.08)
-
-
-def test_k_space_keeps_places_and_means():
-    image = np.random.default_rng(3).normal(size=(12, 15)) + 2j
-    np.testing.assert_allclose(
-        physics.from_kspace(physics.to_kspace(image, (12, 15)), (12, 15)), image
-    )
-    wave = 5 + np.cos(2 * np.pi * 2 * np.arange(32) / 32)[:, None] * np.ones(20)
-    small = physics.from_kspace(physics.to_kspace(wave, (16, 10)), (16, 10))
-    np.testing.assert_allclose(small, wave[::2, ::2], atol=1e-12)
-    np.testing.assert_allclose(
-        physics.from_kspace(physics.to_kspace(wave, (16, 10)), (32, 20)), wave, atol=1e-12
-    )
-
-
-def test_an_edge_rings_by_nine_percent_unless_k_space_is_windowed():
-    edge = np.zeros((256, 8))
-    edge[64:192] = 1
-    for rolloff, least, most in ((0.0, 0.07, 0.11), (1.0, -0.01, 0.02)):
-        seen = physics.to_kspace(edge, (64, 8)) * physics.tukey_window((64, 8), rolloff)
-        over = physics.from_kspace(seen, (256, 8)).real.max() - 1
-        assert least < over < most
-
-
-@pytest.mark.parametrize("rolloff", [0.0, 0.5])
-def test_noise_is_rician_with_the_deviation_asked_for(rng, rolloff):
-    window = physics.tukey_window((128, 120), rolloff)
-    image = physics.from_kspace(physics.thermal_noise(rng, window, 4.0), (256, 240))
-    assert image.real.std() == pytest.approx(4, rel=0.03)
-    assert np.abs(image).mean() == pytest.approx(4 * np.sqrt(np.pi / 2), rel=0.03)
-    assert (np.abs(100 + image) ** 2).mean() == pytest.approx(100**2 + 2 * 4**2, rel=0.01)
-
-
-def test_a_ghost_moves_signal_but_neither_makes_nor_loses_any(rng):
-    factor = physics.ghost_phase(rng, 96, 0.4)
-    np.testing.assert_allclose(np.abs(factor), 1, rtol=1e-5)
-    image = np.zeros((96, 96))
-    image[30:60, 40:60] = 1
-    ghosted = physics.from_kspace(physics.to_kspace(image, (96, 96)) * factor, (96, 96))
-    assert (np.abs(ghosted) ** 2).sum() == pytest.approx(600, rel=1e-4)
-    assert np.abs(ghosted)[30:60, :20].max() > 0.01
-
-
-def test_coils_change_the_signal_by_no_more_than_their_share(rng):
-    bias = physics.coil_bias(rng, (30, 24, 10), share=0.2)
-    assert bias.shape == (30, 24, 10)
-    assert np.abs(bias - 1).max() == pytest.approx(0.2, abs=1e-5)
-    assert np.abs(np.diff(bias, axis=0)).max() < 0.06
-
-
-def test_the_high_pass_keeps_a_vein_and_drops_a_ramp():
-    x, y = np.meshgrid(np.arange(128), np.arange(128), indexing="ij")
-    phase = 6 * np.sin(x / 60) + 4 * np.cos(y / 50) + 1.0 * ((x - 64) ** 2 + (y - 64) ** 2 <= 4)
-    image = np.exp(1j * phase)
-    high = physics.high_pass_phase(image, physics.to_kspace(image, image.shape), 32)
-    assert high[64, 64] == pytest.approx(1, abs=0.35)
-    assert np.abs(high[20:50, 20:50]).max() < 0.3
-
-
-def test_swi_darkens_veins_of_either_handedness_and_no_calcification():
-    magnitude = np.full((3, 1), 100.0)
-    phase = np.array([[0.8], [-0.8], [0.0]])  # a vein along B0, a calcification, nothing
-    right, left = (physics.swi(magnitude, hand * phase, phase_sign=hand) for hand in (1, -1))
-    np.testing.assert_array_equal(right, left)
-    assert right[:, 0] == pytest.approx([100 * (1 - 0.8 / np.pi) ** 4, 100, 100])
-    wrong = physics.swi(magnitude, phase, phase_sign=-1)
-    assert wrong[1, 0] < wrong[0, 0] == 100

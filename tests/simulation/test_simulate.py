@@ -17,15 +17,11 @@ from bids_cmb.bids.selection import find_scans
 from bids_cmb.bids.tables import read_columns, read_table
 from bids_cmb.cli.commands import main
 from bids_cmb.files import read_json
-from bids_cmb.imaging.phase import (
-    filter_phase,
-    find_phase_image,
-    infer_phase_sign,
-    infer_turn,
-    read_units,
-)
-from bids_cmb.imaging.volume import Volume, load
-from bids_cmb.simulation import simulate
+from bids_cmb.imaging.nifti import load
+from bids_cmb.imaging.phase import filter_phase, infer_phase_sign, infer_turn
+from bids_cmb.imaging.phase_files import find_phase_image, read_units
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.simulation import dataset as dataset_module
 from bids_cmb.simulation.acquisition import FIELD_OF_VIEW_MM
 from bids_cmb.simulation.lesion_priors import load_priors
 from bids_cmb.simulation.protocols import Protocol, load_presets, resolve_protocols, sample_protocol
@@ -77,9 +73,9 @@ def dataset(tmp_path_factory):
     }  # fmt: skip
     (folder / "coarse.json").write_text(json.dumps(coarse))
     said = ["--n-scans", "2", "--seed", "8", "--protocol", str(folder / "coarse.json"), "--phase"]
-    few = partial(simulate.simulate_scan, window_mm=(FIELD_OF_VIEW_MM, FIELD_OF_VIEW_MM, 42))
+    few = partial(simulate_scan, window_mm=(FIELD_OF_VIEW_MM, FIELD_OF_VIEW_MM, 42))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(simulate, "simulate_scan", few)
+        patched.setattr(dataset_module, "simulate_scan", few)
         assert main(["simulate", str(folder / "bids"), *said]) == 0
     return folder / "bids"
 
@@ -110,7 +106,7 @@ def test_each_scan_has_its_phase_beside_it_in_a_unit_that_is_understood(dataset)
         assert found.path.name == f"sub-{scan.subject}_part-phase_T2starw.nii.gz"
         assert read_units(found.path) == "arbitrary"
         stored, everywhere = load(found.path)[0].data, np.ones(load(found.path)[0].shape, bool)
-        assert infer_turn(stored, "arbitrary", everywhere) == 2 * simulate.PHASE_LEVELS
+        assert infer_turn(stored, "arbitrary", everywhere) == 2 * dataset_module.PHASE_LEVELS
 
 
 @pytest.mark.parametrize("flip", [1, -1])
@@ -314,8 +310,8 @@ def test_half_a_dataset_never_looks_like_a_whole_one(tmp_path, capsys, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device", str(tmp_path / "out/sub-01/x.nii.gz"))
 
-    monkeypatch.setattr(simulate, "simulate_scan", lambda *_, **__: None)
-    monkeypatch.setattr(simulate, "_write_scan", full)
+    monkeypatch.setattr(dataset_module, "simulate_scan", lambda *_, **__: None)
+    monkeypatch.setattr(dataset_module, "_write_scan", full)
     said = refused(capsys, tmp_path / "out", "--n-scans", 2)
     assert "scan 1" in said
     assert "no space left on device" in said

@@ -5,7 +5,7 @@ import pytest
 from phantoms import ball_head, centred_grid
 
 from bids_cmb.anatomy.labels import BILATERAL_CODES, make_mirror_table
-from bids_cmb.imaging.volume import resample
+from bids_cmb.imaging.resampling import resample
 from bids_cmb.simulation.tissue_properties import (
     TISSUES,
     classify_tissues,

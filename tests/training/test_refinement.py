@@ -18,12 +18,15 @@ from bids_cmb.anatomy.refinement import (
     resample_prior,
 )
 from bids_cmb.anatomy.segmentation import locate_structures
-from bids_cmb.imaging.preprocessing import Grid
-from bids_cmb.imaging.volume import Volume, resample
-from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.resampling import resample
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.networks.loading import ModelOptions
 from bids_cmb.networks.model_cards import load_card
-from bids_cmb.training.data import PatchSampling, ScanFiles, TrainingScan
 from bids_cmb.training.losses import TissueLoss
+from bids_cmb.training.patches import PatchSampling
+from bids_cmb.training.scan_files import ScanFiles
+from bids_cmb.training.scan_loading import TrainingScan
 from bids_cmb.training.tasks.tissue import CENTRE_WEIGHT, TissueScan, load_tissue_scan, sample_patch
 
 CLASSES = load_card("anatomy")["classes"]
@@ -287,7 +290,7 @@ def test_the_loss_is_the_weighted_mean_of_what_a_log_softmax_says():
     said = np.take_along_axis(log_softmax(logits, axis=-1), kinds[..., None], -1)[..., 0]
     wanted = -(said * weight).sum() / (weight.sum() + 1)
     truth = np.stack([kinds, weight], axis=-1).astype(np.float32)
-    assert float(TissueLoss(kinds=4)(truth, logits)) == pytest.approx(wanted, rel=1e-5)
+    assert float(TissueLoss()(truth, logits)) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_an_opinion_lies_beside_the_image_from_0_to_1():

@@ -10,7 +10,7 @@ from scipy.special import expit, logit
 from bids_cmb.detection.calibration import calibrate
 from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.metrics.scores import compute_metrics
-from bids_cmb.networks.inference import ModelOptions
+from bids_cmb.networks.loading import ModelOptions
 from bids_cmb.simulation.protocols import resolve_protocols
 from bids_cmb.training import release as module
 from bids_cmb.training.operating_points import (

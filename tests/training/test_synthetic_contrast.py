@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bids_cmb.anatomy.labels import LEFT, NO_SIDE, RIGHT, build_class_table
-from bids_cmb.imaging.preprocessing import Grid
-from bids_cmb.training.data import ScanFiles
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.training.scan_files import ScanFiles
 from bids_cmb.training.synthetic_contrast import (
     Subject,
     degrade,

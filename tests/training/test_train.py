@@ -7,12 +7,20 @@ import keras
 import numpy as np
 import pytest
 
-from bids_cmb.imaging import volume
-from bids_cmb.networks.inference import load_network, predict
+from bids_cmb.imaging import nifti, volume
+from bids_cmb.networks.inference import predict
+from bids_cmb.networks.loading import load_network
 from bids_cmb.networks.weights import read_weights
-from bids_cmb.training import train as training
+from bids_cmb.training.cross_validation import cross_validate
+from bids_cmb.training.inputs import TrainingData
 from bids_cmb.training.losses import LesionLoss, StructuresLoss
-from bids_cmb.training.train import TrainingData, build_network, cross_validate, read_recipe, train
+from bids_cmb.training.train import (
+    build_network,
+    choose_precision,
+    read_recipe,
+    recalibrate_batchnorm,
+    train,
+)
 
 
 class HaltError(RuntimeError):
@@ -99,7 +107,7 @@ def test_normalisations_are_measured_anew_as_the_mean_over_batches(recipe, rng):
     seen = keras.Model(network.input, network.get_layer("down0_first").output)(
         batches.reshape(6, 8, 8, 8, 1)
     )
-    training.recalibrate_batchnorm(network, lambda at: batches[at], 3)
+    recalibrate_batchnorm(network, lambda at: batches[at], 3)
     mean = np.asarray(seen, np.float32).mean(axis=(0, 1, 2, 3))
     np.testing.assert_allclose(np.asarray(first.moving_mean), mean, atol=1e-4)
     assert first.momentum == 0.98
@@ -151,8 +159,8 @@ def test_a_folder_keeps_to_its_data(data, recipe, tmp_path):
         train(recipe, TrainingData((data,), validation=(data,)), tmp_path / "out")
     truth = next((data / "derivatives/truth/sub-01/anat").glob("*seg-CMB*.nii.gz"))
     other = data / "derivatives/truth/sub-02/anat" / truth.name.replace("sub-01", "sub-02")
-    labels = volume.load_labels(other)
-    volume.save(volume.Volume(0 * labels.data, labels.affine), other, dtype=np.uint16)
+    labels = nifti.load_labels(other)
+    nifti.save(volume.Volume(0 * labels.data, labels.affine), other, dtype=np.uint16)
     with pytest.raises(ValueError, match=r"material.json: .* it began with; .* \(data\)"):
         train(recipe, TrainingData((data,)), tmp_path / "out")
 
@@ -254,4 +262,4 @@ def test_a_perfect_answer_costs_next_to_nothing(rng):
 
 
 def test_precision_is_one_that_keras_knows():
-    assert keras.DTypePolicy(training.choose_precision()).compute_dtype in ("bfloat16", "float32")
+    assert keras.DTypePolicy(choose_precision()).compute_dtype in ("bfloat16", "float32")

@@ -22,7 +22,7 @@ from bids_cmb.anatomy.segmentation import format_itk_affine
 from bids_cmb.bids.paths import Output
 from bids_cmb.bids.scan import Scan
 from bids_cmb.config import Config
-from bids_cmb.imaging import volume
+from bids_cmb.imaging import nifti
 from bids_cmb.imaging.loading import load_echoes
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.model_cards import load_card
@@ -52,7 +52,7 @@ def echoes(tmp_path, blank, rng):
     for number in (1, 2):
         image = Volume(rng.uniform(1, 9, blank.shape).astype(np.float32), blank.affine)
         path = tmp_path / f"sub-01_echo-{number}_MEGRE.nii.gz"
-        volume.save(image, path)
+        nifti.save(image, path)
         images.append(image)
         paths.append(path)
     name = "sub-01/anat/sub-01_MEGRE.nii.gz"
@@ -96,7 +96,7 @@ def test_a_scan_of_one_echo_is_read_as_it_is(echoes):
 def test_echoes_on_different_grids_are_refused(echoes, blank):
     _, scan = echoes
     moved = Volume(blank.data + np.arange(32), blank.affine @ np.diag([1, 1, 1.1, 1]))
-    volume.save(moved, scan.more_echoes[0])
+    nifti.save(moved, scan.more_echoes[0])
     with pytest.raises(ValueError, match="echoes to be combined must share one grid"):
         read(scan)
 
@@ -113,14 +113,14 @@ def test_the_thresholds_are_those_of_the_card_unless_they_are_given(config):
 def test_a_brain_mask_on_another_grid_is_looked_up(blank, tmp_path):
     coarse = Volume(np.zeros((32, 32, 32), np.float32), blank.affine @ np.diag([2, 2, 1, 1]))
     coarse.data[8:24, 8:24, 8:24] = 1
-    volume.save(coarse, tmp_path / "mask.nii.gz")
+    nifti.save(coarse, tmp_path / "mask.nii.gz")
     found = load_brain_mask(tmp_path / "mask.nii.gz", blank)
     assert found.data.dtype == bool
     assert found.data.sum() * found.voxel_volume == pytest.approx(16**3 * 2, rel=0.15)
 
 
 def test_a_brain_mask_may_be_brain_everywhere(blank, tmp_path):
-    volume.save(Volume(blank.data + 1, blank.affine), tmp_path / "mask.nii.gz")
+    nifti.save(Volume(blank.data + 1, blank.affine), tmp_path / "mask.nii.gz")
     assert load_brain_mask(tmp_path / "mask.nii.gz", blank).data.all()
 
 
@@ -129,7 +129,7 @@ def test_a_brain_mask_beside_the_scan_is_refused(blank, tmp_path):
     far[:3, 3] += 500
     data = np.zeros(blank.shape, np.float32)
     data[20:40, 20:40] = 1
-    volume.save(Volume(data, far), tmp_path / "mask.nii.gz")
+    nifti.save(Volume(data, far), tmp_path / "mask.nii.gz")
     with pytest.raises(ValueError, match=r"mask.nii.gz must overlap the scan; found no voxel"):
         load_brain_mask(tmp_path / "mask.nii.gz", blank)
 
@@ -187,13 +187,13 @@ def on_t1w(known, tmp_path, config):
     there = Volume(codes.data, motion @ codes.affine)
     image = painted(there, T2STAR, there.affine, there.shape, np.random.default_rng(6))
     prep = tmp_path / "prep/sub-01/anat"
-    volume.save(codes, prep / "sub-01_desc-aseg_dseg.nii.gz", dtype=np.int32)
+    nifti.save(codes, prep / "sub-01_desc-aseg_dseg.nii.gz", dtype=np.int32)
     own = is_brain(there.data).astype(np.uint8)
-    volume.save(Volume(own, there.affine), prep / "sub-01_space-orig_desc-brain_mask.nii.gz")
+    nifti.save(Volume(own, there.affine), prep / "sub-01_space-orig_desc-brain_mask.nii.gz")
     t1w = painted(codes, T1W, codes.affine, codes.shape, np.random.default_rng(7))
-    volume.save(t1w, prep / "sub-01_desc-preproc_T1w.nii.gz")
+    nifti.save(t1w, prep / "sub-01_desc-preproc_T1w.nii.gz")
     path = tmp_path / "sub-01/anat/sub-01_T2starw.nii.gz"
-    volume.save(image, path)
+    nifti.save(image, path)
     entities = (("sub", "01"),)
     scan = Scan(path, "sub-01/anat/sub-01_T2starw.nii.gz", "anat", "T2starw", entities)
     return scan, image, replace(config, derivatives=(tmp_path / "prep",)), motion
@@ -242,7 +242,7 @@ def own_space(tmp_path, config, known):
         codes = known[0].data.astype(np.int32)
         affine = from_matvec(euler2mat(np.radians(25), 0.1, -0.05), [3, -9, 6]) @ known[0].affine
         home = tmp_path / "seg/sub-01/anat"
-        volume.save(
+        nifti.save(
             Volume(change(codes), affine),
             home / f"sub-01_space-T2starw_desc-{label}_dseg.nii.gz",
             dtype=np.int32,
@@ -320,7 +320,7 @@ def test_a_hole_in_a_scan_is_no_lesion_and_no_fault_of_the_header(config, tmp_pa
     apart = []
     for value in (0, np.nan):
         image.data[tuple(hole)] = value
-        volume.save(image, path)
+        nifti.save(image, path)
         found = analyze_scan(resolve_inputs(scan, config), config)
         away = [lesion.centre - image.world(hole) for lesion in found.lesions]
         apart.append(np.linalg.norm(away, axis=1).min())

@@ -24,7 +24,7 @@ def cdet(
         biased: Whether convolutions have a bias although a normalisation follows, which takes it
             away again: so the published ones do, and their parameters are counted.
         fused: Whether the normalisations are left out, their numbers having been fused into the
-            convolutions before them, as `networks.inference.fuse_batchnorm` does it: for use, not
+            convolutions before them, as `networks.builders.fuse_batchnorm` does it: for use, not
             for training.
 
     Returns:

@@ -83,7 +83,7 @@ def _classify(x, width: int, *, biased: bool, fused: bool):
     """Classify the whole patch from the coarsest level, (B, 6, 6, 6, 4 width): logits (B, 2)."""
     x = layers.Conv3D(2 * width, 1, use_bias=biased, dtype=FULL_PRECISION, name="kind_entry")(x)
     # Padded after the convolution, and the normalisation stays when others are fused: TensorFlow
-    # computes a padding that is followed by a convolution wrongly on CPUs (`networks.inference`).
+    # computes a padding that is followed by a convolution wrongly on CPUs (`networks.loading`).
     x = layers.ZeroPadding3D(1, dtype=FULL_PRECISION, name="kind_pad")(x)
     x = layers.BatchNormalization(momentum=MOMENTUM, dtype=FULL_PRECISION, name="kind_padded")(x)
     x = layers.Activation("relu", dtype=FULL_PRECISION, name="kind_relu")(x)

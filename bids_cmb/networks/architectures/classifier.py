@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
+from bids_cmb.networks.architectures.blocks import convolve
+
 
 def classifier(  # noqa: PLR0913
     *, shape: tuple[int, int, int] = (40, 40, 9), inputs: int = 3, places: int = 32,
@@ -31,10 +33,10 @@ def classifier(  # noqa: PLR0913
     """
     patch = keras.Input((*shape, inputs), name="patch")
     where = keras.Input((places,), name="place")
-    x = _convolve(patch, widths[0], (2, 2, 1), "pack", fused=fused, strides=(2, 2, 1))
+    x = convolve(patch, widths[0], (2, 2, 1), "pack", fused=fused, strides=(2, 2, 1))
     for level, width in enumerate(widths):
-        x = _convolve(x, width, (3, 3, 3), f"level{level}_first", fused=fused)
-        x = _convolve(x, width, (3, 3, 3), f"level{level}_second", fused=fused)
+        x = convolve(x, width, (3, 3, 3), f"level{level}_first", fused=fused)
+        x = convolve(x, width, (3, 3, 3), f"level{level}_second", fused=fused)
         if level < len(widths) - 1:
             step = (2, 2, 1) if level == 0 else (2, 2, 2)
             x = layers.MaxPooling3D(step, padding="same", name=f"level{level}_pool")(x)
@@ -55,10 +57,3 @@ def classifier(  # noqa: PLR0913
     bias = keras.initializers.Constant(start)
     last = layers.Dense(1, dtype="float32", bias_initializer=bias, name="answer")
     return keras.Model([patch, where], last(x))
-
-
-def _convolve(x, width: int, kernel: Sequence[int], name: str, *, fused: bool, strides=1):
-    x = layers.Conv3D(width, kernel, strides=strides, padding="same", use_bias=fused, name=name)(x)
-    if not fused:
-        x = layers.BatchNormalization(momentum=0.98, name=f"{name}_norm")(x)
-    return layers.Activation("relu", name=f"{name}_relu")(x)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
+from bids_cmb.networks.architectures.blocks import convolve
+
 
 def cnn3d(
     *, shape: tuple[int, int, int] = (16, 32, 16), inputs: int = 1,
@@ -37,11 +39,7 @@ def cnn3d(
     x = image
     for number, widths in enumerate(stages):
         for turn, width in enumerate(widths):
-            name = f"stage{number}_{turn}"
-            x = layers.Conv3D(width, 3, padding="same", use_bias=fused, name=name)(x)
-            if not fused:
-                x = layers.BatchNormalization(momentum=0.98, name=f"{name}_norm")(x)
-            x = layers.Activation("relu", name=f"{name}_relu")(x)
+            x = convolve(x, width, 3, f"stage{number}_{turn}", fused=fused)
         x = layers.MaxPooling3D(2, name=f"stage{number}_pool")(x)
     x = layers.Flatten(name="flat")(x)
     for number, width in enumerate(dense):

@@ -11,7 +11,10 @@ from collections.abc import Sequence
 import keras
 from keras import layers, ops
 
+from bids_cmb.networks.architectures.blocks import convolve
+
 BOTTLENECK_EXPANSION = 4  # times a bottleneck's width that it gives on
+KIND = {"activation": None, "initializer": "he_normal"}  # of convolutions before a sum
 DROPOUT = 0.3  # of the units before the answer, in training
 
 
@@ -42,8 +45,7 @@ def resnet_gate(
         From (B, X, Y, inputs) to logits, float32, (B, 1).
     """
     tile = keras.Input((None, None, inputs), name="tile")  # (B, X, Y, inputs)
-    x = _convolve(tile, widths[0], stem, 1, "stem", fused=fused)
-    x = layers.Activation("relu", name="stem_relu")(x)
+    x = convolve(tile, widths[0], stem, "stem", fused=fused, initializer="he_normal")
     block = _bottleneck_block if bottleneck else _basic_block
     for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
         for number in range(count):
@@ -60,37 +62,26 @@ def resnet_gate(
 def _basic_block(x, width: int, stride: int, name: str, *, fused: bool):
     """Apply two convolutions of 3 x 3 beside a shortcut."""
     shortcut = _shortcut(x, width, stride, name, fused=fused)
-    x = _convolve(x, width, 3, stride, f"{name}_first", fused=fused)
-    x = layers.Activation("relu", name=f"{name}_first_relu")(x)
-    x = _convolve(x, width, 3, 1, f"{name}_second", fused=fused)
+    x = convolve(x, width, 3, f"{name}_first", fused=fused, strides=stride, initializer="he_normal")
+    x = convolve(x, width, 3, f"{name}_second", fused=fused, **KIND)
     return _add_shortcut(x, shortcut, name)
 
 
 def _bottleneck_block(x, width: int, stride: int, name: str, *, fused: bool):
     """Narrow, convolve and widen beside a shortcut, as in Keras' ResNet50."""
     shortcut = _shortcut(x, BOTTLENECK_EXPANSION * width, stride, name, fused=fused)
-    x = _convolve(x, width, 1, stride, f"{name}_first", fused=fused)
-    x = layers.Activation("relu", name=f"{name}_first_relu")(x)
-    x = _convolve(x, width, 3, 1, f"{name}_second", fused=fused)
-    x = layers.Activation("relu", name=f"{name}_second_relu")(x)
-    x = _convolve(x, BOTTLENECK_EXPANSION * width, 1, 1, f"{name}_third", fused=fused)
+    x = convolve(x, width, 1, f"{name}_first", fused=fused, strides=stride, initializer="he_normal")
+    x = convolve(x, width, 3, f"{name}_second", fused=fused, initializer="he_normal")
+    x = convolve(x, BOTTLENECK_EXPANSION * width, 1, f"{name}_third", fused=fused, **KIND)
     return _add_shortcut(x, shortcut, name)
 
 
 def _shortcut(x, width: int, stride: int, name: str, *, fused: bool):
     if stride == 1 and x.shape[-1] == width:
         return x
-    return _convolve(x, width, 1, stride, f"{name}_past", fused=fused)
+    return convolve(x, width, 1, f"{name}_past", fused=fused, strides=stride, **KIND)
 
 
 def _add_shortcut(x, shortcut, name: str):
     x = layers.Add(name=f"{name}_sum")([x, shortcut])
     return layers.Activation("relu", name=f"{name}_relu")(x)
-
-
-def _convolve(x, width: int, side: int, stride: int, name: str, *, fused: bool):
-    x = layers.Conv2D(
-        width, side, strides=stride, padding="same", use_bias=fused,
-        kernel_initializer="he_normal", name=name,
-    )(x)  # fmt: skip
-    return x if fused else layers.BatchNormalization(momentum=0.98, name=f"{name}_norm")(x)

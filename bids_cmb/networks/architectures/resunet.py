@@ -9,6 +9,10 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
+from bids_cmb.networks.architectures.blocks import convolve
+
+KIND = {"activation": None, "initializer": "he_normal"}  # of convolutions before a sum
+
 
 def resunet(
     *, widths: Sequence[int] = (16, 32, 64, 128, 256), inputs: int = 3, start: float = 0.0,
@@ -51,16 +55,8 @@ def resunet(
 
 def _residual_block(x, width: int, name: str, *, fused: bool):
     """Apply 1 x 1, 3 x 3, and a shortcut of 1 x 1."""
-    shortcut = _convolve(x, width, 1, f"{name}_past", fused=fused)
-    x = _convolve(x, width, 1, f"{name}_first", fused=fused)
-    x = layers.Activation("relu", name=f"{name}_first_relu")(x)
-    x = _convolve(x, width, 3, f"{name}_second", fused=fused)
+    shortcut = convolve(x, width, 1, f"{name}_past", fused=fused, **KIND)
+    x = convolve(x, width, 1, f"{name}_first", fused=fused, initializer="he_normal")
+    x = convolve(x, width, 3, f"{name}_second", fused=fused, **KIND)
     x = layers.Add(name=f"{name}_sum")([x, shortcut])
     return layers.Activation("relu", name=f"{name}_relu")(x)
-
-
-def _convolve(x, width: int, side: int, name: str, *, fused: bool):
-    x = layers.Conv2D(
-        width, side, padding="same", use_bias=fused, kernel_initializer="he_normal", name=name
-    )(x)
-    return x if fused else layers.BatchNormalization(momentum=0.98, name=f"{name}_norm")(x)

@@ -11,6 +11,10 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
+from bids_cmb.networks.architectures.blocks import convolve
+
+KIND = {"activation": "silu", "momentum": 0.99}  # of its convolutions; Keras' momentum
+
 
 def shiva(
     *, widths: Sequence[int], shape: tuple[int, int, int] = (160, 214, 176), last: int = 10,
@@ -31,8 +35,8 @@ def shiva(
     image = keras.Input((*shape, 1), name="image")
     x, skips = image, []
     for level, width in enumerate(widths):
-        x = _convolve(x, width, f"down{level}_first", fused=fused)
-        x = _convolve(x, width, f"down{level}_second", fused=fused)
+        x = convolve(x, width, 3, f"down{level}_first", fused=fused, **KIND)
+        x = convolve(x, width, 3, f"down{level}_second", fused=fused, **KIND)
         skips.append(x)
         x = layers.MaxPooling3D(2, name=f"down{level}_pool")(x)
     for level in reversed(range(len(widths))):
@@ -42,15 +46,8 @@ def shiva(
         if any(short):  # halving an odd number of voxels lost the last one: it comes back as zero
             x = layers.ZeroPadding3D([(0, gap) for gap in short], name=f"up{level}_pad")(x)
         x = layers.Concatenate(name=f"up{level}_both")([x, skips[level]])
-        x = _convolve(x, x.shape[-1], f"up{level}_first", fused=fused)
-        x = _convolve(x, widths[level], f"up{level}_second", fused=fused)
-    x = _convolve(x, last, "last_first", fused=fused)
-    x = _convolve(x, last, "last_second", fused=fused)
+        x = convolve(x, x.shape[-1], 3, f"up{level}_first", fused=fused, **KIND)
+        x = convolve(x, widths[level], 3, f"up{level}_second", fused=fused, **KIND)
+    x = convolve(x, last, 3, "last_first", fused=fused, **KIND)
+    x = convolve(x, last, 3, "last_second", fused=fused, **KIND)
     return keras.Model(image, layers.Conv3D(1, 1, dtype="float32", name="answer")(x))
-
-
-def _convolve(x, width: int, name: str, *, fused: bool):
-    x = layers.Conv3D(width, 3, padding="same", use_bias=fused, name=name)(x)
-    if not fused:
-        x = layers.BatchNormalization(name=f"{name}_norm")(x)
-    return layers.Activation("silu", name=f"{name}_silu")(x)

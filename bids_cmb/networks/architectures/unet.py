@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
+from bids_cmb.networks.architectures.blocks import convolve
+
 
 def unet(
     *, widths: Sequence[int] = (16, 32, 64, 96), inputs: int = 1, outputs: int = 1,
@@ -28,7 +30,7 @@ def unet(
             axes only: for slices that are thicker than pixels.
         start: Bias of the answer before training.
         fused: Whether the normalisations are left out, their numbers having been taken into the
-            convolutions before them, as `networks.inference` does it: for use, not for training.
+            convolutions before them, as `networks.builders` does it: for use, not for training.
 
     Returns:
         From (B, X, Y, Z, inputs) to logits, float32, (B, X, Y, Z, outputs). Each side must be a
@@ -47,7 +49,7 @@ def unet(
             skips.append(x)
             x = layers.MaxPooling3D(steps[level], name=f"down{level}_pool")(x)
     for level in reversed(range(len(steps))):
-        x = _convolve(x, widths[level], (1, 1, 1), f"up{level}_narrow", fused=fused)
+        x = convolve(x, widths[level], (1, 1, 1), f"up{level}_narrow", fused=fused)
         x = layers.UpSampling3D(steps[level], name=f"up{level}_wide")(x)
         x = layers.Add(name=f"up{level}_skip")([x, skips[level]])
         x = _convolve_twice(x, widths[level], kernels[level], f"up{level}", fused=fused)
@@ -59,12 +61,5 @@ def unet(
 
 
 def _convolve_twice(x, width: int, kernel: Sequence[int], name: str, *, fused: bool):
-    x = _convolve(x, width, kernel, f"{name}_first", fused=fused)
-    return _convolve(x, width, kernel, f"{name}_second", fused=fused)
-
-
-def _convolve(x, width: int, kernel: Sequence[int], name: str, *, fused: bool):
-    x = layers.Conv3D(width, kernel, padding="same", use_bias=fused, name=name)(x)
-    if not fused:
-        x = layers.BatchNormalization(momentum=0.98, name=f"{name}_norm")(x)
-    return layers.Activation("relu", name=f"{name}_relu")(x)
+    x = convolve(x, width, kernel, f"{name}_first", fused=fused)
+    return convolve(x, width, kernel, f"{name}_second", fused=fused)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
+from bids_cmb.networks.architectures.blocks import convolve
+
 PUBLISHED_STAGES = (
     (32,),
     (64,),
@@ -86,7 +88,5 @@ def _space_to_depth(x):
 
 
 def _convolve(x, width: int, kernel: int, name: str, *, fused: bool):
-    x = layers.Conv2D(width, kernel, padding="same", use_bias=fused, name=name)(x)
-    if not fused:
-        x = layers.BatchNormalization(momentum=0.98, name=f"{name}_norm")(x)
+    x = convolve(x, width, kernel, name, fused=fused, activation=None)
     return layers.LeakyReLU(negative_slope=0.1, name=f"{name}_leaky")(x)

@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.files import load_json, write_json
-from bids_cmb.imaging.preprocessing import SHIVA
+from bids_cmb.imaging.grid import SHIVA
+from bids_cmb.networks.builders import fuse_batchnorm
 from bids_cmb.networks.external.keras_h5 import read_unet_h5
 from bids_cmb.networks.external.tiled_unet import list_kernels
-from bids_cmb.networks.inference import fuse_batchnorm, load_network
+from bids_cmb.networks.loading import load_network
 from bids_cmb.networks.model_cards import DETECTION, load_card
 from bids_cmb.networks.weights import check_weights, compute_digest, write_weights
 

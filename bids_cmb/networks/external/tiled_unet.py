@@ -2,14 +2,14 @@
 
 Three quarters of its arithmetic lies in the decoder's two finest levels. There
 
-- only the voxels about the brain are computed, tile by tile: what lies further off cannot reach
-  them through the few convolutions that are left, and would be set to 0 anyway. Each convolution
-  keeps only what the next ones will look at;
+- only the voxels about the brain are computed, tile by tile (`networks.external.tiling`): what lies
+  further off cannot reach them through the few convolutions that are left, and would be set to 0
+  anyway. Each convolution keeps only what the next ones will look at;
 - a convolution of an image that was only just doubled by repeating its voxels is one transposed
   convolution of the coarse image with a 4 x 4 x 4 kernel: 8 products per voxel instead of 27;
 - stacking two images and convolving them is convolving each and adding.
 
-Normalisations have been fused into the convolutions (`networks.inference.fuse_batchnorm`). All this
+Normalisations have been fused into the convolutions (`networks.builders.fuse_batchnorm`). All this
 is exact but for rounding. Nothing is padded right before a convolution: TensorFlow computes that
 wrongly on CPUs.
 """
@@ -19,20 +19,19 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import numpy as np
-from scipy import ndimage
+
+from bids_cmb.networks.external.tiling import (
+    N_TILED_LEVELS,
+    Array,
+    LevelPlan,
+    box_slices,
+    plan_levels,
+)
 
 SLAB_VOXELS = 32  # voxels along the first axis that are encoded at a time
-MAX_TILE_VOXELS = 350_000  # voxels that are decoded at a time, with what lies about them
-CALL_COST_VOXELS = 8_000  # voxels that could be decoded in the time that asking for a tile takes
-SPLIT_COST = 0.2  # of a tile's cost, for each time that it will have to be halved
-BLOCK_VOXELS = 4  # voxels: where one tile may end and the next begin
-MIN_TILE_BLOCKS = 2  # blocks that a tile has along each axis where it was cut
-N_TILED_LEVELS = 2  # levels, from the finest, that are
 N_TRANSPOSED_LEVELS = 3  # levels, from the finest, whose doubling is a transposed convolution
 ENCODER_HALO = 2  # voxels by which the encoder's two convolutions of 3 look beyond a slab
-DECODER_HALO = (4, 2)  # by which all of the decoder's look beyond a tile, at each level in tiles
 LAST_CHANNELS = 10  # channels of the two convolutions after the finest level
-Array = np.ndarray
 
 
 def list_kernels(widths: Sequence[int]) -> dict[str, tuple[int, ...]]:
@@ -84,7 +83,7 @@ def build_tiled_unet(
         if not wanted.any():
             return np.zeros(image.shape, np.float32)
         x, skips = image[..., None], []
-        plans = _plan(np.packbits(wanted).tobytes(), wanted.shape)
+        plans = plan_levels(np.packbits(wanted).tobytes(), wanted.shape)
         for level, plan in enumerate(plans):
             skip, x = _encode(partial(stages.down, level, held), x, plan)
             skips.append(skip)
@@ -256,40 +255,6 @@ class _Stages:
 
 
 @dataclass(frozen=True, eq=False)
-class _Plan:
-    """The tiles of a level, so that the finest one is computed where it is wanted.
-
-    Attributes:
-        shape: Of the level, in voxels.
-        tiles: First voxel of, and end beyond, the box about what is needed in each tile.
-        halo: Voxels by which the decoder looks beyond a tile.
-    """
-
-    shape: tuple[int, ...]
-    tiles: Sequence[tuple[Array, Array]]
-    halo: int
-
-
-@lru_cache(maxsize=1)
-def _plan(wanted: bytes, shape: tuple[int, ...]) -> tuple[_Plan, ...]:
-    """Plan the levels in tiles; every fold of a scan has the same.
-
-    Args:
-        wanted: Bits of the voxels of the finest level whose probability is wanted.
-        shape: Of that level.
-    """
-    bits = np.unpackbits(np.frombuffer(wanted, np.uint8), count=int(np.prod(shape)))
-    finest, plans = bits.reshape(shape).astype(bool), []
-    for level in range(N_TILED_LEVELS):
-        needed = _find_needed(finest, level, shape)
-        plans.append(
-            _Plan(shape, _divide_into_tiles(needed, DECODER_HALO[level]), DECODER_HALO[level])
-        )
-        shape = tuple(side // 2 for side in shape)
-    return tuple(plans)
-
-
-@dataclass(frozen=True, eq=False)
 class _Part:
     """A box of a larger array, (X, Y, Z, C), and where it begins."""
 
@@ -298,10 +263,10 @@ class _Part:
 
     def cut(self, low: Array, high: Array) -> Array:
         """Cut the part from ``low`` to ``high``, in voxels of the larger array."""
-        return self.data[_box(low - self.first, high - self.first)]
+        return self.data[box_slices(low - self.first, high - self.first)]
 
 
-def _encode(stage: Callable, x: Array, plan: _Plan) -> tuple[_Part, Array]:
+def _encode(stage: Callable, x: Array, plan: LevelPlan) -> tuple[_Part, Array]:
     """Encode a level slab by slab.
 
     Args:
@@ -332,91 +297,19 @@ def _encode(stage: Callable, x: Array, plan: _Plan) -> tuple[_Part, Array]:
     return _Part(skip, first), halved
 
 
-def _decode(stage: Callable, x: Array, skip: _Part, plan: _Plan) -> Array:
+def _decode(stage: Callable, x: Array, skip: _Part, plan: LevelPlan) -> Array:
     """Decode a level where it is needed: (X/2, Y/2, Z/2, C) and skip → (X, Y, Z, C)."""
     out, halo = None, plan.halo
     for first, end in plan.tiles:
         low, high = (first - halo) // 2 * 2, -(-(end + halo) // 2) * 2
         whole = bool((low < 0).any() or (high > plan.shape).any())  # it is at the border
         low, high = np.maximum(low, 0), np.minimum(high, plan.shape)
-        decoded = stage(x[_box(low // 2, -(-high // 2))], skip.cut(low, high), whole=whole)
+        decoded = stage(x[box_slices(low // 2, -(-high // 2))], skip.cut(low, high), whole=whole)
         if out is None:
             out = np.zeros((*plan.shape, decoded.shape[-1]), np.float32)
         begin = low if whole else low + halo
-        out[_box(first, end)] = decoded[_box(first - begin, end - begin)]
+        out[box_slices(first, end)] = decoded[box_slices(first - begin, end - begin)]
     return out
-
-
-def _find_needed(wanted: Array, level: int, shape: tuple[int, ...]) -> Array:
-    """Find the voxels of a level that can reach what is wanted at the finest one."""
-    if level == 0:
-        return wanted
-    step = 2**level
-    sides = np.array(shape) * step
-    padded = np.pad(wanted, [(0, max(0, int(n - m))) for n, m in zip(sides, wanted.shape)])  # noqa: B905
-    padded = padded[: sides[0], : sides[1], : sides[2]]
-    blocks = padded.reshape(shape[0], step, shape[1], step, shape[2], step)
-    reach = np.ones((3, 3, 3), bool)
-    # A tile reaches 4 voxels further, two of these, and one more where it must begin evenly.
-    return ndimage.binary_dilation(blocks.any(axis=(1, 3, 5)), reach, iterations=3)
-
-
-def _divide_into_tiles(needed: Array, halo: int) -> list[tuple[Array, Array]]:
-    """Divide all that is needed into boxes, few above `MAX_TILE_VOXELS`: first voxels and ends."""
-    sides = -(-np.array(needed.shape) // BLOCK_VOXELS)
-    padded = np.pad(
-        needed, [(0, n * BLOCK_VOXELS - m) for n, m in zip(sides, needed.shape, strict=True)]
-    )
-    blocks = padded.reshape(*(size for side in sides for size in (side, BLOCK_VOXELS))).any(
-        axis=(1, 3, 5)
-    )
-    [whole] = _bound(blocks, np.zeros(3, int), sides)
-    return [
-        tile
-        for first, end in _divide(blocks, whole, halo)
-        for tile in _bound(
-            needed, first * BLOCK_VOXELS, np.minimum(end * BLOCK_VOXELS, needed.shape)
-        )
-    ]
-
-
-def _divide(blocks: Array, box: tuple[Array, Array], halo: int) -> list[tuple[Array, Array]]:
-    """Divide a box, in blocks, in two where both sides cost least together; and so on.
-
-    Ends where the whole costs less, and may be computed at once.
-    """
-    first, end = box
-    fits = np.prod((end - first) * BLOCK_VOXELS + 2 * halo) <= MAX_TILE_VOXELS
-    least, halves = (_estimate_cost(box, halo) if fits else np.inf), []
-    for axis in range(3):
-        for position in range(first[axis] + MIN_TILE_BLOCKS, end[axis] - MIN_TILE_BLOCKS + 1):
-            until, since = end.copy(), first.copy()
-            until[axis] = since[axis] = position
-            pair = [*_bound(blocks, first, until), *_bound(blocks, since, end)]
-            together = sum(_estimate_cost(half, halo) for half in pair)
-            if together < least:
-                least, halves = together, pair
-    return [tile for half in halves for tile in _divide(blocks, half, halo)] or [box]
-
-
-def _estimate_cost(box: tuple[Array, Array], halo: int) -> float:
-    """Estimate the cost of a box in voxels, most of the halo and later divisions included."""
-    voxels = np.prod((box[1] - box[0]) * BLOCK_VOXELS + 1.25 * halo) + CALL_COST_VOXELS
-    return float(voxels * (1 + SPLIT_COST * np.log2(max(1.0, voxels / MAX_TILE_VOXELS))))
-
-
-def _bound(needed: Array, first: Array, end: Array) -> list[tuple[Array, Array]]:
-    """Bound what is needed between ``first`` and ``end`` by a box; none about nothing."""
-    part = needed[_box(first, end)]
-    spots = [np.flatnonzero(part.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    if not len(spots[0]):
-        return []
-    low, high = np.transpose([(along[0], along[-1] + 1) for along in spots])
-    return [(first + low, first + high)]
-
-
-def _box(first: Array, end: Array) -> tuple[slice, ...]:
-    return tuple(slice(int(low), int(high)) for low, high in zip(first, end, strict=True))
 
 
 def _pad_to_even(x: Array, shape: tuple[int, ...]) -> Array:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from bids_cmb.anatomy.labels import build_class_table
-from bids_cmb.imaging.preprocessing import Grid
+from bids_cmb.imaging.grid import Grid
 from bids_cmb.simulation.head_model import list_head_models
 from bids_cmb.training import synthetic_contrast
 from bids_cmb.training.losses import StructuresLoss

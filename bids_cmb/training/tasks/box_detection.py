@@ -12,11 +12,12 @@ from bids_cmb.detection.cascade import (
     scale_anchors,
     uses_phase,
 )
+from bids_cmb.imaging.cropping import crop_or_pad
+from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.phase import NEUTRAL
-from bids_cmb.imaging.preprocessing import Grid
 from bids_cmb.lesions.measure import MAX_DIAMETER_MM
-from bids_cmb.training import data as training_data
 from bids_cmb.training.losses import BoxLoss
+from bids_cmb.training.patches import PatchSampling, augment_intensity, collate, sample_centre
 from bids_cmb.training.recipe import (
     Batch,
     BatchFunction,
@@ -26,6 +27,8 @@ from bids_cmb.training.recipe import (
     check_no_label_maps,
     make_patch_sampling,
 )
+from bids_cmb.training.reference_labels import LESION
+from bids_cmb.training.scan_loading import TrainingScan, load_training_scans
 
 PHASE_DROPOUT = 0.3  # share of patches without their phase, so that the network can do without
 SHIFT_DIVISOR = (
@@ -37,17 +40,17 @@ SHIFT_DIVISOR = (
 class SliceBoxes:
     """A scan and the boxes of its slices, (N, 6), from `detection.boxes.make_target_boxes`."""
 
-    case: training_data.TrainingScan
+    case: TrainingScan
     boxes: np.ndarray
 
 
-def find_slice_boxes(scan: training_data.TrainingScan, spacing: float) -> SliceBoxes:
+def find_slice_boxes(scan: TrainingScan, spacing: float) -> SliceBoxes:
     """Find the boxes of a scan's lesions in its slices."""
     rows = [
         make_target_boxes(
             voxels.astype(int),
             spacing,
-            certain=scan.labels[tuple(voxels[0])] == training_data.LESION,
+            certain=scan.labels[tuple(voxels[0])] == LESION,
         )
         for voxels in scan.sampling_centres["lesion"]
     ]
@@ -55,28 +58,26 @@ def find_slice_boxes(scan: training_data.TrainingScan, spacing: float) -> SliceB
 
 
 def sample_patch(
-    known: Mapping[int, SliceBoxes], sampling: training_data.PatchSampling,
+    known: Mapping[int, SliceBoxes], sampling: PatchSampling,
     rng: np.random.Generator, *, inputs: int, most: int, blind: float = PHASE_DROPOUT,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Sample and augment a part of a slice (X, Y, inputs) and its boxes (most, 5), see `BoxLoss`.
 
     A network with phase input gets none in a share ``blind`` of the patches.
     """
-    scan, centre = training_data.sample_centre(
-        [block_.case for block_ in known.values()], sampling.shares, rng
-    )
+    scan, centre = sample_centre([block_.case for block_ in known.values()], sampling.shares, rng)
     side = sampling.shape[0]
     shift = rng.integers(-(side // SHIFT_DIVISOR), side // SHIFT_DIVISOR + 1, 2)
     start = centre[:2] - side // 2 + shift
     window = (np.array([*start, centre[2] - 1]), (side, side, 3))
-    block = np.maximum(training_data.crop_or_pad(scan.image, *window), 0).astype(np.float32)
+    block = np.maximum(crop_or_pad(scan.image, *window), 0).astype(np.float32)
     phase = None
     if scan.phase is not None and rng.random() >= blind:
-        phase = training_data.crop_or_pad(scan.phase, *window, beyond=NEUTRAL).astype(np.float32)
+        phase = crop_or_pad(scan.phase, *window, beyond=NEUTRAL).astype(np.float32)
     if centre[2] == 0 or centre[2] == scan.image.shape[2] - 1:  # as `make_slice_input` has it
         for block_ in (block, phase) if phase is not None else (block,):
             block_[:, :, 0 if centre[2] == 0 else 2] = block_[:, :, 1]
-    block = training_data.augment_intensity(block, sampling, rng)
+    block = augment_intensity(block, sampling, rng)
     boxes = known[id(scan)].boxes
     boxes = boxes[boxes[:, 0] == centre[2]][:, 1:]
     boxes = boxes - np.array([*start, 0, 0, 0], np.float32)
@@ -111,9 +112,7 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
     grid, with_phase = Grid.from_card(recipe.grid), uses_phase({"arguments": recipe.arguments})
     scans = [
         find_slice_boxes(scan, grid.spacing[0])
-        for scan in training_data.load_training_scans(
-            sources.scans, grid, sources.loading, with_phase=with_phase
-        )
+        for scan in load_training_scans(sources.scans, grid, sources.loading, with_phase=with_phase)
     ]
     known = {id(item.case): item for item in scans}
     options = dict(recipe.drawing)
@@ -121,7 +120,7 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
     sampling = make_patch_sampling(options)
 
     def sample(rng: np.random.Generator) -> Batch:
-        return training_data.collate(
+        return collate(
             sample_patch(
                 known, sampling, rng, inputs=recipe.arguments["inputs"], most=most, blind=blind
             )

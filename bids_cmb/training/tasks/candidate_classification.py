@@ -13,9 +13,10 @@ from bids_cmb.detection.cascade import (
     find_box_candidates,
     uses_phase,
 )
-from bids_cmb.imaging.preprocessing import Grid, preprocess
-from bids_cmb.networks.inference import load_trained_model
-from bids_cmb.training import data as training_data
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import preprocess
+from bids_cmb.networks.loading import load_trained_model
+from bids_cmb.training.patches import PatchSampling, augment_intensity, flip_randomly
 from bids_cmb.training.recipe import (
     Batch,
     BatchFunction,
@@ -24,6 +25,13 @@ from bids_cmb.training.recipe import (
     Task,
     load_pretrained_entry,
     make_patch_sampling,
+)
+from bids_cmb.training.reference_labels import LESION
+from bids_cmb.training.scan_loading import (
+    TrainingScan,
+    load_phase_on_grid,
+    load_scan_and_brain,
+    make_training_scan,
 )
 
 
@@ -37,13 +45,13 @@ class CandidateSet:
         negatives: Voxels of candidates that are no microbleed, (N, 3).
     """
 
-    case: training_data.TrainingScan
+    case: TrainingScan
     positives: list[np.ndarray]
     negatives: np.ndarray
 
 
 def assign_labels(
-    scan: training_data.TrainingScan,
+    scan: TrainingScan,
     candidates: Sequence[BoxCandidate],
     spacing: Sequence[float],
     near: float,
@@ -62,7 +70,7 @@ def assign_labels(
         offsets = (places[:, None] - voxels[None].astype(float)) * spacing
         is_lesion = (np.linalg.norm(offsets, axis=-1).min(axis=1) <= near) if len(places) else taken
         taken |= is_lesion
-        if scan.labels[tuple(voxels[0])] == training_data.LESION:
+        if scan.labels[tuple(voxels[0])] == LESION:
             positives.append(np.concatenate([places[is_lesion], voxels.mean(axis=0)[None]]))
     return CandidateSet(scan, positives, places[~taken])
 
@@ -82,14 +90,12 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
     predict, grid = load_trained_model(entry, path), Grid.from_card(recipe.grid)
     candidate_sets = []
     for item in sources.scans:
-        scan = training_data.load_scan_and_brain(item)
+        scan = load_scan_and_brain(item)
         fed = preprocess(*scan, grid)
-        phase = training_data.load_phase_on_grid(item, *scan, grid) if uses_phase(entry) else None
+        phase = load_phase_on_grid(item, *scan, grid) if uses_phase(entry) else None
         candidates = find_box_candidates(predict, entry, fed, rules, phase)
         candidate_sets.append(
-            assign_labels(
-                training_data.make_training_scan(item, fed), candidates, fed.image.spacing, near
-            )
+            assign_labels(make_training_scan(item, fed), candidates, fed.image.spacing, near)
         )
     positives = [(item, place) for item in candidate_sets for place in item.positives]
     negatives = [(item, place) for item in candidate_sets for place in item.negatives]
@@ -128,16 +134,14 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
 
 
 def _sample_patch(
-    scan: training_data.TrainingScan,
+    scan: TrainingScan,
     place: np.ndarray,
-    sampling: training_data.PatchSampling,
+    sampling: PatchSampling,
     rng: np.random.Generator,
 ) -> np.ndarray:
     """Cut and augment a patch around a place."""
     block = crop_patch(scan.image, place, sampling.shape)
-    return training_data.augment_intensity(
-        training_data.flip_randomly(block, rng, swaps=sampling.swaps), sampling, rng
-    )
+    return augment_intensity(flip_randomly(block, rng, swaps=sampling.swaps), sampling, rng)
 
 
 TASK = Task(

@@ -7,9 +7,11 @@ import numpy as np
 from scipy import ndimage
 
 from bids_cmb.detection.distilled import scale_symmetry, stack_channels
-from bids_cmb.imaging.preprocessing import Grid, preprocess
-from bids_cmb.training import data as training_data
+from bids_cmb.imaging.cropping import crop_or_pad
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.training.distillation import CandidateLoss
+from bids_cmb.training.patches import PatchSampling, augment_intensity, flip_randomly, sample_centre
 from bids_cmb.training.recipe import (
     Batch,
     BatchFunction,
@@ -19,6 +21,9 @@ from bids_cmb.training.recipe import (
     check_no_label_maps,
     make_patch_sampling,
 )
+from bids_cmb.training.reference_labels import LESION, UNCERTAIN
+from bids_cmb.training.scan_files import ScanFiles
+from bids_cmb.training.scan_loading import TrainingScan, load_scan_and_brain, make_training_scan
 
 WEIGHT_SIGMA_MM = 1.0  # width of the Gaussian by which voxels around a lesion weigh more
 LESION_WEIGHT = 9.0  # how much more a voxel weighs that is lesion, and all around it
@@ -28,21 +33,19 @@ LESION_WEIGHT = 9.0  # how much more a voxel weighs that is lesion, and all arou
 class SymmetryScan:
     """A scan and its symmetry, float16, (X, Y, Z)."""
 
-    case: training_data.TrainingScan
+    case: TrainingScan
     symmetric: np.ndarray
 
 
-def load_symmetry_scan(paths: training_data.ScanFiles, grid: Grid) -> SymmetryScan:
+def load_symmetry_scan(paths: ScanFiles, grid: Grid) -> SymmetryScan:
     """Load a scan, its labels and its symmetry on the grid of a network.
 
     Raises:
         ValueError: If a file cannot be used.
         OSError: If it cannot be read.
     """
-    fed = preprocess(*training_data.load_scan_and_brain(paths), grid)
-    return SymmetryScan(
-        training_data.make_training_scan(paths, fed), scale_symmetry(fed).astype(np.float16)
-    )
+    fed = preprocess(*load_scan_and_brain(paths), grid)
+    return SymmetryScan(make_training_scan(paths, fed), scale_symmetry(fed).astype(np.float16))
 
 
 def weigh_voxels(labels: np.ndarray, loss_mask: np.ndarray, sigma: np.ndarray) -> np.ndarray:
@@ -53,14 +56,14 @@ def weigh_voxels(labels: np.ndarray, loss_mask: np.ndarray, sigma: np.ndarray) -
         loss_mask: `TrainingScan.loss_mask`.
         sigma: Width of the Gaussian in voxels, (3,).
     """
-    lesion = (labels == training_data.LESION).astype(np.float32)
+    lesion = (labels == LESION).astype(np.float32)
     weight = 1 + LESION_WEIGHT * ndimage.gaussian_filter(lesion, sigma)
-    return weight * (loss_mask & (labels != training_data.UNCERTAIN))
+    return weight * (loss_mask & (labels != UNCERTAIN))
 
 
 def make_input(
     stacked: np.ndarray,
-    sampling: training_data.PatchSampling,
+    sampling: PatchSampling,
     rng: np.random.Generator,
     *,
     symmetric: bool,
@@ -69,7 +72,7 @@ def make_input(
 
     Noise, contrast and brightness vary the image alone, as published.
     """
-    image = training_data.augment_intensity(stacked[..., 0], sampling, rng)
+    image = augment_intensity(stacked[..., 0], sampling, rng)
     return stack_channels(image, symmetric * stacked[..., 1], stacked[..., 2] > 0)
 
 
@@ -86,19 +89,17 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
     )
 
     def sample_patch(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        scan, centre = training_data.sample_centre(training_scans, sampling.shares, rng)
+        scan, centre = sample_centre(training_scans, sampling.shares, rng)
         shape = np.array(sampling.shape)
         start = centre - shape // 2 + rng.integers(-(shape // 3), shape // 3 + 1)
         parts = (scan.image, scan_of[id(scan)].symmetric, scan.loss_mask, scan.labels)
         stacked = np.stack(
-            [training_data.crop_or_pad(item, start, shape).astype(np.float32) for item in parts],
+            [crop_or_pad(item, start, shape).astype(np.float32) for item in parts],
             axis=-1,
         )
-        stacked = training_data.flip_randomly(stacked, rng, swaps=sampling.swaps)
+        stacked = flip_randomly(stacked, rng, swaps=sampling.swaps)
         labels, loss_mask = stacked[..., 3], stacked[..., 2] > 0
-        known = np.stack(
-            [labels == training_data.LESION, weigh_voxels(labels, loss_mask, sigma)], axis=-1
-        )
+        known = np.stack([labels == LESION, weigh_voxels(labels, loss_mask, sigma)], axis=-1)
         image = make_input(stacked[..., :3], sampling, rng, symmetric=symmetric)
         return image, known.astype(np.float32)
 

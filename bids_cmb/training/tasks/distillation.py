@@ -20,12 +20,15 @@ from bids_cmb.detection.distilled import (
     predict_candidates,
     prepare_input,
 )
-from bids_cmb.imaging.preprocessing import Grid, Preprocessed, preprocess
+from bids_cmb.imaging.cropping import crop_or_pad
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import Preprocessed, preprocess
 from bids_cmb.lesions.measure import CONNECTIVITY_26
-from bids_cmb.networks.inference import Predictor, load_trained_model
+from bids_cmb.networks.inference import Predictor
+from bids_cmb.networks.loading import load_trained_model
 from bids_cmb.provenance import fingerprint
-from bids_cmb.training import data as training_data
 from bids_cmb.training.distillation import StudentLoss, TeacherLoss
+from bids_cmb.training.patches import flip_randomly
 from bids_cmb.training.recipe import (
     Batch,
     BatchFunction,
@@ -35,6 +38,14 @@ from bids_cmb.training.recipe import (
     check_no_label_maps,
     load_pretrained_entry,
     make_patch_sampling,
+)
+from bids_cmb.training.reference_labels import LESION, UNCERTAIN
+from bids_cmb.training.scan_files import ScanFiles, digest_files
+from bids_cmb.training.scan_loading import (
+    TrainingScan,
+    load_or_make_arrays,
+    load_scan_and_brain,
+    make_training_scan,
 )
 from bids_cmb.training.tasks.candidate_detection import (
     WEIGHT_SIGMA_MM,
@@ -49,7 +60,7 @@ SAMPLING_OPTIONS = (
     "most",
     "negatives",
     "symmetry",
-)  # of a drawing, besides `training.data.PatchSampling`
+)  # of a drawing, besides `training.patches.PatchSampling`
 LOSS_MASK_OFFSET = 4  # added to the truth where the network is told what is there
 
 
@@ -91,7 +102,7 @@ def load_pretrained(recipe: Recipe, sources: Sources, role: str) -> tuple[dict, 
 
 
 def load_patches(
-    paths: training_data.ScanFiles, entry: dict, predict: Predictor, recipe: Recipe, cache_dir: Path
+    paths: ScanFiles, entry: dict, predict: Predictor, recipe: Recipe, cache_dir: Path
 ) -> Patches:  # fmt: skip
     """Load the patches about lesions and candidates of a scan, from the cache if they are there.
 
@@ -111,31 +122,29 @@ def load_patches(
     key = fingerprint(
         network=entry["sha256"], grid=entry["grid"], room=MARGIN_VOXELS,
         asked=[drawing[name] for name in SAMPLING_OPTIONS[:3]],
-        files=training_data.digest_files(paths),
+        files=digest_files(paths),
     )  # fmt: skip
     path = cache_dir / f"{key[:16]}.npz"
     grid = Grid.from_card(entry["grid"])
-    arrays = training_data.load_or_make_arrays(
+    arrays = load_or_make_arrays(
         path, lambda: vars(_extract_patches(paths, grid, predict, drawing))
     )
     return Patches(**arrays)
 
 
-def _extract_patches(
-    paths: training_data.ScanFiles, grid: Grid, predict: Predictor, drawing: dict
-) -> Patches:
+def _extract_patches(paths: ScanFiles, grid: Grid, predict: Predictor, drawing: dict) -> Patches:
     fed, scan, network_input = _prepare(paths, grid)
     probability = predict_candidates(predict, network_input)
     regions = find_regions(probability, threshold=drawing["threshold"], most=drawing["most"])
-    near = ndimage.binary_dilation(scan.labels == training_data.LESION, CONNECTIVITY_26)
-    unsure = ndimage.binary_dilation(scan.labels == training_data.UNCERTAIN, CONNECTIVITY_26)
+    near = ndimage.binary_dilation(scan.labels == LESION, CONNECTIVITY_26)
+    unsure = ndimage.binary_dilation(scan.labels == UNCERTAIN, CONNECTIVITY_26)
     hit = np.array([near[tuple(region.voxels.T)].any() for region in regions], bool)
     uncertain_hit = np.array([unsure[tuple(region.voxels.T)].any() for region in regions], bool)
     centres = [region.centre for region in regions]
     lesions = [
         np.rint(voxels.mean(axis=0)).astype(int)
         for voxels in scan.sampling_centres["lesion"]
-        if scan.labels[tuple(voxels[0])] == training_data.LESION
+        if scan.labels[tuple(voxels[0])] == LESION
     ]
     positives = lesions + [voxel for voxel, yes in zip(centres, hit, strict=True) if yes]
     negatives = [voxel for voxel, no in zip(centres, ~hit & ~uncertain_hit, strict=True) if no]
@@ -146,21 +155,15 @@ def _extract_patches(
     shape = (PATCH_VOXELS + 2 * MARGIN_VOXELS,) * 3
     boxes = [voxel - shape[0] // 2 for voxel in positives + negatives]
     return Patches(
-        np.array([training_data.crop_or_pad(image, voxel, shape) for voxel in boxes]).reshape(
-            -1, *shape, 2
-        ),
-        np.array([training_data.crop_or_pad(marks, voxel, shape) for voxel in boxes]).reshape(
-            -1, *shape
-        ),
+        np.array([crop_or_pad(image, voxel, shape) for voxel in boxes]).reshape(-1, *shape, 2),
+        np.array([crop_or_pad(marks, voxel, shape) for voxel in boxes]).reshape(-1, *shape),
         np.arange(len(boxes)) < len(positives),
     )
 
 
-def _prepare(
-    paths: training_data.ScanFiles, grid: Grid
-) -> tuple[Preprocessed, training_data.TrainingScan, NetworkInput]:
-    fed = preprocess(*training_data.load_scan_and_brain(paths), grid)
-    return fed, training_data.make_training_scan(paths, fed), prepare_input(fed)
+def _prepare(paths: ScanFiles, grid: Grid) -> tuple[Preprocessed, TrainingScan, NetworkInput]:
+    fed = preprocess(*load_scan_and_brain(paths), grid)
+    return fed, make_training_scan(paths, fed), prepare_input(fed)
 
 
 # --- What is shown and told -----------------------------------------------------------------------
@@ -196,11 +199,9 @@ def _make_sampler(recipe: Recipe, sources: Sources):
             axis=-1,
             dtype=np.float32,
         )
-        stacked = training_data.flip_randomly(stacked, rng, swaps=sampling.swaps)
+        stacked = flip_randomly(stacked, rng, swaps=sampling.swaps)
         truth, loss_mask = stacked[..., 3], stacked[..., 2] > 0
-        known = np.stack(
-            [truth == training_data.LESION, weigh_voxels(truth, loss_mask, sigma)], axis=-1
-        )
+        known = np.stack([truth == LESION, weigh_voxels(truth, loss_mask, sigma)], axis=-1)
         return make_input(stacked[..., :3], sampling, rng, symmetric=symmetric), known
 
     def sample(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -18,11 +18,13 @@ from bids_cmb.detection.proposals import (
     mask_hidden,
     stack_channels,
 )
-from bids_cmb.imaging.preprocessing import Grid, dilate_brain, preprocess
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.preprocessing import dilate_brain, preprocess
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.networks.inference import load_network, predict
+from bids_cmb.networks.inference import predict
+from bids_cmb.networks.loading import load_network
 from bids_cmb.provenance import fingerprint, sha256
-from bids_cmb.training import data as training_data
+from bids_cmb.training.patches import PatchSampling, augment_intensity, flip_randomly
 from bids_cmb.training.recipe import (
     Batch,
     BatchFunction,
@@ -33,14 +35,27 @@ from bids_cmb.training.recipe import (
     load_pretrained_entry,
     make_patch_sampling,
 )
+from bids_cmb.training.reference_labels import LESION
+from bids_cmb.training.scan_files import ScanFiles, digest_files
+from bids_cmb.training.scan_loading import (
+    TrainingScan,
+    load_or_make_arrays,
+    load_scan_and_brain,
+    make_training_scan,
+    run_in_threads,
+)
 
 MAX_SHIFT_PIXELS = 2  # to each side, by which patches can be shifted
 MAX_LESION_DISTANCE_MM = 1.5  # of a proposal from the nearest voxel of its lesion
 MIN_NEGATIVE_DISTANCE_MM = 3.0  # of a negative from every lesion
 MAX_OTHERS = 24  # mimics, and as many dark spots, of a scan, proposed or not
 PLACE_NOISE = 0.1  # of the numbers of a place: 1 mm, or a tenth of a share
-TASK_OPTIONS = ("rules", "blind", "hidden")  # in ``drawing``, besides `training.data.PatchSampling`
-LESION, HARD, OTHER = 0, 1, 2
+TASK_OPTIONS = (
+    "rules",
+    "blind",
+    "hidden",
+)  # in ``drawing``, besides `training.patches.PatchSampling`
+LESION_PROPOSAL, HARD_NEGATIVE, OTHER_NEGATIVE = 0, 1, 2
 SHARES = ("lesion", "hard", "other")  # of a batch
 
 
@@ -51,7 +66,8 @@ class ProposalSet:
     Attributes:
         patches: As `detection.proposals.stack_channels` has them, float16 (N, X, Y, Z, 3).
         places: As `detection.proposals.describe_places` has them, float32 (N, features).
-        kinds: `LESION`, `HARD` (a proposal that is none) or `OTHER` (any other dark place).
+        kinds: `LESION_PROPOSAL`, `HARD_NEGATIVE` (a proposal that is none) or `OTHER_NEGATIVE` (any
+            other dark place).
         lesions: Which lesion of the scan it is, from 0; -1 for those that are none.
         proposed: Probability of the first stage, (N,).
     """
@@ -97,7 +113,7 @@ def load_first_stage(recipe: Recipe, sources: Sources) -> tuple[FirstStage, list
 
 
 def load_or_make_proposals(
-    paths: training_data.ScanFiles,
+    paths: ScanFiles,
     recipe: Recipe,
     predict_mean: FirstStage,
     digests: Sequence[str],
@@ -114,22 +130,18 @@ def load_or_make_proposals(
         networks=list(digests), grid=recipe.grid, shape=recipe.arguments["shape"],
         rules=options.get("rules", {}), room=MAX_SHIFT_PIXELS,
         near=(MAX_LESION_DISTANCE_MM, MIN_NEGATIVE_DISTANCE_MM, MAX_OTHERS),
-        files=training_data.digest_files(paths),
+        files=digest_files(paths),
     )  # fmt: skip
     path = cache_folder / f"{key[:16]}.npz"
     return ProposalSet(
-        **training_data.load_or_make_arrays(
-            path, lambda: vars(_make_proposals(paths, recipe, predict_mean))
-        )
+        **load_or_make_arrays(path, lambda: vars(_make_proposals(paths, recipe, predict_mean)))
     )
 
 
-def _make_proposals(
-    paths: training_data.ScanFiles, recipe: Recipe, predict_mean: FirstStage
-) -> ProposalSet:
-    scan, brain = training_data.load_scan_and_brain(paths)
+def _make_proposals(paths: ScanFiles, recipe: Recipe, predict_mean: FirstStage) -> ProposalSet:
+    scan, brain = load_scan_and_brain(paths)
     fed = preprocess(scan, brain, Grid.from_card(recipe.grid))
-    training_scan = training_data.make_training_scan(paths, fed)
+    training_scan = make_training_scan(paths, fed)
     probability = Volume(predict_mean(fed.image.data), fed.image.affine)
     rules = ProposalRules.from_card((recipe.drawing or {}).get("rules", {}))
     proposals = find_proposals(probability, dilate_brain(fed.brain), rules)
@@ -159,7 +171,7 @@ def _find_anatomy(scan: Volume) -> Anatomy | None:
 
 
 def _assign_labels(
-    training_scan: training_data.TrainingScan,
+    training_scan: TrainingScan,
     proposals: np.ndarray,
     spacing: np.ndarray,
     rng: np.random.Generator,
@@ -181,15 +193,18 @@ def _assign_labels(
         distances = _measure_distances(proposals, voxels, spacing)
         nearest = np.minimum(nearest, distances)
         apart_others = np.minimum(apart_others, _measure_distances(others, voxels, spacing))
-        if training_scan.labels[tuple(voxels[0])] != training_data.LESION:
+        if training_scan.labels[tuple(voxels[0])] != LESION:
             continue
         rows += [
-            (voxel, LESION, number) for voxel in proposals[distances <= MAX_LESION_DISTANCE_MM]
+            (voxel, LESION_PROPOSAL, number)
+            for voxel in proposals[distances <= MAX_LESION_DISTANCE_MM]
         ]
         middle = voxels[np.linalg.norm((voxels - voxels.mean(0)) * spacing, axis=1).argmin()]
-        rows.append((middle.astype(int), LESION, number))
-    rows += [(voxel, HARD, -1) for voxel in proposals[nearest > MIN_NEGATIVE_DISTANCE_MM]]
-    rows += [(voxel, OTHER, -1) for voxel in others[apart_others > MIN_NEGATIVE_DISTANCE_MM]]
+        rows.append((middle.astype(int), LESION_PROPOSAL, number))
+    rows += [(voxel, HARD_NEGATIVE, -1) for voxel in proposals[nearest > MIN_NEGATIVE_DISTANCE_MM]]
+    rows += [
+        (voxel, OTHER_NEGATIVE, -1) for voxel in others[apart_others > MIN_NEGATIVE_DISTANCE_MM]
+    ]
     return rows
 
 
@@ -212,18 +227,21 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
     check_no_label_maps(sources, "proposals")
     predict_mean, digests = load_first_stage(recipe, sources)
     first = next(path for role, path in sorted(sources.pretrained.items()) if "proposal" in role)
-    proposal_sets = training_data.run_in_threads(
+    proposal_sets = run_in_threads(
         lambda paths: load_or_make_proposals(
             paths, recipe, predict_mean, digests, Path(first).parent / "proposed"
         ),
         sources.scans,
         sources.loading.threads,
     )
-    pools = [_make_pool(proposal_sets, kind) for kind in (LESION, HARD, OTHER)]
-    if not len(pools[LESION][0]) or not len(pools[HARD][0]):
+    pools = [
+        _make_pool(proposal_sets, kind) for kind in (LESION_PROPOSAL, HARD_NEGATIVE, OTHER_NEGATIVE)
+    ]
+    if not len(pools[LESION_PROPOSAL][0]) or not len(pools[HARD_NEGATIVE][0]):
         raise ValueError(
             f"{recipe.name} learns from microbleeds and from proposals that are none; found "
-            f"{len(pools[LESION][0])} and {len(pools[HARD][0])} in {len(proposal_sets)} scans."
+            f"{len(pools[LESION_PROPOSAL][0])} and {len(pools[HARD_NEGATIVE][0])} in "
+            f"{len(proposal_sets)} scans."
         )
     options = dict(recipe.drawing or {})
     blind = options.get("blind", 0.0)
@@ -251,7 +269,8 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
         for proposal_set in proposal_sets
     )
     description = (
-        f"{len(proposal_sets)} scans with {lesions} lesions, {len(pools[HARD][0])} false proposals"
+        f"{len(proposal_sets)} scans with {lesions} lesions, "
+        f"{len(pools[HARD_NEGATIVE][0])} false proposals"
     )
     return sample, description
 
@@ -267,7 +286,7 @@ def _make_pool(proposal_sets: Sequence[ProposalSet], kind: int) -> tuple[np.ndar
     for index, proposal_set in enumerate(proposal_sets):
         rows = np.flatnonzero(proposal_set.kinds == kind)
         places.append(np.column_stack([np.full(len(rows), index), rows]))
-        if kind == LESION:
+        if kind == LESION_PROPOSAL:
             _, which, counts = np.unique(
                 proposal_set.lesions[rows], return_inverse=True, return_counts=True
             )
@@ -280,7 +299,7 @@ def _make_pool(proposal_sets: Sequence[ProposalSet], kind: int) -> tuple[np.ndar
 
 def _sample_patch(
     proposal_sets: Sequence[ProposalSet], pools: Sequence[tuple[np.ndarray, np.ndarray]],
-    shares: np.ndarray, sampling: training_data.PatchSampling, blind: float,
+    shares: np.ndarray, sampling: PatchSampling, blind: float,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, bool]:  # fmt: skip
     """Sample and augment a patch; return it, its place, and whether it is a microbleed."""
@@ -291,9 +310,9 @@ def _sample_patch(
     shift = rng.integers(0, 2 * MAX_SHIFT_PIXELS + 1, 2)
     width, height, _ = sampling.shape
     patch = proposal_set.patches[row][shift[0] : shift[0] + width, shift[1] : shift[1] + height]
-    patch = training_data.flip_randomly(patch.astype(np.float32), rng, swaps=sampling.swaps)
+    patch = flip_randomly(patch.astype(np.float32), rng, swaps=sampling.swaps)
     patch = np.concatenate(
-        [training_data.augment_intensity(patch[..., :1], sampling, rng), patch[..., 1:]], axis=-1
+        [augment_intensity(patch[..., :1], sampling, rng), patch[..., 1:]], axis=-1
     )
     place = proposal_set.places[row].copy()
     if rng.random() < blind:
@@ -301,7 +320,7 @@ def _sample_patch(
     elif place[ANATOMY_FROM]:
         noise = rng.normal(0, PLACE_NOISE, len(place) - ANATOMY_FROM - 1)
         place[ANATOMY_FROM + 1 :] += noise.astype(np.float32) * (place[ANATOMY_FROM + 1 :] != 0)
-    return patch, place, kind == LESION
+    return patch, place, kind == LESION_PROPOSAL
 
 
 def _make_loss(recipe: Recipe) -> keras.losses.Loss:

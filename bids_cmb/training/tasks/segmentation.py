@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 
-from bids_cmb.imaging.preprocessing import Grid
-from bids_cmb.training import data as training_data
+from bids_cmb.imaging.grid import Grid
 from bids_cmb.training.losses import LesionLoss
+from bids_cmb.training.patches import sample_batch
 from bids_cmb.training.recipe import (
     Batch,
     BatchFunction,
@@ -15,28 +15,27 @@ from bids_cmb.training.recipe import (
     check_no_label_maps,
     make_patch_sampling,
 )
+from bids_cmb.training.scan_loading import TrainingScan, load_training_scans
 
 
 def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFunction, str]:  # noqa: ARG001
     scans, sampling = load_scans(recipe, sources), make_patch_sampling(recipe.drawing)
 
     def sample(rng: np.random.Generator) -> Batch:
-        return training_data.sample_batch(scans, sampling, rng, size=recipe.batch)
+        return sample_batch(scans, sampling, rng, size=recipe.batch)
 
     lesions = sum(len(scan.sampling_centres["lesion"]) for scan in scans)
     return sample, f"{len(scans)} scans with {lesions} lesions"
 
 
-def load_scans(recipe: Recipe, sources: Sources) -> list[training_data.TrainingScan]:
+def load_scans(recipe: Recipe, sources: Sources) -> list[TrainingScan]:
     """Load the scans on the recipe's grid.
 
     Raises:
         ValueError: If there are label maps among the sources.
     """
     check_no_label_maps(sources, "lesions")
-    return training_data.load_training_scans(
-        sources.scans, Grid.from_card(recipe.grid), sources.loading
-    )
+    return load_training_scans(sources.scans, Grid.from_card(recipe.grid), sources.loading)
 
 
 def _preview(images: np.ndarray, truths: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, ...]:

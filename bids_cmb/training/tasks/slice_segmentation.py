@@ -8,10 +8,11 @@ import numpy as np
 from scipy.special import expit
 
 from bids_cmb.detection.gated import TILE_VOXELS, predict_tiles
-from bids_cmb.networks.inference import Predictor, load_trained_model
+from bids_cmb.networks.inference import Predictor
+from bids_cmb.networks.loading import load_trained_model
 from bids_cmb.networks.model_cards import read_entry
-from bids_cmb.training import data as training_data
 from bids_cmb.training.losses import FocalTverskyLoss
+from bids_cmb.training.patches import sample_batch
 from bids_cmb.training.recipe import (
     Batch,
     BatchFunction,
@@ -20,6 +21,7 @@ from bids_cmb.training.recipe import (
     Task,
     make_patch_sampling,
 )
+from bids_cmb.training.scan_loading import TrainingScan
 from bids_cmb.training.tasks.segmentation import load_scans
 
 N_GATE_SLICES = 12  # slices of each scan where the gate's false alarms are looked for
@@ -33,7 +35,7 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
         scans = [_add_false_alarms(scan, gate) for scan in scans]
 
     def sample(rng: np.random.Generator) -> Batch:
-        images, truths = training_data.sample_batch(scans, sampling, rng, size=recipe.batch)
+        images, truths = sample_batch(scans, sampling, rng, size=recipe.batch)
         return images[..., 0], truths[..., 1, :]
 
     lesions = sum(len(scan.sampling_centres["lesion"]) for scan in scans)
@@ -43,9 +45,7 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
     return sample, f"{len(scans)} scans with {lesions} lesions and {alarms} false alarms of a gate"
 
 
-def _add_false_alarms(
-    scan: training_data.TrainingScan, gate: Predictor
-) -> training_data.TrainingScan:
+def _add_false_alarms(scan: TrainingScan, gate: Predictor) -> TrainingScan:
     """Add the middles of tiles that the gate takes for lesions to the sampling centres."""
     slices = np.linspace(0, scan.image.shape[2] - 1, N_GATE_SLICES + 2)[1:-1].astype(int)
     mask = np.zeros(scan.loss_mask.shape, bool)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from bids_cmb.training import data as training_data
 from bids_cmb.training.losses import TileLoss
+from bids_cmb.training.patches import PatchSampling, sample_patch_labels
 from bids_cmb.training.recipe import (
     Batch,
     BatchFunction,
@@ -14,6 +14,8 @@ from bids_cmb.training.recipe import (
     Task,
     make_patch_sampling,
 )
+from bids_cmb.training.reference_labels import LESION
+from bids_cmb.training.scan_loading import TrainingScan
 from bids_cmb.training.tasks.segmentation import load_scans
 
 RIM_VOXELS = (
@@ -41,14 +43,14 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
 
 
 def _sample_tile(
-    scans: list[training_data.TrainingScan],
-    sampling: training_data.PatchSampling,
+    scans: list[TrainingScan],
+    sampling: PatchSampling,
     rng: np.random.Generator,
     wanted: int,
 ) -> tuple[np.ndarray, tuple[float, float]]:
     """Sample a tile (X, Y, 3), whether a lesion is in it, and its weight."""
     for _ in range(MAX_DRAWS):
-        image, codes, _ = training_data.sample_patch_labels(scans, sampling, rng)
+        image, codes, _ = sample_patch_labels(scans, sampling, rng)
         label = label_tile(codes)
         if label == wanted:
             break
@@ -65,7 +67,7 @@ def label_tile(codes: np.ndarray) -> int | None:
         1 with a certain lesion on the middle slice, off the rim; 0 without any lesion, certain or
         not, on any of the slices.
     """
-    if (codes[RIM_VOXELS:-RIM_VOXELS, RIM_VOXELS:-RIM_VOXELS, 1] == training_data.LESION).any():
+    if (codes[RIM_VOXELS:-RIM_VOXELS, RIM_VOXELS:-RIM_VOXELS, 1] == LESION).any():
         return 1
     return None if codes.any() else 0
 

@@ -8,18 +8,26 @@ import numpy as np
 
 from bids_cmb.anatomy.labels import build_class_table
 from bids_cmb.anatomy.refinement import (
-    KINDS,
     make_input,
     make_query_mask,
     map_classes_to_kinds,
     resample_prior,
 )
 from bids_cmb.anatomy.segmentation import predict_anatomy, resample_brain
-from bids_cmb.imaging.preprocessing import Grid, preprocess
-from bids_cmb.imaging.volume import load, resample_like
+from bids_cmb.imaging.cropping import crop_or_pad
+from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.nifti import load
+from bids_cmb.imaging.preprocessing import preprocess
+from bids_cmb.imaging.resampling import resample_like
 from bids_cmb.networks.model_cards import ANATOMY, load_card
-from bids_cmb.training import data as training_data
 from bids_cmb.training.losses import TissueLoss
+from bids_cmb.training.patches import (
+    PatchSampling,
+    augment_intensity,
+    collate,
+    flip_randomly,
+    sample_centre,
+)
 from bids_cmb.training.recipe import (
     Batch,
     BatchFunction,
@@ -29,6 +37,8 @@ from bids_cmb.training.recipe import (
     check_no_label_maps,
     make_patch_sampling,
 )
+from bids_cmb.training.scan_files import ScanFiles
+from bids_cmb.training.scan_loading import TrainingScan, load_structures, make_training_scan
 
 CENTRE_SIGMA_MM = 2.0  # standard deviation of the weight about the place a patch was drawn around
 CENTRE_WEIGHT = 40.0  # how much heavier that place is: it is what the network will be asked about
@@ -45,38 +55,34 @@ class TissueScan:
         spacing: mm between voxels, (3,).
     """
 
-    case: training_data.TrainingScan
+    case: TrainingScan
     prior: np.ndarray
     kinds: np.ndarray
     spacing: np.ndarray
 
 
-def load_tissue_scan(
-    paths: training_data.ScanFiles, grid: Grid, classes: Sequence[dict]
-) -> TissueScan:
+def load_tissue_scan(paths: ScanFiles, grid: Grid, classes: Sequence[dict]) -> TissueScan:
     """Load a scan and segment it with the anatomy network of the package.
 
     Raises:
         ValueError: If the scan has no reference structures, or a file cannot be used.
         OSError: If a file cannot be read.
     """
-    stored = training_data.load_structures(paths, "tissue")
+    stored = load_structures(paths, "tissue")
     image, _ = load(paths.image)
     anatomy, kinds = predict_anatomy(image), map_classes_to_kinds(classes)
     fed = preprocess(image, resample_brain(anatomy, image), grid)
     codes = resample_like(stored, fed.image, order=0).data
     true_kinds = kinds[build_class_table(classes).classes[np.rint(codes).astype(np.uint16)]]
     prior = resample_prior(anatomy, kinds, fed.image.affine, fed.image.shape)
-    return TissueScan(
-        training_data.make_training_scan(paths, fed), prior, true_kinds, fed.image.spacing
-    )
+    return TissueScan(make_training_scan(paths, fed), prior, true_kinds, fed.image.spacing)
 
 
 def sample_patch(
-    known: dict[int, TissueScan], sampling: training_data.PatchSampling, rng: np.random.Generator
+    known: dict[int, TissueScan], sampling: PatchSampling, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sample and augment a patch (X, Y, Z, kinds) and its kinds with weights (X, Y, Z, 2)."""
-    training_scan, centre = training_data.sample_centre(
+    training_scan, centre = sample_centre(
         [scan.case for scan in known.values()], sampling.shares, rng
     )
     scan, shape, reach = (
@@ -86,8 +92,7 @@ def sample_patch(
     )
     start = centre - shape // 2 + rng.integers(-reach, reach + 1)
     image, prior, kinds = (
-        training_data.crop_or_pad(data, start, shape)
-        for data in (training_scan.image, scan.prior, scan.kinds)
+        crop_or_pad(data, start, shape) for data in (training_scan.image, scan.prior, scan.kinds)
     )
     steps = [
         (np.arange(side) + first - middle) * mm
@@ -97,11 +102,11 @@ def sample_patch(
     weight = ((kinds > 0) | make_query_mask(prior)) * (
         1 + CENTRE_WEIGHT * np.exp(-away / (2 * CENTRE_SIGMA_MM**2))
     )
-    augmented = training_data.augment_intensity(image[..., None].astype(np.float32), sampling, rng)
+    augmented = augment_intensity(image[..., None].astype(np.float32), sampling, rng)
     stacked = np.concatenate(
         [make_input(augmented[..., 0], prior), np.stack([kinds, weight], axis=-1)], axis=-1
     ).astype(np.float32)
-    stacked = training_data.flip_randomly(stacked, rng, swaps=sampling.swaps)
+    stacked = flip_randomly(stacked, rng, swaps=sampling.swaps)
     return stacked[..., :-2], stacked[..., -2:]
 
 
@@ -112,9 +117,7 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
     known, sampling = {id(scan.case): scan for scan in scans}, make_patch_sampling(recipe.drawing)
 
     def sample(rng: np.random.Generator) -> Batch:
-        return training_data.collate(
-            sample_patch(known, sampling, rng) for _ in range(recipe.batch)
-        )
+        return collate(sample_patch(known, sampling, rng) for _ in range(recipe.batch))
 
     lesions = sum(len(scan.case.sampling_centres["lesion"]) for scan in scans)
     return sample, f"{len(scans)} scans with {lesions} lesions"
@@ -124,4 +127,4 @@ def _preview(images: np.ndarray, truths: np.ndarray, logits: np.ndarray) -> tupl
     return images[..., 0], truths[..., 0], keras.ops.convert_to_numpy(logits).argmax(axis=-1)
 
 
-TASK = Task(_make_batches, lambda _: TissueLoss(kinds=len(KINDS)), _preview)
+TASK = Task(_make_batches, lambda _: TissueLoss(), _preview)

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from bids_cmb.networks import inference
+from bids_cmb.networks import backend, builders
 from bids_cmb.networks.external.keras_h5 import read_unet_h5
 from bids_cmb.networks.external.shiva import parse_widths
 from bids_cmb.networks.external.tiled_unet import build_tiled_unet, list_kernels
@@ -51,8 +51,8 @@ def rewired(change):
 @pytest.mark.parametrize("fold", range(3))
 def test_answers_are_those_of_keras_2_under_python_3_7(fold):
     image = np.random.RandomState(5).rand(*SHAPE).astype(np.float32)
-    arrays = inference.fuse_batchnorm(read_unet_h5(FOLDS[fold], KERNELS))
-    found = build_tiled_unet(inference._tensorflow(), arrays, parse_widths(FOLDS[0].name))(
+    arrays = builders.fuse_batchnorm(read_unet_h5(FOLDS[fold], KERNELS))
+    found = build_tiled_unet(backend.get_tensorflow(), arrays, parse_widths(FOLDS[0].name))(
         image, None
     )
     stored = np.load(FIXTURES / "shiva_v1_answers.npz")[f"fold_{fold}"]

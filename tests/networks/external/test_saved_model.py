@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from saved_models import SHAPE, module, residual, version_one
 
-from bids_cmb.networks import inference
+from bids_cmb.networks import backend
 from bids_cmb.networks.external.saved_model import check_operations, load_signature
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A network, and the folder that Keras has exported it to."""
-    inference._keras().utils.set_random_seed(3)
+    backend.get_keras().utils.set_random_seed(3)
     model = residual()
     folder = tmp_path_factory.mktemp("saved") / "fold_0.tf_inference"
     model.export(folder, verbose=False)
@@ -23,7 +23,7 @@ def saved(tmp_path_factory):
 def test_the_answer_is_that_of_the_network(saved, rng):
     model, folder = saved
     image = rng.random(SHAPE, np.float32)
-    found = load_signature(inference._tensorflow(), folder, SHAPE)(image)
+    found = load_signature(backend.get_tensorflow(), folder, SHAPE)(image)
     expected = np.asarray(model(image[None, ..., None]))[0, ..., 0]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert found.std() > 0.001
@@ -31,7 +31,7 @@ def test_the_answer_is_that_of_the_network(saved, rng):
 
 def test_the_dtype_is_read_from_the_file(tmp_path, rng):
     """A network that takes 16 bits is given 16 bits."""
-    tf = inference._tensorflow()
+    tf = backend.get_tensorflow()
 
     class Half(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec((None, *SHAPE, 1), tf.float16)])
@@ -50,13 +50,13 @@ def test_another_input_shape_is_refused(saved):
     with pytest.raises(
         ValueError, match=r"the input of a SavedModel must have shape \(None, 160, 214, 176, 1\)"
     ):
-        load_signature(inference._tensorflow(), saved[1], (160, 214, 176))
+        load_signature(backend.get_tensorflow(), saved[1], (160, 214, 176))
 
 
 def test_another_output_shape_is_refused(tmp_path):
     folder = module(lambda tf, image: tf.reduce_sum(image), tmp_path / "m")
     with pytest.raises(ValueError, match="the output of a SavedModel must have shape"):
-        load_signature(inference._tensorflow(), folder, SHAPE)
+        load_signature(backend.get_tensorflow(), folder, SHAPE)
 
 
 def test_a_network_that_writes_files_is_refused_and_has_written_none(tmp_path):
@@ -66,7 +66,7 @@ def test_a_network_that_writes_files_is_refused_and_has_written_none(tmp_path):
 
     folder = module(ask, tmp_path / "m")
     with pytest.raises(ValueError, match="arithmetic only; found the operation WriteFile"):
-        load_signature(inference._tensorflow(), folder, SHAPE)
+        load_signature(backend.get_tensorflow(), folder, SHAPE)
     assert not (tmp_path / "written").exists()
 
 
@@ -98,7 +98,7 @@ def test_a_network_that_calls_python_is_refused(tmp_path):
 def test_a_version_1_graph_writes_no_file_at_loading_nor_when_asked(tmp_path, where):
     folder = version_one(tmp_path / "m", tmp_path / "written", where=where)
     with pytest.raises(ValueError, match="m: a SavedModel must be of TensorFlow 2"):
-        load_signature(inference._tensorflow(), folder, SHAPE)
+        load_signature(backend.get_tensorflow(), folder, SHAPE)
     assert not list(tmp_path.glob("written*"))
 
 
@@ -188,4 +188,4 @@ def test_lost_variables_are_a_sentence(saved, tmp_path):
     folder.mkdir()
     (folder / "saved_model.pb").write_bytes((saved[1] / "saved_model.pb").read_bytes())
     with pytest.raises(ValueError, match="a SavedModel must be whole"):
-        load_signature(inference._tensorflow(), folder, SHAPE)
+        load_signature(backend.get_tensorflow(), folder, SHAPE)

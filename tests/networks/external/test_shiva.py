@@ -24,7 +24,7 @@ from bids_cmb.networks.external.shiva import (
     parse_widths,
     verify_models,
 )
-from bids_cmb.networks.inference import ModelOptions, load_network
+from bids_cmb.networks.loading import ModelOptions, load_network
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.networks.weights import compute_digest
 

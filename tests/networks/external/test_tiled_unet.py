@@ -5,9 +5,9 @@ import pytest
 from scipy import ndimage
 from scipy.special import expit
 
-from bids_cmb.networks import inference
-from bids_cmb.networks.external import tiled_unet
-from bids_cmb.networks.inference import fuse_batchnorm
+from bids_cmb.networks import backend
+from bids_cmb.networks.builders import fuse_batchnorm
+from bids_cmb.networks.external import tiled_unet, tiling
 
 WIDTHS = (2, 3, 4, 5)
 SHAPES = [(16, 32, 48), (35, 22, 19), (70, 17, 33)]
@@ -15,7 +15,7 @@ SHAPES = [(16, 32, 48), (35, 22, 19), (70, 17, 33)]
 
 def by_chance(rng, shape):
     """A network of SHIVA's kind with weights by chance, its folded weights, and an image."""
-    inference._tensorflow()
+    backend.get_tensorflow()
     from bids_cmb.networks.architectures.shiva import shiva  # noqa: PLC0415 after TensorFlow, which is silent so
 
     model = shiva(widths=WIDTHS, shape=shape)
@@ -39,7 +39,7 @@ def case(request, rng):
 
 def test_stages_give_what_layers_give(case):
     model, arrays, image = case
-    run = tiled_unet.build_tiled_unet(inference._tensorflow(), arrays, WIDTHS)
+    run = tiled_unet.build_tiled_unet(backend.get_tensorflow(), arrays, WIDTHS)
     np.testing.assert_allclose(run(image, None), layer_by_layer(model, image), atol=2e-6)
 
 
@@ -47,27 +47,27 @@ def test_where_it_is_wanted_nothing_changes_and_elsewhere_it_is_zero(case, rng):
     model, arrays, image = case
     wanted = ndimage.binary_dilation(rng.random(image.shape) < 0.0005, iterations=3)
     wanted[-3:, :4, -5:] = True  # a corner, where boxes end with the image
-    found = tiled_unet.build_tiled_unet(inference._tensorflow(), arrays, WIDTHS)(image, wanted)
+    found = tiled_unet.build_tiled_unet(backend.get_tensorflow(), arrays, WIDTHS)(image, wanted)
     np.testing.assert_allclose(found[wanted], layer_by_layer(model, image)[wanted], atol=2e-6)
 
 
 def test_nothing_wanted_is_zero_everywhere(rng):
     _, arrays, image = by_chance(rng, SHAPES[1])
-    run = tiled_unet.build_tiled_unet(inference._tensorflow(), arrays, WIDTHS)
+    run = tiled_unet.build_tiled_unet(backend.get_tensorflow(), arrays, WIDTHS)
     assert not run(image, np.zeros(image.shape, bool)).any()
 
 
 def test_slabs_and_tiles_of_any_size_agree(rng, monkeypatch):
     model, arrays, image = by_chance(rng, SHAPES[2])
     monkeypatch.setattr(tiled_unet, "SLAB_VOXELS", 8)
-    monkeypatch.setattr(tiled_unet, "MAX_TILE_VOXELS", 3_000)
-    run = tiled_unet.build_tiled_unet(inference._tensorflow(), arrays, WIDTHS)
+    monkeypatch.setattr(tiling, "MAX_TILE_VOXELS", 3_000)
+    run = tiled_unet.build_tiled_unet(backend.get_tensorflow(), arrays, WIDTHS)
     np.testing.assert_allclose(run(image, None), layer_by_layer(model, image), atol=2e-6)
 
 
 def test_sixteen_bits_change_little(rng):
     model, arrays, image = by_chance(rng, SHAPES[0])
-    run = tiled_unet.build_tiled_unet(inference._tensorflow(), arrays, WIDTHS, mixed=True)
+    run = tiled_unet.build_tiled_unet(backend.get_tensorflow(), arrays, WIDTHS, mixed=True)
     assert np.abs(run(image, None) - layer_by_layer(model, image)).max() < 0.1
 
 

@@ -1,7 +1,6 @@
 """An interrupted training ends as if it had not been; a budget ends it at a low rate."""
 
 import math
-import threading
 import time
 
 import keras
@@ -9,8 +8,9 @@ import numpy as np
 import pytest
 
 from bids_cmb.files import read_json
-from bids_cmb.training import course as learning
-from bids_cmb.training.course import Prefetcher, Progress, Schedule, TrainingLoop
+from bids_cmb.training import loop
+from bids_cmb.training.loop import TrainingLoop
+from bids_cmb.training.progress import COLUMNS, Schedule
 
 
 class HaltError(RuntimeError):
@@ -59,7 +59,7 @@ def scripted(monkeypatch):
 @pytest.mark.parametrize("halt", [(1, 0), (1, 2), (3, 1)])
 def test_a_training_that_was_interrupted_ends_like_one_that_was_not(tmp_path, monkeypatch, halt):
     """With a state after every step: the one that was being taken is all that is lost."""
-    monkeypatch.setattr(learning, "SAVE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(loop, "SAVE_INTERVAL_S", 0.0)
 
     def fails(epoch, step):
         if (epoch, step) == halt:
@@ -118,35 +118,6 @@ def test_patience_counts_the_epochs_before_an_interruption(tmp_path, scripted):
     assert len(went_on.progress.rows) == 6  # the first median is that of the third epoch
 
 
-def progress(*losses):
-    return Progress(rows=[{"loss": 1.0, "val_loss": loss} for loss in losses])
-
-
-def test_one_lucky_epoch_does_not_use_up_the_patience():
-    """The median of three epochs still falls, though no epoch is better than the second."""
-    lucky = progress(1.0, 0.1, 0.9, 0.8, 0.7, 0.6)
-    assert not lucky.has_stalled(2)
-    assert lucky.best == 2
-    assert progress(1.0, 0.9, 0.8, 0.9, 0.9, 0.9).has_stalled(2)
-
-
-def test_the_rate_is_that_of_a_cosine_with_a_warm_start():
-    schedule = Schedule(10, 4, 0.01, 8)
-    keras_has = keras.optimizers.schedules.CosineDecay(
-        0.01 / 20, 30, alpha=0.01, warmup_target=0.01, warmup_steps=10
-    )
-    for step in (0, 5, 10, 11, 25, 39):
-        assert schedule.rate_at(step) == pytest.approx(float(keras_has(step)), rel=1e-4)
-
-
-def test_the_rate_falls_with_the_budget_whatever_the_steps():
-    schedule = Schedule(100, 1000, 1.0, 8, hours=1.0)
-    rates = [schedule.rate_at(3, used) for used in (0.01, 0.05, 0.5, 0.9, 1.0)]
-    assert rates[0] < rates[1] == 1
-    assert rates[1] > rates[2] > rates[3] > rates[4]
-    assert rates[4] == pytest.approx(0.01)
-
-
 def slow(epoch, step):
     time.sleep(0.05)
     return draw(epoch, step)
@@ -183,26 +154,6 @@ def test_a_budget_that_reading_used_up_is_refused(tmp_path):
     assert not (tmp_path / "state").exists()
 
 
-def test_batches_come_in_order_whatever_the_timing(monkeypatch):
-    monkeypatch.setattr(learning, "PREFETCH_THREADS", 3)
-
-    def uneven(epoch, step):
-        time.sleep(0.02 * (step % 2 == 0))
-        return epoch, step
-
-    places = [(epoch, step) for epoch in range(2) for step in range(5)]
-    with Prefetcher(uneven, places) as drawn:
-        assert [drawn.take() for _ in places] == places
-
-
-def test_no_more_batches_wait_than_there_is_room_for():
-    begun = []
-    with Prefetcher(lambda *place: begun.append(place), ((0, step) for step in range(100))):
-        time.sleep(0.2)
-        assert len(begun) <= learning.PREFETCHED_BATCHES
-    assert threading.active_count() < 20
-
-
 def test_a_loss_that_is_no_number_ends_training_and_leaves_the_state_of_before(tmp_path):
     def breaks(epoch, step):
         images, truths = draw(epoch, step)
@@ -225,7 +176,7 @@ def test_curves_tell_voxels_and_time(tmp_path):
     done = course(tmp_path, judged=False)
     done.run()
     header, *lines = (tmp_path / "curves.tsv").read_text().splitlines()
-    assert tuple(header.split("\t")) == learning.COLUMNS
+    assert tuple(header.split("\t")) == COLUMNS
     table = np.genfromtxt(tmp_path / "curves.tsv", names=True, delimiter="\t")
     np.testing.assert_array_equal(table["voxels"], [384, 768, 1152, 1536])
     assert np.isnan(table["val_loss"]).all()

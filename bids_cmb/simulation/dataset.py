@@ -1,0 +1,255 @@
+"""BIDS datasets of simulated scans, with the ground truth as a derivative dataset."""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from bids_cmb.bids.description import RAW_BIDSIGNORE, write_description
+from bids_cmb.bids.tables import write_table
+from bids_cmb.files import write_json, write_text
+from bids_cmb.imaging.nifti import save
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.parallel import processes
+from bids_cmb.simulation.acquisition import FIELD_OF_VIEW_MM
+from bids_cmb.simulation.head_model import HeadModel, list_head_models, load_head_model
+from bids_cmb.simulation.lesion_priors import load_priors
+from bids_cmb.simulation.phantom import make_procedural_head
+from bids_cmb.simulation.protocols import Protocol, resolve_protocols, sample_protocol
+from bids_cmb.simulation.reference import MIMIC_COLUMNS, get_lesion_columns
+from bids_cmb.simulation.simulate import SimulatedScan, simulate_scan
+
+PHASE_LEVELS = 4096  # whole numbers from 0 to pi, as scanners write phase
+BYTES_PER_VOXEL = 4.0  # on disk, all files of a scan, packed
+
+
+def _simulate_nth(
+    rng: np.random.Generator, index: int, paths: Sequence[Path],
+    protocols: Sequence[Protocol | None], priors: dict, *, with_phase: bool,
+) -> SimulatedScan:  # fmt: skip
+    protocol = protocols[index % len(protocols)] if protocols else None
+    protocol = protocol or sample_protocol(rng)
+    head = _load_cached(paths[index % len(paths)]) if paths else make_procedural_head(rng)
+    return simulate_scan(rng, head, protocol, priors, with_phase=with_phase)
+
+
+@lru_cache(maxsize=32)  # some MB each
+def _load_cached(path: Path) -> HeadModel:
+    return load_head_model(path)
+
+
+@dataclass(frozen=True)
+class _Job:
+    folder: Path
+    seed: int
+    index: int
+    digits: int
+    paths: tuple[Path, ...]
+    protocols: tuple[Protocol | None, ...]
+    priors: str
+    with_phase: bool
+
+
+def simulate_dataset(  # noqa: PLR0913
+    folder: Path, *, scans: int, seed: int, anatomy: Path | None = None,
+    protocols: Sequence[str] = (), priors: str = "default", with_phase: bool = False,
+    workers: int = 1, progress: Callable[[int, int, float], None] | None = None,
+) -> list[int]:  # fmt: skip
+    """Write a BIDS dataset of simulated scans, with the ground truth as a derivative dataset.
+
+    Args:
+        folder: Where to; must not hold anything.
+        scans: How many, one participant each.
+        seed: The same seed gives the same bytes, whatever the number of workers.
+        anatomy: A folder of FreeSurfer-coded label maps, used in turn; procedural heads without.
+        protocols: As `simulation.protocols.resolve_protocols` takes them, used in turn; random ones
+            without.
+        priors: Name for `simulation.lesion_priors.load_priors`.
+        with_phase: Whether to write phase images too.
+        workers: Processes.
+        progress: Called after each scan with the scans done, all scans, and the seconds so far.
+
+    Returns:
+        The number of visible microbleeds in each scan, the possible ones included.
+
+    Raises:
+        ValueError: If ``folder`` holds something already, a name is unknown, the anatomy is no
+            label map, or the disk is too small.
+        OSError: If something cannot be read or written.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: a simulated dataset needs an empty folder; found files in it.")
+    if scans < 1:
+        raise ValueError(f"`scans` must be at least 1; found {scans}.")
+    load_priors(priors)
+    resolved = tuple(resolve_protocols(protocols))
+    paths = tuple(list_head_models(anatomy)) if anatomy else ()
+    for path in paths:
+        load_head_model(path)  # better refused now than after an hour
+    _check_disk_space(folder, scans, resolved)
+    digits = max(2, len(str(scans)))
+    jobs = [
+        _Job(folder, seed, index, digits, paths, resolved, priors, with_phase)
+        for index in range(scans)
+    ]
+    rows = _run_jobs(jobs, workers, progress)
+    _write_dataset(folder, rows)
+    return [int(row["microbleeds"]) for row in rows]
+
+
+def _check_disk_space(folder: Path, scans: int, protocols: Sequence[Protocol | None]) -> None:
+    voxel = min((np.prod(protocol.spacing) for protocol in protocols if protocol), default=0.5)
+    needed = scans * FIELD_OF_VIEW_MM**2 * 150 / voxel * BYTES_PER_VOXEL / 2**20
+    home = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(home).free / 2**20
+    if free < needed:
+        raise ValueError(
+            f"{folder}: {scans} scans need about {needed:.0f} MB of disk; found {free:.0f} MB free."
+        )
+
+
+def _run_jobs(jobs: Sequence[_Job], workers: int, progress: Callable | None) -> list[dict]:
+    """Run all jobs and return their participant rows in order; the first failure ends it."""
+    since, rows = time.monotonic(), {}
+    if workers == 1:
+        outcomes = (
+            processes.Outcome(index, **processes.run_job(_simulate_and_write, job))
+            for index, job in enumerate(jobs)
+        )
+    else:
+        outcomes = processes.run(_simulate_and_write, jobs, workers=workers)
+    for outcome in outcomes:
+        if outcome.error:
+            folder = jobs[outcome.index].folder
+            raise ValueError(f"{folder}: scan {outcome.index + 1}: {outcome.error}")
+        rows[outcome.index] = outcome.result
+        if progress:
+            progress(len(rows), len(jobs), time.monotonic() - since)
+    return [rows[index] for index in sorted(rows)]
+
+
+def _simulate_and_write(job: _Job) -> dict:
+    """Simulate and write one scan; return its row of participants.tsv."""
+    rng = np.random.default_rng([job.seed, job.index])
+    scan = _simulate_nth(
+        rng, job.index, job.paths, job.protocols, load_priors(job.priors), with_phase=job.with_phase
+    )
+    label = f"sub-{job.index + 1:0{job.digits}d}"
+    _write_scan(job.folder, label, scan)
+    _write_truth(job.folder / "derivatives" / "truth", label, scan)
+    seen = sum(row["certainty"] != "unseen" for row in scan.lesion_table)
+    return {
+        "participant_id": label,
+        "age": scan.facts["age"],
+        "sex": scan.facts["sex"],
+        "protocol": scan.protocol.name,
+        "head": scan.facts["head"],
+        "dress": scan.facts["dress"],
+        "snr": scan.facts["snr"],
+        "microbleeds": seen,
+    }
+
+
+PARTICIPANT_COLUMNS = {
+    "age": {"Description": "Age that iron, atrophy and white matter go with.", "Units": "year"},
+    "sex": {"Description": "Drawn by lot.", "Levels": {"F": "female", "M": "male"}},
+    "protocol": {"Description": "Protocol of the scan."},
+    "head": {"Description": "Label map that the person was drawn from."},
+    "dress": {
+        "Description": "What was cut away.",
+        "Levels": {"whole": "nothing", "masked": "the face", "stripped": "all but the brain"},
+    },
+    "snr": {"Description": "Signal of white matter over the standard deviation of the noise."},
+    "microbleeds": {"Description": "Microbleeds that can be seen, the possible ones included."},
+}
+
+
+def _write_scan(folder: Path, label: str, scan: SimulatedScan) -> None:
+    """Write the scan, its phase if it was kept, and their sidecars."""
+    suffix = scan.protocol.contrast
+    stem = folder / label / "anat" / f"{label}_{suffix}"
+    save(scan.scan, stem.with_name(f"{stem.name}.nii.gz"), dtype=np.int16)
+    write_json(stem.with_name(f"{stem.name}.json"), _make_sidecar(scan))
+    if scan.phase is not None:
+        stem = stem.with_name(f"{label}_part-phase_T2starw")
+        steps = Volume(np.round(scan.phase.data * (PHASE_LEVELS / np.pi)), scan.phase.affine)
+        save(steps, stem.with_name(f"{stem.name}.nii.gz"), dtype=np.int16)
+        kind = ["ORIGINAL", "PRIMARY", "P", "ND"]
+        write_json(
+            stem.with_name(f"{stem.name}.json"),
+            {**_make_sidecar(scan), "Units": "arbitrary", "ImageType": kind},
+        )
+
+
+def _make_sidecar(scan: SimulatedScan) -> dict:
+    """Make the sidecar that a scanner would write, marked as simulated."""
+    protocol = scan.protocol
+    kind = ["M", "SWI"] if protocol.contrast == "swi" else ["M", "ND"]
+    return {
+        "Manufacturer": protocol.manufacturer,
+        "ManufacturersModelName": "simulated by bids_cmb",
+        "MagneticFieldStrength": protocol.field_t,
+        "MRAcquisitionType": protocol.kind,
+        "ScanningSequence": "GR",
+        "SeriesDescription": f"simulated {protocol.name}",
+        "ImageType": ["ORIGINAL", "PRIMARY", *kind],
+        "EchoTime": protocol.echo_time_s,
+        "RepetitionTime": protocol.repetition_time_s,
+        "FlipAngle": protocol.flip_deg,
+        "SliceThickness": protocol.thickness,
+        "SpacingBetweenSlices": protocol.spacing[2],
+    }
+
+
+def _write_truth(folder: Path, label: str, scan: SimulatedScan) -> None:
+    """Write label maps and tables of microbleeds and mimics, brain and structures."""
+    anat = folder / label / "anat"
+
+    def put(name: str, volume: Volume, about: dict, rows: list | None = None) -> None:
+        stem = f"{label}_space-orig_{name}"
+        save(volume, anat / f"{stem}.nii.gz", dtype=np.uint16)
+        described = about.pop("columns", {})
+        if rows is not None:
+            write_table(anat / f"{stem}.tsv", described, rows)
+        write_json(anat / f"{stem}.json", {"SpatialReference": "orig", **about, **described})
+
+    shared = {"Description": "Microbleeds as they are seen.", "Manual": False}
+    lesions = {**shared, "columns": get_lesion_columns()}
+    put("seg-CMB_desc-truth_dseg", scan.lesions, lesions, scan.lesion_table)
+    other = {
+        "Description": "What is dark and no microbleed.",
+        "Manual": False,
+        "columns": MIMIC_COLUMNS,
+    }
+    put("seg-mimics_desc-truth_dseg", scan.mimics, other, scan.mimic_table)
+    codes = {"Description": "Structures, FreeSurfer's codes.", "Manual": False}
+    put("seg-structures_desc-truth_dseg", scan.structures, codes)
+    put(
+        "label-brain_desc-truth_mask",
+        scan.brain,
+        {"Description": "The brain, its ventricles and narrow sulci.", "Type": "Brain"},
+    )
+
+
+def _write_dataset(folder: Path, rows: list[dict]) -> None:
+    """Write what makes the folder a dataset; descriptions last, so that no half of one has them."""
+    write_table(folder / "participants.tsv", rows[0], rows)
+    write_json(folder / "participants.json", PARTICIPANT_COLUMNS)
+    write_text(folder / ".bidsignore", RAW_BIDSIGNORE)
+    write_text(
+        folder / "README.md",
+        "Simulated gradient-echo scans with microbleeds, made by bids_cmb: no person was scanned. "
+        "What is true of them lies in derivatives/truth.\n",
+    )
+    about = {"License": "CC0", "Authors": ["bids_cmb", "The bids_cmb developers"]}
+    write_text(
+        folder / "derivatives" / "truth" / "README.md",
+        "What is true of the simulated scans: microbleeds (seg-CMB), all that is dark and no "
+        "microbleed (seg-mimics), structures in FreeSurfer's codes, and the brain.\n",
+    )
+    write_description(folder / "derivatives" / "truth", "Truth of the simulated scans", **about)
+    write_description(folder, "Simulated scans with microbleeds", "raw", **about)

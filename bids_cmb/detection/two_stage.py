@@ -7,6 +7,7 @@ half the peak's probability, so that two lesions of a cluster stay two.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.special import expit, logit
@@ -93,12 +94,7 @@ def propose(
     members = _select_stage(card, FIRST_STAGE)
     if not members:
         raise ValueError(f"{card['name']}: the first of two stages needs a U-Net; found none.")
-    grids = {Grid.from_card(member["grid"]) for member in card["members"]}
-    if len(grids) != 1:
-        raise ValueError(
-            f"{card['name']}: all networks of two stages must see one grid; found {len(grids)}."
-        )
-    fed = preprocess(image, brain, grids.pop())
+    fed = preprocess(image, brain, _find_common_grid(card))
     inside = dilate_brain(fed.brain)
     predictions = []
     for member in members:
@@ -108,6 +104,18 @@ def propose(
     probability = Volume(np.mean(predictions, axis=0, dtype=np.float32), fed.image.affine)
     rules = ProposalRules.from_card(card.get("parameters", {}))
     return fed, probability, find_proposals(probability, inside, rules)
+
+
+def _find_common_grid(card: Mapping) -> Grid:
+    """Find the grid of all networks; its sides are multiples of what each of them needs."""
+    grids = [Grid.from_card(member["grid"]) for member in card["members"]]
+    multiple = tuple(np.lcm.reduce([grid.multiple for grid in grids]).tolist())
+    common = {replace(grid, multiple=multiple) for grid in grids}
+    if len(common) != 1:
+        raise ValueError(
+            f"{card['name']}: all networks of two stages must see one grid; found {len(common)}."
+        )
+    return common.pop()
 
 
 def decide(

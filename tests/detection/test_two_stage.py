@@ -400,6 +400,31 @@ def test_a_lesion_just_outside_the_brain_mask_is_listed_with_the_flag_edge(monke
     assert lesions[0].included
 
 
+def test_members_that_pool_differently_share_an_image_whose_sides_suit_all(monkeypatch, rng):
+    """One network needs sides of multiples of 4, the other of 6: the image has those of 12."""
+    shapes = []
+
+    def pretend(network, image, mask):
+        shapes.append(image.shape)
+        return np.where(mask, 0.25, 0) if network == "a" else np.where(mask, 0.75, 0)
+
+    monkeypatch.setattr(two_stage, "locate_member", lambda card, member, models: member["name"])  # noqa: ARG005
+    monkeypatch.setattr(two_stage, "load_network", lambda member, path, precision: path)  # noqa: ARG005
+    monkeypatch.setattr(two_stage, "predict", pretend)
+    grid = read_recipe("proposal-1").grid
+    members = [
+        {"name": name, "builder": "unet", "grid": {**grid, "multiple": multiple}}
+        for name, multiple in (("a", [4, 4, 2]), ("b", [6, 4, 3]))
+    ]
+    image = Volume(rng.random((30, 26, 20)), OBLIQUE)
+    brain = Volume(np.ones(image.shape, bool), image.affine)
+    card = {"name": "pair", "members": members}
+    _, probability, _ = two_stage.propose(image, brain, card, ModelOptions())
+    assert shapes[0] == shapes[1] == probability.shape
+    assert all(side % multiple == 0 for side, multiple in zip(shapes[0], (12, 4, 6), strict=True))
+    assert probability.data.max() == pytest.approx(0.5)  # the mean of both
+
+
 def test_members_on_different_grids_are_refused(heads):
     image, _ = load(heads[0] / "six.nii.gz")
     grid = read_recipe("proposal-1").grid

@@ -249,7 +249,7 @@ def test_a_packed_network_asks_for_the_sides_that_it_needs(packed, flat, rng, tm
     np.testing.assert_allclose(network.predict(image, None), 1 / (1 + np.exp(-logits)), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["proposal-1", "classifier-1"])
+@pytest.mark.parametrize("name", ["proposal-1", "proposal-2", "classifier-1"])
 def test_the_recipes_build_their_networks(name):
     assert build_network(read_recipe(name)).count_params() > 100_000
 

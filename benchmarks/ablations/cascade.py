@@ -1,44 +1,51 @@
-"""What the parts of the cascade are worth: anchors, and the 3D network after the boxes.
+"""Measure the parts of the cascade: its anchors, and the 3D network after the boxes.
 
-    python benchmarks/cascade.py anchors RESULT.json DATA [DATA ...]
-    python benchmarks/cascade.py points RESULT.json DATA [DATA ...] [--model-dir DIR] [--scans N]
-    python benchmarks/cascade.py suspects RESULT.json DATA [DATA ...] --entries OUT/NAME.json ...
+    python -m benchmarks.ablations.cascade anchors RESULT.json DATA [DATA ...] [--scans N]
+    python -m benchmarks.ablations.cascade points RESULT.json DATA [DATA ...] [--model-dir DIR]
+    python -m benchmarks.ablations.cascade suspects RESULT.json DATA [DATA ...]
+        --entries RUN/NAME.json [RUN/NAME.json ...]
 
-``anchors`` clusters the true boxes of simulated scans, and tells how well these anchors and the
+``anchors`` clusters the true boxes of simulated scans, and measures how well these anchors and the
 published ones (Pascal VOC, YOLO v2, slices of 448 pixels that show 224 mm) fit them.
 
-``points`` judges every suspect twice: by the 3D network, and by the confidence of its surest box as
-if there were no 3D network. Both are painted and cut at many thresholds, like the app does it, and
-counted by the VALDO rule. It also counts what the first stage alone suspects and misses. The card's
-threshold is set on validation scans, never on benchmark or real scans.
+``points`` scores every candidate twice: by the 3D network, and by the confidence of its surest box
+as if there were no 3D network. Both are rendered and cut at many thresholds, as the app does it,
+and counted by the VALDO rule. It also counts what the first stage alone suspects and misses. The
+card's threshold is set on validation scans, never on benchmark or real scans.
 
 ``suspects`` compares networks for boxes by the entries that training wrote: how many microbleeds
-are among the surest suspects, at equal numbers of suspects per scan, and how many more than by the
-first network, with intervals over scans. One that takes phase is asked with it and without.
+are among the surest candidates, at equal numbers of candidates per scan, and how many more than by
+the first network, with intervals over scans. A network that takes phase runs with and without it.
 """
 
 import argparse
 import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from anchors import cluster_anchors, compute_size_iou
-from operating_points import counted, cuts, summed, with_truth
+from scipy.spatial.distance import cdist
 
+from benchmarks.measurements import (
+    add_scan_arguments,
+    count_at_thresholds,
+    find_scans_with_truth,
+    show_progress,
+    tabulate_thresholds,
+)
 from bids_cmb.detection.boxes import CERTAIN, make_target_boxes
 from bids_cmb.detection.cascade import (
     CandidateRules,
-    ScoredCandidate,
     detect_candidates,
     find_box_candidates,
     render_probability,
     uses_phase,
 )
-from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations
+from bids_cmb.evaluation.annotations import LesionAnnotations
+from bids_cmb.files import load_json, write_json
 from bids_cmb.imaging.preprocessing import Grid, preprocess
+from bids_cmb.metrics.intervals import compute_interval
 from bids_cmb.networks.architectures.yolo import VOC_ANCHORS
 from bids_cmb.networks.inference import ModelOptions, load_trained_model, set_threads
 from bids_cmb.networks.model_cards import load_card
@@ -46,189 +53,237 @@ from bids_cmb.training import data as training_data
 from bids_cmb.training.train import read_recipe
 
 CELL_MM = 32 * 224 / 448  # of the published detector
-FAR_MM = 5.0  # from a lesion's centre: a suspect further away is not that lesion
+NEAR_MM = 5.0  # from a lesion's centre; a candidate further away is not that lesion
 WITH, WITHOUT = "with the 3D network", "without"
-ASKED_ABOUT = (10, 20, 50, 100, 200)  # suspects per scan
+CANDIDATES_PER_SCAN = (10, 20, 50, 100, 200)
 FAINT = CandidateRules(confidence=0.005)
 DRAWS = 2000
+# Of one scan: confidences of all candidates, and of each sure lesion the highest near it.
+Confidences = tuple[np.ndarray, np.ndarray]
 
 
 def main() -> None:
     """Measure, print and write."""
-    asked = arguments()
-    set_threads(asked.threads)
-    report = {"anchors": anchors, "points": points, "suspects": suspects}[asked.what](asked)
-    asked.result.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    options = make_parser().parse_args()
+    set_threads(options.threads)
+    measure = {"anchors": fit_anchors, "points": measure_points, "suspects": compare_networks}
+    report = measure[options.part](options)
+    write_json(options.result, report)
     print(json.dumps(report, indent=1))
 
 
-def arguments() -> argparse.Namespace:
-    """What the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("what", choices=("anchors", "points", "suspects"))
-    parser.add_argument("result", type=Path, help="where to")
-    parser.add_argument("data", type=Path, nargs="+", help="simulated datasets")
-    parser.add_argument("--model-dir", type=Path, help="folder of cards and weights")
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("part", choices=("anchors", "points", "suspects"))
+    add_scan_arguments(parser)
     parser.add_argument("--entries", type=Path, nargs="+", default=[], help="of networks for boxes")
-    parser.add_argument("--scans", type=int, help="the first so many of each dataset only")
-    parser.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
-    return parser.parse_args()
+    return parser
 
 
-def anchors(asked: argparse.Namespace) -> dict:
-    """Anchors for the boxes of simulated scans, and how well they and the published ones fit."""
+# --- Anchors --------------------------------------------------------------------------------------
+
+
+def fit_anchors(options: argparse.Namespace) -> dict:
+    """Fit anchors to the boxes of simulated scans, and compare them with the published ones."""
     recipe = read_recipe("cascade-boxes")
     grid = Grid.from_card(recipe.grid)
-    rows = []
-    for data in asked.data:
-        for paths in training_data.find_training_scans(data)[: asked.scans]:
-            case = training_data.make_training_scan(
-                paths, preprocess(*training_data.load_scan_and_brain(paths), grid)
-            )
-            for voxels in case.sampling_centres["lesion"]:
-                sure = case.labels[tuple(voxels[0])] == training_data.LESION
-                rows.append(make_target_boxes(voxels.astype(int), grid.spacing[0], certain=sure))
-    boxes = np.concatenate(rows)
+    boxes = []
+    for paths, _ in show_progress(find_scans_with_truth(options.data, options.scans)):
+        fed = preprocess(*training_data.load_scan_and_brain(paths), grid)
+        scan = training_data.make_training_scan(paths, fed)
+        for voxels in scan.sampling_centres["lesion"]:
+            sure = scan.labels[tuple(voxels[0])] == training_data.LESION
+            boxes.append(make_target_boxes(voxels.astype(int), grid.spacing[0], certain=sure))
+    boxes = np.concatenate(boxes)
     sizes = boxes[boxes[:, 5] == CERTAIN][:, 3:5] * grid.spacing[0]  # mm
     clusters = {count: cluster_anchors(sizes, count) for count in (1, 2, 3, 4, 5)}
-    used = np.array(recipe.arguments["anchors"])
+    sides = np.quantile(sizes, [0.05, 0.5, 0.95]).round(2).tolist()
     return {
         "boxes": len(sizes),
-        "sides_mm": dict(zip(("5 %", "50 %", "95 %"), quantiles(sizes), strict=True)),
+        "sides_mm": dict(zip(("5 %", "50 %", "95 %"), sides, strict=True)),
         "mean_iou": {
-            "published (VOC)": fit(sizes, CELL_MM * np.array(VOC_ANCHORS)),
-            "of the recipe": fit(sizes, used),
-            **{f"k-means, {count}": fit(sizes, found) for count, found in clusters.items()},
+            "published (VOC)": measure_fit(sizes, CELL_MM * np.array(VOC_ANCHORS)),
+            "of the recipe": measure_fit(sizes, np.array(recipe.arguments["anchors"])),
+            **{f"k-means, {count}": measure_fit(sizes, each) for count, each in clusters.items()},
         },
-        "anchors_mm": {
-            str(count): np.round(found, 2).tolist() for count, found in clusters.items()
-        },
+        "anchors_mm": {str(count): each.round(2).tolist() for count, each in clusters.items()},
     }
 
 
-def quantiles(sizes: np.ndarray) -> list[float]:
-    """Of the sides, mm."""
-    return np.quantile(sizes, [0.05, 0.5, 0.95]).round(2).tolist()
+def cluster_anchors(sizes: np.ndarray, count: int, *, rounds: int = 200) -> np.ndarray:
+    """Cluster the sizes of boxes by k-means whose distance is 1 - IoU.
+
+    Args:
+        sizes: Sides of boxes, (N, 2), in any unit.
+        count: Number of anchors.
+        rounds: At most.
+
+    Returns:
+        The smallest first, (count, 2). Clustering begins with sizes at equal shares of the areas,
+        so that the same sizes give the same anchors.
+
+    Raises:
+        ValueError: If there are fewer sizes than anchors.
+
+    Source:
+        Redmon & Farhadi 2017, doi:10.1109/CVPR.2017.690.
+    """
+    if len(sizes) < count:
+        raise ValueError(f"Anchors must not be more than boxes, {len(sizes)}; found {count}.")
+    sizes = np.asarray(sizes, float)
+    ordered = sizes[np.argsort(sizes.prod(axis=1), kind="stable")]
+    anchors = ordered[((np.arange(count) + 0.5) / count * len(sizes)).astype(int)]
+    assigned = np.full(len(sizes), -1)
+    for _ in range(rounds):
+        nearest = compute_size_iou(sizes, anchors).argmax(axis=1)
+        if (nearest == assigned).all():
+            break
+        assigned = nearest
+        clusters = [sizes[assigned == number] for number in range(count)]
+        anchors = np.array(
+            [
+                cluster.mean(axis=0) if len(cluster) else anchor
+                for cluster, anchor in zip(clusters, anchors, strict=True)
+            ]
+        )
+    return anchors[np.argsort(anchors.prod(axis=1), kind="stable")]
 
 
-def fit(sizes: np.ndarray, found: np.ndarray) -> float:
-    """Mean over the boxes of the best IoU with an anchor, both about one middle."""
-    return round(float(compute_size_iou(sizes, found).max(axis=1).mean()), 3)
+def compute_size_iou(sizes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Compute the intersection over union of boxes of one centre, (N, 2) and (M, 2): (N, M)."""
+    common = np.minimum(sizes[:, None], others[None]).prod(axis=-1)
+    return common / (sizes.prod(axis=1)[:, None] + others.prod(axis=1)[None] - common)
 
 
-def points(asked: argparse.Namespace) -> dict:
-    """What each threshold gives, with and without the 3D network."""
-    said = load_card("cascade", asked.model_dir)
-    pairs = [pair for data in asked.data for pair in with_truth(data)[: asked.scans]]
-    rows, first = [], []
-    for at, (paths, truth) in enumerate(pairs, start=1):
-        print(f"\r{at} of {len(pairs)}", end="", file=sys.stderr, flush=True)
+def measure_fit(sizes: np.ndarray, anchors: np.ndarray) -> float:
+    """Measure the mean over the boxes of the best IoU with an anchor of the same centre."""
+    return round(float(compute_size_iou(sizes, anchors).max(axis=1).mean()), 3)
+
+
+# --- With and without the 3D network --------------------------------------------------------------
+
+
+def measure_points(options: argparse.Namespace) -> dict:
+    """Measure the detector at each threshold, with and without the 3D network."""
+    card = load_card("cascade", options.model_dir)
+    pairs = find_scans_with_truth(options.data, options.scans)
+    counts: dict[str, list[np.ndarray]] = {WITH: [], WITHOUT: []}
+    n_candidates, suspected = 0, []
+    for paths, truth in show_progress(pairs):
         image, brain = training_data.load_scan_and_brain(paths)
-        asked_for = any(map(uses_phase, said["members"]))
-        phase = training_data.load_phase(paths, image, brain) if asked_for else None
-        fed, found = detect_candidates(image, brain, said, ModelOptions(asked.model_dir), phase)
-        first.append(suspected(found, truth))
-        alone = [replace(one, probability=one.candidate.confidence) for one in found]
-        for name, judged in ((WITH, found), (WITHOUT, alone)):
-            chance = render_probability(image, fed.image.affine, judged)
-            inside = np.where(brain.data, chance.data, 0)
-            for threshold, cut in cuts(inside, image, said["min_volume_mm3"]):
-                row = {"members": name, "threshold": threshold, **counted(*cut, truth)}
-                rows.append(row)
-    print(file=sys.stderr)
-    lesions = sum(one["lesions"] for one in first)
+        phase = None
+        if any(map(uses_phase, card["members"])):
+            phase = training_data.load_phase(paths, image, brain)
+        models = ModelOptions(options.model_dir)
+        fed, scored = detect_candidates(image, brain, card, models, phase)
+        n_candidates += len(scored)
+        suspected.append(find_near(np.array([each.centre for each in scored]), truth).any(axis=1))
+        alone = [replace(each, probability=each.candidate.confidence) for each in scored]
+        for name, candidates in ((WITH, scored), (WITHOUT, alone)):
+            rendered = render_probability(image, fed.image.affine, candidates)
+            inside = np.where(brain.data, rendered.data, 0)
+            counts[name].append(count_at_thresholds(inside, image, card["min_volume_mm3"], truth))
+    suspected = np.concatenate(suspected)
     return {
         "scans": len(pairs),
-        "lesions": lesions,
-        "suspects_per_scan": round(sum(one["suspects"] for one in first) / len(pairs), 1),
-        "suspected": round(sum(one["suspected"] for one in first) / max(lesions, 1), 3),
-        "points": {name: summed(rows, name, len(pairs)) for name in (WITH, WITHOUT)},
+        "lesions": len(suspected),
+        "suspects_per_scan": round(n_candidates / len(pairs), 1),
+        "suspected": round(float(suspected.sum() / max(len(suspected), 1)), 3),
+        "points": {name: tabulate_thresholds(scans) for name, scans in counts.items()},
     }
 
 
-def suspected(found: Sequence[ScoredCandidate], truth: LesionAnnotations) -> dict[str, int]:
-    """How many suspects there are, and how many sure lesions have one near."""
-    sure = truth.lesions[~truth.lesions["uncertain"].to_numpy(bool)]
-    true = sure[POSITION_COLUMNS].to_numpy(float).reshape(-1, 1, 3)
-    places = np.array([one.centre for one in found]).reshape(1, -1, 3)
-    near = np.linalg.norm(true - places, axis=-1) <= FAR_MM
-    return {
-        "lesions": len(sure), "suspects": len(found), "suspected": int(near.any(axis=1).sum()),
-    }  # fmt: skip
+def find_near(positions: np.ndarray, truth: LesionAnnotations) -> np.ndarray:
+    """Find which candidates (N, 3) lie near which sure lesions (T,), bool, (T, N)."""
+    sure = truth.positions[~truth.lesions["uncertain"].to_numpy(bool)]
+    return cdist(sure, positions.reshape(-1, 3)) <= NEAR_MM
 
 
-def suspects(asked: argparse.Namespace) -> dict:
-    """How many microbleeds each network for boxes has among so many suspects."""
-    entries = {path: json.loads(path.read_text(encoding="utf-8")) for path in asked.entries}
-    asks = {path: load_trained_model(entry, path) for path, entry in entries.items()}
-    pairs = [pair for data in asked.data for pair in with_truth(data)[: asked.scans]]
-    found: dict[str, list] = {}
-    phased = set()
-    for at, (paths, truth) in enumerate(pairs, start=1):
-        print(f"\r{at} of {len(pairs)}", end="", file=sys.stderr, flush=True)
+# --- Networks for boxes beside each other ---------------------------------------------------------
+
+
+def compare_networks(options: argparse.Namespace) -> dict:
+    """Compare how many microbleeds networks for boxes have among as many candidates."""
+    entries = {path: load_json(path) for path in options.entries}
+    predictors = {path: load_trained_model(entry, path) for path, entry in entries.items()}
+    pairs = find_scans_with_truth(options.data, options.scans)
+    scans: dict[str, list[Confidences]] = {}
+    n_phase = 0
+    for paths, truth in show_progress(pairs):
         scan = training_data.load_scan_and_brain(paths)
+        has_phase = False
         for path, entry in entries.items():
-            grid, ways = Grid.from_card(entry["grid"]), {path.parent.name: None}
+            grid, name = Grid.from_card(entry["grid"]), path.parent.name
+            inputs = {name: None}
             if uses_phase(entry):
-                ways = {name: training_data.load_phase_on_grid(paths, *scan, grid) for name in ways}
-                phased |= {at for phase in ways.values() if phase is not None}
-                ways |= {f"{name}, phase left out": None for name in list(ways)}
+                phase = training_data.load_phase_on_grid(paths, *scan, grid)
+                has_phase |= phase is not None
+                inputs = {name: phase, f"{name}, phase left out": None}
             fed = preprocess(*scan, grid)
-            for name, phase in ways.items():
-                said = find_box_candidates(asks[path], entry, fed, FAINT, phase)
-                places = fed.image.world(np.array([one.centre for one in said]).reshape(-1, 3))
-                sure = np.array([one.confidence for one in said])
-                found.setdefault(name, []).append((sure, best_near(places, sure, truth)))
-    print(file=sys.stderr)
-    first = next(iter(found.values()))
-    drawn = np.random.default_rng(1).integers(len(pairs), size=(DRAWS, len(pairs)))
-
-    def told(measure: Callable[[Sequence[int]], float]) -> list[float]:
-        """With the interval of 95 % over scans."""
-        low, high = np.quantile([measure(some) for some in drawn], [0.025, 0.975])
-        return [round(float(one), 3) for one in (measure(range(len(pairs))), low, high)]
-
-    def table(*, apart: bool) -> dict:
-        return {
-            name: {
-                str(count): told(
-                    lambda some, rows=rows, count=count: (
-                        recall([rows[i] for i in some], count)
-                        - (recall([first[i] for i in some], count) if apart else 0)
-                    )
-                )
-                for count in ASKED_ABOUT
-            }
-            for name, rows in found.items()
-            if not (apart and rows is first)
-        }
-
+            for way, phase in inputs.items():
+                boxes = find_box_candidates(predictors[path], entry, fed, FAINT, phase)
+                voxels = np.array([box.centre for box in boxes]).reshape(-1, 3)
+                confidence = np.array([box.confidence for box in boxes])
+                best = find_best_confidence(fed.image.world(voxels), confidence, truth)
+                scans.setdefault(way, []).append((confidence, best))
+        n_phase += has_phase
+    first, *others = scans
     return {
         "scans": len(pairs),
-        "with phase": len(phased),
-        "microbleeds": sum(len(best) for _, best in first),
+        "with phase": n_phase,
+        "microbleeds": sum(len(best) for _, best in scans[first]),
         "suspects": {
-            name: round(sum(len(sure) for sure, _ in rows) / len(pairs), 1)
-            for name, rows in found.items()
+            name: round(sum(len(confidence) for confidence, _ in rows) / len(pairs), 1)
+            for name, rows in scans.items()
         },
-        "sensitivity by suspects per scan": table(apart=False),
-        "more than the first": table(apart=True),
+        "sensitivity by suspects per scan": {
+            name: tabulate_recall(rows) for name, rows in scans.items()
+        },
+        "more than the first": {
+            name: tabulate_recall(scans[name], scans[first]) for name in others
+        },
     }
 
 
-def best_near(places: np.ndarray, sure: np.ndarray, truth: LesionAnnotations) -> np.ndarray:
-    """For each sure lesion the highest confidence of a suspect near it, 0 if there is none."""
-    lesions = truth.lesions[~truth.lesions["uncertain"].to_numpy(bool)]
-    true = lesions[POSITION_COLUMNS].to_numpy(float).reshape(-1, 1, 3)
-    near = np.linalg.norm(true - places, axis=-1) <= FAR_MM
-    return np.where(near, sure, 0).max(axis=1, initial=0)
+def find_best_confidence(
+    positions: np.ndarray, confidence: np.ndarray, truth: LesionAnnotations
+) -> np.ndarray:
+    """Find for each sure lesion the highest confidence of a candidate near it, 0 without, (T,)."""
+    return np.where(find_near(positions, truth), confidence, 0).max(axis=1, initial=0)
 
 
-def recall(rows: Sequence[tuple[np.ndarray, np.ndarray]], count: int) -> float:
-    """Share of lesions among the ``count`` surest suspects per scan of all scans together."""
-    sure = np.sort(np.concatenate([one for one, _ in rows]))[::-1]
-    threshold = sure[min(count * len(rows), len(sure)) - 1]
-    return float(np.mean(np.concatenate([best for _, best in rows]) >= threshold))
+def compute_recall(scans: Sequence[Confidences], count: int) -> float:
+    """Compute the share of lesions among the ``count`` surest candidates per scan of all scans."""
+    ordered = np.sort(np.concatenate([confidence for confidence, _ in scans]))[::-1]
+    threshold = ordered[min(count * len(scans), len(ordered)) - 1]
+    return float(np.mean(np.concatenate([best for _, best in scans]) >= threshold))
+
+
+def tabulate_recall(
+    scans: Sequence[Confidences], reference: Sequence[Confidences] | None = None
+) -> dict[str, list[float]]:
+    """Tabulate the recall by the number of candidates per scan: value, low and high.
+
+    Args:
+        scans: Of a network.
+        reference: Of another on the same scans: then what the first has more.
+    """
+    n_scans = len(scans)
+    drawn = np.random.default_rng(1).integers(n_scans, size=(DRAWS, n_scans))
+
+    def measure(numbers: Sequence[int], count: int) -> float:
+        recall = compute_recall([scans[number] for number in numbers], count)
+        if reference is None:
+            return recall
+        return recall - compute_recall([reference[number] for number in numbers], count)
+
+    table = {}
+    for count in CANDIDATES_PER_SCAN:
+        spread = np.array([measure(numbers, count) for numbers in drawn])
+        figures = (measure(range(n_scans), count), *compute_interval(spread))
+        table[str(count)] = [round(float(figure), 3) for figure in figures]
+    return table
 
 
 if __name__ == "__main__":

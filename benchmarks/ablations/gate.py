@@ -1,26 +1,33 @@
-"""What the gate of a gated detector takes away: off, hard and soft, on simulated scans.
+"""Measure what the gate of a gated detector takes away: off, hard and soft, on simulated scans.
 
-    python benchmarks/gate.py gated RESULT.json DATA [DATA ...] [--choose RECALL] [--scans N]
+    python -m benchmarks.ablations.gate gated RESULT.json DATA [DATA ...] [--choose RECALL]
+        [--scans N] [--model-dir DIR]
 
-Each DATA is a simulated dataset with its truth. Every scan is seen once by both networks, the
-segmenter on every slice; then their answers are put together in each way, and the map is cut at
-many thresholds as ``operating_points.py`` does it.
+Each DATA is a simulated dataset with its truth. Both networks see every scan once, the segmenter
+every slice; then their predictions are combined in each way, and the map is cut at many thresholds.
 
-Slice recall: of the slices of each sure microbleed (on the networks' grid), the share where the
+Slice recall: of the slices of each sure microbleed (on the networks' grid), the share in which the
 gate is open at one of its pixels. ``--choose 0.98`` takes the highest gate threshold with that
 recall on these scans, for validation scans; without it the card's is used.
 """
 
 import argparse
 import json
-import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from operating_points import counted, cuts, summed, with_truth
 
+from benchmarks.measurements import (
+    add_scan_arguments,
+    count_at_thresholds,
+    find_scans_with_truth,
+    print_points,
+    show_progress,
+    tabulate_thresholds,
+)
 from bids_cmb.detection.gated import (
     GATE_MODES,
     apply_gate,
@@ -30,27 +37,28 @@ from bids_cmb.detection.gated import (
 )
 from bids_cmb.detection.members import dilate_by_voxel, index_members
 from bids_cmb.evaluation.annotations import LesionAnnotations
+from bids_cmb.files import write_json
 from bids_cmb.imaging.preprocessing import Grid, preprocess, resample_to_scan
-from bids_cmb.imaging.volume import Volume, load, load_labels
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.inference import ModelOptions, set_threads
 from bids_cmb.networks.model_cards import load_card
-from bids_cmb.training.data import LESION, ScanFiles, resample_lesions
+from bids_cmb.training.data import LESION, ScanFiles, load_scan_and_brain, resample_lesions
 
-AT = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9)  # gate thresholds told of
+GATE_THRESHOLDS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9)  # reported
 
 
 @dataclass(frozen=True, eq=False)
-class Looked:
-    """What both networks say of a scan.
+class GatePrediction:
+    """What both networks predict of a scan.
 
     Attributes:
         scan: The image.
-        mask: The brain, on its grid.
+        mask: Its true brain, bool, on its grid.
         affine: Of the networks' grid.
-        brain: On it.
-        opened: How open the gate is, float16, on it.
-        found: What the segmenter says, float16, on it.
-        slices: For each slice of each sure microbleed how open the gate is at most.
+        brain: The same brain, bool, on the networks' grid.
+        response: How open the gate is, float16, on the networks' grid.
+        probability: Of the segmenter, float16, on the networks' grid.
+        slices: For each slice of each sure microbleed the highest response of the gate.
         seconds: Of the gate, and of the segmenter on every slice.
         truth: True lesions.
     """
@@ -59,8 +67,8 @@ class Looked:
     mask: np.ndarray
     affine: np.ndarray
     brain: np.ndarray
-    opened: np.ndarray
-    found: np.ndarray
+    response: np.ndarray
+    probability: np.ndarray
     slices: list[float]
     seconds: tuple[float, float]
     truth: LesionAnnotations
@@ -68,125 +76,119 @@ class Looked:
 
 def main() -> None:
     """Measure, print and write."""
-    asked = arguments()
-    set_threads(asked.threads)
-    pairs = [pair for data in asked.data for pair in with_truth(data)][: asked.scans]
-    looked = []
-    for at, (paths, truth) in enumerate(pairs, start=1):
-        print(f"\r{at} of {len(pairs)}", end="", file=sys.stderr, flush=True)
-        looked.append(look(paths, truth, asked))
-    print(file=sys.stderr)
-    said = load_card(asked.detector, asked.model_dir)
-    threshold = said["parameters"]["gate_threshold"]
-    if asked.choose:
-        threshold = chosen(looked, asked.choose)
+    options = make_parser().parse_args()
+    set_threads(options.threads)
+    card = load_card(options.detector, options.model_dir)
+    models = ModelOptions(options.model_dir)
+    pairs = find_scans_with_truth(options.data, options.scans)
+    scans = [predict_scan(paths, truth, card, models) for paths, truth in show_progress(pairs)]
+    threshold = card["parameters"]["gate_threshold"]
+    if options.choose:
+        threshold = choose_threshold(scans, options.choose)
+    gate, segmenter = np.mean([scan.seconds for scan in scans], axis=0).round(2).tolist()
     report = {
-        "scans": len(pairs),
-        "lesion_slices": sum(len(one.slices) for one in looked),
+        "scans": len(scans),
+        "lesion_slices": sum(len(scan.slices) for scan in scans),
         "gate_threshold": threshold,
-        "at_it": opening(looked, threshold),
-        "seconds_per_scan": {
-            part: round(float(np.mean([one.seconds[at] for one in looked])), 2)
-            for at, part in enumerate(("gate", "segmenter on every slice"))
-        },
-        "gate_thresholds": [opening(looked, at) for at in AT],
+        "at_it": measure_opening(scans, threshold),
+        "seconds_per_scan": {"gate": gate, "segmenter on every slice": segmenter},
+        "gate_thresholds": [measure_opening(scans, each) for each in GATE_THRESHOLDS],
         "gates": {
-            how: points(looked, how, threshold, said["min_volume_mm3"]) for how in GATE_MODES
+            mode: measure_mode(scans, mode, threshold, card["min_volume_mm3"])
+            for mode in GATE_MODES
         },
     }
-    asked.result.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(options.result, report)
     print(json.dumps({key: report[key] for key in report if key != "gates"}, indent=1))
-    for how, rows in report["gates"].items():
-        print(how)
-        for row in rows:
-            print("  " + "  ".join(f"{key} {value:g}" for key, value in row.items()))
+    for mode, points in report["gates"].items():
+        print_points(mode, points)
 
 
-def arguments() -> argparse.Namespace:
-    """What the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("detector", help="whose card has the design `gated`")
-    parser.add_argument("result", type=Path, help="where to")
-    parser.add_argument("data", type=Path, nargs="+", help="simulated datasets")
-    parser.add_argument("--choose", type=float, metavar="RECALL", help="of slices, at least")
-    parser.add_argument("--scans", type=int, metavar="N", help="the first N only")
-    parser.add_argument("--model-dir", type=Path, help="folder of cards and weights")
-    parser.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
-    return parser.parse_args()
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("detector", help="whose model card has the design `gated`")
+    add_scan_arguments(parser)
+    parser.add_argument("--choose", type=float, metavar="RECALL", help="least slice recall")
+    return parser
 
 
-def look(paths: ScanFiles, truth: LesionAnnotations, asked: argparse.Namespace) -> Looked:
-    """Both networks' answers for a scan; its brain is the true one."""
-    said, models = load_card(asked.detector, asked.model_dir), ModelOptions(asked.model_dir)
-    members = index_members(said)
-    image, _ = load(paths.image)
-    brain = Volume(load_labels(paths.brain).data > 0, image.affine)
+def predict_scan(
+    paths: ScanFiles, truth: LesionAnnotations, card: Mapping, models: ModelOptions
+) -> GatePrediction:
+    """Run both networks on a scan, within its true brain."""
+    members = index_members(card)
+    image, brain = load_scan_and_brain(paths)
     fed = preprocess(image, brain, Grid.from_card(members["segmenter"]["grid"]))
     inside = dilate_by_voxel(fed.brain)
     gate, segmenter = (
-        load_probability_predictor(said, members[part], models) for part in ("gate", "segmenter")
+        load_probability_predictor(card, members[part], models) for part in ("gate", "segmenter")
     )
-    began = time.perf_counter()
-    opened = compute_gate_map(gate, fed.image.data, inside)
+    start = time.perf_counter()
+    response = compute_gate_map(gate, fed.image.data, inside)
     between = time.perf_counter()
-    found = segment_slices(segmenter, fed.image.data, np.flatnonzero(inside.any(axis=(0, 1))))
-    return Looked(
+    slices = np.flatnonzero(inside.any(axis=(0, 1)))
+    probability = segment_slices(segmenter, fed.image.data, slices)
+    return GatePrediction(
         image,
         brain.data,
         affine=fed.image.affine,
         brain=fed.brain.data,
-        opened=opened.astype(np.float16),
-        found=found.astype(np.float16),
-        slices=at_lesions(paths.lesions, Volume(opened, fed.image.affine)),
-        seconds=(between - began, time.perf_counter() - between),
+        response=response.astype(np.float16),
+        probability=probability.astype(np.float16),
+        slices=read_lesion_slices(paths.lesions, Volume(response, fed.image.affine)),
+        seconds=(between - start, time.perf_counter() - between),
         truth=truth,
     )
 
 
-def at_lesions(lesions: Path, opened: Volume) -> list[float]:
-    """For each slice of each sure microbleed how open the gate is at most."""
-    codes, places = resample_lesions(lesions, opened)
-    sure = [voxels for voxels in places if codes[tuple(voxels[0])] == LESION]
+def read_lesion_slices(lesions: Path, response: Volume) -> list[float]:
+    """Read the highest response of the gate in each slice of each sure microbleed."""
+    codes, voxels_of_lesions = resample_lesions(lesions, response)
     return [
-        float(opened.data[tuple(voxels[voxels[:, 2] == z].T)].max())
-        for voxels in sure
+        float(response.data[tuple(voxels[voxels[:, 2] == z].T)].max())
+        for voxels in voxels_of_lesions
+        if codes[tuple(voxels[0])] == LESION
         for z in np.unique(voxels[:, 2])
     ]
 
 
-def chosen(looked: list[Looked], recall: float) -> float:
-    """The highest threshold, in thousandths, with that recall of slices."""
-    values = np.sort([value for one in looked for value in one.slices])
-    lost = int(np.floor((1 - recall) * len(values) + 1e-9))
-    return float(np.floor(values[lost] * 1000) / 1000)
+def choose_threshold(scans: Sequence[GatePrediction], recall: float) -> float:
+    """Choose the highest gate threshold, in thousandths, with at least that slice recall."""
+    responses = np.sort([response for scan in scans for response in scan.slices])
+    lost = int(np.floor((1 - recall) * len(responses) + 1e-9))
+    return float(np.floor(responses[lost] * 1000) / 1000)
 
 
-def opening(looked: list[Looked], threshold: float) -> dict[str, float]:
-    """What a gate threshold lets through."""
-    values = np.array([value for one in looked for value in one.slices])
-    brain = sum(int(one.brain.sum()) for one in looked)
-    through = sum(int((one.opened[one.brain] >= threshold).sum()) for one in looked)
+def measure_opening(scans: Sequence[GatePrediction], threshold: float) -> dict[str, float]:
+    """Measure what a gate threshold lets through: slices of lesions, brain, slices of brain."""
+    responses = np.array([response for scan in scans for response in scan.slices])
+    brain = sum(int(scan.brain.sum()) for scan in scans)
+    opened = sum(int((scan.response[scan.brain] >= threshold).sum()) for scan in scans)
     slices = [
-        (one.opened >= threshold).any(axis=(0, 1))[one.brain.any(axis=(0, 1))] for one in looked
+        (scan.response >= threshold).any(axis=(0, 1))[scan.brain.any(axis=(0, 1))] for scan in scans
     ]
     return {
         "threshold": threshold,
-        "slice_recall": round(float((values >= threshold).mean()), 4),
-        "brain_open": round(through / brain, 4),
+        "slice_recall": round(float((responses >= threshold).mean()), 4),
+        "brain_open": round(opened / brain, 4),
         "slices_open": round(float(np.concatenate(slices).mean()), 4),
     }
 
 
-def points(looked: list[Looked], how: str, threshold: float, volume: float) -> list[dict]:
-    """Figures at each threshold of the answer, the gate used in one way."""
-    rows = []
-    for one in looked:
-        opened, found = one.opened.astype(np.float32), one.found.astype(np.float32)
-        whole = Volume(apply_gate(opened, found, how, threshold), one.affine)
-        chance = np.where(one.mask, resample_to_scan(whole, one.scan).data, 0)
-        for at, cut in cuts(chance, one.scan, volume):
-            rows.append({"members": how, "threshold": at, **counted(*cut, one.labels)})
-    return summed(rows, how, len(looked))
+def measure_mode(
+    scans: Sequence[GatePrediction], mode: str, threshold: float, min_volume_mm3: float
+) -> list[dict]:
+    """Measure the detector at each threshold of its probability, the gate used in one mode."""
+    counts = []
+    for scan in scans:
+        response, probability = (
+            data.astype(np.float32) for data in (scan.response, scan.probability)
+        )
+        gated = Volume(apply_gate(response, probability, mode, threshold), scan.affine)
+        inside = np.where(scan.mask, resample_to_scan(gated, scan.scan).data, 0)
+        counts.append(count_at_thresholds(inside, scan.scan, min_volume_mm3, scan.truth))
+    return tabulate_thresholds(counts)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""How well the anatomy network sees heads that it never learnt from, at any contrast.
+"""Measure how well the anatomy network segments heads that it never learnt from, in any contrast.
 
-    python benchmarks/anatomy.py ANATOMY RESULT.json [--scans DATA ...] [--places N]
-        [--model-dir DIR] [--brain-only]
+    python -m benchmarks.accuracy.anatomy ANATOMY RESULT.json [--scans DATA ...] [--places N]
+        [--model-dir DIR] [--brain-only] [--contrasts N]
 
-Heads of ANATOMY that the simulated benchmark names are painted with random contrasts and looked at
-in slices of 1, 3, 4 and 5 mm; DATA are simulated T2* and SWI datasets with their truth, thin (below
-2.5 mm) and thick slices apart. Dice of each structure (left and right apart) and of the brain mask
-(for DATA also that of `segment_brain`, which needs no network), the share of brain voxels on their
-right side, and that of true lesions whose territory, region, structure and side are those that the
-same rules give on the true structures, and how far off their MNI position is; the same of N random
-places of each scan's cerebral cortex and white matter: there are more of them than of lesions.
+Heads of ANATOMY that the simulated benchmark names are painted with random contrasts and seen in
+slices of 1, 3, 4 and 5 mm; DATA are simulated T2* and SWI datasets with their truth, thin (below
+2.5 mm) and thick slices apart. Measured are Dice of each structure (left and right apart) and of
+the brain mask (for DATA also that of `segment_brain`, which needs no network); the share of brain
+voxels on their right side; the share of true lesions whose territory, region, structure and side
+are those that the same rules give on the true structures, and how far off their MNI position is;
+and the same of N random places of each scan's cerebral cortex and white matter, since there are
+more of them than of lesions.
 
 Of the brain mask of DATA, as the app has it (``brain``), of the likeliest class alone and of
 `segment_brain`: Dice, the shares of cortex outside it, of the whole and of its topmost 15 mm, and
@@ -18,13 +19,14 @@ measures nothing else.
 """
 
 import argparse
-import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
+from benchmarks.measurements import ROOT, show_progress
 from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.anatomy.labels import SULCUS_HALF_WIDTH_MM, build_class_table
 from bids_cmb.anatomy.refinement import refine_structures
@@ -38,7 +40,8 @@ from bids_cmb.anatomy.segmentation import (
     resample_brain,
 )
 from bids_cmb.anatomy.user_segmentation import load_segmentation
-from bids_cmb.bids.tables import read_table
+from bids_cmb.bids.tables import POSITION_COLUMNS, read_table
+from bids_cmb.files import load_json, write_json
 from bids_cmb.imaging.volume import Volume, load, load_labels, resample
 from bids_cmb.networks.inference import ModelOptions, set_threads
 from bids_cmb.networks.model_cards import load_card
@@ -50,94 +53,114 @@ THICK_MM = 2.5
 SEED = 5
 TOP_MM = 15.0  # below the highest cortex
 LEAK_MM = 3.0  # beyond the true brain
+MIDLINE_MM = 3.0  # nearer to the midline the side is not judged
+MIN_VOXELS = 100  # of a structure whose Dice is computed
 FIRST_OUTER_CODE, FLUID = 500, 24  # of skull, scalp, muscle …; around the brain
 MNI_APART = "MNI, mm apart"
-DEFINITION = Path(__file__).with_name("simulated.json")
+DEFINITION = ROOT / "benchmarks" / "simulated.json"
+Figures = dict[str, float]
 
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("anatomy", type=Path, help="folder of label maps")
-    parser.add_argument("result", type=Path, help="where to")
-    parser.add_argument("--scans", type=Path, nargs="*", default=[], help="simulated datasets")
-    parser.add_argument("--threads", type=int, default=1, help="of the processor (default: 1)")
-    parser.add_argument("--model-dir", type=Path, help="folder of cards and weights")
-    parser.add_argument("--places", type=int, default=0, help="of each scan (default: 0)")
-    parser.add_argument("--brain-only", action="store_true", help="measure masks of DATA alone")
-    parser.add_argument("--contrasts", type=int, default=2, help="for each head (default: 2)")
-    asked = parser.parse_args()
-    set_threads(asked.threads)
-    models = ModelOptions(folder=asked.model_dir)
-    if asked.brain_only:
+    options = make_parser().parse_args()
+    set_threads(options.threads)
+    models = ModelOptions(folder=options.model_dir)
+    files = [paths for data in options.scans for paths in find_training_scans(data)]
+    if options.brain_only:
         rows = [
-            masks(paths, load(paths.image)[0], models)
-            for data in asked.scans
-            for paths in find_training_scans(data)
+            measure_masks(paths, load(paths.image)[0], models) for paths in show_progress(files)
         ]
-        masks_of = {"brain masks": averaged(rows)}
-        asked.result.write_text(json.dumps(masks_of, indent=2) + "\n", encoding="utf-8")
+        write_json(options.result, {"brain masks": average_figures(rows)})
         return
-    names = json.loads(DEFINITION.read_text(encoding="utf-8"))["anatomy"]
-    found = {
+    names = load_json(DEFINITION)["anatomy"]
+    groups: dict[str, list[Figures]] = {
         f"{thickness} mm": [
-            measured(asked.anatomy / name, thickness, seed, models)
+            measure_painted_head(options.anatomy / name, thickness, seed, models)
             for name in names
-            for seed in range(asked.contrasts)
+            for seed in range(options.contrasts)
         ]
         for thickness in SLICES_MM
     }
-    for paths in [one for data in asked.scans for one in find_training_scans(data)]:
+    for paths in show_progress(files):
         image, _ = load(paths.image)
         slices = "thin slices" if max(image.spacing) < THICK_MM else "thick slices"
-        figures, of_lesions, of_places = scanned(paths, image, models, asked.places)
-        found.setdefault(f"scans of {slices}", []).append(figures)
-        for several in ("", f" of {slices}"):
-            found.setdefault(f"lesions{several}", []).extend(of_lesions)
-            found.setdefault(f"places{several}", []).extend(of_places)
-    means = {several: averaged(rows) for several, rows in found.items() if rows}
-    asked.result.write_text(json.dumps(means, indent=2) + "\n", encoding="utf-8")
+        figures, of_lesions, of_places = measure_scan(paths, image, models, options.places)
+        groups.setdefault(f"scans of {slices}", []).append(figures)
+        for suffix in ("", f" of {slices}"):
+            groups.setdefault(f"lesions{suffix}", []).extend(of_lesions)
+            groups.setdefault(f"places{suffix}", []).extend(of_places)
+    means = {group: average_figures(rows) for group, rows in groups.items() if rows}
+    write_json(options.result, means)
 
 
-def measured(path: Path, thickness: float, seed: int, models: ModelOptions) -> dict[str, float]:
-    """The figures of one head in one contrast."""
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("anatomy", type=Path, help="folder of label maps")
+    parser.add_argument("result", type=Path, help="JSON file to write")
+    parser.add_argument("--scans", type=Path, nargs="*", default=[], help="simulated datasets")
+    parser.add_argument("--threads", type=int, default=1, help="processor threads (default: 1)")
+    parser.add_argument("--model-dir", type=Path, help="folder of model cards and weights")
+    parser.add_argument("--places", type=int, default=0, help="random ones per scan (default: 0)")
+    parser.add_argument("--brain-only", action="store_true", help="measure masks of DATA alone")
+    parser.add_argument("--contrasts", type=int, default=2, help="for each head (default: 2)")
+    return parser
+
+
+def measure_painted_head(path: Path, thickness: int, seed: int, models: ModelOptions) -> Figures:
+    """Measure the anatomy network on one head in one random contrast."""
     rng = np.random.default_rng([seed, 7])
     codes = sample_subject(path, rng).codes
-    seen = thick(degrade(paint_labels(codes, rng), rng, thick=False), thickness)
-    found, truth = predict_anatomy(seen, models), Volume(codes, np.eye(4))
-    figures = structures(found, truth, models)
-    figures["brain"] = dice(whole(codes), resample_brain(found, truth).data)
+    painted = degrade(paint_labels(codes, rng), rng, thick=False)
+    anatomy = predict_anatomy(thicken_slices(painted, thickness), models)
+    truth = Volume(codes, np.eye(4))
+    figures = measure_structures(anatomy, truth, models)
+    brain = close_sulci(find_brain_codes(codes), int(2 * SULCUS_HALF_WIDTH_MM + 1))
+    figures["brain"] = compute_dice(brain, resample_brain(anatomy, truth).data)
     return figures
 
 
-def scanned(
-    paths: ScanFiles, image: Volume, models: ModelOptions, count: int
-) -> tuple[dict[str, float], list[dict[str, float]], list[dict[str, float]]]:
-    """The figures of one simulated scan, on its own grid, of its lesions and of so many places."""
-    found = predict_anatomy(image, models)
-    looks = {"": refine_structures(image, found, models)[0], " without the finer network": found}
-    stored = load_labels(paths.structures)
-    truth = Volume(np.rint(stored.data).astype(np.uint16), stored.affine)
-    figures = {
-        f"{name}{how}": figure
-        for how, anatomy in looks.items()
-        for name, figure in structures(anatomy, truth, models).items()
+def measure_scan(
+    paths: ScanFiles, image: Volume, models: ModelOptions, n_places: int
+) -> tuple[Figures, list[Figures], list[Figures]]:
+    """Measure one simulated scan on its own grid: figures of the scan, its lesions and places."""
+    coarse = predict_anatomy(image, models)
+    anatomies = {
+        "": refine_structures(image, coarse, models)[0],
+        " without the finer network": coarse,
     }
-    figures |= masks(paths, image, models)
+    truth = load_codes(paths.structures)
+    figures = {
+        f"{name}{suffix}": figure
+        for suffix, anatomy in anatomies.items()
+        for name, figure in measure_structures(anatomy, truth, models).items()
+    }
+    figures |= measure_masks(paths, image, models)
     rows = read_table(paths.lesions.with_name(paths.lesions.name.replace(".nii.gz", ".tsv")))
-    centres = [[float(row[axis]) for axis in ("x_mm", "y_mm", "z_mm")] for row in rows]
-    rng = np.random.default_rng(SEED)
-    tissue = np.argwhere(np.isin(truth.data, [*CORTEX, *WHITE_MATTER]))
-    chosen = tissue[rng.integers(len(tissue), size=count)] + rng.uniform(-0.5, 0.5, (count, 3))
-    every = [*centres, *truth.world(chosen)]
-    judged = located(looks, paths.structures, every, models) if every else []
+    centres = [[float(row[axis]) for axis in POSITION_COLUMNS] for row in rows]
+    places = [*centres, *draw_places(truth, n_places)]
+    judged = list(judge_places(anatomies, paths.structures, places, models)) if places else []
     return figures, judged[: len(centres)], judged[len(centres) :]
 
 
-def masks(paths: ScanFiles, image: Volume, models: ModelOptions) -> dict[str, float]:
-    """The brain masks of a simulated scan: the app's, likeliest class, `segment_brain`."""
-    codes = np.rint(load_labels(paths.structures).data)
-    truth = load_labels(paths.brain).data > 0
+def load_codes(path: Path) -> Volume:
+    """Load the true structures of a scan, uint16."""
+    labels = load_labels(path)
+    return Volume(np.rint(labels.data).astype(np.uint16), labels.affine)
+
+
+def draw_places(truth: Volume, count: int) -> np.ndarray:
+    """Draw places in cerebral cortex and white matter, world mm, (N, 3)."""
+    rng = np.random.default_rng(SEED)
+    tissue = np.argwhere(np.isin(truth.data, [*CORTEX, *WHITE_MATTER]))
+    chosen = tissue[rng.integers(len(tissue), size=count)]
+    return truth.world(chosen + rng.uniform(-0.5, 0.5, (count, 3)))
+
+
+def measure_masks(paths: ScanFiles, image: Volume, models: ModelOptions) -> Figures:
+    """Measure three brain masks of a scan: the app's, the likeliest class's, `segment_brain`'s."""
+    codes, truth = load_codes(paths.structures).data, load_labels(paths.brain).data > 0
     cortex = np.isin(codes, CORTEX)
     height = image.world(np.argwhere(cortex))[:, 2]
     top = np.zeros_like(cortex)
@@ -145,96 +168,106 @@ def masks(paths: ScanFiles, image: Volume, models: ModelOptions) -> dict[str, fl
     far = ndimage.distance_transform_edt(~truth, image.spacing) > LEAK_MM
     leaks = far & ((codes >= FIRST_OUTER_CODE) | (codes == 0))
     head = segment_with_network(image, models).head
-    likeliest = Volume(close_sulci(head), head.brain.affine)
+    closed = close_sulci(find_brain_codes(head.structures.data), 3)
+    likeliest = Volume(ndimage.binary_fill_holes(closed), head.brain.affine)
     figures = {}
-    for how, mask in (
+    for suffix, mask in (
         ("", resample_brain(head, image)),
         (" by the likeliest class", resample_brain(replace(head, brain=likeliest), image)),
         (" by find_brain", segment_brain(image)),
     ):
         inside = mask.data
         figures |= {
-            f"brain{how}": dice(truth, inside),
-            f"brain{how}, cortex outside": float((cortex & ~inside).sum() / cortex.sum()),
-            f"brain{how}, topmost cortex outside": float((top & ~inside).sum() / top.sum()),
-            f"brain{how}, ml leaked": float((leaks & inside).sum() * image.voxel_volume / 1000),
+            f"brain{suffix}": compute_dice(truth, inside),
+            f"brain{suffix}, cortex outside": float((cortex & ~inside).sum() / cortex.sum()),
+            f"brain{suffix}, topmost cortex outside": float((top & ~inside).sum() / top.sum()),
+            f"brain{suffix}, ml leaked": float((leaks & inside).sum() * image.voxel_volume / 1000),
         }
     return figures
 
 
-def close_sulci(head: Anatomy) -> np.ndarray:
-    """Close sulci and holes of what is brain by the likeliest class, on 2 mm voxels, bool."""
-    codes = head.structures.data
-    inside = ((codes > 0) & (codes != FLUID)).view(np.uint8)
-    return ndimage.binary_fill_holes(
-        ndimage.minimum_filter(ndimage.maximum_filter(inside, 3), 3) > 0
-    )
+def find_brain_codes(codes: np.ndarray) -> np.ndarray:
+    """Find brain and ventricles in a label map, bool."""
+    return (codes > 0) & (codes < FIRST_OUTER_CODE) & (codes != FLUID)
 
 
-def located(
-    looks: dict[str, Anatomy], structures_path: Path, centres: list, models: ModelOptions
-) -> list[dict[str, float]]:
-    """Of each place whether it lies where the rules put it if the structures are known; MNI, mm.
+def close_sulci(mask: np.ndarray, width: int) -> np.ndarray:
+    """Close gaps of a mask that are narrower than so many voxels, bool."""
+    wide = ndimage.maximum_filter(mask.view(np.uint8), width)
+    return ndimage.minimum_filter(wide, width) > 0
 
-    By each of several looks at the head; that of the app has no name. The truth is the same rules
-    on the scan's true structures, so it is the networks that are judged. What does not apply to a
-    place is left out.
+
+def judge_places(
+    anatomies: dict[str, Anatomy], structures_path: Path, places: list, models: ModelOptions
+) -> Iterator[Figures]:
+    """Judge where several anatomies put each place, and how far off its MNI position is, mm.
+
+    The truth is the same rules on the scan's true structures, so it is the networks that are
+    judged. What does not apply to a place is left out.
+
+    Args:
+        anatomies: By the suffix of their figures; that of the app has none.
+        structures_path: Of the true structures.
+        places: World mm, (N, 3).
+        models: Where the model cards are.
     """
-    said = load_card("anatomy", models.folder)
-    classes = said["classes"]
-    truth, _ = load_segmentation(structures_path, classes, said["mni_centroids"])
-    found, (regions, names) = looks[""], seen(truth, centres, classes)
-    views = {how: seen(anatomy, centres, classes) for how, anatomy in looks.items()}
-    rows = []
-    for at, (centre, there, name) in enumerate(zip(centres, regions, names, strict=True)):
-        row = {}
-        for how, (whereabouts, structure) in views.items():
+    card = load_card("anatomy", models.folder)
+    classes = card["classes"]
+    truth, _ = load_segmentation(structures_path, classes, card["mni_centroids"])
+    true_regions, true_structures = locate_places(truth, places, classes)
+    located = {suffix: locate_places(each, places, classes) for suffix, each in anatomies.items()}
+    for number, place in enumerate(places):
+        true_region, row = true_regions[number], {}
+        for suffix, (regions, structures) in located.items():
+            region = regions[number]
             row |= {
-                f"territory{how}": there.territory == whereabouts[at].territory,
-                f"region{how}": there.name == whereabouts[at].name,
-                f"structure{how}": name == structure[at],
+                f"territory{suffix}": true_region.territory == region.territory,
+                f"region{suffix}": true_region.name == region.name,
+                f"structure{suffix}": true_structures[number] == structures[number],
             }
-        if abs(truth.midline[0] @ np.array(centre) + truth.midline[1]) > 3:
-            row["side beyond 3 mm"] = there.left == views[""][0][at].left
-        if truth.to_mni is not None and found.to_mni is not None:
-            apart = ((truth.to_mni - found.to_mni) @ [*centre, 1])[:3]
+        if abs(truth.midline[0] @ np.array(place) + truth.midline[1]) > MIDLINE_MM:
+            row["side beyond 3 mm"] = true_region.left == located[""][0][number].left
+        if truth.to_mni is not None and anatomies[""].to_mni is not None:
+            apart = ((truth.to_mni - anatomies[""].to_mni) @ [*place, 1])[:3]
             row[MNI_APART] = float(np.linalg.norm(apart))
-        rows.append(row)
-    return rows
+        yield row
 
 
-def seen(
-    anatomy: Anatomy, centres: list, classes: list
+def locate_places(
+    anatomy: Anatomy, places: list, classes: list
 ) -> tuple[list[MarsRegion], list[str | None]]:
-    """The region and the structure of each place, in a head."""
+    """Locate the region and the structure of each place in a head."""
     regions = build_region_map(anatomy)
     return (
-        [locate_region(regions, centre, anatomy.midline) for centre in centres],
-        [one.structure for one in locate_structures(anatomy, centres, classes)],
+        [locate_region(regions, place, anatomy.midline) for place in places],
+        [location.structure for location in locate_structures(anatomy, places, classes)],
     )
 
 
-def structures(found: Anatomy, truth: Volume, models: ModelOptions) -> dict[str, float]:
-    """Dice of each structure, and the share of brain on its right side, on the truth's grid."""
-    codes = truth.data
+def measure_structures(anatomy: Anatomy, truth: Volume, models: ModelOptions) -> Figures:
+    """Measure Dice of each structure and the share of brain on its right side, on truth's grid."""
     known = load_card("anatomy", models.folder)["classes"]
-    classes, sides = build_class_table(known).classes, build_class_table(known).sides
-    seen = resample(found.structures, truth.affine, truth.shape, order=0)
-    there = np.rint(seen.data).astype(np.uint16)
-    keys = [(classes[data].astype(int), sides[data]) for data in (codes, there)]
+    table = build_class_table(known)
+    predicted = resample(anatomy.structures, truth.affine, truth.shape, order=0)
+    codes = (truth.data, np.rint(predicted.data).astype(np.uint16))
+    classes = [table.classes[data].astype(int) for data in codes]
+    sides = [table.sides[data] for data in codes]
     figures = {}
-    for index, one in enumerate(known):
+    for index, about in enumerate(known):
         for side, word in ((1.0, "left"), (0.0, "right"), (0.5, "")):
-            a, b = ((cls == index) & (turn == side) for cls, turn in keys)
-            if a.sum() > 100 and index:
-                figures[f"{word} {one['name']}".strip()] = dice(a, b)
-    sided = (keys[0][1] != 0.5) & (keys[1][1] != 0.5)
-    figures["side"] = float((keys[0][1] == keys[1][1])[sided].mean())
+            true, other = (
+                (of_class == index) & (of_side == side)
+                for of_class, of_side in zip(classes, sides, strict=True)
+            )
+            if index and true.sum() > MIN_VOXELS:
+                figures[f"{word} {about['name']}".strip()] = compute_dice(true, other)
+    sided = (sides[0] != 0.5) & (sides[1] != 0.5)
+    figures["side"] = float((sides[0] == sides[1])[sided].mean())
     return figures
 
 
-def thick(image: np.ndarray, thickness: int) -> Volume:
-    """The mean over so many slices, as a scan of that slice thickness."""
+def thicken_slices(image: np.ndarray, thickness: int) -> Volume:
+    """Average voxels of 1 mm over so many slices, as a scan of that slice thickness."""
     count = image.shape[2] // thickness
     data = image[..., : count * thickness].reshape(*image.shape[:2], count, thickness).mean(-1)
     affine = np.diag([1.0, 1, thickness, 1])
@@ -242,20 +275,13 @@ def thick(image: np.ndarray, thickness: int) -> Volume:
     return Volume(data, affine)
 
 
-def whole(codes: np.ndarray) -> np.ndarray:
-    """Brain, ventricles and narrow sulci."""
-    inside = ((codes > 0) & (codes < 500) & (codes != 24)).view(np.uint8)
-    wide = int(2 * SULCUS_HALF_WIDTH_MM + 1)
-    return ndimage.minimum_filter(ndimage.maximum_filter(inside, wide), wide) > 0
+def compute_dice(mask: np.ndarray, other: np.ndarray) -> float:
+    """Compute the Dice coefficient of two masks."""
+    return float(2 * (mask & other).sum() / max(mask.sum() + other.sum(), 1))
 
 
-def dice(one: np.ndarray, other: np.ndarray) -> float:
-    """Twice the common part over the sum."""
-    return float(2 * (one & other).sum() / max(one.sum() + other.sum(), 1))
-
-
-def averaged(rows: list[dict]) -> dict[str, float]:
-    """How many there are, and the mean of each figure over those that have it; of mm the median."""
+def average_figures(rows: Sequence[Figures]) -> Figures:
+    """Average each figure over the rows that have it (mm: the median), and count the rows."""
     keys = sorted({key for row in rows for key in row})
     means = {
         key: (np.median if key == MNI_APART else np.mean)([row[key] for row in rows if key in row])

@@ -1,217 +1,203 @@
-"""What fine-tuning on a few scans of a protocol that no network saw is worth on other scans of it.
+"""Measure what fine-tuning on a few scans of an unseen protocol is worth on other scans of it.
 
-    python benchmarks/fine_tuning.py RESULT.json OWN OTHERS WORK --epochs 3 --steps 40
+    python -m benchmarks.accuracy.fine_tuning RESULT.json TRAINING TEST WORK
+        [--member c] [--epochs 3] [--steps 40]
 
-OWN and OTHERS are simulated datasets of one protocol and law with different heads. A member of
-the ensemble is fine-tuned twice by the commands of docs/notes/training.md: on the truth of OWN, and
-on what an ideal reader says of the app's findings there (accept, reject or unsure by the truth, and
-what is missed by a point). Then the app reads OTHERS with the member as it came and as it left each
-training, and all three are counted by the VALDO rule. What WORK holds already is gone on with.
+TRAINING and TEST are simulated datasets of one protocol and law with different heads. A member of
+the ensemble is fine-tuned twice by the commands of docs/howto/train.md: on the truth of TRAINING,
+and on the reviews of an ideal reader who knows it (accept, reject or unsure for what the app
+detects there, a point for what it misses). Then the app processes TEST with the member as it came
+and as each training left it, and all three are evaluated by the VALDO rule. What WORK holds already
+is continued. For the interval of a difference: ``bids-cmb compare`` on the outputs in WORK.
 """
 
 import argparse
-import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from detection import cpu, plain
 from scipy.spatial.distance import cdist
 
+from benchmarks.accuracy.detection import convert_figures, describe_processor
+from benchmarks.measurements import ROOT, find_ignored
 from bids_cmb.bids.paths import locate_lesion_table
 from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations, read_annotations
 from bids_cmb.evaluation.evaluate import compute_evaluation
 from bids_cmb.evaluation.options import EvaluationOptions
-from bids_cmb.evaluation.outputs import Evaluation
-from bids_cmb.files import write_json
+from bids_cmb.evaluation.outputs import Evaluation, to_plain_value
+from bids_cmb.files import load_json, write_json
 from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.provenance import software
 
-ROOT = Path(__file__).parent.parent
 DETECTOR = "ensemble"
 BEFORE, TRUTH, REVIEWS = "as it came", "fine-tuned on the truth", "fine-tuned on reviews"
-LOWEST = 0.1  # of the runs that are counted: as far down as the FROC reaches
+LOWEST_THRESHOLD = 0.1  # of the runs that are evaluated: the FROC reaches as far down
 READER, DATE = "Ideal", "2026-01-01T00:00:00Z"
 FIGURES = (
     *("sensitivity", "fp_per_scan", "precision", "f1", "best_f1", "best_f1_fp_per_scan"),
     *(f"sensitivity_at_{rate}_fp" for rate in (2, 4, 8)),
 )
-SHOWN = (
-    "sensitivity",
-    "fp_per_scan",
-    "f1",
-    "sensitivity_at_2_fp",
-    "sensitivity_at_4_fp",
-    "best_f1",
-)
+PRINTED = (
+    "sensitivity", "fp_per_scan", "f1", "sensitivity_at_2_fp", "sensitivity_at_4_fp", "best_f1",
+)  # fmt: skip
 
 
 def main() -> None:
-    """Read, judge like a reader, train twice, read again, count, print and write."""
-    asked = arguments()
-    work, own, threshold = asked.work, asked.own, load_card(DETECTOR)["threshold"]
-    bundled = ["--detector", DETECTOR, "--members", asked.member]
-    app(own, work / "own", *bundled)
-    said = review(work / "own", own / "derivatives" / "truth", work / "reviews")
-    ways = {
-        TRUTH: [],
-        REVIEWS: ["--truth", work / "own", "--reviews", work / "reviews"],
-    }
+    """Process, review, fine-tune twice, process again, evaluate, print and write."""
+    options = make_parser().parse_args()
+    work, training = options.work.resolve(), options.training.resolve()
+    threshold = load_card(DETECTOR)["threshold"]
+    bundled = ["--detector", DETECTOR, "--members", options.member]
+    run_app(training, work / "own", *bundled)
+    verdicts = review_scans(work / "own", training / "derivatives" / "truth", work / "reviews")
+    sources = {TRUTH: [], REVIEWS: ["--truth", work / "own", "--reviews", work / "reviews"]}
+    folders = {TRUTH: work / "on-truth", REVIEWS: work / "on-reviews"}
     detectors = {BEFORE: bundled}
-    for name, how in ways.items():
-        folder = trained(work, name)
-        detectors[name] = tuned(asked, how, folder)
+    for name, source in sources.items():
+        detectors[name] = fine_tune(options, source, folders[name])
     results = {}
     for name, detector in detectors.items():
-        found = work / f"found-{len(results)}"
-        app(asked.others, found, *detector, "--threshold", LOWEST)
-        truth = asked.others / "derivatives" / "truth"
-        results[name] = compute_evaluation(found, truth, EvaluationOptions(threshold=threshold))
-    spared = results[BEFORE].figures["fp_per_scan"].value
+        output = work / f"found-{len(results)}"
+        run_app(options.test.resolve(), output, *detector, "--threshold", LOWEST_THRESHOLD)
+        truth = options.test / "derivatives" / "truth"
+        results[name] = compute_evaluation(output, truth, EvaluationOptions(threshold=threshold))
+    affordable = results[BEFORE].figures["fp_per_scan"].value
+    entries = {
+        name: load_json(next(folder.glob(f"{DETECTOR}-?.json"))) for name, folder in folders.items()
+    }
     report = {
-        "member": asked.member,
-        "epochs": asked.epochs,
-        "steps": asked.steps,
+        "member": options.member,
+        "epochs": options.epochs,
+        "steps": options.steps,
         "threshold": threshold,
-        "learnt_from": learnt_from(work, said),
+        "learnt_from": {
+            "verdicts": verdicts,
+            **{name: entry["training"]["data"] for name, entry in entries.items()},
+        },
         "judged_on": {
             "scans": len(results[BEFORE].scans),
             "lesions": int(results[BEFORE].figures["lesions"].value),
         },
-        "cpu": cpu(),
+        "cpu": describe_processor(),
         "versions": software(),
-        "results": {name: figures(one, spared) for name, one in results.items()},
+        "results": {name: select_figures(each, affordable) for name, each in results.items()},
     }
-    write_json(asked.result, report)
-    show(report["results"])
+    write_json(options.result, report)
+    print_rows(report["results"])
 
 
-def trained(work: Path, name: str) -> Path:
-    """Where a training goes, apart from the reviews that it may learn from."""
-    return work / f"on-{name.rsplit(maxsplit=1)[-1]}"
-
-
-def arguments() -> argparse.Namespace:
-    """What the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("result", type=Path, help="where to")
-    parser.add_argument("own", type=Path, help="simulated dataset to learn from")
-    parser.add_argument("others", type=Path, help="simulated dataset to be judged on")
-    parser.add_argument("work", type=Path, help="folder for runs and trainings")
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("result", type=Path, help="JSON file to write")
+    parser.add_argument("training", type=Path, help="simulated dataset to fine-tune on")
+    parser.add_argument("test", type=Path, help="simulated dataset to evaluate on")
+    parser.add_argument("work", type=Path, help="folder for outputs and trainings")
     parser.add_argument("--member", default="c", help="of the ensemble (default: c)")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
-    return parser.parse_args()
+    return parser
 
 
-def call(*words: object) -> None:
+def run_python(*words: object) -> None:
     """Run a command of the project as a user does."""
     print("$ python", *words, flush=True)
     subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True)
 
 
-def app(data: Path, out: Path, *words: object) -> None:
-    """Read the scans; those that stand already are left alone."""
+def run_app(data: Path, output: Path, *words: object) -> None:
+    """Run the app; scans that are complete already are left alone."""
     fast = ["--anatomy", "none", "--report", "none", "--validate", "off", "--quiet"]
-    call("run.py", data.resolve(), out.resolve(), "participant", *words, *fast)
+    run_python("run.py", data, output, "participant", *words, *fast)
 
 
-def tuned(asked: argparse.Namespace, how: Sequence[object], folder: Path) -> list[object]:
-    """Fine-tune the member and put it on a card; the words that name it to the app."""
-    recipe = f"{DETECTOR}-{asked.member}"
-    folder = folder.resolve()
+def fine_tune(options: argparse.Namespace, source: Sequence[object], folder: Path) -> list[object]:
+    """Fine-tune the member and make a model card of it.
+
+    Args:
+        options: Of the command line.
+        source: Options of ``bids-cmb train`` that name the truth, if not that of the dataset.
+        folder: For the training; one that is complete is kept.
+
+    Returns:
+        The options that name the new detector to the app.
+    """
+    recipe = f"{DETECTOR}-{options.member}"
+    entry, models = folder / f"{recipe}.json", folder / "models"
     start = Path("bids_cmb", "resources", "models", f"{recipe}.npz")
-    length = ["--epochs", asked.epochs, "--steps", asked.steps]
-    how = [one.resolve() if isinstance(one, Path) else one for one in how]
-    train = ["-m", "bids_cmb", "train", recipe, asked.own.resolve(), folder, *how]
-    if not (folder / f"{recipe}.json").is_file():
-        call(*train, "--fine-tune", start, *length)
-    models = folder / "models"
-    entry = folder / f"{recipe}.json"
-    call("-m", "bids_cmb", "models", "create", "mine", entry, "--model-dir", models)
+    length = ["--epochs", options.epochs, "--steps", options.steps]
+    train = ["-m", "bids_cmb", "train", recipe, options.training.resolve(), folder, *source]
+    if not entry.is_file():
+        run_python(*train, "--fine-tune", start, *length)
+    run_python("-m", "bids_cmb", "models", "create", "mine", entry, "--model-dir", models)
     return ["--model-dir", models, "--detector", "mine"]
 
 
 # --- The ideal reader -----------------------------------------------------------------------------
 
 
-def review(found: Path, truth: Path, folder: Path) -> dict[str, int]:
-    """Write a review of every scan as its page would save it; how often each verdict was given."""
-    true = {one.entities["sub"]: one for one in read_annotations(truth)}
-    said: dict[str, int] = {}
-    for mask in sorted(found.glob("sub-*/**/*_label-CMB_*_mask.nii.gz")):
+def review_scans(output: Path, truth: Path, folder: Path) -> dict[str, int]:
+    """Write a review of every scan as its page would save it, and count the verdicts."""
+    true = {lesions.entities["sub"]: lesions for lesions in read_annotations(truth)}
+    names, counts = list(read_columns("review")), Counter()
+    for mask in sorted(output.glob("sub-*/**/*_label-CMB_*_mask.nii.gz")):
         subject = mask.name.split("_")[0]
-        rows = read_table(locate_lesion_table(mask))
-        about = {
-            "participant_id": subject, "filename": mask.relative_to(found).as_posix(),
+        shared = {
+            "participant_id": subject, "filename": mask.relative_to(output).as_posix(),
             "reader": READER, "date": DATE, "software_version": software()["bids_cmb"],
         }  # fmt: skip
-        lines = list(verdicts(rows, true[subject.removeprefix("sub-")]))
-        for line in lines:
-            said[line["verdict"]] = said.get(line["verdict"], 0) + 1
-        names = list(read_columns("review"))
-        place = folder / f"{subject}_reader-{READER}_review.tsv"
-        write_table(place, names, [dict.fromkeys(names) | about | line for line in lines])
-    return said
+        detections = read_table(locate_lesion_table(mask))
+        rows = give_verdicts(detections, true[subject.removeprefix("sub-")])
+        counts.update(row["verdict"] for row in rows)
+        path = folder / f"{subject}_reader-{READER}_review.tsv"
+        write_table(path, names, [dict.fromkeys(names) | shared | row for row in rows])
+    return dict(counts)
 
 
-def verdicts(rows: Sequence[dict], true: LesionAnnotations) -> list[dict]:
-    """What somebody says of a scan who knows the truth."""
-    places = np.array([[float(row[axis]) for axis in POSITION_COLUMNS] for row in rows]).reshape(
-        -1, 3
-    )
-    unsure = (true.lesions["uncertain"] | ~true.lesions["included"]).to_numpy(
-        bool
-    )  # unseen ones too
-    match = match_valdo(cdist(places, true.positions), unsure)
-    words = np.select([match.ignored, match.partner >= 0], ["unsure", "accept"], "reject")
+def give_verdicts(detections: Sequence[dict], truth: LesionAnnotations) -> list[dict]:
+    """Give the verdicts of a reader who knows the truth, as rows of a review."""
+    positions = [[float(row[axis]) for axis in POSITION_COLUMNS] for row in detections]
+    distances = cdist(np.reshape(positions, (-1, 3)), truth.positions)
+    match = match_valdo(distances, find_ignored(truth))
+    verdicts = np.select([match.ignored, match.partner >= 0], ["unsure", "accept"], "reject")
     judged = [
-        {**{key: row[key] for key in ("index", *POSITION_COLUMNS)}, "verdict": str(word)}
-        for row, word in zip(rows, words, strict=True)
+        {**{key: row[key] for key in ("index", *POSITION_COLUMNS)}, "verdict": str(verdict)}
+        for row, verdict in zip(detections, verdicts, strict=True)
     ]
     missed = [
-        {**dict(zip(POSITION_COLUMNS, place, strict=True)), "verdict": "missed"}
-        for place in true.positions[match.missed].round(2).tolist()
+        {**dict(zip(POSITION_COLUMNS, position, strict=True)), "verdict": "missed"}
+        for position in truth.positions[match.missed].round(2).tolist()
     ]
     return [*judged, *missed, {"verdict": "complete"}]
 
 
-# --- What came of it ------------------------------------------------------------------------------
+# --- Figures --------------------------------------------------------------------------------------
 
 
-def learnt_from(work: Path, said: dict[str, int]) -> dict:
-    """What the two trainings were told, and the verdicts."""
-    entries = {name: next(trained(work, name).glob(f"{DETECTOR}-?.json"))
-               for name in (TRUTH, REVIEWS)}  # fmt: skip
-    told = {name: json.loads(path.read_text()) for name, path in entries.items()}
-    return {"verdicts": said} | {name: one["training"]["data"] for name, one in told.items()}
-
-
-def figures(result: Evaluation, spared: float) -> dict:
-    """Figures with their intervals, and the sensitivity at as many false alarms as before."""
-    chosen = {
-        name: {key: plain(value) for key, value in vars(result.figures[name]).items()}
-        for name in FIGURES
-    }
-    return chosen | {
-        "sensitivity_at_false_alarms_before": plain(result.curve.sensitivity_at(spared)),
-        "best_f1_threshold": plain(float(result.curve.threshold[result.curve.best()])),
+def select_figures(result: Evaluation, affordable: float) -> dict:
+    """Select figures with their intervals; add the sensitivity at so many false alarms per scan."""
+    figures, curve = convert_figures(result), result.curve
+    return {
+        **{name: figures[name] for name in FIGURES},
+        "sensitivity_at_false_alarms_before": to_plain_value(curve.sensitivity_at(affordable)),
+        "best_f1_threshold": to_plain_value(float(curve.threshold[curve.best()])),
     }
 
 
-def show(results: dict) -> None:
-    """The rows of the table in docs/notes/training.md."""
-    for name, of in results.items():
+def print_rows(results: dict) -> None:
+    """Print the rows of the table in docs/howto/train.md."""
+    for name, figures in results.items():
         cells = [
-            f"{of[key]['value']:.2f} ({of[key]['low']:.2f} to {of[key]['high']:.2f})"
-            for key in SHOWN
+            f"{figures[key]['value']:.2f} ({figures[key]['low']:.2f} to {figures[key]['high']:.2f})"
+            for key in PRINTED
         ]
-        at = of["sensitivity_at_false_alarms_before"]
-        print(f"| {name} | {' | '.join(cells)} | {at:.2f} |")
+        before = figures["sensitivity_at_false_alarms_before"]
+        print(f"| {name} | {' | '.join(cells)} | {before:.2f} |")
 
 
 if __name__ == "__main__":

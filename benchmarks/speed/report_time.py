@@ -1,10 +1,10 @@
-"""How long the pages take per scan, on one core.
+"""Measure how long the pictures and the page of each scan take, on one core.
 
-    python benchmarks/report_time.py BIDS_DIR OUTPUT_DIR --name real
+    OMP_NUM_THREADS=1 python -m benchmarks.speed.report_time BIDS_DIR OUTPUT_DIR --name real
 
-OUTPUT_DIR holds results of BIDS_DIR. Reading the scan is not counted; drawing and the page are.
-Each page is made ``TIMES`` times, and the fastest counts: others may be at work on the machine.
-Results go to ``benchmarks/results/report-time-NAME.json``.
+OUTPUT_DIR holds results of BIDS_DIR. Loading the scan is not counted; drawing and the page are.
+Each page is made ``REPEATS`` times, and the fastest counts: others may be at work on the machine.
+Writes ``benchmarks/results/report-time-NAME.json``.
 """
 
 import argparse
@@ -14,12 +14,14 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks.measurements import RESULTS
 from bids_cmb.anatomy.scan_anatomy import load_brain_mask
 from bids_cmb.bids.filters import Query
 from bids_cmb.bids.paths import Output
 from bids_cmb.bids.scan import Scan
 from bids_cmb.bids.selection import find_scans
 from bids_cmb.bids.tables import read_table
+from bids_cmb.files import write_json
 from bids_cmb.imaging.loading import load_echoes
 from bids_cmb.imaging.volume import load_labels
 from bids_cmb.networks.model_cards import load_card
@@ -28,55 +30,59 @@ from bids_cmb.report.figures import draw_figures
 from bids_cmb.report.html import write_page
 from bids_cmb.workflow.outputs import choose_network_view
 
-RESULTS = Path(__file__).parent / "results"
-TIMES = 5
+REPEATS = 5
 
 
 def main() -> None:
     """Measure, print and write."""
-    asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("data", type=Path)
-    asked.add_argument("out", type=Path)
-    asked.add_argument("--name", required=True, help="of the file of results")
-    given = asked.parse_args()
-    figures = [measured(given.out, scan) for scan in find_scans(given.data, Query()).scans]
+    options = make_parser().parse_args()
+    scans = find_scans(options.bids_dir, Query()).scans
     report = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "load": os.getloadavg()[0],
         "threads": os.environ.get("OMP_NUM_THREADS"),
-        "scans": figures,
+        "scans": [measure_scan(options.output_dir, scan) for scan in scans],
     }
-    text = json.dumps(report, indent=2)
-    (RESULTS / f"report-time-{given.name}.json").write_text(text + "\n", encoding="utf-8")
-    print(text)
+    write_json(RESULTS / f"report-time-{options.name}.json", report)
+    print(json.dumps(report, indent=2))
 
 
-def measured(out: Path, scan: Scan) -> dict[str, object]:
-    """Seconds of processor time of a scan's pictures and page, the fastest of ``TIMES``."""
-    output = Output(out, scan)
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("bids_dir", type=Path)
+    parser.add_argument("output_dir", type=Path, help="results of BIDS_DIR")
+    parser.add_argument("--name", required=True, help="of the result file")
+    return parser
+
+
+def measure_scan(folder: Path, scan: Scan) -> dict[str, object]:
+    """Measure the processor seconds of a scan's pictures and page, of either kind."""
+    output = Output(folder, scan)
     image, _ = load_echoes((scan.path, *scan.more_echoes))
     brain = load_brain_mask(output.brain(), image)
     labels, rows = load_labels(output.labels()), read_table(output.labels(".tsv"))
-    look = choose_network_view({"ensemble": load_card("ensemble")}, ())
-    made = {"scan": scan.name, "voxels": list(image.shape), "lesions": len(rows)}
-    for kind in ("static", "interactive"):
+    view = choose_network_view({"ensemble": load_card("ensemble")}, ())
+
+    def measure_page(*, interactive: bool) -> dict[str, float]:
         seconds = []
-        for _ in range(TIMES):
-            used = time.process_time()
+        for _ in range(REPEATS):
+            start = time.process_time()
             draw_figures(
-                output,
-                image,
-                brain,
-                labels,
-                rows,
-                network_view=look,
-                interactive=kind == "interactive",
+                output, image, brain, labels, rows, network_view=view, interactive=interactive
             )
-            write_page(out, scan.subject)
-            seconds.append(time.process_time() - used)
-        made[kind] = {"fastest": round(min(seconds), 2), "slowest": round(max(seconds), 2)}
-    return made
+            write_page(folder, scan.subject)
+            seconds.append(time.process_time() - start)
+        return {"fastest": round(min(seconds), 2), "slowest": round(max(seconds), 2)}
+
+    return {
+        "scan": scan.name,
+        "voxels": list(image.shape),
+        "lesions": len(rows),
+        "static": measure_page(interactive=False),
+        "interactive": measure_page(interactive=True),
+    }
 
 
 if __name__ == "__main__":

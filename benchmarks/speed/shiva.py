@@ -1,12 +1,13 @@
-"""SHIVA-CMB's first network at full size, three folds: the app against a script of its recipe.
+"""Compare the app with a script of SHIVA-CMB's recipe: its first network at full size, three folds.
 
-    python benchmarks/shiva.py BIDS_DIR --name real
+    python -m benchmarks.speed.shiva BIDS_DIR --name real [--repeats N] [--brief]
 
-The weights are by chance (the real ones may not be passed on), so times and memory are those of the
-published size, and probabilities are compared, not judged. Both read the same scans with the same
-brain masks on two threads: the script, as published, in a process for each scan, and in one process
-that loads each fold once for all; the app from the scans to its derivatives. Runs alternate.
-Results go to ``benchmarks/results/shiva-NAME.json``; memory is that of the largest process.
+The weights are random (the real ones may not be passed on), so times and memory are those of the
+published size, and probabilities are compared, not judged. Both process the same scans with the
+same brain masks on two threads: the script, as published, in a process for each scan, and in one
+process that loads each fold once for all; the app from the scans to its derivatives. Runs
+alternate.
+Writes ``benchmarks/results/shiva-NAME.json``; memory is that of the largest process.
 """
 
 import argparse
@@ -15,22 +16,22 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.measurements import RESULTS, ROOT, make_app_command, measure_command
 from bids_cmb.anatomy.scan_anatomy import extract_brain_mask
 from bids_cmb.bids.filters import Query
 from bids_cmb.bids.selection import find_scans
+from bids_cmb.files import write_json
 from bids_cmb.imaging.loading import load_echoes
 from bids_cmb.imaging.preprocessing import SHIVA, preprocess, resample_to_scan
 from bids_cmb.imaging.volume import Volume, load, load_labels, save
 from bids_cmb.provenance import machine, software
 
-ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results"
 WIDTHS = (10, 18, 32, 58, 104, 187, 337)
 TAG = "Unet3Dv2-10.7.2-1.8"
 # The recipe in as few words as it has: conform, scale, crop; load each fold with the framework,
@@ -59,8 +60,8 @@ for scan in scans:
 total = [0] * len(xs)
 for fold in folds:
     model = keras.models.load_model(fold, compile=False)
-    for at, x in enumerate(xs):
-        total[at] = total[at] + model.predict(x[None, ..., None], verbose=0)[0, ..., 0]
+    for number, x in enumerate(xs):
+        total[number] = total[number] + model.predict(x[None, ..., None], verbose=0)[0, ..., 0]
 for mean, mask, name in zip(total, masks, names):
     numpy.save(out + "/" + name, mean / len(folds))
     numpy.save(out + "/masked-" + name, mean / len(folds) * mask)
@@ -75,61 +76,86 @@ print(2 * 4000**3 / best / 1e9)
 """
 
 
+Figures = dict[str, float]  # seconds of a run, GB of its largest process
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What both sides run on.
+
+    Attributes:
+        bids_dir: The scans.
+        scratch: Temporary folder for networks, inputs and outputs.
+        inputs: The scans as the script reads them, in the order of `find_scans`.
+    """
+
+    bids_dir: Path
+    scratch: Path
+    inputs: tuple[Path, ...]
+
+
 def main() -> None:
     """Make networks and inputs, run both, compare and write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("bids_dir", type=Path, help="the scans to read")
-    parser.add_argument("--name", required=True, help="of the file of results")
-    parser.add_argument("--repeats", type=int, default=2, help="of each kind of run (default: 2)")
-    parser.add_argument("--brief", action="store_true", help="script as published and app alone")
-    asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as held:
-        scratch = Path(held)
-        run_python("networks", scratch)
-        inputs = prepare(asked.bids_dir, scratch)
-        ask_app = partial(app, asked.bids_dir, scratch, len(inputs))
+    options = make_parser().parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        make_networks_apart(scratch)
+        bench = Bench(options.bids_dir, scratch, tuple(make_inputs(options.bids_dir, scratch)))
         kinds = {
-            "script, a process per scan": partial(script, scratch, inputs, together=False),
-            "app": ask_app,
-            "app, with pages": partial(ask_app, "--report", "static"),
-            "app, two processes": partial(ask_app, threads=1),
-            "script, one process": partial(script, scratch, inputs, together=True),
+            "script, a process per scan": partial(run_script, bench, together=False),
+            "app": partial(run_app, bench),
+            "app, with pages": partial(run_app, bench, report="static"),
+            "app, two processes": partial(run_app, bench, threads=1),
+            "script, one process": partial(run_script, bench, together=True),
         }
-        kinds = dict(list(kinds.items())[: 2 if asked.brief else None])
-        figures: dict[str, list] = {name: [] for name in kinds}
-        for _ in range(asked.repeats):
+        kinds = dict(list(kinds.items())[: 2 if options.brief else None])
+        runs: dict[str, list[Figures]] = {name: [] for name in kinds}
+        for _ in range(options.repeats):
             for name, run in kinds.items():
-                figures[name].append(run())
-        rate = float(subprocess.check_output([sys.executable, "-c", MATRICES], stderr=-3))
-        said = {
-            "scans": len(inputs),
+                runs[name].append(run())
+        rate = float(
+            subprocess.check_output([sys.executable, "-c", MATRICES], stderr=subprocess.DEVNULL)
+        )
+        best = {name: find_best(each) for name, each in runs.items()}
+        report = {
+            "scans": len(bench.inputs),
             "folds": 3,
-            "runs": figures,
-            "best": {name: best(runs) for name, runs in figures.items()},
-            "largest difference of a probability": difference(asked.bids_dir, scratch, inputs),
-            "gflop of one fold, layer by layer": round(work() / 1e9, 1),
+            "runs": runs,
+            "best": best,
+            "largest difference of a probability": measure_difference(bench),
+            "gflop of one fold, layer by layer": round(count_operations() / 1e9, 1),
             "gflop per second of a matrix product": round(rate, 1),
             "software": software(),
             "machine": machine(),
+            "ratios to the app": {
+                name: {key: round(figures[key] / best["app"][key], 2) for key in figures}
+                for name, figures in best.items()
+            },
         }
-    said["ratios to the app"] = {
-        name: {key: round(one[key] / said["best"]["app"][key], 2) for key in one}
-        for name, one in said["best"].items()
-    }
-    path = RESULTS / f"shiva-{asked.name}.json"
-    path.write_text(json.dumps(said, indent=2) + "\n")
-    print(json.dumps({key: said[key] for key in said if key != "runs"}, indent=2))
+    write_json(RESULTS / f"shiva-{options.name}.json", report)
+    print(json.dumps({key: report[key] for key in report if key != "runs"}, indent=2))
 
 
-def run_python(what: str, scratch: Path) -> None:
-    """A part of this file in a process of its own, so that its memory is not ours."""
-    code = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'benchmarks')]!r}; import shiva; "
-    code += f"from pathlib import Path; shiva.{what}(Path({str(scratch)!r}))"
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment())
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("bids_dir", type=Path, help="the scans to process")
+    parser.add_argument("--name", required=True, help="of the result file")
+    parser.add_argument("--repeats", type=int, default=2, help="of each kind of run (default: 2)")
+    parser.add_argument("--brief", action="store_true", help="script as published and app alone")
+    return parser
 
 
-def networks(scratch: Path) -> None:
-    """Three networks of the published size: for the script as Keras saves them, and installed."""
+def make_networks_apart(scratch: Path) -> None:
+    """Make the networks in a process of their own, so that its memory is not ours."""
+    code = "import sys; from pathlib import Path; from benchmarks.speed import shiva; "
+    code += "shiva.make_networks(Path(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(scratch)]
+    subprocess.run(command, check=True, cwd=ROOT, env=make_environment())
+
+
+def make_networks(scratch: Path) -> None:
+    """Make three networks of the published size: as Keras saves them, and installed for the app."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     import keras  # noqa: PLC0415
 
@@ -140,34 +166,31 @@ def networks(scratch: Path) -> None:
     for fold in range(3):
         rng = np.random.default_rng(fold)
         logits = shiva(widths=WIDTHS)
-        answer = keras.layers.Activation("sigmoid", name="chance")(logits.output)
-        model = keras.Model(logits.input, answer)
-        for one in model.variables:
-            one.assign(by_chance(rng, one))
+        output = keras.layers.Activation("sigmoid", name="chance")(logits.output)
+        model = keras.Model(logits.input, output)
+        for variable in model.variables:
+            variable.assign(draw_weights(rng, variable))
         model.save(scratch / f"fold_{fold}.keras")
         path = scratch / f"fold_{fold}.h5"
         model.save(path)
         files.append({"name": path.name, "md5": compute_md5(path)})
     about = {"version": "full size", "architecture": TAG, "files": files}
     (scratch / "model_info.json").write_text(json.dumps(about))
-    install_models(
-        [scratch / one["name"] for one in files] + [scratch / "model_info.json"],
-        scratch / "models",
-        print,
-    )
+    sources = [scratch / name for name in (*(file["name"] for file in files), "model_info.json")]
+    install_models(sources, scratch / "models", print)
 
 
-def by_chance(rng: np.random.Generator, one) -> np.ndarray:
-    """Numbers that let a signal through: its spread stays about the same from layer to layer."""
-    if one.path.endswith(("gamma", "moving_variance")):
-        return rng.uniform(0.8, 1.2, one.shape)
-    if one.path.endswith("kernel"):
-        return rng.normal(0, np.sqrt(2 / np.prod(one.shape[:-1])), one.shape)
-    return rng.normal(0, 0.2, one.shape)
+def draw_weights(rng: np.random.Generator, variable) -> np.ndarray:
+    """Draw weights that let a signal through: its spread stays about the same between layers."""
+    if variable.path.endswith(("gamma", "moving_variance")):
+        return rng.uniform(0.8, 1.2, variable.shape)
+    if variable.path.endswith("kernel"):
+        return rng.normal(0, np.sqrt(2 / np.prod(variable.shape[:-1])), variable.shape)
+    return rng.normal(0, 0.2, variable.shape)
 
 
-def prepare(bids_dir: Path, scratch: Path) -> list[Path]:
-    """The scans and their brain masks, for the script and for the app."""
+def make_inputs(bids_dir: Path, scratch: Path) -> list[Path]:
+    """Write the scans and their brain masks, for the script and for the app."""
     inputs = []
     for scan in find_scans(bids_dir, Query()).scans:
         image, _ = load_echoes((scan.path, *scan.more_echoes))
@@ -176,104 +199,83 @@ def prepare(bids_dir: Path, scratch: Path) -> list[Path]:
         path.parent.mkdir(exist_ok=True)
         save(image, path, dtype=np.float32)
         save(brain, path.with_name(path.name.replace("_scan", "_mask")), dtype=np.uint8)
-        given = scratch / "masks" / f"sub-{dict(scan.entities)['sub']}" / "anat"
-        given.mkdir(parents=True)
-        save(brain, given / f"{scan.name.split('_')[0]}_desc-brain_mask.nii.gz", dtype=np.uint8)
+        masks = scratch / "masks" / f"sub-{dict(scan.entities)['sub']}" / "anat"
+        masks.mkdir(parents=True)
+        save(brain, masks / f"{scan.name.split('_')[0]}_desc-brain_mask.nii.gz", dtype=np.uint8)
         inputs.append(path)
     return inputs
 
 
-def environment() -> dict[str, str]:
-    """Ours, with both ways of TensorFlow to be quiet."""
+def make_environment() -> dict[str, str]:
+    """Make an environment in which TensorFlow is Keras' backend and silent."""
     return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
 
 
-def measured(command: list) -> dict[str, float]:
-    """Seconds of a command, and GB of its largest process."""
-    began = time.perf_counter()
-    process = subprocess.Popen(
-        [str(word) for word in command], env=environment(), stderr=subprocess.DEVNULL
-    )
-    _, status, used = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{command} ended with {status}")
+def run_command(command: list) -> Figures:
+    """Run a command, and measure seconds and GB of its largest process."""
+    cost = measure_command(command, make_environment())
+    return {"seconds": round(cost.seconds, 1), "gb": round(cost.peak_mb / 1024, 2)}
+
+
+def run_script(bench: Bench, *, together: bool) -> Figures:
+    """Run the recipe: all scans in one process, or one process for each."""
+    folds = ",".join(str(bench.scratch / f"fold_{fold}.keras") for fold in range(3))
+    output = bench.scratch / "script"
+    output.mkdir(exist_ok=True)
+    groups = [bench.inputs] if together else [(path,) for path in bench.inputs]
+    runs = [run_command([sys.executable, "-c", SCRIPT, output, folds, *paths]) for paths in groups]
     return {
-        "seconds": round(time.perf_counter() - began, 1),
-        "gb": round(used.ru_maxrss / 2**20, 2),
+        "seconds": round(sum(run["seconds"] for run in runs), 1),
+        "gb": max(run["gb"] for run in runs),
     }
 
 
-def script(scratch: Path, inputs: list[Path], *, together: bool) -> dict[str, float]:
-    """The recipe: all scans in one process, or one process for each."""
-    folds = ",".join(str(scratch / f"fold_{fold}.keras") for fold in range(3))
-    out = scratch / "script"
-    out.mkdir(exist_ok=True)
-    command = [sys.executable, "-c", SCRIPT, out, folds]
-    runs = [inputs] if together else [[path] for path in inputs]
-    each = [measured([*command, *paths]) for paths in runs]
-    return {
-        "seconds": round(sum(one["seconds"] for one in each), 1),
-        "gb": max(one["gb"] for one in each),
-    }
-
-
-def app(
-    bids_dir: Path, scratch: Path, scans: int, *flags: str, threads: int = 2
-) -> dict[str, float]:
-    """The app from the scans to the derivatives, as the script without pages.
+def run_app(bench: Bench, *, report: str = "none", threads: int = 2) -> Figures:
+    """Run the app from the scans to the derivatives, as the script without pages.
 
     With one thread each, two scans are processed at a time.
     """
-    flags = [
-        *(flags or ("--report", "none")),
-        "--model-dir",
-        scratch / "models",
-        "--detector",
-        "shiva-full-size",
-        "--anatomy",
-        "none",
-    ]
-    flags += ["--derivatives", scratch / "masks", "--overwrite", "--validate", "off", "-q"]
-    flags += ["--n-cpus", "2", "--omp-nthreads", str(threads)]
-    run = [sys.executable, ROOT / "run.py", bids_dir, scratch / "out", "participant", *flags]
-    found = measured(run)
-    written = len(list((scratch / "out").rglob("*_probseg.nii.gz")))
-    if written != scans:
-        raise SystemExit(f"{scans} scans must be read; found {written}.")
-    return found
+    output = bench.scratch / "out"
+    options = ["--model-dir", bench.scratch / "models", "--detector", "shiva-full-size"]
+    options += ["--anatomy", "none", "--report", report, "--overwrite", "--validate", "off", "-q"]
+    options += ["--derivatives", bench.scratch / "masks"]
+    options += ["--n-cpus", "2", "--omp-nthreads", threads]
+    run = run_command(make_app_command(bench.bids_dir, output, "participant", *options))
+    written = len(list(output.rglob("*_probseg.nii.gz")))
+    if written != len(bench.inputs):
+        raise SystemExit(f"{len(bench.inputs)} scans must be processed; found {written}.")
+    return run
 
 
-def best(runs: list[dict]) -> dict[str, float]:
-    """The shortest of the runs, and the smallest."""
-    return {key: min(one[key] for one in runs) for key in runs[0]}
+def find_best(runs: list[Figures]) -> Figures:
+    """Find the shortest of the runs, and the smallest."""
+    return {key: min(run[key] for run in runs) for key in runs[0]}
 
 
-def difference(bids_dir: Path, scratch: Path, inputs: list[Path]) -> float:
-    """Between script and app, on the scans' own grids within the brain."""
-    apart = []
-    for scan, path in zip(find_scans(bids_dir, Query()).scans, inputs, strict=True):
+def measure_difference(bench: Bench) -> float:
+    """Measure the largest difference of script and app, on the scans' grids within the brain."""
+    differences = []
+    for scan, path in zip(find_scans(bench.bids_dir, Query()).scans, bench.inputs, strict=True):
         image, _ = load(scan.path)
-        mean = np.load(scratch / "script" / f"{path.name}.npy")
+        mean = np.load(bench.scratch / "script" / f"{path.name}.npy")
         brain = load_labels(path.with_name(path.name.replace("_scan", "_mask")))
-        place = preprocess(image, brain, SHIVA).image.affine
-        expected = resample_to_scan(Volume(mean, place), image).data
-        home = scratch / "out" / f"sub-{dict(scan.entities)['sub']}"
-        found = load(next(home.rglob("*_probseg.nii.gz")))[0].data
-        apart.append(float(np.abs(found - expected)[found > 0].max()))
-    return max(apart)
+        affine = preprocess(image, brain, SHIVA).image.affine
+        expected = resample_to_scan(Volume(mean, affine), image).data
+        folder = bench.scratch / "out" / f"sub-{dict(scan.entities)['sub']}"
+        probability = load(next(folder.rglob("*_probseg.nii.gz")))[0].data
+        differences.append(float(np.abs(probability - expected)[probability > 0].max()))
+    return max(differences)
 
 
-def work() -> float:
-    """Multiplications and additions of one fold, computed layer by layer."""
+def count_operations() -> int:
+    """Count the multiplications and additions of one fold, layer by layer."""
     from bids_cmb.networks.external.tiled_unet import list_kernels  # noqa: PLC0415
-
-    def voxels(level: int) -> int:
-        return int(np.prod([side // 2**level for side in SHIVA.shape]))
 
     total = 0
     for name, shape in list_kernels(WIDTHS).items():
         level = int(name.split("_")[0].lstrip("downup")) if name[0] in "du" else 0
-        total += 2 * int(np.prod(shape)) * voxels(level)
+        voxels = int(np.prod([side // 2**level for side in SHIVA.shape]))
+        total += 2 * int(np.prod(shape)) * voxels
     return total
 
 

@@ -1,83 +1,79 @@
-"""How long the app takes, and how much memory: on a dataset, again, and to discover a large one.
+"""Measure time and memory of the app: on a dataset, again, and to discover a large one.
 
-    python benchmarks/timing.py BIDS_DIR --name real
+    python -m benchmarks.speed.timing BIDS_DIR --name real
 
-Results go to ``benchmarks/results/timing-NAME.json``. The large dataset is made of 5000 subjects
-with two sessions of three small files each, in a temporary folder.
+Writes ``benchmarks/results/timing-NAME.json``. The large dataset is made of 5000 subjects with two
+sessions of three small files each, in a temporary folder.
 """
 
 import argparse
 import json
 import os
 import platform
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.measurements import RESULTS, Cost, make_app_command, measure_command
+from bids_cmb.files import write_json
+
 SUBJECTS = 5000
+SHARDS = SUBJECTS // 100
+IMAGE, SIDECAR = b"\x1f\x8b", b"{}"
 
 
 def main() -> None:
     """Run, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("bids_dir", type=Path, help="the scans to read")
-    parser.add_argument("--name", required=True, help="of the file of results")
-    asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "out"
-        figures = {
-            "participant and group": app(asked.bids_dir, out, "participant", "group"),
-            "a second call": app(asked.bids_dir, out, "participant", "group"),
-            "--help": timed([sys.executable, ROOT / "run.py", "--help"]),
+    options = make_parser().parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        output, large = Path(folder, "out"), Path(folder, "large")
+        both = make_app_command(options.bids_dir, output, "participant", "group")
+        make_large_dataset(large)
+        discover = make_app_command(
+            large, output, "participant", "--dry-run", "--shard", f"1/{SHARDS}"
+        )
+        commands = {
+            "participant and group": both,
+            "a second call": both,
+            "--help": [*both[:2], "--help"],
+            f"100 of {SUBJECTS} subjects discovered": discover,
         }
-        large = Path(scratch) / "large"
-        make_large(large)
-        words = ("participant", "--dry-run", "--shard", f"1/{SUBJECTS // 100}")
-        figures[f"100 of {SUBJECTS} subjects discovered"] = app(large, out, *words)
+        costs = {name: measure_command(command) for name, command in commands.items()}
     report = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
-        "scans": len(list(asked.bids_dir.glob("sub-*/**/*_T2starw.nii.gz"))),
-        "figures": figures,
+        "scans": len(list(options.bids_dir.glob("sub-*/**/*_T2starw.nii.gz"))),
+        "figures": {name: describe_cost(cost) for name, cost in costs.items()},
     }
-    text = json.dumps(report, indent=2)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"timing-{asked.name}.json").write_text(text + "\n", encoding="utf-8")
-    print(text)
+    write_json(RESULTS / f"timing-{options.name}.json", report)
+    print(json.dumps(report, indent=2))
 
 
-def app(bids_dir: Path, out: Path, *words: str) -> dict[str, float]:
-    """Time one call of the app."""
-    return timed([sys.executable, ROOT / "run.py", bids_dir, out, *words])
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("bids_dir", type=Path, help="the scans to process")
+    parser.add_argument("--name", required=True, help="of the result file")
+    return parser
 
 
-def timed(command: list) -> dict[str, float]:
-    """Wall time of a command, and the largest memory that any process so far has had, in MB."""
-    began = time.perf_counter()
-    subprocess.run([*map(str, command)], check=True, capture_output=True)
-    seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return {"seconds": round(seconds, 2), "peak_mb_of_a_process_until_then": round(peak)}
+def describe_cost(cost: Cost) -> dict[str, float]:
+    """Describe wall time and the memory of the largest process."""
+    return {"seconds": cost.seconds, "peak_mb_of_a_process": cost.peak_mb}
 
 
-def make_large(root: Path) -> None:
-    """A tree of many subjects; the files hold two bytes each."""
+def make_large_dataset(root: Path) -> None:
+    """Make a dataset of many subjects whose files hold two bytes each."""
     for number in range(SUBJECTS):
         for session in "ab":
             stem = f"sub-{number:05d}_ses-{session}"
             anat = root / f"sub-{number:05d}" / f"ses-{session}" / "anat"
             anat.mkdir(parents=True)
             for suffix in ("T1w", "T2starw", "swi"):
-                (anat / f"{stem}_{suffix}.nii.gz").write_bytes(b"\x1f\x8b")
-                (anat / f"{stem}_{suffix}.json").write_bytes(b"{}")
+                (anat / f"{stem}_{suffix}.nii.gz").write_bytes(IMAGE)
+                (anat / f"{stem}_{suffix}.json").write_bytes(SIDECAR)
 
 
 if __name__ == "__main__":

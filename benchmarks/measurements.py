@@ -171,7 +171,7 @@ class Cost:
     Attributes:
         seconds: Of the wall clock.
         processor_seconds: Of all its processes.
-        peak_mb: Of the largest of its processes.
+        peak_mb: Of the largest of its processes, or of this one if that is larger: Linux passes it on.
     """
 
     seconds: float

@@ -46,11 +46,9 @@ from bids_cmb.evaluation.annotations import LesionAnnotations
 from bids_cmb.files import load_json, write_json
 from bids_cmb.imaging.preprocessing import Grid, preprocess
 from bids_cmb.metrics.intervals import compute_interval
-from bids_cmb.networks.architectures.yolo import VOC_ANCHORS
 from bids_cmb.networks.inference import ModelOptions, load_trained_model, set_threads
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.training import data as training_data
-from bids_cmb.training.train import read_recipe
 
 CELL_MM = 32 * 224 / 448  # of the published detector
 NEAR_MM = 5.0  # from a lesion's centre; a candidate further away is not that lesion
@@ -86,6 +84,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def fit_anchors(options: argparse.Namespace) -> dict:
     """Fit anchors to the boxes of simulated scans, and compare them with the published ones."""
+    from bids_cmb.networks.architectures.yolo import VOC_ANCHORS  # noqa: PLC0415
+    from bids_cmb.training.train import read_recipe  # noqa: PLC0415
+
     recipe = read_recipe("cascade-boxes")
     grid = Grid.from_card(recipe.grid)
     boxes = []

@@ -6,8 +6,7 @@ The weights are random (the real ones may not be passed on), so times and memory
 published size, and probabilities are compared, not judged. Both process the same scans with the
 same brain masks on two threads: the script, as published, in a process for each scan, and in one
 process that loads each fold once for all; the app from the scans to its derivatives. Runs
-alternate.
-Writes ``benchmarks/results/shiva-NAME.json``; memory is that of the largest process.
+alternate. Writes ``benchmarks/results/shiva-NAME.json``; memory is that of the largest process.
 """
 
 import argparse
@@ -74,8 +73,6 @@ for _ in range(5):
     t = time.perf_counter(); tf.matmul(a, a).numpy(); best = min(best, time.perf_counter() - t)
 print(2 * 4000**3 / best / 1e9)
 """
-
-
 Figures = dict[str, float]  # seconds of a run, GB of its largest process
 
 

@@ -32,7 +32,7 @@ def page(tmp_path):
         tab.downloads(tmp_path)
         yield tab
         assert not tab.complaints
-        assert all(address.startswith(("file:", "data:", "blob:")) for address in tab.asked)
+        assert all(address.startswith(("file:", "data:", "blob:")) for address in tab.requests)
 
 
 def lesions(out, subject="01"):

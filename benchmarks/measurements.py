@@ -1,6 +1,7 @@
 """What benchmarks share: scans with truth, counts at many thresholds, cost of commands."""
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +16,6 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from bids_cmb.evaluation.annotations import LesionAnnotations, read_annotations
-from bids_cmb.evaluation.outputs import to_plain_value
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import CONNECTIVITY_26
 from bids_cmb.metrics.matching import match_valdo
@@ -157,8 +157,7 @@ def print_points(title: str, points: Iterable[Mapping[str, float | None]]) -> No
 
 def round_figure(value: float) -> float | None:
     """Round to three digits; None for what is not defined."""
-    plain = to_plain_value(value)
-    return plain if plain is None else round(float(plain), 3)
+    return round(float(value), 3) if math.isfinite(value) else None
 
 
 # --- Cost of commands -----------------------------------------------------------------------------
@@ -171,7 +170,7 @@ class Cost:
     Attributes:
         seconds: Of the wall clock.
         processor_seconds: Of all its processes.
-        peak_mb: Of the largest of its processes, or of this one if that is larger: Linux passes it on.
+        peak_mb: Of the largest of its processes; at least that of this one, which Linux passes on.
     """
 
     seconds: float

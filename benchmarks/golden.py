@@ -1,7 +1,7 @@
-"""Whether the app still writes what it wrote: digests of its results, and what differs from before.
+"""Check that the app still writes what it wrote: record digests of its results and compare them.
 
-    python benchmarks/golden.py record BEFORE.json DATASET... --work DIR --detectors radial ensemble
-    python benchmarks/golden.py compare BEFORE.json AFTER.json [--renamed NAMES.json]
+    python -m benchmarks.golden record BEFORE.json DATASET... --work DIR --detectors radial ensemble
+    python -m benchmarks.golden compare BEFORE.json AFTER.json [--renamed NAMES.json]
 
 ``record`` runs the app (participant and group level) on BIDS datasets, once for each detector
 (``radial+ensemble`` for two together), and notes what every table, image, picture and JSON file
@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-VOLATILE = {  # keys of JSON files that tell of the run, not of the result
+VOLATILE = {  # keys of JSON files that describe the run, not the result
     *("Fingerprint", "Software", "CodeSHA256", "CardSHA256", "Machine", "Finished", "Seconds"),
     *("Modified", "Changed", "Size", "SHA256", "GeneratedBy", "DatasetLinks", "SourceDatasets"),
 }
@@ -38,25 +38,26 @@ DIGITS = 16  # of a SHA-256, enough to tell contents apart
 
 
 def main() -> int:
-    """Record or compare."""
-    given = _parser().parse_args(sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else None)
-    if given.command == "compare":
-        return _compare(given)
-    options = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
+    """Record or compare; return the exit status."""
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options, app_options = make_parser().parse_args(sys.argv[1:end]), sys.argv[end + 1 :]
+    if options.command == "compare":
+        return compare_records(options)
     record = {}
-    for dataset in given.datasets:
-        for detector in given.detectors:
-            output = given.work / f"{dataset.name}-{detector}"
-            run_app(dataset, output, [*_detector_options(detector), *options])
+    for dataset in options.datasets:
+        for detector in options.detectors:
+            output = options.work / f"{dataset.name}-{detector}"
+            run_app(dataset, output, ["--detector", *detector.split("+"), *app_options])
             texts = {str(output.resolve()): "OUTPUT", str(dataset.resolve()): "DATASET"}
             for name, parts in describe_folder(output, texts).items():
                 record[f"{dataset.name}/{detector}/{name}"] = parts
-    given.result.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", "utf-8")
-    print(f"{len(record)} files: {given.result}")
+    options.result.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", "utf-8")
+    print(f"{len(record)} files: {options.result}")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line; the options of the app come behind ``--``."""
     top = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     commands = top.add_subparsers(dest="command", required=True)
     record = commands.add_parser("record", help="run the app and note what it wrote")
@@ -69,10 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("after", type=Path)
     compare.add_argument("--renamed", type=Path, metavar="JSON", help="names changed on purpose")
     return top
-
-
-def _detector_options(detector: str) -> list[str]:
-    return ["--detector", *detector.split("+")]
 
 
 def run_app(dataset: Path, output: Path, options: Sequence[str]) -> None:
@@ -98,86 +95,95 @@ def describe_folder(folder: Path, texts: Mapping[str, str]) -> dict[str, dict[st
     Returns:
         Path relative to the folder → part → digest or number.
     """
-    readers = {".gz": _image, ".nii": _image, ".tsv": _table, ".json": _json, ".png": _picture}
+    readers = {
+        ".gz": _describe_image,
+        ".nii": _describe_image,
+        ".tsv": _describe_table,
+        ".json": _describe_json,
+        ".png": _describe_picture,
+    }
     record = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        reader = _text if path.name.endswith("_xfm.txt") else readers.get(path.suffix)
+        reader = _describe_text if path.name.endswith("_xfm.txt") else readers.get(path.suffix)
         if reader and path.is_file() and not name.startswith("logs/"):
             record[name] = reader(path, texts)
     return record
 
 
-def _digest(content: bytes | str) -> str:
+def _compute_digest(content: bytes | str) -> str:
     content = content.encode() if isinstance(content, str) else content
     return hashlib.sha256(content).hexdigest()[:DIGITS]
 
 
-def _image(path: Path, _: Mapping) -> dict[str, object]:
+def _describe_image(path: Path, _: Mapping) -> dict[str, object]:
     image = nib.load(path)
     data = np.asarray(image.dataobj)
     return {
-        "data": _digest(np.ascontiguousarray(data).tobytes()),
-        "affine": _digest(np.ascontiguousarray(image.affine).tobytes()),
+        "data": _compute_digest(np.ascontiguousarray(data).tobytes()),
+        "affine": _compute_digest(np.ascontiguousarray(image.affine).tobytes()),
         "shape": list(data.shape),
         "dtype": str(image.get_data_dtype()),
     }
 
 
-def _picture(path: Path, _: Mapping) -> dict[str, object]:
+def _describe_picture(path: Path, _: Mapping) -> dict[str, object]:
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGBA"))
-    return {"data": _digest(pixels.tobytes()), "shape": list(pixels.shape)}
+    return {"data": _compute_digest(pixels.tobytes()), "shape": list(pixels.shape)}
 
 
-def _text(path: Path, texts: Mapping) -> dict[str, object]:
-    return {"text": _digest(_without_paths(path.read_text("utf-8"), texts))}
+def _describe_text(path: Path, texts: Mapping) -> dict[str, object]:
+    return {"text": _compute_digest(_replace_paths(path.read_text("utf-8"), texts))}
 
 
-def _table(path: Path, texts: Mapping) -> dict[str, object]:
-    text = _without_paths(path.read_text("utf-8"), texts)
+def _describe_table(path: Path, texts: Mapping) -> dict[str, object]:
+    text = _replace_paths(path.read_text("utf-8"), texts)
     names, *rows = list(csv.reader(text.splitlines(), delimiter="\t")) or [[]]
     columns = zip(*rows, strict=True) if rows else [()] * len(names)
     cells = {
-        f"column:{name}": _digest("\n".join(column))
+        f"column:{name}": _compute_digest("\n".join(column))
         for name, column in zip(names, columns, strict=True)
     }
     return {"columns": names, "rows": len(rows), **cells}
 
 
-def _json(path: Path, texts: Mapping) -> dict[str, object]:
-    content = json.loads(_without_paths(path.read_text("utf-8"), texts))
-    return {key: _digest(json.dumps(value)) for key, value in _leaves(content)}
+def _describe_json(path: Path, texts: Mapping) -> dict[str, object]:
+    content = json.loads(_replace_paths(path.read_text("utf-8"), texts))
+    return {key: _compute_digest(json.dumps(value)) for key, value in _walk_leaves(content)}
 
 
-def _leaves(content: object, key: str = "") -> Iterator[tuple[str, object]]:
-    """Every value of a JSON document with the keys that lead to it, but for `VOLATILE` ones."""
+def _walk_leaves(content: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """Walk the values of a JSON document with the keys that lead to them, but `VOLATILE` ones."""
     if isinstance(content, dict) and content:
         for name, value in content.items():
             if name not in VOLATILE:
-                yield from _leaves(value, f"{key}/{name}")
+                yield from _walk_leaves(value, f"{key}/{name}")
     elif isinstance(content, list) and content:
         for number, value in enumerate(content):
-            yield from _leaves(value, f"{key}/{number}")
+            yield from _walk_leaves(value, f"{key}/{number}")
     else:
         yield key, content
 
 
-def _without_paths(text: str, texts: Mapping[str, str]) -> str:
+def _replace_paths(text: str, texts: Mapping[str, str]) -> str:
     for path, name in texts.items():
         text = text.replace(path, name)
     return text
 
 
-def _compare(given: argparse.Namespace) -> int:
-    before, after = (json.loads(path.read_text("utf-8")) for path in (given.before, given.after))
-    renamed = json.loads(given.renamed.read_text("utf-8")) if given.renamed else {}
-    lines = differences(before, after, renamed)
+def compare_records(options: argparse.Namespace) -> int:
+    """Print what differs between two records; return 1 if anything does."""
+    before, after = (
+        json.loads(path.read_text("utf-8")) for path in (options.before, options.after)
+    )
+    renamed = json.loads(options.renamed.read_text("utf-8")) if options.renamed else {}
+    lines = list_differences(before, after, renamed)
     print("\n".join(lines) or f"No difference in {len(after)} files.")
     return 1 if lines else 0
 
 
-def differences(before: Mapping, after: Mapping, renamed: Mapping | None = None) -> list[str]:
+def list_differences(before: Mapping, after: Mapping, renamed: Mapping | None = None) -> list[str]:
     """List what differs between two records.
 
     Args:
@@ -189,7 +195,7 @@ def differences(before: Mapping, after: Mapping, renamed: Mapping | None = None)
         A line for each file or part that is missing, new or different.
     """
     renamed = renamed or {}
-    before = rename(before, renamed.get("files", {}), renamed.get("names", {}))
+    before = rename_record(before, renamed.get("files", {}), renamed.get("names", {}))
     ignored = set(renamed.get("ignored", ()))
     lines = [f"missing\t{name}" for name in sorted(before.keys() - after.keys())]
     lines += [f"new\t{name}" for name in sorted(after.keys() - before.keys())]
@@ -197,32 +203,32 @@ def differences(before: Mapping, after: Mapping, renamed: Mapping | None = None)
         old, new = before[name], after[name]
         parts = (old.keys() | new.keys()) - ignored
         lines += [
-            f"{_verdict(part, old, new)}\t{name}\t{part}"
+            f"{_describe_difference(part, old, new)}\t{name}\t{part}"
             for part in sorted(parts)
             if old.get(part) != new.get(part)
         ]
     return lines
 
 
-def _verdict(part: str, old: Mapping, new: Mapping) -> str:
+def _describe_difference(part: str, old: Mapping, new: Mapping) -> str:
     if part not in new:
         return "missing"
     return "different" if part in old else "new"
 
 
-def rename(record: Mapping, files: Mapping[str, str], names: Mapping[str, str]) -> dict:
+def rename_record(record: Mapping, files: Mapping[str, str], names: Mapping[str, str]) -> dict:
     """Give the files, columns and keys of a record their new names."""
     renamed = {}
     for name, parts in record.items():
         for old, new in files.items():
             name = name.replace(old, new)  # noqa: PLW2901
-        renamed[name] = {_renamed(part, names): value for part, value in parts.items()}
+        renamed[name] = {_rename_part(part, names): value for part, value in parts.items()}
         if "columns" in parts:
             renamed[name]["columns"] = [names.get(column, column) for column in parts["columns"]]
     return renamed
 
 
-def _renamed(part: str, names: Mapping[str, str]) -> str:
+def _rename_part(part: str, names: Mapping[str, str]) -> str:
     kind, colon, column = part.partition(":")
     if colon and kind == "column":
         return f"column:{names.get(column, column)}"

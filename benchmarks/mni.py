@@ -1,10 +1,10 @@
-"""Where the anatomy network sees the structures of the MNI template: the centroids of its card.
+"""Compute the centroids of the structures in MNI space, for the anatomy network's model card.
 
-    python benchmarks/mni.py TEMPLATE.nii.gz [--model-dir DIR]
+    python -m benchmarks.mni TEMPLATE.nii.gz [--model-dir DIR]
 
 TEMPLATE is the T1w image of MNI152NLin2009cAsym, or one in the same space. Prints JSON: the centre
-of mass of each structure in mm, the mean of what is seen in the template and in its mirror image
-(turned back), so that neither side is favoured.
+of mass of each structure in mm, the mean of what the network segments in the template and in its
+mirror image (turned back), so that neither side is favoured.
 """
 
 import argparse
@@ -23,27 +23,32 @@ MIRROR = np.array([-1, 1, 1])
 
 
 def main() -> None:
-    """Look twice and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("template", type=Path, help="NIfTI in MNI space")
-    parser.add_argument("--model-dir", type=Path, help="folder of cards and weights")
-    asked = parser.parse_args()
-    image, _ = load(asked.template)
-    models = ModelOptions(asked.model_dir)
-    here = centroids(image, models)
-    turned = np.diag([-1.0, 1, 1, 1]) @ image.affine
-    there = centroids(Volume(image.data, turned), models)
+    """Segment twice and print."""
+    options = make_parser().parse_args()
+    image, _ = load(options.template)
+    models = ModelOptions(options.model_dir)
+    here = segment_centroids(image, models)
+    mirrored = np.diag([-1.0, 1, 1, 1]) @ image.affine
+    there = segment_centroids(Volume(image.data, mirrored), models)
     twin = make_mirror_table()
     both = {
         code: (here[code] + there[int(twin[code])] * MIRROR) / 2
         for code in here
         if int(twin[code]) in there
     }
-    print(json.dumps({str(code): at.round(1).tolist() for code, at in both.items()}))
+    print(json.dumps({str(code): place.round(1).tolist() for code, place in both.items()}))
 
 
-def centroids(image: Volume, models: ModelOptions) -> dict[int, np.ndarray]:
-    """Of the structures that the network sees."""
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("template", type=Path, help="NIfTI in MNI space")
+    parser.add_argument("--model-dir", type=Path, help="folder of model cards and weights")
+    return parser
+
+
+def segment_centroids(image: Volume, models: ModelOptions) -> dict[int, np.ndarray]:
+    """Compute the centroids of the structures that the network segments, mm, by code."""
     return compute_centroids(predict_anatomy(image, models).structures)
 
 

@@ -1,20 +1,20 @@
-"""What the scans that the bundled networks were trained on are like, for the quality section.
+"""Measure the scans that the bundled networks were trained on, for the quality section.
 
-    python benchmarks/training_scans.py DATA [DATA ...]
+    python -m benchmarks.training_scans DATA [DATA ...]
 
 Each DATA is a simulated dataset with its truth, A, B and C of docs/notes/training.md. Writes
 bids_cmb/resources/quality/training_scans.json. The brain is that of the simulation, so the measures
-of a real scan, whose brain was found, may differ by what lies at its edge.
+of a real scan, whose brain is extracted, may differ by what lies at its edge.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.imaging.nifti import load, load_labels
-from bids_cmb.imaging.volume import Volume
+from benchmarks.measurements import ROOT, show_progress
+from bids_cmb.files import write_text
 from bids_cmb.quality.familiarity import (
     MEASURE_NAMES,
     PERCENTILES,
@@ -23,22 +23,30 @@ from bids_cmb.quality.familiarity import (
     measure_scan,
 )
 from bids_cmb.training.scan_files import find_training_scans
+from bids_cmb.training.scan_loading import load_scan_and_brain
 
-PLACE = Path(__file__).parent.parent / "bids_cmb" / "resources" / "quality" / "training_scans.json"
+RESULT = ROOT / "bids_cmb" / "resources" / "quality" / "training_scans.json"
+ABOUT = "Simulated scans that `ensemble` was trained on; docs/notes/training.md."
 
 
 def main() -> None:
     """Measure and write."""
-    made = []
-    for folder in sys.argv[1:]:
-        for paths in find_training_scans(Path(folder)):
-            image, _ = load(paths.image)
-            brain = Volume(load_labels(paths.brain).data > 0, image.affine)
-            intensities = measure_intensities(image, brain)
-            made.append((measure_scan(image, brain, intensities), compute_histogram(intensities)))
-            print(paths.name, made[-1][0], flush=True)
-    about = "Simulated scans that `ensemble` was trained on; docs/notes/training.md."
-    PLACE.write_text(json.dumps({"about": about, **summarize_scans(made)}, indent=1) + "\n")
+    options = make_parser().parse_args()
+    files = [paths for data in options.data for paths in find_training_scans(data)]
+    measures = []
+    for paths in show_progress(files):
+        image, brain = load_scan_and_brain(paths)
+        intensities = measure_intensities(image, brain)
+        measures.append((measure_scan(image, brain, intensities), compute_histogram(intensities)))
+    content = {"about": ABOUT, **summarize_scans(measures)}
+    write_text(RESULT, json.dumps(content, indent=1) + "\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("data", type=Path, nargs="+", help="simulated datasets with truth")
+    return parser
 
 
 def summarize_scans(scans: list[tuple[dict[str, float], list[float]]]) -> dict:

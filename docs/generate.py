@@ -135,7 +135,10 @@ def _facts(about: Mapping) -> list[list[str]]:
     weights = f"{_megabytes(files)} MB, {_value(sum(map(_parameters, files)))} parameters"
     return [
         ["for", _use(about)],
-        ["networks", ", ".join(f"`{one['name']}`" for one in about.get("members", [])) or "none"],
+        [
+            "networks",
+            ", ".join(f"`{member['name']}`" for member in about.get("members", [])) or "none",
+        ],
         ["weights", weights if files else "none"],
         ["licence of the weights", about.get("licence", "–")],
     ]
@@ -180,8 +183,8 @@ def _design(about: Mapping) -> list[str]:
         lines += ["", _plain(reason)]
     if classes := about.get("classes"):
         rows = [
-            [one["name"], one["left"], one["right"], ", ".join(map(str, one["codes"]))]
-            for one in classes
+            [each["name"], each["left"], each["right"], ", ".join(map(str, each["codes"]))]
+            for each in classes
         ]
         heads = ["structure", "left", "right", "FreeSurfer's codes that it stands for"]
         lines += ["", *_table(heads, rows)]
@@ -220,8 +223,8 @@ def _calibration(about: Mapping) -> list[str]:
 def _accuracy(about: Mapping) -> list[str]:
     lines = []
     for scans, figures in about.get("metrics", {}).items():
-        told = ", ".join(f"{_words(key)} {_value(value)}" for key, value in figures.items())
-        lines.append(f"- {_plain(scans[0].upper() + scans[1:])}: {told}")
+        listed = ", ".join(f"{_words(key)} {_value(value)}" for key, value in figures.items())
+        lines.append(f"- {_plain(scans[0].upper() + scans[1:])}: {listed}")
     if performance := about.get("performance"):
         lines += ["", *_table(PERFORMANCE_HEADS, _performance_rows(performance))]
     see = "[Accuracy and cost](../methods/accuracy.md) has intervals, and all detectors."
@@ -292,10 +295,10 @@ def columns_page() -> str:
         "positions in scanner space (RAS+) unless a column says otherwise; what is not known is "
         "`n/a`. What the files are: [outputs](outputs.md).",
     ]
-    found = [path.stem for path in sorted((PACKAGE / "resources" / "tables").glob("*.json"))]
-    if lacking := set(found) - set(TABLES):
+    names = [path.stem for path in sorted((PACKAGE / "resources" / "tables").glob("*.json"))]
+    if lacking := set(names) - set(TABLES):
         raise ValueError(f"TABLES must name the file of each table; found none of {lacking}.")
-    for name in sorted(found, key=list(TABLES).index):
+    for name in sorted(names, key=list(TABLES).index):
         file, row = TABLES[name]
         rows = [[f"`{key}`", _meaning(about)] for key, about in read_columns(name).items()]
         title = name[0].upper() + name[1:]
@@ -315,7 +318,9 @@ def _meaning(about: Mapping) -> str:
 def floors() -> list[list[str]]:
     """The floors of the packages from the top down, as import-linter holds them."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]
-    [layers] = [one["layers"] for one in contracts["contracts"] if one["type"] == "layers"]
+    [layers] = [
+        contract["layers"] for contract in contracts["contracts"] if contract["type"] == "layers"
+    ]
     return [re.split(r"\s*\|\s*", layer) for layer in layers]
 
 

@@ -52,17 +52,17 @@ def main(scan, anat, picture):
     slab = slice(max(0, k - half), k + half + 1)
     show(axes["slab"], data[..., slab].min(axis=2), sizes, vmin=0, vmax=bright)
     axes["slab"].set_title("minimum over 12 mm, index of each", fontsize=9)
-    for at, row in enumerate(rows):
+    for number, row in enumerate(rows):
         spot = np.argwhere(labels == int(row["index"]))
         x, y, z = spot.mean(axis=0).round().astype(int)
         if slab.start <= z < slab.stop:
             axes["slab"].text(x + 4 / sizes[0], y, row["index"], color="#e69f00", fontsize=9)
-        if at > 3:
+        if number > 3:
             continue
         reach = np.round(REACH_MM / sizes[:2]).astype(int)
         box = tuple(slice(max(0, c - r), c + r) for c, r in zip((x, y), reach, strict=True))
-        show(axes[str(at)], data[(*box, z)], sizes, vmin=0, vmax=bright)
-        axes[str(at)].set_title(f"{row['index']}: {row['diameter_mm']} mm", fontsize=9)
+        show(axes[str(number)], data[(*box, z)], sizes, vmin=0, vmax=bright)
+        axes[str(number)].set_title(f"{row['index']}: {row['diameter_mm']} mm", fontsize=9)
     ax = bottom.subplots()
     ax.set_axis_off()
     cells = [[row[name] for name in SHOWN] for row in rows]

@@ -1,10 +1,6 @@
 """Boxes are decoded, compared, suppressed and linked as they are on paper."""
 
-import importlib
-from pathlib import Path
-
 import numpy as np
-import pytest
 from box_answers import ANCHORS, answer_of
 
 from bids_cmb.detection.boxes import (
@@ -69,18 +65,6 @@ def test_a_lesion_of_one_pixel_has_a_box_of_two_mm_and_its_faint_ends_may_be_mis
     assert (make_target_boxes(lesion, 0.5, certain=False)[:, 5] == UNCERTAIN).all()
     wide = np.array([[x, 0, 0] for x in range(50)])
     assert make_target_boxes(wide, 0.5, certain=True)[0, 3] == 20  # 10 mm, by definition
-
-
-def test_anchors_are_the_middles_of_a_known_mixture(rng, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    anchors = importlib.import_module("anchors")
-    known = np.array([[3, 3], [6, 7], [14, 12], [20, 20]])
-    sizes = np.concatenate([size + rng.uniform(-0.5, 0.5, (200, 2)) for size in known])
-    found = anchors.cluster_anchors(rng.permutation(sizes), 4)
-    np.testing.assert_allclose(found, known, atol=0.15)
-    assert anchors.compute_size_iou(sizes, found).max(axis=1).mean() > 0.85
-    with pytest.raises(ValueError, match="must not be more than boxes, 3; found 4"):
-        anchors.cluster_anchors(sizes[:3], 4)
 
 
 def test_boxes_of_neighbouring_slices_are_one_candidate_with_its_slice_weighed():

@@ -55,7 +55,7 @@ def test_mimics_are_refused(what, things):
 
 
 def test_a_dot_on_the_surface_is_refused():
-    near_edge = ball(3, at=(-0.6 * 26, 0, 0))  # 1.8 mm from the first voxel outside
+    near_edge = ball(3, centre=(-0.6 * 26, 0, 0))  # 1.8 mm from the first voxel outside
     assert run_radial(scan((near_edge, 0.6)), brain()).data.max() < 0.5
 
 

@@ -26,12 +26,12 @@ FLAGS = (
 
 
 class Page:
-    """A tab: what it said in its console and what it asked for is written down."""
+    """A tab: what it writes to its console and what it requests is recorded."""
 
     def __init__(self, to, back):
         self.to, self.back, self.rest, self.last = to, back, b"", 0
         self.session = None
-        self.complaints, self.asked, self.events = [], [], []
+        self.complaints, self.requests, self.events = [], [], []
 
     def tell(self, method, *, seconds=60, **given):
         """Send a command; its answer."""
@@ -42,10 +42,10 @@ class Page:
         os.write(self.to, json.dumps(message).encode() + b"\0")
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            said = self._next(until)
-            if said.get("id") == self.last:
-                assert "error" not in said, said
-                return said["result"]
+            reply = self._next(until)
+            if reply.get("id") == self.last:
+                assert "error" not in reply, reply
+                return reply["result"]
         raise TimeoutError(method)
 
     def _next(self, until):
@@ -55,15 +55,15 @@ class Page:
                 return {}
             self.rest += os.read(self.back, 1 << 20)
         line, _, self.rest = self.rest.partition(b"\0")
-        said = json.loads(line)
-        if said.get("sessionId") == self.session:  # not of a tab that was closed
-            self._note(said)
-        return said
+        message = json.loads(line)
+        if message.get("sessionId") == self.session:  # not of a tab that was closed
+            self._note(message)
+        return message
 
-    def _note(self, said):
-        method, given = said.get("method"), said.get("params", {})
+    def _note(self, message):
+        method, given = message.get("method"), message.get("params", {})
         if method == "Network.requestWillBeSent":
-            self.asked.append(given["request"]["url"])
+            self.requests.append(given["request"]["url"])
         elif method == "Runtime.exceptionThrown":
             self.complaints.append(given["exceptionDetails"])
         elif method == "Log.entryAdded" and given["entry"]["level"] == "error":

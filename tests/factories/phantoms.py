@@ -236,9 +236,9 @@ def painted(codes: Volume, shades: dict, affine, shape, rng) -> Volume:
 
 def shaken(model, rng):
     """The model with normalisations and biases as after a training."""
-    for one in model.weights:
-        if one.path.endswith(("gamma", "moving_variance")):
-            one.assign(rng.uniform(0.5, 2, one.shape))
-        elif one.path.endswith(("beta", "moving_mean", "bias")):
-            one.assign(rng.normal(0, 0.3, one.shape))
+    for weight in model.weights:
+        if weight.path.endswith(("gamma", "moving_variance")):
+            weight.assign(rng.uniform(0.5, 2, weight.shape))
+        elif weight.path.endswith(("beta", "moving_mean", "bias")):
+            weight.assign(rng.normal(0, 0.3, weight.shape))
     return model

@@ -16,8 +16,8 @@ def position():
     return (np.moveaxis(np.indices(SHAPE), 0, -1) - MIDDLE) * SPACING
 
 
-def ball(diameter, at=(0, 0, 0)):
-    away = np.linalg.norm(position() - at, axis=-1)
+def ball(diameter, centre=(0, 0, 0)):
+    away = np.linalg.norm(position() - centre, axis=-1)
     return 0.5 - 0.5 * np.tanh((away - diameter / 2) / 0.3)
 
 

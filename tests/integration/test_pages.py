@@ -43,7 +43,7 @@ def page(chromium, tmp_path):
     with chromium.tab(downloads=tmp_path) as tab:
         yield tab
         assert not tab.complaints
-        assert all(address.startswith(("file:", "data:", "blob:")) for address in tab.asked)
+        assert all(address.startswith(("file:", "data:", "blob:")) for address in tab.requests)
 
 
 def lesions(out, subject="01"):

@@ -289,9 +289,11 @@ def test_detectors_stand_beside_each_other_with_the_figures_of_their_results(sca
     below = (ROOT / ACCURACY).read_text("utf-8").split(SETS[scans])[1].splitlines()
     table = [line for line in below if line.startswith("| `")][: len(DETECTORS)]
     for detector, line in zip(DETECTORS, table, strict=True):
-        cells = [detectors.interval(*figure) for figure in detectors.figures(detector, scans)]
-        size = f"{detectors.parameters(detector):,}".replace(",", " ")
-        assert line == detectors.row([f"`{detector}`", size, *cells])
+        cells = [
+            detectors.format_interval(*figure) for figure in detectors.read_figures(detector, scans)
+        ]
+        size = f"{detectors.count_parameters(detector):,}".replace(",", " ")
+        assert line == detectors.format_row([f"`{detector}`", size, *cells])
 
 
 def test_the_costs_of_detectors_are_those_that_were_measured():
@@ -309,7 +311,7 @@ def test_the_costs_of_detectors_are_those_that_were_measured():
 def test_the_table_of_detectors_among_the_results_is_current(detectors):
     kept = (RESULTS / "detectors.md").read_text("utf-8")
     assert kept == "\n".join(
-        [*detectors.overall(DETECTORS), "", *detectors.by_protocol(DETECTORS), ""]
+        [*detectors.tabulate_sets(DETECTORS), "", *detectors.tabulate_protocols(DETECTORS), ""]
     )
 
 
@@ -329,5 +331,5 @@ def test_a_card_has_the_figures_of_its_results(detector):
 @pytest.fixture
 def detectors(monkeypatch):
     """The script that puts detectors beside each other."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("detectors")
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("benchmarks.accuracy.detectors")

@@ -12,14 +12,14 @@ from PIL import Image
 from bids_cmb.imaging import nifti
 from bids_cmb.imaging.volume import Volume
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ROOT = Path(__file__).parents[2]
 TABLE = "index\tplace\tprobability_max\n1\tlobar\t0.5\n2\tdeep\t0.25\n"
 
 
 @pytest.fixture
 def golden(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("golden")
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("benchmarks.golden")
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_two_runs_that_differ_in_time_and_place_do_not_differ(golden, results):
     before = described(golden, results("a"))
     after = described(golden, results("b", seconds=2.5))
     assert len(before) == 4
-    assert golden.differences(before, after) == []
+    assert golden.list_differences(before, after) == []
 
 
 def test_what_differs_is_named_by_file_and_part(golden, results):
@@ -61,14 +61,14 @@ def test_what_differs_is_named_by_file_and_part(golden, results):
     image.data[0, 0, 0] = 2
     nifti.save(image, folder / "sub-01_dseg.nii.gz", dtype=np.uint16)
     Image.new("L", (4, 3), 8).save(folder / "sub-01_overview.png")
-    assert golden.differences(before, described(golden, folder)) == [
+    assert golden.list_differences(before, described(golden, folder)) == [
         "different\tsub-01_dseg.json\t/Microbleeds/n_cmb",
         "different\tsub-01_dseg.nii.gz\tdata",
         "different\tsub-01_dseg.tsv\tcolumn:place",
         "different\tsub-01_overview.png\tdata",
     ]
     (folder / "sub-01_overview.png").rename(folder / "sub-01_view.png")
-    lines = golden.differences(before, described(golden, folder))
+    lines = golden.list_differences(before, described(golden, folder))
     assert lines[:2] == ["missing\tsub-01_overview.png", "new\tsub-01_view.png"]
 
 
@@ -78,7 +78,7 @@ def test_a_header_that_moved_is_a_difference(golden, results):
     image, _ = nifti.load(folder / "sub-01_dseg.nii.gz")
     image.affine[0, 3] += 0.5
     nifti.save(image, folder / "sub-01_dseg.nii.gz", dtype=np.uint16)
-    lines = golden.differences(before, described(golden, folder))
+    lines = golden.list_differences(before, described(golden, folder))
     assert lines == ["different\tsub-01_dseg.nii.gz\taffine"]
 
 
@@ -91,13 +91,13 @@ def test_names_that_changed_on_purpose_are_no_difference(golden, results):
     for path in sorted(folder.glob("*_dseg.*")):
         path.rename(path.with_name(path.name.replace("_dseg", "_lesions")))
     after = described(golden, folder)
-    assert golden.differences(before, after)
+    assert golden.list_differences(before, after)
     renamed = {
         "files": {"_dseg.": "_lesions."},
         "names": {"probability_max": "highest_probability", "n_cmb": "n_microbleeds"},
     }
-    assert golden.differences(before, after, renamed) == []
-    assert golden.differences(before, after, {"ignored": []}) != []
+    assert golden.list_differences(before, after, renamed) == []
+    assert golden.list_differences(before, after, {"ignored": []}) != []
     assert before == kept
 
 

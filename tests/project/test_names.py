@@ -9,6 +9,13 @@ import pytest
 import bids_cmb
 
 PACKAGE = Path(bids_cmb.__file__).parent
+ROOT = Path(__file__).parents[2]
+SCRIPTS = [  # beside the package
+    ROOT / "run.py",
+    *sorted((ROOT / "benchmarks").rglob("*.py")),
+    *sorted((ROOT / "docs").glob("*.py")),
+    *sorted((ROOT / "tests" / "factories").glob("*.py")),
+]
 BANNED = frozenset({"said", "told", "heard", "asked", "lies", "own", "found", "one", "at"})
 # What is still there, by package or module. Entries only go: one that is not needed fails, too.
 REMAINING = {
@@ -52,6 +59,17 @@ def banned():
 
 def test_identifiers_are_the_terms_of_the_field(banned):
     wrong = [place for part, name, place in banned if name not in REMAINING.get(part, "").split()]
+    assert not wrong
+
+
+def test_scripts_and_what_makes_test_data_are_named_by_the_terms_of_the_field():
+    assert len(SCRIPTS) > 25
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in SCRIPTS
+        for name, line in identifiers(ast.parse(path.read_text(encoding="utf-8")))
+        if name in BANNED
+    ]
     assert not wrong
 
 

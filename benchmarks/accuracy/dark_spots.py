@@ -1,15 +1,14 @@
-"""How many dark, round, isolated spots each scan of a dataset has, beside those of real scans.
+"""Count the dark, round, isolated spots of each scan, and compare with those of real scans.
 
-    python benchmarks/dark_spots.py DATA [DATA ...] --name NAME [--suffix T2starw]
+    python -m benchmarks.accuracy.dark_spots DATA [DATA ...] --name NAME [--suffix T2starw]
 
 What a detector must tell apart is all that is dark and round, so the simulator must make as much of
 it as a patient has, and not more. Counted are the 1000 strongest peaks of radial symmetry in the
 brain of `segment_brain` that are round and end within their slices (``ROUND``), by contrast; those
 ``DEEP`` lie well below the brain's surface and beside no bright fluid. Only numbers are written, to
 ``benchmarks/results/NAME.json``; ``dark-spots-real.json`` has those of five real T2* scans (VALDO
-challenge: one of 0.45 x 0.45 x 4 mm, four of 1 x 1 x 3 or 4 mm), no names. The exit status is 1
-if the median of a dataset lies outside the range of the real scans, so that a change of the
-simulator that breaks it shows. Compare like with like: T2* at such protocols.
+challenge: one of 0.45 x 0.45 x 4 mm, four of 1 x 1 x 3 or 4 mm), no names. The exit status is 1 if
+the median of a dataset lies outside the range of the real scans. Compare T2* at such protocols.
 """
 
 import argparse
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.measurements import RESULTS
 from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.detection.radial import Candidate, find_candidates
 from bids_cmb.evaluation.pairing import read_protocols
@@ -25,9 +25,8 @@ from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.nifti import load
 from bids_cmb.provenance import software
 
-RESULTS = Path(__file__).parent / "results"
 REAL = RESULTS / "dark-spots-real.json"
-MOST = 1000  # peaks of symmetry that are measured
+MAX_SPOTS = 1000  # peaks of symmetry that are measured
 ROUND = {"elongation": 1.6, "overrun": 2.0}  # less than: long by short axis, mm beyond a ball
 DEEP = {"depth": 5.0, "ring_high": 1.5}  # mm, more than; brain medians, less than
 KINDS = {  # least contrast, and whether deep
@@ -38,45 +37,45 @@ KINDS = {  # least contrast, and whether deep
 
 
 def main() -> int:
-    """Count, print and write. Returns the exit status."""
-    asked = arguments()
+    """Count, print and write; return the exit status."""
+    options = make_parser().parse_args()
     scans = []
-    for folder in asked.data:
+    for folder in options.data:
         protocols = read_protocols(folder)
-        for path in sorted(folder.glob(f"sub-*/**/*_{asked.suffix}.nii.gz")):
+        for path in sorted(folder.glob(f"sub-*/**/*_{options.suffix}.nii.gz")):
             image, _ = load(path)
-            spots = find_candidates(image, segment_brain(image), most=MOST)
+            spots = find_candidates(image, segment_brain(image), most=MAX_SPOTS)
             protocol = protocols.get(path.name.partition("_")[0])
-            scans.append({"protocol": protocol, **counted(spots)})
+            scans.append({"protocol": protocol, **count_spots(spots)})
             print(path.name, scans[-1], flush=True)
     if not scans:
-        sys.exit(f"No *_{asked.suffix}.nii.gz in {', '.join(map(str, asked.data))}.")
+        sys.exit(f"No *_{options.suffix}.nii.gz in {', '.join(map(str, options.data))}.")
     report = {
-        "name": asked.name,
-        "suffix": asked.suffix,
-        "most": MOST,
+        "name": options.name,
+        "suffix": options.suffix,
+        "most": MAX_SPOTS,
         "round": ROUND,
         "deep": DEEP,
         "software": software(),
         "scans": len(scans),
-        "spots per scan": summed(scans),
+        "spots per scan": summarize_counts(scans),
         "counts": scans,
     }
-    write_json(RESULTS / f"{asked.name}.json", report)
+    write_json(RESULTS / f"{options.name}.json", report)
     real = read_json(REAL)
-    return beside(report, real) if real else 0
+    return compare_with_real(report, real) if real else 0
 
 
-def arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", type=Path, nargs="+", help="BIDS datasets")
-    parser.add_argument("--name", required=True, help="of the file of results")
+    parser.add_argument("--name", required=True, help="of the result file")
     parser.add_argument("--suffix", default="T2starw", help="of the scans (default: T2starw)")
-    return parser.parse_args()
+    return parser
 
 
-def counted(spots: list[Candidate]) -> dict[str, int]:
+def count_spots(spots: list[Candidate]) -> dict[str, int]:
     """Count the dark round spots of a scan, of every kind."""
     isolated = [
         spot for spot in spots if all(getattr(spot, key) < most for key, most in ROUND.items())
@@ -92,8 +91,8 @@ def counted(spots: list[Candidate]) -> dict[str, int]:
     }
 
 
-def summed(scans: list[dict]) -> dict[str, dict[str, float]]:
-    """Give median, lowest and highest count over scans, of every kind."""
+def summarize_counts(scans: list[dict]) -> dict[str, dict[str, float]]:
+    """Compute median, lowest and highest count over scans, of every kind."""
     return {
         kind: {
             "median": float(np.median([scan[kind] for scan in scans])),
@@ -104,16 +103,16 @@ def summed(scans: list[dict]) -> dict[str, dict[str, float]]:
     }
 
 
-def beside(report: dict, real: dict) -> int:
-    """Print the counts beside those of real scans; 1 if a median lies outside their range."""
+def compare_with_real(report: dict, real: dict) -> int:
+    """Compare the counts with those of real scans; return 1 if a median is outside their range."""
     outside = 0
-    for kind, of in report["spots per scan"].items():
-        there = real["spots per scan"][kind]
-        within = there["lowest"] <= of["median"] <= there["highest"]
+    for kind, counts in report["spots per scan"].items():
+        reference = real["spots per scan"][kind]
+        within = reference["lowest"] <= counts["median"] <= reference["highest"]
         outside |= not within
         print(
-            f"{kind}: median {of['median']:g} ({of['lowest']} to {of['highest']}), real scans "
-            f"{there['median']:g} ({there['lowest']} to {there['highest']})"
+            f"{kind}: median {counts['median']:g} ({counts['lowest']} to {counts['highest']}), "
+            f"real scans {reference['median']:g} ({reference['lowest']} to {reference['highest']})"
             f"{'' if within else '; outside the range of real scans'}"
         )
     return int(outside)

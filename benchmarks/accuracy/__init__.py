@@ -1,0 +1,1 @@
+"""How well detectors and the anatomy networks do."""

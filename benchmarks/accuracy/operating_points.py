@@ -48,7 +48,7 @@ def main() -> None:
     for paths, truth in show_progress(pairs):
         image, brain = load_scan_and_brain(paths)
         models = ModelOptions(options.model_dir)
-        maps = run_detector(options.detector, image, brain, models)
+        maps, _ = run_detector(options.detector, image, brain, models, phase=None, anatomy=None)
         parts = dict(zip(names, maps, strict=True))
         for group in groups:
             mean = np.mean([parts[name] for name in group], axis=0)

@@ -18,11 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measurements import RESULTS
-from bids_cmb.bids.filters import Query
-from bids_cmb.bids.selection import find_scans
 from bids_cmb.detection.calibration import calibrate
 from bids_cmb.files import read_json, write_json
-from bids_cmb.imaging.nifti import load
 from bids_cmb.metrics.bootstrap import compute_figures
 from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.networks.loading import ModelOptions
@@ -37,7 +34,6 @@ from bids_cmb.training.operating_points import (
 )
 
 SHIPPED = "as shipped"
-FINE_MM, THICK_MM = 0.6, 2.5  # pixels below, slices from
 PRINTED = (
     "sensitivity_at_0.5_fp", "sensitivity_at_1_fp", "sensitivity_at_2_fp", "sensitivity_at_4_fp",
     "sensitivity_large_at_0.5_fp", "best_f1", "best_f1_threshold", "best_f1_fp_per_scan",
@@ -52,10 +48,6 @@ def main() -> None:
     card = load_card(options.detector, options.model_dir)
     threshold = card["threshold"]
     scans = detect_or_load(options, card)
-    kinds = {
-        scan.name: find_kind(path)
-        for scan, path in zip(scans, list_images(options.data), strict=True)
-    }
     stages = make_stages(card, with_opinion=bool(scans) and scans[0].opinion is not None)
     report = {
         "name": options.name,
@@ -67,9 +59,9 @@ def main() -> None:
         "figures": {name: measure_stage(scans, score, threshold) for name, score in stages.items()},
         "kinds": {
             kind: measure_stage(
-                [scan for scan in scans if kinds[scan.name] == kind], stages[SHIPPED], threshold
+                [scan for scan in scans if scan.kind == kind], stages[SHIPPED], threshold
             )
-            for kind in sorted(set(kinds.values()))
+            for kind in sorted({scan.kind for scan in scans})
         },
         "software": software(),
         "machine": machine(),
@@ -139,20 +131,9 @@ def parse_candidates(content: Mapping) -> ScanCandidates:
         np.array([candidate["chance"] for candidate in candidates]),
         lesions,
         opinion,
+        content["kind"],
+        content["contrast"],
     )
-
-
-def list_images(data: Path) -> list[Path]:
-    """List the scans of a dataset."""
-    return [scan.path for scan in find_scans(data.absolute(), Query()).scans]
-
-
-def find_kind(path: Path) -> str:
-    """Find the kind of protocol by the voxels of a scan."""
-    sides = sorted(load(path)[0].spacing)
-    if sides[2] < THICK_MM:
-        return "thin slices"
-    return "thick slices, fine pixels" if sides[0] < FINE_MM else "thick slices"
 
 
 def measure_stage(

@@ -7,8 +7,8 @@ cut, from below and from above, at heights in MNI space (where the plane crosses
 fitted to MNI again. Of every height: how many heads have an affine, by how many mm the cerebral
 cortex and white matter that is left moved in the median place of each head (median, 90th
 percentile and maximum over heads), the median uncertainty that the app gives for these places, and
-in how many heads it warns of most of them. ``--rescan`` cuts the scan instead and lets the network look
-again.
+in how many heads it warns of most of them. ``--rescan`` cuts the scan instead and lets the network
+look again.
 """
 
 import argparse
@@ -116,6 +116,7 @@ def summarise(rows: list[dict]) -> dict[str, float]:
     figures = {"heads": len(rows), "with an affine": len(fitted)}
     if fitted:
         moved = [row["moved"] for row in fitted]
+        given = float(np.median([row["given"] for row in fitted]))
         figures |= {
             "moved, median, mm": round(float(np.median(moved)), 1),
             "moved, 90th percentile, mm": round(float(np.quantile(moved, 0.9)), 1),

@@ -5,9 +5,8 @@
 
 TEMPLATE is the T1w image of MNI152NLin2009cAsym, or one in the same space. Prints JSON: the centre
 of mass of each structure in mm, the mean of what is seen in the template and in its mirror image
-(turned back), so that neither side is favoured. With ``--heads`` it writes instead the structures of
-a mean head, from label maps of whole heads in FreeSurfer's codes, left and right as one: the
-package's ``resources/atlases/structures.npz``.
+(turned back), so that neither side is favoured. With ``--heads`` it writes instead the
+structures of a mean head, from label maps of whole heads, left and right as one: the package's ``resources/atlases/structures.npz``.
 """
 
 import argparse

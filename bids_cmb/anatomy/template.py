@@ -72,14 +72,20 @@ class StructureTemplate:
 @lru_cache(maxsize=1)
 def load_template() -> StructureTemplate:
     """Load the template that comes with the package."""
-    with np.load(str(files("bids_cmb") / "resources" / "atlases" / "structures.npz")) as stored:
-        points = stored["points"] / TENTHS
-        codes, volumes = stored["codes"].astype(int), stored["volumes"].astype(float)
+    path = files("bids_cmb") / "resources" / "atlases" / "structures.npz"
+    with path.open("rb") as file, np.load(file) as stored:
+        return mirror_template(stored)
+
+
+def mirror_template(half: Mapping) -> StructureTemplate:
+    """Add the right half to the left one, as `build_template` gives it."""
+    points, codes = half["points"] / TENTHS, half["codes"].astype(int)
     twin = make_mirror_table()[codes].astype(int)
+    volumes = half["volumes"] / np.where(codes == twin, 2, 1)  # those astride are there twice
     return StructureTemplate(
         np.concatenate([points, points * MIRROR]),
         np.concatenate([codes, twin]),
-        np.concatenate([volumes, volumes]) / np.where(np.tile(codes == twin, 2), 2, 1),
+        np.concatenate([volumes, volumes]),
     )
 
 

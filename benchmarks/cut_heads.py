@@ -116,7 +116,7 @@ def summarise(rows: list[dict]) -> dict[str, float]:
     figures = {"heads": len(rows), "with an affine": len(fitted)}
     if fitted:
         moved = [row["moved"] for row in fitted]
-        given = float(np.median([row["given"] for row in fitted]))
+        float(np.median([row["given"] for row in fitted]))
         figures |= {
             "moved, median, mm": round(float(np.median(moved)), 1),
             "moved, 90th percentile, mm": round(float(np.quantile(moved, 0.9)), 1),

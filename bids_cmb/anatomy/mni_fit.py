@@ -142,7 +142,8 @@ def fit_to_mni(
         `MIN_WHOLE_STRUCTURES` whole.
     """
     here = compute_centroids(structures)
-    shared = sorted({code for code in here if str(code) in centroids})
+    known = set(here) if template is None else set(template.codes.tolist())
+    shared = sorted(code for code in here if str(code) in centroids and code in known)
     if len(shared) < MIN_FOUND_STRUCTURES:
         return None
     if field_of_view is None:

@@ -7,8 +7,8 @@ cut, from below and from above, at heights in MNI space (where the plane crosses
 fitted to MNI again. Of every height: how many heads have an affine, by how many mm the cerebral
 cortex and white matter that is left moved in the median place of each head (median, 90th
 percentile and maximum over heads), the median uncertainty that the app gives for these places, and
-in how many heads it warns of most of them. ``--rescan`` cuts the scan instead and segments what is
-left anew.
+in how many heads it warns of most of them. ``--rescan`` cuts the scan instead and segments what is left
+anew.
 """
 
 import argparse

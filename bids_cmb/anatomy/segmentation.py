@@ -186,7 +186,7 @@ def _find_brain(probabilities: np.ndarray, outer: Sequence[int]) -> np.ndarray:
     The likeliest class would leave out a sixth of the cortex, which the 2 mm network takes for the
     fluid beside it. Doubt between brain and fluid is brain; doubt between brain and what else is in
     a head is not, or the mask would leak into the nose. Chosen on simulated scans of heads that no
-    network learnt from (`benchmarks/anatomy.py`).
+    network learnt from (`benchmarks/accuracy/anatomy.py`).
 
     Args:
         probabilities: Of the classes in 255ths, uint8 (X, Y, Z, classes).

@@ -57,7 +57,7 @@ VALIDATION_STEPS = 24
 N_EXAMPLES = 40  # patches of the validation, of which the report shows those with most to see
 CLIP_NORM = 1.0
 VALIDATION_SEED = 10**6  # its patches are the same whatever the recipe's seed
-SHARED_INPUT_OPTIONS = ("hidden", "blind")  # of a drawing: what is taught so is asked so
+SHARED_INPUT_OPTIONS = ("hidden",)  # of a drawing, that hold in use too
 FINE_TUNING_RATE_SHARE = (
     0.25  # of the recipe's learning rate, for weights that know something already
 )

@@ -101,8 +101,9 @@ def interval(scans, figure):
 QUOTED = [
     (
         "README.md",
-        "with {:.0f} microbleeds the default detector, `two-stage`, finds {:.0f} without a",
-        lambda: two_stage("real", "lesions", "hits"),
+        "with {:.0f} microbleeds the default detector, `two-stage`, finds {:.0f} with {:.0f} false "
+        "ones",
+        lambda: two_stage("real", "lesions", "hits", "false_alarms"),
     ),
     *(
         (
@@ -117,7 +118,8 @@ QUOTED = [
         )
         for name, scans in (
             ("V", "V"),
-            ("15 of the 30 benchmark scans (14 sure)", "simulated-default-half"),
+            ("the 30 benchmark scans of the default priors (39 sure)", "simulated-default"),
+            ("20 scans of the same heads, priors `deep` (120 sure)", "deep"),
             ("five real", "real"),
         )
     ),

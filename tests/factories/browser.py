@@ -125,7 +125,7 @@ class Page:
     @contextmanager
     def tab(self, downloads):
         """A tab with a storage of its own, whose downloads go to a folder; closed at the end."""
-        self.complaints, self.asked, self.events = [], [], []
+        self.complaints, self.requests, self.events = [], [], []
         context = {"browserContextId": self.tell("Target.createBrowserContext")["browserContextId"]}
         self.tell(
             "Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads), **context

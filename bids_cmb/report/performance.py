@@ -39,7 +39,7 @@ def describe_performance(performance: Mapping, threshold: float) -> dict:
 
 def _list_sentences(measured: Sequence[Mapping], threshold: float) -> list[str]:
     return [
-        f"On {_describe_scans(entry)} it found {entry['Found']} of {entry['Microbleeds']} "
+        f"On {_describe_scans(entry)} this detector found {entry['Found']} of {entry['Microbleeds']} "
         f"microbleeds, with {entry['FalsePerScan']:.1f} false per scan"
         f"{_describe_threshold(entry, threshold)}."
         for entry in measured

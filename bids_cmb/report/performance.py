@@ -39,8 +39,8 @@ def describe_performance(performance: Mapping, threshold: float) -> dict:
 
 def _list_sentences(measured: Sequence[Mapping], threshold: float) -> list[str]:
     return [
-        f"On {_describe_scans(entry)} this detector found {entry['Found']} of {entry['Microbleeds']} "
-        f"microbleeds, with {entry['FalsePerScan']:.1f} false per scan"
+        f"On {_describe_scans(entry)} this detector found {entry['Found']} of "
+        f"{entry['Microbleeds']} microbleeds, with {entry['FalsePerScan']:.1f} false per scan"
         f"{_describe_threshold(entry, threshold)}."
         for entry in measured
     ]

@@ -40,7 +40,8 @@ def test_real_scans_come_first_and_simulated_ones_are_of_the_kind_of_the_scan():
     described = describe("T2starw", 0.3, (0.45, 0.45, 4.0))
     assert described["warning"] is None
     assert described["found"] == [
-        "On 5 real T2*-weighted scans this detector found 8 of 21 microbleeds, with 0.0 false per scan.",
+        "On 5 real T2*-weighted scans this detector found 8 of 21 microbleeds, "
+        "with 0.0 false per scan.",
         "On 1 simulated scan of this kind (thick slices of fine pixels) this detector found 3 of 4 "
         "microbleeds, with 1.0 false per scan.",
         "A count of 0 does not exclude microbleeds, and some that are counted may be mimics.",

@@ -243,7 +243,7 @@ def _collect_scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row:
         else None,
         "notes": sidecar.get("Notes", []),
         "performance": describe_performance(
-            sidecar.get("Performance") or {}, float(row["threshold"])
+            sidecar.get("Performance") or {}, float(row["threshold"] or 0)
         ),
         "provenance": sidecar.get("Provenance", {}),
     }

@@ -12,7 +12,7 @@ from bids_cmb.config import Config
 from bids_cmb.detection.ensemble import detect
 from bids_cmb.detection.outputs import Box, DetectorOutputs, GateResponse
 from bids_cmb.files import read_json
-from bids_cmb.imaging import volume
+from bids_cmb.imaging import nifti
 from bids_cmb.workflow import scan as participant
 from bids_cmb.workflow.scan import process_scan
 
@@ -23,7 +23,7 @@ CENTRES = ((10.0, -20, 5), (0.0, 12, -7))
 def ball(tmp_path, monkeypatch):
     """A ball on disk, whose detector gives boxes and gate responses; and how to read it."""
     path = tmp_path / "sub-01_T2starw.nii.gz"
-    volume.save(stripped(3), path)
+    nifti.save(stripped(3), path)
     scan = Scan(path, path.name, "anat", "T2starw", (("sub", "01"),))
     left = DetectorOutputs(
         tuple(Box("boxer", centre, (5.0, 5.0, 6.0), 2, 0.75, 0.875) for centre in CENTRES),

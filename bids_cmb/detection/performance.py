@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.special import logit
 
+from bids_cmb.detection.calibration import MIN_PROBABILITY
+
 FINE_PIXELS_MM = 0.6  # in-plane voxel size below which pixels are fine
 THICK_SLICES_MM = 2.5  # slice spacing from which slices are thick
 THIN = "thin slices"
 THICK = "thick slices"
 THICK_FINE = "thick slices of fine pixels"
 REAL, SIMULATED = "real", "simulated"  # origin of scans
-MIN_ODDS = 1e-6  # probability, below which thresholds are equally near
 
 
 def classify_protocol(spacing: Sequence[float]) -> str:
@@ -76,5 +77,5 @@ def _describe_entry(entry: Mapping, threshold: float) -> dict[str, object]:
 
 def _measure_gap(first: float, second: float) -> float:
     """Measure how far two thresholds are from each other, in log-odds."""
-    odds = logit(np.clip([first, second], MIN_ODDS, 1 - MIN_ODDS))
+    odds = logit(np.clip([first, second], MIN_PROBABILITY, 1 - MIN_PROBABILITY))
     return round(float(abs(odds[0] - odds[1])), 6)

@@ -242,9 +242,7 @@ def _collect_scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row:
         if "histogram" in overview
         else None,
         "notes": sidecar.get("Notes", []),
-        "performance": describe_performance(
-            sidecar.get("Performance") or {}, float(row["threshold"] or 0)
-        ),
+        "performance": describe_performance(sidecar),
         "provenance": sidecar.get("Provenance", {}),
     }
 

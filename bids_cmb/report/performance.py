@@ -8,19 +8,20 @@ CONTRASTS = {"T2starw": "T2*-weighted", "T2star": "T2*-weighted", "swi": "SWI"} 
 CLOSING = "A count of 0 does not exclude microbleeds, and some that are counted may be mimics."
 
 
-def describe_performance(performance: Mapping, threshold: float) -> dict:
+def describe_performance(sidecar: Mapping) -> dict:
     """Describe what a detector found and missed on scans with known microbleeds.
 
     Args:
-        performance: Of a sidecar: ``Contrast``, the BIDS suffix of the scan; ``Measured``, as
-            `detection.performance.select_performance` gives it; and ``Limits``.
-        threshold: That the scan was processed with.
+        sidecar: Of a scan's lesion mask. Its ``Performance`` has ``Contrast``, the BIDS suffix of
+            the scan; ``Measured``, as `detection.performance.select_performance` gives it; and
+            ``Limits``. Its ``Microbleeds`` have the threshold that the scan was processed with.
 
     Returns:
         ``warning``: a sentence if the detector was never tried on real scans of that contrast, or
         on none at all, else None; ``found``: sentences on what it found and missed, the last one
         on what a count means; ``limits``: those of its card.
     """
+    performance = sidecar.get("Performance") or {}
     measured = performance.get("Measured", [])
     contrast = _name_contrast(performance.get("Contrast", ""))
     tried = any(
@@ -28,11 +29,12 @@ def describe_performance(performance: Mapping, threshold: float) -> dict:
         for entry in measured
     )
     unknown = "What this detector finds and misses was not measured."
+    sentences = _list_sentences(measured, sidecar["Microbleeds"]["threshold"]) if measured else []
     return {
         "warning": None
         if tried or not contrast
         else f"This detector was never tried on real {contrast} scans with known microbleeds.",
-        "found": [*(_list_sentences(measured, threshold) or [unknown]), CLOSING],
+        "found": [*(sentences or [unknown]), CLOSING],
         "limits": performance.get("Limits", []),
     }
 

@@ -19,8 +19,7 @@ from bids_cmb.report.prevalence import make_region_rows
 from bids_cmb.review.merging import ReviewedCounts, count_reviewed, has_mni_position
 from bids_cmb.review.reviews import Review, make_agreement_rows, make_reviewed_rows, read_reviews
 from bids_cmb.workflow.group_table import (
-    describe_mixed_settings,
-    describe_performance_of_group,
+    describe_results,
     make_group_rows,
 )
 
@@ -64,7 +63,8 @@ def write_group(
             f"{folder}: the group level needs what the participant level wrote; found no result "
             "of any scan."
         )
-    for sentence in describe_mixed_settings(folder, rows):
+    mixed_settings, performance = describe_results(folder, rows)
+    for sentence in mixed_settings:
         log.warning("%s", sentence)
     described = {**read_columns("group"), **read_columns("scan")}
     agreement: list[dict] = []
@@ -86,7 +86,6 @@ def write_group(
     write_map(folder, positions, len({row["participant_id"] for row in processed}))
     diameters = [float(lesion["diameter_mm"]) for counted in lesions.values() for lesion in counted]
     regions_reviewed = _write_reviewed(folder, processed, groups, reviewed, positions)
-    performance = describe_performance_of_group(folder, rows)
     cohort = Cohort(rows, regions, diameters, groups, agreement, regions_reviewed, performance)
     write_group_page(folder, cohort, f"{MAP_STEM}.png", f"{REVIEWED_MAP_STEM}.png")
     tally = dict.fromkeys(read_columns("group")["status"]["Levels"], 0)

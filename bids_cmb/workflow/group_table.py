@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from bids_cmb.bids.attempts import FAILED, list_open_attempts
@@ -73,17 +73,33 @@ def find_states(
     return states
 
 
-def describe_mixed_settings(folder: Path, rows: Sequence[dict]) -> list[str]:
-    """Describe in a sentence how the settings of the results in a folder differ, if they do.
+def describe_results(folder: Path, rows: Sequence[dict]) -> tuple[list[str], list[str]]:
+    """Describe how the results in a folder were made, reading each sidecar once.
 
     Args:
         folder: Output folder of the participant level.
         rows: Of the group table; only scans that are ``ok`` count.
+
+    Returns:
+        A sentence on how their settings differ, if they do; and sentences on what their detectors
+        found and missed on real scans, once for each.
     """
+    masks = {str(row["filename"]) for row in rows if row["status"] == "ok"}
     variants: dict[str, Counter] = {}
-    for sidecar in _read_sidecars(folder, rows):
-        for key, value in _describe_settings(sidecar).items():
-            variants.setdefault(key, Counter())[value] += 1
+    performance: dict[str, None] = {}  # a set that keeps the order
+    for results_dir in list_participant_dirs(folder):
+        for sidecar, counts in read_results(results_dir):
+            if (results_dir / counts["filename"]).relative_to(folder).as_posix() in masks:
+                for key, value in _describe_settings(sidecar).items():
+                    variants.setdefault(key, Counter())[value] += 1
+                performance |= dict.fromkeys(_list_performance(sidecar))
+    return (
+        _describe_mixed_settings(folder, variants),
+        [*performance, CLOSING] if performance else [],
+    )
+
+
+def _describe_mixed_settings(folder: Path, variants: Mapping[str, Counter]) -> list[str]:
     parts = [
         f"{key} ({', '.join(f'{value}: {count}' for value, count in sorted(values.items()))})"
         for key, values in variants.items()
@@ -97,29 +113,12 @@ def describe_mixed_settings(folder: Path, rows: Sequence[dict]) -> list[str]:
     ]
 
 
-def describe_performance_of_group(folder: Path, rows: Sequence[dict]) -> list[str]:
-    """Describe what the detectors of a folder found and missed on real scans, once for each.
-
-    Args:
-        folder: Output folder of the participant level.
-        rows: Of the group table; only scans that are ``ok`` count.
-    """
-    sentences: list[str] = []
-    for sidecar in _read_sidecars(folder, rows):
-        if performance := sidecar.get("Performance"):
-            threshold = float(sidecar["Microbleeds"]["threshold"])
-            described = describe_performance(performance, threshold)
-            sentences += filter(None, (described["warning"], described["found"][0]))
-    return [*dict.fromkeys(sentences), CLOSING] if sentences else []
-
-
-def _read_sidecars(folder: Path, rows: Sequence[dict]) -> Iterator[dict]:
-    """Read the sidecars of the results that are ``ok``."""
-    masks = {str(row["filename"]) for row in rows if row["status"] == "ok"}
-    for results_dir in list_participant_dirs(folder):
-        for sidecar, counts in read_results(results_dir):
-            if (results_dir / counts["filename"]).relative_to(folder).as_posix() in masks:
-                yield sidecar
+def _list_performance(sidecar: Mapping) -> list[str]:
+    """List the first sentences on what a result's detector found and missed; none of old ones."""
+    if not sidecar.get("Performance"):
+        return []
+    described = describe_performance(sidecar)
+    return [sentence for sentence in (described["warning"], described["found"][0]) if sentence]
 
 
 def _describe_settings(sidecar: dict) -> dict[str, str]:

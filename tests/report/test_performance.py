@@ -31,8 +31,9 @@ CARD = {
 
 def describe(contrast, threshold, spacing):
     measured = select_performance(CARD, threshold, spacing)
+    performance = {"Contrast": contrast, "Measured": measured, "Limits": CARD["limits"]}
     return describe_performance(
-        {"Contrast": contrast, "Measured": measured, "Limits": CARD["limits"]}, threshold
+        {"Performance": performance, "Microbleeds": {"threshold": threshold}}
     )
 
 
@@ -65,10 +66,12 @@ def test_a_contrast_without_real_scans_is_warned_of():
 
 
 def test_a_detector_that_was_not_measured_is_called_so():
-    described = describe_performance({"Contrast": "T2starw", "Measured": [], "Limits": []}, 0.5)
+    described = describe_performance(
+        {"Performance": {"Contrast": "T2starw", "Measured": [], "Limits": []}}
+    )
     assert described["found"][0] == "What this detector finds and misses was not measured."
     assert "never tried on real T2*-weighted scans" in described["warning"]
-    assert describe_performance({}, 0.5)["found"] == described["found"]
+    assert describe_performance({})["found"] == described["found"]
 
 
 @pytest.mark.parametrize("name", list_cards("cerebral microbleeds"))

@@ -200,7 +200,8 @@ def test_a_malformed_config_file_is_bad_data(words, tmp_path):
 def test_the_levels_and_the_folders_are_needed(words):
     assert refused(words[:2]) == (
         64,
-        "bids_dir, output_dir and a level are needed; analysis_level is missing.",
+        "bids_dir, output_dir and a level are needed; analysis_level is missing. "
+        "See bids-cmb --help.",
     )
 
 

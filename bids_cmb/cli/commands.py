@@ -1,4 +1,4 @@
-"""The commands beside the app, as `cli.main` lists them; here simulate, reviews, models, import."""
+"""The commands beside the app, as `cli.parser` lists them: simulate, reviews, models, import."""
 
 import argparse
 import os
@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bids_cmb.cli.evaluation import add_compare, add_evaluate, run_compare, run_evaluate
-from bids_cmb.cli.main import sentence_of
-from bids_cmb.cli.parser import add_command, log_message
+from bids_cmb.cli.parser import add_command, log_message, sentence_of
 from bids_cmb.cli.training import add_release, add_train, run_release, run_train
 from bids_cmb.config import THREADS
 from bids_cmb.errors import ExitError, guard_standard_output
@@ -211,7 +210,9 @@ def _run_models(args: argparse.Namespace) -> int:
 
     if args.verb == "add":
         names = install_models(args.source, folder, log_message)
-        sys.stdout.write(f"{folder}: --detector {names[0]}, or {names[1]}\n")
+        sys.stdout.write(
+            f"Installed; use them with --model-dir {folder} --detector {names[0]}, or {names[1]}.\n"
+        )
         return 0
     faults_by_model = verify_models(folder)
     for name, fault in faults_by_model.items():
@@ -230,7 +231,7 @@ def _make_card(args: argparse.Namespace, folder: Path) -> int:
 
     entries = [_parse_part(entry) for entry in args.entry]
     make_card(args.name, entries, folder, like=args.like, threshold=args.threshold)
-    sys.stdout.write(f"{folder}: --model-dir {folder} --detector {args.name}\n")
+    sys.stdout.write(f"Card written; use it with --model-dir {folder} --detector {args.name}.\n")
     return 0
 
 

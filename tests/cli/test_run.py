@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 import bids_cmb
-from bids_cmb.cli.main import COMMANDS
 from bids_cmb.cli.main import main as one_command
-from bids_cmb.cli.parser import make_parser
+from bids_cmb.cli.parser import COMMANDS, make_parser
 from bids_cmb.cli.run import main
 from bids_cmb.cli.settings import configure
 from bids_cmb.config import RESEARCH_DETECTORS

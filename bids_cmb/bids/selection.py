@@ -26,6 +26,10 @@ SUBJECTS_PER_INDEX = 100
 SUSCEPTIBILITY_PATTERN = (
     r"[tr]2star[a-z0-9]*|swi[a-z0-9]*|mi?n?ip|(?:me)?gre|veno[a-z0-9]*|chimap|qsm|[a-z0-9]*flash"
 )
+NAMING_HINT = (
+    "No susceptibility image was found. BIDS names one sub-01/anat/sub-01_T2starw.nii.gz, or "
+    "sub-01/anat/sub-01_swi.nii.gz."
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ def find_scans(bids_dir: Path, query: Query) -> Selection:
         considered += [exclude(i.relative_path, reason) for i, reason in reasons.items() if reason]
 
     notes += _note_missing_participants(subjects, scans)
+    if not considered:
+        notes.append(NAMING_HINT)
     return Selection(
         tuple(sorted(scans, key=lambda scan: scan.relative_path)),
         tuple(sorted(considered, key=lambda file: file.relative_path)),

@@ -1,4 +1,4 @@
-"""The commands beside the app, as `cli.main` lists them; here simulate, reviews, models, import."""
+"""The commands beside the app, as `cli.parser` lists them: simulate, reviews, models, import."""
 
 import argparse
 import os
@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bids_cmb.cli.evaluation import add_compare, add_evaluate, run_compare, run_evaluate
-from bids_cmb.cli.main import sentence_of
-from bids_cmb.cli.parser import add_command, log_message
+from bids_cmb.cli.parser import add_command, log_message, sentence_of
 from bids_cmb.cli.training import add_release, add_train, run_release, run_train
 from bids_cmb.config import THREADS
 from bids_cmb.errors import ExitError, guard_standard_output
@@ -100,6 +99,7 @@ def _add_simulate(commands: argparse._SubParsersAction) -> None:
 def _run_simulate(args: argparse.Namespace) -> int:
     """Simulate a dataset, and log the time left. Returns the exit code."""
     from bids_cmb.simulation.dataset import simulate_dataset
+    from bids_cmb.workflow.status import format_count
 
     numbers = simulate_dataset(
         args.folder,
@@ -112,7 +112,8 @@ def _run_simulate(args: argparse.Namespace) -> int:
         workers=args.workers,
         progress=_log_progress,
     )
-    sys.stdout.write(f"{args.folder}: {len(numbers)} scans, {sum(numbers)} microbleeds.\n")
+    scans, lesions = format_count(len(numbers), "scan"), format_count(sum(numbers), "microbleed")
+    sys.stdout.write(f"{args.folder}: {scans}, {lesions}.\n")
     return 0
 
 
@@ -120,7 +121,8 @@ def _log_progress(done: int, scans: int, seconds: float) -> None:
     from bids_cmb.workflow.status import format_duration
 
     left = seconds / done * (scans - done)
-    sys.stderr.write(f"bids_cmb: {done} of {scans} scans; {format_duration(left)} left.\n")
+    remaining = f"; {format_duration(left)} left" if left else ""
+    sys.stderr.write(f"bids_cmb: {done} of {scans} scans done{remaining}.\n")
 
 
 def _add_reviews(commands: argparse._SubParsersAction) -> None:
@@ -136,9 +138,10 @@ def _add_reviews(commands: argparse._SubParsersAction) -> None:
 def _run_reviews(args: argparse.Namespace) -> int:
     """Write the truth, and print the number of scans. Returns the exit code."""
     from bids_cmb.review.reference import write_reference
+    from bids_cmb.workflow.status import format_count
 
     scans = write_reference(args.found, args.data, args.reviews, args.out, log=log_message)
-    sys.stdout.write(f"{args.out}: {scans} scans.\n")
+    sys.stdout.write(f"{args.out}: {format_count(scans, 'scan')}.\n")
     return 0
 
 
@@ -207,7 +210,9 @@ def _run_models(args: argparse.Namespace) -> int:
 
     if args.verb == "add":
         names = install_models(args.source, folder, log_message)
-        sys.stdout.write(f"{folder}: --detector {names[0]}, or {names[1]}\n")
+        sys.stdout.write(
+            f"Installed; use them with --model-dir {folder} --detector {names[0]}, or {names[1]}.\n"
+        )
         return 0
     faults_by_model = verify_models(folder)
     for name, fault in faults_by_model.items():
@@ -226,7 +231,7 @@ def _make_card(args: argparse.Namespace, folder: Path) -> int:
 
     entries = [_parse_part(entry) for entry in args.entry]
     make_card(args.name, entries, folder, like=args.like, threshold=args.threshold)
-    sys.stdout.write(f"{folder}: --model-dir {folder} --detector {args.name}\n")
+    sys.stdout.write(f"Card written; use it with --model-dir {folder} --detector {args.name}.\n")
     return 0
 
 
@@ -276,12 +281,16 @@ def _add_import(commands: argparse._SubParsersAction) -> None:
 def _run_import(args: argparse.Namespace) -> int:
     """Import labels, and print a summary. Returns the exit code."""
     from bids_cmb.datasets.convert import ImportOptions, import_labels
+    from bids_cmb.workflow.status import format_count
 
     flips = "" if args.flips == "none" else args.flips
     options = ImportOptions(args.base, flips, args.order, args.suffix, args.skip_invalid)
     made = import_labels(args.format, args.source, args.folder, options=options, log=log_message)
-    lesions = "counts, no positions" if made.lesions is None else f"{made.lesions} microbleeds"
+    lesions = (
+        "counts, no positions" if made.lesions is None else format_count(made.lesions, "microbleed")
+    )
     balls = f", {made.balls} of them balls" if made.balls else ""
     out = f", {len(made.skipped)} skipped" if made.skipped else ""
-    sys.stdout.write(f"{args.folder}: {made.scans} scans, {lesions}{balls}{out}.\n")
+    scans = format_count(made.scans, "scan")
+    sys.stdout.write(f"{args.folder}: {scans}, {lesions}{balls}{out}.\n")
     return 0

@@ -3,22 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-COMMANDS = {
-    "simulate": "simulate a BIDS dataset of scans with reference labels",
-    "train": "train a network on scans with reference labels",
-    "release": "simulate, train and evaluate: a new detector by a plan",
-    "evaluate": "compare predicted with true microbleeds",
-    "compare": "compare two detectors on the same scans",
-    "reviews": "make reference labels from readers' reviews",
-    "models": "add, create, list or verify models",
-    "import-labels": "convert other groups' labels to BIDS",
-    "selftest": "load every network and process a simulated scan",
-}
-
-
-def sentence_of(description: str) -> str:
-    """Turn the description of a command into a sentence."""
-    return f"{description[0].upper()}{description[1:]}."
+from bids_cmb.cli.parser import COMMANDS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bids_cmb import __version__
-from bids_cmb.cli.main import COMMANDS, sentence_of
 from bids_cmb.config import DEFAULT_DETECTOR, OPERATING_POINTS, RESEARCH_DETECTORS, Config
 from bids_cmb.errors import USAGE, ExitError
 
@@ -17,6 +16,17 @@ ALIASES = {
     "--nthreads": "--n-cpus",
     "--mem": "--mem-mb",
     "--min-size": "--min-volume",
+}
+COMMANDS = {
+    "simulate": "simulate a BIDS dataset of scans with reference labels",
+    "train": "train a network on scans with reference labels",
+    "release": "simulate, train and evaluate: a new detector by a plan",
+    "evaluate": "compare predicted with true microbleeds",
+    "compare": "compare two detectors on the same scans",
+    "reviews": "make reference labels from readers' reviews",
+    "models": "add, create, list or verify models",
+    "import-labels": "convert other groups' labels to BIDS",
+    "selftest": "load every network and process a simulated scan",
 }
 COMMAND_LIST = "\n".join(f"  {name:<14} {about}" for name, about in COMMANDS.items())
 EPILOG = f"""\
@@ -323,6 +333,11 @@ def _add_running_flags(add: Callable) -> None:
     add("-v", "--verbose", action="count", default=0, help="log more")
     add("-q", "--quiet", action="count", default=0, help="log only warnings and errors")
     add("--version", action="version", version=f"bids_cmb {__version__}")
+
+
+def sentence_of(description: str) -> str:
+    """Turn the description of a command into a sentence."""
+    return f"{description[0].upper()}{description[1:]}."
 
 
 def add_command(

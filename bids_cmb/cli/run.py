@@ -13,8 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from bids_cmb.cli.main import COMMANDS, sentence_of
-from bids_cmb.cli.parser import Parser, make_parser, normalize_flag
+from bids_cmb.cli.parser import COMMANDS, Parser, make_parser, normalize_flag, sentence_of
 from bids_cmb.cli.settings import configure, get_model_dir
 from bids_cmb.config import (
     LEVELS,

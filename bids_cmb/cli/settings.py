@@ -48,7 +48,9 @@ def configure(argv: list[str]) -> Config:
     ]
     if absent:
         raise ExitError(
-            USAGE, f"bids_dir, output_dir and a level are needed; {absent[0]} is missing."
+            USAGE,
+            f"bids_dir, output_dir and a level are needed; {absent[0]} is missing. "
+            "See bids-cmb --help.",
         )
     config = Config(**settings)
     _check_settings(config)

@@ -113,6 +113,10 @@ def run_train(args: argparse.Namespace) -> int:
         )
     else:
         train(recipe, material, args.out, hours=args.hours, log=log_message)
+        sys.stdout.write(
+            f"Trained; make it a detector with: bids-cmb models create NAME "
+            f"{args.out / recipe.name}.json --model-dir DIR\n"
+        )
     return 0
 
 

@@ -17,6 +17,9 @@ from bids_cmb.networks.weights import check_file
 COPIED_KEYS = (
     "design",
     "parameters",
+    "first_stage_weight",
+    "second_opinion",
+    "second_opinion_weight",
     "citation",
     "licence",
     "definite_threshold",
@@ -53,7 +56,7 @@ def make_card(
     """
     if Path(name).name != name or name in list_cards():
         raise ValueError(
-            f"A detector of one's own needs a name that none of the package has "
+            f"The name of a user's detector must be none of the package's "
             f"({', '.join(list_cards())}); found {name!r}."
         )
     base = load_card(like, models)

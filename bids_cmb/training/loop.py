@@ -194,10 +194,11 @@ class TrainingLoop:
         if schedule.hours is not None:
             left = min(left, max(0.0, schedule.hours - row["hours"]))
         validation_text = "" if row["val_loss"] is None else f", val_loss {row['val_loss']:.4f}"
+        remaining = f"; about {60 * left:.0f} min left" if left else ""
         self.log(
             f"epoch {row['epoch']} of {schedule.epochs}: loss {row['loss']:.4f}{validation_text}; "
-            f"{row['voxels_per_s']:,} voxels/s, {100 * row['waiting']:.0f} % of it waiting for "
-            f"data; about {60 * left:.0f} min to go"
+            f"{row['voxels_per_s']:,} voxels/s, {100 * row['waiting']:.0f} % of the time waiting "
+            f"for data{remaining}"
         )
 
     def _check_finite(self, loss: float) -> None:

@@ -143,7 +143,7 @@ def train(
     task = TASKS[recipe.task]
     draw, description = task.make_batches(recipe, sources, recipe.seed)
     validation = _make_validation_batch(recipe, validation_sources) if validation_sources else None
-    log(f"{description}; read in {time.monotonic() - started[0]:.0f} s")
+    log(f"{description}; loaded in {time.monotonic() - started[0]:.0f} s")
     network = build_network(recipe)
     if data.start:
         _load_initial_weights(network, data.start)
@@ -168,7 +168,7 @@ def train(
         f"{figures['core_hours']:.2f} core-hours, {figures['voxels']:,} voxels, "
         f"{figures['voxels_per_second']:,} per second"
     )
-    log(f"{description}; {effort}; kept epoch {figures['best_epoch']} of {figures['epochs']}")
+    log(f"{description}; {effort}; epoch {figures['best_epoch']} of {figures['epochs']} kept")
     draw_report(
         out / "report.png", f"{recipe.name}: {effort}", course.progress.rows,
         _make_examples(network, validation, recipe),

@@ -33,7 +33,7 @@ from bids_cmb.workflow.scan import (
     mark_current,
     regenerate_report,
 )
-from bids_cmb.workflow.status import RunSummary, StatusLog, format_duration
+from bids_cmb.workflow.status import RunSummary, StatusLog, format_count, format_duration
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +41,6 @@ MB_PER_SCAN = 1500  # peak of one worker on a scan of 512 x 512 x 160 voxels, be
 MB_WITH_NETWORKS = 2500  # the same with TensorFlow
 UNWRITABLE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # every further scan would fail, too
 SELECTION_COLUMNS = ("filename", "selected", "reason")
-
-
-def count_scans(number: int) -> str:
-    """Write a number of scans in words, as in ``1 scan`` or ``3 scans``."""
-    return f"{number} scan{'s' * (number != 1)}"
 
 
 def write_selection(path: Path, selection: Selection) -> None:
@@ -85,7 +80,9 @@ def process_all(selection: Selection, config: Config, logs: Path) -> RunSummary:
     waiting = _select_incomplete(selection.scans, config, status)
     totals.skipped = len(selection.scans) - len(waiting)
     if totals.skipped:
-        log.info("%d of %s already complete.", totals.skipped, count_scans(len(selection.scans)))
+        log.info(
+            "%d of %s already complete.", totals.skipped, format_count(len(selection.scans), "scan")
+        )
     if waiting:
         _process_waiting(waiting, config, status, totals)
     totals.removed = totals.removed or not status.path.is_file()
@@ -96,7 +93,7 @@ def _select_incomplete(scans: Sequence[Scan], config: Config, status: StatusLog)
     """Select the scans that lack any output of this run, and record their selection."""
     missing = [RESULT if config.overwrite else _find_missing(scan, config) for scan in scans]
     if REPORT in missing:
-        log.info("%s without figures and report.", count_scans(missing.count(REPORT)))
+        log.info("%s without figures and report.", format_count(missing.count(REPORT), "scan"))
     chosen = [(scan, lack) for scan, lack in zip(scans, missing, strict=True) if lack != NOTHING]
     for scan, lack in chosen:
         status.add(scan.relative_path, "selected")
@@ -142,7 +139,7 @@ def _process_waiting(
 ) -> None:
     """Process scans, and record each outcome when it comes; stop where the run cannot go on."""
     workers = choose_workers(config, len(scans))
-    log.info("%s to process, %d at a time.", count_scans(len(scans)), workers)
+    log.info("%s to process, %d at a time.", format_count(len(scans), "scan"), workers)
     started, n_ended = time.monotonic(), 0
     cores = config.n_cpus or processes.count_cores()
     job_config = replace(config, omp_nthreads=config.omp_nthreads or max(1, cores // workers))
@@ -155,7 +152,7 @@ def _process_waiting(
             seconds_left = (time.monotonic() - started) / n_ended * (len(scans) - n_ended)
             _record_outcome(scans[outcome.index], outcome, config, status, totals)
             remaining = f"; {format_duration(seconds_left)} left" if seconds_left else ""
-            log.info("%d of %d scans%s.", n_ended, len(scans), remaining)
+            log.info("%d of %d scans done%s.", n_ended, len(scans), remaining)
             totals.output_unwritable |= outcome.errno in UNWRITABLE_ERRNOS
             stopped = outcome.error and config.stop_on_first_crash
             if totals.removed or totals.output_unwritable or stopped:
@@ -205,10 +202,12 @@ def _record_outcome(
         status.add(scan.relative_path, "ok", outcome.seconds)
         return
     totals.done += 1
-    flags = f"; {', '.join(summary.quality_flags)}" if summary.quality_flags else ""
+    flags = f"; flags: {', '.join(summary.quality_flags)}" if summary.quality_flags else ""
     log.info(
-        "%s: microbleeds %d, definite %d; %.1f s%s.",
-        *(scan.name, summary.n_cmb, summary.n_definite, outcome.seconds, flags),
+        "%s: %s, %d definite; %.1f s%s.",
+        scan.name,
+        format_count(summary.n_cmb, "microbleed"),
+        *(summary.n_definite, outcome.seconds, flags),
     )
     for note in summary.notes:
         log.info("%s", note)

@@ -35,7 +35,8 @@ from bids_cmb.workflow.checks import (
 )
 from bids_cmb.workflow.group import write_group
 from bids_cmb.workflow.methods import describe_run
-from bids_cmb.workflow.participant import count_scans, process_all, write_selection
+from bids_cmb.workflow.participant import process_all, write_selection
+from bids_cmb.workflow.status import format_count
 
 log = logging.getLogger("bids_cmb")
 
@@ -115,11 +116,11 @@ def _participant_level(config: Config) -> int:
         raise make_output_error(config, error) from error
     log.info(
         "%s processed, %d already complete, %d failed, %d not processed. Results: %s",
-        count_scans(totals.done),
+        format_count(totals.done, "scan"),
         *(totals.skipped, totals.failed, totals.not_processed, config.output_dir),
     )
     if totals.drawn:
-        log.info("Figures and reports added to %s.", count_scans(totals.drawn))
+        log.info("Figures and reports added to %s.", format_count(totals.drawn, "scan"))
     if totals.failed and not config.reports_only:
         log.warning("The reasons of failures: %s", logs / "status.jsonl")
     if totals.removed:
@@ -192,7 +193,7 @@ def _select(config: Config) -> Selection:
     for note in (*notes, *selection.notes):
         log.warning("%s", note)
     log.info(
-        "Scans selected: %d, of %d susceptibility images.",
+        "%d of %d susceptibility images selected.",
         *(len(selection.scans), len(selection.considered)),
     )
     if not selection.scans and not config.dry_run:
@@ -216,10 +217,8 @@ def _refuse_empty_selection(config: Config, selection: Selection) -> None:
         )
     for decision in selection.considered[:20]:
         log.warning("Excluded: %s (%s)", decision.relative_path, decision.reason)
-    raise ExitError(
-        NOTHING_SELECTED,
-        f"{config.bids_dir}: no scan fits the selection; --dry-run lists what was considered.",
-    )
+    hint = "; --dry-run lists what was considered" if selection.considered else ""
+    raise ExitError(NOTHING_SELECTED, f"{config.bids_dir}: no scan fits the selection{hint}.")
 
 
 def _print_selection(selection: Selection) -> int:

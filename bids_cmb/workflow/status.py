@@ -75,6 +75,11 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def format_count(number: int, noun: str) -> str:
+    """Write how many there are of something, as in ``1 scan`` or ``3 scans``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def format_duration(seconds: float) -> str:
     """Write an estimated duration in words: 40 s, 12 min, 3.5 h."""
     if seconds < 90:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from bids.layout import BIDSLayout
 from bids_cmb.bids import indexing
 from bids_cmb.bids import selection as discovery
 from bids_cmb.bids.filters import Query, read_filter_file
-from bids_cmb.bids.selection import find_scans, list_subjects
+from bids_cmb.bids.selection import NAMING_HINT, find_scans, list_subjects
 
 
 @pytest.fixture
@@ -563,7 +564,18 @@ def test_subjects_without_a_scan_are_said(dataset):
 def test_a_folder_without_subjects_gives_nothing_and_says_so(tmp_path):
     found = find(tmp_path)
     assert (found.scans, found.considered) == ((), ())
-    assert found.notes == (f"{tmp_path} has no `sub-` folders.",)
+    assert found.notes == (f"{tmp_path} has no `sub-` folders.", NAMING_HINT)
+
+
+def test_a_file_that_is_not_named_by_bids_is_answered_with_a_name_that_would_be(tmp_path):
+    (tmp_path / "sub-01").mkdir()
+    (tmp_path / "sub-01" / "swi.nii.gz").touch()
+    assert NAMING_HINT in find(tmp_path).notes
+    for name in re.findall(r"sub-01/anat/\S+?\.nii\.gz", NAMING_HINT):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"voxels")
+    assert len(find(tmp_path).scans) == 2
+    assert NAMING_HINT not in find(tmp_path).notes
 
 
 def test_a_dataset_that_is_no_folder_is_refused(tmp_path):

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 import bids_cmb
-from bids_cmb.cli.main import COMMANDS
 from bids_cmb.cli.main import main as one_command
-from bids_cmb.cli.parser import make_parser
+from bids_cmb.cli.parser import COMMANDS, make_parser
 from bids_cmb.cli.run import main
 from bids_cmb.cli.settings import configure
 from bids_cmb.config import RESEARCH_DETECTORS
@@ -200,7 +199,8 @@ def test_a_malformed_config_file_is_bad_data(words, tmp_path):
 def test_the_levels_and_the_folders_are_needed(words):
     assert refused(words[:2]) == (
         64,
-        "bids_dir, output_dir and a level are needed; analysis_level is missing.",
+        "bids_dir, output_dir and a level are needed; analysis_level is missing. "
+        "See bids-cmb --help.",
     )
 
 

@@ -298,7 +298,7 @@ def test_where_nothing_can_be_read_the_code_says_so(tmp_path, capsys):
     (raw / "sub-01/anat").mkdir(parents=True)
     words = [str(raw), str(tmp_path / "out"), "participant"]
     assert main(words) == 18
-    assert "no scan fits the selection" in capsys.readouterr().err
+    assert "no scan fits the selection.\n" in capsys.readouterr().err
     (raw / "sub-01/anat/sub-01_T2starw.nii.gz").touch()
     assert main(words) == 66
     assert "no scan can be processed; unusable: 1" in capsys.readouterr().err

@@ -52,13 +52,25 @@ def test_parts_that_one_did_not_train_are_the_packages(entry, tmp_path):
     assert verify_models(models) == {"mine": ""}
 
 
+@pytest.mark.parametrize("like", ["cascade", "distilled", "gated", "two-stage"])
+def test_a_card_like_another_decides_by_all_its_rules(entry, tmp_path, like):
+    """All that a card holds but words, the networks, and what was measured with other networks."""
+    words = {"name", "description", "limits", "training", "threshold_reason", "members"}
+    measured = {"performance", "metrics", "operating_points", "calibration"}
+    ours = load_card(like)
+    make_card("mine", [(ours["members"][0]["name"], entry("new"))], tmp_path, like=like)
+    assert load_card("mine", tmp_path).keys() | words == ours.keys() - measured
+    for rule in ours.keys() - words - measured:
+        assert load_card("mine", tmp_path)[rule] == ours[rule]
+
+
 def test_the_makers_door_says_how_to_use_the_card(entry, tmp_path, capsys):
     models = tmp_path / "models"
     path = entry("a=b")  # a path may hold what divides part and path
     assert main(["models", "create", "mine", str(path), "--model-dir", str(models)]) == 0
     assert f"--model-dir {models} --detector mine" in capsys.readouterr().out
     assert main(["models", "create", "radial", str(path), "--model-dir", str(models)]) == 1
-    assert "needs a name that none of the package has" in capsys.readouterr().err
+    assert "must be none of the package's" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -68,7 +80,7 @@ def test_the_makers_door_says_how_to_use_the_card(entry, tmp_path, capsys):
             "ensemble",
             "",
             "ensemble",
-            "needs a name that none of the package has .*found 'ensemble'",
+            "must be none of the package's .*found 'ensemble'",
         ),
         ("../mine", "", "ensemble", "found '../mine'"),
         ("mine", "nose", "cascade", "A part of cascade must be one of boxes, patches.*found nose"),

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bids_cmb.cli.main import COMMANDS
 from bids_cmb.cli.main import main as one_command
-from bids_cmb.cli.parser import make_parser
+from bids_cmb.cli.parser import COMMANDS, make_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -5,7 +5,7 @@ import pytest
 from bids_cmb.config import Config
 from bids_cmb.workflow.methods import describe_run
 from bids_cmb.workflow.participant import MB_PER_SCAN, MB_WITH_NETWORKS, choose_workers
-from bids_cmb.workflow.status import format_duration
+from bids_cmb.workflow.status import format_count, format_duration
 
 
 @pytest.fixture
@@ -34,6 +34,11 @@ def test_cores_memory_and_scans_bound_the_number_of_workers(config):
 )
 def test_an_estimate_is_as_coarse_as_it_is_sure(seconds, said):
     assert format_duration(seconds) == said
+
+
+def test_the_noun_agrees_with_its_number():
+    counts = [format_count(number, "scan") for number in (0, 1, 2)]
+    assert counts == ["0 scans", "1 scan", "2 scans"]
 
 
 def test_the_methods_name_the_brain_the_thresholds_and_the_count_rule(config):

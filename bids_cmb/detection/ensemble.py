@@ -129,17 +129,19 @@ def predict_second_opinion(
     """Predict the probability by the bundled ensemble that a card names as ``second_opinion``.
 
     Args:
-        card: Of a detector of two stages.
+        card: Of a detector of two stages. ``second_opinion_members`` are those of the ensemble that
+            are asked; all without.
         image: T2*-weighted magnitude or SWI, as acquired.
         brain: True inside the brain, on the grid of ``image``.
         models: How to compute; the ensemble is that of the package, whatever folder this names.
 
     Returns:
-        The mean of its members, on the grid of ``image``; None if the card names none.
+        The mean of these members, on the grid of ``image``; None if the card names none.
     """
     if "second_opinion" not in card:
         return None
-    bundled = replace(models, folder=None, members=())
+    members = tuple(card.get("second_opinion_members", ()))
+    bundled = replace(models, folder=None, members=members)
     maps = _run_ensemble(load_card(card["second_opinion"]), image, brain, bundled)
     return Volume(_average(maps), image.affine)
 

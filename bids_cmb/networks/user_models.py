@@ -19,6 +19,7 @@ COPIED_KEYS = (
     "parameters",
     "first_stage_weight",
     "second_opinion",
+    "second_opinion_members",
     "second_opinion_weight",
     "citation",
     "licence",

@@ -158,11 +158,12 @@ def _describe_model(
 ) -> dict[str, object]:
     """Describe a model by the hashes of its card and of each member's weights.
 
-    Those of the bundled detector that gives it a second opinion are included.
+    Those of the bundled detector's members that give it a second opinion are included.
     """
     members = [*select_members(dict(card), member_names)]
     if "second_opinion" in card:
-        members += load_card(card["second_opinion"])["members"]
+        others = tuple(card.get("second_opinion_members", ()))
+        members += select_members(load_card(card["second_opinion"]), others)
     weights = {member["name"]: member["sha256"] for member in members}
     return {
         "Name": name,

@@ -27,6 +27,7 @@ from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import find_lesions
 from bids_cmb.networks.architectures.classifier import classifier
 from bids_cmb.networks.architectures.unet import unet
+from bids_cmb.networks.inference import Network
 from bids_cmb.networks.loading import ModelOptions, load_network, load_patch_model
 from bids_cmb.networks.weights import read_weights, write_weights
 from bids_cmb.training.inputs import TrainingData
@@ -352,6 +353,28 @@ def test_a_second_opinion_is_read_within_two_and_a_half_millimetres_of_a_proposa
     assert read[:2] == pytest.approx(0.9)
     assert read[2] < 0.1
     assert read[3] == 0
+
+
+def test_a_second_opinion_is_the_mean_of_the_members_that_the_card_names(monkeypatch):
+    answers = {"a": 0.1, "b": 0.2, "c": 0.4, "d": 0.8}
+
+    def load(member, *_, **__):
+        answer = answers[member["name"]]
+        return Network(
+            member["name"], lambda x, _: np.full(x.shape, answer, np.float32), (1,) * 3, ()
+        )
+
+    monkeypatch.setattr(ensemble, "load_network", load)
+    image = Volume(bumps(((30, 36, 9), 0.9)).data + 1, OBLIQUE)
+    brain = Volume(everywhere(), OBLIQUE)
+    models = ModelOptions(members=("b",))  # of the detector, not of who gives it an opinion
+    for members, wanted in ((None, 0.375), (["c", "d"], 0.6)):
+        card = {"second_opinion": "ensemble"} | (
+            {"second_opinion_members": members} if members else {}
+        )
+        opinion = ensemble.predict_second_opinion(card, image, brain, models)
+        assert opinion.data[20, 20, 5] == pytest.approx(wanted, abs=1e-3)
+    assert ensemble.predict_second_opinion({}, image, brain, models) is None
 
 
 def test_a_second_opinion_moves_the_log_odds_by_its_weight(monkeypatch):

@@ -709,10 +709,13 @@ def test_the_ensemble_runs_from_file_to_tables_and_says_what_it_was(dataset, tmp
 
 
 def test_a_detector_is_named_with_the_weights_of_its_second_opinion_too():
-    named = result._describe_model("two-stage", load_card("two-stage"))
-    assert set(named["WeightsSHA256"]) == {
-        one["name"] for name in ("two-stage", "ensemble") for one in load_card(name)["members"]
-    }
+    card = load_card("two-stage")
+    ours, others = (
+        {one["name"] for one in load_card(name)["members"]} for name in (card["name"], "ensemble")
+    )
+    for members, wanted in (([], others), (["a", "c"], {"a", "c"})):
+        named = result._describe_model("two-stage", {**card, "second_opinion_members": members})
+        assert set(named["WeightsSHA256"]) == ours | wanted
 
 
 @pytest.mark.slow

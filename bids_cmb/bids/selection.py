@@ -58,16 +58,16 @@ def find_scans(bids_dir: Path, query: Query) -> Selection:
     bids_dir = Path(bids_dir).absolute()
     subjects, query, notes = _resolve_query(bids_dir, query)
     index = make_indexer(bids_dir, query)
-    words = "|".join([SUSCEPTIBILITY_PATTERN, *map(re.escape, query.requested_suffixes)])
+    suffixes = "|".join([SUSCEPTIBILITY_PATTERN, *map(re.escape, query.requested_suffixes)])
     read = make_sidecar_reader(bids_dir)
 
     scans, considered = [], []
     for start in range(0, len(subjects), SUBJECTS_PER_INDEX):
-        some = subjects[start : start + SUBJECTS_PER_INDEX]
-        pattern = make_path_pattern(some, words)
-        walked, odd = walk(bids_dir, some, pattern)
+        batch = subjects[start : start + SUBJECTS_PER_INDEX]
+        pattern = make_path_pattern(batch, suffixes)
+        walked, unusable = walk(bids_dir, batch, pattern)
         try:
-            paths = index(some, pattern)
+            paths = index(batch, pattern)
         except PermissionError:  # pybids stops at the first link that it may not follow
             paths = walked
         images = [parse_image_path(path, bids_dir) for path in paths]
@@ -75,8 +75,10 @@ def find_scans(bids_dir: Path, query: Query) -> Selection:
         suitable = [image for image, reason in reasons.items() if not reason]
         chosen, decisions = choose_images(suitable, query.echo, read)
         scans += chosen
-        considered += odd + decisions
-        considered += [exclude(i.relative_path, reason) for i, reason in reasons.items() if reason]
+        considered += unusable + decisions
+        considered += [
+            exclude(image.relative_path, reason) for image, reason in reasons.items() if reason
+        ]
 
     notes += _note_missing_participants(subjects, scans)
     if not considered:

@@ -106,6 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     _add_selection_flags(top.add_argument_group("which scans").add_argument, labels)
     _add_detection_flags(top.add_argument_group("finding microbleeds").add_argument)
+    _add_anatomy_flags(top.add_argument_group("brain and regions").add_argument)
     _add_output_flags(top.add_argument_group("output").add_argument)
     _add_running_flags(top.add_argument_group("running").add_argument)
     return top
@@ -136,7 +137,8 @@ def _add_selection_flags(add: Callable, labels: dict) -> None:
         "--bids-filter-file",
         type=Path,
         metavar="JSON",
-        help="pybids filters: {query: {entity: value}}",
+        help="file of pybids filters, by the suffix that they are for, such as "
+        '{"T2starw": {"acquisition": "highres"}}',
     )
     add(
         "--bids-database-dir",
@@ -188,12 +190,6 @@ def _add_detection_flags(add: Callable) -> None:
         "(default: $BIDS_CMB_MODEL_DIR)",
     )
     add(
-        "--anatomy",
-        choices=("network", "none"),
-        help="network: segment the anatomy for brain mask and regions; none: brain mask by "
-        f"intensity and shape, no regions (default: {Config.anatomy})",
-    )
-    add(
         "--operating-point",
         choices=OPERATING_POINTS,
         help="threshold of the model card: sensitive finds more with more false alarms, balanced "
@@ -221,6 +217,15 @@ def _add_detection_flags(add: Callable) -> None:
         "small edge vessel csf; without a flag, count all "
         f"(default: {' '.join(Config.exclude_flags)})",
     )
+
+
+def _add_anatomy_flags(add: Callable) -> None:
+    add(
+        "--anatomy",
+        choices=("network", "none"),
+        help="network: segment the anatomy for brain mask and regions; none: brain mask by "
+        f"intensity and shape, no regions (default: {Config.anatomy})",
+    )
     add(
         "--deep-wm-distance-mm",
         type=float,
@@ -239,7 +244,8 @@ def _add_detection_flags(add: Callable) -> None:
         nargs="+",
         type=Path,
         metavar="DIR",
-        help="derivative datasets with your own brain masks and segmentations",
+        help="derivative datasets with your own brain masks and segmentations, such as those of "
+        "fMRIPrep or FreeSurfer",
     )
     add(
         "--mask-desc",

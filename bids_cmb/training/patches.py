@@ -17,7 +17,9 @@ class PatchSampling:
 
     Attributes:
         shape: Voxels of a patch.
-        shares: Sampling weight of each kind of centre.
+        shares: Sampling weight of each kind of centre; they need not add up to 1. Around a kind of
+            weight 2 twice as many patches are sampled as around one of weight 1, in a scan that has
+            both; around a kind without a weight hardly any, unless the scan has no other.
         gain: Least and most that a patch is multiplied by.
         gamma: Least and most exponent of its values.
         noise: Most noise that is added, in brain medians.

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import bids_cmb
+from bids_cmb.bids.filters import read_filter_file
 from bids_cmb.cli.main import main as one_command
 from bids_cmb.cli.parser import COMMANDS, make_parser
 from bids_cmb.cli.run import main
@@ -403,6 +404,13 @@ def test_one_command_does_everything(tmp_path):
     listed = ran[0].stdout.partition("commands:")[2]
     assert all(f"\n  {name} " in listed for name in COMMANDS)
     assert ran[1].stdout.startswith("usage: bids-cmb simulate ")
+
+
+def test_the_example_of_a_filter_in_the_help_is_one(tmp_path):
+    (tmp_path / "filter.json").write_text(re.search(r"\{.*\}\}", make_parser().format_help())[0])
+    filters, notes = read_filter_file(tmp_path / "filter.json")
+    assert filters["T2starw"] == {"suffix": ("T2starw",), "acq": ("highres",)}
+    assert not notes
 
 
 @pytest.mark.parametrize("name", COMMANDS)

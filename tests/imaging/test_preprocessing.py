@@ -73,11 +73,6 @@ def textured(shape, affine, rng, *, lowest=0.0):
     return Volume((lowest + 300 + 900 * smooth).astype(np.float32), affine)
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(20261120)
-
-
 # SHIVA, told a second time and otherwise: in world coordinates, point by point
 
 

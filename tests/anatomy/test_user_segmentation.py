@@ -51,21 +51,28 @@ def test_structures_and_sides_are_those_of_the_file(anatomy, stored):
     np.testing.assert_allclose(found.midline[0], anatomy.midline[0], atol=1e-6)
 
 
-def test_parcels_of_the_cortex_tell_lobes_apart(anatomy, stored):
+@pytest.mark.parametrize(
+    ("frontal", "occipital", "right", "white"),
+    [(1028, 1005, 2028, 41), (11116, 11111, 12116, 14116)],
+    ids=["Desikan-Killiany", "a2009s"],
+)
+def test_parcels_tell_lobes_apart(anatomy, stored, frontal, occipital, right, white):
     """The front half of the left cortex is called superior frontal, the back half cuneus."""
 
     def parcelled(codes):
         back = np.arange(codes.shape[1])[None, :, None] < codes.shape[1] // 2
         left = codes == 3
-        codes = np.where(left & back, 1005, np.where(left, 1028, codes))
-        return np.where(codes == 42, 2028, codes)
+        codes = np.where(left & back, occipital, np.where(left, frontal, codes))
+        return np.where(codes == 42, right, np.where(codes == 41, white, codes))
 
-    found, lobes = load_segmentation(stored(parcelled), CLASSES, CENTROIDS)
+    path = stored(parcelled)
+    found, lobes = load_segmentation(path, CLASSES, CENTROIDS)
     assert (found.structures.data == anatomy.structures.data).mean() > 0.995
     left = anatomy.structures.data == 3
-    told = {index_regions()[int(code)][0] for code in np.unique(lobes[left])}
-    assert told == {"frontal", "occipital"}
+    names = {index_regions()[int(code)][0] for code in np.unique(lobes[left])}
+    assert names == {"frontal", "occipital"}
     assert (lobes[anatomy.structures.data == 2] > 0).all()
+    assert unknown_codes(path) is None
 
 
 def test_white_parcels_are_white_matter(anatomy, stored):
@@ -76,25 +83,6 @@ def test_white_parcels_are_white_matter(anatomy, stored):
 
     found, _ = load_segmentation(stored(parcelled), CLASSES, CENTROIDS)
     assert (found.structures.data == anatomy.structures.data).mean() > 0.995
-
-
-def test_parcels_of_a2009s_are_cortex_and_tell_lobes_apart(anatomy, stored):
-    """FreeSurfer's table: 11116 left superior frontal gyrus, 11111 left cuneus, 12116 right."""
-
-    def parcelled(codes):
-        back = np.arange(codes.shape[1])[None, :, None] < codes.shape[1] // 2
-        left = codes == 3
-        codes = np.where(left & back, 11111, np.where(left, 11116, codes))
-        codes = np.where(codes == 42, 12116, codes)
-        return np.where(codes == 41, 14116, codes)
-
-    path = stored(parcelled)
-    found, lobes = load_segmentation(path, CLASSES, CENTROIDS)
-    assert (found.structures.data == anatomy.structures.data).mean() > 0.995
-    left = anatomy.structures.data == 3
-    names = {index_regions()[int(code)][0] for code in np.unique(lobes[left])}
-    assert names == {"frontal", "occipital"}
-    assert unknown_codes(path) is None
 
 
 def test_white_matter_that_wmparc_leaves_unsegmented_is_white_matter(anatomy, stored):

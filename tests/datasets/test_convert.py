@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -560,23 +561,14 @@ def test_points_that_are_not_dark_are_refused(tmp_path, scans):
     assert not (tmp_path / "out").exists()
 
 
-def test_points_outside_the_image_are_refused(tmp_path, scans):
-    line = "file,x,y,z,space\na.nii.gz,500,0,0,world\n"
-
-    def write(root, volumes):
-        return as_csv(root, volumes, table=line)
-
-    with pytest.raises(ValueError, match=r"points.csv: row 2: a point must lie in the image"):
-        imported(tmp_path, scans, write)
-
-
-def test_voxels_outside_the_image_are_refused(tmp_path, scans):
-    line = "file,x,y,z,space\na.nii.gz,500,0,0,voxel\n"
-
-    def write(root, volumes):
-        return as_csv(root, volumes, table=line)
-
-    with pytest.raises(ValueError, match=r"row 2: a point must lie in the image; .*\(500, 0, 0\)"):
+@pytest.mark.parametrize(
+    ("space", "sentence"),
+    [("world", "points.csv: row 2: a point must lie in the image"),
+     ("voxel", r"row 2: a point must lie in the image; .*\(500, 0, 0\)")],
+)  # fmt: skip
+def test_points_outside_the_image_are_refused(tmp_path, scans, space, sentence):
+    write = partial(as_csv, table=f"file,x,y,z,space\na.nii.gz,500,0,0,{space}\n")
+    with pytest.raises(ValueError, match=sentence):
         imported(tmp_path, scans, write)
 
 
@@ -856,6 +848,7 @@ def test_help_opens_no_library():
     heavy = "sys.exit(any(n in sys.modules for n in ('openpyxl', 'scipy', 'nibabel', 'numpy')))"
     code = f"""
 import sys
+from functools import partial
 from bids_cmb.cli.commands import main
 try:
     main(['import-labels', '--help'])

@@ -520,8 +520,3 @@ def test_whoever_learns_after_somebody_with_another_grid_is_refused(lessons, tmp
     material = TrainingData((lessons(1),), pretrained=(("candidates", path),))
     with pytest.raises(ValueError, match=r"must see the same grid, .*; found \{'spacing': 1\}"):
         train(small("teacher"), material, tmp_path / "out")
-
-
-def test_nothing_is_learnt_from_label_maps(tmp_path):
-    with pytest.raises(ValueError, match="lesions are learnt from BIDS datasets"):
-        train(small("candidates"), TrainingData((tmp_path / "maps",)), tmp_path / "out")

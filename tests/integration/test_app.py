@@ -447,19 +447,19 @@ def test_a_log_that_the_disk_does_not_take_stops_nobody():
     assert handler not in logging.getLogger("bids_cmb").handlers
 
 
-def test_a_read_only_output_is_refused(two, tmp_path):
+def run_in_cell(*words):
     if not shutil.which("bwrap"):
         pytest.skip("bubblewrap is not installed")
-    cell = ["bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--bind", tmp_path, tmp_path]
-    words = [sys.executable, ROOT / "run.py", two[0], two[1].parent / "new", "participant", *QUICK]
-    ran = subprocess.run(
-        [*map(str, [*cell, "--setenv", "TMPDIR", tmp_path, *words])],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ran = subprocess.run(["bwrap", *map(str, words)], capture_output=True, text=True, check=False)
     if ran.stderr.startswith("bwrap:"):
         pytest.skip(f"bubblewrap may not make its cell here ({ran.stderr.strip()})")
+    return ran
+
+
+def test_a_read_only_output_is_refused(two, tmp_path):
+    cell = ["--ro-bind", "/", "/", "--dev", "/dev", "--bind", tmp_path, tmp_path]
+    words = [sys.executable, ROOT / "run.py", two[0], two[1].parent / "new", "participant", *QUICK]
+    ran = run_in_cell(*cell, "--setenv", "TMPDIR", tmp_path, *words)
     assert ran.returncode == 73
     assert "output_dir must be writable; nothing may be written into" in ran.stderr
 
@@ -573,26 +573,22 @@ def test_the_output_of_a_varied_dataset_is_valid_bids(dataset, tmp_path):
         assert answer.returncode == 0
 
 
-@pytest.mark.skipif(not shutil.which("bwrap"), reason="bubblewrap is not installed")
 def test_it_runs_as_anyone_on_a_read_only_system_without_home_or_network(pair, tmp_path):
     out, temp = tmp_path / "out", tmp_path / "temp"
     out.mkdir(), temp.mkdir()
     cell = [
-        *("bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"),
+        *("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"),
         *("--bind", out, out, "--bind", temp, temp, "--unshare-all"),
         *("--uid", "23456", "--gid", "23456", "--clearenv", "--setenv", "TMPDIR", temp),
     ]
     flags = ["--n-cpus", "1", *QUICK, *BALLS]
     app = [sys.executable, ROOT / "run.py", pair[0], out, "participant", "group", *flags]
-    ran = subprocess.run([*map(str, [*cell, *app])], capture_output=True, text=True, check=False)
-    if ran.stderr.startswith("bwrap:"):
-        pytest.skip(f"bubblewrap may not make its cell here ({ran.stderr.strip()})")
+    ran = run_in_cell(*cell, *app)
     assert ran.returncode == 0, ran.stderr
     assert len(read_table(out / "group_microbleeds.tsv")) == 2
     assert not list(temp.iterdir())
 
 
-@pytest.mark.skipif(not shutil.which("bwrap"), reason="bubblewrap is not installed")
 def test_a_full_disc_stops_the_run_and_nothing_is_half_written(pair, tmp_path):
     out, keep = tmp_path / "out", tmp_path / "keep"
     out.mkdir(), keep.mkdir()
@@ -600,12 +596,10 @@ def test_a_full_disc_stops_the_run_and_nothing_is_half_written(pair, tmp_path):
     app = f"{sys.executable} {ROOT / 'run.py'} {pair[0]} {out} participant {flags}"
     after = f"code=$?; cp -r {out}/. {keep}/; exit $code"
     cell = [
-        *("bwrap", "--dev-bind", "/", "/", "--size", "150000", "--tmpfs", out),
+        *("--dev-bind", "/", "/", "--size", "150000", "--tmpfs", out),
         *("sh", "-c", f"{app}; {after}"),
     ]
-    ran = subprocess.run([*map(str, cell)], capture_output=True, text=True, check=False)
-    if ran.stderr.startswith("bwrap:"):
-        pytest.skip(f"bubblewrap may not make its cell here ({ran.stderr.strip()})")
+    ran = run_in_cell(*cell)
     assert ran.returncode in {73, 74}, ran.stderr
     assert "no space left" in ran.stderr.lower()
     assert "Traceback" not in ran.stderr

@@ -131,8 +131,8 @@ def count_calls(command: Sequence[object]) -> int | None:
     with tempfile.NamedTemporaryFile() as table:
         words = [strace, "-f", "-c", "-o", table.name, *map(str, command)]
         subprocess.run(words, check=True, capture_output=True)
-        found = CALLS.search(Path(table.name).read_text("utf-8"))
-    return int(found[1]) if found else None
+        match = CALLS.search(Path(table.name).read_text("utf-8"))
+    return int(match[1]) if match else None
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}  # at 
 DEFAULT_DETECTOR = "two-stage"
 RESEARCH_DETECTORS = ("cascade", "distilled", "gated")  # they find less on real scans
 BALANCED = "balanced"  # the operating point of a card's own threshold
-OPERATING_POINTS = ("sensitive", BALANCED, "specific")
+SENSITIVE = "sensitive"  # the one below which nothing is worth a look
+OPERATING_POINTS = (SENSITIVE, BALANCED, "specific")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,10 @@ PACKAGE = ROOT / "bids_cmb"
 NOTE = "<!-- Written by docs/generate.py from {source}: change that, and run it. -->\n"
 MODELS = "bids_cmb/resources/models"
 TABLES = {  # the file of each table, and what a row of it is
-    "lesion": ("`…_seg-CMB_desc-…_dseg.tsv`", "A lesion."),
+    "lesion": (
+        "`…_seg-CMB_desc-…_dseg.tsv` and `…_seg-candidates_desc-…_dseg.tsv`",
+        "A lesion, or a candidate.",
+    ),
     "scan": ("`sub-…_scans.tsv` and `group_microbleeds.tsv`", "A scan."),
     "group": ("`group_microbleeds.tsv`", "A scan; the columns of the scans' tables follow."),
     "regions": (

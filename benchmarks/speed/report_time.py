@@ -20,13 +20,11 @@ from bids_cmb.bids.filters import Query
 from bids_cmb.bids.paths import Output
 from bids_cmb.bids.scan import Scan
 from bids_cmb.bids.selection import find_scans
-from bids_cmb.bids.tables import read_table
 from bids_cmb.files import write_json
 from bids_cmb.imaging.loading import load_echoes
-from bids_cmb.imaging.nifti import load_labels
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.provenance import machine
-from bids_cmb.report.figures import draw_figures
+from bids_cmb.report.figures import draw_figures, load_shown
 from bids_cmb.report.html import write_page
 from bids_cmb.workflow.outputs import choose_network_view
 
@@ -62,7 +60,8 @@ def measure_scan(folder: Path, scan: Scan) -> dict[str, object]:
     output = Output(folder, scan)
     image, _ = load_echoes((scan.path, *scan.more_echoes))
     brain = load_brain_mask(output.brain(), image)
-    labels, rows = load_labels(output.labels()), read_table(output.labels(".tsv"))
+    lesions = load_shown(output.labels())
+    candidates = load_shown(output.candidates()) if output.candidates().is_file() else None
     view = choose_network_view({"ensemble": load_card("ensemble")}, ())
 
     def measure_page(*, interactive: bool) -> dict[str, float]:
@@ -70,7 +69,13 @@ def measure_scan(folder: Path, scan: Scan) -> dict[str, object]:
         for _ in range(REPEATS):
             start = time.process_time()
             draw_figures(
-                output, image, brain, labels, rows, network_view=view, interactive=interactive
+                output,
+                image,
+                brain,
+                lesions,
+                candidates,
+                network_view=view,
+                interactive=interactive,
             )
             write_page(folder, scan.subject)
             seconds.append(time.process_time() - start)
@@ -79,7 +84,8 @@ def measure_scan(folder: Path, scan: Scan) -> dict[str, object]:
     return {
         "scan": scan.name,
         "voxels": list(image.shape),
-        "lesions": len(rows),
+        "lesions": len(lesions.rows),
+        "candidates": len(candidates.rows) if candidates else 0,
         "static": measure_page(interactive=False),
         "interactive": measure_page(interactive=True),
     }

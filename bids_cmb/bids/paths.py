@@ -62,6 +62,10 @@ class Output:
         """Return the path of the lesion labels, and with ``.tsv`` of the lesion table."""
         return self.path("dseg", extension, space="orig", seg="CMB")
 
+    def candidates(self, extension: str = ".nii.gz") -> Path:
+        """Return the path of the labels of candidates, and with ``.tsv`` of their table."""
+        return self.path("dseg", extension, space="orig", seg="candidates")
+
     def probability(self, extension: str = ".nii.gz") -> Path:
         """Return the path of the mean probability."""
         return self.path("probseg", extension, space="orig", label="CMB")
@@ -109,6 +113,12 @@ def locate_lesion_table(mask: Path) -> Path:
     """Locate the lesion table of a lesion mask."""
     name = mask.name.replace("_label-CMB_", "_seg-CMB_")
     return mask.with_name(name.replace("_mask.nii.gz", "_dseg.tsv"))
+
+
+def locate_candidate_table(mask: Path) -> Path:
+    """Locate the table of candidates of a lesion mask; a scan may have none."""
+    table = locate_lesion_table(mask)
+    return table.with_name(table.name.replace("_seg-CMB_", "_seg-candidates_"))
 
 
 def get_figure_stem(mask: Path) -> str:

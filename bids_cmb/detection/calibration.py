@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.special import expit, logit
 
-from bids_cmb.config import BALANCED
+from bids_cmb.config import BALANCED, SENSITIVE
 
 MIN_PROBABILITY = 1e-6  # below it, and above 1 less it, log-odds are clipped
 COMMON_THRESHOLD = 0.5  # of the mean of several detectors, on their common scale
@@ -84,7 +84,7 @@ def apply_operating_point(card: dict, name: str) -> dict:
     """
     if name == BALANCED:
         return card
-    points = {point["name"]: point for point in card.get("operating_points", ()) if "name" in point}
+    points = _index_operating_points(card)
     if name not in points:
         known = ", ".join(points) or "none"
         raise ValueError(
@@ -94,3 +94,13 @@ def apply_operating_point(card: dict, name: str) -> dict:
     threshold = points[name]["threshold"]
     definite = max(card["definite_threshold"], threshold)
     return {**card, "threshold": threshold, "definite_threshold": definite}
+
+
+def get_sensitive_threshold(card: Mapping) -> float | None:
+    """Get the threshold of a card's sensitive operating point; None if it has none."""
+    return _index_operating_points(card).get(SENSITIVE, {}).get("threshold")
+
+
+def _index_operating_points(card: Mapping) -> dict[str, Mapping]:
+    """Index the operating points of a card by name; those without one cannot be chosen."""
+    return {point["name"]: point for point in card.get("operating_points", ()) if "name" in point}

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from bids_cmb.bids.paths import locate_candidate_table
 from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations, read_annotations
 from bids_cmb.evaluation.errors_by_class import break_down, classify_lesions, make_scan_row
 from bids_cmb.evaluation.options import EvaluationOptions, check_folder, check_options
@@ -130,6 +131,7 @@ def evaluate_reviews(
     """Compare the lesions that count after review with true ones, on the reviewed scans.
 
     A lesion that a reader added has probability 1; it has no voxels, so that nothing overlaps it.
+    So it is with a candidate that was accepted.
 
     Args:
         predictions: Output folder of the app.
@@ -144,7 +146,10 @@ def evaluate_reviews(
     by_scan = read_reviews(reviews, predictions)
     predicted, true = read_annotations(predictions), read_annotations(truth)
     by_mask = {_get_mask_name(annotations, predictions): annotations for annotations in predicted}
-    reviewed = {mask: apply_reviews(by_mask[mask], given) for mask, given in by_scan.items()}
+    reviewed = {
+        mask: apply_reviews(by_mask[mask], given, _read_candidates(predictions / mask))
+        for mask, given in by_scan.items()
+    }
     paths = (predictions, truth)
     result = compare_annotations(list(reviewed.values()), true, options, paths=paths)
     before = compare_annotations([by_mask[mask] for mask in reviewed], true, options, paths=paths)
@@ -177,16 +182,40 @@ def _get_mask_name(annotations: LesionAnnotations, folder: Path) -> str:
     return annotations.file.with_name(name).relative_to(folder).as_posix()
 
 
-def apply_reviews(predicted: LesionAnnotations, reviews: Sequence[Review]) -> LesionAnnotations:
-    """Apply the reviews of a scan: keep its accepted lesions, and add the missed ones."""
-    consensus = merge_reviews(predicted.lesions["index"].tolist(), reviews)
-    verdicts = predicted.lesions["index"].map(consensus.verdicts)
-    kept = predicted.lesions[verdicts.isin(["accept", "not_reviewed"])].copy()
+def _read_candidates(mask: Path) -> pd.DataFrame | None:
+    """Read the candidates of a scan that are no lesions; None without any."""
+    table = locate_candidate_table(mask)
+    return read_annotations(table)[0].lesions if table.is_file() else None
+
+
+def apply_reviews(
+    predicted: LesionAnnotations,
+    reviews: Sequence[Review],
+    candidates: pd.DataFrame | None = None,
+) -> LesionAnnotations:
+    """Apply the reviews of a scan: keep its accepted lesions, and add what the readers found.
+
+    Args:
+        predicted: Its lesions.
+        reviews: Of its readers.
+        candidates: Below the threshold of lesions, with the columns of these; only accepted ones
+            are added.
+    """
+    listed = _join_tables([predicted.lesions, *([] if candidates is None else [candidates])])
+    consensus = merge_reviews(listed["index"].tolist(), reviews)
+    verdicts = listed["index"].map(consensus.verdicts)
+    is_lesion = np.arange(len(listed)) < len(predicted.lesions)
+    kept = listed[(verdicts == "accept") | ((verdicts == "not_reviewed") & is_lesion)].copy()
     kept["included"] |= verdicts[kept.index] == "accept"
-    highest = int(predicted.lesions["index"].max()) if len(predicted.lesions) else 0
+    kept.loc[kept.index >= len(predicted.lesions), "probability"] = 1.0
+    highest = int(listed["index"].max()) if len(listed) else 0
     added = pd.DataFrame(consensus.added, columns=POSITION_COLUMNS).assign(
         index=np.arange(len(consensus.added)) + highest + 1,
         diameter_mm=np.nan, probability=1.0, uncertain=False, included=True,
     )  # fmt: skip
-    parts = [part for part in (kept, added) if len(part)] or [kept]
-    return replace(predicted, lesions=pd.concat(parts, ignore_index=True))
+    return replace(predicted, lesions=_join_tables([kept, added]))
+
+
+def _join_tables(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Join tables, the first of which has all columns; empty ones have no say in their types."""
+    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)

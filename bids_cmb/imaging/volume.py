@@ -5,6 +5,9 @@ from itertools import product
 
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.orientations import aff2axcodes
+
+OPPOSITE_SIDES = {"L": "R", "R": "L", "P": "A", "A": "P", "I": "S", "S": "I"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,12 @@ class Volume:
         """The axis with the largest voxels, along which slices are stacked; the last of equals."""
         return int(np.flatnonzero(self.spacing >= self.spacing.max() * 0.999)[-1])
 
+    @property
+    def directions(self) -> tuple[tuple[str, str], ...]:
+        """The sides of the body nearest to the start and the end of each axis: ("L", "R") …."""
+        ends = aff2axcodes(self.affine)
+        return tuple((OPPOSITE_SIDES[end], end) for end in ends)
+
     def world(self, index: np.ndarray) -> np.ndarray:
         """Convert voxel ``index`` to world mm, both (N, 3) or (3,)."""
         return apply_affine(self.affine, index)
@@ -46,6 +55,12 @@ class Volume:
     def index(self, world: np.ndarray) -> np.ndarray:
         """Convert world mm to a voxel index, not rounded, both (N, 3) or (3,)."""
         return apply_affine(np.linalg.inv(self.affine), world)
+
+    def flip(self, axis: int) -> "Volume":
+        """Reverse an axis; every voxel keeps its position in the world, and none is copied."""
+        turn = np.eye(4)
+        turn[axis, axis], turn[axis, 3] = -1, self.shape[axis] - 1
+        return Volume(np.flip(self.data, axis), self.affine @ turn)
 
     def corners(self) -> np.ndarray:
         """List the centres of the eight outermost voxels, world mm, (8, 3)."""

@@ -41,7 +41,7 @@ class Lesion:
         probability_mean: Over its voxels, 0 to 1.
         probability_max: Over its voxels, 0 to 1.
         probability_sd: Mean standard deviation over the members of an ensemble; None with one.
-        certainty: ``definite`` or ``possible``.
+        certainty: ``definite`` or ``possible``; ``candidate`` below the threshold of lesions.
         flags: What a reader should know, of ``FLAGS``.
         included: Whether it is counted: it has no flag that excludes lesions.
         region: Structure it lies in, without side; None without an anatomy, or if none is near.
@@ -125,7 +125,7 @@ def find_lesions(  # noqa: PLR0913
             "A probability map must lie between 0 and 1 in every voxel; found "
             f"{data.min():.3g} to {data.max():.3g}."
         )
-    pieces, count = _label_pieces(data >= threshold, instances)
+    pieces, count = label_pieces(data >= threshold, instances)
     volumes = np.bincount(pieces.ravel(), minlength=count + 1) * probability.voxel_volume
     kept = [piece for piece in range(1, count + 1) if volumes[piece] >= min_volume]
     if len(kept) > np.iinfo(np.uint16).max:
@@ -166,8 +166,17 @@ def find_lesions(  # noqa: PLR0913
     return Volume(numbers[pieces], probability.affine), lesions
 
 
-def _label_pieces(inside: np.ndarray, instances: Volume | None) -> tuple[np.ndarray, int]:
-    """Number the candidates, then the connected components outside them."""
+def label_pieces(inside: np.ndarray, instances: Volume | None) -> tuple[np.ndarray, int]:
+    """Number the pieces of a mask: the instances in it, then the components outside them.
+
+    Args:
+        inside: bool, (X, Y, Z).
+        instances: Candidate that each voxel belongs to, from 1, 0 elsewhere, on the same grid; None
+            of detectors without candidates.
+
+    Returns:
+        Number of its piece in each voxel, 0 outside, and the number of pieces.
+    """
     if instances is None:
         return ndimage.label(inside, structure=CONNECTIVITY_26)
     numbers, inverse = np.unique(np.where(inside, instances.data, 0), return_inverse=True)

@@ -1,9 +1,12 @@
 """Lesions as rows of tables: each lesion, and the counts of a scan by region."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from bids_cmb.anatomy.mars import classify_pattern, list_regions
-from bids_cmb.bids.tables import LESION_INDEX, round_or_none
+from bids_cmb.bids.paths import locate_candidate_table, locate_lesion_table
+from bids_cmb.bids.tables import LESION_INDEX, read_table, round_or_none
+from bids_cmb.lesions.candidates import CANDIDATE
 from bids_cmb.lesions.measure import Lesion
 
 MNI_COLUMNS = ("mni_x_mm", "mni_y_mm", "mni_z_mm")
@@ -11,12 +14,13 @@ TERRITORIES = ("lobar", "deep", "infratentorial")
 
 
 def make_lesion_row(lesion: Lesion) -> dict[str, object]:
-    """Make the row of a lesion in its table."""
+    """Make the row of a lesion or a candidate in its table."""
+    prefix = "candidate" if lesion.certainty == CANDIDATE else "CMB"
     x, y, z = lesion.centre
     i, j, k = lesion.voxel
     return {
         "index": lesion.index,
-        "name": f"CMB{lesion.index:03d}",
+        "name": f"{prefix}{lesion.index:03d}",
         "mapping": LESION_INDEX,
         "x_mm": round_or_none(x, 2),
         "y_mm": round_or_none(y, 2),
@@ -51,6 +55,28 @@ def make_lesion_row(lesion: Lesion) -> dict[str, object]:
         },
         "mni_uncertainty_mm": round_or_none(lesion.mni_uncertainty_mm, 1),
     }
+
+
+def read_listed(mask: Path) -> list[dict[str, str | None]]:
+    """Read the rows of all that a page lists of a scan: its lesions, then its candidates, if any.
+
+    Args:
+        mask: Lesion mask of the scan.
+
+    Raises:
+        ValueError: If a table is not text in UTF-8.
+        OSError: If one cannot be read.
+    """
+    candidates = locate_candidate_table(mask)
+    return [
+        *read_table(locate_lesion_table(mask)),
+        *(read_table(candidates) if candidates.is_file() else ()),
+    ]
+
+
+def is_candidate(row: Mapping) -> bool:
+    """Check whether a row is that of a candidate, not of a lesion."""
+    return row.get("certainty") == CANDIDATE
 
 
 def count_lesions(lesions: Iterable[Lesion]) -> dict[str, object]:

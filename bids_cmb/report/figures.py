@@ -1,46 +1,73 @@
 """Figures of a scan: the overview, a close-up of each lesion, and the brain mask.
 
-They are PNG files in ``figures``; labels over them are SVG and text of the page, so that they stay
-sharp, work with screen readers and follow light and dark mode. Slices are in radiological
-orientation: the participant's right is on the left.
+They are PNG files in ``figures``. Every tile names its slices and the sides it shows. Slices are in
+radiological orientation: the participant's right is on the left.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from scipy import ndimage
 
 from bids_cmb.bids.paths import Output, get_figure_stem
-from bids_cmb.bids.tables import POSITION_COLUMNS
-from bids_cmb.files import read_json, replacing, write_json
+from bids_cmb.bids.tables import POSITION_COLUMNS, read_table
+from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.cropping import crop, find_bounds
 from bids_cmb.imaging.grid import Grid
+from bids_cmb.imaging.nifti import load_labels
 from bids_cmb.imaging.preprocessing import Preprocessed, preprocess
-from bids_cmb.imaging.resampling import transfer_labels
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.quality.familiarity import compute_histogram, measure_intensities, measure_scan
-from bids_cmb.report.viewer import MARGIN_MM, has_viewer, write_view, write_viewer
+from bids_cmb.report.closeups import (
+    MARGIN_MM,
+    NEIGHBOURS,
+    SLAB_MM,
+    View,
+    describe_slab,
+    draw_closeup,
+    join_tiles,
+    make_view,
+)
+from bids_cmb.report.pictures import WHITE, annotate, draw_contour, resize, save_png
+from bids_cmb.report.viewer import has_viewer, write_view, write_viewer
 
 NETWORK_VIEW_PX = 300  # of each picture of what a network sees
-SLAB_MM = 10.0  # thickness of the minimum-intensity projections
-OVERVIEW_PX, PX_PER_MM = 300, 7
-CLOSEUP_REACH_MM = 13.0  # to either side of a lesion in its close-up
-RING_RADIUS_MM = 7.0  # around a lesion in its slab
-WHITE, INK = 254, 255  # values of a picture; INK is drawn in `COLOUR`
-COLOUR = (230, 159, 0)  # orange of a colour-blind-safe palette
-PALETTE = [value for grey in range(INK) for value in (grey, grey, grey)] + [*COLOUR]
+OVERVIEW_PX, OVERVIEW_BAR_MM = 300, 50
+VIEW_MARGIN_MM = 19.0  # around the brain: more than a close-up reaches
 MAX_CLOSEUPS = 100  # lesions; the table has all
-CLOSEUP_PX = round(2 * CLOSEUP_REACH_MM * PX_PER_MM)  # of each picture of a lesion
+
+
+@dataclass(frozen=True, eq=False)
+class ShownLesions:
+    """Lesions to show, or candidates.
+
+    Attributes:
+        labels: Each one's index in its voxels, on the scan's grid.
+        rows: Of their table.
+    """
+
+    labels: Volume
+    rows: list[dict]
+
+
+def load_shown(labels: Path) -> ShownLesions:
+    """Load lesions or candidates from their labels and the table of the same name.
+
+    Raises:
+        ValueError: If either cannot be used.
+        OSError: If either cannot be read.
+    """
+    table = labels.with_name(labels.name.replace(".nii.gz", ".tsv"))
+    return ShownLesions(load_labels(labels), read_table(table))
 
 
 def draw_figures(
     output: Output,
     image: Volume,
     brain: Volume,
-    labels: Volume,
-    lesions: list[dict],
+    lesions: ShownLesions,
+    candidates: ShownLesions | None = None,
     *,
     network_view: tuple[str, Grid],
     interactive: bool = False,
@@ -51,37 +78,33 @@ def draw_figures(
         output: Of the scan.
         image: The scan.
         brain: Its brain mask, on the scan's grid.
-        labels: Each lesion's index in its voxels, on the scan's grid.
-        lesions: Rows of the lesion table.
+        lesions: Of the scan.
+        candidates: Below the threshold of lesions, which have close-ups only.
         network_view: Name of a detector, and the grid on which it sees the scan.
         interactive: Whether to write the scan for the page, and the viewer.
     """
-    prepared = preprocess(image, brain, Grid(axes="slices", margin=CLOSEUP_REACH_MM + MARGIN_MM))
-    marks = transfer_labels(labels, prepared.image)
+    margin = max(VIEW_MARGIN_MM, (NEIGHBOURS + 1) * float(image.spacing.max()))
+    prepared = preprocess(image, brain, Grid(axes="slices", margin=margin))
     intensities = measure_intensities(prepared.image, prepared.brain)
-    grey = prepared.image.data * np.float32(WHITE / (intensities.white or 1))
-    grey = np.clip(grey, 0, WHITE, out=grey).astype(np.uint8)
-    # Right is left.
-    grey, marks, inside = (array[::-1] for array in (grey, marks, prepared.brain.data))
-    centres = {int(row["index"]): _locate_in_picture(prepared.image, row) for row in lesions}
+    shown = [lesions, *([candidates] if candidates else [])]
+    view = make_view(image, prepared, [part.labels for part in shown], intensities.white or 1)
     remove_figures(output)
     folder, stem = output.figures, get_figure_stem(output.mask())
-    slabs = _draw_overview(folder, stem, grey, inside, prepared.image.spacing, centres)
-    for index in list(centres)[:MAX_CLOSEUPS]:
-        picture = _draw_closeup(grey, marks, index, prepared.image.spacing, centres[index])
-        _save_png(folder / f"{stem}_lesion-{index:03d}.png", picture)
-    _draw_brain_outline(folder / f"{stem}_quality.png", grey, inside, prepared.image.spacing)
+    rows = [row for part in shown for row in part.rows[:MAX_CLOSEUPS]]
     metadata = {
-        "slabs": slabs,
+        "slabs": _draw_overview(folder, stem, view, _locate_rows(view, lesions.rows)),
+        "closeups": _draw_closeups(folder, stem, view, _locate_rows(view, rows)),
+        "thick": view.is_thick,
         "look": _draw_network_view(
             folder / f"{stem}_look.png", image, prepared, intensities.white or 1, network_view
         ),
         "measures": measure_scan(prepared.image, prepared.brain, intensities),
         "histogram": compute_histogram(intensities),
     }
+    _draw_brain_outline(folder / f"{stem}_quality.png", view)
     if interactive:
         write_viewer(output.folder)
-        write_view(folder / f"{stem}_view.js", prepared.image, prepared.brain, labels)
+        write_view(folder / f"{stem}_view.js", prepared.image, prepared.brain, lesions.labels)
     metadata["files"] = sorted(path.name for path in folder.glob(f"{stem}_*"))
     write_json(folder / f"{stem}_overview.json", metadata)  # last: it marks the others complete
 
@@ -108,107 +131,77 @@ def remove_figures(output: Output) -> None:
         old.unlink(missing_ok=True)  # another process may remove them, too
 
 
-def _locate_in_picture(image: Volume, row: Mapping[str, object]) -> np.ndarray:
-    """Locate the position of a row in the pictures, voxels (3,), not rounded; right is left."""
-    voxel = image.index(np.array([float(row[axis]) for axis in POSITION_COLUMNS]))
-    return np.array([image.shape[0] - 1 - voxel[0], voxel[1], voxel[2]])
+def _locate_rows(view: View, rows: list[dict]) -> dict[int, np.ndarray]:
+    """Locate the positions of rows in a view: index → voxels (3,), not rounded."""
+    return {int(row["index"]): _locate_row(view, row) for row in rows}
+
+
+def _locate_row(view: View, row: Mapping[str, object]) -> np.ndarray:
+    return view.grey.index(np.array([float(row[axis]) for axis in POSITION_COLUMNS]))
+
+
+def _draw_closeups(
+    folder: Path, stem: str, view: View, centres: dict[int, np.ndarray]
+) -> dict[str, list[str]]:
+    """Draw the close-ups of lesions; what the tiles of each show, by index."""
+    names = {}
+    for index, centre in centres.items():
+        tiles = draw_closeup(view, index, centre)
+        save_png(folder / f"{stem}_lesion-{index:03d}.png", join_tiles(tiles))
+        names[str(index)] = [tile.name for tile in tiles]
+    return names
 
 
 def _draw_overview(
-    folder: Path,
-    stem: str,
-    grey: np.ndarray,
-    inside: np.ndarray,
-    spacing: np.ndarray,
-    centres: dict,
-) -> list[dict]:
+    folder: Path, stem: str, view: View, centres: dict[int, np.ndarray]
+) -> list[dict]:  # fmt: skip
     """Draw minimum-intensity projections of slabs, from top to bottom.
 
     Returns:
-        The ``file`` of each, and as ``marks`` the positions of its lesions in percent.
+        The ``file`` of each, its ``name``, and as ``marks`` the positions of its lesions in
+        percent.
     """
-    first, end = find_bounds(inside)
+    spacing = view.grey.spacing
+    first, end = find_bounds(view.brain.data)
     margin = np.ceil(MARGIN_MM / spacing[:2]).astype(int)
     low = np.maximum(first[:2] - margin, 0)
-    high = np.minimum(end[:2] + margin, grey.shape[:2])
+    high = np.minimum(end[:2] + margin, view.grey.shape[:2])
     n_slices = max(1, round(SLAB_MM / spacing[2]))
     slabs = []
     for start in range(int(first[2]), int(end[2]), n_slices):
-        stop = min(start + n_slices, grey.shape[2])
-        slab = grey[low[0] : high[0], low[1] : high[1], start:stop].min(axis=2)
-        name = f"{stem}_slab-{len(slabs) + 1:02d}.png"
-        size = slab.shape * spacing[:2]
-        _save_png(folder / name, _resize(slab, size * OVERVIEW_PX / size.max()))
+        stop = min(start + n_slices, view.grey.shape[2])
+        slab = view.grey.data[low[0] : high[0], low[1] : high[1], start:stop].min(axis=2)
+        file, name = f"{stem}_slab-{len(slabs) + 1:02d}.png", describe_slab(view, start, stop)
+        save_png(folder / file, _draw_slab(view, slab, name))
         positions = {
             index: [round(float(x), 1) for x in (centre[:2] - low + 0.5) / slab.shape * 100]
             for index, centre in centres.items()
             if start <= round(float(centre[2])) < stop
         }
         marks = [{"index": i, "x": x, "y": round(100 - y, 1)} for i, (x, y) in positions.items()]
-        slabs.append({"file": name, "marks": marks})
+        slabs.append({"file": file, "name": name, "marks": marks})
     return slabs[::-1]
 
 
-def _draw_closeup(
-    grey: np.ndarray, marks: np.ndarray, index: int, spacing: np.ndarray, voxel: np.ndarray
-) -> np.ndarray:
-    """Draw the close-up of a lesion.
-
-    Above: its slice, both planes across the slices, and the minimum over ``SLAB_MM``. Below: the
-    three planes with its contour, and the slab again with a ring.
-    """
-    centre = np.clip(np.rint(voxel).astype(int), 0, np.array(grey.shape) - 1)
-    reach = np.ceil(CLOSEUP_REACH_MM / spacing).astype(int)
-    box = tuple(
-        np.clip(np.arange(c - r, c + r + 1), 0, n - 1)
-        for c, r, n in zip(centre, reach, grey.shape, strict=True)
-    )
-    near, lesion = grey[np.ix_(*box)], marks[np.ix_(*box)] == index
-    size = (2 * reach + 1) * spacing * PX_PER_MM
-    i, j, k = reach
-    half_slab = round(SLAB_MM / 2 / spacing[2])
-    planes = [
-        (near[:, :, k], lesion[:, :, k], size[:2]),
-        (near[:, j, :], lesion[:, j, :], size[[0, 2]]),
-        (near[i, :, :], lesion[i, :, :], size[1:]),
-        (near[:, :, max(0, k - half_slab) : k + half_slab + 1].min(axis=2), None, size[:2]),
-    ]
-    images, outlined_images = [], []
-    for plane, mask, plane_size in planes:
-        picture = _resize(plane, plane_size)
-        images.append(_crop_middle(picture))
-        outlined = _draw_ring(picture) if mask is None else _draw_contour(picture, mask, plane_size)
-        outlined_images.append(_crop_middle(outlined))
-    return np.concatenate([np.concatenate(row, axis=1) for row in (images, outlined_images)])
+def _draw_slab(view: View, slab: np.ndarray, name: str) -> np.ndarray:
+    size = slab.shape * view.grey.spacing[:2]
+    px_per_mm = OVERVIEW_PX / size.max()
+    (left, right), (_, top), _ = view.grey.directions
+    bar = (OVERVIEW_BAR_MM * px_per_mm, f"{OVERVIEW_BAR_MM} mm")
+    return annotate(resize(slab, size * px_per_mm), name, (left, right, top), bar)
 
 
-def _crop_middle(picture: np.ndarray) -> np.ndarray:
-    """Crop the middle ``CLOSEUP_PX`` of a picture, which is at least as large."""
-    y, x = ((side - CLOSEUP_PX) // 2 for side in picture.shape[:2])
-    return picture[y : y + CLOSEUP_PX, x : x + CLOSEUP_PX]
-
-
-def _draw_ring(picture: np.ndarray) -> np.ndarray:
-    """Draw a ring around the middle of a picture."""
-    ringed = picture.copy()
-    y, x = np.ogrid[: picture.shape[0], : picture.shape[1]]
-    distance = np.hypot(y - picture.shape[0] / 2, x - picture.shape[1] / 2) / PX_PER_MM
-    ringed[abs(distance - RING_RADIUS_MM) < 1 / PX_PER_MM] = INK
-    return ringed
-
-
-def _draw_brain_outline(
-    path: Path, grey: np.ndarray, inside: np.ndarray, spacing: np.ndarray
-) -> None:
+def _draw_brain_outline(path: Path, view: View) -> None:
     """Draw six slices with the outline of the brain mask."""
+    grey, inside = view.grey.data, view.brain.data
     heights = np.flatnonzero(inside.any(axis=(0, 1)))
     tiles = []
     for fraction in (0.1, 0.27, 0.44, 0.6, 0.77, 0.92):
         k = int(heights[int(fraction * (len(heights) - 1))])
-        size = np.array(grey.shape[:2]) * spacing[:2]
+        size = np.array(grey.shape[:2]) * view.grey.spacing[:2]
         size = size * 220 / size.max()
-        tiles.append(_draw_contour(_resize(grey[:, :, k], size), inside[:, :, k], size))
-    _save_png(path, np.concatenate(tiles, axis=1))
+        tiles.append(draw_contour(resize(grey[:, :, k], size), inside[:, :, k], size))
+    save_png(path, np.concatenate(tiles, axis=1))
 
 
 def _draw_network_view(
@@ -232,8 +225,8 @@ def _draw_network_view(
         (plane / white, plane.shape * resampled.spacing[:2]),
     ):
         grey = np.clip(values * WHITE, 0, WHITE).astype(np.uint8)
-        tiles.append(_resize(grey, size * NETWORK_VIEW_PX / size[1], smooth=False))
-    _save_png(path, np.concatenate(tiles, axis=1))
+        tiles.append(resize(grey, size * NETWORK_VIEW_PX / size[1], smooth=False))
+    save_png(path, np.concatenate(tiles, axis=1))
     voxel = [round(float(side), 2) for side in resampled.spacing]
     return {"file": path.name, "by": name, "voxel_mm": voxel, "masked": grid.masked}
 
@@ -249,27 +242,3 @@ def _resample_slices(prepared: Preprocessed, middle: int, grid: Grid) -> Volume:
         grid.spacing, axes="slices", margin=MARGIN_MM, order=grid.order, masked=grid.masked
     )
     return preprocess(*cropped, local_grid).image
-
-
-def _resize(plane: np.ndarray, size: Iterable[float], *, smooth: bool = True) -> np.ndarray:
-    """Resize a plane (across, up) to a picture of ``size`` pixels (across, up), top row first."""
-    across, up = (max(1, round(float(side))) for side in size)
-    resampling = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
-    picture = Image.fromarray(np.ascontiguousarray(plane.T[::-1]))
-    return np.minimum(np.asarray(picture.resize((across, up), resampling)), WHITE)
-
-
-def _draw_contour(picture: np.ndarray, mask: np.ndarray, size: Iterable[float]) -> np.ndarray:
-    """Draw the outline of a plane of a mask, resized to the picture."""
-    outlined = picture.copy()
-    resized = _resize(mask.astype(np.uint8), size, smooth=False) > 0
-    outlined[resized & ~ndimage.binary_erosion(resized)] = INK
-    return outlined
-
-
-def _save_png(path: Path, picture: np.ndarray) -> None:
-    """Save a picture of greys and `INK`."""
-    image = Image.fromarray(picture).convert("L")
-    image.putpalette(PALETTE)
-    with replacing(path) as temporary:
-        image.save(temporary, format="PNG", compress_level=4)

@@ -21,6 +21,7 @@ from bids_cmb.bids.paths import (
     Output,
     get_figure_stem,
     list_dirs_of_participant,
+    locate_candidate_table,
     locate_figures,
     locate_lesion_table,
 )
@@ -35,7 +36,7 @@ from bids_cmb.report.cohort import (
     find_outliers,
     summarize_strata,
 )
-from bids_cmb.report.performance import describe_performance
+from bids_cmb.report.performance import describe_candidates, describe_performance
 from bids_cmb.report.viewer import VIEWER
 from bids_cmb.review.reviews import get_position
 
@@ -195,8 +196,13 @@ def _make_review_data(title: str, scans: list[dict]) -> dict:
                 "participant_id": scan["participant"],
                 "session_id": scan["session"],
                 "lesions": [
-                    {"index": int(lesion["index"]), "at": [float(x) for x in get_position(lesion)]}
-                    for lesion in (*scan["included"], *scan["excluded"])
+                    {
+                        "index": int(lesion["index"]),
+                        "at": [float(x) for x in get_position(lesion)],
+                        "kind": kind,
+                    }
+                    for kind in ("included", "excluded", "candidates")
+                    for lesion in scan[kind]
                 ],
                 "view": scan["view"],
             }
@@ -215,8 +221,10 @@ def _collect_scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row:
 
     overview = read_json(figures / f"{stem}_overview.json") or {}
     lesions = _read_lesions(locate_lesion_table(mask))
-    for lesion in lesions:
+    candidates = _read_lesions(locate_candidate_table(mask))
+    for lesion in (*lesions, *candidates):
         lesion["picture"] = relative(f"{stem}_lesion-{int(lesion['index']):03d}.png")
+        lesion["tiles"] = overview.get("closeups", {}).get(lesion["index"], [])
     slabs, network_view = overview.get("slabs", []), overview.get("look")
     for picture in (*slabs, *([network_view] if network_view else [])):
         picture["path"] = relative(picture["file"], required=False)
@@ -232,6 +240,9 @@ def _collect_scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row:
         "row": row,
         "included": [lesion for lesion in lesions if lesion["included"] == "yes"],
         "excluded": [lesion for lesion in lesions if lesion["included"] != "yes"],
+        "candidates": candidates,
+        "below": describe_candidates(sidecar),
+        "thick": overview.get("thick", False),
         "slabs": slabs,
         "quality": relative(f"{stem}_quality.png"),
         "look": network_view,

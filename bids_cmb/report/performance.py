@@ -39,6 +39,34 @@ def describe_performance(sidecar: Mapping) -> dict:
     }
 
 
+def describe_candidates(sidecar: Mapping) -> dict | None:
+    """Describe the candidates that a scan lists below the threshold of its lesions.
+
+    Args:
+        sidecar: Of a scan's lesion mask. Its ``Candidates`` have ``Threshold``, ``Listed`` and
+            ``Omitted`` (numbers of candidates), and ``Measured``, what the detector found and
+            missed down to that threshold.
+
+    Returns:
+        ``threshold``, ``omitted``, and ``found``: sentences on real scans, if it was measured on
+        any at that threshold; None where the detector has no lower threshold.
+    """
+    listed = sidecar.get("Candidates")
+    if not listed:
+        return None
+    threshold = listed["Threshold"]
+    real = [
+        entry
+        for entry in listed.get("Measured", [])
+        if entry["Data"] == REAL and not _describe_threshold(entry, threshold)
+    ]
+    return {
+        "threshold": threshold,
+        "omitted": listed["Omitted"],
+        "found": _list_sentences(real, threshold),
+    }
+
+
 def _list_sentences(measured: Sequence[Mapping], threshold: float) -> list[str]:
     return [
         f"On {_describe_scans(entry)} this detector found {entry['Found']} of "

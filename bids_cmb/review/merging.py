@@ -1,8 +1,9 @@
 """Counts and locations of a scan's lesions after its review, from its derivatives.
 
-Detected lesions have their location in the lesion table. One that a reader added gets its MNI
-position by the scan's affine, and its region by the scan's region map, if these were written
-(``--output-level full`` for the map); without them it has none, and there are no counts by region.
+Detected lesions and candidates have their location in their tables. One that a reader added gets
+its MNI position by the scan's affine, and its region by the scan's region map, if these were
+written (``--output-level full`` for the map); without them it has none, and there are no counts by
+region.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +14,10 @@ import numpy as np
 
 from bids_cmb.anatomy.region_map import classify_location
 from bids_cmb.bids.markers import list_file_names
-from bids_cmb.bids.paths import locate_lesion_table
-from bids_cmb.bids.tables import read_table
 from bids_cmb.files import read_json
 from bids_cmb.imaging.nifti import load_labels
 from bids_cmb.imaging.registration import load_transform
-from bids_cmb.lesions.table import MNI_COLUMNS, count_by_region
+from bids_cmb.lesions.table import MNI_COLUMNS, count_by_region, read_listed
 from bids_cmb.review.reviews import Review, merge_reviews, select_accepted
 
 
@@ -65,7 +64,7 @@ def count_reviewed(
 
 
 def _count_reviewed_scan(mask: Path, reviews: Sequence[Review]) -> ReviewedCounts:
-    rows = read_table(locate_lesion_table(mask))
+    rows = read_listed(mask)
     consensus = merge_reviews([int(row["index"]) for row in rows], reviews)
     accepted = select_accepted(rows, consensus)
     locations = [get_location(row) for row in accepted] + _locate_added(mask, consensus.added)

@@ -1,6 +1,7 @@
 """Reference from reviews: labels and tables for training and evaluation.
 
-Accepted and missed lesions are definite, unsure ones possible, and rejected ones are mimics. A
+Accepted and missed lesions are definite, unsure ones possible, and rejected ones are mimics;
+candidates that pages show as worth a look likewise, those without a verdict are left out. A
 missed lesion was marked by a point and is grown to a mask by `lesions.region_growing`.
 """
 
@@ -11,12 +12,13 @@ import numpy as np
 from scipy import ndimage
 
 from bids_cmb.bids.description import write_description
-from bids_cmb.bids.paths import locate_lesion_table
-from bids_cmb.bids.tables import LESION_INDEX, read_columns, read_table, write_table
+from bids_cmb.bids.paths import locate_candidate_table, locate_lesion_table
+from bids_cmb.bids.tables import LESION_INDEX, read_columns, write_table
 from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.nifti import load, load_labels, save
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.region_growing import grow_region
+from bids_cmb.lesions.table import is_candidate, read_listed
 from bids_cmb.review.reviews import Consensus, Review, is_complete, merge_reviews, read_reviews
 
 REJECTED = "rejected"
@@ -48,7 +50,7 @@ def write_reference(
     """
     written = 0
     for mask, scan_reviews in read_reviews(reviews, derivatives).items():
-        rows = read_table(locate_lesion_table(derivatives / mask))
+        rows = read_listed(derivatives / mask)
         if not any(is_complete(review, rows) for review in scan_reviews):
             log(f"{mask}: skipped; no reader gave every lesion a verdict or marked it complete.")
             continue
@@ -65,11 +67,10 @@ def write_reference(
 def _write_scan(
     derivatives: Path, raw: Path, mask: str, reviews: Sequence[Review], folder: Path
 ) -> None:
-    table = locate_lesion_table(derivatives / mask)
-    rows = {int(row["index"]): row for row in read_table(table)}
+    rows = {int(row["index"]): row for row in read_listed(derivatives / mask)}
     consensus = merge_reviews(rows, reviews)
     image = _load_image(derivatives / mask, raw)
-    stored = load_labels(table.with_suffix(".nii.gz"))
+    stored = _load_listed_labels(derivatives / mask)
     lesions, mimics, lesion_rows = _divide_lesions(stored, rows, consensus)
     for point, sure in _list_missed(consensus):
         try:
@@ -117,16 +118,30 @@ def _load_image(mask: Path, raw: Path) -> Volume:
     return load(path)[0]
 
 
+def _load_listed_labels(mask: Path) -> Volume:
+    """Load the labels of a scan's lesions and candidates, which share no voxel and no index."""
+    labels = load_labels(locate_lesion_table(mask).with_suffix(".nii.gz"))
+    candidates = locate_candidate_table(mask).with_suffix(".nii.gz")
+    if not candidates.is_file():
+        return labels
+    return Volume(np.maximum(labels.data, load_labels(candidates).data), labels.affine)
+
+
 def _divide_lesions(
     stored: Volume, rows: Mapping[int, dict], consensus: Consensus
 ) -> tuple[np.ndarray, np.ndarray, list[dict]]:
-    """Divide detected lesions into labels of true or unsure ones, with their rows, and mimics."""
+    """Divide detected lesions into labels of true or unsure ones, with their rows, and mimics.
+
+    Candidates without a verdict are neither: whoever reviewed the scan let them pass.
+    """
     lesions, mimics = (np.zeros(stored.shape, np.uint16) for _ in range(2))
     lesion_rows: list[dict] = []
     for old, row in rows.items():
         inside = np.rint(stored.data) == old
         if consensus.verdicts[old] == "reject":
             mimics[inside] = old
+            continue
+        if is_candidate(row) and consensus.verdicts[old] == "not_reviewed":
             continue
         index, sure = len(lesion_rows) + 1, consensus.verdicts[old] == "accept"
         lesions[inside] = index

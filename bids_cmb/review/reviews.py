@@ -3,7 +3,8 @@
 Where readers differ the majority decides: a lesion that more accept than reject counts, one that
 more reject does not, and everything between is unsure. A lesion that the app missed counts if more
 than half of a scan's readers marked it, each within ``MAX_DISTANCE_MM`` of the others' marks; one
-that fewer marked is unsure. Lesions without a verdict are counted as before.
+that fewer marked is unsure. Lesions without a verdict are counted as before. Candidates, which a
+page shows as worth a look, are judged like lesions and count if they are accepted.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.bids.paths import list_participant_dirs, locate_lesion_table
+from bids_cmb.bids.paths import list_participant_dirs
 from bids_cmb.bids.tables import POSITION_COLUMNS, read_results, read_table
-from bids_cmb.lesions.table import classify_burden
+from bids_cmb.lesions.table import classify_burden, is_candidate, read_listed
 from bids_cmb.metrics.agreement import intraclass_correlation, weighted_kappa
 from bids_cmb.metrics.matching import MAX_DISTANCE_MM
 
@@ -33,8 +34,8 @@ class Review:
     Attributes:
         reader: Name that the reader gave.
         mask: Lesion mask of the scan, relative to the derivative dataset.
-        verdicts: Of each lesion with a verdict, by its index: one of ``VERDICTS``.
-        positions: World mm of every lesion that the review lists, by its index.
+        verdicts: Of each lesion or candidate with a verdict, by its index: one of ``VERDICTS``.
+        positions: World mm of every lesion and candidate that the review lists, by its index.
         missed: World mm of the lesions that the reader added, shape (N, 3).
         complete: Whether the reader marked the scan complete.
         date: Of the last entry, ISO 8601.
@@ -57,7 +58,8 @@ class Consensus:
 
     Attributes:
         readers: Their names, sorted.
-        verdicts: Of each lesion, by its index: one of ``VERDICTS``, or ``not_reviewed``.
+        verdicts: Of each lesion and candidate, by its index: one of ``VERDICTS``, or
+            ``not_reviewed``.
         added: World mm of lesions that the app missed, shape (N, 3).
         doubtful: World mm of those that not enough readers marked, shape (M, 3).
     """
@@ -191,8 +193,8 @@ def _check_belongs(review: Review, masks: Mapping[str, Path], derivatives: Path)
         raise ValueError(
             f"{review.file}: a review must be of a scan of {derivatives}; it has no {review.mask}."
         )
-    table = locate_lesion_table(masks[review.mask])
-    current = {int(row["index"]): get_position(row) for row in read_table(table)}
+    listed = read_listed(masks[review.mask])
+    current = {int(row["index"]): get_position(row) for row in listed}
     for index, position in review.positions.items():
         if (
             index not in current
@@ -215,7 +217,7 @@ def merge_reviews(indices: Iterable[int], reviews: Sequence[Review]) -> Consensu
     """Merge the reviews of a scan: the majority decides.
 
     Args:
-        indices: Of the detected lesions.
+        indices: Of the detected lesions and candidates.
         reviews: Of that scan, one for each reader.
     """
     verdicts = {}
@@ -266,7 +268,7 @@ def is_complete(review: Review, rows: Sequence[Mapping]) -> bool:
 
 
 def select_accepted(rows: Sequence[Mapping], consensus: Consensus) -> list[Mapping]:
-    """Select the rows of a scan's lesion table that count after review."""
+    """Select the rows of a scan's lesions and candidates that count after review."""
     return [
         row
         for row in rows
@@ -279,10 +281,13 @@ def count_verdicts(rows: Sequence[Mapping], consensus: Consensus) -> dict[str, o
     """Count the verdicts on a scan and its lesions after review, in the columns ``reviewed``.
 
     Args:
-        rows: Of its lesion table.
+        rows: Of its lesions and candidates.
         consensus: Of its readers.
     """
-    verdicts = list(consensus.verdicts.values())
+    by_kind: dict[bool, list[str]] = {True: [], False: []}
+    for row in rows:
+        by_kind[is_candidate(row)].append(consensus.verdicts[int(row["index"])])
+    verdicts = by_kind[False]
     count = len(select_accepted(rows, consensus)) + len(consensus.added)
     return {
         "reviewed_by": ", ".join(consensus.readers),
@@ -290,6 +295,7 @@ def count_verdicts(rows: Sequence[Mapping], consensus: Consensus) -> dict[str, o
         "n_rejected": verdicts.count("reject"),
         "n_unsure": verdicts.count("unsure") + len(consensus.doubtful),
         "n_not_reviewed": verdicts.count("not_reviewed"),
+        "n_candidates_accepted": by_kind[True].count("accept"),
         "n_added": len(consensus.added),
         "n_cmb_reviewed": count,
         "burden_reviewed": classify_burden(count),
@@ -302,7 +308,7 @@ def make_reviewed_rows(
     """Count verdicts and lesions of every reviewed scan, by lesion mask; see `count_verdicts`."""
     counts = {}
     for mask, scan_reviews in reviews.items():
-        rows = read_table(locate_lesion_table(derivatives / mask))
+        rows = read_listed(derivatives / mask)
         counts[mask] = count_verdicts(
             rows, merge_reviews([int(row["index"]) for row in rows], scan_reviews)
         )
@@ -314,10 +320,11 @@ def make_agreement_rows(
 ) -> list[dict[str, object]]:
     """Measure how far every two readers agree, in the columns ``agreement``.
 
-    Verdicts are compared where both accept or reject; counts (accepted and missed) on scans that
+    Verdicts, on candidates too, are compared where both accept or reject; counts (accepted and
+    missed) on scans that
     both reviewed completely: a verdict on each counted lesion, or marked complete.
     """
-    tables = {mask: read_table(locate_lesion_table(derivatives / mask)) for mask in reviews}
+    tables = {mask: read_listed(derivatives / mask) for mask in reviews}
     readers = sorted(
         {review.reader for scan_reviews in reviews.values() for review in scan_reviews}
     )

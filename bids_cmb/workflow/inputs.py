@@ -16,7 +16,11 @@ from bids_cmb.bids.companions import Segmentation, find_mask, find_segmentation
 from bids_cmb.bids.markers import compute_digest, describe_input
 from bids_cmb.bids.scan import Scan
 from bids_cmb.config import Config, result_settings
-from bids_cmb.detection.calibration import apply_operating_point, combine_thresholds
+from bids_cmb.detection.calibration import (
+    apply_operating_point,
+    combine_thresholds,
+    get_sensitive_threshold,
+)
 from bids_cmb.detection.designs import detectors_use_phase
 from bids_cmb.imaging.phase_files import PhaseMatch, find_phase_image, read_units
 from bids_cmb.networks.loading import ModelOptions
@@ -186,6 +190,21 @@ def choose_thresholds(
     threshold = from_cards if threshold is None else threshold
     volume_mm3 = volume_mm3 if min_volume is None else min_volume
     return Thresholds(threshold, max(definite, threshold), volume_mm3)
+
+
+def resolve_candidate_threshold(config: Config, thresholds: Thresholds) -> float | None:
+    """Resolve the probability from which on something below a lesion is worth a look.
+
+    It is that of the sensitive operating point of the only detector's card.
+
+    Returns:
+        0 to 1, below the threshold of lesions; None if there are several detectors or some
+        networks of one, if the card has no such point, or if lesions reach down to it.
+    """
+    if len(config.detector) != 1 or config.members:
+        return None
+    lowest = get_sensitive_threshold(load_card(config.detector[0], config.model_dir))
+    return lowest if lowest is not None and lowest < thresholds.threshold else None
 
 
 # --- The record and the fingerprint ---------------------------------------------------------------

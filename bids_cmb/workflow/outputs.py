@@ -21,13 +21,18 @@ from bids_cmb.imaging.resampling import resample_like
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.table import make_lesion_row
 from bids_cmb.networks.model_cards import select_members
-from bids_cmb.report.figures import draw_figures, remove_figures
+from bids_cmb.report.figures import ShownLesions, draw_figures, remove_figures
 from bids_cmb.report.html import get_page_path, refresh_page
 from bids_cmb.workflow.inputs import InputRecord, ScanInputs
 from bids_cmb.workflow.result import ScanResult, make_scan_row, make_sidecar
 
 LABELS_DESCRIPTION = (
     "Lesions, each voxel with the index that its lesion has in the table of the same name."
+)
+CANDIDATES_DESCRIPTION = (
+    "Candidates, each voxel with the index that its candidate has in the table of the same name: "
+    "less likely than the threshold of lesions and not counted, from a probability of {} on; "
+    "{} listed, {} less likely ones left out."
 )
 BRAIN_DESCRIPTION = "Brain, within which lesions were searched."
 STRUCTURES_DESCRIPTION = "Structures of the brain, FreeSurfer's codes, by {}."
@@ -67,10 +72,9 @@ def write_outputs(
     remove_half_written(output)
     remove_previous_outputs(output)
     files = write_images(output, result, inputs)
-    rows = [make_lesion_row(lesion) for lesion in result.lesions]
-    write_table(output.labels(".tsv"), read_columns("lesion"), rows)
+    write_table(output.labels(".tsv"), read_columns("lesion"), map(make_lesion_row, result.lesions))
     if report != "none":
-        _draw(output, result, rows, inputs, interactive=report == "interactive")
+        _draw(output, result, inputs, interactive=report == "interactive")
     row, scan = make_scan_row(result, inputs), inputs.scan
     sidecar = make_sidecar(output, result, inputs, record, files)
     sidecar["Provenance"]["Seconds"] = round(time.monotonic() - record.began, 1)
@@ -80,14 +84,17 @@ def write_outputs(
 
 
 def _draw(
-    output: Output, result: ScanResult, rows: list[dict], inputs: ScanInputs, *, interactive: bool
-) -> None:
+    output: Output, result: ScanResult, inputs: ScanInputs, *, interactive: bool
+) -> None:  # fmt: skip
+    lesions = ShownLesions(result.labels, list(map(make_lesion_row, result.lesions)))
+    candidates = result.candidates
     draw_figures(
         output,
         result.image,
         result.brain.mask,
-        result.labels,
-        rows,
+        lesions,
+        candidates
+        and ShownLesions(candidates.labels, list(map(make_lesion_row, candidates.lesions))),
         network_view=choose_network_view(inputs.detectors, inputs.models.members),
         interactive=interactive,
     )
@@ -164,6 +171,7 @@ def write_images(output: Output, result: ScanResult, inputs: ScanInputs) -> list
     level = inputs.settings["output_level"]
     common = {"Sources": output.sources(result.phase.path), "SpatialReference": "orig"}
     files = [*_write_lesions(output, result, common), *_write_transforms(output, result)]
+    files += _write_candidates(output, result, common)
     if level != "minimal":
         files += _write_probability(output, result, common)
         files += _write_evidence(output, result, common)
@@ -195,6 +203,26 @@ def _write_lesions(output: Output, result: ScanResult, common: Mapping) -> list[
     }
     files = _write(output.labels, labels, np.uint16, sidecar)
     return [output.mask(), *files, output.labels(".tsv")]
+
+
+def _write_candidates(output: Output, result: ScanResult, common: Mapping) -> list[Path]:
+    """Write labels and table of the candidates, where the detector has a lower threshold."""
+    candidates = result.candidates
+    if candidates is None:
+        return []
+    listed = candidates.lesions
+    sidecar = {
+        "Description": CANDIDATES_DESCRIPTION.format(
+            candidates.threshold, len(listed), candidates.n_omitted
+        ),
+        "Manual": False,
+        **read_columns("lesion"),
+        **common,
+    }
+    rows = map(make_lesion_row, listed)
+    write_table(output.candidates(".tsv"), read_columns("lesion"), rows)
+    files = _write(output.candidates, candidates.labels, np.uint16, sidecar)
+    return [*files, output.candidates(".tsv")]
 
 
 def _write_probability(output: Output, result: ScanResult, common: Mapping) -> list[Path]:

@@ -16,6 +16,7 @@ from bids_cmb.detection.performance import select_performance
 from bids_cmb.imaging.loading import LoadedPhase
 from bids_cmb.imaging.nifti import LoadReport
 from bids_cmb.imaging.volume import Volume
+from bids_cmb.lesions.candidates import Candidates
 from bids_cmb.lesions.locations import list_position_notes
 from bids_cmb.lesions.measure import Lesion
 from bids_cmb.lesions.table import count_lesions
@@ -44,6 +45,7 @@ class ScanResult:
         labels: Each lesion's index in its voxels.
         lesions: By falling probability.
         quality: Of the image.
+        candidates: Below the threshold of lesions; None where no lower one is known.
     """
 
     image: Volume
@@ -57,6 +59,7 @@ class ScanResult:
     labels: Volume
     lesions: list[Lesion]
     quality: Quality
+    candidates: Candidates | None = None
 
     def notes(self, name: str) -> tuple[str, ...]:
         """Collect the sentences for the log; ``name`` is that of the scan's file."""
@@ -112,6 +115,7 @@ def make_sidecar(
         "SpatialReference": "orig",
         **{key: metadata[key] for key in PROTOCOL_FIELDS if key in metadata},
         "Performance": _describe_performance(result, inputs),
+        **_describe_candidates(result, inputs),
         "Provenance": {**_provenance(result, inputs, record), "Files": describe_outputs(files)},
     }
 
@@ -129,6 +133,22 @@ def _describe_performance(result: ScanResult, inputs: ScanInputs) -> dict[str, o
         "Contrast": inputs.scan.suffix,
         "Measured": select_performance(card, threshold, spacing),
         "Limits": list(card.get("limits", ())),
+    }
+
+
+def _describe_candidates(result: ScanResult, inputs: ScanInputs) -> dict[str, object]:
+    """Describe down to which threshold candidates are listed, and what is found down to there."""
+    if result.candidates is None:
+        return {}
+    [card] = inputs.detectors.values()
+    threshold = result.candidates.threshold
+    return {
+        "Candidates": {
+            "Threshold": threshold,
+            "Listed": len(result.candidates.lesions),
+            "Omitted": result.candidates.n_omitted,
+            "Measured": select_performance(card, threshold, result.image.spacing),
+        }
     }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bids_cmb.anatomy.region_map import build_region_map
@@ -19,18 +19,19 @@ from bids_cmb.bids.attempts import describe_open_attempt
 from bids_cmb.bids.markers import is_whole, read_marker
 from bids_cmb.bids.paths import Output
 from bids_cmb.bids.scan import Scan
-from bids_cmb.bids.tables import has_row, read_table, refresh_scans_table
+from bids_cmb.bids.tables import has_row, refresh_scans_table
 from bids_cmb.config import Config
 from bids_cmb.detection.ensemble import Probability, detect
 from bids_cmb.imaging.loading import load_echoes, load_phase
-from bids_cmb.imaging.nifti import LoadReport, load_labels
+from bids_cmb.imaging.nifti import LoadReport
 from bids_cmb.imaging.volume import Volume
+from bids_cmb.lesions.candidates import Candidates, find_candidates
 from bids_cmb.lesions.locations import locate_lesions
 from bids_cmb.lesions.measure import Lesion, find_lesions
 from bids_cmb.networks.backend import set_threads
 from bids_cmb.networks.model_cards import list_cards, load_card
 from bids_cmb.quality.measures import Quality, assess_quality
-from bids_cmb.report.figures import draw_figures, has_figures
+from bids_cmb.report.figures import draw_figures, has_figures, load_shown
 from bids_cmb.report.html import get_page_path, refresh_page, shows_result, write_page
 from bids_cmb.workflow.inputs import (
     ScanInputs,
@@ -38,6 +39,7 @@ from bids_cmb.workflow.inputs import (
     check_unchanged,
     is_current,
     record_inputs,
+    resolve_candidate_threshold,
     resolve_inputs,
     resolve_thresholds,
 )
@@ -122,8 +124,23 @@ def analyze_scan(inputs: ScanInputs, config: Config) -> ScanResult:
     labels, lesions = measure_lesions(
         probability, image, brain.mask, thresholds, config.exclude_flags
     )
-    anatomy, regions = complete_anatomy(image, anatomy, inputs, config, has_lesions=bool(lesions))
+    candidates = measure_candidates(
+        probability,
+        image,
+        brain.mask,
+        labels,
+        threshold=resolve_candidate_threshold(config, thresholds),
+        min_volume=thresholds.min_volume,
+    )
+    anatomy, regions = complete_anatomy(
+        image,
+        anatomy,
+        inputs,
+        config,
+        has_lesions=bool(lesions or (candidates and candidates.lesions)),
+    )
     lesions = place_lesions(lesions, anatomy, regions, inputs, config.exclude_flags)
+    candidates = place_candidates(candidates, anatomy, regions, inputs)
     return ScanResult(
         image=image,
         header=header,
@@ -136,6 +153,7 @@ def analyze_scan(inputs: ScanInputs, config: Config) -> ScanResult:
         labels=labels,
         lesions=lesions,
         quality=measure_quality(image, brain.mask, header, inputs.scan),
+        candidates=candidates,
     )
 
 
@@ -164,6 +182,30 @@ def measure_lesions(
         brain,
         **asdict(thresholds),
         exclude_flags=exclude_flags,
+        spread=probability.spread,
+        instances=probability.outputs.instances,
+    )
+
+
+def measure_candidates(
+    probability: Probability,
+    image: Volume,
+    brain: Volume,
+    labels: Volume,
+    *,
+    threshold: float | None,
+    min_volume: float,
+) -> Candidates | None:
+    """Find and measure the candidates that are no lesions; None without a threshold for them."""
+    if threshold is None:
+        return None
+    return find_candidates(
+        probability.mean,
+        image,
+        brain,
+        labels,
+        threshold=threshold,
+        min_volume=min_volume,
         spread=probability.spread,
         instances=probability.outputs.instances,
     )
@@ -208,6 +250,19 @@ def place_lesions(
         atlases=inputs.atlases,
         exclude_flags=exclude_flags,
     )
+
+
+def place_candidates(
+    candidates: Candidates | None,
+    anatomy: AnatomyResult,
+    regions: Volume | None,
+    inputs: ScanInputs,
+) -> Candidates | None:
+    """Locate each candidate in the anatomy, if there is one; none of them is counted."""
+    if candidates is None:
+        return None
+    located = place_lesions(candidates.lesions, anatomy, regions, inputs, exclude_flags=())
+    return replace(candidates, lesions=[replace(lesion, included=False) for lesion in located])
 
 
 def measure_quality(image: Volume, brain: Volume, header: LoadReport, scan: Scan) -> Quality:
@@ -317,8 +372,8 @@ def regenerate_report(scan: Scan, config: Config) -> None:
         output,
         image,
         brain,
-        load_labels(output.labels()),
-        read_table(output.labels(".tsv")),
+        load_shown(output.labels()),
+        load_shown(output.candidates()) if output.candidates(".tsv").is_file() else None,
         network_view=choose_network_view(detectors, tuple(settings.get("members", ()))),
         interactive=config.report == "interactive",
     )

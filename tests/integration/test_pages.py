@@ -10,10 +10,13 @@ import time
 import numpy as np
 import pytest
 from browser import CHROMIUM, WHY_NOT, browsing
-from running import QUICK, no_other_process
+from running import QUICK, no_other_process, run_on_two_scans
 
+from bids_cmb.bids.paths import locate_candidate_table
 from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.cli.run import main
+from bids_cmb.files import write_json
+from bids_cmb.networks.model_cards import load_card
 from bids_cmb.report.html import Cohort, write_group_page, write_page
 
 ODD = "<script>document.title = 1</script> & \"Grüße\" 'ø'"
@@ -30,6 +33,20 @@ def made(tmp_path_factory, reported):
     with no_other_process():
         assert main([*words, *QUICK, "--report", "interactive", "--reports-only"]) == 0
     return words, copy
+
+
+@pytest.fixture(scope="module")
+def with_candidates(tmp_path_factory, heads, reported):
+    """Derivatives of the same scans, where all but the two surest lesions are candidates."""
+    root = tmp_path_factory.mktemp("candidates")
+    threshold = sorted(lesions(reported[1]), key=lambda row: float(row["probability_max"]))[-2]
+    points = [{"name": "sensitive", "threshold": 0.3}]
+    write_json(root / "models/radial.json", {**load_card("radial"), "operating_points": points})
+    return run_on_two_scans(
+        root,
+        heads[0],
+        *("--model-dir", str(root / "models"), "--threshold", threshold["probability_max"]),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +117,109 @@ def test_a_review_goes_from_keys_to_the_cohorts_table(made, page, tmp_path):
     page.go((out / "group_microbleeds.html").as_uri())
     shown = page.run("document.querySelector('#scans tbody tr').textContent")
     assert f"{row['n_cmb']} → {row['n_cmb_reviewed']}" in shown
+
+
+def test_a_candidate_that_is_accepted_is_counted_from_the_page_to_the_cohorts_table(
+    with_candidates, page, tmp_path
+):
+    """It is folded away and in no count; j goes to it, and a makes a lesion of it."""
+    words, out = with_candidates
+    rows, mask = lesions(out), next((out / "sub-01/anat").glob("*label-CMB*mask.nii.gz"))
+    candidates = read_table(locate_candidate_table(mask))
+    counted = sum(row["included"] == "yes" for row in rows)
+    assert len(candidates) >= 2
+    page.go((out / "sub-01.html").as_uri())
+    assert not page.run("document.querySelector('.look-too').open")
+    shown = page.run("document.querySelector('.verdict').textContent")
+    assert shown.strip().startswith(f"{counted} microbleed")
+    assert "After your review" not in shown
+    assert page.run("countAfter(about.scans[0])") == counted
+    page.run("document.querySelector('#reader').value = 'A';"
+             "document.querySelector('#reader').dispatchEvent(new Event('change'))")  # fmt: skip
+    page.run("document.querySelector('.look-too').open = true")
+    focus(page, candidates[0]["index"])
+    page.press("a")
+    page.press("j")
+    page.press("r")
+    after = "document.querySelector('.after').textContent"
+    assert page.run(after) == f"After your review: {counted + 1}."
+    progress = f"0 of {len(rows)} lesions, 2 of {len(candidates)} candidates reviewed"
+    assert page.run("document.querySelector('#progress').textContent") == progress
+    page.click("#save")
+    page.wait("document.querySelector('#said').textContent.startsWith('Saved')")
+    saved = wait_for(tmp_path, "sub-01_reader-A_review.tsv")
+    verdicts = {row["index"]: row["verdict"] for row in read_table(saved)}
+    assert verdicts[candidates[0]["index"]] == "accept"
+    assert verdicts[candidates[1]["index"]] == "reject"
+    assert set(verdicts) == {row["index"] for row in (*rows, *candidates)}
+    page.go((out / "sub-01.html").as_uri())
+    assert page.run("document.querySelector('.look-too').open")
+    assert page.run(after) == f"After your review: {counted + 1}."
+    page.run("review = {reader: 'A', lesions: {}, missed: {}, complete: {}}; keep()")
+    assert page.run(after) == ""
+    page.run(f"load('a.tsv', {saved.read_text()!r})")
+    assert page.run(after) == f"After your review: {counted + 1}."
+    folder = tmp_path / "reviews"
+    folder.mkdir()
+    shutil.copy(saved, folder)
+    assert main([words[0], str(out), "group", *QUICK, "--reviews", str(folder)]) == 0
+    row = read_table(out / "group_microbleeds.tsv")[0]
+    assert (int(row["n_cmb"]), int(row["n_cmb_reviewed"])) == (counted, counted + 1)
+    assert row["n_candidates_accepted"] == "1"
+
+
+def test_what_the_page_counts_is_what_the_group_counts(with_candidates, page):
+    """An unsure lesion does not count, one without a verdict does, and so does a missed one."""
+    _, out = with_candidates
+    page.go((out / "sub-01.html").as_uri())
+    kinds = page.run("about.scans[0].lesions.map(lesion => lesion.kind)")
+    counted = kinds.count("included")
+    for key, change in (("u", -1), ("r", -1), ("x", 0), ("a", 0)):
+        focus(page, 1)
+        page.press(key)
+        assert page.run("countAfter(about.scans[0])") == counted + change
+    focus(page, len(kinds))  # a candidate
+    for key, change in (("u", 0), ("r", 0), ("a", 1), ("x", 0)):
+        page.press(key)
+        assert page.run("countAfter(about.scans[0])") == counted + change
+    page.run("miss(about.scans[0], [1, 2, 3])")
+    assert page.run("countAfter(about.scans[0])") == counted + 1
+
+
+def test_the_right_hemisphere_is_on_the_left_of_the_page(made, page, heads):
+    """Where the phantom's microbleeds were put is the truth; all are marked on the right side."""
+    _, out = made
+    page.go((out / "sub-01.html").as_uri())
+    marks = page.run(
+        "[...document.querySelectorAll('.slab a')].map(a => [a.textContent,"
+        "(a.getBoundingClientRect().x - a.parentElement.getBoundingClientRect().x)"
+        " / a.parentElement.getBoundingClientRect().width])"
+    )
+    left_of_page = {index: across < 0.5 for index, across in marks}
+    checked = 0
+    for bleed in heads[1]["six"]:
+        for row in lesions(out):
+            if np.linalg.norm(np.subtract(place(row), bleed.centre)) < 4 < abs(bleed.centre[0]):
+                assert left_of_page[row["index"]] == (bleed.centre[0] > 0)
+                checked += 1
+    assert checked >= 3
+
+
+def test_tiles_fit_their_page_on_a_desk_and_on_a_phone(made, page):
+    _, out = made
+    for width, columns in ((1400, 5), (390, 3)):
+        page.tell("Emulation.setDeviceMetricsOverride", width=width, height=844,
+                  deviceScaleFactor=1, mobile=width < 500)  # fmt: skip
+        page.go((out / "sub-01.html").as_uri())
+        boxes = page.run(
+            "[...document.querySelectorAll('[data-index=\"1\"] .tile')]"
+            ".map(t => t.getBoundingClientRect()).map(b => [b.y, b.width, b.height])"
+        )
+        tops = [round(top) for top, _, _ in boxes]
+        assert len(boxes) == 8
+        assert tops.count(tops[0]) == columns
+        assert all(side == pytest.approx(up, abs=1) for _, side, up in boxes)
+        assert page.run("document.documentElement.scrollWidth") <= width
 
 
 def wait_for(folder, name):

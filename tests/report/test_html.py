@@ -67,18 +67,32 @@ def test_marks_lie_on_dark_spots_of_the_overview(reported):
     assert np.mean(darker) > 0.8
 
 
-def test_contours_are_drawn_about_the_lesion_below_and_not_above(reported):
-    """The upper row has no colour; in the lower each contour has the middle of its picture."""
+def test_contours_are_drawn_about_the_lesion_in_the_last_tile_and_nowhere_else(reported):
+    """The other tiles have no colour but the frame in the whole slice."""
     _, out = reported
+    tiles = json.loads(next((out / "sub-01/figures").glob("*_overview.json")).read_text())
     for path in (out / "sub-01/figures").glob("*_lesion-*.png"):
+        names = tiles["closeups"][str(int(path.stem[-3:]))]
         drawn = np.asarray(Image.open(path).convert("RGB"))
         orange = (drawn[..., 0] == 230) & (drawn[..., 2] == 0)
-        side = drawn.shape[0] // 2
-        assert not orange[:side].any()
-        for at in range(4):
-            tile = orange[side:, at * side : (at + 1) * side]
-            centre = ndimage.center_of_mass(tile)
-            assert np.linalg.norm(np.subtract(centre, side / 2)) < 0.2 * side
+        side = drawn.shape[0]
+        assert drawn.shape[1] == side * len(names)
+        for at, name in enumerate(names):
+            tile = orange[:, at * side : (at + 1) * side]
+            assert tile.any() == (name.startswith("whole") or name.endswith("outlined"))
+        centre = ndimage.center_of_mass(tile)
+        assert np.linalg.norm(np.subtract(centre, side / 2)) < 0.2 * side
+
+
+def test_every_tile_is_on_the_page_with_words_for_those_who_do_not_see_it(reported):
+    _, out = reported
+    page = (out / "sub-01.html").read_text()
+    rows = lesions(out)
+    assert page.count('<img class="tile"') == 8 * len(rows)
+    assert len(re.findall(r'alt="Lesion 1: axial [0-9]+"', page)) == 5
+    assert re.search(r'alt="Lesion 1: minIP [0-9]+-[0-9]+, 12 mm"', page)
+    assert "Upper row: the slice of the lesion in the middle" in page
+    assert "right is on the left of every picture" in page
 
 
 def test_the_middle_slice_is_shown_as_it_lies_in_the_file_and_beside_it_as_it_was_seen(reported):

@@ -8,6 +8,7 @@ import pytest
 
 from bids_cmb.anatomy.mars import RIGHT_OFFSET, find_label
 from bids_cmb.anatomy.segmentation import format_itk_affine
+from bids_cmb.bids.paths import locate_candidate_table
 from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.cli.commands import main
 from bids_cmb.evaluation.outputs import REVIEWS_FILE
@@ -26,6 +27,7 @@ from bids_cmb.workflow.group import write_group
 MASK = "sub-{0}/anat/sub-{0}_space-orig_label-CMB_desc-T2starw_mask.nii.gz"
 SPOTS = {1: (20, 30, 10), 2: (40, 30, 10), 3: (30, 45, 20)}  # voxels; (12, 12, 24) is missed
 MISSED = (12, 12, 24)
+CANDIDATES = {4: (48, 14, 6), 5: (14, 48, 6), 6: (50, 50, 16)}  # worth a look, never counted
 
 
 @pytest.fixture
@@ -60,6 +62,25 @@ def read(tmp_path, blank, rng):
     return raw, found, tmp_path / "reviews"
 
 
+@pytest.fixture
+def with_candidates(read, blank):
+    """The same, and three candidates in sub-01; the first lies in the left frontal lobe."""
+    _, found, _ = read
+    mask = found / MASK.format("01")
+    table = locate_candidate_table(mask)
+    marks, rows = np.zeros(blank.shape, np.uint16), []
+    for index, (x, y, z) in CANDIDATES.items():
+        marks[x - 1 : x + 2, y - 1 : y + 2, z] = index
+        place = dict(zip(("x_mm", "y_mm", "z_mm"), at((x, y, z), blank), strict=True))
+        known = {"diameter_mm": 2, "probability_max": 0.05, "certainty": "candidate"}
+        rows.append({"index": index, **place, **known, "included": "no"})
+    rows[0] |= {**WHERE[1], **dict(zip(MNI_COLUMNS, (-20.0, 40.0, 30.0), strict=True))}
+    save(Volume(marks, blank.affine), table.with_suffix(".nii.gz"), dtype=np.uint16)
+    empty = dict.fromkeys(read_columns("lesion"))
+    write_table(table, empty, [empty | row for row in rows])
+    return read
+
+
 def at(voxel, grid):
     return [round(float(x), 2) for x in grid.world(np.array(voxel, float))]
 
@@ -69,7 +90,7 @@ def review(folder, grid, reader, said, *, label="01", missed=(), date="2026-01-0
     folder.mkdir(exist_ok=True)
     rows = []
     for index, verdict in said.items():
-        place = at(SPOTS[index], grid) if index else (None,) * 3
+        place = at({**SPOTS, **CANDIDATES}[index], grid) if index else (None,) * 3
         rows.append((index or None, *place, verdict))
     rows += [(None, *at(voxel, grid), "missed") for voxel in missed]
     names = ("index", "x_mm", "y_mm", "z_mm", "verdict")
@@ -213,6 +234,52 @@ def test_what_nobody_judged_stays_as_it_was_found(read, blank):
     assert (row["n_cmb_reviewed"], row["n_not_reviewed"]) == ("1", "2")
 
 
+def test_only_an_accepted_candidate_counts_and_only_after_review(with_candidates, blank):
+    """By hand: 2 before; 1 accepted, 2 rejected, a candidate accepted, one rejected: 2 after."""
+    _, found, reviews = with_candidates
+    place_lesions(found, blank, with_map=False)
+    write_group(found)
+    before = read_table(found / "group_microbleeds.tsv")[0]
+    assert before["n_cmb"] == "2"
+    review(reviews, blank, "A", {1: "accept", 2: "reject", 4: "accept", 5: "reject"})
+    write_group(found, reviews=reviews)
+    row = read_table(found / "group_microbleeds.tsv")[0]
+    assert {name: row[name] for name in before} == before
+    told = [row[f"n_{name}"] for name in ("accepted", "rejected", "not_reviewed", "unsure")]
+    assert told == ["1", "1", "1", "0"]  # of the three lesions
+    assert (row["n_candidates_accepted"], row["n_added"], row["n_cmb_reviewed"]) == ("1", "0", "2")
+    assert row["n_lobar_reviewed"] == "2"
+    assert regions_after(found)["frontal_left"] == ("1", "1", "2")
+    assert people_at(found, REVIEWED_MAP_STEM, (-20, 40, 30)) == 1
+    assert people_at(found, MAP_STEM, (-20, 40, 30)) == 0
+
+
+def test_a_review_of_a_candidate_that_lies_elsewhere_by_now_is_refused(with_candidates, blank):
+    _, found, reviews = with_candidates
+    review(reviews, blank, "A", {4: "accept"})
+    locate_candidate_table(found / MASK.format("01")).unlink()
+    with pytest.raises(ValueError, match=r"lesion 4 of .* is not there. Was the scan processed"):
+        write_group(found, reviews=reviews)
+
+
+def test_accepted_candidates_are_lesions_of_the_truth_and_rejected_ones_mimics(
+    with_candidates, blank, tmp_path
+):
+    """What the reader let pass, 6, is neither."""
+    raw, found, reviews = with_candidates
+    review(reviews, blank, "A", {1: "accept", 2: "accept", 3: "accept", 4: "accept", 5: "reject",
+                                 0: "complete"})  # fmt: skip
+    truth = tmp_path / "truth"
+    assert main(["reviews", str(found), str(reviews), str(raw), str(truth)]) == 0
+    (paths,) = find_training_scans(raw, truth)
+    labels = load_labels(paths.lesions).data
+    assert [labels[CANDIDATES[index]] for index in CANDIDATES] == [4, 0, 0]
+    mimics = load_labels(next((truth / "sub-01/anat").glob("*seg-mimics*.nii.gz"))).data
+    assert [mimics[CANDIDATES[index]] > 0 for index in CANDIDATES] == [False, True, False]
+    rows = read_table(next((truth / "sub-01/anat").glob("*seg-CMB*.tsv")))
+    assert [row["certainty"] for row in rows] == ["definite"] * 4
+
+
 def test_the_majority_decides_and_two_minds_are_unsure(read, blank):
     _, found, reviews = read
     review(reviews, blank, "A", {1: "accept", 2: "accept", 3: "reject"}, missed=[MISSED])
@@ -337,3 +404,20 @@ def test_an_evaluation_tells_the_figures_before_and_after_review(read, blank, tm
     (row,) = read_table(out / REVIEWS_FILE)
     assert (row["true"], row["found"], row["after"], row["n_added"]) == ("2", "2", "2", "1")
     assert "After review" in (out / "evaluation.html").read_text()
+
+
+def test_an_evaluation_after_review_has_the_candidates_that_were_accepted(
+    with_candidates, blank, tmp_path
+):
+    """Truth: lesion 1 and candidate 4. Found 1 and 2; after review 1 and 4, which is all."""
+    _, found, reviews = with_candidates
+    review(reviews, blank, "A", {1: "accept", 2: "reject", 4: "accept"})
+    truth = [dict(zip(("participant_id", "x_mm", "y_mm", "z_mm"), ("sub-01", *at(voxel, blank)),
+                      strict=True)) for voxel in (SPOTS[1], CANDIDATES[4])]  # fmt: skip
+    write_table(tmp_path / "truth.tsv", truth[0], truth)
+    out = tmp_path / "result"
+    words = ["evaluate", str(found), str(tmp_path / "truth.tsv"), str(out), "--bootstrap", "0"]
+    assert main([*words, "--reviews", str(reviews)]) == 0
+    told = json.loads((out / "metrics.json").read_text())
+    assert told["figures"]["f1"]["value"] == 0.5
+    assert told["reviewed"]["figures"]["f1"] == 1

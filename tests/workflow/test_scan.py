@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.affines import from_matvec
@@ -21,7 +22,9 @@ from bids_cmb.anatomy.scan_anatomy import (
 from bids_cmb.anatomy.segmentation import format_itk_affine
 from bids_cmb.bids.paths import Output
 from bids_cmb.bids.scan import Scan
+from bids_cmb.bids.tables import read_table
 from bids_cmb.config import Config
+from bids_cmb.files import write_json
 from bids_cmb.imaging import nifti
 from bids_cmb.imaging.loading import load_echoes
 from bids_cmb.imaging.volume import Volume
@@ -31,11 +34,12 @@ from bids_cmb.workflow import inputs
 from bids_cmb.workflow import scan as participant
 from bids_cmb.workflow.inputs import (
     compute_fingerprint,
+    resolve_candidate_threshold,
     resolve_inputs,
     resolve_thresholds,
     uses_networks,
 )
-from bids_cmb.workflow.scan import analyze_scan, complete_anatomy
+from bids_cmb.workflow.scan import analyze_scan, complete_anatomy, process_scan
 
 
 @pytest.fixture
@@ -108,6 +112,63 @@ def test_the_thresholds_are_those_of_the_card_unless_they_are_given(config):
     assert cut.min_volume == on_card["min_volume_mm3"]
     cut = resolve_thresholds(replace(config, threshold=0.99, min_volume=0.0))
     assert (cut.threshold, cut.definite, cut.min_volume) == (0.99, 0.99, 0)
+
+
+@pytest.mark.parametrize(
+    ("detector", "change", "from_sensitive"),
+    [
+        (("two-stage",), {}, True),
+        (("two-stage",), {"operating_point": "specific"}, True),
+        (("two-stage",), {"operating_point": "sensitive"}, False),
+        (("two-stage",), {"threshold": 0.01}, False),
+        (("two-stage", "radial"), {}, False),
+        (("ensemble",), {}, False),
+        (("ensemble",), {"members": ("ensemble-a",)}, False),
+        (("radial",), {}, False),
+    ],
+)
+def test_only_below_a_detector_with_a_sensitive_operating_point_is_something_worth_a_look(
+    config, detector, change, from_sensitive
+):
+    config = replace(config, detector=detector, **change)
+    floor = resolve_candidate_threshold(config, resolve_thresholds(config))
+    points = {point.get("name"): point for point in load_card("two-stage")["operating_points"]}
+    assert floor == (points["sensitive"]["threshold"] if from_sensitive else None)
+
+
+def test_candidates_are_written_apart_and_change_nothing_else(config, tmp_path):
+    """With and without a sensitive operating point on the card: counts, mask and tables stay.
+
+    Of the four dark spots radial is 0.9884 to 0.9902 sure.
+    """
+    scan = Scan(tmp_path / "sub-01_T2starw.nii.gz", "a.nii.gz", "anat", "T2starw", (("sub", "01"),))
+    nifti.save(stripped(3), scan.path)
+    config = replace(config, skip_brain_extraction=True, report="static", threshold=0.989)
+    written = {}
+    for points in ([], [{"name": "sensitive", "threshold": 0.3}]):
+        models = tmp_path / f"models-{len(points)}"
+        write_json(models / "radial.json", {**load_card("radial"), "operating_points": points})
+        out = replace(config, output_dir=tmp_path / f"out-{len(points)}", model_dir=models)
+        process_scan(scan, out)
+        written[len(points)] = Output(out.output_dir, scan)
+    without, with_candidates = written[0], written[1]
+    rows = read_table(with_candidates.candidates(".tsv"))
+    assert rows
+    for path in (*without.mask().parent.iterdir(), without.participant_dir / "sub-01_scans.tsv"):
+        if path.suffix != ".json":
+            same = with_candidates.folder / path.relative_to(without.folder)
+            assert same.read_bytes() == path.read_bytes()
+    assert not without.candidates().exists()
+    lesions = nib.load(with_candidates.labels()).get_fdata()
+    candidates = nib.load(with_candidates.candidates()).get_fdata()
+    assert not ((lesions > 0) & (candidates > 0)).any()
+    assert {int(row["index"]) for row in rows} == set(np.unique(candidates)) - {0}
+    assert all(0.3 <= float(row["probability_max"]) < 0.989 for row in rows)
+    pages = [(output.folder / "sub-01.html").read_text() for output in (without, with_candidates)]
+    assert ["Also worth a look" in page for page in pages] == [False, True]
+    assert f"Also worth a look (not counted): {len(rows)}<" in pages[1]
+    marker = with_candidates.mask(".json").read_text()
+    assert with_candidates.candidates(".tsv").name in marker
 
 
 def test_a_brain_mask_on_another_grid_is_looked_up(blank, tmp_path):

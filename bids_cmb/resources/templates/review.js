@@ -23,8 +23,23 @@ function recall() {
   catch { /* what cannot be read is as if it were not there */ }
 }
 
+// What group --reviews counts of one reader: accepted lesions and candidates, counted lesions
+// without a verdict, and missed ones.
+function countAfter(scan) {
+  const counts = lesion => {
+    const verdict = review.lesions[keyOf(scan, lesion)]?.verdict;
+    return verdict === "accept" || (!verdict && lesion.kind === "included");
+  };
+  return scan.lesions.filter(counts).length + (review.missed[scan.filename] || []).length;
+}
+
+function isReviewed(scan) {
+  return scan.lesions.some(lesion => review.lesions[keyOf(scan, lesion)]?.verdict)
+    || Boolean(review.complete[scan.filename] || review.missed[scan.filename]?.length);
+}
+
 function show() {
-  let judged = 0, listed = 0;
+  const judged = {}, listed = {};
   find("#reader").value = review.reader;
   for (const scan of scans.values()) {
     const home = find(`[data-scan="${CSS.escape(scan.filename)}"]`);
@@ -35,12 +50,17 @@ function show() {
       for (const radio of all("input[type=radio]", row)) radio.checked = radio.value === said.verdict;
       const comment = find(".comment", row);
       if (comment !== document.activeElement) comment.value = said.comment || "";
-      judged += Boolean(said.verdict); listed += 1;
+      const kind = lesion.kind === "candidates" ? "candidates" : "lesions";
+      judged[kind] = (judged[kind] || 0) + Boolean(said.verdict);
+      listed[kind] = (listed[kind] || 0) + 1;
     }
+    find(".after", home).textContent = isReviewed(scan) ? `After your review: ${countAfter(scan)}.` : "";
     find(".complete", home).checked = Boolean(review.complete[scan.filename]);
     showMissed(home, scan);
   }
-  find("#progress").textContent = `${judged} of ${listed} lesions reviewed`;
+  const parts = [`${judged.lesions || 0} of ${listed.lesions || 0} lesions`];
+  if (listed.candidates) parts.push(`${judged.candidates} of ${listed.candidates} candidates`);
+  find("#progress").textContent = `${parts.join(", ")} reviewed`;
 }
 
 function showMissed(home, scan) {
@@ -292,3 +312,5 @@ find("#clear").addEventListener("click", () => {
 });
 recall();
 show();
+for (const row of all(".lesion"))
+  if (row.dataset.verdict && row.closest("details")) row.closest("details").open = true;

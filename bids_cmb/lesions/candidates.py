@@ -1,0 +1,86 @@
+"""Candidates: what a detector holds for less likely than a lesion, and is still worth a look."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import ndimage
+
+from bids_cmb.imaging.volume import Volume
+from bids_cmb.lesions.measure import Lesion, find_lesions, label_pieces
+
+CANDIDATE = "candidate"  # the certainty of all of them
+MAX_CANDIDATES = 20  # more than a reader will look at
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Candidates of a scan below the threshold of its lesions; none of them is counted.
+
+    Attributes:
+        threshold: Lowest probability of their voxels.
+        labels: Each candidate's index in its voxels, on the scan's grid; 0 in every lesion.
+        lesions: Their measures, by falling probability; indices go on from the last lesion.
+        n_omitted: Number of further, less likely ones.
+    """
+
+    threshold: float
+    labels: Volume
+    lesions: list[Lesion]
+    n_omitted: int = 0
+
+
+def find_candidates(
+    probability: Volume,
+    image: Volume,
+    brain: Volume,
+    labels: Volume,
+    *,
+    threshold: float,
+    min_volume: float = 0.0,
+    spread: Volume | None = None,
+    instances: Volume | None = None,
+) -> Candidates:
+    """Find what reaches a lower threshold than the lesions do and touches none of them.
+
+    Args:
+        probability: Of a microbleed in each voxel, 0 to 1, on the grid of the scan.
+        image: The scan.
+        brain: Its brain mask, bool, on the same grid.
+        labels: Index of each lesion in its voxels, from `find_lesions` at its higher threshold.
+        threshold: Lowest probability of a candidate's voxels.
+        min_volume: mm³; smaller candidates are dropped.
+        spread: As for `find_lesions`.
+        instances: Likewise.
+
+    Returns:
+        The `MAX_CANDIDATES` most likely ones.
+    """
+    pieces, count = label_pieces(probability.data >= threshold, instances)
+    numbers = np.arange(1, count + 1)
+    volumes = np.bincount(pieces.ravel(), minlength=count + 1)[1:] * probability.voxel_volume
+    is_lesion = np.isin(numbers, pieces[labels.data > 0])
+    eligible = numbers[~is_lesion & (volumes >= min_volume)]
+    highest = ndimage.maximum(probability.data, pieces, eligible) if len(eligible) else eligible
+    listed = eligible[np.argsort(-np.asarray(highest), kind="stable")][:MAX_CANDIDATES]
+    shown = np.where(np.isin(pieces, listed), probability.data, np.float32(0))
+    local_labels, measured = find_lesions(
+        Volume(shown, probability.affine),
+        image,
+        brain,
+        threshold=threshold,
+        definite=1.0,
+        min_volume=min_volume,
+        spread=spread,
+        instances=instances,
+    )
+    first = int(labels.data.max(initial=0))
+    shifted = np.where(local_labels.data > 0, local_labels.data + first, 0).astype(np.uint16)
+    return Candidates(
+        threshold,
+        Volume(shifted, labels.affine),
+        [
+            replace(lesion, index=lesion.index + first, certainty=CANDIDATE, included=False)
+            for lesion in measured
+        ],
+        len(eligible) - len(listed),
+    )

@@ -9,6 +9,7 @@ import numpy as np
 from bids_cmb.anatomy import scan_anatomy
 from bids_cmb.anatomy.atlases import find_atlases
 from bids_cmb.anatomy.brain_extraction import mask_stripped_brain
+from bids_cmb.anatomy.mni_template import load_template
 from bids_cmb.anatomy.region_map import build_region_map
 from bids_cmb.anatomy.scan_anatomy import NETWORK, AnatomyResult
 from bids_cmb.anatomy.segmentation import DEEP_WHITE_MM, predict_anatomy
@@ -74,7 +75,7 @@ def segment_anatomy(
     if segmentation is None:
         return AnatomyResult(predict_anatomy(image, ModelOptions(folder)), source=NETWORK)
     about, path = load_card(ANATOMY, folder), Path(segmentation)
-    head, lobes = load_segmentation(path, about["classes"], about["mni_centroids"])
+    head, lobes = load_segmentation(path, about["classes"], load_template())
     return AnatomyResult(head, lobes, str(path), segmentation=path)
 
 

@@ -192,7 +192,8 @@ def _design(about: Mapping) -> list[str]:
         heads = ["structure", "left", "right", "FreeSurfer's codes that it stands for"]
         lines += ["", *_table(heads, rows)]
     if source := about.get("mni_centroids_from"):
-        lines += ["", f"Centroids of the structures in MNI space: {source}."]
+        purpose = "to which the mean head of the MNI fit is brought"
+        lines += ["", f"Centroids of the structures in MNI space, {purpose}: {source}."]
     return lines[1:] if lines[:1] == [""] else lines
 
 

@@ -200,4 +200,4 @@ def known(made_up):
 def anatomy(known):
     """What lies where in that head."""
     codes, chances = known
-    return decode_anatomy(chances, codes.affine, load_card("anatomy")["classes"], {})
+    return decode_anatomy(chances, codes.affine, load_card("anatomy")["classes"])

@@ -29,6 +29,7 @@ from scipy import ndimage
 from benchmarks.measurements import ROOT, show_progress
 from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.anatomy.labels import SULCUS_HALF_WIDTH_MM, build_class_table
+from bids_cmb.anatomy.mni_template import load_template
 from bids_cmb.anatomy.refinement import refine_structures
 from bids_cmb.anatomy.region_map import CORTEX, MarsRegion, build_region_map, locate_region
 from bids_cmb.anatomy.scan_anatomy import segment_with_network
@@ -216,7 +217,7 @@ def judge_places(
     """
     card = load_card("anatomy", models.folder)
     classes = card["classes"]
-    truth, _ = load_segmentation(structures_path, classes, card["mni_centroids"])
+    truth, _ = load_segmentation(structures_path, classes, load_template())
     true_regions, true_structures = locate_places(truth, places, classes)
     located = {suffix: locate_places(each, places, classes) for suffix, each in anatomies.items()}
     for number, place in enumerate(places):

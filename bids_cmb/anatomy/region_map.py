@@ -7,7 +7,7 @@ how sure that is. MARS: Gregoire et al., Neurology 2009;73:1759-1766.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -50,14 +50,18 @@ class MarsRegion:
         distance_mm: From the lesion's centre to that region; 0 within.
         next_name: The next nearest region; None if none is within reach.
         next_distance_mm: To that.
+        next_territory: The nearest other territory; None if none is within reach.
+        next_territory_mm: To that.
     """
 
     name: str | None
     territory: str | None
     left: bool
     distance_mm: float
-    next_name: str | None
-    next_distance_mm: float | None
+    next_name: str | None = None
+    next_distance_mm: float | None = None
+    next_territory: str | None = None
+    next_territory_mm: float | None = None
 
 
 def build_region_map(
@@ -160,7 +164,7 @@ def _is_lateral(codes: np.ndarray, leftness: np.ndarray) -> np.ndarray:
 
 
 def locate_region(regions: Volume, centre: Sequence[float], midline: tuple) -> MarsRegion:
-    """Locate a point in a map of regions, with the next nearest region.
+    """Locate a point in a map of regions, with the nearest other region and territory.
 
     Args:
         regions: From `build_region_map`.
@@ -171,22 +175,26 @@ def locate_region(regions: Volume, centre: Sequence[float], midline: tuple) -> M
     left = bool(midline[0] @ centre + midline[1] > 0)
     labels, distances = find_labels_near(regions, centre)
     if not len(labels):
-        return MarsRegion(None, None, left, np.inf, None, None)
-    plain = labels % RIGHT_OFFSET
-    others = np.flatnonzero(plain != plain[0])
-    known = index_regions()
-    name, territory = known[int(plain[0])]
-    if not len(others):
-        return MarsRegion(name, territory, left, _snap_distance(regions, distances[0]), None, None)
-    following = others[0]
-    return MarsRegion(
-        name,
-        territory,
-        left,
-        _snap_distance(regions, distances[0]),
-        known[int(plain[following])][0] or "another lobe",
-        float(distances[following]),
-    )
+        return MarsRegion(None, None, left, np.inf)
+    known = [index_regions()[int(label)] for label in labels % RIGHT_OFFSET]
+    name, territory = known[0]
+    located = MarsRegion(name, territory, left, _snap_distance(regions, distances[0]))
+    for index in _find_first([region != known[0] for region in known]):
+        located = replace(
+            located,
+            next_name=known[index][0] or "another lobe",
+            next_distance_mm=float(distances[index]),
+        )
+    for index in _find_first([region[1] != territory for region in known]):
+        located = replace(
+            located, next_territory=known[index][1], next_territory_mm=float(distances[index])
+        )
+    return located
+
+
+def _find_first(wanted: Sequence[bool]) -> list[int]:
+    """Find the first that is wanted: its index, or nothing."""
+    return np.flatnonzero(wanted)[:1].tolist()
 
 
 def classify_location(

@@ -14,8 +14,10 @@ from bids_cmb.anatomy.brain_extraction import (
     segment_brain,
 )
 from bids_cmb.anatomy.lobes import draw_lobes
+from bids_cmb.anatomy.mni_fit import MAX_MNI_RMS_MM
+from bids_cmb.anatomy.mni_template import load_template
 from bids_cmb.anatomy.refinement import refine_structures
-from bids_cmb.anatomy.segmentation import MAX_MNI_RMS_MM, Anatomy, predict_anatomy, resample_brain
+from bids_cmb.anatomy.segmentation import Anatomy, predict_anatomy, resample_brain
 from bids_cmb.anatomy.user_segmentation import (
     RegisteredSegmentation,
     describe_unknown_codes,
@@ -110,7 +112,7 @@ def segment_anatomy(
         return segment_with_network(image, models) if network else AnatomyResult()
     about = load_card(ANATOMY, models.folder)
     path, stored = segmentation.path, load_labels(segmentation.path)
-    head, lobes = interpret_segmentation(stored, path, about["classes"], about["mni_centroids"])
+    head, lobes = interpret_segmentation(stored, path, about["classes"], load_template())
     unknown = describe_unknown_codes(stored, path, about["classes"])
     notes = () if unknown is None else (unknown,)
     result = AnatomyResult(head, lobes, str(path), notes, segmentation=path)

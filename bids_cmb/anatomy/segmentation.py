@@ -11,6 +11,8 @@ import numpy as np
 from scipy import ndimage
 
 from bids_cmb.anatomy.labels import SULCUS_HALF_WIDTH_MM
+from bids_cmb.anatomy.mni_fit import estimate_mni_uncertainty, find_field_of_view, fit_to_mni
+from bids_cmb.anatomy.mni_template import MniTemplate, load_template
 from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.imaging.resampling import resample
@@ -26,14 +28,6 @@ MIDLINE_HALF_WIDTH_MM = 1.5  # a lesion is neither left nor right this close to 
 MAX_TISSUE_DISTANCE_MM = 12.0  # a lesion farther from any tissue than this has no structure
 DEEP_WHITE_MM = 10.0  # white matter this close to a lateral ventricle is periventricular or deep
 CAPSULE_MM = 4.0  # white matter this close to a deep nucleus is a capsule
-MIN_STRUCTURE_ML = 0.05  # of a structure whose centroid is believed
-MAX_MNI_RMS_MM = 6.0  # beyond it, MNI positions are a guess
-MAX_MNI_UNCERTAINTY_MM = 7.0  # beyond it, the MNI position of a lesion is a guess
-FACE_MM = 2.0  # from the end of the field of view: what lies there is cut
-MAX_FACE_SHARE = 0.1  # of a structure's largest cross-section that may lie at that end
-MIN_FOUND_STRUCTURES, MIN_WHOLE_STRUCTURES = 8, 4  # for an affine; the latter not cut
-CENTROID_ERROR_MM = 2.5  # of each coordinate of a centroid after the fit, at least
-SHAPE_SD = 0.07  # of heads: by how much each entry of an affine differs from a similarity
 DEEP_NUCLEI = (10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 28, 60)
 WHITE_MATTER, LATERAL_VENTRICLES = (2, 41), (4, 43)
 FLUID_CODES = (0, 24, 4, 43, 14, 15)
@@ -53,9 +47,8 @@ class Anatomy:
             ``normal @ position + offset`` mm left of the midline.
         to_mni: World mm of the scan to mm of MNI152NLin2009cAsym, (4, 4); None without enough
             structures.
-        fit_mm: Root mean square distance of the centroids after the fit; None without.
-        mni_covariance: Of each coordinate of ``to_mni @ (x, y, z, 1)``, as a quadratic form in
-            (x, y, z, 1), world mm, (4, 4); None without.
+        fit_mm: As `mni_fit.MniFit.fit_mm`; None without.
+        mni_covariance: As `mni_fit.MniFit.covariance`; None without.
         probabilities: Of the classes in 255ths, uint8 (X, Y, Z, classes); None without a network,
             or after refinement.
     """
@@ -86,21 +79,6 @@ class AnatomicalLocation:
     mni_uncertainty_mm: float | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class MniFit:
-    """An affine to MNI space.
-
-    Attributes:
-        to_mni: World mm to MNI mm, (4, 4).
-        fit_mm: Weighted root mean square distance of the centroids after it.
-        covariance: As `Anatomy.mni_covariance`.
-    """
-
-    to_mni: np.ndarray
-    fit_mm: float
-    covariance: np.ndarray
-
-
 def predict_anatomy(image: Volume, models: ModelOptions | None = None) -> Anatomy:
     """Segment a scan with the anatomy network.
 
@@ -124,7 +102,7 @@ def predict_anatomy(image: Volume, models: ModelOptions | None = None) -> Anatom
         probabilities,
         fed.affine,
         anatomy_card["classes"],
-        anatomy_card.get("mni_centroids", {}),
+        load_template(),
         find_field_of_view(fed),
     )
 
@@ -133,8 +111,8 @@ def decode_anatomy(
     probabilities: np.ndarray,
     affine: np.ndarray,
     classes: Sequence[dict],
-    centroids: Mapping,
-    field_of_view: np.ndarray | None = None,
+    template: MniTemplate | None = None,
+    field_of_view: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Anatomy:
     """Decode the network's probabilities into structures, sides, brain and affine to MNI.
 
@@ -142,8 +120,8 @@ def decode_anatomy(
         probabilities: Of the classes and of the left side in 255ths, uint8 (X, Y, Z, classes + 1).
         affine: Of that grid, (4, 4).
         classes: The network's, each with ``name``, ``left`` and ``right`` code.
-        centroids: Code of a structure → its centroid in MNI space, mm.
-        field_of_view: From `find_field_of_view`; that of the grid without.
+        template: Of MNI space; without, there is no affine to it.
+        field_of_view: From `mni_fit.find_field_of_view`; that of the grid without.
 
     Raises:
         ValueError: If no voxel is brain.
@@ -155,7 +133,7 @@ def decode_anatomy(
     classes_map[~tissue & ~np.isin(classes_map, outer)] = outer[0]
     midline = _fit_midline(tissue, probabilities[..., -1], affine)
     structures = Volume(assign_sides(classes_map, affine, midline, classes), affine)
-    fit = fit_to_mni(structures, centroids, field_of_view)
+    fit = fit_to_mni(structures, template, field_of_view) if template else None
     brain = _close_sulci(_keep_largest(_find_brain(probabilities[..., :-1], outer)), affine)
     to_mni, fit_mm, covariance = (
         (fit.to_mni, fit.fit_mm, fit.covariance) if fit else (None, None, None)
@@ -251,171 +229,6 @@ def assign_sides(
     return np.where(compute_leftness(midline, affine, best.shape) > 0, left[best], right[best])
 
 
-# --- MNI ------------------------------------------------------------------------------------------
-
-
-def compute_centroids(structures: Volume) -> dict[int, np.ndarray]:
-    """Compute the centroid of every structure that is large enough, world mm, by code."""
-    data = structures.data
-    counts = np.bincount(data.ravel())
-    enough = MIN_STRUCTURE_ML * 1000 / structures.voxel_volume
-    codes = [code for code in np.flatnonzero(counts >= enough) if code not in (0, 24)]
-    centres = ndimage.center_of_mass(np.ones(data.shape, bool), data, codes)
-    return {
-        int(code): structures.world(np.array(centre))
-        for code, centre in zip(codes, centres, strict=True)
-    }
-
-
-def find_field_of_view(image: Volume) -> np.ndarray:
-    """Find the box of a scan beyond which nothing was acquired or everything has one value.
-
-    Returns:
-        World mm to the box's own coordinates, in each of which it reaches from 0 to 1, (4, 4).
-    """
-    varied = [
-        np.flatnonzero(np.ptp(image.data, axis=tuple({0, 1, 2} - {axis})) > 0) for axis in range(3)
-    ]
-    if not all(len(planes) for planes in varied):
-        varied = [np.arange(size) for size in image.shape]
-    low = np.array([planes[0] - 0.5 for planes in varied])
-    high = np.array([planes[-1] + 0.5 for planes in varied])
-    box = image.affine @ _join_affine(np.diag(high - low), low)
-    return np.linalg.inv(box)
-
-
-def list_cut_structures(structures: Volume, field_of_view: np.ndarray | None = None) -> set[int]:
-    """List the structures that the field of view cuts, by code.
-
-    One is cut if it has at an end of the field of view a cross-section of more than
-    `MAX_FACE_SHARE` of its largest one that way.
-
-    Args:
-        structures: FreeSurfer codes.
-        field_of_view: From `find_field_of_view`; that of the grid without.
-    """
-    if field_of_view is None:
-        field_of_view = find_field_of_view(Volume(np.broadcast_to(0, structures.shape),
-                                                  structures.affine))  # fmt: skip
-    places = np.argwhere(structures.data > 0)
-    codes = structures.data[tuple(places.T)].astype(int)
-    along = Volume(structures.data, field_of_view @ structures.affine).world(places)
-    size = 1 / np.linalg.norm(field_of_view[:3, :3], axis=1)  # mm
-    cut: set[int] = set()
-    for axis in range(3):
-        slab = max(FACE_MM, float(structures.spacing.max()))
-        layer = np.floor(along[:, axis] * size[axis] / slab).astype(int)
-        last = int(np.ceil(size[axis] / slab - 1e-6)) - 1
-        layer = np.clip(layer, 0, max(last, 0))
-        from_end = np.clip(np.floor((1 - along[:, axis]) * size[axis] / slab), 0, None)
-        width = int(layer.max(initial=0)) + 1
-        count = np.bincount(codes * width + layer, minlength=(codes.max(initial=0) + 1) * width)
-        largest = count.reshape(-1, width).max(axis=1)
-        for at_end in (layer == 0, from_end == 0):
-            ends = np.bincount(codes[at_end], minlength=len(largest))
-            cut |= set(np.flatnonzero(ends > MAX_FACE_SHARE * np.maximum(largest, 1)).tolist())
-    return cut
-
-
-def fit_to_mni(
-    structures: Volume, centroids: Mapping, field_of_view: np.ndarray | None = None
-) -> MniFit | None:
-    """Fit the affine that brings the structures' centroids nearest to those of the template.
-
-    Structures that the field of view cuts are left out: the centroid of a part is another one.
-    Least squares, refitted with less weight for what lies far off, so that one structure that was
-    missed does not turn the head. What is left may lie close together; so the affine is drawn
-    towards the similarity (turn, shift and one scale) that fits best, as much as heads are alike
-    (`SHAPE_SD`), and what that leaves open is its covariance.
-
-    Args:
-        structures: FreeSurfer codes.
-        centroids: Code → mm in MNI152NLin2009cAsym.
-        field_of_view: From `find_field_of_view`; that of the grid without.
-
-    Returns:
-        None with fewer than `MIN_FOUND_STRUCTURES`, or fewer than `MIN_WHOLE_STRUCTURES` whole.
-    """
-    here = compute_centroids(structures)
-    shared = sorted({code for code in here if str(code) in centroids})
-    if len(shared) < MIN_FOUND_STRUCTURES:
-        return None
-    cut = list_cut_structures(structures, field_of_view)
-    whole = [code for code in shared if code not in cut]
-    if len(whole) < MIN_WHOLE_STRUCTURES:
-        return None
-    source = np.array([here[code] for code in whole])
-    target = np.array([centroids[str(code)] for code in whole])
-    weight = np.ones(len(whole))
-    for _ in range(5):
-        middle, there = (np.average(points, axis=0, weights=weight) for points in (source, target))
-        x, y = source - middle, target - there
-        similar = _fit_similarity(x, y, weight)
-        prior = (CENTROID_ERROR_MM / SHAPE_SD) ** 2 * np.eye(3)
-        normal = (x * weight[:, None]).T @ x + prior
-        linear = np.linalg.solve(normal, (x * weight[:, None]).T @ y + prior @ similar.T).T
-        residuals = np.linalg.norm(x @ linear.T - y, axis=1)
-        weight = 1 / np.maximum(residuals / max(float(np.median(residuals)), 0.5), 1.0)
-    fit_mm = float(np.sqrt(np.average(residuals**2, weights=weight)))
-    error = max(CENTROID_ERROR_MM, fit_mm / np.sqrt(3))
-    centred = _join_affine(np.eye(3), -middle)
-    spread = np.zeros((4, 4))
-    spread[:3, :3], spread[3, 3] = np.linalg.inv(normal), 1 / weight.sum()
-    to_mni = _join_affine(linear, there - linear @ middle)
-    return MniFit(to_mni, fit_mm, error**2 * centred.T @ spread @ centred)
-
-
-def _join_affine(linear: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Join a matrix (3, 3) and a shift (3,) to an affine (4, 4)."""
-    return np.vstack([np.column_stack([linear, shift]), [0, 0, 0, 1]])
-
-
-def _fit_similarity(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Fit turn and scale from centred points to centred points, (3, 3) (Umeyama 1991)."""
-    u, size, v = np.linalg.svd((y * weight[:, None]).T @ x)
-    signs = np.array([1, 1, np.sign(np.linalg.det(u @ v))])
-    scale = (size * signs).sum() / np.average((x**2).sum(axis=1), weights=weight) / weight.sum()
-    return scale * (u * signs) @ v
-
-
-def estimate_mni_uncertainty(anatomy: Anatomy, centre: Sequence[float]) -> float | None:
-    """Estimate the root mean square error of the MNI position of a place, mm.
-
-    Two parts: what the centroids leave open of the affine, which grows with the distance from
-    them, and by how much heads differ from the template beyond any affine.
-
-    Args:
-        anatomy: Of the scan.
-        centre: World mm, (3,).
-
-    Returns:
-        None without an affine.
-    """
-    if anatomy.mni_covariance is None:
-        return None
-    place = np.array([*centre, 1.0])
-    variance = 3 * max(float(place @ anatomy.mni_covariance @ place), 0.0)
-    return float(np.sqrt(variance + max(anatomy.fit_mm, CENTROID_ERROR_MM) ** 2))
-
-
-def format_itk_affine(to_mni: np.ndarray) -> str:
-    """Format a transform for ITK, ANTs and nitransforms, to bring the scan onto the template.
-
-    ITK maps points of the template to points of the scan, both LPS, so this is the inverse of
-    ``to_mni`` between two changes of sign.
-
-    Args:
-        to_mni: World mm of the scan to mm of the template, RAS+, (4, 4).
-    """
-    signs = np.diag([-1.0, -1.0, 1.0, 1.0])
-    matrix = signs @ np.linalg.inv(to_mni) @ signs
-    numbers = " ".join(f"{x:.9g}" for x in [*matrix[:3, :3].ravel(), *matrix[:3, 3]])
-    return "\n".join([
-        "#Insight Transform File V1.0", "#Transform 0", "Transform: AffineTransform_double_3_3",
-        f"Parameters: {numbers}", "FixedParameters: 0 0 0", "",
-    ])  # fmt: skip
-
-
 # --- Lesions --------------------------------------------------------------------------------------
 
 
@@ -439,12 +252,14 @@ def _locate(anatomy: Anatomy, centre: np.ndarray, names: Mapping[int, str]) -> A
     normal, offset = anatomy.midline
     left = float(normal @ centre + offset)
     side = "midline" if abs(left) < MIDLINE_HALF_WIDTH_MM else "left" if left > 0 else "right"
-    mni = None
+    mni = uncertainty = None
     if anatomy.to_mni is not None:
         mni = tuple(float(x) for x in (anatomy.to_mni @ [*centre, 1])[:3])
+    if anatomy.mni_covariance is not None:
+        uncertainty = estimate_mni_uncertainty(anatomy.mni_covariance, anatomy.fit_mm, centre)
     codes, _ = find_labels_near(anatomy.structures, centre, exclude=FLUID_CODES)
     name = names[int(codes[0])] if len(codes) else None
-    return AnatomicalLocation(name, side, mni, estimate_mni_uncertainty(anatomy, centre))
+    return AnatomicalLocation(name, side, mni, uncertainty)
 
 
 def find_labels_near(

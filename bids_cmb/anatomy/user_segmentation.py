@@ -6,7 +6,7 @@ registering that image, and used only where its brain agrees with that of the sc
 parcels of the cortex (aparc+aseg, SynthSeg --parc) has lobes without an atlas.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from bids_cmb.anatomy.labels import LEFT, RIGHT, ClassTable, build_class_table
 from bids_cmb.anatomy.mars import find_label, load_mars_table
+from bids_cmb.anatomy.mni_template import MniTemplate
 from bids_cmb.anatomy.region_map import CORTEX
 from bids_cmb.anatomy.segmentation import (
     FLUID_CODES,
@@ -60,14 +61,14 @@ class RegisteredSegmentation:
 
 
 def load_segmentation(
-    path: Path, classes: Sequence[dict], centroids: Mapping
+    path: Path, classes: Sequence[dict], template: MniTemplate | None = None
 ) -> tuple[Anatomy, np.ndarray | None]:
     """Load the anatomy from the user's own label map, which is used as it is.
 
     Args:
         path: A label map in FreeSurfer's codes.
         classes: Of the anatomy network, each with its ``codes``.
-        centroids: Code of a structure → its centroid in MNI space, mm.
+        template: Of MNI space; without, there is no affine to it.
 
     Returns:
         The anatomy, without ``probabilities`` since no network gave any, and the lobe of every
@@ -77,11 +78,11 @@ def load_segmentation(
     Raises:
         ValueError: If it is no such label map; the file is named.
     """
-    return interpret_segmentation(load_labels(path), path, classes, centroids)
+    return interpret_segmentation(load_labels(path), path, classes, template)
 
 
 def interpret_segmentation(
-    stored: Volume, path: Path, classes: Sequence[dict], centroids: Mapping
+    stored: Volume, path: Path, classes: Sequence[dict], template: MniTemplate | None = None
 ) -> tuple[Anatomy, np.ndarray | None]:
     """Interpret a label map that is loaded already; as `load_segmentation` of its ``path``."""
     steps = np.maximum(1, np.floor(MIN_SPACING_MM / stored.spacing + 0.01)).astype(int)
@@ -100,7 +101,7 @@ def interpret_segmentation(
     lookup = build_class_table(classes)
     probabilities = 255 * np.eye(len(classes) + 1, dtype=np.uint8)[lookup.classes[plain]]
     probabilities[..., -1] = np.rint(255 * lookup.sides[plain])
-    anatomy = decode_anatomy(probabilities, affine, classes, centroids)
+    anatomy = decode_anatomy(probabilities, affine, classes, template)
     structures = Volume(_encode(plain, lookup, anatomy.midline, affine, classes), affine)
     anatomy = replace(anatomy, structures=structures, probabilities=None)
     return anatomy, _grow_lobes(anatomy, parcels) if parcels.any() else None

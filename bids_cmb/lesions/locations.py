@@ -4,13 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from bids_cmb.anatomy.atlases import Atlases, find_parcel
+from bids_cmb.anatomy.mni_fit import MAX_MNI_UNCERTAINTY_MM
 from bids_cmb.anatomy.region_map import MarsRegion, locate_region
-from bids_cmb.anatomy.segmentation import (
-    MAX_MNI_UNCERTAINTY_MM,
-    AnatomicalLocation,
-    Anatomy,
-    locate_structures,
-)
+from bids_cmb.anatomy.segmentation import AnatomicalLocation, Anatomy, locate_structures
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import Lesion
 
@@ -77,5 +73,7 @@ def _with_location(
         mars=region.name,
         nearest_other_mars=region.next_name,
         nearest_other_mars_mm=region.next_distance_mm,
+        nearest_other_territory=region.next_territory,
+        nearest_other_territory_mm=region.next_territory_mm,
         left=region.left,
     )

@@ -53,6 +53,9 @@ class Lesion:
             without an atlas of lobes.
         nearest_other_mars: The nearest region but ``mars``; None if none is within reach.
         nearest_other_mars_mm: mm from the centre to that.
+        nearest_other_territory: The nearest territory but ``territory``; None if none is within
+            reach.
+        nearest_other_territory_mm: mm from the centre to that.
         left: Whether it lies left of the midline; None without an anatomy.
         parcel: Its name in an atlas at its MNI position; None without the atlas.
     """
@@ -80,6 +83,8 @@ class Lesion:
     mars: str | None = None
     nearest_other_mars: str | None = None
     nearest_other_mars_mm: float | None = None
+    nearest_other_territory: str | None = None
+    nearest_other_territory_mm: float | None = None
     left: bool | None = None
     parcel: str | None = None
     mni_uncertainty_mm: float | None = None

@@ -48,6 +48,8 @@ def make_lesion_row(lesion: Lesion) -> dict[str, object]:
         "mars_side": None if lesion.left is None else "left" if lesion.left else "right",
         "nearest_other_region": lesion.nearest_other_mars,
         "nearest_other_region_mm": round_or_none(lesion.nearest_other_mars_mm, 1),
+        "nearest_other_territory": lesion.nearest_other_territory,
+        "nearest_other_territory_mm": round_or_none(lesion.nearest_other_territory_mm, 1),
         "atlas_region": lesion.parcel,
         **{
             name: round_or_none(position, 1)

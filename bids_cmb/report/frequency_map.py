@@ -23,7 +23,7 @@ REVIEW_DESCRIPTION = (
 )
 DESCRIPTION = (
     "Number of participants with a counted lesion whose centre lies within 5 mm of the voxel, in "
-    "MNI152NLin2009cAsym by an affine through the centroids of structures."
+    "MNI152NLin2009cAsym by an affine that lays its structures over a mean head's."
 )
 AXES = ("left to right, mm", "back to front, mm", "down to up, mm")
 

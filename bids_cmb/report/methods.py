@@ -13,8 +13,8 @@ REFERENCES = (
 TERRITORY_DEFINITION = (
     "Lesions in cortex, subcortical white matter, hippocampus or amygdala are called lobar; those "
     "in deep grey matter, capsules, deep or periventricular white matter deep; those in brainstem "
-    "or cerebellum infratentorial, after MARS [1]. MNI positions come from an affine between the "
-    "structures' centroids and those of the template."
+    "or cerebellum infratentorial, after MARS [1]. MNI positions come from an affine that lays the "
+    "structures over those of a mean head."
 )
 
 

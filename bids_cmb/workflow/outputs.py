@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.anatomy.mars import list_label_rows
-from bids_cmb.anatomy.segmentation import format_itk_affine
+from bids_cmb.anatomy.mni_fit import format_itk_affine
 from bids_cmb.bids.attempts import forget_attempt
 from bids_cmb.bids.markers import list_file_names
 from bids_cmb.bids.paths import Output

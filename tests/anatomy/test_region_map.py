@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from nibabel.affines import from_matvec
+from nibabel.eulerangles import euler2mat
 from scipy import ndimage
 
 from bids_cmb.anatomy.mars import LOBAR_LABEL, RIGHT_OFFSET, find_label, index_regions
@@ -118,6 +120,39 @@ def test_a_lesion_has_the_region_of_its_centre_and_the_next_one(anatomy, regions
             assert found.next_distance_mm == pytest.approx(others.min())
         else:
             assert found.next_name is None
+
+
+def test_a_lesion_has_the_distance_to_the_next_territory(anatomy, regions):
+    """Against brute force, and on a plane between two territories against geometry."""
+    rng = np.random.default_rng(8)
+    voxels = np.argwhere(regions.data > 0)
+    world = regions.world(voxels)
+    known = index_regions()
+    territories = np.array([known[int(label) % RIGHT_OFFSET][1]
+                            for label in regions.data[tuple(voxels.T)]])  # fmt: skip
+    for name in ("lobar", "deep", "infratentorial"):
+        for place in rng.choice(world[territories == name], 8, replace=False):
+            found = locate_region(regions, place, anatomy.midline)
+            away = np.linalg.norm(world - place, axis=1)[territories != name]
+            if away.min() <= 12:
+                assert found.next_territory_mm == pytest.approx(away.min())
+                assert found.next_territory != found.territory == name
+            else:
+                assert (found.next_territory, found.next_territory_mm) == (None, None)
+
+
+def test_the_next_territory_lies_behind_the_regions_of_the_same(anatomy):
+    """Slabs of 6 mm along an oblique axis: frontal, parietal (both lobar), thalamus (deep)."""
+    affine = from_matvec(euler2mat(0.3, -0.2, 0.1) @ np.diag([-1.0, 2, 1.5]), [5, 6, 7])
+    slabs = np.zeros((24, 12, 12), np.uint8)
+    for first, name in ((0, "frontal"), (6, "parietal"), (12, "thalamus")):
+        slabs[first : first + 6] = find_label(name)
+    regions = Volume(slabs, affine)
+    found = locate_region(regions, regions.world(np.array([3, 6, 6])), anatomy.midline)
+    assert (found.name, found.next_name, found.next_distance_mm) == (
+        "frontal", "parietal", pytest.approx(3),
+    )  # fmt: skip
+    assert (found.next_territory, found.next_territory_mm) == ("deep", pytest.approx(9))
 
 
 def test_a_lesion_in_fluid_is_of_the_nearest_tissue_and_says_so(anatomy, regions):

@@ -10,7 +10,8 @@ from nibabel.eulerangles import euler2mat
 from phantoms import T1W, T2STAR, painted
 
 from bids_cmb.anatomy.mars import index_regions, load_mars_table
-from bids_cmb.anatomy.segmentation import format_itk_affine, locate_structures
+from bids_cmb.anatomy.mni_fit import format_itk_affine
+from bids_cmb.anatomy.segmentation import locate_structures
 from bids_cmb.anatomy.user_segmentation import (
     describe_unknown_codes,
     load_segmentation,
@@ -24,7 +25,6 @@ from bids_cmb.networks.model_cards import load_card
 from bids_cmb.simulation.tissue_properties import is_brain
 
 CLASSES = load_card("anatomy")["classes"]
-CENTROIDS = load_card("anatomy")["mni_centroids"]
 
 
 def unknown_codes(path):
@@ -45,7 +45,7 @@ def stored(known, tmp_path):
 
 
 def test_structures_and_sides_are_those_of_the_file(anatomy, stored):
-    found, lobes = load_segmentation(stored(), CLASSES, CENTROIDS)
+    found, lobes = load_segmentation(stored(), CLASSES)
     assert lobes is None
     assert (found.structures.data == anatomy.structures.data).mean() > 0.995
     np.testing.assert_allclose(found.midline[0], anatomy.midline[0], atol=1e-6)
@@ -66,7 +66,7 @@ def test_parcels_tell_lobes_apart(anatomy, stored, frontal, occipital, right, wh
         return np.where(codes == 42, right, np.where(codes == 41, white, codes))
 
     path = stored(parcelled)
-    found, lobes = load_segmentation(path, CLASSES, CENTROIDS)
+    found, lobes = load_segmentation(path, CLASSES)
     assert (found.structures.data == anatomy.structures.data).mean() > 0.995
     left = anatomy.structures.data == 3
     names = {index_regions()[int(code)][0] for code in np.unique(lobes[left])}
@@ -81,7 +81,7 @@ def test_white_parcels_are_white_matter(anatomy, stored):
     def parcelled(codes):
         return np.where(codes == 2, 3028, np.where(codes == 41, 4028, codes))
 
-    found, _ = load_segmentation(stored(parcelled), CLASSES, CENTROIDS)
+    found, _ = load_segmentation(stored(parcelled), CLASSES)
     assert (found.structures.data == anatomy.structures.data).mean() > 0.995
 
 
@@ -89,7 +89,7 @@ def test_white_matter_that_wmparc_leaves_unsegmented_is_white_matter(anatomy, st
     def deep(codes):
         return np.where(codes == 2, 5001, np.where(codes == 41, 5002, codes))
 
-    found, _ = load_segmentation(stored(deep), CLASSES, CENTROIDS)
+    found, _ = load_segmentation(stored(deep), CLASSES)
     assert (found.structures.data == anatomy.structures.data).mean() > 0.995
 
 
@@ -114,7 +114,7 @@ def test_unknown_codes_are_counted_in_one_sentence(stored):
 def test_a_mask_is_no_segmentation(stored):
     path = stored(lambda codes: (codes > 0).astype(np.int32))
     with pytest.raises(ValueError, match=r"aseg\.nii\.gz: .* codes; found 0 of them"):
-        load_segmentation(path, CLASSES, CENTROIDS)
+        load_segmentation(path, CLASSES)
 
 
 def test_codes_that_nobody_knows_are_outside(stored):
@@ -124,7 +124,7 @@ def test_codes_that_nobody_knows_are_outside(stored):
         codes[codes == 49] = 99_999
         return codes
 
-    found, _ = load_segmentation(stored(odd), CLASSES, CENTROIDS)
+    found, _ = load_segmentation(stored(odd), CLASSES)
     assert not np.isin(found.structures.data, [10, 49]).any()
 
 
@@ -163,9 +163,7 @@ def test_a_segmentation_is_brought_by_registering_its_t1w_image(known, stored, b
     t1w = tmp_path / "t1w.nii.gz"
     codes = known[0]
     save(painted(codes, T1W, codes.affine, codes.shape, np.random.default_rng(5)), t1w)
-    found = register_segmentation(
-        *load_segmentation(stored(), CLASSES, CENTROIDS), scan, brain, t1w=t1w
-    )
+    found = register_segmentation(*load_segmentation(stored(), CLASSES), scan, brain, t1w=t1w)
     places = codes.world(np.argwhere(is_brain(codes.data))[::997])
     apart = apply_affine(found.to_scan, places) - apply_affine(MOVED, places)
     assert np.linalg.norm(apart, axis=1).max() < 3
@@ -185,7 +183,7 @@ def test_the_users_transform_is_taken_at_its_word(stored, brought, tmp_path):
     _, scan, brain = brought
     transform = tmp_path / "sub-01_from-T1w_to-orig_mode-image_xfm.txt"
     transform.write_text(format_itk_affine(MOVED))
-    given = load_segmentation(stored(), CLASSES, CENTROIDS)
+    given = load_segmentation(stored(), CLASSES)
     found = register_segmentation(*given, scan, brain, t1w=None, transform=transform)
     np.testing.assert_allclose(found.to_scan, MOVED, atol=1e-6)
     assert found.figures["Transform"] == transform.name
@@ -195,7 +193,7 @@ def test_the_users_transform_is_taken_at_its_word(stored, brought, tmp_path):
 
 
 def test_without_a_t1w_image_there_is_no_way_to_the_scan(stored, brought):
-    given = load_segmentation(stored(), CLASSES, CENTROIDS)
+    given = load_segmentation(stored(), CLASSES)
     with pytest.raises(ValueError, match="none of the participant was found"):
         register_segmentation(*given, *brought[1:], t1w=None)
 
@@ -205,7 +203,7 @@ def test_the_t1w_image_of_another_thing_is_not_believed(stored, brought, tmp_pat
     _, scan, brain = brought
     t1w = tmp_path / "noise.nii.gz"
     save(Volume(rng.uniform(0, 1, (60, 70, 60)).astype(np.float32), np.diag([3.0, 3, 3, 1])), t1w)
-    given = load_segmentation(stored(), CLASSES, CENTROIDS)
+    given = load_segmentation(stored(), CLASSES)
     with pytest.raises(ValueError, match=r"its brain must have a Dice of 0\.7"):
         register_segmentation(*given, scan, brain, t1w=t1w)
 
@@ -214,10 +212,10 @@ def test_freesurfers_own_format_is_read(known, stored, tmp_path):
     codes = known[0]
     path = tmp_path / "aparc+aseg.mgz"
     nib.save(nib.MGHImage(codes.data.astype(np.int32), codes.affine), path)
-    found, _ = load_segmentation(path, CLASSES, CENTROIDS)
-    same, _ = load_segmentation(stored(), CLASSES, CENTROIDS)
+    found, _ = load_segmentation(path, CLASSES)
+    same, _ = load_segmentation(stored(), CLASSES)
     assert (found.structures.data == same.structures.data).mean() > 0.999
     np.testing.assert_allclose(found.structures.affine, same.structures.affine, atol=1e-4)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"aparc\+aseg\.mgz: "):
-        load_segmentation(path, CLASSES, CENTROIDS)
+        load_segmentation(path, CLASSES)

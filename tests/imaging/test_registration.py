@@ -9,7 +9,7 @@ from nibabel.affines import apply_affine, from_matvec
 from nibabel.eulerangles import euler2mat
 from phantoms import T1W, T2STAR, painted
 
-from bids_cmb.anatomy.segmentation import format_itk_affine
+from bids_cmb.anatomy.mni_fit import format_itk_affine
 from bids_cmb.imaging.registration import load_transform, measure_rotation_deg, register
 from bids_cmb.imaging.resampling import resample
 from bids_cmb.imaging.volume import Volume

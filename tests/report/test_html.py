@@ -205,6 +205,19 @@ def test_what_comes_from_data_is_never_code(reported, tmp_path):
     assert "<b>x</b>" not in text
 
 
+def test_a_lesion_has_the_next_territory_on_its_card(reported, tmp_path):
+    copy = tmp_path / "out"
+    shutil.copytree(reported[1], copy)
+    table = next((copy / "sub-01/anat").glob("*seg-CMB*dseg.tsv"))
+    rows = read_table(table)
+    rows[0] |= {"nearest_other_territory": "deep", "nearest_other_territory_mm": "3.4"}
+    rows[1] |= {"nearest_other_territory": None, "nearest_other_territory_mm": None}
+    write_table(table, list(rows[0]), rows)
+    cards = write_page(copy, "01").read_text().split('<section class="lesion"')
+    assert "<dt>next territory</dt><dd>deep, 3.4 mm off</dd>" in cards[1]
+    assert "next territory" not in cards[2]
+
+
 def test_eighty_lesions_and_five_thousand_scans_are_fine(reported, tmp_path):
     _, out = reported
     copy = tmp_path / "out"

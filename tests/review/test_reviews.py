@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bids_cmb.anatomy.mars import RIGHT_OFFSET, find_label
-from bids_cmb.anatomy.segmentation import format_itk_affine
+from bids_cmb.anatomy.mni_fit import format_itk_affine
 from bids_cmb.bids.paths import locate_candidate_table
 from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.cli.commands import main

@@ -13,13 +13,13 @@ from phantoms import T1W, T2STAR, painted, stripped
 
 from bids_cmb.anatomy import scan_anatomy
 from bids_cmb.anatomy.atlases import Atlases
+from bids_cmb.anatomy.mni_fit import format_itk_affine
 from bids_cmb.anatomy.scan_anatomy import (
     AnatomyResult,
     get_brain_mask,
     load_brain_mask,
     segment_anatomy,
 )
-from bids_cmb.anatomy.segmentation import format_itk_affine
 from bids_cmb.bids.paths import Output
 from bids_cmb.bids.scan import Scan
 from bids_cmb.bids.tables import read_table

@@ -125,8 +125,8 @@ QUOTED = [
     ),
     (
         ACCURACY,
-        "| V | `ensemble`, at the same candidates | {:.2f}, {:.2f}, {:.2f}, {:.2f} | {:.2f} "
-        "({:.2f}) |",
+        "| V | `c` and `d` of `ensemble`, at the same candidates | {:.2f}, {:.2f}, {:.2f}, {:.2f} "
+        "| {:.2f} ({:.2f}) |",
         lambda: curve("V", "second opinion"),
     ),
     (

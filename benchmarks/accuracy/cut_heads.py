@@ -19,6 +19,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import apply_affine
 
 from benchmarks.measurements import show_progress
 from benchmarks.mni import compute_centroids, load_head
@@ -115,7 +116,7 @@ def compare(
 ) -> dict:
     """Compare a part with the whole head, and middles of structures, (N, 3), with MNI space."""
     places = structures.world(np.argwhere(np.isin(structures.data, CEREBRUM))[::EVERY])
-    moved = move(part.to_mni, places) - move(whole.to_mni, places)
+    moved = apply_affine(part.to_mni, places) - apply_affine(whole.to_mni, places)
     here, there = middles
     given = [uncertainty(part, place) for place in places]
     return {
@@ -123,14 +124,9 @@ def compare(
         "expected": float(np.median([spread(part, place) for place in places])),
         "given": float(np.median(given)),
         "warned": bool(max(given) > MAX_MNI_UNCERTAINTY_MM),
-        "apart": np.linalg.norm(move(part.to_mni, here) - there, axis=1).tolist(),
+        "apart": np.linalg.norm(apply_affine(part.to_mni, here) - there, axis=1).tolist(),
         "apart_given": [uncertainty(part, place) for place in here],
     }
-
-
-def move(affine: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Move places, (N, 3), by an affine."""
-    return places @ affine[:3, :3].T + affine[:3, 3]
 
 
 def uncertainty(fit: MniFit, place: np.ndarray) -> float:

@@ -1,7 +1,7 @@
 """The affine from a scan to MNI space.
 
 The structures of the scan are laid over those of a mean head, voxel by voxel, as far as the field
-of view reaches: what it cuts away takes no part, so there is nothing to be told of what is cut.
+of view reaches: what it cuts away takes no part, so nothing needs to find out what is cut.
 What a part of a head leaves open is drawn towards what heads are like.
 """
 

@@ -130,7 +130,7 @@ def predict_second_opinion(
 
     Args:
         card: Of a detector of two stages. ``second_opinion_members`` are those of the ensemble that
-            are asked; all without.
+            give it; all without.
         image: T2*-weighted magnitude or SWI, as acquired.
         brain: True inside the brain, on the grid of ``image``.
         models: How to compute; the ensemble is that of the package, whatever folder this names.

@@ -15,7 +15,7 @@ TERRITORIES = ("lobar", "deep", "infratentorial")
 
 def make_lesion_row(lesion: Lesion) -> dict[str, object]:
     """Make the row of a lesion or a candidate in its table."""
-    prefix = "candidate" if lesion.certainty == CANDIDATE else "CMB"
+    prefix = CANDIDATE if lesion.certainty == CANDIDATE else "CMB"
     x, y, z = lesion.centre
     i, j, k = lesion.voxel
     return {

@@ -245,8 +245,8 @@ def test_only_an_accepted_candidate_counts_and_only_after_review(with_candidates
     write_group(found, reviews=reviews)
     row = read_table(found / "group_microbleeds.tsv")[0]
     assert {name: row[name] for name in before} == before
-    told = [row[f"n_{name}"] for name in ("accepted", "rejected", "not_reviewed", "unsure")]
-    assert told == ["1", "1", "1", "0"]  # of the three lesions
+    counts = [row[f"n_{name}"] for name in ("accepted", "rejected", "not_reviewed", "unsure")]
+    assert counts == ["1", "1", "1", "0"]  # of the three lesions
     assert (row["n_candidates_accepted"], row["n_added"], row["n_cmb_reviewed"]) == ("1", "0", "2")
     assert row["n_lobar_reviewed"] == "2"
     assert regions_after(found)["frontal_left"] == ("1", "1", "2")
@@ -388,36 +388,32 @@ def test_training_with_reviews_needs_the_results_they_speak_of(read, tmp_path, c
     assert "--reviews needs one dataset, no --validation" in capsys.readouterr().err
 
 
-def test_an_evaluation_tells_the_figures_before_and_after_review(read, blank, tmp_path):
+def check_f1_rises_to_one(found, reviews, places):
+    """Evaluate against these places: F1 is 0.5 before review and 1 after. Returns the folder."""
+    out = reviews.parent / "result"
+    table = reviews.parent / "truth.tsv"
+    columns = ("participant_id", "x_mm", "y_mm", "z_mm")
+    write_table(table, columns, [dict(zip(columns, ("sub-01", *x), strict=True)) for x in places])
+    words = ["evaluate", str(found), str(table), str(out), "--bootstrap", "0"]
+    assert main([*words, "--reviews", str(reviews)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["figures"]["f1"]["value"] == 0.5
+    assert metrics["reviewed"]["figures"]["f1"] == 1
+    return out
+
+
+def test_an_evaluation_tells_the_figures_before_and_after_review(read, blank):
     """Truth: lesion 1 and the missed one. Found 1 and 2: one hit, one false alarm, one miss."""
     _, found, reviews = read
     review(reviews, blank, "A", {1: "accept", 2: "reject"}, missed=[MISSED])
-    truth = [dict(zip(("participant_id", "x_mm", "y_mm", "z_mm"), ("sub-01", *at(voxel, blank)),
-                      strict=True)) for voxel in (SPOTS[1], MISSED)]  # fmt: skip
-    write_table(tmp_path / "truth.tsv", truth[0], truth)
-    out = tmp_path / "result"
-    words = ["evaluate", str(found), str(tmp_path / "truth.tsv"), str(out), "--bootstrap", "0"]
-    assert main([*words, "--reviews", str(reviews)]) == 0
-    told = json.loads((out / "metrics.json").read_text())
-    assert told["figures"]["f1"]["value"] == 0.5
-    assert told["reviewed"]["figures"]["f1"] == 1
+    out = check_f1_rises_to_one(found, reviews, [at(SPOTS[1], blank), at(MISSED, blank)])
     (row,) = read_table(out / REVIEWS_FILE)
     assert (row["true"], row["found"], row["after"], row["n_added"]) == ("2", "2", "2", "1")
     assert "After review" in (out / "evaluation.html").read_text()
 
 
-def test_an_evaluation_after_review_has_the_candidates_that_were_accepted(
-    with_candidates, blank, tmp_path
-):
+def test_an_evaluation_after_review_has_the_candidates_that_were_accepted(with_candidates, blank):
     """Truth: lesion 1 and candidate 4. Found 1 and 2; after review 1 and 4, which is all."""
     _, found, reviews = with_candidates
     review(reviews, blank, "A", {1: "accept", 2: "reject", 4: "accept"})
-    truth = [dict(zip(("participant_id", "x_mm", "y_mm", "z_mm"), ("sub-01", *at(voxel, blank)),
-                      strict=True)) for voxel in (SPOTS[1], CANDIDATES[4])]  # fmt: skip
-    write_table(tmp_path / "truth.tsv", truth[0], truth)
-    out = tmp_path / "result"
-    words = ["evaluate", str(found), str(tmp_path / "truth.tsv"), str(out), "--bootstrap", "0"]
-    assert main([*words, "--reviews", str(reviews)]) == 0
-    told = json.loads((out / "metrics.json").read_text())
-    assert told["figures"]["f1"]["value"] == 0.5
-    assert told["reviewed"]["figures"]["f1"] == 1
+    check_f1_rises_to_one(found, reviews, [at(SPOTS[1], blank), at(CANDIDATES[4], blank)])

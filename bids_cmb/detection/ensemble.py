@@ -7,6 +7,7 @@ ensemble of networks, each on its own grid; the others are in `detection.designs
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -15,14 +16,19 @@ from bids_cmb.detection.calibration import COMMON_THRESHOLD, calibrate, map_to_c
 from bids_cmb.detection.designs import DESIGNS, FUNCTIONS, WITH_ANATOMY, card_uses_phase
 from bids_cmb.detection.members import dilate_by_voxel, locate_member, resample_within_brain
 from bids_cmb.detection.outputs import DetectorOutputs, merge_outputs
+from bids_cmb.detection.two_stage import read_opinion
 from bids_cmb.imaging.grid import Grid
-from bids_cmb.imaging.preprocessing import preprocess
+from bids_cmb.imaging.preprocessing import Preprocessed, preprocess
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.backend import release_memory
-from bids_cmb.networks.inference import predict
+from bids_cmb.networks.inference import Network, predict, predict_around
 from bids_cmb.networks.loading import ModelOptions, load_network
 from bids_cmb.networks.model_cards import load_card, select_members
 
+OPINION_REACH_MM = 4.0  # around a proposal: `two_stage.OPINION_DISTANCE_MM`, and interpolation
+OPINION_CONTEXT_MM = (
+    16.0  # beyond it, that the networks see; docs/notes/training.md has what that costs
+)
 STEPS = 10_000  # that a probability is rounded to: far more than threads or processors change
 
 
@@ -124,26 +130,28 @@ def _average(maps: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def predict_second_opinion(
-    card: Mapping, image: Volume, brain: Volume, models: ModelOptions
-) -> Volume | None:
-    """Predict the probability by the bundled ensemble that a card names as ``second_opinion``.
+    card: Mapping, image: Volume, brain: Volume, models: ModelOptions, positions: np.ndarray
+) -> np.ndarray:
+    """Predict the probability of proposals by the bundled ensemble, the ``second_opinion``.
 
     Args:
-        card: Of a detector of two stages. ``second_opinion_members`` are those of the ensemble that
+        card: With a ``second_opinion``. ``second_opinion_members`` are those of the ensemble that
             give it; all without.
         image: T2*-weighted magnitude or SWI, as acquired.
         brain: True inside the brain, on the grid of ``image``.
         models: How to compute; the ensemble is that of the package, whatever folder this names.
+        positions: Of the proposals, world mm, (N, 3); the networks see no more than their surround
+            if they are few.
 
     Returns:
-        The mean of these members, on the grid of ``image``; None if the card names none.
+        The mean of these members, as `two_stage.read_opinion` reads it, (N,).
     """
-    if "second_opinion" not in card:
-        return None
+    if not len(positions):
+        return np.zeros(0)
     members = tuple(card.get("second_opinion_members", ()))
     bundled = replace(models, folder=None, members=members)
-    maps = _run_ensemble(load_card(card["second_opinion"]), image, brain, bundled)
-    return Volume(_average(maps), image.affine)
+    maps = _run_ensemble(load_card(card["second_opinion"]), image, brain, bundled, positions)
+    return read_opinion(Volume(_average(maps), image.affine), positions)
 
 
 def run_detector(
@@ -166,9 +174,10 @@ def run_detector(
 
 
 def _run_ensemble(
-    card: dict, image: Volume, brain: Volume, models: ModelOptions
+    card: dict, image: Volume, brain: Volume, models: ModelOptions,
+    positions: np.ndarray | None = None,
 ) -> list[np.ndarray]:  # fmt: skip
-    """Run the members of an ensemble, each on its own grid."""
+    """Run the members of an ensemble, each on its own grid, everywhere or around positions."""
     maps, grid, fed = [], None, None
     members = select_members(card, models.members)
     with ThreadPoolExecutor(1) as loader:  # a member predicts while the next one is loaded
@@ -185,12 +194,26 @@ def _run_ensemble(
             if Grid.from_card(member["grid"]) != grid:  # members of one grid share their input
                 grid = Grid.from_card(member["grid"])
                 fed = preprocess(image, brain, grid)
-            prediction = predict(network.result(), fed.image.data, dilate_by_voxel(fed.brain))
+            prediction = _predict_member(network.result(), fed, positions)
             probability = Volume(prediction, fed.image.affine)
             resampled = resample_within_brain(probability, image, brain)
             maps.append(np.where(brain.data, resampled, np.float32(0)))
             release_memory()
     return maps
+
+
+def _predict_member(
+    network: Network, fed: Preprocessed, positions: np.ndarray | None
+) -> np.ndarray:  # fmt: skip
+    """Predict with a member everywhere in the brain, or around positions, world mm (N, 3)."""
+    if positions is None:
+        return predict(network, fed.image.data, dilate_by_voxel(fed.brain))
+    voxels = np.rint(fed.image.index(positions)).astype(int)
+    reach, context = (
+        np.ceil(length / fed.image.spacing).astype(int)
+        for length in (OPINION_REACH_MM, OPINION_CONTEXT_MM)
+    )
+    return predict_around(network, fed.image.data, voxels, reach, context)
 
 
 def _run_design(
@@ -211,7 +234,8 @@ def _run_design(
     more = (phase,) if card_uses_phase(card) else ()
     beyond = card["design"] in WITH_ANATOMY  # its proposals may lie in a shell around the brain
     if beyond:
-        more = (anatomy, predict_second_opinion(card, image, brain, models))
+        opinion = partial(predict_second_opinion, card, image, brain, models)
+        more = (anatomy, opinion if "second_opinion" in card else None)
     probability, outputs = DESIGNS[card["design"]](image, brain, card, models, *more)
     release_memory()
     if beyond:

@@ -15,7 +15,7 @@ from scipy.special import logit
 from bids_cmb.anatomy.segmentation import Anatomy
 from bids_cmb.detection.distilled import scale_symmetry
 from bids_cmb.detection.members import MAX_INTENSITY, read_rules
-from bids_cmb.imaging.cropping import crop_or_pad
+from bids_cmb.imaging.cropping import crop, crop_or_pad
 from bids_cmb.imaging.preprocessing import Preprocessed
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import keep_connected, measure_elongation
@@ -234,9 +234,19 @@ def _describe_shape(probability: Volume, voxel: np.ndarray) -> tuple[float, ...]
     )
 
 
+def _crop_to_surround(labels: Volume, positions: np.ndarray) -> Volume:
+    """Crop a label map to the box of positions, and as far beyond as distances are measured."""
+    index = labels.index(positions)
+    margin = np.ceil(MAX_DISTANCE_MM / labels.spacing) + 2
+    shape = np.array(labels.shape)
+    low = np.clip(np.floor(index.min(axis=0)) - margin, 0, shape - 1).astype(int)
+    end = np.clip(np.ceil(index.max(axis=0)) + margin + 1, low + 1, shape).astype(int)
+    return crop(labels, low, end)
+
+
 def _describe_surround(anatomy: Anatomy, positions: np.ndarray) -> np.ndarray:
     """Describe location in the head: the features from `ANATOMY_FROM` on, (N, features)."""
-    labels = anatomy.structures
+    labels = _crop_to_surround(anatomy.structures, positions)
     index = labels.index(positions)
     codes = np.rint(labels.data).astype(int)
     columns = [np.ones(len(positions))]

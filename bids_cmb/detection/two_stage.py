@@ -6,13 +6,14 @@ gives the proposal its probability. A proposal's extent are the voxels around it
 half the peak's probability, so that two lesions of a cluster stay two.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from scipy.special import expit, logit
 
 from bids_cmb.anatomy.segmentation import Anatomy
+from bids_cmb.detection.calibration import calibrate
 from bids_cmb.detection.members import load_predictor, locate_member, split_batches
 from bids_cmb.detection.outputs import DetectorOutputs
 from bids_cmb.detection.proposals import (
@@ -39,6 +40,7 @@ from bids_cmb.networks.loading import ModelOptions, load_network
 PATCHES_PER_BATCH = 32
 OPINION_DISTANCE_MM = 2.5  # from a proposal's peak within which the second opinion counts for it
 OPINION_LEAST = 1e-4  # probability, the step that detectors are rounded to
+SecondOpinion = Callable[[np.ndarray], np.ndarray]  # from world mm (N, 3) to probability (N,)
 FIRST_STAGE, SECOND_STAGE = "unet", "classifier"  # builders of their networks
 
 
@@ -48,7 +50,7 @@ def run_two_stage(
     card: Mapping,
     models: ModelOptions,
     anatomy: Anatomy | None = None,
-    opinion: Volume | None = None,
+    give_opinion: SecondOpinion | None = None,
 ) -> tuple[Volume, DetectorOutputs]:
     """Propose lesions, classify each, and render its probability in its extent.
 
@@ -62,8 +64,8 @@ def run_two_stage(
             anatomy, 0 to 1.
         models: Where weights are, and how to compute.
         anatomy: Of the scan, for the classifiers.
-        opinion: Probability of microbleed by another detector, on the grid of ``image``, if the
-            card has a ``second_opinion``.
+        give_opinion: Second opinion on proposals; asked on those that it can lift to the lowest
+            operating point of the card. The others are taken for refused.
 
     Returns:
         Probability, 0 to 1, float32, on the grid of ``image``; and the number of the proposal that
@@ -75,10 +77,13 @@ def run_two_stage(
     """
     fed, first_stage, proposals = propose(image, brain, card, models)
     probabilities = decide(fed, first_stage, proposals, card, models, anatomy)
-    if opinion is not None and proposals:
+    if give_opinion is not None and proposals:
         positions = first_stage.world(np.array([proposal.voxel for proposal in proposals]))
+        eligible = select_for_opinion(probabilities, card)
+        opinion = np.zeros(len(proposals))
+        opinion[eligible] = give_opinion(positions[eligible])
         weight = card.get("second_opinion_weight", 0.0)
-        probabilities = add_opinion(probabilities, read_opinion(opinion, positions), weight)
+        probabilities = add_opinion(probabilities, opinion, weight)
     return render_proposals(image, first_stage, proposals, probabilities)
 
 
@@ -179,6 +184,19 @@ def combine(
     """
     odds = logit(np.clip(np.asarray(other, float), least, 1 - least))
     return expit(logits + weight * odds).astype(np.float32)
+
+
+def select_for_opinion(probabilities: np.ndarray, card: Mapping) -> np.ndarray:
+    """Select the proposals that the best second opinion lifts to an operating point, bool (N,).
+
+    Args:
+        probabilities: Of the classifiers, before any calibration, (N,).
+        card: All are selected if it has no operating points.
+    """
+    lowest = min((point["threshold"] for point in card.get("operating_points", ())), default=0.0)
+    weight = card.get("second_opinion_weight", 0.0)
+    best = add_opinion(probabilities, np.ones(len(probabilities)), weight)
+    return calibrate(best, card.get("calibration")) >= lowest
 
 
 def add_opinion(probabilities: np.ndarray, opinion: np.ndarray, weight: float) -> np.ndarray:

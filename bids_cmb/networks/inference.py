@@ -1,4 +1,4 @@
-"""Inference: prediction of whole images, slab by slab, flipped and not."""
+"""Inference: prediction of whole images, slab by slab, or around some voxels; flipped and not."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,6 +62,43 @@ def predict(
     return (
         predictions[0] if len(predictions) == 1 else np.mean(predictions, axis=0, dtype=np.float32)
     )
+
+
+def predict_around(
+    network: Network, image: np.ndarray, voxels: np.ndarray, reach: np.ndarray, context: np.ndarray
+) -> np.ndarray:  # fmt: skip
+    """Predict in boxes around some voxels only, or everywhere if that is less work.
+
+    Args:
+        network: From `load_network`.
+        image: As `predict` takes it, (X, Y, Z).
+        voxels: Where, (N, 3).
+        reach: Voxels to either side of each for which the prediction is wanted, (3,).
+        context: Voxels beyond these that the network sees besides, (3,). Less than its field of
+            view changes the prediction a little.
+
+    Returns:
+        Probability, float32 (X, Y, Z); 0 beyond the boxes. Where boxes overlap, the later voxel's.
+
+    Raises:
+        ValueError: If a side of the image is no multiple of the network's.
+    """
+    shape, multiple = np.array(image.shape), np.array(network.multiple)
+    size = -(-(2 * (reach + context) + 1) // multiple) * multiple
+    size = np.minimum(size, shape)
+    if len(voxels) * size.prod() >= shape.prod():
+        return predict(network, image)
+    prediction = np.zeros(image.shape, np.float32)
+    for voxel in np.clip(voxels, 0, shape - 1):
+        start = np.clip(voxel - size // 2, 0, shape - size)
+        low, high = np.maximum(voxel - reach, 0), np.minimum(voxel + reach + 1, shape)
+        part = predict(network, np.ascontiguousarray(image[_box(start, start + size)]))
+        prediction[_box(low, high)] = part[_box(low - start, high - start)]
+    return prediction
+
+
+def _box(low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
+    return tuple(map(slice, low, high))
 
 
 def predict_in_slabs(

@@ -25,7 +25,6 @@ from bids_cmb.detection.two_stage import (
     combine,
     decide,
     propose,
-    read_opinion,
 )
 from bids_cmb.imaging.nifti import load
 from bids_cmb.metrics.matching import MAX_DISTANCE_MM, match_valdo
@@ -155,8 +154,9 @@ def detect_in_scan(
     voxels = np.array([proposal.voxel for proposal in proposals]).reshape(-1, 3)
     proposed = np.array([proposal.probability for proposal in proposals])
     positions = probability.world(voxels)
-    other = predict_second_opinion(card, image, brain, models)
-    opinion = None if other is None else read_opinion(other, positions)
+    opinion = None
+    if "second_opinion" in card:
+        opinion = predict_second_opinion(card, image, brain, models, positions)
     return ScanCandidates(
         name, positions, proposed, chance, tuple(lesions), opinion,
         kind=classify_protocol(image.spacing),

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from grids import OBLIQUE
-from phantoms import part_of_brain, shaken
+from phantoms import part_of_brain, shaken, stripped
+from scipy.ndimage import distance_transform_edt
 
 from bids_cmb.anatomy.segmentation import Anatomy
 from bids_cmb.detection import ensemble, two_stage
@@ -143,6 +144,8 @@ def test_place_features_are_distances_in_the_head(anatomy):
     midline = np.minimum(np.abs(positions @ normal + offset), 20) / 10
     np.testing.assert_allclose(found[:, column("distance to midline")], midline, atol=1e-5)
     assert (found[:, column("anatomy known")] == 1).all()
+    alone = np.concatenate([describe_places([voxel], grid, brain, anatomy) for voxel in voxels])
+    np.testing.assert_allclose(alone, found, atol=1e-6)  # and the other proposals do not matter
 
 
 def test_without_an_anatomy_the_place_is_unknown_and_the_shape_is_not():
@@ -367,14 +370,62 @@ def test_a_second_opinion_is_the_mean_of_the_members_that_the_card_names(monkeyp
     monkeypatch.setattr(ensemble, "load_network", load)
     image = Volume(bumps(((30, 36, 9), 0.9)).data + 1, OBLIQUE)
     brain = Volume(everywhere(), OBLIQUE)
+    positions = image.world(np.array([[20, 20, 5], [30, 36, 9]]))
     models = ModelOptions(members=("b",))  # of the detector, not of who gives it an opinion
     for members, wanted in ((None, 0.375), (["c", "d"], 0.6)):
         card = {"second_opinion": "ensemble"} | (
             {"second_opinion_members": members} if members else {}
         )
-        opinion = ensemble.predict_second_opinion(card, image, brain, models)
-        assert opinion.data[20, 20, 5] == pytest.approx(wanted, abs=1e-3)
-    assert ensemble.predict_second_opinion({}, image, brain, models) is None
+        opinion = ensemble.predict_second_opinion(card, image, brain, models, positions)
+        assert opinion == pytest.approx(wanted, abs=1e-3)
+    assert len(ensemble.predict_second_opinion(card, image, brain, models, positions[:0])) == 0
+
+
+def answer(probability):
+    return lambda positions: np.full(len(positions), probability)
+
+
+def test_only_proposals_that_it_can_lift_to_an_operating_point_are_given_a_second_opinion(
+    monkeypatch,
+):
+    """Weight 0.5 and full agreement add 4.6 to the log-odds: 0.02 becomes 0.67, 0.005 0.33."""
+    places = [(20, 30, 9), (40, 36, 9), (60, 40, 9)]
+    probabilities = np.array([0.3, 0.02, 0.005], np.float32)
+    grid = bumps(*((place, 0.9) for place in places))
+    image = Volume(1 - grid.data, OBLIQUE)
+    fed = Preprocessed(image, Volume(everywhere(), OBLIQUE))
+    proposals = [Proposal(place, 0.9) for place in places]
+    monkeypatch.setattr(two_stage, "propose", lambda *_: (fed, grid, proposals))
+    monkeypatch.setattr(two_stage, "decide", lambda *_: probabilities)
+    asked = []
+
+    def agree(positions):
+        asked.append(positions)
+        return np.ones(len(positions))
+
+    points = [{"name": "sensitive", "threshold": 0.5}, {"name": "specific", "threshold": 0.9}]
+    card = {"name": "p", "members": [], "second_opinion_weight": 0.5, "operating_points": points}
+    chance, _ = two_stage.run_two_stage(image, None, card, ModelOptions(), None, agree)
+    np.testing.assert_allclose(asked, [image.world(np.array(places[:2]))])
+    lifted = [0.3 / 0.7 * 1e2, 0.02 / 0.98 * 1e2, 0.005 / 0.995 / 1e2]  # odds
+    assert [chance.data[place] for place in places] == pytest.approx(
+        [odds / (1 + odds) for odds in lifted], rel=0.01
+    )
+
+
+def test_a_second_opinion_on_a_few_proposals_is_nearly_that_of_the_whole_brain():
+    image = stripped(seed=3)
+    brain = Volume(image.data > 0, image.affine)
+    spots = np.argwhere((image.data == 40) & (distance_transform_edt(brain.data) > 3))[:2]
+    positions = image.world(np.vstack([spots, [[25, 25, 13]]]))
+    card = {"second_opinion": "ensemble", "second_opinion_members": ["d"]}
+    few = ensemble.predict_second_opinion(card, image, brain, ModelOptions(), positions)
+    (whole,) = ensemble.run_detector(
+        "ensemble", image, brain, ModelOptions(members=("d",)), None, None
+    )[0]
+    wanted = two_stage.read_opinion(Volume(whole, image.affine), positions)
+    assert wanted.max() > 0.5 > wanted.min()
+    assert few == pytest.approx(wanted, abs=0.05)
 
 
 def test_a_second_opinion_moves_the_log_odds_by_its_weight(monkeypatch):
@@ -395,7 +446,7 @@ def test_a_second_opinion_moves_the_log_odds_by_its_weight(monkeypatch):
     card = {"name": "p", "members": [member], "second_opinion_weight": 0.5}
     image = Volume(1 - grid.data, OBLIQUE)
     for opinion, log_odds in ((None, 0.0), (0.8, 0.5 * np.log(4)), (0.0, 0.5 * np.log(1e-4))):
-        other = opinion if opinion is None else Volume(np.full(SHAPE, opinion, np.float32), OBLIQUE)
+        other = None if opinion is None else answer(opinion)
         chance, _ = two_stage.run_two_stage(image, None, card, ModelOptions(), None, other)
         most = float(chance.data.max())
         assert np.log(most / (1 - most)) == pytest.approx(log_odds, abs=1e-3)
@@ -413,7 +464,7 @@ def test_a_lesion_just_outside_the_brain_mask_is_listed_with_the_flag_edge(monke
         return two_stage.render_proposals(image, grid, [Proposal(place, 0.9)], np.array([0.9]))
 
     monkeypatch.setitem(ensemble.DESIGNS, "two-stage", look)
-    monkeypatch.setattr(ensemble, "predict_second_opinion", lambda *_: None)
+    monkeypatch.setattr(ensemble, "predict_second_opinion", lambda *_: np.zeros(1))
     image, mask = Volume(1 - grid.data, OBLIQUE), Volume(brain, OBLIQUE)
     probability = ensemble.detect("two-stage", image, mask)
     assert seen["brain"] is mask  # networks see the mask as it is

@@ -8,10 +8,11 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_cmb.networks import backend, builders, inference
 from bids_cmb.networks.builders import fuse_batchnorm
-from bids_cmb.networks.inference import predict
+from bids_cmb.networks.inference import Network, predict, predict_around
 from bids_cmb.networks.loading import load_network
 from bids_cmb.networks.weights import write_weights
 
@@ -86,6 +87,36 @@ def test_slabs_give_what_the_whole_gives(model, rng, tmp_path, monkeypatch):
     whole = predict(network, image)
     monkeypatch.setattr(inference, "MAX_VOXELS_AT_ONCE", image.size // 3)
     np.testing.assert_allclose(predict(network, image), whole, atol=1e-6)
+
+
+def test_around_a_few_voxels_it_is_the_whole_prediction_where_the_context_holds_the_field(rng):
+    def average(image, _):  # a field of 5 x 5 x 3 voxels
+        sizes.append(image.size)
+        return ndimage.uniform_filter(image, (5, 5, 3), mode="constant")
+
+    sizes = []
+    network = Network("mean", average, (4, 4, 2), ())
+    image = rng.random((64, 80, 20), np.float32)
+    voxels = np.array([[30, 31, 9], [0, 79, 19], [200, 40, -3]])  # inside, in a corner, outside
+    reach, context = np.array([2, 3, 1]), np.array([2, 2, 1])
+    part = predict_around(network, image, voxels, reach, context)
+    whole = average(image, None)
+    wanted = np.zeros(image.shape, bool)
+    for voxel in ([30, 31, 9], [0, 79, 19], [63, 40, 0]):
+        away = np.abs(np.stack(np.indices(image.shape), axis=-1) - voxel)
+        wanted |= (away <= reach).all(axis=-1)
+    np.testing.assert_allclose(part[wanted], whole[wanted], atol=1e-6)
+    assert not part[~wanted].any()
+    assert sizes[:3] == [12 * 12 * 6] * 3
+
+
+def test_around_many_voxels_the_whole_is_predicted_once(rng):
+    images = []
+    network = Network("same", lambda image, _: images.append(image) or image, (4, 4, 4), ())
+    image = rng.random((16, 16, 16), np.float32)
+    everywhere = np.argwhere(image > 0.9)
+    assert predict_around(network, image, everywhere, np.ones(3, int), np.ones(3, int)) is image
+    assert len(images) == 1
 
 
 def test_a_side_that_is_no_multiple_is_refused(model, tmp_path):
@@ -167,7 +198,7 @@ ANSWER = """
 import json, os, sys
 import numpy as np
 import bids_cmb
-from bids_cmb.networks.inference import predict
+from bids_cmb.networks.inference import Network, predict, predict_around
 from bids_cmb.networks.loading import load_network
 member = json.loads(sys.argv[1])
 image = np.random.default_rng(1).random((32, 32, 32), np.float32)

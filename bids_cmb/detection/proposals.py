@@ -16,7 +16,7 @@ from bids_cmb.anatomy.segmentation import Anatomy
 from bids_cmb.detection.distilled import scale_symmetry
 from bids_cmb.detection.members import MAX_INTENSITY, read_rules
 from bids_cmb.imaging.cropping import crop, crop_or_pad
-from bids_cmb.imaging.preprocessing import Preprocessed
+from bids_cmb.imaging.preprocessing import BRAIN_SHELL_MM, Preprocessed, measure_distances
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import keep_connected, measure_elongation
 
@@ -98,7 +98,7 @@ class Proposal:
 
 
 def find_proposals(
-    probability: Volume, inside: np.ndarray, rules: ProposalRules
+    probability: Volume, brain: Volume, rules: ProposalRules
 ) -> list[Proposal]:  # fmt: skip
     """Find the peaks of a probability map, the likeliest first.
 
@@ -108,13 +108,14 @@ def find_proposals(
 
     Args:
         probability: 0 to 1, on the network's grid, slices last.
-        inside: Where peaks may be, bool, (X, Y, Z).
+        brain: The brain mask, on the same grid; peaks lie up to `BRAIN_SHELL_MM` outside it.
         rules: Least distance, least probability and number.
     """
     spacing = probability.spacing
     smooth = ndimage.gaussian_filter(probability.data.astype(np.float32), SMOOTHING_MM / spacing)
     highest = ndimage.maximum_filter(smooth, size=3)
-    peaks = np.argwhere((smooth == highest) & (smooth >= rules.floor) & inside)
+    peaks = np.argwhere((smooth == highest) & (smooth >= rules.floor))
+    peaks = peaks[np.isfinite(measure_distances(brain, peaks, BRAIN_SHELL_MM))]
     values = smooth[tuple(peaks.T)]
     peaks = peaks[np.lexsort((*peaks.T[::-1], -np.round(values, 6)))]
     reach = np.array([rules.apart_mm, rules.apart_mm, max(rules.apart_mm, 1.5 * spacing[2])])
@@ -197,10 +198,11 @@ def describe_places(
     features = np.zeros((len(voxels), len(PLACE_FEATURES)), np.float32)
     if not len(voxels):
         return features
-    depth = ndimage.distance_transform_edt(brain.data, brain.spacing)
-    for row, voxel in zip(features, voxels, strict=True):
+    outside = Volume(~brain.data, brain.affine)
+    depths = np.minimum(measure_distances(outside, voxels, MAX_DISTANCE_MM), MAX_DISTANCE_MM)
+    for row, voxel, depth in zip(features, voxels, depths, strict=True):
         row[:5] = _describe_shape(probability, voxel)
-        row[5] = min(depth[tuple(voxel)], MAX_DISTANCE_MM) / 10
+        row[5] = depth / 10
     if anatomy is not None:
         features[:, ANATOMY_FROM:] = _describe_surround(anatomy, probability.world(voxels))
     return features

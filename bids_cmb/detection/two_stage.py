@@ -30,7 +30,7 @@ from bids_cmb.detection.proposals import (
     stack_channels,
 )
 from bids_cmb.imaging.grid import Grid
-from bids_cmb.imaging.preprocessing import Preprocessed, dilate_brain, preprocess
+from bids_cmb.imaging.preprocessing import Preprocessed, preprocess
 from bids_cmb.imaging.resampling import resample_to_scan
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import keep_connected
@@ -100,15 +100,14 @@ def propose(
     if not members:
         raise ValueError(f"{card['name']}: the first of two stages needs a U-Net; found none.")
     fed = preprocess(image, brain, _find_common_grid(card))
-    inside = dilate_brain(fed.brain)
     predictions = []
     for member in members:
         path = locate_member(card, member, models)
         network = load_network(member, path, precision=models.precision)
-        predictions.append(predict(network, fed.image.data, inside))
+        predictions.append(predict(network, fed.image.data))
     probability = Volume(np.mean(predictions, axis=0, dtype=np.float32), fed.image.affine)
     rules = ProposalRules.from_card(card.get("parameters", {}))
-    return fed, probability, find_proposals(probability, inside, rules)
+    return fed, probability, find_proposals(probability, fed.brain, rules)
 
 
 def _find_common_grid(card: Mapping) -> Grid:

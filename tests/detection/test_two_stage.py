@@ -57,12 +57,16 @@ def everywhere(shape=SHAPE):
     return np.ones(shape, bool)
 
 
+def whole_brain():
+    return Volume(everywhere(), OBLIQUE)
+
+
 # --- Proposals ------------------------------------------------------------------------------------
 
 
 def test_two_lesions_three_millimetres_apart_are_two_proposals_the_likelier_first():
     found = find_proposals(
-        bumps(((40, 36, 9), 0.6), ((46, 36, 9), 0.9)), everywhere(), ProposalRules()
+        bumps(((40, 36, 9), 0.6), ((46, 36, 9), 0.9)), whole_brain(), ProposalRules()
     )
     assert [one.voxel for one in found] == [(46, 36, 9), (40, 36, 9)]
     assert [one.probability for one in found] == pytest.approx([0.9, 0.6], abs=1e-3)
@@ -70,14 +74,14 @@ def test_two_lesions_three_millimetres_apart_are_two_proposals_the_likelier_firs
 
 def test_two_peaks_within_a_millimetre_are_one_proposal():
     found = find_proposals(
-        bumps(((40, 36, 9), 0.6), ((42, 36, 9), 0.9), width=0.4), everywhere(), ProposalRules()
+        bumps(((40, 36, 9), 0.6), ((42, 36, 9), 0.9), width=0.4), whole_brain(), ProposalRules()
     )
     assert [one.voxel for one in found] == [(42, 36, 9)]
 
 
 def test_a_lesion_that_shows_in_two_thick_slices_is_one_proposal():
     found = find_proposals(
-        bumps(((40, 36, 9), 0.9), ((40, 37, 10), 0.8)), everywhere(), ProposalRules()
+        bumps(((40, 36, 9), 0.9), ((40, 37, 10), 0.8)), whole_brain(), ProposalRules()
     )
     assert [one.voxel for one in found] == [(40, 36, 9)]
 
@@ -85,13 +89,18 @@ def test_a_lesion_that_shows_in_two_thick_slices_is_one_proposal():
 def test_a_plateau_has_one_peak_and_rules_say_how_many_and_how_likely():
     flat = bumps()
     flat.data[30:36, 30:36, 9] = 1
-    assert len(find_proposals(flat, everywhere(), ProposalRules())) == 1
+    assert len(find_proposals(flat, whole_brain(), ProposalRules())) == 1
     three = bumps(((20, 20, 4), 0.9), ((40, 40, 9), 0.5), ((60, 60, 15), 0.1))
-    assert len(find_proposals(three, everywhere(), ProposalRules(floor=0.2))) == 2
-    assert len(find_proposals(three, everywhere(), ProposalRules(most=1))) == 1
-    inside = everywhere()
-    inside[50:] = False
-    assert len(find_proposals(three, inside, ProposalRules())) == 2
+    assert len(find_proposals(three, whole_brain(), ProposalRules(floor=0.2))) == 2
+    assert len(find_proposals(three, whole_brain(), ProposalRules(most=1))) == 1
+
+
+def test_proposals_lie_in_the_brain_or_three_millimetres_beyond():
+    three = bumps(((20, 20, 4), 0.9), ((40, 40, 9), 0.5), ((60, 60, 15), 0.1))
+    for last, number in ((59, 3), (54, 3), (53, 2), (30, 1), (10, 0)):  # pixels of 0.5 mm
+        brain = whole_brain()
+        brain.data[last + 1 :] = False
+        assert len(find_proposals(three, brain, ProposalRules())) == number
 
 
 def test_proposals_are_in_the_same_places_however_the_axes_are_stored():
@@ -101,7 +110,9 @@ def test_proposals_are_in_the_same_places_however_the_axes_are_stored():
     other = Volume(one.data[::-1, ::-1].copy(), one.affine @ flip)
     places = [
         part.world(
-            np.array([found.voxel for found in find_proposals(part, everywhere(), ProposalRules())])
+            np.array(
+                [found.voxel for found in find_proposals(part, whole_brain(), ProposalRules())]
+            )
         )
         for part in (one, other)
     ]
@@ -167,7 +178,7 @@ def test_two_touching_lesions_are_painted_measured_and_counted_one_by_one():
     probability = bumps(((40, 36, 9), 0.9), ((45, 36, 9), 0.8), width=1.2)
     assert probability.data[40:46, 36, 9].min() > 0.5  # one component at one half
     image = Volume(1 - probability.data, OBLIQUE)
-    proposals = find_proposals(probability, everywhere(), ProposalRules())
+    proposals = find_proposals(probability, whole_brain(), ProposalRules())
     chance, outputs = two_stage.render_proposals(
         image, probability, proposals, np.array([0.7, 0.6])
     )
@@ -186,7 +197,7 @@ def test_two_touching_lesions_are_painted_measured_and_counted_one_by_one():
 def test_a_refused_proposal_is_no_lesion_and_what_is_no_proposal_still_is_one():
     probability = bumps(((40, 36, 9), 0.9), ((60, 60, 15), 0.8))
     image = Volume(1 - probability.data, OBLIQUE)
-    proposals = find_proposals(probability, everywhere(), ProposalRules())
+    proposals = find_proposals(probability, whole_brain(), ProposalRules())
     chance, outputs = two_stage.render_proposals(
         image, probability, proposals, np.array([0.7, 0.1])
     )
@@ -203,7 +214,7 @@ def test_a_refused_proposal_is_no_lesion_and_what_is_no_proposal_still_is_one():
 def test_an_extent_reaches_down_to_half_of_its_peak_on_another_grid():
     probability = bumps(((40, 36, 9), 0.8), width=1.5)
     coarse = Volume(np.ones((40, 36, 20), np.float32), OBLIQUE @ np.diag([2.0, 2, 1, 1]))
-    proposals = find_proposals(probability, everywhere(), ProposalRules())
+    proposals = find_proposals(probability, whole_brain(), ProposalRules())
     chance, _ = two_stage.render_proposals(coarse, probability, proposals, np.array([0.6]))
     assert set(np.unique(chance.data)) == {0, np.float32(0.6)}
     # Half of a Gaussian of 1.5 mm reaches 1.77 mm: a ball of 23 mm3.
@@ -273,8 +284,8 @@ def test_faultless_stages_find_every_microbleed_and_nothing_else(heads, monkeypa
     class Dark:
         pass
 
-    def see_dark(_, image, inside):
-        return (1.0 * (image < 0.75) * inside).astype(np.float32)
+    def see_dark(_, image):
+        return (1.0 * (image < 0.75)).astype(np.float32)
 
     def load_round(*_, **__):
         def ask(patches, places):
@@ -478,9 +489,9 @@ def test_members_that_pool_differently_share_an_image_whose_sides_suit_all(monke
     """One network needs sides of multiples of 4, the other of 6: the image has those of 12."""
     shapes = []
 
-    def pretend(network, image, mask):
+    def pretend(network, image):
         shapes.append(image.shape)
-        return np.where(mask, 0.25, 0) if network == "a" else np.where(mask, 0.75, 0)
+        return np.full(image.shape, 0.25 if network == "a" else 0.75)
 
     monkeypatch.setattr(two_stage, "locate_member", lambda card, member, models: member["name"])  # noqa: ARG005
     monkeypatch.setattr(two_stage, "load_network", lambda member, path, precision: path)  # noqa: ARG005

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from bids_cmb.imaging.grid import SHIVA, Grid
 from bids_cmb.imaging.intensity import INTENSITIES
-from bids_cmb.imaging.preprocessing import preprocess
+from bids_cmb.imaging.preprocessing import measure_distances, preprocess
 from bids_cmb.imaging.resampling import resample_to_scan
 from bids_cmb.imaging.volume import Volume
 
@@ -538,3 +538,13 @@ def test_a_probability_stays_one():
 def test_a_card_survives_json():
     for grid in GRIDS:
         assert Grid.from_card(json.loads(json.dumps(asdict(grid)))) == grid
+
+
+def test_distances_of_a_few_voxels_are_those_of_the_distance_transform(rng):
+    mask = Volume(rng.random((40, 50, 12)) > 0.997, turned((0.5, 0.7, 3.0)))
+    distance = ndimage.distance_transform_edt(~mask.data, mask.spacing)
+    voxels = np.argwhere(rng.random(mask.shape) > 0.99)
+    known = distance[tuple(voxels.T)]
+    assert (known > 4).any()
+    found = measure_distances(mask, voxels, 4.0)
+    np.testing.assert_allclose(found, np.where(known <= 4, known, np.inf), atol=1e-6)

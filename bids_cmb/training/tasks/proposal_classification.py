@@ -19,7 +19,7 @@ from bids_cmb.detection.proposals import (
     stack_channels,
 )
 from bids_cmb.imaging.grid import Grid
-from bids_cmb.imaging.preprocessing import dilate_brain, preprocess
+from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.inference import predict
 from bids_cmb.networks.loading import load_network
@@ -144,7 +144,7 @@ def _make_proposals(paths: ScanFiles, recipe: Recipe, predict_mean: FirstStage) 
     training_scan = make_training_scan(paths, fed)
     probability = Volume(predict_mean(fed.image.data), fed.image.affine)
     rules = ProposalRules.from_card((recipe.drawing or {}).get("rules", {}))
-    proposals = find_proposals(probability, dilate_brain(fed.brain), rules)
+    proposals = find_proposals(probability, fed.brain, rules)
     rng = np.random.default_rng(int(sha256(paths.image)[:8], 16))
     voxels = np.array([proposal.voxel for proposal in proposals], int).reshape(-1, 3)
     rows = _assign_labels(training_scan, voxels, fed.image.spacing, rng)

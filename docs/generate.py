@@ -50,6 +50,23 @@ WORDS = {  # of keys of cards
     "bids_cmb": "bids_cmb",
     "min_volume_mm3": "smallest volume, mm³",
 }
+SIZES = {  # figures of benchmarks.code_size
+    "modules": "modules",
+    "packages": "packages",
+    "module_circles": "modules that import each other, groups",
+    "package_circles": "packages that import each other, groups",
+    "functions": "functions",
+    "body_median": "lines of a function's body, median",
+    "body_p90": "… nine of ten have at most",
+    "body_max": "… most",
+    "parameters_max": "parameters of a function, most",
+    "many_parameters": "functions with more than 6",
+    "long_modules": "modules with more than 400 lines",
+    "duplicates": "duplicates in the package",
+    "duplicates_tests": "duplicates in the tests",
+    "lines": "lines of the package",
+    "lines_tests": "lines of the tests",
+}
 PERFORMANCE_HEADS = ["scans", "kind", "threshold", "microbleeds found", "false per scan"]
 
 
@@ -72,6 +89,7 @@ def pages() -> dict[Path, str]:
         **{DOCS / "models" / f"{name}.md": model_page(cards[name]) for name in names},
         DOCS / "guide" / "columns.md": columns_page(),
         DOCS / "develop" / "floors.svg": floors_drawing(),
+        DOCS / "develop" / "size.md": size_page(),
     }
 
 
@@ -360,6 +378,41 @@ def _first_line(name: str) -> str:
     path = PACKAGE / name / "__init__.py"
     source = (path if path.is_file() else PACKAGE / f"{name}.py").read_text("utf-8")
     return source.split('"""')[1].split("\n")[0].replace("``", "")
+
+
+def size_page() -> str:
+    """How large the code was and is, and what its tests cost."""
+    source = "benchmarks/results/code-size.json"
+    trees = json.loads((ROOT / source).read_text("utf-8"))
+    sizes = [
+        [words, *(f"{tree[key]:g}" for tree in trees.values())] for key, words in SIZES.items()
+    ]
+    suites = {name: tree["suite_seconds"] for name, tree in trees.items() if tree["suite_seconds"]}
+    folders = sorted({folder for suite in suites.values() for folder in suite})
+    rows = [
+        [f"`{folder}`", *(f"{suite[folder]:.0f}" for suite in suites.values())]
+        for folder in folders
+    ]
+    rows.append(["all", *(f"{sum(suite.values()):.0f}" for suite in suites.values())])
+    return "\n".join(
+        [
+            NOTE.format(source=source),
+            "# The code in figures",
+            "",
+            "Counted by `benchmarks/code_size.py`, which says how. A body has no docstring; a "
+            "circle is of imports at the top of modules; a duplicate is a run of statements "
+            "that stands a second time but for the names of its variables.",
+            "",
+            *_table(["", *trees], sizes),
+            "",
+            "The processor's seconds of the tests of each folder, in a process of their own, on "
+            "a machine that did other work as well: they hold beside each other, and a quiet "
+            "machine needs fewer. `bash .ci/test` shares them between two processes.",
+            "",
+            *_table(["tests", *suites], rows),
+            "",
+        ]
+    )
 
 
 def _words(key: str) -> str:

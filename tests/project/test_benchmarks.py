@@ -321,3 +321,45 @@ def test_only_round_dark_spots_are_counted_and_a_simulator_that_makes_too_many_f
     report = {"spots per scan": dark_spots.summarize_counts([many])}
     assert dark_spots.compare_with_real(report, real) == 1
     assert "outside the range of real scans" in capsys.readouterr().out
+
+
+# --- The code -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A package of three modules in a circle of two, with a run of statements that comes twice."""
+    twin = "\n".join(f"    {{0}} = sum(each * {n} for each in {{0}})" for n in range(6))
+    sources = {
+        "bids_cmb/__init__.py": '"""A package."""\n',
+        "bids_cmb/upper/__init__.py": "",
+        "bids_cmb/upper/first.py": "from bids_cmb.upper import second\n\n\n"
+        + f'def add(a, b, c, d, e, f, *, g):\n    """Add."""\n{twin.format("a")}\n    return a\n',
+        "bids_cmb/upper/second.py": "from bids_cmb.upper.first import add\n\n\n"
+        + f"def double(self, numbers):\n{twin.format('numbers')}\n    print(numbers)\n",
+        "bids_cmb/lower.py": "def wait():\n    from bids_cmb import upper\n    return upper\n",
+        "tests/test_add.py": "def test_add():\n    assert True\n",
+    }
+    for name, text in sources.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def test_the_size_of_a_checkout_is_what_one_counts_by_hand(load, checkout):
+    assert load("code_size").measure_code(checkout) == {
+        "modules": 5, "packages": 1, "module_circles": 1, "package_circles": 0, "functions": 3,
+        "body_median": 7, "body_p90": 7, "body_max": 7, "parameters_max": 7, "many_parameters": 1,
+        "long_modules": 0, "duplicates": 1, "duplicates_tests": 0, "lines": 27, "lines_tests": 2,
+    }  # fmt: skip
+
+
+def test_the_cost_of_a_suite_is_given_by_folder(load, checkout):
+    (checkout / "pyproject.toml").touch()
+    (checkout / "tests" / "slow").mkdir()
+    busy = "import time\n\n\ndef test_wait():\n    while time.process_time() < 1.5:\n        pass\n"
+    (checkout / "tests" / "slow" / "test_wait.py").write_text(busy)
+    seconds = load("code_size").measure_suite(checkout, ["slow"])
+    assert list(seconds) == ["slow"]
+    assert 1.4 < seconds["slow"] < 10

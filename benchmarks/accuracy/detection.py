@@ -19,12 +19,8 @@ from pathlib import Path
 from benchmarks.measurements import RESULTS
 from bids_cmb.evaluation.evaluate import compute_evaluation
 from bids_cmb.evaluation.options import EvaluationOptions
-from bids_cmb.evaluation.outputs import (
-    Evaluation,
-    make_froc_table,
-    to_plain_rows,
-    to_plain_value,
-)
+from bids_cmb.evaluation.outputs import to_plain_rows, to_plain_value
+from bids_cmb.evaluation.results import Evaluation, make_froc_table
 from bids_cmb.files import write_json
 from bids_cmb.provenance import software
 

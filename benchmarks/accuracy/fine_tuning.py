@@ -28,7 +28,8 @@ from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations, read_annotations
 from bids_cmb.evaluation.evaluate import compute_evaluation
 from bids_cmb.evaluation.options import EvaluationOptions
-from bids_cmb.evaluation.outputs import Evaluation, to_plain_value
+from bids_cmb.evaluation.outputs import to_plain_value
+from bids_cmb.evaluation.results import Evaluation
 from bids_cmb.files import load_json, write_json
 from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.networks.model_cards import load_card

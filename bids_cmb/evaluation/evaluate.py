@@ -11,8 +11,9 @@ from bids_cmb.bids.paths import locate_candidate_table
 from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations, read_annotations
 from bids_cmb.evaluation.errors_by_class import break_down, classify_lesions, make_scan_row
 from bids_cmb.evaluation.options import EvaluationOptions, check_folder, check_options
-from bids_cmb.evaluation.outputs import Evaluation, ReviewedEvaluation, write_evaluation
+from bids_cmb.evaluation.outputs import write_evaluation
 from bids_cmb.evaluation.pairing import make_empty_matches, pair_scans
+from bids_cmb.evaluation.results import Evaluation, ReviewedEvaluation
 from bids_cmb.metrics.bootstrap import compute_figures
 from bids_cmb.metrics.intervals import Figure
 from bids_cmb.metrics.matching import RULES

@@ -1,64 +1,25 @@
 """Files of an evaluation: its tables, a summary as JSON, and a page."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
 from bids_cmb.bids.tables import write_table
-from bids_cmb.evaluation.options import EvaluationOptions
 from bids_cmb.evaluation.page import DEFINITIONS, render_page
+from bids_cmb.evaluation.results import (
+    Evaluation,
+    ReviewedEvaluation,
+    make_froc_table,
+    make_metrics_table,
+)
 from bids_cmb.files import write_json, write_text
-from bids_cmb.metrics.intervals import Figure
 from bids_cmb.metrics.matching import MAX_DISTANCE_MM
-from bids_cmb.metrics.scores import FROCCurve
 from bids_cmb.provenance import software
 
 FILES = ("metrics.tsv", "lesions.tsv", "froc.tsv", "metrics.json", "evaluation.html")
 REVIEWS_FILE = "reviews.tsv"
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """Result of an evaluation.
-
-    Attributes:
-        options: Of the evaluation.
-        figures: By name, over all scans that have a prediction; ``…_all_scans`` over the missing
-            ones too, as if nothing had been found there.
-        curve: The FROC.
-        breakdown: A row for each figure of each class: ``by``, ``class``, ``figure``, ``value``,
-            ``low``, ``high``.
-        lesions: Every true and found lesion and its outcome.
-        scans: Counts, a row for each scan.
-        missing: Scans of the truth without a prediction; they are in no other figure.
-        without_truth: Scans with a prediction, but not in the truth; likewise.
-    """
-
-    options: EvaluationOptions
-    figures: dict[str, Figure]
-    curve: FROCCurve
-    breakdown: pd.DataFrame
-    lesions: pd.DataFrame
-    scans: pd.DataFrame
-    missing: tuple[str, ...]
-    without_truth: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class ReviewedEvaluation:
-    """Result of an evaluation after review.
-
-    Attributes:
-        result: The evaluation of the lesions that count after review, of the reviewed scans.
-        counts: A row for each scan: ``scan``, ``true``, ``found``, ``after`` and the verdicts.
-        agreement: A row for every two readers.
-    """
-
-    result: Evaluation
-    counts: list[dict]
-    agreement: list[dict]
 
 
 def write_evaluation(
@@ -107,36 +68,7 @@ def write_evaluation(
         }
         write_table(folder / REVIEWS_FILE, reviewed.counts[0], reviewed.counts)
     write_json(summary_path, content)
-    write_text(
-        page_path,
-        render_page(
-            settings=settings,
-            figures=result.figures,
-            froc=froc,
-            breakdown=result.breakdown,
-            scans=result.scans,
-            missing=result.missing,
-            without_truth=result.without_truth,
-            reviewed=(reviewed.result.figures, reviewed.agreement) if reviewed else None,
-        ),
-    )
-
-
-def make_metrics_table(result: Evaluation) -> pd.DataFrame:
-    """Make a table of every figure, over all scans and by class, a row each."""
-    pooled = [
-        {"by": "all", "class": "all", "figure": name, **vars(figure)}
-        for name, figure in result.figures.items()
-    ]
-    return pd.concat([pd.DataFrame(pooled), result.breakdown], ignore_index=True)
-
-
-def make_froc_table(curve: FROCCurve) -> pd.DataFrame:
-    """Make a table of the FROC, a row for each threshold at which something changes."""
-    names = ("sensitivity", "fp_per_scan", "precision", "f1")
-    columns = {name: getattr(curve.metrics, name) for name in names}
-    # The first threshold is infinite: it leaves nothing.
-    return pd.DataFrame({"threshold": curve.threshold, **columns}).iloc[1:]
+    write_text(page_path, render_page(result, names, reviewed))
 
 
 def to_plain_rows(table: pd.DataFrame) -> list[dict[str, object]]:

@@ -9,7 +9,9 @@ from string import Template
 import pandas as pd
 
 from bids_cmb.evaluation.errors_by_class import UNKNOWN_CLASS
+from bids_cmb.evaluation.options import EvaluationOptions
 from bids_cmb.evaluation.plots import draw_bars, draw_counts, draw_froc
+from bids_cmb.evaluation.results import Evaluation, ReviewedEvaluation, make_froc_table
 from bids_cmb.metrics.bootstrap import FALSE_ALARM_RATES, LARGE_FALSE_ALARM_RATE
 from bids_cmb.metrics.intervals import Figure
 from bids_cmb.metrics.scores import LARGE_MM
@@ -96,74 +98,60 @@ UNCERTAIN = {
 
 
 def render_page(
-    *,
-    settings: dict,
-    figures: dict[str, Figure],
-    froc: pd.DataFrame,
-    breakdown: pd.DataFrame,
-    scans: pd.DataFrame,
-    missing: Sequence[str],
-    without_truth: Sequence[str],
-    reviewed: tuple[dict[str, Figure], Sequence[dict]] | None = None,
+    result: Evaluation, names: tuple[str, str], reviewed: ReviewedEvaluation | None = None
 ) -> str:
     """Render the page as HTML.
 
     Args:
-        settings: ``predictions`` and ``truth`` by name, ``match``, ``threshold``, ``uncertain``,
-            ``seed`` and ``draws``.
-        figures: Over all scans, by name.
-        froc: ``sensitivity`` and ``fp_per_scan`` by falling threshold.
-        breakdown: ``by``, ``class``, ``figure``, ``value``, ``low``, ``high``.
-        scans: The counts of each.
-        missing: Scans without a prediction.
-        without_truth: Scans with a prediction only.
-        reviewed: The figures after review, over the reviewed scans, and a row of agreement for
-            every two readers.
+        result: The evaluation.
+        names: Of predictions and truth.
+        reviewed: The same after review.
     """
+    figures, options = result.figures, result.options
     template = (
         resources.files("bids_cmb")
         .joinpath("resources/templates/evaluation.html")
         .read_text("utf-8")
     )
     return Template(template).substitute(
-        predictions=escape(settings["predictions"]),
-        truth=escape(settings["truth"]),
-        summary=_summarize(figures, settings),
-        rule=f"{RULES[settings['match']]} {UNCERTAIN[settings['uncertain']]}",
-        absent=_render_missing(missing, without_truth),
-        main=_render_main_table(figures) + (_render_reviewed(*reviewed) if reviewed else ""),
-        froc=draw_froc(froc, figures),
-        counts=draw_counts(scans),
+        predictions=escape(names[0]),
+        truth=escape(names[1]),
+        summary=_summarize(figures, options),
+        rule=f"{RULES[options.match]} {UNCERTAIN[options.uncertain]}",
+        absent=_render_missing(result.missing, result.without_truth),
+        main=_render_main_table(figures) + (_render_reviewed(reviewed) if reviewed else ""),
+        froc=draw_froc(make_froc_table(result.curve), figures),
+        counts=draw_counts(result.scans),
         sections="".join(
-            _render_section(by, table) for by, table in breakdown.groupby("by", sort=False)
+            _render_section(by, table) for by, table in result.breakdown.groupby("by", sort=False)
         ),
-        scans=_render_scans(scans),
+        scans=_render_scans(result.scans),
     )
 
 
-def _summarize(figures: dict[str, Figure], settings: dict) -> str:
+def _summarize(figures: dict[str, Figure], options: EvaluationOptions) -> str:
     values = {name: figure.value for name, figure in figures.items()}
     return (
         f"{values['scans']:.0f} scans, {values['lesions']:.0f} true lesions, "
-        f"{values['found']:.0f} found at probability {settings['threshold']:g} or more: "
+        f"{values['found']:.0f} found at probability {options.threshold:g} or more: "
         f"{values['hits']:.0f} hits, {values['false_alarms']:.0f} false alarms, "
         f"{values['misses']:.0f} misses. Intervals are 95 % over subjects "
-        f"({settings['draws']} draws, seed {settings['seed']}), and never narrower than the exact "
+        f"({options.draws} draws, seed {options.seed}), and never narrower than the exact "
         "ones of the bare counts."
     )
 
 
-def _render_reviewed(reviewed: dict[str, Figure], agreement: Sequence[dict]) -> str:
+def _render_reviewed(reviewed: ReviewedEvaluation) -> str:
     """Render the figures after review, and how far the readers agree."""
     html = "<h3>After review, over the reviewed scans</h3><table>"
     for name, title, _ in MAIN_FIGURES:
         if name not in REVIEWED_FIGURES:
             continue
-        value = reviewed[name].value
+        value = reviewed.result.figures[name].value
         text = f"{value:.3f}" if isfinite(value) else "–"
         html += f'<tr><td>{title}</td><td class="n">{text}</td></tr>'
     html += "</table>"
-    for row in agreement:
+    for row in reviewed.agreement:
         readers = escape(f"{row['reader_1']} and {row['reader_2']}")
         known = {key: "–" if row[key] is None else row[key] for key in ("kappa", "icc")}
         html += (

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bids_cmb.simulation.dataset import simulate_dataset
+from bids_cmb.simulation.dataset import DatasetPlan, simulate_dataset
 
 
 def main() -> None:
@@ -30,15 +30,15 @@ def main() -> None:
             print(f"{folder}: complete already.")
             continue
         with tempfile.TemporaryDirectory() as chosen:
-            numbers = simulate_dataset(
-                folder,
+            plan = DatasetPlan(
                 scans=scans,
                 seed=definition["seed"],
                 anatomy=link_heads(definition["anatomy"], options.anatomy, Path(chosen)),
                 protocols=assign_protocols(definition["protocols"], scans),
                 priors=priors,
-                workers=options.workers,
-                progress=show_progress,
+            )
+            numbers = simulate_dataset(
+                folder, plan, workers=options.workers, progress=show_progress
             )
         print(f"\n{folder}: {len(numbers)} scans, {sum(numbers)} microbleeds.")
 

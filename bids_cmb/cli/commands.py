@@ -98,20 +98,18 @@ def _add_simulate(commands: argparse._SubParsersAction) -> None:
 
 def _run_simulate(args: argparse.Namespace) -> int:
     """Simulate a dataset, and log the time left. Returns the exit code."""
-    from bids_cmb.simulation.dataset import simulate_dataset
+    from bids_cmb.simulation.dataset import DatasetPlan, simulate_dataset
     from bids_cmb.workflow.status import format_count
 
-    numbers = simulate_dataset(
-        args.folder,
+    plan = DatasetPlan(
         scans=args.n_scans,
         seed=args.seed,
         anatomy=args.anatomy,
         protocols=args.protocol,
         priors=args.lesion_priors,
         with_phase=args.phase,
-        workers=args.workers,
-        progress=_log_progress,
     )
+    numbers = simulate_dataset(args.folder, plan, workers=args.workers, progress=_log_progress)
     scans, lesions = format_count(len(numbers), "scan"), format_count(sum(numbers), "microbleed")
     sys.stdout.write(f"{args.folder}: {scans}, {lesions}.\n")
     return 0

@@ -12,7 +12,7 @@ from bids_cmb.networks.backend import describe_device, find_device_problem
 from bids_cmb.networks.loading import load_network, load_patch_model
 from bids_cmb.networks.model_cards import list_cards, load_card, locate_weights, select_members
 from bids_cmb.provenance import machine, software
-from bids_cmb.simulation.dataset import simulate_dataset
+from bids_cmb.simulation.dataset import DatasetPlan, simulate_dataset
 from bids_cmb.workflow.run import run
 
 SEED = 11
@@ -76,7 +76,9 @@ def _count_lesions(folder: Path, models: Path | None, log: Log) -> list[str]:
     """Simulate a scan, run the app on it as a user would, and compare with the truth."""
     raw, out = folder / "raw", folder / "out"
     began = time.monotonic()
-    (true,) = simulate_dataset(raw, scans=1, seed=SEED, protocols=[PROTOCOL], priors=LESION_PRIORS)
+    (true,) = simulate_dataset(
+        raw, DatasetPlan(1, SEED, protocols=[PROTOCOL], priors=LESION_PRIORS)
+    )
     log(f"a scan with {true} microbleeds simulated in {time.monotonic() - began:.1f} s")
     began = time.monotonic()
     levels = ("participant", "group")

@@ -43,26 +43,10 @@ def _load_cached(path: Path) -> HeadModel:
 
 
 @dataclass(frozen=True)
-class _Job:
-    folder: Path
-    seed: int
-    index: int
-    digits: int
-    paths: tuple[Path, ...]
-    protocols: tuple[Protocol | None, ...]
-    priors: str
-    with_phase: bool
+class DatasetPlan:
+    """What a simulated dataset holds.
 
-
-def simulate_dataset(  # noqa: PLR0913
-    folder: Path, *, scans: int, seed: int, anatomy: Path | None = None,
-    protocols: Sequence[str] = (), priors: str = "default", with_phase: bool = False,
-    workers: int = 1, progress: Callable[[int, int, float], None] | None = None,
-) -> list[int]:  # fmt: skip
-    """Write a BIDS dataset of simulated scans, with the ground truth as a derivative dataset.
-
-    Args:
-        folder: Where to; must not hold anything.
+    Attributes:
         scans: How many, one participant each.
         seed: The same seed gives the same bytes, whatever the number of workers.
         anatomy: A folder of FreeSurfer-coded label maps, used in turn; procedural heads without.
@@ -70,6 +54,37 @@ def simulate_dataset(  # noqa: PLR0913
             without.
         priors: Name for `simulation.lesion_priors.load_priors`.
         with_phase: Whether to write phase images too.
+    """
+
+    scans: int
+    seed: int
+    anatomy: Path | None = None
+    protocols: Sequence[str] = ()
+    priors: str = "default"
+    with_phase: bool = False
+
+
+@dataclass(frozen=True)
+class _Job:
+    folder: Path
+    plan: DatasetPlan
+    index: int
+    paths: tuple[Path, ...]
+    protocols: tuple[Protocol | None, ...]
+
+
+def simulate_dataset(
+    folder: Path,
+    plan: DatasetPlan,
+    *,
+    workers: int = 1,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> list[int]:
+    """Write a BIDS dataset of simulated scans, with the ground truth as a derivative dataset.
+
+    Args:
+        folder: Where to; must not hold anything.
+        plan: What it holds.
         workers: Processes.
         progress: Called after each scan with the scans done, all scans, and the seconds so far.
 
@@ -83,19 +98,15 @@ def simulate_dataset(  # noqa: PLR0913
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder}: a simulated dataset needs an empty folder; found files in it.")
-    if scans < 1:
-        raise ValueError(f"`scans` must be at least 1; found {scans}.")
-    load_priors(priors)
-    resolved = tuple(resolve_protocols(protocols))
-    paths = tuple(list_head_models(anatomy)) if anatomy else ()
+    if plan.scans < 1:
+        raise ValueError(f"`scans` must be at least 1; found {plan.scans}.")
+    load_priors(plan.priors)
+    resolved = tuple(resolve_protocols(plan.protocols))
+    paths = tuple(list_head_models(plan.anatomy)) if plan.anatomy else ()
     for path in paths:
         load_head_model(path)  # better refused now than after an hour
-    _check_disk_space(folder, scans, resolved)
-    digits = max(2, len(str(scans)))
-    jobs = [
-        _Job(folder, seed, index, digits, paths, resolved, priors, with_phase)
-        for index in range(scans)
-    ]
+    _check_disk_space(folder, plan.scans, resolved)
+    jobs = [_Job(folder, plan, index, paths, resolved) for index in range(plan.scans)]
     rows = _run_jobs(jobs, workers, progress)
     _write_dataset(folder, rows)
     return [int(row["microbleeds"]) for row in rows]
@@ -134,11 +145,18 @@ def _run_jobs(jobs: Sequence[_Job], workers: int, progress: Callable | None) -> 
 
 def _simulate_and_write(job: _Job) -> dict:
     """Simulate and write one scan; return its row of participants.tsv."""
-    rng = np.random.default_rng([job.seed, job.index])
+    plan = job.plan
+    rng = np.random.default_rng([plan.seed, job.index])
     scan = _simulate_nth(
-        rng, job.index, job.paths, job.protocols, load_priors(job.priors), with_phase=job.with_phase
+        rng,
+        job.index,
+        job.paths,
+        job.protocols,
+        load_priors(plan.priors),
+        with_phase=plan.with_phase,
     )
-    label = f"sub-{job.index + 1:0{job.digits}d}"
+    digits = max(2, len(str(plan.scans)))
+    label = f"sub-{job.index + 1:0{digits}d}"
     _write_scan(job.folder, label, scan)
     _write_truth(job.folder / "derivatives" / "truth", label, scan)
     seen = sum(row["certainty"] != "unseen" for row in scan.lesion_table)

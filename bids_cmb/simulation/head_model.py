@@ -175,22 +175,11 @@ class Deformation:
     node_spacing_mm: float
 
 
-def sample_deformation(
-    head: HeadModel,
-    rng: np.random.Generator,
-    *,
-    turn_deg: float = 15.0,
-    scale: float = 0.12,
-    bend_mm: float = 4.0,
-    atrophy: float = 1.0,
-    mirror: float = 0.5,
-    shift_mm: float = 6.0,
-) -> Deformation:
-    """Sample one person from a head.
+@dataclass(frozen=True)
+class DeformationLimits:
+    """How much people differ from a head.
 
-    Args:
-        head: Where to start from.
-        rng: Source of chance.
+    Attributes:
         turn_deg: Largest rotation about each axis.
         scale: Largest change of size along an axis, as a share.
         bend_mm: About the largest elastic displacement.
@@ -199,20 +188,43 @@ def sample_deformation(
         mirror: Probability that left and right change places.
         shift_mm: Largest distance along each axis of the brain's centre from the origin.
     """
+
+    turn_deg: float = 15.0
+    scale: float = 0.12
+    bend_mm: float = 4.0
+    atrophy: float = 1.0
+    mirror: float = 0.5
+    shift_mm: float = 6.0
+
+
+PEOPLE = DeformationLimits()
+
+
+def sample_deformation(
+    head: HeadModel, rng: np.random.Generator, limits: DeformationLimits = PEOPLE
+) -> Deformation:
+    """Sample one person from a head.
+
+    Args:
+        head: Where to start from.
+        rng: Source of chance.
+        limits: How far they may differ.
+    """
     labels, centre = head.labels, _find_brain_centre(head.labels)
-    turn = Rotation.from_euler("xyz", rng.uniform(-turn_deg, turn_deg, 3), degrees=True)
-    sizes = 1 + scale * (rng.uniform(-0.5, 0.5) + rng.uniform(-0.5, 0.5, 3))
-    shift = rng.uniform(-shift_mm, shift_mm, 3)
-    mirrored = rng.random() < mirror
-    wider, sulci = atrophy * rng.uniform(-12, 60), atrophy * rng.uniform(0, 0.15)
+    turns = rng.uniform(-limits.turn_deg, limits.turn_deg, 3)
+    turn = Rotation.from_euler("xyz", turns, degrees=True)
+    sizes = 1 + limits.scale * (rng.uniform(-0.5, 0.5) + rng.uniform(-0.5, 0.5, 3))
+    shift = rng.uniform(-limits.shift_mm, limits.shift_mm, 3)
+    mirrored = rng.random() < limits.mirror
+    wider, sulci = limits.atrophy * rng.uniform(-12, 60), limits.atrophy * rng.uniform(0, 0.15)
 
     matrix = (
         np.diag([-1.0 if mirrored else 1.0, 1, 1]) @ np.diag(1 / sizes) @ turn.inv().as_matrix()
     )
     step = 6.0
-    bend = _sample_elastic_displacement(rng, labels, step, bend_mm) + wider * _ventricle_gradient(
-        labels, centre, step
-    )
+    bend = _sample_elastic_displacement(
+        rng, labels, step, limits.bend_mm
+    ) + wider * _ventricle_gradient(labels, centre, step)
     data = _widen_sulci(labels, rng, sulci) if sulci else labels.data
     if mirrored:
         data = make_mirror_table()[data]

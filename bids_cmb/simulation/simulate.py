@@ -19,7 +19,12 @@ from bids_cmb.simulation.acquisition import (
     prepare_acquisition,
 )
 from bids_cmb.simulation.geometry import measure_geometry
-from bids_cmb.simulation.head_model import HeadModel, resample_labels, sample_deformation
+from bids_cmb.simulation.head_model import (
+    DeformationLimits,
+    HeadModel,
+    resample_labels,
+    sample_deformation,
+)
 from bids_cmb.simulation.lesions import sample_sources
 from bids_cmb.simulation.masking import make_brain_mask, simulate_masking
 from bids_cmb.simulation.protocols import Protocol
@@ -92,7 +97,7 @@ def simulate_scan(
     Returns:
         The scan and its ground truth.
     """
-    person = sample_deformation(head, rng, turn_deg=MAX_ROTATION_DEG)
+    person = sample_deformation(head, rng, DeformationLimits(turn_deg=MAX_ROTATION_DEG))
     age = float(np.clip(rng.normal(*AGE_YEARS), 40, 95))
     random_masking = str(
         rng.choice(list(MASKING_PROBABILITIES), p=list(MASKING_PROBABILITIES.values()))

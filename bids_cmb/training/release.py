@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bids_cmb.files import load_object, write_json
 from bids_cmb.networks.loading import ModelOptions
-from bids_cmb.simulation.dataset import simulate_dataset
+from bids_cmb.simulation.dataset import DatasetPlan, simulate_dataset
 from bids_cmb.simulation.head_model import list_head_models
 from bids_cmb.training.inputs import TrainingData
 from bids_cmb.training.operating_points import (
@@ -157,9 +157,11 @@ def simulate_set(
         for number in wanted:
             path = heads[number - 1]
             (Path(chosen) / path.name).symlink_to(path.absolute())
+        content = DatasetPlan(
+            scans, given["seed"], Path(chosen), protocols, given["lesion_priors"]
+        )  # fmt: skip
         simulate_dataset(
-            part, scans=scans, seed=given["seed"], anatomy=Path(chosen), protocols=protocols,
-            priors=given["lesion_priors"], workers=options.workers,
+            part, content, workers=options.workers,
             progress=lambda done, of, _: log(f"{name}: {done} of {of} scans simulated"),
         )  # fmt: skip
     part.rename(folder)

@@ -18,7 +18,12 @@ from bids_cmb.imaging.nifti import load
 from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.imaging.resampling import resample_like
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.simulation.head_model import load_head_model, resample_labels, sample_deformation
+from bids_cmb.simulation.head_model import (
+    DeformationLimits,
+    load_head_model,
+    resample_labels,
+    sample_deformation,
+)
 from bids_cmb.simulation.noise import sample_noise, upsample
 from bids_cmb.training.patches import collate
 from bids_cmb.training.scan_files import ScanFiles
@@ -53,7 +58,8 @@ def sample_subject(path: Path, rng: np.random.Generator, spacing: float = 1.0) -
         ValueError: If the file is no label map of a head.
         OSError: If it cannot be read.
     """
-    person = sample_deformation(load_head_model(path), rng, scale=0.2, bend_mm=5.0, atrophy=1.3)
+    limits = DeformationLimits(scale=0.2, bend_mm=5.0, atrophy=1.3)
+    person = sample_deformation(load_head_model(path), rng, limits)
     affine = np.diag([spacing, spacing, spacing, 1.0])
     affine[:3, 3] = -np.array(BOX_MM) / 2 - (0, 0, 20)  # the neck is longer than the vertex
     shape = tuple(int(side / spacing) for side in BOX_MM)

@@ -1,5 +1,7 @@
 """Heads: opened, varied, and looked up on a grid."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from phantoms import ball_head, centred_grid
@@ -9,6 +11,8 @@ from bids_cmb.imaging import nifti, resampling
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.simulation import head_model
 from bids_cmb.simulation.head_model import (
+    PEOPLE,
+    DeformationLimits,
     list_head_models,
     load_head_model,
     resample_labels,
@@ -16,13 +20,11 @@ from bids_cmb.simulation.head_model import (
 )
 from bids_cmb.simulation.tissue_properties import CSF, is_brain
 
-STILL = {
-    "turn_deg": 0.0, "scale": 0.0, "bend_mm": 0.0, "atrophy": 0.0, "mirror": 0.0, "shift_mm": 0.0
-}  # fmt: skip
+STILL = DeformationLimits(*[0.0] * 6)
 
 
-def limited(head, rng, affine, shape, **limits):
-    return resample_labels(sample_deformation(head, rng, **limits), affine, shape)
+def limited(head, rng, affine, shape, limits=PEOPLE):
+    return resample_labels(sample_deformation(head, rng, limits), affine, shape)
 
 
 def ml(labels, *codes):
@@ -99,7 +101,7 @@ def test_borders_run_where_the_geometry_says_and_through_the_steps_of_the_map(rn
     affine[:3, :3] = turn
     affine[:3, 3] = -turn @ (70, 70, 31)
     shape = (141, 141, 63)
-    variant = sample_deformation(ball, rng, **STILL)
+    variant = sample_deformation(ball, rng, STILL)
     seen = resample_labels(variant, affine, shape)
     assert seen.data.dtype == np.uint16
     away = np.linalg.norm(seen.world(np.argwhere(np.ones(shape))) + variant.centre, axis=1)
@@ -112,8 +114,8 @@ def test_borders_run_where_the_geometry_says_and_through_the_steps_of_the_map(rn
 
 def test_a_mirrored_head_is_the_mirror_image_with_its_sides_swapped(made_up):
     affine, shape = centred_grid()
-    plain = limited(made_up, np.random.default_rng(3), affine, shape, **STILL)
-    turned = limited(made_up, np.random.default_rng(3), affine, shape, **(STILL | {"mirror": 1.0}))
+    plain = limited(made_up, np.random.default_rng(3), affine, shape, STILL)
+    turned = limited(made_up, np.random.default_rng(3), affine, shape, replace(STILL, mirror=1.0))
     expected = make_mirror_table()[plain.data[::-1]]
     assert (turned.data == expected).mean() > 0.9999  # ties between two voxels
     assert not np.array_equal(turned.data, plain.data)
@@ -121,7 +123,9 @@ def test_a_mirrored_head_is_the_mirror_image_with_its_sides_swapped(made_up):
 
 def test_left_stays_left_however_a_head_is_mirrored(made_up, rng):
     for mirror in (0.0, 1.0):
-        labels = limited(made_up, rng, *centred_grid(4.0), mirror=mirror, atrophy=0.0)
+        labels = limited(
+            made_up, rng, *centred_grid(4.0), DeformationLimits(mirror=mirror, atrophy=0.0)
+        )
         x = [labels.world(np.argwhere(labels.data == code))[:, 0].mean() for code in (2, 41)]
         assert x[0] < -10 < 10 < x[1]
 
@@ -137,11 +141,9 @@ def test_one_seed_is_one_person_on_any_grid(made_up):
 
 def test_two_people_from_one_head_do_not_share_a_brain(made_up):
     affine, shape = centred_grid()
-    only_bent = STILL | {"bend_mm": 4.0}
+    only_bent = replace(STILL, bend_mm=4.0)
     first, second = (
-        np.isin(
-            limited(made_up, np.random.default_rng(s), affine, shape, **only_bent).data, (3, 42)
-        )
+        np.isin(limited(made_up, np.random.default_rng(s), affine, shape, only_bent).data, (3, 42))
         for s in (1, 2)
     )
     dice = 2 * (first & second).sum() / (first.sum() + second.sum())
@@ -149,7 +151,7 @@ def test_two_people_from_one_head_do_not_share_a_brain(made_up):
 
 
 def test_scaling_changes_the_volume_as_its_matrix_says(made_up, rng):
-    variant = sample_deformation(made_up, rng, **(STILL | {"scale": 0.12, "turn_deg": 15.0}))
+    variant = sample_deformation(made_up, rng, replace(STILL, scale=0.12, turn_deg=15.0))
     labels = resample_labels(variant, *centred_grid(1.5))
     grown = is_brain(labels.data).sum() * 1.5**3 / is_brain(made_up.labels.data).sum()
     assert grown == pytest.approx(1 / abs(np.linalg.det(variant.matrix)), rel=0.01)
@@ -170,10 +172,10 @@ def test_bending_never_folds(made_up, seed):
 
 
 def test_atrophy_widens_sulci_and_ventricles_and_keeps_the_cortex(made_up):
-    before = limited(made_up, np.random.default_rng(0), *centred_grid(2.5), **STILL)
+    before = limited(made_up, np.random.default_rng(0), *centred_grid(2.5), STILL)
     after = [
         limited(
-            made_up, np.random.default_rng(seed), *centred_grid(2.5), **(STILL | {"atrophy": 2.0})
+            made_up, np.random.default_rng(seed), *centred_grid(2.5), replace(STILL, atrophy=2.0)
         )
         for seed in range(3)
     ]
@@ -188,7 +190,7 @@ def test_atrophy_widens_sulci_and_ventricles_and_keeps_the_cortex(made_up):
 
 
 def test_ventricles_grow_without_eating_the_caudate(made_up):
-    variant = sample_deformation(made_up, np.random.default_rng(0), **STILL)
+    variant = sample_deformation(made_up, np.random.default_rng(0), STILL)
     slope = head_model._ventricle_gradient(made_up.labels, variant.centre, variant.node_spacing_mm)
     wider = head_model.Deformation(
         **(vars(variant) | {"displacement_mm": (50 * slope).astype(np.float32)})

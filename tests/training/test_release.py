@@ -229,8 +229,9 @@ def test_a_set_is_simulated_once_from_the_heads_that_the_plan_names(
 ):
     calls = []
 
-    def pretend(folder, *, anatomy, scans, **more):
-        calls.append((sorted(path.name for path in anatomy.iterdir()), scans, more["priors"]))
+    def pretend(folder, wanted, **_):
+        heads = sorted(path.name for path in wanted.anatomy.iterdir())
+        calls.append((heads, wanted.scans, wanted.priors))
         folder.mkdir(parents=True)
         (folder / "dataset_description.json").write_text("{}")
         return []

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 ASSUMED_FIELD_T = 3.0  # where no sidecar gives one
-MAX_VALUE_LEVELS = (
-    20  # levels of objects and lists within a value; worker processes cannot pass on 500
-)
+# Levels of objects and lists within a value; worker processes cannot pass on 500
+MAX_VALUE_LEVELS = 20
 SPINE_WORDS = re.compile(  # in BodyPartExamined, in the languages of consoles; ä, ö, ü written out
     r"spin(e|al)|neck|hals|nacken|cervical|thoracic|lumbar|rueckenmark|ruckenmark|myelon|moelle|"
     r"wirbels|rachis|medul[ae]|columna|\b[hbl]ws\b"

@@ -9,12 +9,10 @@ from nibabel.affines import voxel_sizes
 
 from bids_cmb.imaging.volume import Volume
 
-MAX_SHEAR_COSINE = (
-    0.05  # cosine between two voxel axes, 2.9 degrees: beyond it a header is not believed
-)
-MAX_SIZE_DIFFERENCE = (
-    0.01  # share by which the voxel sizes of an affine and of the header may differ
-)
+# Cosine between two voxel axes, 2.9 degrees: beyond it a header is not believed
+MAX_SHEAR_COSINE = 0.05
+# Share by which the voxel sizes of an affine and of the header may differ
+MAX_SIZE_DIFFERENCE = 0.01
 MAX_DISAGREEMENT_VOXELS = 0.5  # voxels, at the corner where sform and qform lie furthest apart
 UNITS_MM = {"meter": 1000.0, "micron": 0.001}  # of lengths in a header; all others are mm
 VOXEL_SIZE_RANGE_MM = (0.01, 50.0)  # sizes that a voxel of a head can have

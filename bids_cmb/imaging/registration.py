@@ -24,9 +24,8 @@ START_PITCHES_RAD = (
     0.35,
 )  # rad, how a head may lie otherwise than headers say, to begin with
 MASK_MARGINS_MM = (20.0, 8.0, 8.0)  # beyond the brain is compared too: its edge says most
-PADDING_MM = (
-    60.0  # of nothing about the T1w image: where points leave it, information must not rise
-)
+# Of nothing about the T1w image: where points leave it, information must not rise
+PADDING_MM = 60.0
 BINS = 32
 MAX_ITERATIONS = 100  # steps of the search at each resolution
 CLIP_PERCENTILES = (0.5, 99.5)  # percentiles where intensities are cut

@@ -59,8 +59,7 @@ def transfer_labels(labels: Volume, like: Volume) -> np.ndarray:
     flat = labels.data.ravel(order)
     labelled = np.flatnonzero(flat > 0)
     voxels = np.stack(np.unravel_index(labelled, labels.shape, order), axis=1)
-    index = np.rint(like.index(labels.world(voxels))).astype(int)
-    inside = ((index >= 0) & (index < like.shape)).all(axis=1)
+    index, inside = like.nearest_voxels(labels.world(voxels))
     transferred = np.zeros(like.shape, np.int32)
     transferred[tuple(index[inside].T)] = np.rint(flat[labelled[inside]])
     return transferred

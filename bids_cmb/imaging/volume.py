@@ -56,6 +56,18 @@ class Volume:
         """Convert world mm to a voxel index, not rounded, both (N, 3) or (3,)."""
         return apply_affine(np.linalg.inv(self.affine), world)
 
+    def nearest_voxels(self, world: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Find the voxels nearest to positions.
+
+        Args:
+            world: mm, (N, 3).
+
+        Returns:
+            Voxel indices, int (N, 3), also beyond the grid, and whether they are in it, bool (N,).
+        """
+        index = np.rint(self.index(world)).astype(int)
+        return index, ((index >= 0) & (index < self.shape)).all(axis=1)
+
     def flip(self, axis: int) -> "Volume":
         """Reverse an axis; every voxel keeps its position in the world, and none is copied."""
         turn = np.eye(4)

@@ -69,8 +69,7 @@ def _measure_shared(
 ) -> np.ndarray:
     """Measure the volume of each first lesion whose voxel centres lie in each second one, mm³."""
     voxels = np.argwhere(first.data > 0)
-    indices = np.rint(second.index(first.world(voxels))).astype(int)
-    inside = ((indices >= 0) & (indices < second.shape)).all(axis=1)
+    indices, inside = second.nearest_voxels(first.world(voxels))
     values_1, values_2 = first.data[tuple(voxels[inside].T)], second.data[tuple(indices[inside].T)]
     counts = pd.Series(1, index=pd.MultiIndex.from_arrays([values_1, values_2])).groupby(
         level=[0, 1]

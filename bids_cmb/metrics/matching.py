@@ -16,9 +16,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 MAX_DISTANCE_MM = 5.0  # mm within which found and true are the same lesion
-ROUNDING_MM = (
-    1e-4  # mm: distances no further apart are equal, on an oblique grid as on a straight one
-)
+# mm: distances no further apart are equal, on an oblique grid as on a straight one
+ROUNDING_MM = 1e-4
 
 
 @dataclass(frozen=True, eq=False)

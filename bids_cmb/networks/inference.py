@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MAX_VOXELS_AT_ONCE = (
-    7_500_000  # at once: about 1.5 GB of activations; larger images are cut in slabs
-)
+# At once: about 1.5 GB of activations; larger images are cut in slabs
+MAX_VOXELS_AT_ONCE = 7_500_000
 HALO_VOXELS = 32  # voxels that slabs overlap by at either end: beyond, nothing changes by 0.001
 Predictor = Callable[[np.ndarray], np.ndarray]  # from a batch (B, ..., channels) to the output
 

@@ -331,10 +331,8 @@ def _add_perivascular_spaces(
     for start, way in zip(starts, ways, strict=True):
         radius, length = rng.uniform(0.25, 0.7), rng.uniform(3, 14)
         points = start + np.arange(0, length, 0.25)[:, None] * way
-        index = labels.index(points + 0.15 * rng.standard_normal(points.shape))
-        voxels = np.rint(index).astype(int)
-        voxels = voxels[((voxels >= 0) & (voxels < labels.shape)).all(axis=1)]
-        flat = np.ravel_multi_index(tuple(voxels.T), labels.shape)
+        voxels, inside = labels.nearest_voxels(points + 0.15 * rng.standard_normal(points.shape))
+        flat = np.ravel_multi_index(tuple(voxels[inside].T), labels.shape)
         np.add.at(fluid, flat, np.pi * radius**2 * 0.25 / labels.voxel_volume)
     filled = np.flatnonzero(fluid)
     filled = filled[np.isin(labels.data.ravel()[filled], (2, 41, 12, 51, 13, 52))]

@@ -28,10 +28,7 @@ class LesionLoss(keras.losses.Loss):
     def call(self, y_true, y_pred):
         """Compute the loss of a batch of logits, (B, X, Y, Z, 1)."""
         truth, weight, logits = y_true[..., :1], y_true[..., 1:], y_pred
-        voxel_weight = weight * (1 + (self.lesion_weight - 1) * truth)
-        entropy = ops.sum(voxel_weight * binary_cross_entropy(truth, logits)) / (
-            ops.sum(weight) + 1
-        )
+        entropy = _mean_entropy(truth, logits, weight, self.lesion_weight)
         return self.entropy_weight * entropy + soft_dice_loss(truth, ops.sigmoid(logits), weight)
 
 
@@ -212,8 +209,7 @@ class FocalTverskyLoss(keras.losses.Loss):
     def call(self, y_true, y_pred):
         """Compute the loss of a batch of logits, (B, X, Y, 1)."""
         truth, weight, logits = y_true[..., :1], y_true[..., 1:], y_pred
-        heavy = weight * (1 + (self.lesion_weight - 1) * truth)
-        entropy = ops.sum(heavy * binary_cross_entropy(truth, logits)) / (ops.sum(weight) + 1)
+        entropy = _mean_entropy(truth, logits, weight, self.lesion_weight)
         predicted = ops.sigmoid(logits)
         true_positive, missed, false = (
             ops.sum(weight * part, axis=(1, 2, 3))
@@ -249,6 +245,12 @@ class TileLoss(keras.losses.Loss):
 def binary_cross_entropy(truth, logits):
     """Compute the cross-entropy of each element, nats."""
     return ops.softplus(logits) - logits * truth
+
+
+def _mean_entropy(truth, logits, weight, lesion_weight: float):
+    """The mean cross-entropy, with lesions weighed against the rest."""
+    weights = weight * (1 + (lesion_weight - 1) * truth)
+    return ops.sum(weights * binary_cross_entropy(truth, logits)) / (ops.sum(weight) + 1)
 
 
 def soft_dice_loss(truth, predicted, weight=1.0, *, axis=None, smooth: float = DICE_SMOOTH):

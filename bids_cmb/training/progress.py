@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 SMOOTHING_EPOCHS = 3  # epochs whose median decides whether training still gets better
 INITIAL_RATE_SHARE, FINAL_RATE_SHARE = 0.05, 0.01  # learning rates, as shares of the highest
-WARMUP_BUDGET_SHARE = (
-    0.05  # share of a budget in which the rate rises, if that is shorter than an epoch
-)
+# Share of a budget in which the rate rises, if that is shorter than an epoch
+WARMUP_BUDGET_SHARE = 0.05
 COLUMNS = (
     *("epoch", "loss", "val_loss", "rate", "voxels", "voxels_per_s", "waiting"),
     *("hours", "core_hours"),

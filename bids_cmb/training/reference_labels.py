@@ -13,9 +13,8 @@ from bids_cmb.lesions.label_maps import load_label_map
 
 LESION, UNCERTAIN = 1, 2  # values of `Case.labels`; 0 is neither
 MIN_LESION_FRACTION = 0.4  # of a voxel of the network's grid that a lesion must fill
-MIN_DARKNESS = (
-    0.25  # of the brain's median, below the mean of the surround: could be taken for a lesion
-)
+# Of the brain's median, below the mean of the surround: could be taken for a lesion
+MIN_DARKNESS = 0.25
 
 
 def resample_lesions(path: Path, like: Volume) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -59,8 +58,8 @@ def _resample_lesion(lesion: Volume, like: Volume) -> np.ndarray:
     full = share.max()
     if full <= 0:
         middle = lesion.world(np.argwhere(lesion.data).mean(axis=0)[None])
-        nearest = np.rint(like.index(middle)).astype(int)
-        return nearest[((nearest >= 0) & (nearest < like.shape)).all(axis=1)]
+        nearest, inside = like.nearest_voxels(middle)
+        return nearest[inside]
     return first + np.argwhere(share >= min(MIN_LESION_FRACTION, 0.6 * full))
 
 
@@ -83,8 +82,7 @@ def find_mimic_voxels(path: Path | None, like: Volume, loss_mask: np.ndarray) ->
     mimics = load_labels(path)
     voxels = np.argwhere(mimics.data > 0)
     label = np.rint(mimics.data[tuple(voxels.T)]).astype(int)
-    voxel = np.rint(like.index(mimics.world(voxels))).astype(int)
-    inside = ((voxel >= 0) & (voxel < like.shape)).all(axis=1)
+    voxel, inside = like.nearest_voxels(mimics.world(voxels))
     voxel, label = voxel[inside], label[inside]
     kept = loss_mask[tuple(voxel.T)]
     voxel, label = voxel[kept].astype(np.int16), label[kept]

@@ -163,6 +163,12 @@ def load_or_make_arrays(
         return {name: stored[name] for name in stored.files}
 
 
+def describe_scans(scans: Sequence[TrainingScan]) -> str:
+    """Say how many scans there are, with how many lesions."""
+    lesions = sum(len(scan.sampling_centres["lesion"]) for scan in scans)
+    return f"{len(scans)} scans with {lesions} lesions"
+
+
 def load_phase_on_grid(
     paths: ScanFiles, image: Volume, brain: Volume, grid: Grid
 ) -> np.ndarray | None:

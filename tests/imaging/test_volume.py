@@ -21,6 +21,17 @@ def test_index_and_world_are_each_others_way_back(rng):
     np.testing.assert_allclose(volume.world(np.zeros(3)), AFFINE[:3, 3])
 
 
+def test_the_nearest_voxel_is_within_half_a_voxel_or_outside(rng):
+    volume = Volume(np.zeros(SHAPE), AFFINE)
+    index = rng.integers(-2, np.array(SHAPE) + 2, (200, 3))
+    voxels, inside = volume.nearest_voxels(volume.world(index + rng.uniform(-0.49, 0.49, (200, 3))))
+    np.testing.assert_array_equal(voxels, index)
+    assert inside.tolist() == [
+        all(0 <= i < n for i, n in zip(each, SHAPE, strict=True)) for each in index
+    ]
+    assert 0 < inside.sum() < 200
+
+
 def test_sizes_are_in_millimetres():
     volume = Volume(np.zeros(SHAPE), AFFINE)
     np.testing.assert_allclose(volume.spacing, (0.5, 0.6, 3.0))

@@ -17,9 +17,8 @@ from bids_cmb.networks.architectures.candidate_detector import (
 )
 
 PATCH_SIDE_VOXELS = 24  # voxels of a patch, along each axis
-FULL_PRECISION = (
-    "float32"  # in 16 bits a CPU's gradient of kernels larger than their image is at times NaN
-)
+# In 16 bits a CPU's gradient of kernels larger than their image is at times NaN
+FULL_PRECISION = "float32"
 
 
 def cdisc_teacher(

@@ -31,9 +31,8 @@ from bids_cmb.training.reference_labels import LESION
 from bids_cmb.training.scan_loading import TrainingScan, load_training_scans
 
 PHASE_DROPOUT = 0.3  # share of patches without their phase, so that the network can do without
-SHIFT_DIVISOR = (
-    3  # the place that a patch is drawn around lies within a third of a side of its middle
-)
+# The place that a patch is drawn around lies within a third of a side of its middle
+SHIFT_DIVISOR = 3
 
 
 @dataclass(frozen=True, eq=False)

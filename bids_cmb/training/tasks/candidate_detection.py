@@ -11,7 +11,13 @@ from bids_cmb.imaging.cropping import crop_or_pad
 from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.training.distillation import CandidateLoss
-from bids_cmb.training.patches import PatchSampling, augment_intensity, flip_randomly, sample_centre
+from bids_cmb.training.patches import (
+    PatchSampling,
+    augment_intensity,
+    collate,
+    flip_randomly,
+    sample_centre,
+)
 from bids_cmb.training.recipe import (
     Batch,
     BatchFunction,
@@ -23,7 +29,12 @@ from bids_cmb.training.recipe import (
 )
 from bids_cmb.training.reference_labels import LESION, UNCERTAIN
 from bids_cmb.training.scan_files import ScanFiles
-from bids_cmb.training.scan_loading import TrainingScan, load_scan_and_brain, make_training_scan
+from bids_cmb.training.scan_loading import (
+    TrainingScan,
+    describe_scans,
+    load_scan_and_brain,
+    make_training_scan,
+)
 
 WEIGHT_SIGMA_MM = 1.0  # width of the Gaussian by which voxels around a lesion weigh more
 LESION_WEIGHT = 9.0  # how much more a voxel weighs that is lesion, and all around it
@@ -104,11 +115,9 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
         return image, known.astype(np.float32)
 
     def sample(rng: np.random.Generator) -> Batch:
-        images, truths = zip(*[sample_patch(rng) for _ in range(recipe.batch)], strict=True)
-        return np.stack(images), np.stack(truths)
+        return collate(sample_patch(rng) for _ in range(recipe.batch))
 
-    lesions = sum(len(item.sampling_centres["lesion"]) for item in training_scans)
-    return sample, f"{len(training_scans)} scans with {lesions} lesions"
+    return sample, describe_scans(training_scans)
 
 
 def preview(images: np.ndarray, truths: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -15,7 +15,7 @@ from bids_cmb.training.recipe import (
     check_no_label_maps,
     make_patch_sampling,
 )
-from bids_cmb.training.scan_loading import TrainingScan, load_training_scans
+from bids_cmb.training.scan_loading import TrainingScan, describe_scans, load_training_scans
 
 
 def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFunction, str]:  # noqa: ARG001
@@ -24,8 +24,7 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
     def sample(rng: np.random.Generator) -> Batch:
         return sample_batch(scans, sampling, rng, size=recipe.batch)
 
-    lesions = sum(len(scan.sampling_centres["lesion"]) for scan in scans)
-    return sample, f"{len(scans)} scans with {lesions} lesions"
+    return sample, describe_scans(scans)
 
 
 def load_scans(recipe: Recipe, sources: Sources) -> list[TrainingScan]:

@@ -21,7 +21,7 @@ from bids_cmb.training.recipe import (
     Task,
     make_patch_sampling,
 )
-from bids_cmb.training.scan_loading import TrainingScan
+from bids_cmb.training.scan_loading import TrainingScan, describe_scans
 from bids_cmb.training.tasks.segmentation import load_scans
 
 N_GATE_SLICES = 12  # slices of each scan where the gate's false alarms are looked for
@@ -38,11 +38,10 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
         images, truths = sample_batch(scans, sampling, rng, size=recipe.batch)
         return images[..., 0], truths[..., 1, :]
 
-    lesions = sum(len(scan.sampling_centres["lesion"]) for scan in scans)
     alarms = sum(
         len(scan.sampling_centres["gate"][0]) for scan in scans if "gate" in scan.sampling_centres
     )
-    return sample, f"{len(scans)} scans with {lesions} lesions and {alarms} false alarms of a gate"
+    return sample, f"{describe_scans(scans)} and {alarms} false alarms of a gate"
 
 
 def _add_false_alarms(scan: TrainingScan, gate: Predictor) -> TrainingScan:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from bids_cmb.training.losses import TileLoss
-from bids_cmb.training.patches import PatchSampling, sample_patch_labels
+from bids_cmb.training.patches import PatchSampling, collate, sample_patch_labels
 from bids_cmb.training.recipe import (
     Batch,
     BatchFunction,
@@ -15,12 +15,11 @@ from bids_cmb.training.recipe import (
     make_patch_sampling,
 )
 from bids_cmb.training.reference_labels import LESION
-from bids_cmb.training.scan_loading import TrainingScan
+from bids_cmb.training.scan_loading import TrainingScan, describe_scans
 from bids_cmb.training.tasks.segmentation import load_scans
 
-RIM_VOXELS = (
-    4  # voxels at a tile's border where lesions are not asked for: the next tile has them whole
-)
+# Voxels at a tile's border where lesions are not asked for: the next tile has them whole
+RIM_VOXELS = 4
 MAX_DRAWS = 20  # to draw a tile of the kind that is wanted
 
 
@@ -34,12 +33,10 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
     wanted = [int(index < share * recipe.batch) for index in range(recipe.batch)]
 
     def sample(rng: np.random.Generator) -> Batch:
-        tiles = [_sample_tile(scans, kinds[kind], rng, kind) for kind in wanted]
-        images, truths = zip(*tiles, strict=True)
-        return np.stack(images), np.array(truths, np.float32)
+        images, truths = collate(_sample_tile(scans, kinds[kind], rng, kind) for kind in wanted)
+        return images, truths.astype(np.float32)
 
-    lesions = sum(len(share_of_kind.sampling_centres["lesion"]) for share_of_kind in scans)
-    return sample, f"{len(scans)} scans with {lesions} lesions"
+    return sample, describe_scans(scans)
 
 
 def _sample_tile(

@@ -38,7 +38,12 @@ from bids_cmb.training.recipe import (
     make_patch_sampling,
 )
 from bids_cmb.training.scan_files import ScanFiles
-from bids_cmb.training.scan_loading import TrainingScan, load_structures, make_training_scan
+from bids_cmb.training.scan_loading import (
+    TrainingScan,
+    describe_scans,
+    load_structures,
+    make_training_scan,
+)
 
 CENTRE_SIGMA_MM = 2.0  # standard deviation of the weight about the place a patch was drawn around
 CENTRE_WEIGHT = 40.0  # how much heavier that place is: it is what the network will be asked about
@@ -119,8 +124,7 @@ def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFun
     def sample(rng: np.random.Generator) -> Batch:
         return collate(sample_patch(known, sampling, rng) for _ in range(recipe.batch))
 
-    lesions = sum(len(scan.case.sampling_centres["lesion"]) for scan in scans)
-    return sample, f"{len(scans)} scans with {lesions} lesions"
+    return sample, describe_scans([scan.case for scan in scans])
 
 
 def _preview(images: np.ndarray, truths: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -152,8 +152,8 @@ def unfitted(monkeypatch):
     drawn = []
 
     def run(course):
-        exam = course.validation[0].shape[1:] if course.validation else None
-        drawn.append((course.draw(0, 0)[0].shape[1:], exam))
+        exam = course.batches.validation[0].shape[1:] if course.batches.validation else None
+        drawn.append((course.batches.draw(0, 0)[0].shape[1:], exam))
         row = dict.fromkeys((*progress.COLUMNS, "steps_s", "waited_s"), 1)
         course.progress.rows.append(row)
         return "epochs"

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import keras
@@ -27,32 +27,40 @@ def count_voxels(images: object) -> int:
     return sum(math.prod(shape[:-1]) for shape in shapes if len(shape) >= 4)
 
 
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """What a network learns from.
+
+    Attributes:
+        draw: Samples images and labels of an epoch and a step.
+        validation: Images and labels of the validation; None without.
+        size: Patches at once in the validation.
+    """
+
+    draw: Callable
+    validation: tuple | None
+    size: int
+
+
 class TrainingLoop:
     """Train one network in one folder, where training may have begun before."""
 
     def __init__(
-        self, network: keras.Model, schedule: Schedule, draw: Callable, validation: tuple | None,
-        batch: int, out: Path, log: Callable[[str], None], started: tuple[float, float],
+        self, network: keras.Model, schedule: Schedule, batches: Batches,
+        out: Path, log: Callable[[str], None], started: tuple[float, float],
     ):  # fmt: skip
         """Prepare a training.
 
         Args:
             network: Compiled, with averaged weights (``use_ema``).
             schedule: How long and how fast.
-            draw: Samples images and labels of an epoch and a step.
-            validation: Images and labels of the validation; None without.
-            batch: Patches at once in the validation.
+            batches: What it learns from.
             out: The folder: ``curves.tsv``, ``best.weights.h5`` and ``state``.
             log: Called with a line for each epoch.
             started: `time.monotonic` and `time.process_time` when this run began.
         """
-        self.network, self.schedule, self.draw, self.validation = (
-            network,
-            schedule,
-            draw,
-            validation,
-        )
-        self.batch, self.out, self.log = batch, out, log
+        self.network, self.schedule, self.batches = network, schedule, batches
+        self.out, self.log = out, log
         self.state, self.best = out / "state", out / "best.weights.h5"
         self.progress = Progress()
         self._wall, self._core = started
@@ -83,7 +91,9 @@ class TrainingLoop:
         steps = schedule.steps
         places = range(now.epoch * steps + now.step, schedule.epochs * steps)
         if not (stop_reason := self._stop_reason()):
-            with Prefetcher(self.draw, (divmod(place, steps) for place in places)) as batches:
+            with Prefetcher(
+                self.batches.draw, (divmod(place, steps) for place in places)
+            ) as batches:
                 while not (stop_reason := self._stop_reason()):
                     self._train_epoch(batches)
                     self._finish_epoch()
@@ -132,17 +142,16 @@ class TrainingLoop:
             "rate": self._learning_rate(),
         }
         self._check_finite(now.loss)
+        validation = self.batches.validation
         with averaged_weights(self.network):
-            if self.validation is not None:
+            if validation is not None:
                 began = time.monotonic()
                 row["val_loss"] = float(self.network.evaluate(
-                    *self.validation, batch_size=self.batch, verbose=0, return_dict=True
+                    *validation, batch_size=self.batches.size, verbose=0, return_dict=True
                 )["loss"])  # fmt: skip
                 self._check_finite(row["val_loss"])
                 self._validation_s = time.monotonic() - began
-            if self.validation is None or row["val_loss"] < min(
-                now.monitored_losses, default=math.inf
-            ):
+            if validation is None or row["val_loss"] < min(now.monitored_losses, default=math.inf):
                 beside = self.out / f".{self.best.name}"
                 self.network.save_weights(beside)
                 beside.replace(self.best)

@@ -24,7 +24,7 @@ from bids_cmb.networks.weights import read_weights, write_weights
 from bids_cmb.provenance import machine, software
 from bids_cmb.training.figures import draw_report
 from bids_cmb.training.inputs import TrainingData, check_output_dir, describe_inputs, find_sources
-from bids_cmb.training.loop import TrainingLoop
+from bids_cmb.training.loop import Batches, TrainingLoop
 from bids_cmb.training.progress import Schedule
 from bids_cmb.training.recipe import Batch, BatchFunction, Recipe, Sources
 from bids_cmb.training.tasks import (
@@ -58,9 +58,8 @@ N_EXAMPLES = 40  # patches of the validation, of which the report shows those wi
 CLIP_NORM = 1.0
 VALIDATION_SEED = 10**6  # its patches are the same whatever the recipe's seed
 SHARED_INPUT_OPTIONS = ("hidden",)  # of a drawing, that hold in use too
-FINE_TUNING_RATE_SHARE = (
-    0.25  # of the recipe's learning rate, for weights that know something already
-)
+# Of the recipe's learning rate, for weights that know something already
+FINE_TUNING_RATE_SHARE = 0.25
 Log = Callable[[str], None]
 
 
@@ -154,9 +153,13 @@ def train(
     for name, content in inputs.items():
         write_json(out / name, content)
     course = TrainingLoop(
-        network, schedule, partial(draw_batch, draw, recipe.seed), validation, recipe.batch, out,
-        log, started,
-    )  # fmt: skip
+        network,
+        schedule,
+        Batches(partial(draw_batch, draw, recipe.seed), validation, recipe.batch),
+        out,
+        log,
+        started,
+    )
     stop_reason = course.run()
     # none that was trained on comes again
     recalibrate_batchnorm(

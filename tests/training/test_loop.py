@@ -9,7 +9,7 @@ import pytest
 
 from bids_cmb.files import read_json
 from bids_cmb.training import loop
-from bids_cmb.training.loop import TrainingLoop
+from bids_cmb.training.loop import Batches, TrainingLoop
 from bids_cmb.training.progress import COLUMNS, Schedule
 
 
@@ -35,7 +35,7 @@ def draw(epoch, step):
 def course(out, *, schedule=None, drawn=draw, judged=True, say=lambda _: None):
     schedule = schedule or Schedule(3, 4, 0.01, 8)
     return TrainingLoop(
-        network(), schedule, drawn, draw(99, 0) if judged else None, 2, out, say,
+        network(), schedule, Batches(drawn, draw(99, 0) if judged else None, 2), out, say,
         (time.monotonic(), time.process_time()),
     )  # fmt: skip
 
@@ -56,8 +56,19 @@ def scripted(monkeypatch):
     return dictate
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A training that nothing interrupted, and the weights that it began with."""
+    made = course(tmp_path_factory.mktemp("whole"))
+    before = weights_of(made)
+    made.run()
+    return made, before
+
+
 @pytest.mark.parametrize("halt", [(1, 0), (1, 2), (3, 1)])
-def test_a_training_that_was_interrupted_ends_like_one_that_was_not(tmp_path, monkeypatch, halt):
+def test_a_training_that_was_interrupted_ends_like_one_that_was_not(
+    whole, tmp_path, monkeypatch, halt
+):
     """With a state after every step: the one that was being taken is all that is lost."""
     monkeypatch.setattr(loop, "SAVE_INTERVAL_S", 0.0)
 
@@ -66,9 +77,7 @@ def test_a_training_that_was_interrupted_ends_like_one_that_was_not(tmp_path, mo
             raise HaltError("the power went")
         return draw(epoch, step)
 
-    whole = course(tmp_path / "whole")
-    before = weights_of(whole)
-    whole.run()
+    whole, before = whole
     with pytest.raises(HaltError):
         course(tmp_path / "halted", drawn=fails).run()
     halted = course(tmp_path / "halted")

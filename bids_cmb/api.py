@@ -1,7 +1,6 @@
 """The Python API: one scan in ten lines, without a dataset. See ``docs/guide/python_api.md``."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from bids_cmb.detection import ensemble
 from bids_cmb.detection.ensemble import Probability
 from bids_cmb.evaluation.evaluate import compute_evaluation
 from bids_cmb.evaluation.options import EvaluationOptions
-from bids_cmb.evaluation.outputs import Evaluation
+from bids_cmb.evaluation.results import Evaluation
 from bids_cmb.imaging.loading import load_echoes
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions import locations
@@ -172,14 +171,8 @@ def measure_lesions(
     _check_grid("`brain`", brain, image)
     _check_grid("`probability`", probability.mean, image)
     cards = [load_card(name, _path(model_dir)) for name in probability.detectors]
-    return find_lesions(
-        probability.mean,
-        image,
-        brain,
-        **asdict(choose_thresholds(cards, threshold, min_volume_mm3)),
-        spread=probability.spread,
-        instances=probability.outputs.instances,
-    )
+    thresholds = choose_thresholds(cards, threshold, min_volume_mm3)
+    return find_lesions(probability.as_map(), image, brain, thresholds)
 
 
 def locate_lesions(

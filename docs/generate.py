@@ -390,10 +390,9 @@ def size_page() -> str:
     suites = {name: tree["suite_seconds"] for name, tree in trees.items() if tree["suite_seconds"]}
     folders = sorted({folder for suite in suites.values() for folder in suite})
     rows = [
-        [f"`{folder}`", *(f"{suite[folder]:.0f}" for suite in suites.values())]
+        [f"`{folder}`", *(_value(suite.get(folder)) for suite in suites.values())]
         for folder in folders
     ]
-    rows.append(["all", *(f"{sum(suite.values()):.0f}" for suite in suites.values())])
     return "\n".join(
         [
             NOTE.format(source=source),
@@ -405,9 +404,10 @@ def size_page() -> str:
             "",
             *_table(["", *trees], sizes),
             "",
-            "The processor's seconds of the tests of each folder, in a process of their own, on "
-            "a machine that did other work as well: they hold beside each other, and a quiet "
-            "machine needs fewer. `bash .ci/test` shares them between two processes.",
+            "The processor's seconds of the tests of a folder, in a process of their own, on a "
+            "machine that did other work as well: they hold beside each other, and a quiet "
+            "machine needs fewer. `bash .ci/test` shares all folders between two processes. What "
+            "is not listed was not measured.",
             "",
             *_table(["tests", *suites], rows),
             "",

@@ -20,6 +20,7 @@ from bids_cmb.detection.two_stage import read_opinion
 from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.preprocessing import Preprocessed, preprocess
 from bids_cmb.imaging.volume import Volume
+from bids_cmb.lesions.measure import DetectionMap
 from bids_cmb.networks.backend import release_memory
 from bids_cmb.networks.inference import Network, predict, predict_around
 from bids_cmb.networks.loading import ModelOptions, load_network
@@ -49,6 +50,10 @@ class Probability:
     detectors: tuple[str, ...]
     spread: Volume | None = None
     outputs: DetectorOutputs = field(default_factory=DetectorOutputs)
+
+    def as_map(self) -> DetectionMap:
+        """Return what lesions are measured from."""
+        return DetectionMap(self.mean, self.spread, self.outputs.instances)
 
     @property
     def description(self) -> str:

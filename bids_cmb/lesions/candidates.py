@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.lesions.measure import Lesion, find_lesions, label_pieces
+from bids_cmb.lesions.measure import DetectionMap, Lesion, Thresholds, find_lesions, label_pieces
 
 CANDIDATE = "candidate"  # the certainty of all of them
 MAX_CANDIDATES = 20  # more than a reader will look at
@@ -30,32 +30,29 @@ class Candidates:
 
 
 def find_candidates(
-    probability: Volume,
+    detected: DetectionMap,
     image: Volume,
     brain: Volume,
     labels: Volume,
     *,
     threshold: float,
     min_volume: float = 0.0,
-    spread: Volume | None = None,
-    instances: Volume | None = None,
 ) -> Candidates:
     """Find what reaches a lower threshold than the lesions do and touches none of them.
 
     Args:
-        probability: Of a microbleed in each voxel, 0 to 1, on the grid of the scan.
+        detected: By the detectors, on the grid of the scan.
         image: The scan.
         brain: Its brain mask, bool, on the same grid.
         labels: Index of each lesion in its voxels, from `find_lesions` at its higher threshold.
         threshold: Lowest probability of a candidate's voxels.
         min_volume: mm³; smaller candidates are dropped.
-        spread: As for `find_lesions`.
-        instances: Likewise.
 
     Returns:
         The `MAX_CANDIDATES` most likely ones.
     """
-    pieces, count = label_pieces(probability.data >= threshold, instances)
+    probability = detected.probability
+    pieces, count = label_pieces(probability.data >= threshold, detected.instances)
     numbers = np.arange(1, count + 1)
     volumes = np.bincount(pieces.ravel(), minlength=count + 1)[1:] * probability.voxel_volume
     is_lesion = np.isin(numbers, pieces[labels.data > 0])
@@ -64,14 +61,10 @@ def find_candidates(
     listed = eligible[np.argsort(-np.asarray(highest), kind="stable")][:MAX_CANDIDATES]
     shown = np.where(np.isin(pieces, listed), probability.data, np.float32(0))
     local_labels, measured = find_lesions(
-        Volume(shown, probability.affine),
+        replace(detected, probability=Volume(shown, probability.affine)),
         image,
         brain,
-        threshold=threshold,
-        definite=1.0,
-        min_volume=min_volume,
-        spread=spread,
-        instances=instances,
+        Thresholds(threshold, 1.0, min_volume),
     )
     first = int(labels.data.max(initial=0))
     shifted = np.where(local_labels.data > 0, local_labels.data + first, 0).astype(np.uint16)

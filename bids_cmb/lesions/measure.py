@@ -11,13 +11,11 @@ from bids_cmb.imaging.volume import Volume
 
 CONNECTIVITY_26 = ndimage.generate_binary_structure(3, 3)  # by face, edge or corner: 26 neighbours
 
-MAX_DIAMETER_MM = (
-    10.0  # a microbleed is no wider; Wardlaw et al. 2013 and STRIVE-2, Duering et al. 2023
-)
+# A microbleed is no wider; Wardlaw et al. 2013 and STRIVE-2, Duering et al. 2023
+MAX_DIAMETER_MM = 10.0
 MIN_DIAMETER_MM = 2.0  # the lower end of the same definitions
-MIN_SURFACE_DISTANCE_MM = (
-    2.0  # nearer to the brain's edge a dot is as likely a vessel on the surface
-)
+# Nearer to the brain's edge a dot is as likely a vessel on the surface
+MIN_SURFACE_DISTANCE_MM = 2.0
 MAX_ELONGATION = 2.2  # in-plane long to short axis; above it a dark spot is as likely a vessel
 CONTRAST_SHELL_MM = 3.0  # width of the shell a lesion is compared with
 FLAGS = ("large", "small", "edge", "vessel", "csf")
@@ -90,49 +88,72 @@ class Lesion:
     mni_uncertainty_mm: float | None = None
 
 
-def find_lesions(  # noqa: PLR0913
-    probability: Volume,
+@dataclass(frozen=True, eq=False)
+class DetectionMap:
+    """What detectors say of each voxel of a scan, on its grid.
+
+    Attributes:
+        probability: Of a microbleed, 0 to 1.
+        spread: Standard deviation over the members, where there are several.
+        instances: Candidate that each voxel belongs to, from 1, 0 elsewhere, if the detector has
+            candidates: each is a lesion of its own, whatever it touches.
+    """
+
+    probability: Volume
+    spread: Volume | None = None
+    instances: Volume | None = None
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Thresholds that split a probability map into lesions.
+
+    Attributes:
+        threshold: Lowest probability of a lesion's voxels; those that touch (26 neighbours) are
+            one lesion.
+        definite: Lowest maximum of a definite lesion; others are possible ones.
+        min_volume: mm³ of the smallest lesion.
+    """
+
+    threshold: float
+    definite: float
+    min_volume: float = 0.0
+
+
+def find_lesions(
+    detected: DetectionMap,
     image: Volume,
     brain: Volume,
-    *,
-    threshold: float,
-    definite: float,
-    min_volume: float = 0.0,
+    thresholds: Thresholds,
     exclude_flags: tuple[str, ...] = ("large",),
-    spread: Volume | None = None,
-    instances: Volume | None = None,
 ) -> tuple[Volume, list[Lesion]]:
     """Split a probability map into lesions and measure each.
 
     Args:
-        probability: Of a microbleed in each voxel, 0 to 1, on the grid of the scan.
+        detected: By the detectors, on the grid of the scan.
         image: The scan.
         brain: Its brain mask, bool, on the same grid.
-        threshold: Voxels that reach it are lesion; those that touch (26 neighbours) are one lesion.
-        definite: A lesion whose highest probability reaches it is definite, else possible.
-        min_volume: mm³; smaller lesions are dropped.
+        thresholds: Of probability and volume.
         exclude_flags: Flags that exclude a lesion from the counts. It stays in map and table.
-        spread: Standard deviation over the members, on the same grid, where there are several.
-        instances: Candidate that each voxel belongs to, from 1, 0 elsewhere, on the same grid, if
-            the detector has candidates: each is a lesion of its own, whatever it touches.
 
     Returns:
         labels: uint16, on the grid of the scan; 0 is background, ``lesion.index`` the rest.
         lesions: By falling probability; equals by position, from the top of the head down.
 
     Raises:
-        ValueError: If ``probability`` leaves 0 to 1 (logits?) or has a NaN, or if the lesions
+        ValueError: If the probability leaves 0 to 1 (logits?) or has a NaN, or if the lesions
             are more than a label map can number.
     """
-    data = probability.data
+    probability, spread = detected.probability, detected.spread
+    data, threshold = probability.data, thresholds.threshold
     if not (data.min() >= 0 and data.max() <= 1):  # also true of NaN
         raise ValueError(
             "A probability map must lie between 0 and 1 in every voxel; found "
             f"{data.min():.3g} to {data.max():.3g}."
         )
-    pieces, count = label_pieces(data >= threshold, instances)
+    pieces, count = label_pieces(data >= threshold, detected.instances)
     volumes = np.bincount(pieces.ravel(), minlength=count + 1) * probability.voxel_volume
-    kept = [piece for piece in range(1, count + 1) if volumes[piece] >= min_volume]
+    kept = [piece for piece in range(1, count + 1) if volumes[piece] >= thresholds.min_volume]
     if len(kept) > np.iinfo(np.uint16).max:
         raise ValueError(
             f"`threshold` must leave at most 65535 lesions; {threshold:g} left {len(kept)}."
@@ -159,7 +180,7 @@ def find_lesions(  # noqa: PLR0913
             probability_mean=float(probabilities.mean(dtype=float)),
             probability_max=float(probabilities.max()),
             probability_sd=float(spread.data[box][inside].mean(dtype=float)) if spread else None,
-            certainty="definite" if probabilities.max() >= definite else "possible",
+            certainty="definite" if probabilities.max() >= thresholds.definite else "possible",
         )
         flags = _flag_lesion(lesion)
         measured[piece] = replace(lesion, flags=flags, included=not set(flags) & set(exclude_flags))

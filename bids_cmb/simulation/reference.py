@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from bids_cmb.bids.tables import read_columns
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.lesions.measure import CONNECTIVITY_26, find_lesions
+from bids_cmb.lesions.measure import CONNECTIVITY_26, DetectionMap, Thresholds, find_lesions
 from bids_cmb.lesions.table import make_lesion_row
 from bids_cmb.simulation.acquisition import AcquisitionModel
 from bids_cmb.simulation.kspace import make_swi
@@ -226,7 +226,9 @@ def measure_labels(labels: Volume, image: Volume, brain: Volume) -> dict[int, di
     rows: dict[int, dict] = {}
     for layer in _group_separate_labels(labels.data):
         chances = Volume(np.isin(labels.data, layer).astype(np.float32), labels.affine)
-        labelled, lesions = find_lesions(chances, image, brain, threshold=0.5, definite=0.5)
+        labelled, lesions = find_lesions(
+            DetectionMap(chances), image, brain, Thresholds(0.5, definite=0.5)
+        )
         boxes = ndimage.find_objects(labelled.data)
         for lesion in lesions:
             box = boxes[lesion.index - 1]

@@ -23,24 +23,10 @@ from bids_cmb.detection.calibration import (
 )
 from bids_cmb.detection.designs import detectors_use_phase
 from bids_cmb.imaging.phase_files import PhaseMatch, find_phase_image, read_units
+from bids_cmb.lesions.measure import Thresholds
 from bids_cmb.networks.loading import ModelOptions
 from bids_cmb.networks.model_cards import ANATOMY, load_card
 from bids_cmb.provenance import engines, fingerprint, package_digest, sha256
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """Thresholds that split a probability map into lesions.
-
-    Attributes:
-        threshold: Lowest probability of a lesion's voxels.
-        definite: Lowest maximum of a definite lesion.
-        min_volume: mm³ of the smallest lesion.
-    """
-
-    threshold: float
-    definite: float
-    min_volume: float
 
 
 @dataclass(frozen=True, eq=False)

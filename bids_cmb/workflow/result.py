@@ -18,13 +18,13 @@ from bids_cmb.imaging.nifti import LoadReport
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.candidates import Candidates
 from bids_cmb.lesions.locations import list_position_notes
-from bids_cmb.lesions.measure import Lesion
+from bids_cmb.lesions.measure import Lesion, Thresholds
 from bids_cmb.lesions.table import count_lesions
 from bids_cmb.networks.backend import describe_device
 from bids_cmb.networks.model_cards import ANATOMY, load_card, select_members
 from bids_cmb.provenance import fingerprint, machine, package_digest, software
 from bids_cmb.quality.measures import Quality
-from bids_cmb.workflow.inputs import InputRecord, ScanInputs, Thresholds
+from bids_cmb.workflow.inputs import InputRecord, ScanInputs
 
 PROTOCOL_FIELDS = ("EchoTime", "MagneticFieldStrength", "Manufacturer", "ManufacturersModelName")
 

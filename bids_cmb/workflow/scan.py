@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bids_cmb.anatomy.region_map import build_region_map
@@ -21,7 +21,7 @@ from bids_cmb.bids.paths import Output
 from bids_cmb.bids.scan import Scan
 from bids_cmb.bids.tables import has_row, refresh_scans_table
 from bids_cmb.config import Config
-from bids_cmb.detection.ensemble import Probability, detect
+from bids_cmb.detection.ensemble import detect
 from bids_cmb.imaging.loading import load_echoes, load_phase
 from bids_cmb.imaging.nifti import LoadReport
 from bids_cmb.imaging.volume import Volume
@@ -35,7 +35,6 @@ from bids_cmb.report.figures import draw_figures, has_figures, load_shown
 from bids_cmb.report.html import get_page_path, refresh_page, shows_result, write_page
 from bids_cmb.workflow.inputs import (
     ScanInputs,
-    Thresholds,
     check_unchanged,
     is_current,
     record_inputs,
@@ -121,16 +120,15 @@ def analyze_scan(inputs: ScanInputs, config: Config) -> ScanResult:
     phase = load_phase(inputs.phase, image, brain.mask, inputs.scan.path.name)
     probability = detect(config.detector, image, brain.mask, inputs.models, phase.map, anatomy.head)
     thresholds = resolve_thresholds(config)
-    labels, lesions = measure_lesions(
-        probability, image, brain.mask, thresholds, config.exclude_flags
-    )
-    candidates = measure_candidates(
-        probability,
-        image,
-        brain.mask,
-        labels,
-        threshold=resolve_candidate_threshold(config, thresholds),
-        min_volume=thresholds.min_volume,
+    detected = probability.as_map()
+    labels, lesions = find_lesions(detected, image, brain.mask, thresholds, config.exclude_flags)
+    lowest = resolve_candidate_threshold(config, thresholds)
+    candidates = (
+        None
+        if lowest is None
+        else find_candidates(
+            detected, image, brain.mask, labels, threshold=lowest, min_volume=thresholds.min_volume
+        )
     )
     anatomy, regions = complete_anatomy(
         image,
@@ -154,60 +152,6 @@ def analyze_scan(inputs: ScanInputs, config: Config) -> ScanResult:
         lesions=lesions,
         quality=measure_quality(image, brain.mask, header, inputs.scan),
         candidates=candidates,
-    )
-
-
-def measure_lesions(
-    probability: Probability,
-    image: Volume,
-    brain: Volume,
-    thresholds: Thresholds,
-    exclude_flags: tuple[str, ...] = ("large",),
-) -> tuple[Volume, list[Lesion]]:
-    """Split the probability of the detectors into lesions and measure each.
-
-    Args:
-        probability: From `detection.ensemble.detect`.
-        image: The scan.
-        brain: Its brain mask, bool, on the same grid.
-        thresholds: Of probability and volume.
-        exclude_flags: Flags that exclude a lesion from the counts.
-
-    Returns:
-        As `lesions.measure.find_lesions`.
-    """
-    return find_lesions(
-        probability.mean,
-        image,
-        brain,
-        **asdict(thresholds),
-        exclude_flags=exclude_flags,
-        spread=probability.spread,
-        instances=probability.outputs.instances,
-    )
-
-
-def measure_candidates(
-    probability: Probability,
-    image: Volume,
-    brain: Volume,
-    labels: Volume,
-    *,
-    threshold: float | None,
-    min_volume: float,
-) -> Candidates | None:
-    """Find and measure the candidates that are no lesions; None without a threshold for them."""
-    if threshold is None:
-        return None
-    return find_candidates(
-        probability.mean,
-        image,
-        brain,
-        labels,
-        threshold=threshold,
-        min_volume=min_volume,
-        spread=probability.spread,
-        instances=probability.outputs.instances,
     )
 
 

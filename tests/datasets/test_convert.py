@@ -1,7 +1,6 @@
 """Labels in each group's format become BIDS with truth: lesions lie where they were drawn."""
 
 import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from openpyxl import Workbook
 from scipy import ndimage
 from scipy.io import savemat
 from scipy.spatial.distance import pdist
+from validating import PROGRAM, find_errors, needs_validator
 
 from bids_cmb.bids.filters import Query
 from bids_cmb.bids.selection import find_scans
@@ -35,7 +35,6 @@ from bids_cmb.imaging.volume import Volume
 from bids_cmb.training.scan_files import find_training_scans
 from bids_cmb.training.scan_loading import load_training_scan
 
-VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
 SHAPE = (84, 100, 44)
 TURN = euler2mat(0.1, -0.08, 0.12) @ np.diag([-1.2, 1.2, 2.2])
 MIDDLE = np.array([3.0, -12.0, 20.0])
@@ -258,21 +257,9 @@ def test_scans_are_the_sources_under_names_of_bids(dataset, scans):
     assert [row["n_cmb"] for row in people] == ["3", "1", "0"]
 
 
-@pytest.mark.skipif(not VALIDATOR.exists(), reason="bids-validator-deno is not installed")
+@needs_validator
 def test_the_dataset_is_valid_bids(dataset):
-    assert errors(dataset[0]) == []
-
-
-def errors(out):
-    """What the validator finds wrong in dataset and truth."""
-    answer = subprocess.run(
-        [VALIDATOR, "--format", "json", "-r", out], capture_output=True, text=True, check=False
-    )
-    said = json.loads(answer.stdout)
-    found = [said, *said["derivativesSummary"].values()]
-    assert len(found) == 2
-    issues = [issue for part in found for issue in part["issues"]["issues"]]
-    return [issue for issue in issues if issue["severity"] == "error"]
+    assert find_errors(dataset[0]) == []
 
 
 def test_a_prediction_made_of_the_truth_finds_everything(dataset, tmp_path):
@@ -445,8 +432,8 @@ def test_a_rating_sheet_becomes_a_table_of_counts(tmp_path, scans):
     assert rows[0]["n_possible"] == "1"
     assert rows[0]["n_insula_left"] is None  # not rated: unknown, not 0
     assert rows[0]["n_cmb"] is None
-    if VALIDATOR.exists():
-        assert errors(out) == []
+    if PROGRAM.exists():
+        assert find_errors(out) == []
 
 
 def long_sheet(root, scans):

@@ -29,21 +29,23 @@ def spotted(rng):
     return image, spots
 
 
+def counted_by(way, index):
+    """How voxels are counted by another convention, (N, 3)."""
+    origin = way.index(np.zeros((1, 3)), SHAPE)
+    steps = np.concatenate([way.index(np.eye(3)[[axis]], SHAPE) - origin for axis in range(3)])
+    return (index - origin) @ np.linalg.inv(steps)
+
+
 @pytest.mark.parametrize("way", EVERY[::5])
 def test_a_way_and_back_again_is_where_one_was(way, rng):
     index = rng.uniform(0, 30, (5, 3))
-    origin = way.index(np.zeros((1, 3)), SHAPE)
-    steps = np.concatenate([way.index(np.eye(3)[[axis]], SHAPE) - origin for axis in range(3)])
-    counted = (index - origin) @ np.linalg.inv(steps)
-    np.testing.assert_allclose(way.index(counted, SHAPE), index)
+    np.testing.assert_allclose(way.index(counted_by(way, index), SHAPE), index)
 
 
 @pytest.mark.parametrize("true", [EVERY[0], EVERY[9], EVERY[19], EVERY[30]])
 def test_the_way_is_told_among_all(spotted, true):
     image, spots = spotted
-    origin = true.index(np.zeros((1, 3)), SHAPE)
-    steps = np.concatenate([true.index(np.eye(3)[[axis]], SHAPE) - origin for axis in range(3)])
-    counted = (spots - origin) @ np.linalg.inv(steps)
+    counted = counted_by(true, spots)
     found = infer_convention(EVERY, [measure_darkness(image, counted, EVERY)])
     assert found.convention == true
     assert found.points == 4

@@ -6,6 +6,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+from networks import weights_of, write_member
 from phantoms import part_of_brain, shaken
 from scipy.special import log_softmax
 
@@ -31,7 +32,7 @@ from bids_cmb.networks.architectures.candidate_discriminator import cdisc_studen
 from bids_cmb.networks.builders import fuse_batchnorm
 from bids_cmb.networks.loading import ModelOptions, load_patch_model
 from bids_cmb.networks.model_cards import MEMBER_KEYS
-from bids_cmb.networks.weights import read_weights, write_weights
+from bids_cmb.networks.weights import read_weights
 from bids_cmb.training.distillation import (
     CandidateLoss,
     StudentLoss,
@@ -117,10 +118,9 @@ def test_a_saved_network_loads_without_our_code(name, rng, tmp_path):
 def test_a_network_in_use_computes_what_was_trained(name, biased, rng, tmp_path):
     arguments = {"width": 4, "biased": biased}
     model, images = shaken(BUILDERS[name](**arguments), rng), images_for(name, rng)
-    arrays = {one.path: np.asarray(one) for one in model.variables}
-    digest = write_weights(tmp_path / "w.npz", arrays, dtype=np.float32)
-    member = {"name": name, "builder": name, "arguments": arguments, "sha256": digest}
+    member = write_member(model, tmp_path / "w.npz", name, arguments)
     ask = load_patch_model(member, tmp_path / "w.npz")
+    arrays = weights_of(model)
     assert any("_norm/" in path for path in arrays)
     assert not any("_norm/" in path for path in fuse_batchnorm(arrays))
     np.testing.assert_allclose(ask(images), np.asarray(model(images)), atol=2e-4)
@@ -405,12 +405,10 @@ def written(part, folder):
     """A network that somebody trained before, its weights by chance."""
     recipe, folder = small(part), folder / part
     folder.mkdir(parents=True)
-    arrays = {one.path: np.asarray(one) for one in build_network(recipe).variables}
-    digest = write_weights(folder / "w.npz", arrays)
-    entry = {
-        "name": part, "builder": recipe.builder, "arguments": recipe.arguments,
-        "grid": recipe.grid, "weights": "w.npz", "sha256": digest,
-    }  # fmt: skip
+    entry = write_member(
+        build_network(recipe), folder / "w.npz", recipe.builder, recipe.arguments, name=part,
+        grid=recipe.grid,
+    )  # fmt: skip
     (folder / f"{part}.json").write_text(json.dumps(entry))
     return part, folder / f"{part}.json"
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+from networks import check_folds, write_member
 from phantoms import phantom, shaken
 from scipy.special import logit
 
@@ -25,7 +26,6 @@ from bids_cmb.networks.architectures.resnet_gate import resnet_gate
 from bids_cmb.networks.architectures.resunet import resunet
 from bids_cmb.networks.loading import ModelOptions, load_patch_model
 from bids_cmb.networks.model_cards import load_card
-from bids_cmb.networks.weights import write_weights
 from bids_cmb.training.cross_validation import cross_validate
 from bids_cmb.training.inputs import TrainingData
 from bids_cmb.training.losses import FocalTverskyLoss, TileLoss
@@ -40,15 +40,6 @@ PUBLISHED_GATE = {
 }  # fmt: skip
 SMALL_GATE = {"widths": [2, 4], "blocks": [1, 2], "dense": [4]}
 SMALL_UNET = {"widths": [2, 4, 6]}
-
-
-def written(model, path, builder, arguments, **more):
-    """Its weights in a file, and what a card says of it."""
-    arrays = {one.path: keras.ops.convert_to_numpy(one.value) for one in model.weights}
-    digest = write_weights(path, arrays, dtype=np.float32)
-    return {
-        "builder": builder, "arguments": arguments, "weights": path.name, "sha256": digest, **more,
-    }  # fmt: skip
 
 
 @pytest.fixture(params=["gate", "bottleneck gate", "resunet"])
@@ -80,7 +71,7 @@ def chained(tmp_path):
         own = np.random.default_rng(11)
         keras.utils.set_random_seed(11)
         members = [
-            written(shaken(builder(**arguments), own), tmp_path / f"{name}.npz",
+            write_member(shaken(builder(**arguments), own), tmp_path / f"{name}.npz",
                     builder.__name__, arguments, name=name, grid=grid)
             for name, builder, arguments in (
                 ("gate", resnet_gate, SMALL_GATE), ("segmenter", resunet, SMALL_UNET),
@@ -155,7 +146,7 @@ def test_a_saved_network_needs_keras_and_nothing_of_ours(network, rng, tmp_path)
 
 def test_taking_normalisations_into_convolutions_changes_nothing(network, rng, tmp_path):
     builder, arguments, model = network
-    member = written(model, tmp_path / "w.npz", builder, arguments)
+    member = write_member(model, tmp_path / "w.npz", builder, arguments)
     ask = load_patch_model(member, tmp_path / "w.npz")
     image = rng.random((3, 16, 24, 3), np.float32)
     np.testing.assert_allclose(ask(image), model.predict(image, verbose=0), atol=1e-4)
@@ -282,11 +273,7 @@ def test_gate_and_segmenter_are_taught_without_the_subjects_of_a_fold(unfitted, 
     unets = cross_validate(
         unet, TrainingData((data,), pretrained=given), tmp_path / "unet", folds=2
     )
-    for entries in (gates, unets):
-        assert [one["left_out"] for one in entries] == [("sub-01",), ("sub-02",)]
-        assert all(one["training"]["data"].startswith("1 scans") for one in entries)
-    assert len(unfitted) == 4
-    assert all(lesson == exam for lesson, exam in unfitted)  # the other subject judges
+    check_folds(unfitted, gates, unets)
 
 
 def test_half_of_the_gates_batches_are_lesions(lessons):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from grids import OBLIQUE
+from networks import write_member
 from phantoms import part_of_brain, shaken, stripped
 from scipy.ndimage import distance_transform_edt
 
@@ -25,12 +26,12 @@ from bids_cmb.detection.proposals import (
 from bids_cmb.imaging.nifti import load
 from bids_cmb.imaging.preprocessing import Preprocessed
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.lesions.measure import find_lesions
+from bids_cmb.lesions.measure import DetectionMap, Thresholds, find_lesions
 from bids_cmb.networks.architectures.classifier import classifier
 from bids_cmb.networks.architectures.unet import unet
 from bids_cmb.networks.inference import Network
 from bids_cmb.networks.loading import ModelOptions, load_network, load_patch_model
-from bids_cmb.networks.weights import read_weights, write_weights
+from bids_cmb.networks.weights import read_weights
 from bids_cmb.training.inputs import TrainingData
 from bids_cmb.training.recipe import Sources
 from bids_cmb.training.scan_files import find_training_scans
@@ -184,13 +185,13 @@ def test_two_touching_lesions_are_painted_measured_and_counted_one_by_one():
     )
     brain = Volume(everywhere(), OBLIQUE)
     labels, lesions = find_lesions(
-        chance, image, brain, threshold=0.5, definite=0.65, instances=outputs.instances
+        DetectionMap(chance, instances=outputs.instances), image, brain, Thresholds(0.5, 0.65)
     )
     assert len(lesions) == 2
     for lesion, voxel in zip(lesions, ((40, 36, 9), (45, 36, 9)), strict=True):
         assert np.linalg.norm(lesion.centre - image.world(np.array(voxel))) < 1
     assert (labels.data > 0).sum() == (chance.data >= 0.5).sum()
-    merged = find_lesions(chance, image, brain, threshold=0.5, definite=0.65)[1]
+    merged = find_lesions(DetectionMap(chance), image, brain, Thresholds(0.5, 0.65))[1]
     assert len(merged) == 1
 
 
@@ -203,8 +204,8 @@ def test_a_refused_proposal_is_no_lesion_and_what_is_no_proposal_still_is_one():
     )
     chance.data[10:12, 10:12, 3] = 0.9  # of another detector
     lesions = find_lesions(
-        chance, image, Volume(everywhere(), OBLIQUE), threshold=0.5, definite=0.8,
-        instances=outputs.instances,
+        DetectionMap(chance, instances=outputs.instances), image,
+        Volume(everywhere(), OBLIQUE), Thresholds(0.5, 0.8),
     )[1]  # fmt: skip
     places = [tuple(np.rint(one.voxel).astype(int)) for one in lesions]
     assert (40, 36, 9) in places
@@ -237,9 +238,7 @@ SMALL = {"widths": [4, 6, 8], "place": [4], "dense": 6, "shape": [12, 12, 5]}
 
 def test_a_classifier_in_use_computes_what_was_trained(rng, tmp_path):
     model = shaken(classifier(**SMALL), rng)
-    arrays = {one.path: np.asarray(one) for one in model.weights}
-    digest = write_weights(tmp_path / "w.npz", arrays, dtype=np.float32)
-    member = {"name": "x", "builder": "classifier", "arguments": SMALL, "sha256": digest}
+    member = write_member(model, tmp_path / "w.npz", "classifier", SMALL)
     ask = load_patch_model(member, tmp_path / "w.npz")
     patches = rng.random((3, 12, 12, 5, 3), np.float32)
     places = rng.random((3, len(PLACE_FEATURES)), np.float32)
@@ -253,9 +252,7 @@ def test_a_classifier_in_use_computes_what_was_trained(rng, tmp_path):
 def test_a_packed_network_asks_for_the_sides_that_it_needs(packed, flat, rng, tmp_path):
     arguments = {"widths": [4, 6, 8], "packed": packed, "flat": flat}
     model = shaken(unet(**arguments), rng)
-    arrays = {one.path: np.asarray(one) for one in model.weights}
-    digest = write_weights(tmp_path / "w.npz", arrays, dtype=np.float32)
-    member = {"name": "x", "builder": "unet", "arguments": arguments, "sha256": digest}
+    member = write_member(model, tmp_path / "w.npz", "unet", arguments)
     network = load_network(member, tmp_path / "w.npz")
     slices = (2 if packed is True else 1) * 2 ** (2 - flat)
     assert network.multiple == (8, 8, slices)
@@ -479,7 +476,7 @@ def test_a_lesion_just_outside_the_brain_mask_is_listed_with_the_flag_edge(monke
     image, mask = Volume(1 - grid.data, OBLIQUE), Volume(brain, OBLIQUE)
     probability = ensemble.detect("two-stage", image, mask)
     assert seen["brain"] is mask  # networks see the mask as it is
-    _, lesions = find_lesions(probability.mean, image, mask, threshold=0.05, definite=0.5)
+    _, lesions = find_lesions(probability.as_map(), image, mask, Thresholds(0.05, 0.5))
     assert [lesion.distance_to_surface for lesion in lesions] == [0]
     assert "edge" in lesions[0].flags
     assert lesions[0].included
@@ -573,11 +570,8 @@ def written(folder, rng):
     """A first stage that somebody trained before, its weights by chance."""
     arguments = {"widths": [2, 3], "packed": [2, 2, 1], "flat": 1}
     folder.mkdir(parents=True)
-    arrays = {one.path: np.asarray(one) for one in shaken(unet(**arguments), rng).variables}
-    entry = {
-        "name": "proposal-1", "builder": "unet", "arguments": arguments, "weights": "w.npz",
-        "grid": read_recipe("proposal-1").grid, "sha256": write_weights(folder / "w.npz", arrays),
-    }  # fmt: skip
+    model, grid = shaken(unet(**arguments), rng), read_recipe("proposal-1").grid
+    entry = write_member(model, folder / "w.npz", "unet", arguments, name="proposal-1", grid=grid)
     (folder / "proposal-1.json").write_text(json.dumps(entry))
     return "proposal-1", folder / "proposal-1.json"
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from grids import OBLIQUE
+from networks import write_member
 from nibabel.affines import from_matvec
 from scipy import ndimage
 
@@ -20,7 +21,6 @@ from bids_cmb.imaging.phase_files import find_phase_image
 from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.user_models import make_card
-from bids_cmb.networks.weights import write_weights
 from bids_cmb.simulation import dephasing, physics, slice_sampling
 from bids_cmb.training.recipe import Sources
 from bids_cmb.training.scan_files import find_training_scans
@@ -371,14 +371,17 @@ def mine(tmp_path):
     small = {"stages": [[4], [6], [8]], "head": [8, 8], "passed": 3, "start": 0}
     recipe = replace(recipe, name="x", arguments={**recipe.arguments, **small})
     keras.utils.set_random_seed(1)
-    model = build_network(recipe)
-    arrays = {one.path: keras.ops.convert_to_numpy(one.value) for one in model.weights}
     out = tmp_path / "out"
-    said = {"name": "x", "builder": "yolo", "weights": "x.npz", "grid": recipe.grid,
-            "arguments": {k: v for k, v in recipe.arguments.items() if k != "start"},
-            "sha256": write_weights(out / "x.npz", arrays)}  # fmt: skip
+    arguments = {name: value for name, value in recipe.arguments.items() if name != "start"}
+    said = write_member(
+        build_network(recipe), out / "x.npz", "yolo", arguments, name="x", grid=recipe.grid
+    )
     (out / "x.json").write_text(json.dumps(said))
     make_card("mine", [("boxes", out / "x.json")], tmp_path / "models", like="cascade")
+    card = tmp_path / "models" / "mine.json"
+    content = json.loads(card.read_text())
+    content["parameters"]["most"] = 40  # such a network draws boxes everywhere
+    card.write_text(json.dumps(content))
     return tmp_path / "models"
 
 

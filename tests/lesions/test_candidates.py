@@ -6,7 +6,7 @@ import pytest
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions import candidates
 from bids_cmb.lesions.candidates import find_candidates
-from bids_cmb.lesions.measure import find_lesions
+from bids_cmb.lesions.measure import DetectionMap, Thresholds, find_lesions
 from bids_cmb.lesions.table import is_candidate, make_lesion_row
 
 SPOTS = {(20, 30, 10): 0.9, (40, 30, 10): 0.5, (30, 45, 20): 0.2, (12, 12, 24): 0.05}
@@ -24,15 +24,13 @@ def probability(blank):
     return Volume(data, blank.affine)
 
 
-def find(probability, *, threshold=0.1, **more):
+def find(probability, *, threshold=0.1, min_volume=0.0, **more):
     image = Volume(100 * (1 - probability.data), probability.affine)
     brain = Volume(np.ones(probability.shape, bool), probability.affine)
-    instances = {"instances": more["instances"]} if "instances" in more else {}
-    labels, lesions = find_lesions(
-        probability, image, brain, threshold=0.7, definite=0.8, **instances
-    )
+    detected = DetectionMap(probability, **more)
+    labels, lesions = find_lesions(detected, image, brain, Thresholds(0.7, 0.8))
     return labels, lesions, find_candidates(
-        probability, image, brain, labels, threshold=threshold, **more
+        detected, image, brain, labels, threshold=threshold, min_volume=min_volume
     )  # fmt: skip
 
 

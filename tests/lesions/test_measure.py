@@ -5,7 +5,7 @@ import pytest
 from nibabel.affines import from_matvec
 
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.lesions.measure import find_lesions
+from bids_cmb.lesions.measure import DetectionMap, Thresholds, find_lesions
 
 
 def on(grid, *wanted, background=0.0):
@@ -18,12 +18,12 @@ def on(grid, *wanted, background=0.0):
     return Volume(data, grid.affine)
 
 
-def find(probability, *, image=None, brain=None, **settings):
+def find(probability, *, image=None, brain=None, exclude_flags=("large",), **settings):
     image = image or Volume(100 * (1 - probability.data), probability.affine)
     brain = brain or Volume(np.ones(probability.shape, bool), probability.affine)
-    return find_lesions(
-        probability, image, brain, **{"threshold": 0.5, "definite": 0.8, **settings}
-    )
+    maps = {name: settings.pop(name) for name in ("spread", "instances") if name in settings}
+    thresholds = Thresholds(**{"threshold": 0.5, "definite": 0.8, **settings})
+    return find_lesions(DetectionMap(probability, **maps), image, brain, thresholds, exclude_flags)
 
 
 @pytest.fixture

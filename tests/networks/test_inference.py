@@ -8,13 +8,13 @@ import sys
 
 import numpy as np
 import pytest
+from networks import weights_of, write_member
 from scipy import ndimage
 
 from bids_cmb.networks import backend, builders, inference
 from bids_cmb.networks.builders import fuse_batchnorm
 from bids_cmb.networks.inference import Network, predict, predict_around
 from bids_cmb.networks.loading import load_network
-from bids_cmb.networks.weights import write_weights
 
 ARGUMENTS = {"widths": [2, 4, 4]}
 
@@ -34,11 +34,7 @@ def trained(rng, **arguments):
 
 
 def member_of(model, path, **more):
-    arrays = {one.path: np.asarray(one) for one in model.variables}
-    digest = write_weights(path, arrays, dtype=np.float32)
-    return {
-        "name": "tiny", "builder": "unet", "arguments": ARGUMENTS, "sha256": digest, **more,
-    }  # fmt: skip
+    return write_member(model, path, "unet", ARGUMENTS, **more)
 
 
 @pytest.fixture
@@ -58,7 +54,7 @@ def test_taking_normalisations_into_convolutions_changes_nothing(model, rng, tmp
 
 
 def test_folded_weights_have_no_normalisation_left(model):
-    arrays = {one.path: np.asarray(one) for one in model.variables}
+    arrays = weights_of(model)
     assert any("_norm" in name for name in arrays)
     assert not any("_norm" in name for name in fuse_batchnorm(arrays))
 

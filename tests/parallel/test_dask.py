@@ -123,6 +123,7 @@ def test_a_scheduler_that_does_not_answer_ends_the_run(monkeypatch):
     assert end.value.code == 69
 
 
+@pytest.mark.usefixtures("one_process")
 def test_the_app_reads_scans_on_a_cluster_as_it_does_alone(dataset, tmp_path):
     """The counts and lesion tables are the same bytes, whoever reads."""
     raw = dataset({f"sub-0{at}/anat/sub-0{at}_T2starw": "ball" for at in (1, 2)})

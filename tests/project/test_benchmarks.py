@@ -14,7 +14,7 @@ import pytest
 
 from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.lesions.measure import find_lesions
+from bids_cmb.lesions.measure import DetectionMap, Thresholds, find_lesions
 from bids_cmb.metrics.scores import COUNT_NAMES
 from bids_cmb.simulation.lesion_priors import load_priors
 from bids_cmb.simulation.protocols import load_presets
@@ -119,8 +119,8 @@ def test_a_map_is_cut_as_the_app_cuts_it(load, blank, rng):
     cuts = measurements.cut_map(peaks.astype(np.float32), grid, least)
     for threshold in (0.05, 0.5, 0.9):
         _, lesions = find_lesions(
-            Volume(peaks.astype(np.float32), blank.affine), grid, brain,
-            threshold=threshold, definite=1, min_volume=least,
+            DetectionMap(Volume(peaks.astype(np.float32), blank.affine)), grid, brain,
+            Thresholds(threshold, definite=1, min_volume=least),
         )  # fmt: skip
         centres, highest = cuts[threshold]
         order = np.lexsort(centres.T)

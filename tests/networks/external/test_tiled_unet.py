@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from networks import weights_of
 from scipy import ndimage
 from scipy.special import expit
 
@@ -24,7 +25,7 @@ def by_chance(rng, shape):
             one.assign(rng.uniform(0.5, 2, one.shape))
         else:
             one.assign(rng.normal(0, np.prod(one.shape[:-1]) ** -0.5, one.shape))
-    arrays = fuse_batchnorm({one.path: np.asarray(one) for one in model.variables})
+    arrays = fuse_batchnorm(weights_of(model))
     return model, arrays, rng.random(shape, np.float32)
 
 

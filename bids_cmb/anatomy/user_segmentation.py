@@ -36,7 +36,12 @@ PARCEL_OFFSET = (
     1000  # left parcels of the cortex are 1000 and more, right ones 2000; white ones 3000, 4000
 )
 A2009S_OFFSET = 100  # parcels of a2009s are 11100 and more, 12100 …, white ones 13100, 14100
-UNSEGMENTED_WHITE = {5001: 2, 5002: 41}  # of wmparc: deep white matter, left and right
+# Codes that stand for those of a whole: wmparc's unsegmented white matter, FreeSurfer's older names
+# of the thalamus, the substantia nigra, the callosum, and the parts of the brainstem.
+MERGED_CODES = {
+    **{5001: 2, 5002: 41, 9: 10, 48: 49, 27: 28, 59: 60, 192: 251},
+    **dict.fromkeys((170, 171, 172, 173, 174, 175, 178), 16),
+}
 # Codes that are known, and no part of a brain mask: fluid, vessels, chiasm, skull, head.
 OUTER_CODES = (0, 24, 30, 62, 72, 80, 85, 130, 165, *range(256, 262), *range(500, 600))
 MIN_DICE = 0.7  # of the segmentation's brain and the scan's, where a transform is believed
@@ -116,11 +121,9 @@ def describe_unknown_codes(stored: Volume, path: Path, classes: Sequence[dict]) 
         classes: Of the anatomy network, each with its ``codes``.
     """
     codes, counts = np.unique(np.rint(stored.data).astype(np.int64), return_counts=True)
-    known = [*OUTER_CODES, *(code for entry in classes for code in entry["codes"])]
-    for members in load_mars_table()["structures"].values():
-        known += members
+    of_classes = (code for entry in classes for code in entry["codes"])
+    known = [*OUTER_CODES, *MERGED_CODES, *of_classes]
     unknown = ~np.isin(codes, known) & (_split_parcels(codes)[0] == 0)
-    unknown &= ~np.isin(codes, list(UNSEGMENTED_WHITE))
     if not unknown.any():
         return None
     listed = ", ".join(map(str, codes[unknown][:5].tolist())) + (" …" if unknown.sum() > 5 else "")
@@ -242,10 +245,10 @@ def _split_parcels(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _merge_parcels(codes: np.ndarray, family: np.ndarray) -> np.ndarray:
-    """Merge parcels of cortex and of white matter into cortex and white matter, left and right."""
+    """Merge parcels into cortex and white matter, left and right, and `MERGED_CODES`."""
     kinds = {1: CORTEX[0], 2: CORTEX[1], 3: WHITE_MATTER[0], 4: WHITE_MATTER[1]}
     plain = np.where((codes < 0) | (codes >= PARCEL_OFFSET), 0, codes)
-    for code, kind in UNSEGMENTED_WHITE.items():
+    for code, kind in MERGED_CODES.items():
         plain = np.where(codes == code, kind, plain)
     for member, code in kinds.items():
         plain = np.where(family == member, code, plain)

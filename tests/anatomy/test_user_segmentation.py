@@ -13,6 +13,7 @@ from bids_cmb.anatomy.mars import index_regions, load_mars_table
 from bids_cmb.anatomy.mni_fit import format_itk_affine
 from bids_cmb.anatomy.segmentation import locate_structures
 from bids_cmb.anatomy.user_segmentation import (
+    OUTER_CODES,
     describe_unknown_codes,
     load_segmentation,
     register_segmentation,
@@ -109,6 +110,62 @@ def test_unknown_codes_are_counted_in_one_sentence(stored):
     assert "(7007, 99999; " in sentence
     assert "% of the labelled voxels); they count as outside the brain." in sentence
     assert unknown_codes(stored()) is None
+
+
+def test_parts_of_structures_belong_to_them(anatomy, stored):
+    """Midbrain, pons and medulla; a thalamus under its older name; the left substantia nigra."""
+
+    def parts(codes):
+        third = np.digitize(np.arange(codes.shape[2]), [codes.shape[2] // 3, codes.shape[2] // 2])
+        stem = np.array([175, 174, 173])[third][None, None]
+        codes = np.where(codes == 16, stem, codes)
+        return np.where(codes == 10, 9, np.where(codes == 28, 27, codes))
+
+    path = stored(parts)
+    found, _ = load_segmentation(path, CLASSES)
+    for code in (16, 10, 28):
+        mine, theirs = (head.structures.data == code for head in (found, anatomy))
+        assert theirs.any() or code == 28
+        assert (mine == theirs).mean() > 0.999, code
+    assert unknown_codes(path) is None
+
+
+def test_every_code_is_kept_or_counted_as_unknown_or_known_to_be_no_brain(known, stored):
+    """Each code below 15000 in a voxel of white matter of its own."""
+    white = np.flatnonzero(known[0].data == 2)[:15_000]
+
+    def scatter(codes):
+        codes.ravel()[white] = np.arange(15_000)
+        return codes
+
+    path = stored(scatter)
+    found, _ = load_segmentation(path, CLASSES)
+    lost = np.flatnonzero(found.structures.data.ravel()[white] == 0)
+    counted = int(unknown_codes(path).split(": ")[1].split(" of")[0])
+    assert counted == len(set(lost.tolist()) - set(OUTER_CODES))
+
+
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_what_synthseg_and_dkt_tell_apart_is_known_and_has_its_lobe(known, stored, offset):
+    """SynthSeg's 31 structures and its 34 parcels of each side; DKT leaves out 1, 32 and 33."""
+    structures = (2, 3, 4, 5, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 26, 28)
+    right = (41, 42, 43, 44, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60)
+    parcels = [1000 + offset + parcel for parcel in range(1, 36) if parcel != 4]
+    cortex = np.flatnonzero(known[0].data == (42 if offset else 3))
+    spots = np.array_split(cortex, len(parcels))
+
+    def parcelled(codes):
+        for spot, parcel in zip(spots, parcels, strict=True):
+            codes.ravel()[spot] = parcel
+        codes.ravel()[: len(structures + right)] = structures + right
+        return codes
+
+    path = stored(parcelled)
+    _, lobes = load_segmentation(path, CLASSES)
+    assert unknown_codes(path) is None
+    assert all((lobes.ravel()[spot] > 0).all() for spot in spots)
+    insula = {index_regions()[int(code)][0] for code in np.unique(lobes.ravel()[spots[-1]])}
+    assert insula == {"insula"}
 
 
 def test_a_mask_is_no_segmentation(stored):

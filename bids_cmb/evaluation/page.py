@@ -240,8 +240,9 @@ def _render_section(by: str, table: pd.DataFrame) -> str:
     ]
     charts = []
     if sensitivities:
-        chart = draw_bars(sensitivities, top=1.0)
-        charts.append(_render_figure(chart, "Sensitivity, and of how many true lesions"))
+        charts.append(
+            _render_bars(sensitivities, "Sensitivity, and of how many true lesions", top=1.0)
+        )
     if any(
         values["false_alarms"].value for kind, values in figures.items() if kind != UNKNOWN_CLASS
     ):
@@ -250,17 +251,19 @@ def _render_section(by: str, table: pd.DataFrame) -> str:
              f"{_format_number(rate.value)} in {values['scans'].value:.0f}")
             for kind, values in figures.items()
         ]  # fmt: skip
-        chart = draw_bars(alarms)
-        charts.append(_render_figure(chart, "False alarms per scan, and in how many scans"))
+        charts.append(_render_bars(alarms, "False alarms per scan, and in how many scans"))
     if by == "protocol":
         f1s = [
             (kind, f1 := values["f1"], _format_number(f1.value)) for kind, values in figures.items()
         ]
-        charts.append(_render_figure(draw_bars(f1s, top=1.0), "F1"))
+        charts.append(_render_bars(f1s, "F1", top=1.0))
     return f'<section><h2>{TITLES[by]}</h2><div class="pair">{"".join(charts)}</div></section>'
 
 
-def _render_figure(chart: str, caption: str) -> str:
+def _render_bars(
+    rows: Sequence[tuple[str, Figure, str]], caption: str, *, top: float | None = None
+) -> str:
+    chart = draw_bars(rows, caption, top=top)
     return f"<figure>{chart}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
@@ -280,9 +283,7 @@ def _render_mimics(figures: dict[str, dict[str, Figure]]) -> str:
     caption = (
         "False alarms per scan by the labelled mimic within 3 mm; none: nothing is labelled there"
     )
-    return (
-        f"<section><h2>{TITLES['mimic']}</h2>{_render_figure(draw_bars(caused), caption)}</section>"
-    )
+    return f"<section><h2>{TITLES['mimic']}</h2>{_render_bars(caused, caption)}</section>"
 
 
 def _format_mimic(kind: str, values: dict[str, Figure]) -> str:

@@ -47,7 +47,8 @@ def draw_froc(curve: pd.DataFrame, figures: dict[str, Figure]) -> str:
     operating_point = figures["fp_per_scan"].value, figures["sensitivity"].value
     if isfinite(operating_point[1]):
         marks.append(_draw_dot(to_pixels(*operating_point), "here", "at the threshold"))
-    return _make_svg(WIDTH, HEIGHT, [*marks, *_label_axes("False alarms per scan", "Sensitivity")])
+    marks += _label_axes("False alarms per scan", "Sensitivity")
+    return _make_svg(WIDTH, HEIGHT, marks, "FROC: sensitivity over false alarms per scan")
 
 
 def draw_counts(scans: pd.DataFrame) -> str:
@@ -69,11 +70,20 @@ def draw_counts(scans: pd.DataFrame) -> str:
     for row in scans.itertuples():
         title = f"{row.scan}: {row.found} found, {row.lesions} true"
         marks.append(_draw_dot(to_pixels(row.lesions, row.found), "scan", title))
-    return _make_svg(WIDTH, HEIGHT, [*marks, *_label_axes("True lesions", "Found lesions")])
+    marks += _label_axes("True lesions", "Found lesions")
+    return _make_svg(WIDTH, HEIGHT, marks, "Found over true lesions of each scan")
 
 
-def draw_bars(rows: Sequence[tuple[str, Figure, str]], *, top: float | None = None) -> str:
-    """Draw a bar for each class with its interval, the name before it and the label behind."""
+def draw_bars(
+    rows: Sequence[tuple[str, Figure, str]], title: str, *, top: float | None = None
+) -> str:
+    """Draw a bar for each class with its interval, the name before it and the label behind.
+
+    Args:
+        rows: Name, figure and label of each class.
+        title: What is shown; for those who do not see it.
+        top: The value of a bar as long as there is room; by default the highest there is.
+    """
     ends = [end for _, figure, _ in rows for end in (figure.value, figure.high) if isfinite(end)]
     maximum = top or max([*ends, 1e-9])
     length = WIDTH - NAME_WIDTH - 10
@@ -94,7 +104,8 @@ def draw_bars(rows: Sequence[tuple[str, Figure, str]], *, top: float | None = No
             low, high = (NAME_WIDTH + end / maximum * length for end in (figure.low, figure.high))
             marks.append(_draw_line([(low, y), (high, y)], "span"))
         marks.append(f'<text x="{NAME_WIDTH + length + 8}" y="{y + 4:.1f}">{escape(label)}</text>')
-    return _make_svg(WIDTH + NUMBER_WIDTH - 40, BAR_HEIGHT * len(rows), marks)
+    values = "; ".join(f"{name} {label}" for name, _, label in rows)
+    return _make_svg(WIDTH + NUMBER_WIDTH - 40, BAR_HEIGHT * len(rows), marks, f"{title}: {values}")
 
 
 def _draw_axes(to_pixels: ToPixels, across: Sequence[float], up: Sequence[float]) -> str:
@@ -132,8 +143,9 @@ def _draw_dot(point: tuple[float, float], kind: str, title: str) -> str:
     return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5">{title}</circle>'
 
 
-def _make_svg(width: int, height: int, marks: Iterable[str]) -> str:
+def _make_svg(width: int, height: int, marks: Iterable[str], name: str) -> str:
     return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">'
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        f'aria-label="{escape(name)}">'
         f"{''.join(marks)}</svg>"
     )

@@ -104,7 +104,8 @@ def draw_figures(
     _draw_brain_outline(folder / f"{stem}_quality.png", view)
     if interactive:
         write_viewer(output.folder)
-        write_view(folder / f"{stem}_view.js", prepared.image, prepared.brain, lesions.labels)
+        view_file = folder / f"{stem}_view.js"
+        write_view(view_file, prepared.image, prepared.brain, lesions.labels, image)
     metadata["files"] = sorted(path.name for path in folder.glob(f"{stem}_*"))
     write_json(folder / f"{stem}_overview.json", metadata)  # last: it marks the others complete
 

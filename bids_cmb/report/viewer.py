@@ -5,11 +5,13 @@ page loads on demand. The viewer itself is in ``code/niivue`` of the dataset.
 """
 
 import base64
+import json
 import tempfile
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from bids_cmb.files import replacing, write_text
 from bids_cmb.imaging.cropping import crop, find_bounds
@@ -41,14 +43,16 @@ def has_viewer(folder: Path) -> bool:
     return all((folder / VIEWER / name).is_file() for name in VIEWER_FILES)
 
 
-def write_view(path: Path, image: Volume, brain: Volume, labels: Volume) -> None:
+def write_view(path: Path, image: Volume, brain: Volume, labels: Volume, stored: Volume) -> None:
     """Write the scan and its lesions as a script that hands them to the page.
 
     Args:
         path: Of the script, ``.js``.
         image: The scan, or the part of it around the brain.
         brain: Its brain mask, bool, on the same grid.
-        labels: Each lesion's index in its voxels, on any grid.
+        labels: Each lesion's index in its voxels, on any grid; it is handed over as a ring in each
+            slice, so that nothing lies on the lesion itself.
+        stored: The scan as stored, whose slices have their numbers.
     """
     prepared = shrink(image, brain)
     white = float(np.percentile(prepared.image.data[prepared.brain.data], WHITE_PERCENTILE)) or 1.0
@@ -56,10 +60,34 @@ def write_view(path: Path, image: Volume, brain: Volume, labels: Volume) -> None
     lesions = transfer_labels(labels, prepared.image) > 0
     parts = {
         "scan": _encode(Volume(grey, prepared.image.affine)),
-        "lesions": _encode(Volume(lesions.astype(np.uint8), prepared.image.affine)),
+        "lesions": _encode(Volume(draw_rings(lesions).astype(np.uint8), prepared.image.affine)),
+        "slices": number_slices(stored),
     }
-    items = ",".join(f'"{name}":"{text}"' for name, text in parts.items())
-    write_text(path, f"window.bids_cmb_view={{{items}}};\n")
+    write_text(path, f"window.bids_cmb_view={json.dumps(parts)};\n")
+
+
+def draw_rings(lesions: np.ndarray) -> np.ndarray:
+    """Draw a ring around lesions in every slice, a voxel away from them.
+
+    Args:
+        lesions: Bool, (X, Y, Z); slices lie across the last axis.
+    """
+    cross = ndimage.generate_binary_structure(2, 1)[..., None]
+    near = ndimage.binary_dilation(lesions, cross)
+    return ndimage.binary_dilation(near, cross) & ~near
+
+
+def number_slices(stored: Volume) -> dict[str, object]:
+    """Number the slices across the participant's long axis, from 1, as a function of a position.
+
+    Returns:
+        ``count`` of them, and ``first`` and ``step`` (3,) so that ``first + step · position`` is
+        the number, not rounded, of the slice at a position in world mm.
+    """
+    to_voxel = np.linalg.inv(stored.affine)
+    axis = int(np.abs(stored.affine[2, :3] / stored.spacing).argmax())
+    first, step = to_voxel[axis, 3] + 1, to_voxel[axis, :3]
+    return {"count": stored.shape[axis], "first": float(first), "step": step.tolist()}
 
 
 def shrink(image: Volume, brain: Volume) -> Preprocessed:

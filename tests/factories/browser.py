@@ -23,6 +23,7 @@ FLAGS = (
     "--window-size=1300,1000",
     "--remote-debugging-pipe",
 )
+KEY_CODES = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}  # of keys on which Chromium acts itself
 
 
 class Page:
@@ -96,21 +97,22 @@ class Page:
     def press(self, key):
         """Press a key where the focus is."""
         text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
-        for kind in ("keyDown", "keyUp"):
+        code = KEY_CODES.get(key, 0)
+        for kind, typed in (("keyDown", text), ("keyUp", "")):
             self.tell(
-                "Input.dispatchKeyEvent", type=kind, key=key, text=text if kind == "keyDown" else ""
+                "Input.dispatchKeyEvent", type=kind, key=key, text=typed, windowsVirtualKeyCode=code
             )
 
     def write(self, text):
         """Type a text where the focus is."""
         self.tell("Input.insertText", text=text)
 
-    def click(self, query):
-        """Click into the middle of what a selector finds."""
+    def click(self, query, across=0.5):
+        """Click on what a selector finds, half way down and so far across."""
         box = self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(query)});"
             "e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect();"
-            "return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+            f"return [b.x + b.width * {across}, b.y + b.height / 2]; }})()"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.tell(

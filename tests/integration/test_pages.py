@@ -6,16 +6,20 @@ does not lie beside it.
 
 import shutil
 import time
+import urllib.request
 
 import numpy as np
 import pytest
 from browser import CHROMIUM, WHY_NOT, browsing
+from PIL import Image
 from running import QUICK, no_other_process, run_on_two_scans
 
 from bids_cmb.bids.paths import locate_candidate_table
 from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.cli.run import main
 from bids_cmb.files import write_json
+from bids_cmb.imaging import nifti
+from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.report.html import Cohort, write_group_page, write_page
 
@@ -189,23 +193,54 @@ def test_what_the_page_counts_is_what_the_group_counts(with_candidates, page):
     assert page.run("countAfter(about.scans[0])") == counted + 1
 
 
-def test_the_right_hemisphere_is_on_the_left_of_the_page(made, page, heads):
-    """Where the phantom's microbleeds were put is the truth; all are marked on the right side."""
-    _, out = made
-    page.go((out / "sub-01.html").as_uri())
-    marks = page.run(
+@pytest.fixture(scope="module")
+def both_sides(tmp_path_factory, heads):
+    """Pages of a head whose microbleeds are on its left, and of its mirror image."""
+    root = tmp_path_factory.mktemp("sides")
+    image = nifti.load(heads[0] / "six.nii.gz")[0]
+    mirrored = Volume(image.data, np.diag([-1.0, 1, 1, 1]) @ image.affine)
+    (root / "heads").mkdir()
+    nifti.save(image, root / "heads/six.nii.gz")
+    nifti.save(mirrored, root / "heads/none.nii.gz")
+    return run_on_two_scans(root, root / "heads", "--report", "interactive")[1]
+
+
+@pytest.mark.parametrize(("subject", "right"), [("01", False), ("02", True)])
+def test_the_right_hemisphere_is_on_the_left_of_every_picture(both_sides, page, subject, right):
+    """In the overview, the whole slice of a card and the viewer; the phantom is the truth."""
+    out = both_sides
+    rows = [row for row in lesions(out, subject) if abs(place(row)[0]) > 10]
+    assert sum((place(row)[0] > 0) == right for row in rows) >= 3
+    page.go((out / f"sub-{subject}.html").as_uri())
+    marks = dict(page.run(
         "[...document.querySelectorAll('.slab a')].map(a => [a.textContent,"
         "(a.getBoundingClientRect().x - a.parentElement.getBoundingClientRect().x)"
         " / a.parentElement.getBoundingClientRect().width])"
+    ))  # fmt: skip
+    for row in rows:
+        assert (marks[row["index"]] < 0.5) == (place(row)[0] > 0)
+        assert (find_frame(page, row["index"]) < 0.5) == (place(row)[0] > 0)
+    page.run("visit(about.scans[0], about.scans[0].lesions[0]).then(() => 1)")
+    at_left, at_right = page.run(
+        "(() => { const [x, y, w, h] = current.viewer.screenSlices[0].leftTopWidthHeight;"
+        "return [x + w / 4, x + 3 * w / 4].map(across => current.viewer.frac2mm("
+        "current.viewer.canvasPos2frac([across, y + h / 2]), 0, true)[0]); })()"
     )
-    left_of_page = {index: across < 0.5 for index, across in marks}
-    checked = 0
-    for bleed in heads[1]["six"]:
-        for row in lesions(out):
-            if np.linalg.norm(np.subtract(place(row), bleed.centre)) < 4 < abs(bleed.centre[0]):
-                assert left_of_page[row["index"]] == (bleed.centre[0] > 0)
-                checked += 1
-    assert checked >= 3
+    assert at_left > 0 > at_right
+
+
+def find_frame(page, index):
+    """Find how far across the whole slice of a card its orange frame lies, 0 to 1."""
+    source, number = page.run(
+        f"(() => {{ const tiles = [...document.querySelectorAll('[data-index=\"{index}\"] .tile')];"
+        "const at = tiles.findIndex(tile => tile.title.startsWith('whole'));"
+        "return [tiles[at].src, at]; })()"
+    )
+    with urllib.request.urlopen(source) as opened:  # a file, or within the page
+        pixels = np.asarray(Image.open(opened).convert("RGB"), int)
+    side = pixels.shape[0]
+    tile = pixels[:, number * side : (number + 1) * side]
+    return np.nonzero(tile[..., 0] - tile[..., 2] > 120)[1].mean() / side
 
 
 def test_tiles_fit_their_page_on_a_desk_and_on_a_phone(made, page):
@@ -265,12 +300,82 @@ def test_a_row_leads_to_its_place_in_the_scan_and_a_click_there_notes_a_missed_o
         "return [scan.getValue(...at), marks.getValue(...at)]; })()"
     )
     assert grey[0] < 100  # of 255; the tissue around has some 150
-    assert grey[1] == 1
-    page.click(".viewer canvas")
+    assert grey[1] == 0  # its outline leaves it free
+    page.click(".viewer canvas", across=0.34)  # the axial view
     page.click(".here")
     noted = page.run("review.missed[about.scans[0].filename][0].at")
     assert noted == pytest.approx(page.run("current.at"), abs=0.01)
     assert noted != pytest.approx(place(row), abs=0.5)
+
+
+HEADING = "document.querySelector('.viewer .heading').textContent"
+
+
+def test_keys_open_the_scan_at_the_first_lesion_judge_there_and_lead_back(made, page):
+    """Nothing but keys; the slice is that of the table, and the pixels those of the phantom."""
+    _, out = made
+    rows = lesions(out)
+    page.go((out / "sub-01.html").as_uri())
+    page.run("document.querySelector('.open').focus()")
+    page.press("Enter")
+    page.wait("document.activeElement.tagName === 'CANVAS'")
+    assert page.run("current.at") == pytest.approx(place(rows[0]), abs=0.05)
+    heading = page.run(HEADING)
+    assert f"Lesion 1 (1 of {len(rows)})" in heading
+    assert f"slice {round(float(rows[0]['k'])) + 1} of 52" in heading
+    assert "verdict: none" in heading
+    page.press("a")
+    assert "verdict: accept" in page.run(HEADING)
+    assert page.run("document.querySelector('[data-index=\"1\"]').dataset.verdict") == "accept"
+    page.press("j")
+    page.wait(f"Math.abs(current.at[0] - {place(rows[1])[0]}) < 0.05")
+    assert page.run("document.activeElement.tagName") == "CANVAS"
+    assert page.run("document.querySelector('[data-index=\"2\"]').contains(current.box)")
+    page.press("-")
+    assert "window 0 to 118 %" in page.run(HEADING)
+    page.press("0")
+    assert "window 0 to 100 %" in page.run(HEADING)
+    page.press("PageUp")
+    assert f"slice {round(float(rows[1]['k'])) + 2} of 52" in page.run(HEADING)
+    page.press("v")
+    page.wait(f"Math.abs(current.at[2] - {place(rows[1])[2]}) < 0.05")
+    page.press("Escape")
+    assert page.run("document.activeElement.dataset.index") == "2"
+    assert page.run("document.querySelector('.viewer').hidden")
+
+
+SPOTS = """(() => {
+  const box = e => { const b = (e.tagName ? e : document.querySelector(e)).getBoundingClientRect();
+    return [b.left, b.top, b.right, b.bottom]; };
+  const parts = [...current.box.parentElement.querySelectorAll('dl, .judge, .views')].map(box);
+  return {viewer: box(current.box), stage: box('.stage'), bar: box('.bar'), parts,
+    height: innerHeight, wide: document.documentElement.scrollWidth,
+    planes: current.viewer.screenSlices.map(({axCorSag, leftTopWidthHeight: [, , width, height]}) =>
+      [axCorSag, width * height])};
+})()"""
+
+
+@pytest.mark.parametrize(("width", "height"), [(1400, 1000), (390, 844)])
+def test_the_view_is_one_large_axial_slice_that_never_covers_its_card(made, page, width, height):
+    _, out = made
+    page.tell("Emulation.setDeviceMetricsOverride", width=width, height=height,
+              deviceScaleFactor=1, mobile=width < 500)  # fmt: skip
+    page.go((out / "sub-01.html").as_uri())
+    for index in (1, 3):
+        page.run(f"visit(about.scans[0], about.scans[0].lesions[{index - 1}]).then(() => 1)")
+        page.wait("current.viewer.screenSlices.length === 3")
+        seen = page.run(SPOTS)
+        left, top, right, bottom = seen["viewer"]
+        assert left >= 0
+        assert right <= seen["wide"] <= width
+        assert seen["bar"][3] <= top + 1  # below the bar that stays
+        assert seen["stage"][3] <= seen["height"]
+        for part in seen["parts"]:
+            assert part[2] <= left or part[0] >= right or part[3] <= top or part[1] >= bottom
+        if width > 500:
+            assert min(part[1] for part in seen["parts"]) >= seen["bar"][3]  # all of the card
+        areas = dict(seen["planes"])
+        assert areas[0] > 2 * max(areas[1], areas[2])
 
 
 def test_a_hasty_reader_and_a_view_that_is_not_there_break_nothing(made, page, tmp_path):

@@ -26,14 +26,17 @@ def scan(blank, rng):
     return *(Volume(part, blank.affine) for part in (data, brain, labels)), place
 
 
+def parts_of(path):
+    """What the page gets."""
+    return json.loads(re.fullmatch(r"window\.bids_cmb_view=(.*);\n", path.read_text())[1])
+
+
 def unpacked(path, tmp_path):
-    """What the page gets, as nibabel reads it."""
-    text = path.read_text()
-    parts = json.loads(re.fullmatch(r"window\.bids_cmb_view=(.*);\n", text)[1])
-    found = {}
-    for name, coded in parts.items():
+    """Its images, as nibabel reads them."""
+    parts, found = parts_of(path), {}
+    for name in ("scan", "lesions"):
         file = tmp_path / f"{name}.nii.gz"
-        file.write_bytes(base64.b64decode(coded))
+        file.write_bytes(base64.b64decode(parts[name]))
         found[name] = nib.load(file)
     return found
 
@@ -44,16 +47,32 @@ def test_a_dark_lesion_lies_where_it_lay_and_is_marked_on_finer_and_coarser_grid
 ):
     monkeypatch.setattr(viewer, "MAX_VOXELS", most)
     *volumes, place = scan
-    write_view(tmp_path / "view.js", *volumes)
+    write_view(tmp_path / "view.js", *volumes, volumes[0])
     image, marks = unpacked(tmp_path / "view.js", tmp_path).values()
     assert image.get_data_dtype() == np.uint8
     assert np.prod(image.shape) <= most
     assert image.shape == marks.shape
     at = np.rint(nib.affines.apply_affine(np.linalg.inv(image.affine), place)).astype(int)
     grey = np.asarray(image.dataobj)
-    assert np.asarray(marks.dataobj)[tuple(at)] == 1
+    ring = np.argwhere(np.asarray(marks.dataobj))
+    assert not (ring == at).all(axis=1).any()  # nothing lies on the lesion
+    np.testing.assert_allclose(ring.mean(axis=0), at, atol=1)
+    assert (ring[:, 2].min(), ring[:, 2].max()) == pytest.approx((at[2], at[2]), abs=1)
     assert grey[tuple(at)] == grey.min() or most < 10**7
     assert np.median(grey) > 200
+
+
+@pytest.mark.parametrize("order", ["ijk", "kij"])
+def test_a_slice_has_the_number_under_which_it_is_stored(scan, tmp_path, order):
+    """On an oblique, flipped grid, also where slices are not the last axis of the file."""
+    image, brain, labels, place = scan
+    axes = [order.index(axis) for axis in "ijk"]
+    affine = image.affine[:, [*("ijk".index(axis) for axis in order), 3]]
+    stored = Volume(image.data.transpose(["ijk".index(axis) for axis in order]), affine)
+    write_view(tmp_path / "view.js", image, brain, labels, stored)
+    slices = parts_of(tmp_path / "view.js")["slices"]
+    assert slices["count"] == image.shape[2] == stored.shape[axes[2]]
+    assert slices["first"] + np.dot(slices["step"], place) == pytest.approx(15 + 1)
 
 
 def test_the_viewer_is_the_one_that_was_named_and_its_licence_lies_beside_it(tmp_path):

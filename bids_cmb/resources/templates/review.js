@@ -1,4 +1,3 @@
-"use strict";
 // The reader's verdicts: kept in this browser, saved as a table, read back.
 const about = JSON.parse(document.querySelector("#about").textContent);
 const store = "bids_cmb review " + location.pathname;
@@ -42,7 +41,7 @@ function show() {
   const judged = {}, listed = {};
   find("#reader").value = review.reader;
   for (const scan of scans.values()) {
-    const home = find(`[data-scan="${CSS.escape(scan.filename)}"]`);
+    const home = homeOf(scan);
     for (const lesion of scan.lesions) {
       const said = review.lesions[keyOf(scan, lesion)] || {};
       const row = find(`[data-index="${lesion.index}"]`, home);
@@ -61,6 +60,7 @@ function show() {
   const parts = [`${judged.lesions || 0} of ${listed.lesions || 0} lesions`];
   if (listed.candidates) parts.push(`${judged.candidates} of ${listed.candidates} candidates`);
   find("#progress").textContent = `${parts.join(", ")} reviewed`;
+  describeView();
 }
 
 function showMissed(home, scan) {
@@ -70,7 +70,7 @@ function showMissed(home, scan) {
     const comment = document.createElement("input"), remove = document.createElement("button");
     place.type = remove.type = "button";
     place.textContent = point.at.map(x => x.toFixed(1)).join(", ") + " mm";
-    place.addEventListener("click", () => go(scan, point.at));
+    place.addEventListener("click", () => visit(scan, null, point.at));
     comment.value = point.comment || "";
     comment.placeholder = "comment";
     comment.setAttribute("aria-label", "Comment on this place");
@@ -80,6 +80,37 @@ function showMissed(home, scan) {
     item.append(place, " ", comment, " ", remove);
     return item;
   }));
+}
+
+const homeOf = scan => find(`[data-scan="${CSS.escape(scan.filename)}"]`);
+const rowOf = (scan, lesion) => find(`[data-index="${lesion.index}"]`, homeOf(scan));
+
+// What a key does on a lesion, also where the viewer shows it. Returns whether it is one.
+function pressOnLesion(scan, lesion, key) {
+  const verdict = {a: "accept", r: "reject", u: "unsure", x: ""}[key];
+  const step = {j: 1, n: 1, k: -1, p: -1}[key];
+  if (verdict !== undefined) judge(scan, lesion, {verdict});
+  else if (step) leave(scan, lesion, step);
+  else if (key === "c") find(".comment", rowOf(scan, lesion)).focus();
+  else if (key === "v" && scan.view) visit(scan, lesion);
+  else return false;
+  return true;
+}
+
+// Goes to the next lesion of the page, or to the one before: with the viewer, if that has the focus.
+function leave(scan, lesion, step) {
+  const next = scan.lesions[scan.lesions.indexOf(lesion) + step];
+  if (!next) return;
+  if (current?.box.contains(document.activeElement)) { visit(scan, next); return; }
+  const row = unfold(rowOf(scan, next));
+  row.focus();
+  row.scrollIntoView({block: "nearest"});
+}
+
+function unfold(row) {
+  const fold = row.closest("details");
+  if (fold) fold.open = true;
+  return row;
 }
 
 function judge(scan, lesion, change) {
@@ -172,85 +203,8 @@ function load(name, text) {
   say(`${name}: ${taken} lines taken${foreign ? `, ${foreign} of other scans` : ""}${stale ? `, ${stale} of lesions that are not on this page` : ""}.`);
 }
 
-// Where a page has a view: the viewer and the scan are loaded when they are first asked for.
-let loaded = null, current = null;
-const script = source => new Promise((done, failed) => {
-  const tag = document.createElement("script");
-  tag.src = source;
-  tag.addEventListener("load", done);
-  tag.addEventListener("error", () => failed(new Error(`${source} is not there`)));
-  document.head.append(tag);
-});
-
-function open(scan) {
-  if (!scan.view) return Promise.resolve(null);
-  if (!current || current.scan !== scan) {
-    shut();
-    const home = find(`[data-scan="${CSS.escape(scan.filename)}"]`);
-    current = {scan, box: find(".viewer", home), at: [0, 0, 0], lined: true};
-    current.ready = fill(current).catch(error => {
-      say(`The view cannot be shown: ${error.message || error}.`);
-      shut();
-      loaded = null;
-      return null;
-    });
-  }
-  return current.ready;
-}
-
-function shut() {
-  if (!current) return;
-  current.box.hidden = true;
-  current.viewer?.gl?.getExtension("WEBGL_lose_context")?.loseContext();
-  current = null;
-}
-
-async function fill(view) {
-  loaded ||= script(about.viewer);
-  await loaded;
-  await script(view.scan.view);
-  const {scan, lesions} = window.bids_cmb_view;
-  window.bids_cmb_view = undefined;
-  const canvas = document.createElement("canvas");
-  canvas.tabIndex = 0;
-  canvas.setAttribute("aria-label", "The scan in three planes. Arrow keys, Page Up and Page Down move through it; m notes a missed microbleed.");
-  view.box.hidden = false;
-  find(".stage", view.box).replaceChildren(canvas);
-  const viewer = view.viewer = new niivue.Niivue({
-    show3Dcrosshair: false, backColor: [0, 0, 0, 1], isRadiologicalConvention: true, crosshairWidth: 1, crosshairGap: 12,
-    crosshairColor: [0.34, 0.71, 0.91, 0.9], isResizeCanvas: true, dragAndDropEnabled: false, loadingText: "",
-    logLevel: "silent",
-  });
-  viewer.onLocationChange = () => {
-    view.at = Array.from(viewer.frac2mm(viewer.scene.crosshairPos, 0, true).slice(0, 3));
-    find(".place", view.box).textContent = view.at.map(x => x.toFixed(1)).join(", ") + " mm";
-  };
-  canvas.addEventListener("keydown", event => {
-    const step = {ArrowLeft: [1, 0, 0], ArrowRight: [-1, 0, 0], ArrowUp: [0, 1, 0], ArrowDown: [0, -1, 0], PageUp: [0, 0, 1], PageDown: [0, 0, -1]}[event.key];
-    if (step) viewer.moveCrosshairInVox(...step); // the participant's right is on the left
-    else if (event.key === "m") miss(view.scan, view.at);
-    else return;
-    event.preventDefault();
-    event.stopPropagation();
-  }, {capture: true});
-  await viewer.attachToCanvas(canvas);
-  viewer.setSliceType(viewer.sliceTypeMultiplanar);
-  viewer.addVolume(await niivue.NVImage.loadFromBase64({base64: scan, name: "scan.nii.gz", colormap: "gray", cal_min: 0, cal_max: 255}));
-  viewer.addVolume(await niivue.NVImage.loadFromBase64({base64: lesions, name: "lesions.nii.gz", colormap: "warm", cal_min: 0.5, cal_max: 1, opacity: 0.4}));
-  return view;
-}
-
-async function go(scan, at) {
-  const view = await open(scan);
-  if (!view || view !== current) return;
-  view.viewer.scene.crosshairPos = view.viewer.mm2frac(at, 0, true);
-  view.viewer.drawScene();
-  view.viewer.createOnLocationChange();
-}
-
 for (const scan of scans.values()) {
-  const home = find(`[data-scan="${CSS.escape(scan.filename)}"]`);
-  const rows = all(".lesion", home);
+  const home = homeOf(scan);
   for (const lesion of scan.lesions) {
     const row = find(`[data-index="${lesion.index}"]`, home);
     for (const radio of all("input[type=radio]", row))
@@ -258,24 +212,13 @@ for (const scan of scans.values()) {
     const comment = find(".comment", row);
     comment.addEventListener("change", () => judge(scan, lesion, {comment: comment.value}));
     if (scan.view) {
-      find(".views", row).addEventListener("click", () => go(scan, lesion.at));
-      find(".go", row).addEventListener("click", () => go(scan, lesion.at));
+      find(".views", row).addEventListener("click", () => visit(scan, lesion));
+      find(".go", row).addEventListener("click", () => visit(scan, lesion));
     }
     row.addEventListener("keydown", event => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       if (event.target === comment) { if (event.key === "Escape" || event.key === "Enter") row.focus(); return; }
-      const said = {a: "accept", r: "reject", u: "unsure"}[event.key];
-      const step = {j: 1, n: 1, k: -1, p: -1}[event.key];
-      if (said) judge(scan, lesion, {verdict: said});
-      else if (event.key === "x") judge(scan, lesion, {verdict: ""});
-      else if (step) {
-        const next = rows[rows.indexOf(row) + step];
-        if (next) { const fold = next.closest("details"); if (fold) fold.open = true; next.focus(); next.scrollIntoView({block: "nearest"}); }
-      }
-      else if (event.key === "c") comment.focus();
-      else if (event.key === "v" && scan.view) go(scan, lesion.at);
-      else return;
-      event.preventDefault();
+      if (pressOnLesion(scan, lesion, event.key)) event.preventDefault();
     });
   }
   find(".complete", home).addEventListener("change", event => {
@@ -287,15 +230,7 @@ for (const scan of scans.values()) {
     miss(scan, all("input", event.target).map(field => Number(field.value)));
     event.target.reset();
   });
-  if (scan.view) {
-    find(".open", home).addEventListener("click", () => open(scan));
-    find(".here", home).addEventListener("click", () => miss(scan, current.at));
-    find(".lines", home).addEventListener("click", () => {
-      current.lined = !current.lined;
-      current.viewer?.setOpacity(1, current.lined ? 0.4 : 0);
-    });
-    find(".close", home).addEventListener("click", shut);
-  }
+  if (scan.view) addTools(scan, home);
 }
 find("#reader").addEventListener("change", event => { review.reader = event.target.value.trim(); keep(); });
 find("#save").addEventListener("click", save);

@@ -39,7 +39,13 @@ A2009S_OFFSET = 100  # parcels of a2009s are 11100 and more, 12100 …, white on
 # Codes that stand for those of a whole: wmparc's unsegmented white matter, FreeSurfer's older names
 # of the thalamus, the substantia nigra, the callosum, and the parts of the brainstem.
 MERGED_CODES = {
-    **{5001: 2, 5002: 41, 9: 10, 48: 49, 27: 28, 59: 60, 192: 251},
+    5001: 2,
+    5002: 41,
+    9: 10,
+    48: 49,
+    27: 28,
+    59: 60,
+    192: 251,
     **dict.fromkeys((170, 171, 172, 173, 174, 175, 178), 16),
 }
 # Codes that are known, and no part of a brain mask: fluid, vessels, chiasm, skull, head.

@@ -9,6 +9,7 @@ from bidsschematools.schema import load_schema
 SCAN_ENTITIES = ("sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part", "chunk")
 DERIVATIVE_ENTITIES = ("desc", "label", "seg", "space", "res", "from", "to", "mode")
 PROPOSED_ENTITIES = ("bp", "coil")  # not yet in the schema
+PROPOSED_SUFFIXES = ("swi", "minIP", "GRE")  # likewise
 PYBIDS_NAMES = {"staining": "stain"}  # long names that differ from those of the schema
 
 
@@ -26,6 +27,25 @@ def list_index_entities() -> frozenset[str]:
     return frozenset(
         short for name, short in read_entities().items() if entities[name].format == "index"
     )
+
+
+@cache
+def list_scan_suffixes() -> frozenset[str]:
+    """List the suffixes of images as acquired, by the schema, and those that are proposed."""
+    datatypes = load_schema().rules.files.raw
+    return frozenset(PROPOSED_SUFFIXES).union(
+        *(
+            rule.suffixes
+            for datatype in ("anat", "func", "dwi", "fmap", "perf", "pet")
+            for rule in datatypes[datatype].values()
+            if ".nii.gz" in rule.extensions
+        )
+    )
+
+
+def is_scan_name(name: str) -> bool:
+    """Check whether an image is named as BIDS names one as acquired, and no mask."""
+    return name.partition(".")[0].rpartition("_")[2] in list_scan_suffixes()
 
 
 def find_short_name(name: str) -> str | None:

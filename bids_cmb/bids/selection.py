@@ -90,6 +90,35 @@ def find_scans(bids_dir: Path, query: Query) -> Selection:
     )
 
 
+def list_other_images(bids_dir: Path, query: Query, selection: Selection) -> list[ScanDecision]:
+    """List the other images in ``anat`` and ``swi``, and why they are no susceptibility images.
+
+    Args:
+        bids_dir: The root of the dataset.
+        query: That the selection answers.
+        selection: From `find_scans`.
+
+    Raises:
+        ValueError: As `find_scans`.
+    """
+    bids_dir = Path(bids_dir).absolute()
+    subjects, query, _ = _resolve_query(bids_dir, query)
+    files, _ = walk(bids_dir, subjects, make_path_pattern(subjects, r"[^/]+"))
+    considered = {decision.relative_path for decision in selection.considered}
+    others = sorted({path.relative_to(bids_dir).as_posix() for path in files} - considered)
+    return [exclude(path, _describe_other(path)) for path in others]
+
+
+def _describe_other(path: str) -> str:
+    """Describe why an image is not taken for a susceptibility image, by its name."""
+    stem = path.rpartition("/")[2].partition(".")[0]
+    suffix = stem.rpartition("_")[2]
+    return (
+        f"has the suffix {suffix}, no susceptibility image's; if it is one, name it "
+        f"{stem.removesuffix(suffix)}T2starw.nii.gz or {stem.removesuffix(suffix)}swi.nii.gz"
+    )
+
+
 # Subjects and labels
 
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from bids_cmb.cli.evaluation import add_compare, add_evaluate, run_compare, run_evaluate
@@ -109,16 +110,19 @@ def _run_simulate(args: argparse.Namespace) -> int:
         priors=args.lesion_priors,
         with_phase=args.phase,
     )
-    numbers = simulate_dataset(args.folder, plan, workers=args.workers, progress=_log_progress)
+    report = partial(_log_progress, args.workers)
+    numbers = simulate_dataset(args.folder, plan, workers=args.workers, progress=report)
     scans, lesions = format_count(len(numbers), "scan"), format_count(sum(numbers), "microbleed")
     sys.stdout.write(f"{args.folder}: {scans}, {lesions}.\n")
     return 0
 
 
-def _log_progress(done: int, scans: int, seconds: float) -> None:
+def _log_progress(workers: int, done: int, scans: int, seconds: float) -> None:
+    """Log the time left; the other scans that are being simulated are half done, on average."""
     from bids_cmb.workflow.status import format_duration
 
-    left = seconds / done * (scans - done)
+    begun = min(workers - 1, scans - done) / 2
+    left = seconds / (done + begun) * (scans - done - begun)
     remaining = f"; {format_duration(left)} left" if left else ""
     sys.stderr.write(f"bids_cmb: {done} of {scans} scans done{remaining}.\n")
 

@@ -51,7 +51,11 @@ def _add_matching(command: argparse.ArgumentParser, results: str, **more: str) -
     )
     for name, about in more.items():
         command.add_argument(name, type=Path, help=about)
-    command.add_argument("truth", type=Path, help="the same, or one table of coordinates")
+    command.add_argument(
+        "truth",
+        type=Path,
+        help="the same, a BIDS dataset with derivatives/truth, or one table of coordinates",
+    )
     command.add_argument("folder", type=Path, help="output folder; must be empty")
     command.add_argument(
         "--match",

@@ -14,9 +14,24 @@ OVERRIDES = {  # settings of a recipe that `train` can change
 }
 
 
+class _ListRecipes(argparse.Action):
+    """Lists the recipes and ends, as ``--help`` does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print, and exit."""
+        from bids_cmb.training.catalogue import describe_recipes
+
+        sys.stdout.write(describe_recipes())
+        parser.exit()
+
+
 def add_train(commands: argparse._SubParsersAction) -> None:
     """Add the command `train`."""
     command = add_command(commands, "train")
+    command.add_argument(
+        "--list", action=_ListRecipes, nargs=0,
+        help="list the recipes, what they need, their size and cost, and exit",
+    )  # fmt: skip
     command.add_argument(
         "recipe", help="name of a recipe in resources/recipes, or a JSON file like it"
     )
@@ -94,6 +109,7 @@ def run_train(args: argparse.Namespace) -> int:
     from bids_cmb.networks.backend import set_threads
 
     set_threads(args.threads)
+    from bids_cmb.training.catalogue import list_next_commands
     from bids_cmb.training.cross_validation import cross_validate
     from bids_cmb.training.inputs import TrainingData
     from bids_cmb.training.scan_loading import Loading
@@ -113,10 +129,9 @@ def run_train(args: argparse.Namespace) -> int:
         )
     else:
         train(recipe, material, args.out, hours=args.hours, log=log_message)
-        sys.stdout.write(
-            f"Trained; make it a detector with: bids-cmb models create NAME "
-            f"{args.out / recipe.name}.json --model-dir DIR\n"
-        )
+        sys.stdout.write(f"Trained. Open in a browser: {args.out / 'report.html'}\n")
+        if commands := list_next_commands(recipe.name, args.out / f"{recipe.name}.json"):
+            sys.stdout.write("\n".join(["Next:", *commands, ""]))
     return 0
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from bids_cmb.bids.entities import parse_scan_entities
+from bids_cmb.bids.entities import is_scan_name, parse_scan_entities
 from bids_cmb.bids.tables import POSITION_COLUMNS, read_cells
 from bids_cmb.files import read_json
 from bids_cmb.imaging.nifti import load_labels
@@ -96,9 +96,9 @@ def read_annotations(path: Path) -> list[LesionAnnotations]:
     """Read the lesions of every scan in a folder or a file.
 
     Of a folder, the files that match the first of ``FILE_PATTERNS`` with any match are read, one
-    per scan. In a ``dseg`` every lesion has its own number; in any other image voxels of 0.5 or
-    more are lesion, and those that touch are one. Of results of the app only complete ones are
-    read.
+    per scan, but no image that is a scan by its name. In a ``dseg`` every lesion has its own
+    number; in any other image voxels of 0.5 or more are lesion, and those that touch are one. Of
+    results of the app only complete ones are read.
 
     Args:
         path: Folder, image (``.nii``, ``.nii.gz``) or table (``.tsv``).
@@ -182,22 +182,26 @@ def measure_shared_volume(predicted: LesionAnnotations, truth: LesionAnnotations
 
 def _find_files(folder: Path) -> list[Path]:
     """Find one file per scan, without those of incomplete results of the app."""
-    for pattern in FILE_PATTERNS:
-        files = [
-            file
-            for file in sorted(folder.rglob(f"sub-{pattern}"))
-            if not EXCLUDED_NAMES.search(file.name)
-            and not EXCLUDED_FOLDERS & set(file.relative_to(folder).parts)
-        ]
-        if files:
-            break
-    else:
+    files = next(filter(None, (_match_files(folder, pattern) for pattern in FILE_PATTERNS)), [])
+    if not files:
         raise ValueError(
             f"{folder}: masks or lesion tables named sub-… are needed; found none of "
-            f"{', '.join(FILE_PATTERNS[:4])} nor any other image or table."
+            f"{', '.join(FILE_PATTERNS[:4])} nor any other table or image that is no scan by its "
+            "name."
         )
     complete = [file for file in files if "Microbleeds" in _read_sidecar(_marker_path(file))]
     return complete or files
+
+
+def _match_files(folder: Path, pattern: str) -> list[Path]:
+    """List the files of a pattern, sorted, without scans and those of other datasets within."""
+    return [
+        file
+        for file in sorted(folder.rglob(f"sub-{pattern}"))
+        if not EXCLUDED_NAMES.search(file.name)
+        and not is_scan_name(file.name)
+        and not EXCLUDED_FOLDERS & set(file.relative_to(folder).parts)
+    ]
 
 
 def _marker_path(file: Path) -> Path:
@@ -209,6 +213,8 @@ def _marker_path(file: Path) -> Path:
 def _read_scan(path: Path, *, alone: bool = False) -> LesionAnnotations:
     """Read the lesions of one scan; its name may lack entities if it is the only file."""
     entities = parse_scan_entities(path.name)
+    if is_scan_name(path.name):
+        raise ValueError(f"{path}: a mask or label map is expected; by its name it is a scan.")
     if "sub" not in entities and not alone:
         raise ValueError(f"{path}: the name must say the participant, sub-…; found {path.name}.")
     sidecar = {**_read_sidecar(_sibling_path(path, ".json")), **_read_sidecar(_marker_path(path))}

@@ -10,7 +10,12 @@ import pandas as pd
 from bids_cmb.bids.tables import write_table
 from bids_cmb.evaluation.annotations import POSITION_COLUMNS, read_annotations
 from bids_cmb.evaluation.errors_by_class import ScanComparison, classify_lesions, make_scan_row
-from bids_cmb.evaluation.options import EvaluationOptions, check_folder, check_options
+from bids_cmb.evaluation.options import (
+    EvaluationOptions,
+    check_folder,
+    check_options,
+    locate_reference,
+)
 from bids_cmb.evaluation.outputs import to_plain_rows, to_plain_value
 from bids_cmb.evaluation.page import DEFINITIONS
 from bids_cmb.evaluation.pairing import pair_scans
@@ -95,7 +100,7 @@ def _pair_common_scans(
     first: Path, second: Path, truth: Path, options: EvaluationOptions
 ) -> tuple[tuple[list[ScanComparison], list[ScanComparison]], tuple[str, ...]]:
     """Pair the scans of all three by name, and list those of the truth that lack a prediction."""
-    truth_annotations = read_annotations(truth)
+    truth_annotations = read_annotations(locate_reference(truth))
     by_name = []
     for path in (first, second):
         scans, _, _ = pair_scans(

@@ -10,7 +10,7 @@ from bids_cmb.anatomy.mars import classify_pattern, list_regions
 from bids_cmb.bids.entities import SCAN_ENTITIES, parse_scan_entities
 from bids_cmb.bids.paths import list_participant_dirs
 from bids_cmb.bids.tables import read_results, read_table, write_table
-from bids_cmb.evaluation.options import check_folder
+from bids_cmb.evaluation.options import check_folder, locate_reference
 from bids_cmb.files import write_json
 from bids_cmb.lesions.table import TERRITORIES, classify_burden, list_mars_columns
 from bids_cmb.metrics.agreement import measure_count_agreement
@@ -79,7 +79,7 @@ class Agreement:
 
 def find_rated_table(truth: Path) -> Path | None:
     """Find the table of rated counts in a truth; None if it consists of lesions."""
-    table = truth / COUNTS_FILE if truth.is_dir() else truth
+    table = locate_reference(truth) / COUNTS_FILE if truth.is_dir() else truth
     return table if table.name == Path(COUNTS_FILE).name and table.is_file() else None
 
 

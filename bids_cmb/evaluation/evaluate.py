@@ -10,7 +10,12 @@ import pandas as pd
 from bids_cmb.bids.paths import locate_candidate_table
 from bids_cmb.evaluation.annotations import POSITION_COLUMNS, LesionAnnotations, read_annotations
 from bids_cmb.evaluation.errors_by_class import break_down, classify_lesions, make_scan_row
-from bids_cmb.evaluation.options import EvaluationOptions, check_folder, check_options
+from bids_cmb.evaluation.options import (
+    EvaluationOptions,
+    check_folder,
+    check_options,
+    locate_reference,
+)
 from bids_cmb.evaluation.outputs import write_evaluation
 from bids_cmb.evaluation.pairing import make_empty_matches, pair_scans
 from bids_cmb.evaluation.results import Evaluation, ReviewedEvaluation
@@ -73,7 +78,10 @@ def compute_evaluation(predictions: Path, truth: Path, options: EvaluationOption
     """
     check_options(options)
     return compare_annotations(
-        read_annotations(predictions), read_annotations(truth), options, paths=(predictions, truth)
+        read_annotations(predictions),
+        read_annotations(locate_reference(truth)),
+        options,
+        paths=(predictions, truth),
     )
 
 
@@ -145,7 +153,7 @@ def evaluate_reviews(
         OSError: If a file cannot be read.
     """
     by_scan = read_reviews(reviews, predictions)
-    predicted, true = read_annotations(predictions), read_annotations(truth)
+    predicted, true = read_annotations(predictions), read_annotations(locate_reference(truth))
     by_mask = {_get_mask_name(annotations, predictions): annotations for annotations in predicted}
     reviewed = {
         mask: apply_reviews(by_mask[mask], given, _read_candidates(predictions / mask))

@@ -8,6 +8,8 @@ from bids_cmb.metrics.matching import RULES
 DEFAULT_DRAWS = 2000
 UNCERTAIN_MODES = ("ignore", "include")
 
+REFERENCE_FOLDER = Path("derivatives", "truth")
+
 
 @dataclass(frozen=True)
 class EvaluationOptions:
@@ -59,3 +61,9 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
         raise ValueError(
             f"{folder}: an evaluation needs an empty folder or --overwrite; found files in it."
         )
+
+
+def locate_reference(truth: Path) -> Path:
+    """Locate the reference annotations: of a BIDS dataset in its ``derivatives/truth``."""
+    within = truth / REFERENCE_FOLDER
+    return within if within.is_dir() else truth

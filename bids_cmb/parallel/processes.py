@@ -19,6 +19,8 @@ from bids_cmb.files import lock_folder
 # A fresh interpreter per worker: nothing of the parent's threads or open files comes along.
 SPAWN = multiprocessing.get_context("spawn")
 SECONDS_TO_LEAVE = 5
+STARTED = "started"  # what a listener hears of a job when it is given to a process
+Listener = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,16 @@ class Outcome:
     seconds: float = 0.0
 
 
+def ignore(_index: int, _level: int, _message: str) -> None:
+    """Listen to nothing."""
+
+
 def run(
-    work: Callable[[object], object], jobs: Sequence[object], *, workers: int
+    work: Callable[[object], object],
+    jobs: Sequence[object],
+    *,
+    workers: int,
+    listen: Listener = ignore,
 ) -> Iterator[Outcome]:
     """Run ``work(job)`` for every job in ``workers`` processes, and report how each one ended.
 
@@ -55,27 +65,39 @@ def run(
         work: A function at the top level of a module.
         jobs: Anything that can be pickled.
         workers: Processes, at least 1.
+        listen: Called with a job's index, a level of `logging` and a message: `STARTED`, then what
+            the app logs in its process.
 
     Yields:
         Outcomes, in the order in which the jobs end.
     """
     waiting = iter(enumerate(jobs))
     busy: dict[connection.Connection, _Worker] = {}
+
+    def give_job(worker: _Worker, index: int, job: object) -> None:
+        worker.give(index, job)
+        busy[worker.pipe] = worker
+        listen(index, logging.INFO, STARTED)
+
     try:
         for index, job in _take(waiting, min(workers, len(jobs))):
-            _give_job(busy, _Worker.start_process(work), index, job)
+            give_job(_Worker.start_process(work), index, job)
         while busy:
             for pipe in connection.wait(list(busy)):
-                worker = busy.pop(pipe)
-                outcome = worker.receive_outcome()
-                yield outcome
+                worker = busy[pipe]
+                received = worker.receive()
+                if not isinstance(received, Outcome):
+                    listen(worker.index, *received)
+                    continue
+                del busy[pipe]
+                yield received
                 following = next(waiting, None)
                 if following is None:
                     worker.stop()
                     continue
                 if not worker.process.is_alive():
                     worker = _Worker.start_process(work)
-                _give_job(busy, worker, *following)
+                give_job(worker, *following)
     finally:
         for worker in busy.values():
             worker.stop(at_once=True)
@@ -83,11 +105,6 @@ def run(
 
 def _take(items: Iterator, count: int) -> Iterable:
     return [item for _, item in zip(range(count), items, strict=False)]
-
-
-def _give_job(busy: dict, worker: "_Worker", index: int, job: object) -> None:
-    worker.give(index, job)
-    busy[worker.pipe] = worker
 
 
 class _Worker:
@@ -111,21 +128,23 @@ class _Worker:
         try:
             self.pipe.send(job)
         except OSError:
-            pass  # it died: `receive_outcome` will find the pipe closed
+            pass  # it died: `receive` will find the pipe closed
         except Exception as error:  # the job cannot be sent: one failure, and another process
             self.send_error = describe_failure(error)
             self.process.terminate()
 
-    def receive_outcome(self) -> Outcome:
-        """Receive what the process sent; say so if it died."""
+    def receive(self) -> Outcome | tuple[int, str]:
+        """Receive an outcome, or a level and a message; say so if the process died."""
         try:
-            fields = self.pipe.recv()
+            received = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join(SECONDS_TO_LEAVE)
-            fields = self.send_error or {
+            received = self.send_error or {
                 "error": f"the process {_describe_end(self.process.exitcode)}."
             }
-        return Outcome(self.index, seconds=time.monotonic() - self.since, **fields)
+        if isinstance(received, tuple):
+            return received
+        return Outcome(self.index, seconds=time.monotonic() - self.since, **received)
 
     def stop(self, *, at_once: bool = False) -> None:
         self.pipe.close()  # the process ends then
@@ -154,6 +173,11 @@ def _serve_jobs(work: Callable, pipe: connection.Connection) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     lock_folder(Path(tempfile.gettempdir()))
+    reporter = _Reporter(pipe)
+    app_log = logging.getLogger("bids_cmb")
+    app_log.addHandler(reporter)
+    app_log.setLevel(logging.DEBUG)
+    app_log.propagate = False
     while True:
         try:
             job = pipe.recv()
@@ -163,7 +187,23 @@ def _serve_jobs(work: Callable, pipe: connection.Connection) -> None:
             sys.stderr.flush()
             os._exit(0)
         with suppress(OSError):  # the parent is gone: the next `recv` ends the loop
-            pipe.send(run_job(work, job))
+            reporter.send(run_job(work, job))
+
+
+class _Reporter(logging.Handler):
+    """Sends what is logged in a worker, and outcomes, through its pipe, one after the other."""
+
+    def __init__(self, pipe):
+        super().__init__()
+        self.pipe = pipe
+
+    def send(self, content: object) -> None:
+        with self.lock:
+            self.pipe.send(content)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            self.send((record.levelno, record.getMessage()))
 
 
 def run_job(work: Callable, job: object) -> dict:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 
 import keras
@@ -22,7 +21,8 @@ from bids_cmb.networks.backend import describe_device
 from bids_cmb.networks.builders import get_builder
 from bids_cmb.networks.weights import read_weights, write_weights
 from bids_cmb.provenance import machine, software
-from bids_cmb.training.figures import draw_report
+from bids_cmb.training.catalogue import list_next_commands, list_recipes
+from bids_cmb.training.figures import Report, write_report
 from bids_cmb.training.inputs import TrainingData, check_output_dir, describe_inputs, find_sources
 from bids_cmb.training.loop import Batches, TrainingLoop
 from bids_cmb.training.progress import Schedule
@@ -70,11 +70,10 @@ def read_recipe(name: str) -> Recipe:
         ValueError: If there is no such recipe, or it holds something that no recipe has.
         OSError: If the file cannot be read.
     """
-    shelf = files("bids_cmb") / "resources" / "recipes"
-    known = sorted(entry.name.removesuffix(".json") for entry in shelf.iterdir())
+    known = list_recipes()
     if name not in known and not name.endswith(".json"):
         raise ValueError(f"A recipe must be one of {', '.join(known)}; found {name!r}.")
-    source = Path(name) if name.endswith(".json") else shelf / f"{name}.json"
+    source = known.get(name, Path(name))
     try:
         recipe = Recipe(**load_object(source, "a recipe"))
     except TypeError as error:
@@ -113,9 +112,9 @@ def train(
         recipe: How.
         data: On what.
         out: Where to: ``<name>.npz``, ``<name>.json``, ``curves.tsv`` (of the columns
-            `training.progress.COLUMNS`), ``report.png`` (the same plotted, and predictions of
-            validation patches), and the state to resume from. Training that was interrupted there
-            resumes.
+            `training.progress.COLUMNS`), ``report.html`` (the same plotted, predictions of
+            validation patches, and what to do next), and the state to resume from. Training that
+            was interrupted there resumes.
         hours: Budget of wall time, loading and runs before an interruption included; training ends
             by then, at a low learning rate. Without one it ends with the recipe's epochs.
         log: Called with a line of progress.
@@ -172,10 +171,15 @@ def train(
         f"{figures['voxels_per_second']:,} per second"
     )
     log(f"{description}; {effort}; epoch {figures['best_epoch']} of {figures['epochs']} kept")
-    draw_report(
-        out / "report.png", f"{recipe.name}: {effort}", course.progress.rows,
+    report = Report(
+        recipe.name,
+        f"{description}.",
+        f"{effort}; epoch {figures['best_epoch']} of {figures['epochs']} kept.",
+        course.progress.rows,
         _make_examples(network, validation, recipe),
-    )  # fmt: skip
+        list_next_commands(recipe.name, out / f"{recipe.name}.json"),
+    )
+    write_report(out / "report.html", report)
     return _write_weights_and_entry(network, recipe, out, f"{description}; {effort}", figures)
 
 

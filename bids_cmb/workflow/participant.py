@@ -24,6 +24,7 @@ from bids_cmb.parallel import processes
 from bids_cmb.workflow.inputs import uses_networks
 from bids_cmb.workflow.methods import write_methods
 from bids_cmb.workflow.outputs import refresh_results
+from bids_cmb.workflow.progress import Progress
 from bids_cmb.workflow.scan import (
     NOTHING,
     REPORT,
@@ -140,34 +141,56 @@ def _process_waiting(
     """Process scans, and record each outcome when it comes; stop where the run cannot go on."""
     workers = choose_workers(config, len(scans))
     log.info("%s to process, %d at a time.", format_count(len(scans), "scan"), workers)
-    started, n_ended = time.monotonic(), 0
+    progress = Progress(len(scans), workers)
     cores = config.n_cpus or processes.count_cores()
     job_config = replace(config, omp_nthreads=config.omp_nthreads or max(1, cores // workers))
     work = functools.partial(complete_scan, config=job_config)
-    outcomes = _run_jobs(work, scans, job_config, workers)
+    listen = functools.partial(_log_message, scans, progress)
+    outcomes = _run_jobs(work, scans, job_config, workers, listen)
     try:
         for outcome in outcomes:
-            n_ended += 1
+            progress.end(outcome.index, outcome.seconds)
             totals.removed = not status.path.is_file()
-            seconds_left = (time.monotonic() - started) / n_ended * (len(scans) - n_ended)
             _record_outcome(scans[outcome.index], outcome, config, status, totals)
-            remaining = f"; {format_duration(seconds_left)} left" if seconds_left else ""
-            log.info("%d of %d scans done%s.", n_ended, len(scans), remaining)
+            log.info("%s", _describe_progress(progress))
             totals.output_unwritable |= outcome.errno in UNWRITABLE_ERRNOS
             stopped = outcome.error and config.stop_on_first_crash
             if totals.removed or totals.output_unwritable or stopped:
                 break
     finally:
         outcomes.close()
-        totals.not_processed = len(scans) - n_ended
+        totals.not_processed = len(scans) - progress.n_ended
+
+
+def _log_message(
+    scans: list[Scan], progress: Progress, index: int, level: int, message: str
+) -> None:
+    """Log that a scan begins, or what its process logs: its stages, with ``-v``."""
+    if message != processes.STARTED:
+        log.log(level, "%s: %s", scans[index].name, message)
+        return
+    progress.start(index, time.monotonic())
+    log.info("Started %s (%d of %d).", scans[index].name, progress.n_started, progress.scans)
+
+
+def _describe_progress(progress: Progress) -> str:
+    done = f"{progress.n_ended} of {progress.scans} scans done"
+    if progress.n_ended == progress.scans:
+        return f"{done}."
+    left = format_duration(progress.estimate_seconds_left(time.monotonic()))
+    return f"{done}; {left} left."
 
 
 def _run_jobs(
-    work: Callable, scans: list[Scan], config: Config, workers: int
+    work: Callable,
+    scans: list[Scan],
+    config: Config,
+    workers: int,
+    listen: processes.Listener,
 ) -> Iterator[processes.Outcome]:
-    """Run the jobs in processes on this machine or on a Dask cluster."""
+    """Run the jobs in processes on this machine or on a Dask cluster, where none is listened to."""
     if not config.dask_scheduler:
-        return processes.run(work, scans, workers=workers)
+        return processes.run(work, scans, workers=workers, listen=listen)
     environment = dict.fromkeys(THREADS, str(config.omp_nthreads)) | TENSORFLOW
     if config.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = "-1"

@@ -3,13 +3,15 @@
 import logging
 import sys
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bids_cmb.anatomy.atlases import find_archive, find_atlases
 from bids_cmb.bids.filters import Query, read_filter_file
-from bids_cmb.bids.selection import Selection, find_scans
+from bids_cmb.bids.scan import ScanDecision
+from bids_cmb.bids.selection import Selection, find_scans, list_other_images
 from bids_cmb.config import Config, to_toml
 from bids_cmb.errors import (
     BAD_DATA,
@@ -25,6 +27,7 @@ from bids_cmb.errors import (
 )
 from bids_cmb.files import find_obstacle
 from bids_cmb.provenance import command
+from bids_cmb.report.html import get_page_path
 from bids_cmb.workflow.checks import (
     check_detectors,
     check_device,
@@ -102,9 +105,11 @@ def _participant_level(config: Config) -> int:
     check_detectors(config)
     check_device(config)
     validate_dataset(config)
-    selection = _select(config)
+    query = _make_query(config)
+    selection = _select(config, query)
     if config.dry_run:
-        return _print_selection(selection)
+        others = list_other_images(config.bids_dir, query, selection)
+        return _print_selection(selection, others)
     _find_atlases(config)
     check_networks(config)
     check_output(config)
@@ -119,6 +124,8 @@ def _participant_level(config: Config) -> int:
         format_count(totals.done, "scan"),
         *(totals.skipped, totals.failed, totals.not_processed, config.output_dir),
     )
+    if config.report != "none" and (totals.done or totals.drawn):
+        _name_pages(config, selection)
     if totals.drawn:
         log.info("Figures and reports added to %s.", format_count(totals.drawn, "scan"))
     if totals.failed and not config.reports_only:
@@ -132,6 +139,15 @@ def _participant_level(config: Config) -> int:
             f"or it is read-only. {RESUME_HINT}",
         )
     return SOME_FAILED if totals.failed or totals.not_processed else OK
+
+
+def _name_pages(config: Config, selection: Selection) -> None:
+    """Log where the pages of the participants are: of the first one, and how many others."""
+    pages = [get_page_path(config.output_dir, scan.subject) for scan in selection.scans]
+    pages = [page for page in dict.fromkeys(pages) if page.is_file()]
+    if pages:
+        others = f", and {len(pages) - 1} more" if len(pages) > 1 else ""
+        log.info("Open in a browser: %s%s", pages[0], others)
 
 
 def _find_atlases(config: Config) -> None:
@@ -153,11 +169,11 @@ def _find_atlases(config: Config) -> None:
             log.info(f"{missing} (use --templateflow-fetch to download it).", archive)
 
 
-def _select(config: Config) -> Selection:
-    """Select the scans to process.
+def _make_query(config: Config) -> Query:
+    """Make the query of a run, and log notes on its filter file.
 
     Raises:
-        ExitError: If a label or a filter is wrong, or nothing is left to process.
+        ExitError: If the filter file cannot be used.
     """
     filters, notes = {}, ()
     if config.bids_filter_file:
@@ -168,7 +184,9 @@ def _select(config: Config) -> Selection:
         except OSError as error:
             rule = f"{config.bids_filter_file}: the filter file cannot be read"
             raise ExitError(NO_INPUT, f"{rule} ({error.strerror}).") from error
-    query = Query(
+    for note in notes:
+        log.warning("%s", note)
+    return Query(
         suffixes=config.suffix,
         participants=config.participant_label,
         excluded=config.exclude_participant_label,
@@ -182,6 +200,14 @@ def _select(config: Config) -> Selection:
         database_dir=config.bids_database_dir,
         reset_database=config.reset_database,
     )
+
+
+def _select(config: Config, query: Query) -> Selection:
+    """Select the scans to process.
+
+    Raises:
+        ExitError: If a label is wrong, or nothing is left to process.
+    """
     try:
         selection = find_scans(config.bids_dir, query)
     except ValueError as error:
@@ -190,7 +216,7 @@ def _select(config: Config) -> Selection:
         path = Path(error.filename or config.bids_dir)
         rule = f"{path}: cannot be read ({find_obstacle(path) or error.strerror or error})."
         raise ExitError(NO_INPUT, rule) from error
-    for note in (*notes, *selection.notes):
+    for note in selection.notes:
         log.warning("%s", note)
     log.info(
         "%d of %d susceptibility images selected.",
@@ -221,9 +247,10 @@ def _refuse_empty_selection(config: Config, selection: Selection) -> None:
     raise ExitError(NOTHING_SELECTED, f"{config.bids_dir}: no scan fits the selection{hint}.")
 
 
-def _print_selection(selection: Selection) -> int:
-    """Print which scans would be processed and which not, and why."""
-    for decision in selection.considered:
+def _print_selection(selection: Selection, others: Sequence[ScanDecision]) -> int:
+    """Print which images of ``anat`` and ``swi`` would be processed and which not, and why."""
+    listed = (*selection.considered, *others)
+    for decision in sorted(listed, key=lambda decision: decision.relative_path):
         verb = "process" if decision.included else "skip"
         sys.stdout.write(f"{verb}\t{decision.relative_path}\t{decision.reason}\n")
     sys.stdout.write(f"Scans to process: {len(selection.scans)}\n")
@@ -267,4 +294,5 @@ def _group_level(config: Config) -> int:
         *(totals[status] for status in ("ok", "failed", "missing", "outdated", "gone")),
         config.output_dir / "group_microbleeds.tsv",
     )
+    log.info("Open in a browser: %s", config.output_dir / "group_microbleeds.html")
     return OK

@@ -1,5 +1,6 @@
 """One scan, from its files to its derivatives."""
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -52,6 +53,8 @@ from bids_cmb.workflow.outputs import (
 )
 from bids_cmb.workflow.result import ScanResult
 
+log = logging.getLogger(__name__)
+
 RESULT, REPORT, NOTHING = "result", "report", ""  # what a scan may lack
 
 
@@ -95,6 +98,7 @@ def process_scan(scan: Scan, config: Config) -> ScanSummary:
         result = analyze_scan(inputs, config)
     check_unchanged(inputs, record, config)
     output = Output(config.output_dir, scan)
+    log.debug("writing the results and figures")
     row = write_outputs(output, result, inputs, record, report=config.report)
     _show_result(output, config.report)
     notes = (*scan.notes, *result.notes(scan.path.name))
@@ -108,7 +112,9 @@ def analyze_scan(inputs: ScanInputs, config: Config) -> ScanResult:
         ValueError: If the scan cannot be used; the sentence names the file.
         OSError: If a file cannot be read.
     """
+    log.debug("loading the images")
     image, header = load_echoes(inputs.images)
+    log.debug("segmenting the anatomy")
     anatomy = segment_anatomy(
         image,
         inputs.models,
@@ -118,7 +124,9 @@ def analyze_scan(inputs: ScanInputs, config: Config) -> ScanResult:
     )
     brain = get_brain_mask(image, inputs.brain, anatomy)
     phase = load_phase(inputs.phase, image, brain.mask, inputs.scan.path.name)
+    log.debug("detecting")
     probability = detect(config.detector, image, brain.mask, inputs.models, phase.map, anatomy.head)
+    log.debug("measuring lesions")
     thresholds = resolve_thresholds(config)
     detected = probability.as_map()
     labels, lesions = find_lesions(detected, image, brain.mask, thresholds, config.exclude_flags)
@@ -130,6 +138,7 @@ def analyze_scan(inputs: ScanInputs, config: Config) -> ScanResult:
             detected, image, brain.mask, labels, threshold=lowest, min_volume=thresholds.min_volume
         )
     )
+    log.debug("locating lesions")
     anatomy, regions = complete_anatomy(
         image,
         anatomy,

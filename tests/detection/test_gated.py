@@ -260,7 +260,7 @@ def test_gate_then_segmenter_are_taught_and_work(lessons, tmp_path):
     given = (("gate", tmp_path / "gate" / "gated-gate.json"),)
     entry = train(unet, TrainingData((data,), (data,), pretrained=given), tmp_path / "unet")
     assert "false alarms of a gate" in entry["training"]["data"]
-    assert (tmp_path / "unet/report.png").read_bytes().startswith(b"\x89PNG")
+    assert "Patches of the validation" in (tmp_path / "unet/report.html").read_text()
 
 
 def test_gate_and_segmenter_are_taught_without_the_subjects_of_a_fold(unfitted, lessons, tmp_path):

@@ -12,6 +12,7 @@ from bids_cmb.evaluation.annotations import (
     read_annotations,
     read_mimics,
 )
+from bids_cmb.evaluation.options import locate_reference
 from bids_cmb.imaging.nifti import save
 from bids_cmb.imaging.volume import Volume
 
@@ -272,9 +273,32 @@ def test_what_is_no_table_is_said(tmp_path):
 
 def test_an_image_that_is_no_lesion_mask_is_refused(tmp_path, blank, rng):
     scan = Volume(rng.normal(300, 50, blank.shape), blank.affine)
-    path = put(scan, tmp_path / "sub-1_T2starw.nii.gz", np.float32)
+    path = put(scan, tmp_path / "sub-1_mask.nii.gz", np.float32)
     with pytest.raises(ValueError, match="covers at most 10 % of an image; found 100 %"):
         read_annotations(path)
+
+
+@pytest.mark.parametrize("suffix", ["T2starw", "swi", "T1w", "FLAIR"])
+def test_a_scan_is_never_read_as_a_mask(tmp_path, blank, suffix):
+    """Not even one that is dark but for a few voxels, as a mask is."""
+    dark = Volume(blank.data.copy(), blank.affine)
+    dark.data[20:23, 20:23, 10] = 1
+    scan = put(dark, tmp_path / "raw" / f"sub-1_{suffix}.nii.gz")
+    with pytest.raises(ValueError, match="by its name it is a scan"):
+        read_annotations(scan)
+    with pytest.raises(ValueError, match="nor any other table or image that is no scan"):
+        read_annotations(tmp_path / "raw")
+
+
+def test_of_a_dataset_its_truth_is_read(tmp_path, blank):
+    """As a simulated or imported dataset has it: scans at the root, the truth in derivatives."""
+    put(blank, tmp_path / "sub-1/anat/sub-1_T2starw.nii.gz")
+    marked = Volume(blank.data.copy(), blank.affine)
+    marked.data[20:23, 20:23, 10] = 1
+    put(marked, tmp_path / "derivatives/truth/sub-1/anat/sub-1_seg-CMB_dseg.nii.gz")
+    (annotations,) = read_annotations(locate_reference(tmp_path))
+    centre = blank.world(np.array([21, 21, 10]))
+    np.testing.assert_allclose(annotations.positions, [centre], atol=1e-3)
 
 
 def test_a_folder_without_lesions_is_refused(tmp_path):

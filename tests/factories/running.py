@@ -1,5 +1,6 @@
 """How tests run the app without the cost of processes that are not their point."""
 
+import logging
 import shutil
 from contextlib import contextmanager
 
@@ -9,10 +10,11 @@ from bids_cmb.parallel import processes
 QUICK = ["--detector", "radial", "--anatomy", "none", "-q", "--validate", "off"]
 
 
-def in_this_process(work, jobs, *, workers):
+def in_this_process(work, jobs, *, workers, listen=processes.ignore):
     """Do what `parallel.processes.run` does, without a process of its own."""
     assert workers
     for index, job in enumerate(jobs):
+        listen(index, logging.INFO, processes.STARTED)
         yield processes.Outcome(index, **processes.run_job(work, job))
 
 

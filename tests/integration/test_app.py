@@ -343,6 +343,55 @@ def test_a_dry_run_prints_the_selection_and_writes_nothing(two, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_lists_every_image_and_how_a_susceptibility_image_is_named(
+    tmp_path, heads, capsys
+):
+    raw = tmp_path / "raw"
+    for name in ("sub-01/anat/sub-01_T1w", "sub-01/swi/sub-01_swi", "sub-02/ses-1/anat/sub-02_T2w"):
+        (raw / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(heads[0] / "none.nii.gz", raw / f"{name}.nii.gz")
+    (raw / "dataset_description.json").write_text('{"Name": "Two", "BIDSVersion": "1.11.1"}')
+    assert main([str(raw), str(tmp_path / "out"), "participant", "--dry-run", "-q"]) == 0
+    *listed, last = capsys.readouterr().out.splitlines()
+    verbs = {path: (verb, reason) for verb, path, reason in (line.split("\t") for line in listed)}
+    images = sorted(path.relative_to(raw).as_posix() for path in raw.rglob("*.nii.gz"))
+    assert sorted(verbs) == [line.split("\t")[1] for line in listed] == images
+    assert [verb for verb, _ in verbs.values()].count("process") == 1
+    verb, reason = verbs["sub-02/ses-1/anat/sub-02_T2w.nii.gz"]
+    assert verb == "skip"
+    assert "name it sub-02_T2starw.nii.gz or sub-02_swi.nii.gz" in reason
+    assert last == "Scans to process: 1"
+    label = ["--participant-label", "01"]
+    assert main([str(raw), str(tmp_path / "out"), "participant", "--dry-run", "-q", *label]) == 0
+    assert "sub-02" not in capsys.readouterr().out
+
+
+def test_the_log_says_what_began_what_is_left_and_which_page_to_open(tmp_path, heads, capsys):
+    """Two scans, one after the other, each in the stages of its process."""
+    raw = tmp_path / "raw"
+    for subject in ("01", "02"):
+        path = raw / f"sub-{subject}/anat/sub-{subject}_T2starw.nii.gz"
+        path.parent.mkdir(parents=True)
+        shutil.copyfile(heads[0] / "ball.nii.gz", path)
+    (raw / "dataset_description.json").write_text('{"Name": "Two", "BIDSVersion": "1.11.1"}')
+    flags = ["--detector", "radial", "--anatomy", "none", "--validate", "off", "-v", "--n-cpus"]
+    words = [str(raw), str(tmp_path / "out"), "participant", "group"]
+    assert main([*words, *flags, "1"]) == 0
+    lines = [line[9:] for line in capsys.readouterr().err.splitlines()]
+    begun = [at for at, line in enumerate(lines) if line.startswith("Started ")]
+    ended = [at for at, line in enumerate(lines) if " scans done" in line]
+    assert [lines[at] for at in begun] == [
+        "Started sub-01_T2starw (1 of 2).",
+        "Started sub-02_T2starw (2 of 2).",
+    ]
+    assert begun[0] < lines.index("sub-01_T2starw: detecting") < ended[0] < begun[1] < ended[1]
+    assert " left." in lines[ended[0]]
+    assert lines[ended[1]] == "2 of 2 scans done."
+    opened = [line for line in lines if line.startswith("Open in a browser: ")]
+    assert opened[0] == f"Open in a browser: {tmp_path / 'out/sub-01.html'}, and 1 more"
+    assert opened[1] == f"Open in a browser: {tmp_path / 'out/group_microbleeds.html'}"
+
+
 def test_the_group_level_alone_needs_results_and_no_raw_data(two, tmp_path, capsys):
     assert main([str(tmp_path / "gone"), str(tmp_path / "empty"), "group"]) == 66
     assert "found no result of any scan" in capsys.readouterr().err

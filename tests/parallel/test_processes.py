@@ -1,6 +1,7 @@
 """A job over many scans: one failure is one failure, a dead process too."""
 
 import errno
+import logging
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_cmb.parallel.processes import count_cores, describe_error, measure_memory_mb, run
+from bids_cmb.parallel.processes import STARTED, count_cores, describe_error, measure_memory_mb, run
 
 
 def square(number):
@@ -154,3 +155,22 @@ def _wait_for(true, seconds=60):
     while not true():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def speak(number):
+    log = logging.getLogger("bids_cmb.workflow.scan")
+    log.debug("detecting %d", number)
+    log.warning("odd")
+    return number
+
+
+def test_what_a_process_logs_is_heard_before_its_outcome():
+    heard = []
+    for outcome in run(speak, [7, 8], workers=1, listen=lambda *said: heard.append(said)):
+        heard.append((outcome.index, "ended"))
+    assert heard == [
+        (0, logging.INFO, STARTED), (0, logging.DEBUG, "detecting 7"), (0, logging.WARNING, "odd"),
+        (0, "ended"),
+        (1, logging.INFO, STARTED), (1, logging.DEBUG, "detecting 8"), (1, logging.WARNING, "odd"),
+        (1, "ended"),
+    ]  # fmt: skip

@@ -1,6 +1,8 @@
 """Training moves every weight, goes on where it stopped, and leaves what the app can use."""
 
+import base64
 import json
+import re
 from dataclasses import replace
 
 import keras
@@ -87,7 +89,12 @@ def test_training_leaves_weights_that_the_app_loads(data, recipe, tmp_path):
     assert took["core_hours"] > 0
     assert took["ended_by"] == "epochs"
     assert f"{took['voxels']:,} voxels" in took["data"]
-    assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
+    report = (tmp_path / "out" / "report.html").read_text()
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', report)
+    assert len(pictures) == 2  # curves and examples, in the file itself
+    assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
+    assert f"{curves['val_loss'][-1]:.4g} in the last" in report
+    assert f"models create NAME {tmp_path / 'out' / 'tiny.json'} --model-dir MODELS" in report
 
 
 def test_one_step_moves_every_weight(recipe, rng):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bids_cmb.anatomy.mni_template import CELL_MM, CELLS, CORNER_MM, GROUPS, load_template
 from bids_cmb.files import replacing, write_json
 from bids_cmb.imaging.nifti import save
 from bids_cmb.imaging.volume import Volume
@@ -13,7 +14,7 @@ from bids_cmb.imaging.volume import Volume
 SHAPE = (97, 115, 97)
 VOXEL_MM = 2.0
 AFFINE = np.array([[2.0, 0, 0, -96.5], [0, 2, 0, -132.5], [0, 0, 2, -78.5], [0, 0, 0, 1]])
-BRAIN_MM = ((-71, 71), (-107, 73), (-68, 82))  # about as far as the template's brain reaches
+PLANES = ((0, 1), (0, 2), (1, 2))  # axes across and up
 MAX_DISTANCE_MM = 5.0  # a lesion is believed to lie within this distance of its MNI position
 MAP_STEM = "group_space-MNI152NLin2009cAsym_res-2_desc-frequency_CMB"
 REVIEWED_MAP_STEM = MAP_STEM.replace("frequency", "frequencyreviewed")
@@ -25,7 +26,7 @@ DESCRIPTION = (
     "Number of participants with a counted lesion whose centre lies within 5 mm of the voxel, in "
     "MNI152NLin2009cAsym by an affine that lays its structures over a mean head's."
 )
-AXES = ("left to right, mm", "back to front, mm", "down to up, mm")
+AXES = ("right (R) to left (L), mm", "back to front, mm", "down to up, mm")
 
 
 def write_map(
@@ -86,7 +87,9 @@ def _mark_ball(mask: np.ndarray, position: np.ndarray) -> None:
 
 
 def draw_map(counts: np.ndarray, participants: int, path: Path) -> None:
-    """Draw the maximum projection along each axis, in mm of MNI space, and a rough brain outline.
+    """Draw the maximum projection along each axis, in mm of MNI space, over a mean brain's outline.
+
+    The participant's right is on the left, as on the pages of participants.
 
     Args:
         counts: Map of participants, shape `SHAPE`.
@@ -95,14 +98,16 @@ def draw_map(counts: np.ndarray, participants: int, path: Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 slow to import
     from matplotlib.figure import Figure  # noqa: PLC0415
-    from matplotlib.patches import Ellipse  # noqa: PLC0415
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
 
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
+    brain = load_template().shares[: len(GROUPS)].sum(axis=0)
     starts = AFFINE[:3, 3] - VOXEL_MM / 2
     ends = [(start, start + VOXEL_MM * n) for start, n in zip(starts, SHAPE, strict=True)]
-    planes = ((0, 1), (0, 2), (1, 2))
-    for ax, (across, up) in zip(figure.subplots(1, 3), planes, strict=True):
+    centres = [corner + CELL_MM * (np.arange(n) + 0.5)
+               for corner, n in zip(CORNER_MM, CELLS, strict=True)]  # fmt: skip
+    for ax, (across, up) in zip(figure.subplots(1, 3), PLANES, strict=True):
         (along,) = {0, 1, 2} - {across, up}
         image = ax.imshow(
             counts.max(axis=along).T,
@@ -112,11 +117,17 @@ def draw_map(counts: np.ndarray, participants: int, path: Path) -> None:
             vmax=max(1, int(counts.max())),
             extent=(*ends[across], *ends[up]),
         )
-        ax.set(xlabel=AXES[across], ylabel=AXES[up])
-        low, high = np.array([BRAIN_MM[across], BRAIN_MM[up]]).T
-        size = high - low
-        ax.add_patch(Ellipse((low + high) / 2, *size, fill=False, edgecolor="0.6", linewidth=0.8))
-        ax.axhline(0, color="0.5", linewidth=0.5)
-        ax.axvline(0, color="0.5", linewidth=0.5)
-    figure.colorbar(image, ax=figure.axes, label=f"participants, of {participants}")
+        outline = brain.max(axis=along).T
+        ax.contour(centres[across], centres[up], outline, [0.5], colors="0.65", linewidths=0.8)
+        ax.set(xlabel=AXES[across], ylabel=AXES[up], xlim=ends[across], ylim=ends[up])
+        if across == 0:
+            ax.invert_xaxis()
+            for x, letter in ((0.03, "R"), (0.93, "L")):
+                ax.text(x, 0.5, letter, color="white", transform=ax.transAxes)
+    figure.colorbar(
+        image,
+        ax=figure.axes,
+        label=f"participants, of {participants}",
+        ticks=MaxNLocator(integer=True),
+    )
     figure.savefig(path, format="png", dpi=90, metadata={"Software": None})

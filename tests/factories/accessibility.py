@@ -12,4 +12,4 @@ CHECK = """axe.run(document, {resultTypes: ["violations"]}).then(({violations}) 
 def find_faults(page):
     """Find what axe-core holds against a page, as ``impact rule element``."""
     page.run(AXE.read_text("utf-8"))
-    return page.run(CHECK)
+    return page.run(CHECK, seconds=300)

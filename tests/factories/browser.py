@@ -80,10 +80,10 @@ class Page:
         self.tell("Page.navigate", url=url)
         self.wait("document.readyState === 'complete'")
 
-    def run(self, words):
+    def run(self, words, seconds=60):
         """The value of an expression, awaited if it is a promise."""
         given = {"returnByValue": True, "awaitPromise": True, "userGesture": True}
-        answer = self.tell("Runtime.evaluate", expression=words, **given)
+        answer = self.tell("Runtime.evaluate", expression=words, seconds=seconds, **given)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 

@@ -13,6 +13,7 @@ from bids_cmb.cli.commands import main as run_command
 from bids_cmb.cli.run import main
 from bids_cmb.report import html
 from bids_cmb.report.html import Cohort, write_group_page, write_page
+from bids_cmb.training.figures import Report, write_report
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason=WHY_NOT),
@@ -39,6 +40,8 @@ def pages(tmp_path_factory, reported):
     made["cohort"] = copy / "cohort/group_microbleeds.html"
     made["evaluation"] = copy / "evaluation/evaluation.html"
     assert run_command(["evaluate", str(copy), str(copy), str(copy / "evaluation")]) == 0
+    made["training"] = copy / "report.html"
+    write_report(made["training"], make_report())
     sessions = copy.with_name("sessions")
     shutil.copytree(copy, sessions)
     with pytest.MonkeyPatch.context() as patch:
@@ -59,7 +62,18 @@ def page(chromium, tmp_path):
         yield tab
 
 
-KINDS = ("lesions", "none", "cohort", "evaluation", "sessions")
+def make_report():
+    """A report of a training of two epochs, with examples."""
+    losses = ((1, 0.9, 0.95), (2, 0.5, 0.6))
+    curves = [dict(zip(("epoch", "loss", "val_loss", "hours"), (*row, 0.1), strict=True))
+              for row in losses]  # fmt: skip
+    patches = np.zeros((6, 8, 8, 4), np.float32)
+    patches[:, 3:5, 3:5, 2] = 1
+    examples = (patches, patches, patches)
+    return Report("ensemble-c", "Two scans.", "A minute.", curves, examples, ["bids-cmb models"])
+
+
+KINDS = ("lesions", "none", "cohort", "evaluation", "sessions", "training")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

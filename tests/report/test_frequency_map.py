@@ -3,6 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from bids_cmb.report.frequency_map import (
     AFFINE,
@@ -47,6 +48,22 @@ def test_the_map_lies_in_mni_and_goes_when_there_is_nothing_to_show(tmp_path):
     assert (tmp_path / f"{MAP_STEM}.png").stat().st_size > 1000
     write_map(tmp_path, {"sub-01": []}, 4)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("x", [-45.0, 45.0])
+def test_the_right_hemisphere_is_on_the_left_of_the_map(tmp_path, x):
+    """As on every other page; the brightest pixels are the lesion."""
+    write_map(tmp_path, {"sub-01": [(x, 10.0, 20.0)]}, 1)
+    with Image.open(tmp_path / f"{MAP_STEM}.png") as opened:
+        pixels = np.asarray(opened.convert("RGB"), int)
+    panel = pixels[:, 60 : pixels.shape[1] // 3 - 40]  # the view from below, without its axis
+    lesion = (panel[..., 0] > 200) & (panel[..., 2] > 150) & (panel[..., 1] > 220)
+    dark = (panel.max(axis=2) < 30).any(axis=0)  # the columns of the map itself
+    low, high = np.flatnonzero(dark)[[0, -1]]
+    columns = np.flatnonzero((lesion & (panel[..., 2] < 240)).any(axis=0))
+    assert len(columns)
+    across = (columns.mean() - low) / (high - low)
+    assert (across < 0.5) == (x > 0)
 
 
 @pytest.mark.parametrize(

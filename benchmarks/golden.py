@@ -101,6 +101,7 @@ def describe_folder(folder: Path, texts: Mapping[str, str]) -> dict[str, dict[st
         ".tsv": _describe_table,
         ".json": _describe_json,
         ".png": _describe_picture,
+        ".webp": _describe_picture,
     }
     record = {}
     for path in sorted(folder.rglob("*")):

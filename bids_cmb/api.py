@@ -159,8 +159,8 @@ def measure_lesions(
 
     Returns:
         Labels, uint16 (X, Y, Z), and the lesions, the surest first: ``index`` in the labels,
-        ``centre`` in world mm, ``volume`` in mm³, ``diameter`` in mm, ``certainty``, ``flags`` and
-        whether they are ``included``.
+        ``centre`` in world mm, ``volume`` in mm³, ``size`` in mm (diameter at half depth),
+        ``certainty``, ``flags`` and whether they are ``included``.
 
     Raises:
         ValueError: If image, mask and probability lie on different grids, or the threshold is out

@@ -19,6 +19,8 @@ from bids_cmb.files import write_text
 
 LESION_INDEX = 7  # BIDS' standard label for a lesion
 POSITION_COLUMNS = ("x_mm", "y_mm", "z_mm")
+# Diameter of the ball with a lesion's volume: ours, and as tables of others call it.
+DIAMETER_COLUMNS = ("equivalent_diameter_mm", "diameter_mm", "equiv_diameter_mm")
 
 
 def read_columns(table: str) -> dict[str, dict]:

@@ -14,7 +14,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from bids_cmb.bids.entities import is_scan_name, parse_scan_entities
-from bids_cmb.bids.tables import POSITION_COLUMNS, read_cells
+from bids_cmb.bids.tables import DIAMETER_COLUMNS, POSITION_COLUMNS, read_cells
 from bids_cmb.files import read_json
 from bids_cmb.imaging.nifti import load_labels
 from bids_cmb.lesions.label_maps import grids_overlap, load_label_map, measure_overlap
@@ -282,9 +282,7 @@ def _make_lesion_table(path: Path, table: pd.DataFrame) -> pd.DataFrame:
         {
             "index": _get_indices(path, table),
             **{axis: positions[axis] for axis in POSITION_COLUMNS},
-            "diameter_mm": _get_first_column(
-                path, table, ("diameter_mm", "equiv_diameter_mm"), np.nan
-            ),
+            "diameter_mm": _get_first_column(path, table, DIAMETER_COLUMNS, np.nan),
             "probability": _get_first_column(path, table, ("probability_max", "probability"), 1.0),
             "uncertain": _has_word(table, "visible", FALSE_WORDS)
             | _has_word(table, "ignore", TRUE_WORDS)

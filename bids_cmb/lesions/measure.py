@@ -8,6 +8,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from bids_cmb.imaging.volume import Volume
+from bids_cmb.lesions.profile import measure_size, widen_box
 
 CONNECTIVITY_26 = ndimage.generate_binary_structure(3, 3)  # by face, edge or corner: 26 neighbours
 
@@ -30,8 +31,11 @@ class Lesion:
         centre: Centre of mass of the probability, world mm, RAS+.
         voxel: The same in voxels of the scan, from 0, not rounded.
         volume: mm³.
-        diameter: mm, of the ball that has the lesion's volume.
-        largest_diameter: mm, the widest extent within one slice.
+        equivalent_diameter: mm, of the ball that has the lesion's volume.
+        in_plane_diameter: mm, the widest extent within one slice.
+        half_depth_in_plane: mm, of the disc that is as large as the lesion at half its depth, in
+            the slice where it is widest; None if the dark has no end (`lesions.profile`).
+        half_depth_diameter: mm, of the ball that has the volume at half depth; None likewise.
         slices: Number of slices it is visible on.
         elongation: In-plane long axis to short axis, 1 for a disc.
         contrast: 1 - its mean intensity / the median of the shell around it: 0 not darker, 1 black.
@@ -62,8 +66,8 @@ class Lesion:
     centre: tuple[float, float, float]
     voxel: tuple[float, float, float]
     volume: float
-    diameter: float
-    largest_diameter: float
+    equivalent_diameter: float
+    in_plane_diameter: float
     slices: int
     elongation: float
     contrast: float
@@ -86,6 +90,13 @@ class Lesion:
     left: bool | None = None
     parcel: str | None = None
     mni_uncertainty_mm: float | None = None
+    half_depth_in_plane: float | None = None
+    half_depth_diameter: float | None = None
+
+    @property
+    def size(self) -> float:
+        """Diameter that size classes go by, mm: at half depth, or of the outline without that."""
+        return self.half_depth_diameter or self.equivalent_diameter
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +174,7 @@ def find_lesions(
     surface = _build_surface_tree(brain) if kept else None
     measured: dict[int, Lesion] = {}
     for piece in kept:
-        box = _widen_box(boxes[piece - 1], probability)
+        box = widen_box(boxes[piece - 1], probability, CONTRAST_SHELL_MM)
         inside = pieces[box] == piece
         probabilities = data[box][inside]
         position = _locate_centre(inside, data[box], box, probability)
@@ -171,7 +182,7 @@ def find_lesions(
             index=piece,
             **position,
             volume=float(volumes[piece]),
-            diameter=float(np.cbrt(6 * volumes[piece] / np.pi)),
+            equivalent_diameter=float(np.cbrt(6 * volumes[piece] / np.pi)),
             **_measure_shape(inside, probability),
             contrast=_measure_contrast(
                 inside, image.data[box], brain.data[box] & (pieces[box] == 0), image
@@ -181,6 +192,7 @@ def find_lesions(
             probability_max=float(probabilities.max()),
             probability_sd=float(spread.data[box][inside].mean(dtype=float)) if spread else None,
             certainty="definite" if probabilities.max() >= thresholds.definite else "possible",
+            **measure_size(pieces, piece, boxes[piece - 1], image, brain),
         )
         flags = _flag_lesion(lesion)
         measured[piece] = replace(lesion, flags=flags, included=not set(flags) & set(exclude_flags))
@@ -215,15 +227,6 @@ def label_pieces(inside: np.ndarray, instances: Volume | None) -> tuple[np.ndarr
 def _rank(lesion: Lesion) -> tuple[float, ...]:
     """Rank by probability, then from the top of the head down."""
     return (-lesion.probability_max, *(-position for position in reversed(lesion.centre)))
-
-
-def _widen_box(box: tuple[slice, ...], grid: Volume) -> tuple[slice, ...]:
-    """Widen a box by ``CONTRAST_SHELL_MM`` on every side, within the grid."""
-    margin = np.ceil(CONTRAST_SHELL_MM / grid.spacing).astype(int) + 1
-    return tuple(
-        slice(max(side.start - width, 0), min(side.stop + width, size))
-        for side, width, size in zip(box, margin, grid.shape, strict=True)
-    )
 
 
 def _locate_centre(inside: np.ndarray, probability: np.ndarray, box: tuple, grid: Volume) -> dict:
@@ -270,7 +273,7 @@ def _measure_shape(inside: np.ndarray, grid: Volume) -> dict:
         _measure_width(np.argwhere(inside.take(index, axis)) * in_plane) for index in slices
     )
     return {
-        "largest_diameter": float(widest + in_plane.mean()),
+        "in_plane_diameter": float(widest + in_plane.mean()),
         "slices": len(slices),
         "elongation": measure_elongation(np.argwhere(inside.any(axis)), in_plane),
     }
@@ -308,8 +311,8 @@ def _measure_surface_distance(position: dict, brain: Volume, surface: cKDTree) -
 def _flag_lesion(lesion: Lesion) -> tuple[str, ...]:
     """List the flags that follow from the measures; the others need the anatomy."""
     criteria = {
-        "large": lesion.largest_diameter > MAX_DIAMETER_MM,
-        "small": lesion.diameter < MIN_DIAMETER_MM,
+        "large": lesion.in_plane_diameter > MAX_DIAMETER_MM,
+        "small": lesion.equivalent_diameter < MIN_DIAMETER_MM,
         "edge": lesion.distance_to_surface < MIN_SURFACE_DISTANCE_MM,
         "vessel": lesion.elongation > MAX_ELONGATION,
     }

@@ -10,6 +10,7 @@ from bids_cmb.lesions.candidates import CANDIDATE
 from bids_cmb.lesions.measure import Lesion
 
 MNI_COLUMNS = ("mni_x_mm", "mni_y_mm", "mni_z_mm")
+SMALL_MM = 5.0  # bound of the size classes of BOMBS, Cordonnier et al. 2009
 TERRITORIES = ("lobar", "deep", "infratentorial")
 
 
@@ -29,8 +30,10 @@ def make_lesion_row(lesion: Lesion) -> dict[str, object]:
         "j": round_or_none(j, 2),
         "k": round_or_none(k, 2),
         "volume_mm3": round_or_none(lesion.volume, 3),
-        "diameter_mm": round_or_none(lesion.diameter, 2),
-        "largest_diameter_mm": round_or_none(lesion.largest_diameter, 2),
+        "equivalent_diameter_mm": round_or_none(lesion.equivalent_diameter, 2),
+        "in_plane_diameter_mm": round_or_none(lesion.in_plane_diameter, 2),
+        "half_depth_diameter_mm": round_or_none(lesion.half_depth_diameter, 2),
+        "half_depth_in_plane_mm": round_or_none(lesion.half_depth_in_plane, 2),
         "slices": lesion.slices,
         "elongation": round_or_none(lesion.elongation, 2),
         "contrast": round_or_none(lesion.contrast, 3),
@@ -86,7 +89,7 @@ def count_lesions(lesions: Iterable[Lesion]) -> dict[str, object]:
     lesions = list(lesions)
     counted = [lesion for lesion in lesions if lesion.included]
     definite = sum(lesion.certainty == "definite" for lesion in counted)
-    small = sum(lesion.largest_diameter < 5 for lesion in counted)
+    small = sum(lesion.size < SMALL_MM for lesion in counted)
     return {
         "n_cmb": len(counted),
         "n_definite": definite,
@@ -157,7 +160,12 @@ def _count_in_territory(counted: Sequence[Lesion], territory: str) -> int | None
 
 
 def classify_burden(count: int) -> str:
-    """Classify a number of microbleeds: 0, 1, 2-4, 5-10 or >10."""
+    """Classify a number of microbleeds, in words that no spreadsheet takes for a date."""
     if count < 2:
         return str(count)
-    return "2-4" if count <= 4 else "5-10" if count <= 10 else ">10"
+    return "2 to 4" if count <= 4 else "5 to 10" if count <= 10 else "over 10"
+
+
+def get_size(row: Mapping) -> float:
+    """Get the diameter that size classes go by of a row of the lesion table, mm."""
+    return float(row.get("half_depth_diameter_mm") or row["equivalent_diameter_mm"])

@@ -1,7 +1,7 @@
 """Figures of a scan: the overview, a close-up of each lesion, and the brain mask.
 
-They are PNG files in ``figures``. Every tile names its slices and the sides it shows. Slices are in
-radiological orientation: the participant's right is on the left.
+They are WebP files in ``figures``. Every tile names its slices and the sides it shows. Slices are
+in radiological orientation: the participant's right is on the left.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from bids_cmb.report.closeups import (
     join_tiles,
     make_view,
 )
-from bids_cmb.report.pictures import WHITE, annotate, draw_contour, resize, save_png
+from bids_cmb.report.pictures import WHITE, annotate, draw_contour, resize, save_picture
 from bids_cmb.report.viewer import has_viewer, write_view, write_viewer
 
 NETWORK_VIEW_PX = 300  # of each picture of what a network sees
@@ -96,12 +96,12 @@ def draw_figures(
         "closeups": _draw_closeups(folder, stem, view, _locate_rows(view, rows)),
         "thick": view.is_thick,
         "look": _draw_network_view(
-            folder / f"{stem}_look.png", image, prepared, intensities.white or 1, network_view
+            folder / f"{stem}_look.webp", image, prepared, intensities.white or 1, network_view
         ),
         "measures": measure_scan(prepared.image, prepared.brain, intensities),
         "histogram": compute_histogram(intensities),
     }
-    _draw_brain_outline(folder / f"{stem}_quality.png", view)
+    _draw_brain_outline(folder / f"{stem}_quality.webp", view)
     if interactive:
         write_viewer(output.folder)
         view_file = folder / f"{stem}_view.js"
@@ -148,7 +148,7 @@ def _draw_closeups(
     names = {}
     for index, centre in centres.items():
         tiles = draw_closeup(view, index, centre)
-        save_png(folder / f"{stem}_lesion-{index:03d}.png", join_tiles(tiles))
+        save_picture(folder / f"{stem}_lesion-{index:03d}.webp", join_tiles(tiles))
         names[str(index)] = [tile.name for tile in tiles]
     return names
 
@@ -172,8 +172,8 @@ def _draw_overview(
     for start in range(int(first[2]), int(end[2]), n_slices):
         stop = min(start + n_slices, view.grey.shape[2])
         slab = view.grey.data[low[0] : high[0], low[1] : high[1], start:stop].min(axis=2)
-        file, name = f"{stem}_slab-{len(slabs) + 1:02d}.png", describe_slab(view, start, stop)
-        save_png(folder / file, _draw_slab(view, slab, name))
+        file, name = f"{stem}_slab-{len(slabs) + 1:02d}.webp", describe_slab(view, start, stop)
+        save_picture(folder / file, _draw_slab(view, slab, name))
         positions = {
             index: [round(float(x), 1) for x in (centre[:2] - low + 0.5) / slab.shape * 100]
             for index, centre in centres.items()
@@ -202,7 +202,7 @@ def _draw_brain_outline(path: Path, view: View) -> None:
         size = np.array(grey.shape[:2]) * view.grey.spacing[:2]
         size = size * 220 / size.max()
         tiles.append(draw_contour(resize(grey[:, :, k], size), inside[:, :, k], size))
-    save_png(path, np.concatenate(tiles, axis=1))
+    save_picture(path, np.concatenate(tiles, axis=1))
 
 
 def _draw_network_view(
@@ -227,7 +227,7 @@ def _draw_network_view(
     ):
         grey = np.clip(values * WHITE, 0, WHITE).astype(np.uint8)
         tiles.append(resize(grey, size * NETWORK_VIEW_PX / size[1], smooth=False))
-    save_png(path, np.concatenate(tiles, axis=1))
+    save_picture(path, np.concatenate(tiles, axis=1), exact=True)
     voxel = [round(float(side), 2) for side in resampled.spacing]
     return {"file": path.name, "by": name, "voxel_mm": voxel, "masked": grid.masked}
 

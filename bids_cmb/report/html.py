@@ -223,7 +223,7 @@ def _collect_scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row:
     lesions = _read_lesions(locate_lesion_table(mask))
     candidates = _read_lesions(locate_candidate_table(mask))
     for lesion in (*lesions, *candidates):
-        lesion["picture"] = relative(f"{stem}_lesion-{int(lesion['index']):03d}.png")
+        lesion["picture"] = relative(f"{stem}_lesion-{int(lesion['index']):03d}.webp")
         lesion["tiles"] = overview.get("closeups", {}).get(lesion["index"], [])
     slabs, network_view = overview.get("slabs", []), overview.get("look")
     for picture in (*slabs, *([network_view] if network_view else [])):
@@ -244,7 +244,7 @@ def _collect_scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row:
         "below": describe_candidates(sidecar),
         "thick": overview.get("thick", False),
         "slabs": slabs,
-        "quality": relative(f"{stem}_quality.png"),
+        "quality": relative(f"{stem}_quality.webp"),
         "look": network_view,
         "comparison": compare_with_training_set(overview["measures"])
         if "measures" in overview
@@ -330,7 +330,7 @@ def write_group_page(folder: Path, cohort: Cohort, picture: str, picture_after: 
         lesions=sum(counts),
         with_any=sum(count > 0 for count in counts),
         bins={name: sum(row.get("burden") == name for row in cohort.rows)
-              for name in ("0", "1", "2-4", "5-10", ">10")},
+              for name in read_columns("scan")["burden"]["Levels"]},
         counts=bin_counts(processed),
         sizes=bin_diameters(cohort.diameters) if cohort.diameters else [],
         strata=summarize_strata(processed, cohort.groups),

@@ -55,7 +55,8 @@ def describe_methods(
         "definite, any other possible, after the two grades of MARS [1].",
         f"{anatomy['description']} {TERRITORY_DEFINITION}" if anatomy else "",
         _describe_exclusions(settings["exclude_flags"]),
-        "Sizes are those on the image, blooming included. Results are BIDS derivatives [2]. "
+        "Sizes are those at half the depth of each lesion's own profile, blooming included. "
+        "Results are BIDS derivatives [2]. "
         "They are for research, and were not reviewed by a person unless stated elsewhere.",
     ]
     numbered = [f"{number}. {text}" for number, text in enumerate(references, start=1)]

@@ -174,6 +174,6 @@ def _make_row(index: int, grown: Volume, *, sure: bool) -> dict[str, object]:
         "mapping": LESION_INDEX,
         **{f"{axis}_mm": round(float(x), 2) for axis, x in zip("xyz", centre, strict=True)},
         "volume_mm3": round(volume, 3),
-        "diameter_mm": round(float(np.cbrt(6 * volume / np.pi)), 2),
+        "equivalent_diameter_mm": round(float(np.cbrt(6 * volume / np.pi)), 2),
         **_grade(sure=sure),
     }

@@ -14,6 +14,7 @@ from scipy.special import expit, logit
 from bids_cmb.anatomy.scan_anatomy import BrainSource, get_brain_mask, segment_with_network
 from bids_cmb.bids.filters import Query
 from bids_cmb.bids.selection import find_scans
+from bids_cmb.bids.tables import DIAMETER_COLUMNS
 from bids_cmb.config import BALANCED
 from bids_cmb.detection.calibration import calibrate
 from bids_cmb.detection.ensemble import predict_second_opinion
@@ -123,15 +124,16 @@ def detect_with_points(
         raise ValueError(f"{data}: must have scans to process; found none.")
     for path in (scan.path for scan in scans):
         of_scan = rows[rows.subject == path.name.partition("_")[0]]
-        lesions = [((row.x_mm, row.y_mm, row.z_mm), _get_diameter(row), True)
-                   for row in of_scan.itertuples()]  # fmt: skip
+        lesions = [((row["x_mm"], row["y_mm"], row["z_mm"]), _get_diameter(row), True)
+                   for row in of_scan.to_dict("records")]  # fmt: skip
         yield detect_in_scan(card, models, path, lesions, name=path.name.split(".")[0])
         log(f"{path.name}: {len(lesions)} lesions")
 
 
-def _get_diameter(row: object) -> float:
-    """Read the diameter of a row, mm; NaN without."""
-    return getattr(row, "diameter_mm", getattr(row, "equiv_diameter_mm", math.nan))
+def _get_diameter(row: Mapping) -> float:
+    """Get the diameter of a row, mm; NaN without."""
+    cells = (row[name] for name in DIAMETER_COLUMNS if row.get(name) not in (None, "n/a"))
+    return float(next(cells, math.nan))
 
 
 def detect_in_scan(
@@ -169,11 +171,7 @@ def _read_lesions(labels: Path):
     with table.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
             place = tuple(float(row[name]) for name in ("x_mm", "y_mm", "z_mm"))
-            yield place, _parse_number(row["diameter_mm"]), row["certainty"] == "definite"
-
-
-def _parse_number(cell: str) -> float:
-    return math.nan if cell == "n/a" else float(cell)
+            yield place, _get_diameter(row), row["certainty"] == "definite"
 
 
 def set_operating_points(

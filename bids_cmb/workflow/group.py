@@ -12,7 +12,7 @@ from bids_cmb.bids.metadata import describe_read_error
 from bids_cmb.bids.paths import locate_lesion_table
 from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.files import write_json
-from bids_cmb.lesions.table import MNI_COLUMNS, TERRITORIES
+from bids_cmb.lesions.table import MNI_COLUMNS, TERRITORIES, get_size
 from bids_cmb.report.frequency_map import MAP_STEM, REVIEWED_MAP_STEM, write_map
 from bids_cmb.report.html import Cohort, write_group_page
 from bids_cmb.report.prevalence import make_region_rows
@@ -84,7 +84,7 @@ def write_group(
     lesions = read_counted_lesions(folder, processed)
     positions = get_positions(lesions)
     write_map(folder, positions, len({row["participant_id"] for row in processed}))
-    diameters = [float(lesion["diameter_mm"]) for counted in lesions.values() for lesion in counted]
+    diameters = [get_size(lesion) for counted in lesions.values() for lesion in counted]
     regions_reviewed = _write_reviewed(folder, processed, groups, reviewed, positions)
     cohort = Cohort(rows, regions, diameters, groups, agreement, regions_reviewed, performance)
     write_group_page(folder, cohort, f"{MAP_STEM}.png", f"{REVIEWED_MAP_STEM}.png")

@@ -137,10 +137,13 @@ def test_nothing_speaks_of_a_column_by_an_earlier_name():
 
 @pytest.mark.parametrize(
     ("count", "said"),
-    [(0, "0"), (1, "1"), (2, "2-4"), (4, "2-4"), (5, "5-10"), (10, "5-10"), (11, ">10")],
-)
+    [(0, "0"), (1, "1"), (2, "2 to 4"), (4, "2 to 4"), (5, "5 to 10"), (10, "5 to 10"),
+     (11, "over 10")],
+)  # fmt: skip
 def test_burden_has_five_classes(count, said):
+    """None of them looks like a date or a formula to a spreadsheet, as 2-4 does."""
     assert classify_burden(count) == said
+    assert not re.search(r"\d[-/.]\d|^[=+@-]", said)
     assert said in read_columns("scan")["burden"]["Levels"]
 
 

@@ -238,7 +238,7 @@ def test_truth_lies_where_the_spots_were_drawn(dataset):
             row = table[int(np.argmin(gaps))]
             assert min(gaps) < labels.spacing.max()
             assert labels.data[tuple(np.rint(labels.index(place)).astype(int))] == int(row["index"])
-            assert 2.5 < float(row["largest_diameter_mm"]) < 8
+            assert 2.5 < float(row["in_plane_diameter_mm"]) < 8
 
 
 def test_scans_are_the_sources_under_names_of_bids(dataset, scans):

@@ -129,7 +129,7 @@ def test_a_row_that_lacks_in_the_scans_table_is_written(here):
     [
         "sub-01.html",
         "sub-01/figures/sub-01_acq-a_space-orig_desc-T2starw_overview.json",
-        "sub-01/figures/sub-01_acq-a_space-orig_desc-T2starw_slab-01.png",
+        "sub-01/figures/sub-01_acq-a_space-orig_desc-T2starw_slab-01.webp",
     ],
 )
 def test_a_page_or_a_picture_that_lacks_is_made_without_reading_the_scan_anew(here, lost):

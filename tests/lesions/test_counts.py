@@ -21,9 +21,9 @@ from bids_cmb.lesions.table import (
 from bids_cmb.review.merging import get_location
 
 LESION = Lesion(
-    index=1, centre=(0, 0, 0), voxel=(0, 0, 0), volume=10, diameter=2.7, largest_diameter=3,
-    slices=2, elongation=1.1, contrast=0.5, distance_to_surface=9, probability_mean=0.8,
-    probability_max=0.9, probability_sd=None, certainty="definite",
+    index=1, centre=(0, 0, 0), voxel=(0, 0, 0), volume=10, equivalent_diameter=2.7,
+    in_plane_diameter=3, slices=2, elongation=1.1, contrast=0.5, distance_to_surface=9,
+    probability_mean=0.8, probability_max=0.9, probability_sd=None, certainty="definite",
 )  # fmt: skip
 TERRITORY = {name: territory for name, territory in index_regions().values() if name}
 
@@ -103,7 +103,9 @@ def test_lobar_classes(lobar, said):
 
 
 def test_sizes_are_two_classes_that_hold_all():
-    found = count_lesions([lesion("insula", "left", largest_diameter=mm) for mm in (3, 4.9, 5, 14)])
+    found = count_lesions(
+        [lesion("insula", "left", half_depth_diameter=mm) for mm in (3, 4.9, 5, 14)]
+    )
     assert (found["n_under_5mm"], found["n_5mm_or_more"]) == (2, 2)
 
 

@@ -37,8 +37,8 @@ def test_a_ball_is_measured_in_world_millimetres(blank, middle):
     assert lesion.voxel == pytest.approx((32, 32, 16), abs=0.25)
     assert lesion.volume == pytest.approx(4 / 3 * np.pi * 4**3, rel=0.1)
     assert lesion.volume == pytest.approx(labels.data.astype(bool).sum() * 0.5)
-    assert lesion.diameter == pytest.approx(8, rel=0.05)
-    assert lesion.largest_diameter == pytest.approx(8, abs=0.6)
+    assert lesion.equivalent_diameter == pytest.approx(8, rel=0.05)
+    assert lesion.in_plane_diameter == pytest.approx(8, abs=0.6)
     assert lesion.slices in (4, 5)  # 8 mm, 2 mm each
     assert lesion.elongation == pytest.approx(1, abs=0.05)
     assert lesion.probability_mean == pytest.approx(0.9)
@@ -51,7 +51,7 @@ def test_a_tube_in_the_slice_is_as_long_as_it_is_drawn(blank):
     data[20:40, 30:34, 16] = 0.6  # 10 mm long, 2 mm wide
     _, [lesion] = find(Volume(data, blank.affine))
     assert lesion.elongation == pytest.approx(5, rel=0.01)  # 10 to 2
-    assert lesion.largest_diameter == pytest.approx(np.hypot(9.5, 1.5) + 0.5, rel=0.01)
+    assert lesion.in_plane_diameter == pytest.approx(np.hypot(9.5, 1.5) + 0.5, rel=0.01)
     assert lesion.slices == 1
     assert lesion.flags == ("large", "vessel")
     assert lesion.certainty == "possible"
@@ -62,7 +62,7 @@ def test_a_lesion_of_one_thick_voxel_is_round_and_small():
     data[4, 4, 4] = 0.9
     _, [lesion] = find(Volume(data, np.diag([1, 1, 4, 1])))
     assert lesion.elongation == pytest.approx(1)
-    assert lesion.largest_diameter == pytest.approx(1)
+    assert lesion.in_plane_diameter == pytest.approx(1)
     assert lesion.volume == pytest.approx(4)
     assert "small" in lesion.flags  # a ball of 4 mm³ has 1.97 mm
 
@@ -72,7 +72,7 @@ def test_slices_may_be_stacked_along_any_axis():
     data[3:5, 2:6, 4] = 0.9
     _, [lesion] = find(Volume(data, np.diag([4, 1, 1, 1])))
     assert lesion.slices == 2
-    assert lesion.largest_diameter == pytest.approx(4)
+    assert lesion.in_plane_diameter == pytest.approx(4)
 
 
 def test_the_surest_lesion_is_number_1(blank, middle):
@@ -132,7 +132,7 @@ def test_any_flag_can_keep_a_lesion_out_of_the_counts(blank):
 def test_what_is_smaller_than_the_smallest_volume_is_no_lesion(blank, middle):
     balls = on(blank, (middle, 8, 0.9), (middle + [10, 0, 0], 3, 0.95))
     labels, [lesion] = find(balls, min_volume=50)
-    assert lesion.diameter > 7
+    assert lesion.equivalent_diameter > 7
     assert set(np.unique(labels.data)) == {0, 1}
 
 

@@ -268,6 +268,21 @@ QUOTED = [
             for seconds in part("report-time-simulated", "scans", 0, kind).values()
         ],
     ),
+    *(
+        (
+            ACCURACY,
+            f"{words} | {{:.2f}} ({{:.2f}} to {{:.2f}}) | {{:.2f}} mm",
+            lambda of=of: [
+                part("sizes-real", of, "median_ratio"),
+                *part("sizes-real", of, "ratio_quartiles"),
+                part("sizes-real", of, "median_difference_mm"),
+            ],
+        )
+        for words, of in (
+            ("at half depth, at the experts' positions | 16 of 21", "half_depth_diameter"),
+            ("of the outline, of those that were found | 10 of 21", "outline"),
+        )
+    ),
     (
         ACCURACY,
         "the app, without pages | {:.0f}",

@@ -66,7 +66,7 @@ def test_classes_before_and_after_review_are_counted_by_hand():
          "reviewed_by": "A", "burden_reviewed": "0", "pattern_reviewed": "none"},
         {"burden": "1", "pattern": "strictly lobar"},
         {"burden": "1", "pattern": "strictly lobar",
-         "reviewed_by": "A", "burden_reviewed": "2-4", "pattern_reviewed": None},
+         "reviewed_by": "A", "burden_reviewed": "2 to 4", "pattern_reviewed": None},
     ]  # fmt: skip
     found = {
         (one["by"], one["class"]): (one["before"], one["after"]) for one in compare_reviewed(rows)
@@ -74,7 +74,7 @@ def test_classes_before_and_after_review_are_counted_by_hand():
     assert found == {
         ("burden", "0"): (0, 1),
         ("burden", "1"): (3, 1),
-        ("burden", "2-4"): (0, 1),
+        ("burden", "2 to 4"): (0, 1),
         ("pattern", "none"): (0, 1),
         ("pattern", "not known"): (0, 1),
         ("pattern", "strictly deep"): (1, 0),

@@ -57,7 +57,7 @@ def read(tmp_path, blank, rng):
         brain = np.ones(blank.shape, np.uint8)
         save(Volume(brain, blank.affine), mask.with_name(mask.name.replace("CMB", "brain")))
         about = {"Sources": [f"bids:raw:sub-{label}/anat/sub-{label}_T2starw.nii.gz"]}
-        counts = {"n_cmb": 2, "burden": "2-4"}
+        counts = {"n_cmb": 2, "burden": "2 to 4"}
         write_json(mask.with_name(f"{mask.name[:-7]}.json"), {**about, "Microbleeds": counts})
     return raw, found, tmp_path / "reviews"
 

@@ -28,11 +28,7 @@ SEARCH_MM = 2.0  # around an expert's position
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("real", type=Path, help="BIDS dataset with microbleeds.tsv")
-    parser.add_argument("output", type=Path, help="output of the app for it")
-    parser.add_argument("result", type=Path, help="JSON file to write")
-    options = parser.parse_args()
+    options = make_parser().parse_args()
     experts = pd.read_csv(options.real / "microbleeds.tsv", sep="\t")
     rows = [
         row
@@ -46,6 +42,15 @@ def main() -> None:
     }
     write_json(options.result, report)
     print(table.round(2).to_string(), *report.items(), sep="\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("real", type=Path, help="BIDS dataset with microbleeds.tsv")
+    parser.add_argument("output", type=Path, help="output of the app for it")
+    parser.add_argument("result", type=Path, help="JSON file to write")
+    return parser
 
 
 def find_masks(output: Path) -> list[Path]:

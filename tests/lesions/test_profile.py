@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.lesions.measure import find_lesions
+from bids_cmb.lesions.measure import DetectionMap, Thresholds, find_lesions
 
 FINE = 5  # parts of a voxel in which balls are drawn
 
@@ -26,7 +26,7 @@ def draw(spacing, diameter, *, axis=2, depth=0.7, centre=(0.2, -0.3, 0.1)):
 def measure(image, outline, brain=None):
     brain = brain or Volume(np.ones(image.shape, bool), image.affine)
     probability = Volume(outline * np.float32(0.9), image.affine)
-    _, [lesion] = find_lesions(probability, image, brain, threshold=0.5, definite=0.8)
+    _, [lesion] = find_lesions(DetectionMap(probability), image, brain, Thresholds(0.5, 0.8))
     return lesion
 
 

@@ -23,6 +23,7 @@ FLAGS = (
     "--window-size=1300,1000",
     "--remote-debugging-pipe",
 )
+PATIENCE_S = 180  # the machine may be busy
 KEY_CODES = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}  # of keys on which Chromium acts itself
 
 
@@ -34,7 +35,7 @@ class Page:
         self.session = None
         self.complaints, self.requests, self.events = [], [], []
 
-    def tell(self, method, *, seconds=60, **given):
+    def tell(self, method, *, seconds=PATIENCE_S, **given):
         """Send a command; its answer."""
         self.last += 1
         message = {"id": self.last, "method": method, "params": given}
@@ -80,14 +81,14 @@ class Page:
         self.tell("Page.navigate", url=url)
         self.wait("document.readyState === 'complete'")
 
-    def run(self, words, seconds=60):
+    def run(self, words, seconds=PATIENCE_S):
         """The value of an expression, awaited if it is a promise."""
         given = {"returnByValue": True, "awaitPromise": True, "userGesture": True}
         answer = self.tell("Runtime.evaluate", expression=words, seconds=seconds, **given)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait(self, words, seconds=60):
+    def wait(self, words, seconds=PATIENCE_S):
         """Until an expression is true."""
         until = time.monotonic() + seconds
         while not self.run(words):

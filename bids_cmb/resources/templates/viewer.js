@@ -96,9 +96,9 @@ function press(view, key) {
     ArrowLeft: [1, 0, 0], ArrowRight: [-1, 0, 0], // the participant's right is on the left
     ArrowUp: [0, 1, 0], ArrowDown: [0, -1, 0], PageUp: [0, 0, 1], PageDown: [0, 0, -1],
   }[key];
-  const window = {"+": 0.85, "=": 0.85, "-": 1 / 0.85, 0: 0}[key];
+  const factor = {"+": 0.85, "=": 0.85, "-": 1 / 0.85, 0: 0}[key];
   if (move) view.viewer.moveCrosshairInVox(...move);
-  else if (window !== undefined) changeWindow(view, window);
+  else if (factor !== undefined) changeWindow(view, factor);
   else if (key === "m") miss(view.scan, view.at);
   else if (key === "o") outline(view);
   else if (key === "Escape") close();

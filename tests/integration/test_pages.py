@@ -308,6 +308,17 @@ def test_a_row_leads_to_its_place_in_the_scan_and_a_click_there_notes_a_missed_o
     assert noted != pytest.approx(place(row), abs=0.5)
 
 
+def test_with_the_shift_key_a_verdict_goes_on_to_the_next(made, page):
+    _, out = made
+    page.go((out / "sub-01.html").as_uri())
+    focus(page, 1)
+    for key in "ARU":
+        page.press(key)
+    assert page.run("document.activeElement.dataset.index") == "4"
+    verdicts = "[...document.querySelectorAll('.lesion')].slice(0, 4).map(e => e.dataset.verdict)"
+    assert page.run(verdicts) == ["accept", "reject", "unsure", ""]
+
+
 HEADING = "document.querySelector('.viewer .heading').textContent"
 
 

@@ -87,9 +87,12 @@ const rowOf = (scan, lesion) => find(`[data-index="${lesion.index}"]`, homeOf(sc
 
 // What a key does on a lesion, also where the viewer shows it. Returns whether it is one.
 function pressOnLesion(scan, lesion, key) {
-  const verdict = {a: "accept", r: "reject", u: "unsure", x: ""}[key];
+  const verdict = {a: "accept", r: "reject", u: "unsure", x: ""}[key.toLowerCase()];
   const step = {j: 1, n: 1, k: -1, p: -1}[key];
-  if (verdict !== undefined) judge(scan, lesion, {verdict});
+  if (verdict !== undefined) {
+    judge(scan, lesion, {verdict});
+    if (key !== key.toLowerCase()) leave(scan, lesion, 1); // with the shift key
+  }
   else if (step) leave(scan, lesion, step);
   else if (key === "c") find(".comment", rowOf(scan, lesion)).focus();
   else if (key === "v" && scan.view) visit(scan, lesion);

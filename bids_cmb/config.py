@@ -60,6 +60,7 @@ class Config:
     skip_brain_extraction: bool = False
 
     output_level: str = "standard"
+    longitudinal: str = "on"
     report: str = "static"
     reports_only: bool = False
     reviews: Path | None = None

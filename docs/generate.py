@@ -39,6 +39,15 @@ TABLES = {  # the file of each table, and what a row of it is
     "review": ("the reviews that pages save", "What a reader says of a lesion, or of the scan."),
     "reviewed": ("`group_microbleeds.tsv` with `--reviews`", "A scan; these come last."),
     "agreement": ("`group_agreement.tsv`", "Two readers."),
+    "followed_lesion": (
+        "`sub-…_desc-longitudinal…_lesions.tsv`",
+        "A lesion over all visits of a participant.",
+    ),
+    "followed_observation": (
+        "`sub-…_desc-longitudinal…_observations.tsv`",
+        "A followed lesion at one visit.",
+    ),
+    "followed_pair": ("`sub-…_desc-longitudinal…_pairs.tsv`", "Two visits of a participant."),
     "boxes": ("`…_boxes.tsv`", "A candidate of a detector that draws boxes."),
     "gate": ("`…_gate.tsv`", "A place at which a detector with a gate looked."),
 }

@@ -24,6 +24,7 @@ BIDSIGNORE = (
     "*_minIP.*",
     "*_boxes.*",
     "*_gate.*",
+    "*_desc-longitudinal*",
 )
 RAW_BIDSIGNORE = "*_swi.*\n"  # not yet in the standard
 DESC_LABELS = {  # desc- labels of our files: the suffix of the scan they were made from

@@ -1,6 +1,6 @@
 """Name the files and folders of the derivatives."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from bids_cmb.bids.entities import read_entities
 from bids_cmb.bids.scan import Scan
 
 MNI_SPACE = "MNI152NLin2009cAsym"
+LONGITUDINAL = "longitudinal"  # what the desc- labels of follow-ups begin with
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,28 @@ class Output:
     def preprocessed(self, extension: str = ".nii.gz") -> Path:
         """Return the path of the preprocessed scan."""
         return self.path(self.scan.suffix, extension, space="orig", desc=f"{self.scan.desc}preproc")
+
+
+def locate_follow_up(
+    folder: Path, subject: str, entities: Mapping[str, str], contrast: str
+) -> Path:
+    """Locate what the names of a follow-up's tables begin with, before ``_lesions.tsv`` and others.
+
+    Args:
+        folder: The derivative dataset.
+        subject: Label, without ``sub-``.
+        entities: That all followed scans share, without ``sub``.
+        contrast: Of these scans.
+    """
+    known = {"sub": subject, **entities, "desc": f"{LONGITUDINAL}{contrast}"}
+    parts = [f"{key}-{known[key]}" for key in read_entities().values() if key in known]
+    return folder / f"sub-{subject}" / "anat" / "_".join(parts)
+
+
+def list_follow_ups(folder: Path, subject: str) -> list[Path]:
+    """List the markers of a participant's follow-ups, by name."""
+    home = folder / f"sub-{subject}" / "anat"
+    return sorted(home.glob(f"*_desc-{LONGITUDINAL}*_lesions.json"))
 
 
 def locate_lesion_table(mask: Path) -> Path:

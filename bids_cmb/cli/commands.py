@@ -91,6 +91,14 @@ def _add_simulate(commands: argparse._SubParsersAction) -> None:
         help="priors of lesions and mimics, by their name in "
         "resources/simulation/lesion_priors.json (default: default)",
     )
+    command.add_argument(
+        "--sessions",
+        type=int,
+        default=1,
+        metavar="N",
+        help="sessions of each participant: the head moved, microbleeds that stay, come and fade, "
+        "and another protocol for every second participant (default: 1)",
+    )
     command.add_argument("--phase", action="store_true", help="also write phase images")
     command.add_argument(
         "--workers", type=int, default=1, metavar="N", help="parallel processes (default: 1)"
@@ -109,6 +117,7 @@ def _run_simulate(args: argparse.Namespace) -> int:
         protocols=args.protocol,
         priors=args.lesion_priors,
         with_phase=args.phase,
+        sessions=args.sessions,
     )
     report = partial(_log_progress, args.workers)
     numbers = simulate_dataset(args.folder, plan, workers=args.workers, progress=report)

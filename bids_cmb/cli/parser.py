@@ -268,6 +268,12 @@ def _add_output_flags(add: Callable) -> None:
         f"(default: {Config.output_level})",
     )
     add(
+        "--longitudinal",
+        choices=("on", "off"),
+        help="on: follow the lesions of participants with two or more scans over time; off: do not "
+        f"(default: {Config.longitudinal})",
+    )
+    add(
         "--report",
         choices=("static", "interactive", "none"),
         help="static: an HTML page for each participant and one for the cohort; interactive: "

@@ -1,10 +1,10 @@
-"""Rigid registration of a T1-weighted image to a scan of the same head.
+"""Rigid registration of images of one head: a T1-weighted image, or an earlier scan, to a scan.
 
 SimpleITK maximises Mattes' mutual information, from coarse to fine, inside the brain of the
 scan. One thread and one seed: the same images give the same transform.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,12 @@ from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 from scipy import ndimage
 
+from bids_cmb.imaging.cropping import crop, find_bounds
 from bids_cmb.imaging.volume import Volume
 
 PYRAMID_MM = (6.0, 3.0, 2.0)  # voxels of the images that are compared, from coarse to fine
+SCAN_PYRAMID_MM = (6.0, 3.0, 1.2)  # the same for two scans, whose lesions are compared
+SCAN_REACH_MM = 30.0  # around the brain that is kept of a scan
 MAX_SAMPLES = 30_000  # most voxels that are compared
 START_PITCHES_RAD = (
     0.0,
@@ -35,12 +38,12 @@ SEED = 1
 
 @dataclass(frozen=True, eq=False)
 class Registration:
-    """The rigid transform from a T1-weighted image to a scan.
+    """The rigid transform from an image to a scan of the same head.
 
     Attributes:
-        to_scan: World mm of the T1w image to world mm of the scan, (4, 4), rigid.
+        to_scan: World mm of the image to world mm of the scan, (4, 4), rigid.
         before: Mutual information, nats, of the headers' alignment; 0 if the brain has no part in
-            the T1w image then.
+            the image then.
         after: The same with ``to_scan``.
     """
 
@@ -72,17 +75,52 @@ def register(t1w: Volume, t1w_brain: Volume, scan: Volume, brain: Volume) -> Reg
     if not (t1w_brain.data.any() and brain.data.any()):
         raise ValueError("both the T1w image and the scan must show a brain; found one without")
     with _one_thread():
-        return _register(t1w, t1w_brain, scan, brain)
+        result = _search(t1w, t1w_brain, scan, brain, PYRAMID_MM)
+    if result.after < MIN_IMPROVEMENT * result.before:
+        return Registration(np.eye(4), result.before, result.before)
+    return result
 
 
-def _register(t1w: Volume, t1w_brain: Volume, scan: Volume, brain: Volume) -> Registration:
+def register_scans(
+    moving: Volume, moving_brain: Volume, scan: Volume, brain: Volume
+) -> Registration:
+    """Register a scan to another one of the same head.
+
+    As `register`, but down to finer voxels, and headers are never kept as they are: between two
+    sessions a head moves.
+
+    Args:
+        moving: On any grid.
+        moving_brain: Its brain, bool, on its grid.
+        scan: On any grid.
+        brain: Of the scan, bool, on its grid.
+
+    Raises:
+        ValueError: If one of the scans has no brain.
+    """
+    if not (moving_brain.data.any() and brain.data.any()):
+        raise ValueError("both scans must show a brain; found one without")
+    cropped = [
+        crop(volume, *find_bounds(mask.data, np.ceil(SCAN_REACH_MM / mask.spacing).astype(int)))
+        for image, mask in ((moving, moving_brain), (scan, brain))
+        for volume in (image, mask)
+    ]
+    with _one_thread():
+        return _search(*cropped, SCAN_PYRAMID_MM)
+
+
+def _search(
+    moving: Volume, moving_brain: Volume, scan: Volume, brain: Volume, pyramid: Sequence[float]
+) -> Registration:
     middle, centre = (
-        volume.world(np.argwhere(volume.data).mean(axis=0)) for volume in (t1w_brain, brain)
+        volume.world(np.argwhere(volume.data).mean(axis=0)) for volume in (moving_brain, brain)
     )
     levels = [
-        (fixed, _pad(moving))
-        for fixed, (moving, _) in zip(
-            _build_pyramid(scan, brain), _build_pyramid(t1w, t1w_brain), strict=True
+        (fixed, _pad(image))
+        for fixed, (image, _) in zip(
+            _build_pyramid(scan, brain, pyramid),
+            _build_pyramid(moving, moving_brain, pyramid),
+            strict=True,
         )
     ]
     coarse, fine = levels[0], levels[-1]
@@ -91,8 +129,6 @@ def _register(t1w: Volume, t1w_brain: Volume, scan: Volume, brain: Volume) -> Re
     for level in levels[1:]:
         best = (_optimize(*level, best, centre) or (0.0, best))[1]
     before, after = (_evaluate(*fine, start, centre) for start in (np.eye(4), best))
-    if after < MIN_IMPROVEMENT * before:
-        return Registration(np.eye(4), before, before)
     return Registration(np.linalg.inv(best), before, after)
 
 
@@ -152,15 +188,17 @@ def _list_starts(centre: np.ndarray, middle: np.ndarray) -> Iterator[np.ndarray]
         yield from_matvec(rotation, middle - rotation @ centre)
 
 
-def _build_pyramid(volume: Volume, brain: Volume) -> Iterator[tuple[Volume, np.ndarray]]:
-    """Smooth and downsample an image to each of `PYRAMID_MM`, with the mask of what is compared.
+def _build_pyramid(
+    volume: Volume, brain: Volume, pyramid: Sequence[float]
+) -> Iterator[tuple[Volume, np.ndarray]]:
+    """Smooth and downsample an image to voxels of each size, with the mask of what is compared.
 
     Of the coarsest only the brain is left, or its edge would be matched with that of the head.
     """
     low, high = np.percentile(volume.data, CLIP_PERCENTILES)
     data = np.clip(volume.data, low, high).astype(np.float32)
-    for step, margin in zip(PYRAMID_MM, MASK_MARGINS_MM, strict=True):
-        image = np.where(brain.data, data, low) if step == PYRAMID_MM[0] else data
+    for step, margin in zip(pyramid, MASK_MARGINS_MM, strict=True):
+        image = np.where(brain.data, data, low) if step == pyramid[0] else data
         stride = np.maximum(1, np.floor(step / volume.spacing + 0.01)).astype(int)
         width = np.sqrt(np.maximum(0, step**2 - volume.spacing**2)) / 2 / volume.spacing
         thin = tuple(slice(None, None, n) for n in stride)

@@ -36,6 +36,7 @@ from bids_cmb.report.cohort import (
     find_outliers,
     summarize_strata,
 )
+from bids_cmb.report.follow_up import collect_follow_ups
 from bids_cmb.report.performance import describe_candidates, describe_performance
 from bids_cmb.report.viewer import VIEWER
 from bids_cmb.review.reviews import get_position
@@ -79,8 +80,10 @@ def write_page(folder: Path, subject: str) -> Path:
                 name = f"sub-{subject}_{session}" if session else f"sub-{subject}_other"
                 write_text(folder / f"{name}.html", _render_page(folder, name, session_scans))
                 links.append({"name": name, "scans": session_scans})
-        states = [scan["state"] for scan in scans]
-        text = _render_page(folder, f"sub-{subject}", scans if not links else [], links, states)
+        follow_ups = collect_follow_ups(folder, subject)
+        states = [item["state"] for item in (*scans, *follow_ups)]
+        shown = [] if links else scans
+        text = _render_page(folder, f"sub-{subject}", shown, links, states, follow_ups)
         write_text(path, text)
         written = scans
     return path
@@ -116,6 +119,12 @@ def shows_result(output: Output) -> bool:
     session_page = folder / f"sub-{subject}_{_get_session(mask) or 'other'}.html"
     sessions = {_get_session(path) for path in _list_masks(folder, subject)}
     return len(sessions) <= MAX_SESSIONS_PER_PAGE or state in _read_states(session_page)
+
+
+def shows_follow_ups(folder: Path, subject: str) -> bool:
+    """Check whether the participant's page shows its follow-ups as they are."""
+    states = {follow_up["state"] for follow_up in collect_follow_ups(folder, subject)}
+    return states <= _read_states(get_page_path(folder, subject))
 
 
 def _list_masks(folder: Path, subject: str) -> list[Path]:
@@ -165,6 +174,7 @@ def _render_page(
     scans: list[dict],
     links: Sequence[dict] = (),
     states: Sequence[str] | None = None,
+    follow_ups: Sequence[dict] = (),
 ) -> str:
     methods = folder / "logs" / "CITATION.md"
     return (
@@ -174,6 +184,7 @@ def _render_page(
             subject=title,
             scans=scans,
             links=links,
+            follow_ups=follow_ups,
             states=[scan["state"] for scan in scans] if states is None else states,
             about=_make_review_data(title, scans),
             viewer=any(scan["view"] for scan in scans),

@@ -108,26 +108,30 @@ def prepare_acquisition(
     maps: TissueMaps,
     protocol: Protocol,
     grid: Volume,
+    tissue_rng: np.random.Generator | None = None,
 ) -> AcquisitionModel:
     """Compute the signal and field of the tissues, and the sampling of the scan.
 
     Args:
-        rng: Source of chance.
+        rng: Source of chance, of the scanner's.
         head: Labels at 1 mm and their geometry.
         maps: Tissue properties on the grid of the labels.
         protocol: The acquisition protocol.
         grid: Of the scan, from `define_scan_grid`.
+        tissue_rng: Source of what belongs to the head, so that it is the same in every session;
+            ``rng`` without.
     """
     labels, geometry = head
+    tissue_rng = rng if tissue_rng is None else tissue_rng
     signal = spoiled_signal(
         maps.pd, maps.t1_s, maps.r2star_hz, echo_time_s=protocol.echo_time_s,
         repetition_time_s=protocol.repetition_time_s, flip_deg=protocol.flip_deg,
     )  # fmt: skip
     white = np.isin(labels.data, (2, 41))
     signal *= WHITE_MATTER_INTENSITY / np.median(signal[white])
-    add_texture(rng, signal, labels)
-    add_cerebellar_folia(rng, signal, labels)
-    add_dura(rng, signal, labels, geometry)
+    add_texture(tissue_rng, signal, labels)
+    add_cerebellar_folia(tissue_rng, signal, labels)
+    add_dura(tissue_rng, signal, labels, geometry)
     signal *= coil_bias(rng, labels.shape, share=rng.uniform(0.05, 0.2))
     finer = 2 if protocol.interpolation == 1 and protocol.spacing[0] >= OVERSAMPLED_FROM_MM else 1
     shape = (grid.shape[0] * finer, grid.shape[1] * finer, grid.shape[2])

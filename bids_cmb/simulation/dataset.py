@@ -2,8 +2,9 @@
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,20 +22,51 @@ from bids_cmb.simulation.lesion_priors import load_priors
 from bids_cmb.simulation.phantom import make_procedural_head
 from bids_cmb.simulation.protocols import Protocol, resolve_protocols, sample_protocol
 from bids_cmb.simulation.reference import MIMIC_COLUMNS, get_lesion_columns
-from bids_cmb.simulation.simulate import SimulatedScan, simulate_scan
+from bids_cmb.simulation.sessions import (
+    change_microbleeds,
+    choose_other_protocol,
+    move_scan,
+    sample_motion,
+)
+from bids_cmb.simulation.simulate import (
+    SimulatedScan,
+    sample_person,
+    scan_person,
+    simulate_scan,
+)
 
 PHASE_LEVELS = 4096  # whole numbers from 0 to pi, as scanners write phase
+TISSUE_STREAM = 1  # of chance, of what belongs to a head in all its sessions
+SESSION_INTERVAL_DAYS = 365
 BYTES_PER_VOXEL = 4.0  # on disk, all files of a scan, packed
 
 
-def _simulate_nth(
-    rng: np.random.Generator, index: int, paths: Sequence[Path],
-    protocols: Sequence[Protocol | None], priors: dict, *, with_phase: bool,
-) -> SimulatedScan:  # fmt: skip
+def _simulate_sessions(rng: np.random.Generator, job: "_Job") -> Iterator[SimulatedScan]:
+    """Simulate the sessions of a participant, one after the other.
+
+    Every second participant changes to another protocol after the first session.
+    """
+    index, protocols, plan = job.index, job.protocols, job.plan
+    priors = load_priors(plan.priors)
     protocol = protocols[index % len(protocols)] if protocols else None
     protocol = protocol or sample_protocol(rng)
+    paths = job.paths
     head = _load_cached(paths[index % len(paths)]) if paths else make_procedural_head(rng)
-    return simulate_scan(rng, head, protocol, priors, with_phase=with_phase)
+    if plan.sessions == 1:
+        yield simulate_scan(rng, head, protocol, priors, with_phase=plan.with_phase)
+        return
+    person = sample_person(rng, head, priors)
+    for session in range(plan.sessions):
+        if session:
+            person, _ = change_microbleeds(rng, person, priors)
+        if session and index % 2:
+            others = [other for other in protocols if other is not None]
+            protocol = choose_other_protocol(rng, protocol, others)
+        tissue_rng = np.random.default_rng([plan.seed, index, TISSUE_STREAM])
+        scan = scan_person(
+            rng, person, protocol, priors, with_phase=plan.with_phase, tissue_rng=tissue_rng
+        )
+        yield move_scan(scan, sample_motion(rng))
 
 
 @lru_cache(maxsize=32)  # some MB each
@@ -47,13 +79,15 @@ class DatasetPlan:
     """What a simulated dataset holds.
 
     Attributes:
-        scans: How many, one participant each.
+        scans: How many participants, with one scan in each session.
         seed: The same seed gives the same bytes, whatever the number of workers.
         anatomy: A folder of FreeSurfer-coded label maps, used in turn; procedural heads without.
         protocols: As `simulation.protocols.resolve_protocols` takes them, used in turn; random ones
             without.
         priors: Name for `simulation.lesion_priors.load_priors`.
         with_phase: Whether to write phase images too.
+        sessions: Of each participant: the same head moved, microbleeds that stay, come and fade,
+            and for every second participant another protocol of the same contrast.
     """
 
     scans: int
@@ -62,6 +96,7 @@ class DatasetPlan:
     protocols: Sequence[str] = ()
     priors: str = "default"
     with_phase: bool = False
+    sessions: int = 1
 
 
 @dataclass(frozen=True)
@@ -89,7 +124,8 @@ def simulate_dataset(
         progress: Called after each scan with the scans done, all scans, and the seconds so far.
 
     Returns:
-        The number of visible microbleeds in each scan, the possible ones included.
+        The number of visible microbleeds in each scan, participant by participant, the possible
+        ones included.
 
     Raises:
         ValueError: If ``folder`` holds something already, a name is unknown, the anatomy is no
@@ -100,16 +136,18 @@ def simulate_dataset(
         raise ValueError(f"{folder}: a simulated dataset needs an empty folder; found files in it.")
     if plan.scans < 1:
         raise ValueError(f"`scans` must be at least 1; found {plan.scans}.")
+    if plan.sessions < 1:
+        raise ValueError(f"`sessions` must be at least 1; found {plan.sessions}.")
     load_priors(plan.priors)
     resolved = tuple(resolve_protocols(plan.protocols))
     paths = tuple(list_head_models(plan.anatomy)) if plan.anatomy else ()
     for path in paths:
         load_head_model(path)  # better refused now than after an hour
-    _check_disk_space(folder, plan.scans, resolved)
+    _check_disk_space(folder, plan.scans * plan.sessions, resolved)
     jobs = [_Job(folder, plan, index, paths, resolved) for index in range(plan.scans)]
     rows = _run_jobs(jobs, workers, progress)
-    _write_dataset(folder, rows)
-    return [int(row["microbleeds"]) for row in rows]
+    _write_dataset(folder, [participant for participant, *_ in rows])
+    return [int(row["microbleeds"]) for participant in rows for row in participant]
 
 
 def _check_disk_space(folder: Path, scans: int, protocols: Sequence[Protocol | None]) -> None:
@@ -123,8 +161,8 @@ def _check_disk_space(folder: Path, scans: int, protocols: Sequence[Protocol | N
         )
 
 
-def _run_jobs(jobs: Sequence[_Job], workers: int, progress: Callable | None) -> list[dict]:
-    """Run all jobs and return their participant rows in order; the first failure ends it."""
+def _run_jobs(jobs: Sequence[_Job], workers: int, progress: Callable | None) -> list[list[dict]]:
+    """Run all jobs and return the rows of their sessions in order; the first failure ends it."""
     since, rows = time.monotonic(), {}
     if workers == 1:
         outcomes = (
@@ -143,22 +181,25 @@ def _run_jobs(jobs: Sequence[_Job], workers: int, progress: Callable | None) -> 
     return [rows[index] for index in sorted(rows)]
 
 
-def _simulate_and_write(job: _Job) -> dict:
-    """Simulate and write one scan; return its row of participants.tsv."""
+def _simulate_and_write(job: _Job) -> list[dict]:
+    """Simulate and write the scans of a participant; return its row for each session."""
     plan = job.plan
     rng = np.random.default_rng([plan.seed, job.index])
-    scan = _simulate_nth(
-        rng,
-        job.index,
-        job.paths,
-        job.protocols,
-        load_priors(plan.priors),
-        with_phase=plan.with_phase,
-    )
     digits = max(2, len(str(plan.scans)))
     label = f"sub-{job.index + 1:0{digits}d}"
-    _write_scan(job.folder, label, scan)
-    _write_truth(job.folder / "derivatives" / "truth", label, scan)
+    rows = []
+    for number, scan in enumerate(_simulate_sessions(rng, job), start=1):
+        session = f"ses-{number}" if plan.sessions > 1 else ""
+        place = Path(label, session)
+        _write_scan(job.folder, place, scan)
+        _write_truth(job.folder / "derivatives" / "truth", place, scan)
+        rows.append(_make_participant_row(label, scan))
+    if plan.sessions > 1:
+        _write_sessions(job.folder / label, rows)
+    return rows
+
+
+def _make_participant_row(label: str, scan: SimulatedScan) -> dict:
     seen = sum(row["certainty"] != "unseen" for row in scan.lesion_table)
     return {
         "participant_id": label,
@@ -170,6 +211,28 @@ def _simulate_and_write(job: _Job) -> dict:
         "snr": scan.facts["snr"],
         "microbleeds": seen,
     }
+
+
+def _write_sessions(home: Path, rows: Sequence[dict]) -> None:
+    """Write the table of a participant's sessions."""
+    start = datetime(2000, 1, 1, tzinfo=UTC)
+    table = [
+        {
+            "session_id": f"ses-{number}",
+            "acq_time": (start + timedelta(SESSION_INTERVAL_DAYS * (number - 1))).strftime(
+                "%Y-%m-%dT%H:%M:%S"
+            ),
+            **{name: row[name] for name in ("protocol", "snr", "microbleeds")},
+        }
+        for number, row in enumerate(rows, start=1)
+    ]
+    path = home / f"{home.name}_sessions.tsv"
+    write_table(path, table[0], table)
+    columns = {name: PARTICIPANT_COLUMNS[name] for name in ("protocol", "snr", "microbleeds")}
+    write_json(
+        path.with_suffix(".json"),
+        {"acq_time": {"Description": "Made up, a year apart."}, **columns},
+    )
 
 
 PARTICIPANT_COLUMNS = {
@@ -186,10 +249,16 @@ PARTICIPANT_COLUMNS = {
 }
 
 
-def _write_scan(folder: Path, label: str, scan: SimulatedScan) -> None:
-    """Write the scan, its phase if it was kept, and their sidecars."""
-    suffix = scan.protocol.contrast
-    stem = folder / label / "anat" / f"{label}_{suffix}"
+def _write_scan(folder: Path, place: Path, scan: SimulatedScan) -> None:
+    """Write the scan, its phase if it was kept, and their sidecars.
+
+    Args:
+        folder: Of the dataset.
+        place: Of the participant (and session) within it.
+        scan: To write.
+    """
+    suffix, label = scan.protocol.contrast, "_".join(place.parts)
+    stem = folder / place / "anat" / f"{label}_{suffix}"
     save(scan.scan, stem.with_name(f"{stem.name}.nii.gz"), dtype=np.int16)
     write_json(stem.with_name(f"{stem.name}.json"), _make_sidecar(scan))
     if scan.phase is not None:
@@ -223,9 +292,9 @@ def _make_sidecar(scan: SimulatedScan) -> dict:
     }
 
 
-def _write_truth(folder: Path, label: str, scan: SimulatedScan) -> None:
+def _write_truth(folder: Path, place: Path, scan: SimulatedScan) -> None:
     """Write label maps and tables of microbleeds and mimics, brain and structures."""
-    anat = folder / label / "anat"
+    anat, label = folder / place / "anat", "_".join(place.parts)
 
     def put(name: str, volume: Volume, about: dict, rows: list | None = None) -> None:
         stem = f"{label}_space-orig_{name}"

@@ -70,6 +70,27 @@ def sample_microbleeds(
     return lesions
 
 
+def sample_further_microbleeds(
+    context: SamplingContext, number: int, places: Sequence[np.ndarray]
+) -> list[list[SusceptibilitySource]]:
+    """Sample microbleeds beside those that a person has, as many as find room.
+
+    Args:
+        context: Of the scan.
+        number: How many.
+        places: Centres of what is there, world mm, each (3,).
+    """
+    priors = context.priors["microbleed"]
+    regions = [region for region, share in priors["region_shares"].items() if share]
+    shares = np.array([priors["region_shares"][region] for region in regions])
+    taken = [(place, 3.0) for place in places]
+    placed: list[list[SusceptibilitySource]] = []
+    for region in context.rng.choice(regions, number, p=shares / shares.sum()):
+        sampler = _voxel_sampler(context, context.geometry.regions[str(region)])
+        placed += _place_microbleed(context, str(region), sampler, priors["apart_mm"], taken)
+    return placed
+
+
 def _sample_count(rng: np.random.Generator, priors: dict) -> int:
     """Sample the number of microbleeds of a scan: none, or from quantiles of positive scans."""
     if rng.random() < priors["scans_without"]:

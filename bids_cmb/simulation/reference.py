@@ -38,6 +38,10 @@ TRUTH_COLUMNS = {
         "before noise.",
         "Format": "number",
     },
+    "identity": {
+        "Description": "Number of the microbleed, the same in every session of its participant.",
+        "Format": "integer",
+    },
 }
 CERTAINTY_COLUMN = {
     "Description": "How well the microbleed can be seen.",
@@ -195,6 +199,7 @@ def _tabulate_lesions(
         extra = {
             "region": row["region"], "territory": row["territory"],
             "moment_ppm_mm3": row["moment_ppm_mm3"], "loss": round(depth, 3),
+            "identity": row["object_id"],
         }  # fmt: skip
         if row in seen and (index := 1 + seen.index(row)) in rows:
             certainty = "definite" if depth >= MIN_DEFINITE_LOSS else "possible"

@@ -22,6 +22,7 @@ from bids_cmb.networks.model_cards import load_card
 from bids_cmb.parallel import dask as dask_cluster
 from bids_cmb.parallel import processes
 from bids_cmb.workflow.inputs import uses_networks
+from bids_cmb.workflow.longitudinal import follow_participant, lacks_follow_up
 from bids_cmb.workflow.methods import write_methods
 from bids_cmb.workflow.outputs import refresh_results
 from bids_cmb.workflow.progress import Progress
@@ -87,7 +88,30 @@ def process_all(selection: Selection, config: Config, logs: Path) -> RunSummary:
     if waiting:
         _process_waiting(waiting, config, status, totals)
     totals.removed = totals.removed or not status.path.is_file()
+    stopped = totals.removed or totals.output_unwritable or totals.not_processed
+    if config.longitudinal == "on" and not stopped:
+        _follow_participants(sorted({scan.subject for scan in selection.scans}), config, totals)
     return totals
+
+
+def _follow_participants(subjects: Sequence[str], config: Config, totals: RunSummary) -> None:
+    """Follow the lesions of every participant with several scans, a few at a time."""
+    waiting = [subject for subject in subjects if lacks_follow_up(subject, config)]
+    if not waiting:
+        return
+    log.info("Lesions of %s to follow over time.", format_count(len(waiting), "participant"))
+    workers = choose_workers(replace(config, detector=("radial",), anatomy="none"), len(waiting))
+    work = functools.partial(follow_participant, config=config)
+    for outcome in _run_jobs(work, waiting, config, workers):
+        if outcome.error:
+            totals.follow_ups_failed += 1
+            log.error("sub-%s: not followed over time: %s", waiting[outcome.index], outcome.error)
+            log.debug("%s", outcome.details)
+            continue
+        for sentence in outcome.result.sentences:
+            log.info("%s", sentence)
+        for note in outcome.result.notes:
+            log.warning("%s", note)
 
 
 def _select_incomplete(scans: Sequence[Scan], config: Config, status: StatusLog) -> list[Scan]:
@@ -183,20 +207,23 @@ def _describe_progress(progress: Progress) -> str:
 
 def _run_jobs(
     work: Callable,
-    scans: list[Scan],
+    jobs: list,
     config: Config,
     workers: int,
-    listen: processes.Listener,
+    listen: processes.Listener = processes.ignore,
 ) -> Iterator[processes.Outcome]:
-    """Run the jobs in processes on this machine or on a Dask cluster, where none is listened to."""
+    """Run jobs, one for each scan or participant, in processes here or on a Dask cluster.
+
+    Nobody listens to those of a cluster.
+    """
     if not config.dask_scheduler:
-        return processes.run(work, scans, workers=workers, listen=listen)
+        return processes.run(work, jobs, workers=workers, listen=listen)
     environment = dict.fromkeys(THREADS, str(config.omp_nthreads)) | TENSORFLOW
     if config.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = "-1"
     return dask_cluster.run(
         work,
-        scans,
+        jobs,
         address=config.dask_scheduler,
         workers=workers,
         environment=environment,

@@ -138,7 +138,8 @@ def _participant_level(config: Config) -> int:
             f"{config.output_dir} cannot be written any more: the disk is full, a quota exceeded, "
             f"or it is read-only. {RESUME_HINT}",
         )
-    return SOME_FAILED if totals.failed or totals.not_processed else OK
+    some_failed = totals.failed or totals.not_processed or totals.follow_ups_failed
+    return SOME_FAILED if some_failed else OK
 
 
 def _name_pages(config: Config, selection: Selection) -> None:

@@ -25,6 +25,7 @@ class RunSummary:
         drawn: Of these, scans whose figures and page were made.
         failed: Scans that failed.
         not_processed: Scans that were left when the run ended.
+        follow_ups_failed: Participants whose lesions could not be followed over time.
         output_unwritable: Whether the output folder could not be written any more.
         removed: Whether the output folder was removed during the run.
     """
@@ -34,6 +35,7 @@ class RunSummary:
     drawn: int = 0
     failed: int = 0
     not_processed: int = 0
+    follow_ups_failed: int = 0
     output_unwritable: bool = False
     removed: bool = False
 

@@ -61,6 +61,7 @@ function show() {
   if (listed.candidates) parts.push(`${judged.candidates} of ${listed.candidates} candidates`);
   find("#progress").textContent = `${parts.join(", ")} reviewed`;
   describeView();
+  document.dispatchEvent(new Event("reviewed"));
 }
 
 function showMissed(home, scan) {

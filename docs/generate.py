@@ -47,7 +47,14 @@ TABLES = {  # the file of each table, and what a row of it is
         "`sub-…_desc-longitudinal…_observations.tsv`",
         "A followed lesion at one visit.",
     ),
-    "followed_pair": ("`sub-…_desc-longitudinal…_pairs.tsv`", "Two visits of a participant."),
+    "followed_pair": (
+        "`sub-…_desc-longitudinal…_pairs.tsv` and `group_longitudinal.tsv`",
+        "Two visits of a participant; of the group consecutive ones only.",
+    ),
+    "followed_reviewed": (
+        "`group_longitudinal.tsv` with `--reviews`",
+        "Two consecutive visits; these come last.",
+    ),
     "boxes": ("`…_boxes.tsv`", "A candidate of a detector that draws boxes."),
     "gate": ("`…_gate.tsv`", "A place at which a detector with a gate looked."),
 }

@@ -177,6 +177,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         f"subjects {value['subject_f1_median']:.3f}; median rank of true lesions "
         f"{value['rank_median']:g}, rank AUC {value['rank_auc']:.3f}.\n"
     )
+    _score_identities(args)
     if result.missing:
         number = len(result.missing)
         scans = f"{number} scan{'s' * (number > 1)} without a prediction"
@@ -185,6 +186,25 @@ def run_evaluate(args: argparse.Namespace) -> int:
             f"{value['sensitivity_all_scans']:.3f}, f1 {value['f1_all_scans']:.3f}.\n"
         )
     return 0
+
+
+def _score_identities(args: argparse.Namespace) -> None:
+    """Score lesions over time where both sides have them, write ``identities.tsv``, and print."""
+    from bids_cmb.bids.tables import write_table
+    from bids_cmb.evaluation.identities import score_identities, summarize_identities
+
+    rows = score_identities(args.predictions, args.truth)
+    if not rows:
+        return
+    write_table(args.folder / "identities.tsv", rows[0], rows)
+    total = summarize_identities(rows)
+    sys.stdout.write(
+        f"Over time, {total['pairs']} pairs of visits: {total['new_by_evidence']} of "
+        f"{total['true_new']} new lesions called new ({total['true_new_detected']} detected), "
+        f"{total['false_by_evidence']} false ones (by the threshold alone "
+        f"{total['new_by_threshold']} and {total['false_by_threshold']}); identity right in "
+        f"{total['identified']} of {total['in_both']} lesions found at both visits.\n"
+    )
 
 
 def _compare_counts(args: argparse.Namespace, table: Path) -> int:

@@ -116,10 +116,11 @@ def _search(
         volume.world(np.argwhere(volume.data).mean(axis=0)) for volume in (moving_brain, brain)
     )
     levels = [
-        (fixed, _pad(image))
-        for fixed, (image, _) in zip(
+        ((fixed, _mask_compared(brain, stride, margin)), _pad(image))
+        for (fixed, stride), (image, _), margin in zip(
             _build_pyramid(scan, brain, pyramid),
             _build_pyramid(moving, moving_brain, pyramid),
+            MASK_MARGINS_MM,
             strict=True,
         )
     ]
@@ -191,20 +192,26 @@ def _list_starts(centre: np.ndarray, middle: np.ndarray) -> Iterator[np.ndarray]
 def _build_pyramid(
     volume: Volume, brain: Volume, pyramid: Sequence[float]
 ) -> Iterator[tuple[Volume, np.ndarray]]:
-    """Smooth and downsample an image to voxels of each size, with the mask of what is compared.
+    """Smooth and downsample an image to voxels of each size; with each, every how many are kept.
 
     Of the coarsest only the brain is left, or its edge would be matched with that of the head.
     """
     low, high = np.percentile(volume.data, CLIP_PERCENTILES)
     data = np.clip(volume.data, low, high).astype(np.float32)
-    for step, margin in zip(pyramid, MASK_MARGINS_MM, strict=True):
+    for step in pyramid:
         image = np.where(brain.data, data, low) if step == pyramid[0] else data
         stride = np.maximum(1, np.floor(step / volume.spacing + 0.01)).astype(int)
         width = np.sqrt(np.maximum(0, step**2 - volume.spacing**2)) / 2 / volume.spacing
         thin = tuple(slice(None, None, n) for n in stride)
         smooth = ndimage.gaussian_filter(image, width, truncate=3)[thin]
-        distance = ndimage.distance_transform_edt(~brain.data[thin], volume.spacing * stride)
-        yield Volume(smooth, volume.affine @ np.diag([*stride, 1.0])), distance <= margin
+        yield Volume(smooth, volume.affine @ np.diag([*stride, 1.0])), stride
+
+
+def _mask_compared(brain: Volume, stride: np.ndarray, margin_mm: float) -> np.ndarray:
+    """Mask what is compared of a downsampled scan: its brain and a margin."""
+    thin = tuple(slice(None, None, n) for n in stride)
+    distance = ndimage.distance_transform_edt(~brain.data[thin], brain.spacing * stride)
+    return distance <= margin_mm
 
 
 def _pad(volume: Volume) -> Volume:

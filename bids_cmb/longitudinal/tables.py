@@ -123,7 +123,7 @@ def _make_pair_row(
     later = fits[1] if pair[1] != follow_up.reference else fits[0]
     interval = measure_interval_days(*visits)
     counts = _count_changes(follow_up, pair) if not problem else dict.fromkeys(CHANGES)
-    if follow_up.series.mixed:
+    if visits[0].contrast != visits[1].contrast:
         counts |= {NEW: None, LOST: None}
     n_new = counts[NEW]
     return {

@@ -246,9 +246,8 @@ def load_images(visit: Visit) -> VisitImages:
 def group_into_series(subject: str, visits: Sequence[Visit]) -> list[Series]:
     """Group the visits of a participant into series, like with like.
 
-    Scans of one contrast and acquisition make a series. What is left of a contrast makes one that
-    is mixed, and what is left of all contrasts another; there lesions that were found in both are
-    recognized, while nothing can be said to be new.
+    Scans of one contrast and acquisition make a series. What is left makes one that is mixed: there
+    lesions that were found in two scans are recognized, and none is new between two contrasts.
 
     Args:
         subject: Label, without ``sub-``.

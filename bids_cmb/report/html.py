@@ -288,6 +288,7 @@ class Cohort:
         agreement: Rows for every two readers; empty without reviews.
         regions_reviewed: As ``regions``, after review; empty without reviews.
         performance: Sentences on what the detectors found and missed.
+        pairs: Rows for every two consecutive visits of a participant.
     """
 
     rows: list[dict]
@@ -297,6 +298,7 @@ class Cohort:
     agreement: list[dict] = field(default_factory=list)
     regions_reviewed: list[dict] = field(default_factory=list)
     performance: list[str] = field(default_factory=list)
+    pairs: list[dict] = field(default_factory=list)
 
 
 def _make_histogram_points(percents: list[float]) -> dict[str, str]:
@@ -349,6 +351,7 @@ def write_group_page(folder: Path, cohort: Cohort, picture: str, picture_after: 
         failures=[row for row in cohort.rows if row.get("status") not in ("ok", None)],
         agreement=cohort.agreement,
         performance=cohort.performance,
+        pairs=cohort.pairs,
         reviewed=len(reviewed),
         before=sum(int(row["n_cmb"]) for row in reviewed),
         after=sum(int(row["n_cmb_reviewed"]) for row in reviewed),

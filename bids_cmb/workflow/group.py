@@ -18,6 +18,7 @@ from bids_cmb.report.html import Cohort, write_group_page
 from bids_cmb.report.prevalence import make_region_rows
 from bids_cmb.review.merging import ReviewedCounts, count_reviewed, has_mni_position
 from bids_cmb.review.reviews import Review, make_agreement_rows, make_reviewed_rows, read_reviews
+from bids_cmb.workflow.group_longitudinal import describe_columns, make_group_pairs
 from bids_cmb.workflow.group_table import (
     describe_results,
     make_group_rows,
@@ -86,12 +87,29 @@ def write_group(
     write_map(folder, positions, len({row["participant_id"] for row in processed}))
     diameters = [get_size(lesion) for counted in lesions.values() for lesion in counted]
     regions_reviewed = _write_reviewed(folder, processed, groups, reviewed, positions)
-    cohort = Cohort(rows, regions, diameters, groups, agreement, regions_reviewed, performance)
+    pairs = _write_pairs(folder, None if reviews is None else by_scan)
+    cohort = Cohort(
+        rows, regions, diameters, groups, agreement, regions_reviewed, performance, pairs
+    )
     write_group_page(folder, cohort, f"{MAP_STEM}.png", f"{REVIEWED_MAP_STEM}.png")
     tally = dict.fromkeys(read_columns("group")["status"]["Levels"], 0)
     for row in rows:
         tally[row["status"]] += 1
     return tally
+
+
+def _write_pairs(folder: Path, reviews: dict[str, list[Review]] | None) -> list[dict]:
+    """Write the table of lesions over time, if anybody was followed; return its rows."""
+    pairs = make_group_pairs(folder, reviews)
+    table = folder / "group_longitudinal.tsv"
+    if not pairs:
+        for path in (table, table.with_suffix(".json")):
+            path.unlink(missing_ok=True)
+        return []
+    columns = describe_columns(reviewed=reviews is not None)
+    write_table(table, columns, pairs)
+    write_json(table.with_suffix(".json"), columns)
+    return pairs
 
 
 def read_groups(

@@ -37,6 +37,10 @@ TABLES = {  # the file of each table, and what a row of it is
         "A region, in all participants or in some of them.",
     ),
     "review": ("the reviews that pages save", "What a reader says of a lesion, or of the scan."),
+    "lesion_review": (
+        "`group_lesions.tsv` with `--reviews`",
+        "A lesion of the cohort; participant, session, scan and the columns of lesions come first.",
+    ),
     "reviewed": ("`group_microbleeds.tsv` with `--reviews`", "A scan; these come last."),
     "agreement": ("`group_agreement.tsv`", "Two readers."),
     "followed_lesion": (

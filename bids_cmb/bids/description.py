@@ -89,13 +89,11 @@ def _list_authors(raw_description: dict) -> list[str]:
 
 
 def _link_raw(folder: Path, raw: Path, raw_description: dict) -> str:
-    """Link to the raw data: by DOI, else relative if they hold the folder, else absolute."""
+    """Link to the raw data: by DOI, else by a path relative to the folder."""
     doi = str(raw_description.get("DatasetDOI") or "")
     if doi:
         return doi if doi.startswith(("doi:", "http")) else f"doi:{doi}"
-    if folder.is_relative_to(raw):
-        return Path(os.path.relpath(raw, folder)).as_posix() + "/"
-    return raw.as_uri()
+    return Path(os.path.relpath(raw, folder)).as_posix() + "/"
 
 
 def _make_readme() -> str:

@@ -154,6 +154,13 @@ def locate_figures(folder: Path, subject: str) -> Path:
     return folder / f"sub-{subject}" / "figures"
 
 
+def locate_review_record(mask: Path) -> Path:
+    """Locate the record of the review of a scan, beside its figures, from its lesion mask."""
+    subject = mask.name.partition("_")[0].removeprefix("sub-")
+    participant = next(parent for parent in mask.parents if parent.name == f"sub-{subject}")
+    return locate_figures(participant.parent, subject) / f"{get_figure_stem(mask)}_reviewed.json"
+
+
 def locate_scans_table(home: Path) -> Path:
     """Locate the ``_scans.tsv`` of a participant's (and session's) folder."""
     label = f"{home.parent.name}_{home.name}" if home.name.startswith("ses-") else home.name

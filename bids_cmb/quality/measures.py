@@ -9,6 +9,9 @@ from bids_cmb.imaging.volume import Volume
 
 MAX_TRUNCATION_PERCENT = 25.0
 MAX_SPACING_MM = 5.0
+SIDES = {
+    "L": "left", "R": "right", "A": "anterior", "P": "posterior", "S": "superior", "I": "inferior",
+}  # fmt: skip
 MIN_ECHO_T_MS = 30.0  # T·ms; half of the usual 60 (3 T and 20 ms, 1.5 T and 40 ms)
 
 
@@ -22,12 +25,15 @@ class Quality:
             largest cross-section parallel to that face; 0 for a brain that is covered whole.
         brain_snr: Median intensity in the brain / noise.
         flags: Of measures and protocol, those out of the ordinary.
+        fov_truncation_side: Of the participant, where that face lies: ``inferior``, ``left`` …;
+            None for a brain that is covered whole.
     """
 
     brain_ml: float
     fov_truncation_percent: float
     brain_snr: float
     flags: tuple[str, ...]
+    fov_truncation_side: str | None = None
 
 
 def assess_quality(
@@ -61,7 +67,8 @@ def assess_quality(
         "nonfinite": nonfinite_voxels > 0,
     }
     flags = tuple(flag for flag, applies in criteria.items() if applies)
-    return Quality(brain_ml, truncation, measure_snr(image, brain), flags)
+    snr, side = measure_snr(image, brain), find_truncated_side(brain)
+    return Quality(brain_ml, truncation, snr, flags, side)
 
 
 def measure_fov_truncation(brain: np.ndarray) -> float:
@@ -71,12 +78,25 @@ def measure_fov_truncation(brain: np.ndarray) -> float:
         Per cent of the largest cross-section parallel to that face: about 0 for a ball that just
         touches it, 100 for one cut through the middle.
     """
-    worst = 0.0
-    for axis in range(3):
-        areas = brain.sum(axis=tuple({0, 1, 2} - {axis}))
-        if areas.max():
-            worst = max(worst, max(areas[0], areas[-1]) / areas.max())
-    return 100 * float(worst)
+    return 100 * float(_measure_faces(brain).max())
+
+
+def find_truncated_side(brain: Volume) -> str | None:
+    """Find the side of the participant on which the field of view truncates a mask most.
+
+    Returns:
+        ``left``, ``right``, ``anterior``, ``posterior``, ``superior`` or ``inferior``; None if the
+        mask touches no face of its grid.
+    """
+    faces = _measure_faces(brain.data)
+    axis, end = np.unravel_index(faces.argmax(), faces.shape)
+    return SIDES[brain.directions[axis][end]] if faces.max() > 0 else None
+
+
+def _measure_faces(brain: np.ndarray) -> np.ndarray:
+    """Measure the area of a mask on each face, of its largest parallel cross-section, (3, 2)."""
+    areas = [brain.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
+    return np.array([area[[0, -1]] / max(area.max(), 1) for area in areas])
 
 
 def measure_snr(image: Volume, brain: Volume, level: float | None = None) -> float:

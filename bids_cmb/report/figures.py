@@ -106,7 +106,9 @@ def draw_figures(
         write_viewer(output.folder)
         view_file = folder / f"{stem}_view.js"
         write_view(view_file, prepared.image, prepared.brain, lesions.labels, image)
-    metadata["files"] = sorted(path.name for path in folder.glob(f"{stem}_*"))
+    metadata["files"] = sorted(
+        path.name for path in folder.glob(f"{stem}_*") if not path.name.endswith("_reviewed.json")
+    )
     write_json(folder / f"{stem}_overview.json", metadata)  # last: it marks the others complete
 
 
@@ -129,7 +131,8 @@ def remove_figures(output: Output) -> None:
     folder, stem = output.figures, get_figure_stem(output.mask())
     (folder / f"{stem}_overview.json").unlink(missing_ok=True)
     for old in folder.glob(f"{stem}_*"):
-        old.unlink(missing_ok=True)  # another process may remove them, too
+        if not old.name.endswith("_reviewed.json"):  # is of the result; see `review.records`
+            old.unlink(missing_ok=True)  # another process may remove them, too
 
 
 def _locate_rows(view: View, rows: list[dict]) -> dict[int, np.ndarray]:

@@ -36,12 +36,16 @@ from bids_cmb.report.cohort import (
     find_outliers,
     summarize_strata,
 )
+from bids_cmb.report.embedding import MAX_EMBEDDED_BYTES, embed_pictures, is_linked
 from bids_cmb.report.follow_up import collect_follow_ups
 from bids_cmb.report.performance import describe_candidates, describe_performance
+from bids_cmb.report.summary import describe_adequacy, tabulate_counts
 from bids_cmb.report.viewer import VIEWER
-from bids_cmb.review.reviews import get_position
+from bids_cmb.review.records import read_record
+from bids_cmb.review.reviews import NOT_REVIEWED, get_position
 
 MAX_SESSIONS_PER_PAGE = 3
+MAX_KEY_IMAGES = 6
 MAX_HEAD_CHARACTERS = 2**16  # within which a page names the results that it shows
 
 
@@ -152,6 +156,7 @@ def _compute_state(folder: Path, subject: str, mask: Path, sidecar: Mapping) -> 
     return fingerprint(
         result=[provenance.get("Fingerprint"), provenance.get("Finished")],
         pictures=read_json(figures / f"{stem}_overview.json"),
+        review=read_record(mask),
         outdated=describe_open_attempt(folder, get_source(sidecar)),
     )[:16]
 
@@ -177,12 +182,15 @@ def _render_page(
     follow_ups: Sequence[dict] = (),
 ) -> str:
     methods = folder / "logs" / "CITATION.md"
+    addresses = embed_pictures(folder, _list_pictures(scans), limit=MAX_EMBEDDED_BYTES)
     return (
         _load_templates()
         .get_template("participant.html")
         .render(
             subject=title,
             scans=scans,
+            addresses=addresses,
+            linked=sum(map(is_linked, addresses.values())),
             links=links,
             follow_ups=follow_ups,
             states=[scan["state"] for scan in scans] if states is None else states,
@@ -226,19 +234,22 @@ def _collect_scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row:
     """Collect what the page shows of a scan."""
     stem, figures = get_figure_stem(mask), locate_figures(folder, subject)
 
-    def relative(name: str, *, required: bool = True) -> str | None:
-        path = figures / name
-        return path.relative_to(folder).as_posix() if not required or path.is_file() else None
+    def relative(name: str) -> str:
+        return (figures / name).relative_to(folder).as_posix()
 
     overview = read_json(figures / f"{stem}_overview.json") or {}
     lesions = _read_lesions(locate_lesion_table(mask))
     candidates = _read_lesions(locate_candidate_table(mask))
+    record = read_record(mask)
     for lesion in (*lesions, *candidates):
         lesion["picture"] = relative(f"{stem}_lesion-{int(lesion['index']):03d}.webp")
         lesion["tiles"] = overview.get("closeups", {}).get(lesion["index"], [])
+        lesion["verdict"] = record["Verdicts"].get(lesion["index"]) if record else None
     slabs, network_view = overview.get("slabs", []), overview.get("look")
     for picture in (*slabs, *([network_view] if network_view else [])):
-        picture["path"] = relative(picture["file"], required=False)
+        picture["path"] = relative(picture["file"])
+    counting = [*lesions, *candidates] if record else lesions
+    counting = [lesion for lesion in counting if _counts(lesion)]
     viewer_data = relative(f"{stem}_view.js")
     return {
         "name": stem.replace("_space-orig", "").replace("_desc-", "_"),
@@ -247,7 +258,11 @@ def _collect_scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row:
         "session": _get_session(mask),
         "state": _compute_state(folder, subject, mask, sidecar),
         "outdated": describe_open_attempt(folder, get_source(sidecar)),
-        "view": quote(viewer_data) if viewer_data else None,
+        "view": quote(viewer_data) if (folder / viewer_data).is_file() else None,
+        "review": record,
+        "table": tabulate_counts([*counting, *(record["Added"] if record else [])]),
+        "key": [lesion for lesion in counting if lesion["tiles"]][:MAX_KEY_IMAGES],
+        "adequacy": describe_adequacy(row),
         "row": row,
         "included": [lesion for lesion in lesions if lesion["included"] == "yes"],
         "excluded": [lesion for lesion in lesions if lesion["included"] != "yes"],
@@ -255,7 +270,7 @@ def _collect_scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row:
         "below": describe_candidates(sidecar),
         "thick": overview.get("thick", False),
         "slabs": slabs,
-        "quality": relative(f"{stem}_quality.webp"),
+        "quality": relative(f"{stem}_quality.webp") if overview else None,
         "look": network_view,
         "comparison": compare_with_training_set(overview["measures"])
         if "measures" in overview
@@ -267,6 +282,23 @@ def _collect_scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row:
         "performance": describe_performance(sidecar),
         "provenance": sidecar.get("Provenance", {}),
     }
+
+
+def _counts(lesion: Mapping) -> bool:
+    """Check whether a lesion or candidate counts, after its review if there is one."""
+    if lesion["verdict"] in (None, NOT_REVIEWED):
+        return lesion["included"] == "yes"
+    return lesion["verdict"] == "accept"
+
+
+def _list_pictures(scans: Sequence[Mapping]) -> list[str]:
+    """List the pictures of a page, the most important first."""
+    listed = [lesion["picture"] for scan in scans for lesion in (*scan["key"], *scan["included"])]
+    listed += [slab["path"] for scan in scans for slab in scan["slabs"]]
+    listed += [scan["quality"] for scan in scans if scan["quality"]]
+    for kind in ("excluded", "candidates"):
+        listed += [lesion["picture"] for scan in scans for lesion in scan[kind]]
+    return listed + [scan["look"]["path"] for scan in scans if scan["look"]]
 
 
 def _read_lesions(table: Path) -> list[dict]:
@@ -332,11 +364,12 @@ def write_group_page(folder: Path, cohort: Cohort, picture: str, picture_after: 
     processed = [row for row in cohort.rows if row.get("n_cmb") is not None]
     counts = [int(row["n_cmb"]) for row in processed]
     reviewed = [row for row in processed if row.get("n_cmb_reviewed") is not None]
+    addresses = embed_pictures(folder, [picture, *([picture_after] if reviewed else [])])
     page = _load_templates().get_template("group.html").render(
         rows=cohort.rows,
         regions=_select_overall(cohort.regions),
-        picture=picture if (folder / picture).is_file() else None,
-        picture_after=picture_after if reviewed and (folder / picture_after).is_file() else None,
+        picture=addresses.get(picture),
+        picture_after=addresses.get(picture_after),
         regions_after={row["region"]: row for row in _select_overall(cohort.regions_reviewed)},
         changes=compare_reviewed(processed) if reviewed else [],
         read=len(counts),

@@ -14,6 +14,7 @@ import numpy as np
 
 from bids_cmb.anatomy.region_map import classify_location
 from bids_cmb.bids.markers import list_file_names
+from bids_cmb.bids.tables import POSITION_COLUMNS, round_or_none
 from bids_cmb.files import read_json
 from bids_cmb.imaging.nifti import load_labels
 from bids_cmb.imaging.registration import load_transform
@@ -98,6 +99,30 @@ def _locate_added(mask: Path, points: np.ndarray) -> list[LesionLocation]:
         left, territory, name = classify_location(regions, point)
         locations.append(LesionLocation("left" if left else "right", left, territory, name))
     return locations
+
+
+def make_added_rows(mask: Path, points: np.ndarray) -> list[dict[str, object]]:
+    """Make rows of the lesions that readers added, in those columns of lesions that are known.
+
+    Args:
+        mask: Lesion mask of the scan.
+        points: World mm, (N, 3).
+    """
+    positions = _map_to_mni(mask, points) or [(None,) * 3] * len(points)
+    return [
+        {
+            **{
+                axis: round_or_none(float(x), 2)
+                for axis, x in zip(POSITION_COLUMNS, point, strict=True)
+            },
+            "territory": location.territory,
+            "side": location.side,
+            "mars_region": location.mars,
+            "mars_side": location.side,
+            **{axis: round_or_none(x, 1) for axis, x in zip(MNI_COLUMNS, mni, strict=True)},
+        }
+        for point, location, mni in zip(points, _locate_added(mask, points), positions, strict=True)
+    ]
 
 
 def _map_to_mni(mask: Path, points: np.ndarray) -> list[tuple[float, ...]]:

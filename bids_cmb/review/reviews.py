@@ -22,6 +22,7 @@ from bids_cmb.metrics.matching import MAX_DISTANCE_MM
 
 VERDICTS = ("accept", "reject", "unsure")
 MISSED, COMPLETE = "missed", "complete"
+NOT_REVIEWED = "not_reviewed"  # after all readers
 REQUIRED_COLUMNS = ("filename", "index", *POSITION_COLUMNS, "verdict", "reader", "date")
 FORMULA_STARTS = ("=", "+", "-", "@")  # of cells that spreadsheets compute
 POSITION_TOLERANCE_MM = 0.1  # between a lesion in a review and in the results
@@ -226,7 +227,7 @@ def merge_reviews(indices: Iterable[int], reviews: Sequence[Review]) -> Consensu
         balance = given.count("accept") - given.count("reject")
         n_sure = len(given) - given.count("unsure")
         if not given:
-            verdicts[index] = "not_reviewed"
+            verdicts[index] = NOT_REVIEWED
         elif 2 * n_sure <= len(given) or balance == 0:
             verdicts[index] = "unsure"
         else:
@@ -273,7 +274,7 @@ def select_accepted(rows: Sequence[Mapping], consensus: Consensus) -> list[Mappi
         row
         for row in rows
         if (verdict := consensus.verdicts[int(row["index"])]) == "accept"
-        or (verdict == "not_reviewed" and row["included"] == "yes")
+        or (verdict == NOT_REVIEWED and row["included"] == "yes")
     ]
 
 
@@ -294,7 +295,7 @@ def count_verdicts(rows: Sequence[Mapping], consensus: Consensus) -> dict[str, o
         "n_accepted": verdicts.count("accept"),
         "n_rejected": verdicts.count("reject"),
         "n_unsure": verdicts.count("unsure") + len(consensus.doubtful),
-        "n_not_reviewed": verdicts.count("not_reviewed"),
+        "n_not_reviewed": verdicts.count(NOT_REVIEWED),
         "n_candidates_accepted": by_kind[True].count("accept"),
         "n_added": len(consensus.added),
         "n_cmb_reviewed": count,

@@ -14,15 +14,14 @@ from bids_cmb.bids.tables import read_columns, read_table, write_table
 from bids_cmb.files import write_json
 from bids_cmb.lesions.table import MNI_COLUMNS, TERRITORIES, get_size
 from bids_cmb.report.frequency_map import MAP_STEM, REVIEWED_MAP_STEM, write_map
-from bids_cmb.report.html import Cohort, write_group_page
+from bids_cmb.report.html import Cohort, get_page_path, write_group_page, write_page
 from bids_cmb.report.prevalence import make_region_rows
 from bids_cmb.review.merging import ReviewedCounts, count_reviewed, has_mni_position
+from bids_cmb.review.records import update_records
 from bids_cmb.review.reviews import Review, make_agreement_rows, make_reviewed_rows, read_reviews
+from bids_cmb.workflow.group_lesions import describe_lesion_columns, make_lesion_rows
 from bids_cmb.workflow.group_longitudinal import describe_columns, make_group_pairs
-from bids_cmb.workflow.group_table import (
-    describe_results,
-    make_group_rows,
-)
+from bids_cmb.workflow.group_table import describe_results, make_group_rows
 
 LOCATION_COUNTS = (*(f"n_{name}" for name in TERRITORIES), "lobar_class", "pattern")  # after review
 GROUP_COLUMNS = ("site", "center", "centre", "scanner", "manufacturer", "field_strength")
@@ -39,11 +38,13 @@ def write_group(
     """Write the group's tables and its map from the results in a folder.
 
     ``group_microbleeds.tsv`` has every scan; failed and missing ones have a reason and no counts.
-    ``group_regions.tsv`` has prevalence and number of lesions of every region of MARS, also by site
-    and scanner. ``group_…_frequency.nii.gz`` is the map of lesion frequency in MNI space. With
-    reviews, the first table has the counts after review, too; ``group_regions_reviewed.tsv`` and a
-    second map are made of the lesions that count after review, and ``group_agreement.tsv`` has the
-    agreement of the readers. Without, such files of an earlier call are removed.
+    ``group_lesions.tsv`` has every lesion. ``group_regions.tsv`` has prevalence and number of
+    lesions of every region of MARS, also by site and scanner. ``group_…_frequency.nii.gz`` is the
+    map of lesion frequency in MNI space. With reviews, the first two tables have the counts after
+    review, too; ``group_regions_reviewed.tsv`` and a second map are made of the lesions that count
+    after review, ``group_agreement.tsv`` has the agreement of the readers, and the pages of their
+    participants say what the review came to. Without, such files of an earlier call are removed,
+    and these pages written again.
 
     Args:
         folder: Output folder of the participant level; the raw dataset is not needed.
@@ -70,6 +71,7 @@ def write_group(
     described = {**read_columns("group"), **read_columns("scan")}
     agreement: list[dict] = []
     reviewed: dict[str, ReviewedCounts] = {}
+    by_scan: dict[str, list[Review]] = {}
     if reviews is not None:
         described |= read_columns("reviewed")
         by_scan = read_reviews(reviews, folder)
@@ -82,6 +84,8 @@ def write_group(
     regions = make_region_rows(processed, groups)
     write_table(folder / "group_regions.tsv", read_columns("regions"), regions)
     write_json(folder / "group_regions.json", read_columns("regions"))
+    _write_lesions(folder, processed, by_scan)
+    _refresh_reviewed_pages(folder, by_scan)
     lesions = read_counted_lesions(folder, processed)
     positions = get_positions(lesions)
     write_map(folder, positions, len({row["participant_id"] for row in processed}))
@@ -110,6 +114,23 @@ def _write_pairs(folder: Path, reviews: dict[str, list[Review]] | None) -> list[
     write_table(table, columns, pairs)
     write_json(table.with_suffix(".json"), columns)
     return pairs
+
+
+def _write_lesions(
+    folder: Path, processed: list[dict], reviews: dict[str, list[Review]]
+) -> None:  # fmt: skip
+    """Write the table of all lesions."""
+    described = describe_lesion_columns(reviewed=bool(reviews))
+    rows = make_lesion_rows(folder, processed, reviews)
+    write_table(folder / "group_lesions.tsv", described, rows)
+    write_json(folder / "group_lesions.json", described)
+
+
+def _refresh_reviewed_pages(folder: Path, reviews: dict[str, list[Review]]) -> None:
+    """Write the pages again whose scans have another review than before, or none any more."""
+    for subject in update_records(folder, reviews):
+        if get_page_path(folder, subject).is_file():
+            write_page(folder, subject)
 
 
 def read_groups(

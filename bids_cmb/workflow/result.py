@@ -84,6 +84,7 @@ def make_scan_row(result: ScanResult, inputs: ScanInputs) -> dict[str, object]:
         "slice_spacing_mm": _round_known(image.spacing[image.slice_axis], 3),
         "brain_ml": round(result.quality.brain_ml, 1),
         "fov_truncation_percent": round(result.quality.fov_truncation_percent, 1),
+        "fov_truncation_side": result.quality.fov_truncation_side,
         "brain_snr": round(result.quality.brain_snr, 1),
         "mni_registration_rms_mm": _round_known(
             result.anatomy.head and result.anatomy.head.fit_mm, 1

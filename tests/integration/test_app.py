@@ -236,7 +236,10 @@ def test_sidecars_say_what_made_the_result(two):
     assert made["Seconds"] > 0
     description = json.loads((two[1] / "dataset_description.json").read_text())
     assert description["DatasetType"] == "derivative"
-    assert description["DatasetLinks"]["raw"].startswith("file:///")
+    link = description["DatasetLinks"]["raw"]
+    assert description["SourceDatasets"] == [{"URL": link}]
+    assert (two[1] / link).resolve() == Path(two[0][0]).resolve()
+    assert not link.startswith(("/", "file:"))
 
 
 def test_the_methods_say_what_was_done(two, capsys):

@@ -291,7 +291,7 @@ def test_a_row_leads_to_its_place_in_the_scan_and_a_click_there_notes_a_missed_o
     _, out = made
     page.go((out / "sub-01.html").as_uri())
     row = lesions(out)[0]
-    page.click('[data-index="1"] .views img')
+    page.click('[data-index="1"] .views .tile')
     page.wait("current && current.at.some(x => x) && current.viewer.volumes.length == 2")
     page.wait(f"current.at.every((x, i) => Math.abs(x - {place(row)}[i]) < 0.05)")
     grey = page.run(

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.quality.measures import assess_quality, measure_fov_truncation, measure_snr
+from bids_cmb.quality.measures import (
+    assess_quality,
+    find_truncated_side,
+    measure_fov_truncation,
+    measure_snr,
+)
 
 
 def ball(shape, centre, radius):
@@ -69,3 +74,18 @@ def test_the_brain_is_measured_in_millilitres():
     image = Volume(inside.astype(float), brain.affine)
     found = assess_quality(image, brain, **settings, header_corrected=False, nonfinite_voxels=0)
     assert found.brain_ml == pytest.approx(4 / 3 * np.pi * 6.2**3, rel=0.01)
+
+
+def test_the_side_on_which_a_brain_is_cut_is_that_of_the_participant(blank):
+    """The grid is oblique and flipped: which axis and end that is follows from the affine alone."""
+    away = blank.world(np.argwhere(np.ones(blank.shape))) - blank.world([32, 32, 16])
+    for direction, side in (
+        ((0, 0, -1), "inferior"),
+        ((0, 1, 0), "anterior"),
+        ((-1, 0, 0), "left"),
+    ):
+        along = away @ direction  # a rod of 8 mm from the middle to the edge
+        across = np.linalg.norm(away - along[:, None] * direction, axis=1)
+        rod = ((along > 0) & (across < 4)).reshape(blank.shape)
+        assert find_truncated_side(Volume(rod, blank.affine)) == side
+    assert find_truncated_side(Volume(np.zeros(blank.shape, bool), blank.affine)) is None

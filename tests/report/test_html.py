@@ -1,5 +1,6 @@
 """Pages that a reader can trust: every lesion once, where it lies, and nothing that runs."""
 
+import base64
 import json
 import re
 import shutil
@@ -30,7 +31,8 @@ def test_every_lesion_has_a_row_and_a_picture(reported):
         assert page.count(f'id="sub-01_T2starw-{row["index"]}"') == 1
     pictures = sorted((out / "sub-01/figures").glob("*_lesion-*.webp"))
     assert len(pictures) == len(rows)
-    assert all(path.relative_to(out).as_posix() in page for path in pictures)
+    for path in pictures:
+        assert page.count(base64.b64encode(path.read_bytes()).decode()) == 1
 
 
 def test_a_page_has_its_own_scans_alone_wherever_the_output_lies(reported, tmp_path):
@@ -88,9 +90,10 @@ def test_every_tile_is_on_the_page_with_words_for_those_who_do_not_see_it(report
     _, out = reported
     page = (out / "sub-01.html").read_text()
     rows = lesions(out)
-    assert page.count('<img class="tile"') == 8 * len(rows)
-    assert len(re.findall(r'alt="Lesion 1: axial [0-9]+"', page)) == 5
-    assert re.search(r'alt="Lesion 1: minIP [0-9]+-[0-9]+, 12 mm"', page)
+    cards = page[page.index("<h3>Lesions</h3>") :]
+    assert cards.count('<svg class="tile"') == 8 * len(rows)
+    assert len(re.findall(r"<title>Lesion 1: axial [0-9]+</title>", cards)) == 5
+    assert re.search(r"<title>Lesion 1: minIP [0-9]+-[0-9]+, 12 mm</title>", cards)
     assert "Upper row: the slice of the lesion in the middle" in page
     assert "right is on the left of every picture" in page
 
@@ -102,7 +105,7 @@ def test_the_middle_slice_is_shown_as_it_lies_in_the_file_and_beside_it_as_it_wa
     told = json.loads(next((out / "sub-01/figures").glob("*_overview.json")).read_text())["look"]
     assert told["file"] == path.name
     assert told["by"] == "radial"
-    assert path.name in (out / "sub-01.html").read_text()
+    assert base64.b64encode(path.read_bytes()).decode() in (out / "sub-01.html").read_text()
     scan = nib.load(next(Path(words[0]).glob("sub-01/anat/*.nii.gz")))
     assert sorted(told["voxel_mm"]) == pytest.approx(sorted(scan.header.get_zooms()), abs=0.01)
     data, axis = scan.get_fdata(), int(np.argmax(scan.header.get_zooms()))
@@ -126,8 +129,38 @@ def test_pages_ask_for_nothing_but_their_pictures(reported):
         text = page.read_text()
         assert "http" not in text.replace("http://www.w3.org", "")
         assert page.stat().st_size < 1.5e6
-        for part in text.split('src="')[1:]:
-            assert (out / part.partition('"')[0]).is_file()
+        links = re.findall(r'(?:src|<image[^>]* href)="([^"]*)"', text)
+        assert all(link.startswith("data:image/") for link in links)
+
+
+def test_a_page_with_more_pictures_than_a_mail_takes_links_those_of_less_weight(
+    reported, tmp_path, monkeypatch
+):
+    copy = tmp_path / "out"
+    shutil.copytree(reported[1], copy)
+    weights = [path.stat().st_size for path in (copy / "sub-01/figures").glob("*_lesion-*")]
+    monkeypatch.setattr("bids_cmb.report.html.MAX_EMBEDDED_BYTES", 1.4 * sum(weights))
+    page = write_page(copy, "01").read_text()
+    within, beside = page.count("data:image/webp"), re.findall(r'="(sub-01/figures/[^"]*)"', page)
+    assert within >= len(weights)
+    assert beside
+    assert all((copy / name).is_file() for name in beside)
+    assert f"{len(beside)} pictures are files beside this page" in page
+
+
+def test_the_summary_comes_before_the_lesions_and_counts_them(reported):
+    """Its table has every counted lesion once, and a key image leads to each card."""
+    page = (reported[1] / "sub-01.html").read_text()
+    summary = page[page.index('<section class="summary"') : page.index("<h3>Lesions</h3>")]
+    counted = [row for row in lesions(reported[1]) if row["included"] == "yes"]
+    total = re.search(r'<tr class="all">.*?<td class="number">(\d+)</td></tr>', summary, re.DOTALL)
+    assert int(total[1]) == len(counted)
+    linked = re.findall(r'<a href="#sub-01_T2starw-(\d+)">', summary)
+    assert linked == [row["index"] for row in counted][:6]
+    assert "Field strength and echo time are not known" in summary
+    assert "<title>Lesion 1: axial" in summary
+    assert page.index("Technical adequacy") < page.index("<h3>Lesions</h3>")
+    assert page.index("<h3>Lesions</h3>") < page.index("<h3>Overview</h3>")
 
 
 def test_pages_can_be_made_anew_from_the_derivatives(reported, tmp_path):

@@ -18,6 +18,7 @@ from bids_cmb.imaging.nifti import load_labels, save
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.table import MNI_COLUMNS
 from bids_cmb.report.frequency_map import MAP_STEM, REVIEWED_MAP_STEM
+from bids_cmb.report.html import write_page
 from bids_cmb.review.reviews import make_agreement_rows, merge_reviews, read_reviews
 from bids_cmb.training.reference_labels import LESION, UNCERTAIN
 from bids_cmb.training.scan_files import find_training_scans
@@ -44,7 +45,7 @@ def read(tmp_path, blank, rng):
             if index < 4:
                 marks[spot] = index
                 place = dict(zip(("x_mm", "y_mm", "z_mm"), at((x, y, z), blank), strict=True))
-                row = {"diameter_mm": 3, "probability_max": 0.9, "certainty": "possible"}
+                row = {"equivalent_diameter_mm": 3, "probability_max": 0.9, "certainty": "possible"}
                 counted = "no" if index == 3 else "yes"
                 rows.append({"index": index, **place, **row, "included": counted})
         save(Volume(data, blank.affine), raw / f"sub-{label}/anat/sub-{label}_T2starw.nii.gz")
@@ -72,7 +73,7 @@ def with_candidates(read, blank):
     for index, (x, y, z) in CANDIDATES.items():
         marks[x - 1 : x + 2, y - 1 : y + 2, z] = index
         place = dict(zip(("x_mm", "y_mm", "z_mm"), at((x, y, z), blank), strict=True))
-        known = {"diameter_mm": 2, "probability_max": 0.05, "certainty": "candidate"}
+        known = {"equivalent_diameter_mm": 2, "probability_max": 0.05, "certainty": "candidate"}
         rows.append({"index": index, **place, **known, "included": "no"})
     rows[0] |= {**WHERE[1], **dict(zip(MNI_COLUMNS, (-20.0, 40.0, 30.0), strict=True))}
     save(Volume(marks, blank.affine), table.with_suffix(".nii.gz"), dtype=np.uint16)
@@ -115,6 +116,53 @@ def test_counts_before_and_after_review_stand_in_the_group_table(read, blank):
     described = json.loads((found / "group_microbleeds.json").read_text())
     assert list(described) == list(rows[0])
     assert "<strong>3</strong> after" in (found / "group_microbleeds.html").read_text()
+
+
+def test_the_cohorts_lesions_are_those_of_its_counts_before_and_after_review(
+    with_candidates, blank
+):  # fmt: skip
+    """Every lesion has a row; accepted candidates and added lesions have one after review."""
+    _, found, reviews = with_candidates
+    write_group(found)
+    rows = read_table(found / "group_lesions.tsv")
+    assert [row["participant_id"] for row in rows] == ["sub-01"] * 3 + ["sub-02"] * 3
+    assert sum(row["included"] == "yes" for row in rows) == 4
+    review(reviews, blank, "A", {1: "reject", 3: "accept", 4: "accept", 5: "reject"},
+           missed=[MISSED])  # fmt: skip
+    write_group(found, reviews=reviews)
+    rows = read_table(found / "group_lesions.tsv")
+    described = json.loads((found / "group_lesions.json").read_text())
+    assert list(described) == list(rows[0])
+    verdicts = [row["verdict"] for row in rows]
+    assert verdicts == ["reject", "not_reviewed", "accept", "accept", "added", None, None, None]
+    for scan in read_table(found / "group_microbleeds.tsv"):
+        counted = [
+            row["included_reviewed"] for row in rows if row["filename"] == scan["filename"]
+        ].count("yes")
+        assert counted == int(scan["n_cmb_reviewed"] or scan["n_cmb"])
+    added = rows[verdicts.index("added")]
+    assert [float(added[axis]) for axis in ("x_mm", "y_mm", "z_mm")] == at(MISSED, blank)
+
+
+def test_a_page_says_what_its_review_came_to_until_the_review_or_the_result_is_gone(read, blank):
+    _, found, reviews = read
+    page = write_page(found, "01")
+    assert "not reviewed by a reader" in page.read_text()
+    review(reviews, blank, "Ann", {1: "accept", 2: "reject"}, missed=[MISSED])
+    write_group(found, reviews=reviews)
+    after = page.read_text()
+    assert "<strong>2 microbleeds after review</strong> by Ann, 2026-01-01" in after
+    assert "after review: reject" in after
+    assert "not reviewed by a reader" not in after
+    assert write_page(found, "01").read_text() == after  # also when another scan is processed
+    marker = found / MASK.format("01").replace(".nii.gz", ".json")
+    first = json.loads(marker.read_text())
+    write_json(marker, {**first, "Provenance": {"Fingerprint": "another"}})
+    assert "after review" not in write_page(found, "01").read_text()
+    write_json(marker, first)
+    write_group(found)
+    assert "after review" not in page.read_text()
+    assert not list(found.glob("sub-*/figures/*_reviewed.json"))
 
 
 MNI_AT = {1: (-30.0, 20.0, 40.0), 2: (12.0, -18.0, 8.0), 3: (-25.0, -60.0, -40.0)}
@@ -194,7 +242,7 @@ def test_regions_pattern_and_map_are_told_before_and_after_review(read, blank):
         assert people_at(found, REVIEWED_MAP_STEM, place) == then
     page = (found / "group_microbleeds.html").read_text()
     assert "mixed → strictly lobar" in page
-    assert f"{REVIEWED_MAP_STEM}.png" in page
+    assert page.count('src="data:image/png;base64,') == 2
     assert "Scans that nobody reviewed (1) keep their counts before review" in page
     write_group(found)
     assert not list(found.glob("*reviewed*"))

@@ -1,0 +1,145 @@
+"""Summary at the head of a page: where the lesions of a scan lie, and how adequate the scan is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bids_cmb.anatomy.mars import list_regions
+from bids_cmb.detection.performance import THICK_SLICES_MM
+from bids_cmb.lesions.table import SMALL_MM, TERRITORIES, get_size
+from bids_cmb.quality.measures import MAX_SPACING_MM, MAX_TRUNCATION_PERCENT, MIN_ECHO_T_MS
+
+USUAL_ECHO_T_MS = 60  # 3 T and 20 ms, 1.5 T and 40 ms
+COVERED_PERCENT = 5.0  # of FOV truncation: the spinal end of the brainstem
+SIDES = ("left", "right")
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement on how adequate a scan is for microbleeds.
+
+    Attributes:
+        name: Of what it is about.
+        text: A sentence.
+        doubtful: Whether it makes the counts doubtful.
+    """
+
+    name: str
+    text: str
+    doubtful: bool = False
+
+
+def tabulate_counts(lesions: Sequence[Mapping]) -> list[dict[str, object]]:
+    """Tabulate lesions by territory, region of MARS, side and size class.
+
+    Args:
+        lesions: Rows of the lesion table that count; a lesion that a reader added has no size.
+
+    Returns:
+        A row for each territory, for each region in it with a lesion, for the lesions whose place
+        is not known if there are any, and for all: ``name``, ``level`` (``territory``, ``region``
+        or ``all``), and the numbers ``left``, ``right``, ``small``, ``large`` and ``all``.
+    """
+    rows = []
+    for territory in TERRITORIES:
+        inside = [row for row in lesions if row.get("territory") == territory]
+        rows.append(_count(territory, "territory", inside))
+        for region in (*list_regions(territory), None):
+            here = [row for row in inside if row.get("mars_region") == region]
+            if here:
+                rows.append(_count(region or "lobe not known", "region", here))
+    lost = [row for row in lesions if row.get("territory") not in TERRITORIES]
+    if lost:
+        rows.append(_count("place not known", "territory", lost))
+    return [*rows, _count("all", "all", lesions)]
+
+
+def _count(name: str, level: str, lesions: Sequence[Mapping]) -> dict[str, object]:
+    sizes = [get_size(row) for row in lesions if row.get("equivalent_diameter_mm")]
+    sides = [row.get("mars_side") for row in lesions]
+    small = sum(size < SMALL_MM for size in sizes)
+    return {
+        "name": name,
+        "level": level,
+        **{side: sides.count(side) for side in SIDES},
+        "small": small,
+        "large": len(sizes) - small,
+        "all": len(lesions),
+    }
+
+
+def describe_adequacy(row: Mapping) -> list[Statement]:
+    """Describe in words how adequate a scan is for microbleeds.
+
+    Args:
+        row: Of the scan table.
+    """
+    flags = (row.get("quality_flags") or "").split(",")
+    return [
+        _describe_echo(row.get("field_strength_t"), row.get("echo_time_ms")),
+        _describe_slices(row),
+        _describe_coverage(row, implausible="brain_volume" in flags),
+        _describe_noise(row.get("brain_snr")),
+        *_describe_file(flags),
+    ]
+
+
+def _describe_echo(field_t: float | None, echo_ms: float | None) -> Statement:
+    name = "field and echo"
+    if field_t is None and echo_ms is None:
+        text = "Field strength and echo time are not known: the scan's sidecar has neither."
+        return Statement(name, text, doubtful=True)
+    if field_t is None or echo_ms is None:
+        known = f"{field_t:g} T; the echo time" if echo_ms is None else (
+            f"Echo time {echo_ms:g} ms; the field strength"
+        )  # fmt: skip
+        return Statement(name, f"{known} is not known.", doubtful=True)
+    product = field_t * echo_ms
+    known = f"{field_t:g} T, echo time {echo_ms:g} ms: {product:.0f} T ms"
+    if product < MIN_ECHO_T_MS:
+        text = f"{known}, too short; small microbleeds may not show."
+        return Statement(name, text, doubtful=True)
+    return Statement(name, f"{known}; about {USUAL_ECHO_T_MS} are usual for microbleeds.")
+
+
+def _describe_slices(row: Mapping) -> Statement:
+    spacing = row["slice_spacing_mm"]
+    voxel = (
+        f"{row['voxel_size_1_mm']:.2g} × {row['voxel_size_2_mm']:.2g} mm, {spacing:.2g} mm apart"
+    )
+    if spacing < THICK_SLICES_MM:
+        return Statement("slices", f"{voxel}: thin enough to tell dots from vessels.")
+    text = f"{voxel}: thick; small microbleeds fade, and vessels across a slice look like them."
+    return Statement("slices", text, doubtful=spacing > MAX_SPACING_MM)
+
+
+def _describe_coverage(row: Mapping, *, implausible: bool) -> Statement:
+    name, percent = "coverage", row["fov_truncation_percent"]
+    side = row.get("fov_truncation_side") or "outermost"
+    if implausible:
+        text = f"The brain mask has {row['brain_ml']:.0f} ml, which no whole adult brain has."
+        return Statement(name, f"{text} See its outline below.", doubtful=True)
+    if percent < COVERED_PERCENT:
+        return Statement(name, "The whole brain.")
+    shown = f"The {side} edge of the field of view still shows {percent:.0f} % of the largest"
+    shown += " cross-section of the brain"
+    if percent <= MAX_TRUNCATION_PERCENT:
+        return Statement(name, f"{shown}: nearly the whole brain.")
+    return Statement(name, f"{shown}: the brain is not covered whole.", doubtful=True)
+
+
+def _describe_noise(snr: float | None) -> Statement:
+    if snr is None:
+        return Statement("noise and motion", "Neither was measured: look at the overview.")
+    return Statement(
+        "noise and motion",
+        f"Signal to noise {snr:.0f} or more. Motion is not measured: look for ghosts and blurred "
+        "edges in the overview.",
+    )
+
+
+def _describe_file(flags: Sequence[str]) -> list[Statement]:
+    texts = {
+        "header_corrected": "Its header was corrected, or two entries of it disagree: see below.",
+        "nonfinite": "It has voxels that are no numbers.",
+    }
+    return [Statement("file", text, doubtful=True) for key, text in texts.items() if key in flags]

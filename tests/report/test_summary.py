@@ -1,0 +1,75 @@
+"""The summary of a page: every counted lesion once in its table, the scan in plain words."""
+
+import pytest
+
+from bids_cmb.report.summary import describe_adequacy, tabulate_counts
+
+SCAN = {
+    "field_strength_t": 3.0, "echo_time_ms": 20.0, "voxel_size_1_mm": 0.8, "voxel_size_2_mm": 0.8,
+    "slice_spacing_mm": 1.5, "fov_truncation_percent": 0.0, "fov_truncation_side": None,
+    "brain_ml": 1300.0, "brain_snr": 20.0, "quality_flags": None,
+}  # fmt: skip
+
+
+def lesion(territory, region, side, size):
+    return {
+        "territory": territory, "mars_region": region, "mars_side": side,
+        "equivalent_diameter_mm": "3", "half_depth_diameter_mm": size,
+    }  # fmt: skip
+
+
+def test_a_lesion_is_counted_by_region_side_and_size():
+    rows = tabulate_counts(
+        [
+            lesion("lobar", "frontal", "left", "2.5"),
+            lesion("lobar", "frontal", "right", "5.0"),
+            lesion("lobar", None, "right", None),  # no lobe, no size at half depth
+            lesion("deep", "thalamus", "left", "7.1"),
+        ]
+    )
+    table = {row["name"]: tuple(row[key] for key in ("left", "right", "small", "large", "all"))
+             for row in rows}  # fmt: skip
+    assert table == {
+        "lobar": (1, 2, 2, 1, 3),
+        "frontal": (1, 1, 1, 1, 2),
+        "lobe not known": (0, 1, 1, 0, 1),
+        "deep": (1, 0, 0, 1, 1),
+        "thalamus": (1, 0, 0, 1, 1),
+        "infratentorial": (0, 0, 0, 0, 0),
+        "all": (2, 2, 2, 2, 4),
+    }
+
+
+def test_what_a_reader_added_counts_without_a_size_and_without_a_place():
+    rows = tabulate_counts([lesion("deep", "thalamus", "left", "2"), {"territory": None}])
+    assert [row["all"] for row in rows if row["name"] in ("place not known", "all")] == [1, 2]
+    assert (rows[-1]["small"], rows[-1]["large"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words", "doubtful"),
+    [
+        ({}, "3 T, echo time 20 ms: 60 T ms; about 60 are usual", False),
+        ({"echo_time_ms": 8.0}, "24 T ms, too short", True),
+        ({"field_strength_t": None}, "the field strength is not known", True),
+        ({"echo_time_ms": None, "field_strength_t": None}, "the scan's sidecar has neither", True),
+        ({}, "thin enough to tell dots from vessels", False),
+        ({"slice_spacing_mm": 4.0}, "4 mm apart: thick", False),
+        ({"slice_spacing_mm": 6.0}, "6 mm apart: thick", True),
+        ({}, "The whole brain.", False),
+        ({"fov_truncation_percent": 12.0, "fov_truncation_side": "inferior"},
+         "The inferior edge of the field of view still shows 12 %", False),
+        ({"fov_truncation_percent": 40.0, "fov_truncation_side": "superior"},
+         "superior edge of the field of view still shows 40 % of the largest cross-section of the "
+         "brain: the brain is not covered whole", True),
+        ({"quality_flags": "brain_volume", "brain_ml": 700.0}, "has 700 ml", True),
+        ({"quality_flags": "nonfinite,header_corrected"}, "voxels that are no numbers", True),
+    ],
+)  # fmt: skip
+def test_a_scan_is_described_in_words_and_what_is_doubtful_stands_out(changed, words, doubtful):
+    [statement] = [one for one in describe_adequacy(SCAN | changed) if words in one.text]
+    assert statement.doubtful == doubtful
+
+
+def test_motion_is_said_not_to_be_measured():
+    assert any("Motion is not measured" in one.text for one in describe_adequacy(SCAN))

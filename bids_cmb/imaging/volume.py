@@ -85,3 +85,8 @@ class Volume:
     def shares_grid(self, other: "Volume", *, tolerance: float = 1e-3) -> bool:
         """Check whether shape and affine are those of ``other``, up to ``tolerance`` in mm."""
         return self.shape == other.shape and np.allclose(self.affine, other.affine, atol=tolerance)
+
+
+def map_points(transform: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Map points by an affine transform, (4, 4), world mm to world mm, both (N, 3) or (3,)."""
+    return apply_affine(transform, points)

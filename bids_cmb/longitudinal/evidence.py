@@ -10,11 +10,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
-from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from bids_cmb.imaging.volume import Volume
+from bids_cmb.imaging.volume import Volume, map_points
 from bids_cmb.lesions.measure import CONTRAST_SHELL_MM
+from bids_cmb.lesions.table import get_size
 from bids_cmb.longitudinal.visits import Visit, VisitImages
 
 SEEN, FAINT, UNCERTAIN, ABSENT, NOT_COMPARABLE = (
@@ -27,7 +27,7 @@ MARGIN_MM = 3.0  # outside the brain mask that detectors still look at
 
 @dataclass(frozen=True)
 class EvidenceRule:
-    """Numbers of the rule; set on simulated pairs (docs/methods/longitudinal.md).
+    """Numbers of the rule (docs/methods/longitudinal.md); not fitted to data.
 
     Attributes:
         absent_probability: Share of the threshold below which the probability speaks for absence.
@@ -111,7 +111,7 @@ def locate_place(images: VisitImages, row: dict) -> Place:
     )
     centre = np.array([float(row[f"{axis}_mm"]) for axis in "xyz"])
     contrast = _measure_contrast(images.image, core, around)
-    return Place(centre, core, around, contrast, float(row["diameter_mm"]))
+    return Place(centre, core, around, contrast, get_size(row))
 
 
 def _cut_around(images: VisitImages, index: int) -> tuple[tuple[slice, ...], np.ndarray]:
@@ -177,7 +177,7 @@ def judge(probability_share: float, contrast_share: float, rule: EvidenceRule) -
 
 def _find_obstacle(place: Place, to_other: np.ndarray, other: VisitImages) -> str:
     """Find why a place cannot be seen in a scan at all."""
-    index = other.image.index(apply_affine(to_other, place.core))
+    index = other.image.index(map_points(to_other, place.core))
     inside = ((index >= -0.5) & (index <= np.array(other.image.shape) - 0.5)).all(axis=1)
     if inside.mean() < 0.9:
         return "outside the field of view"
@@ -205,7 +205,7 @@ def _read_probability(
     place: Place, to_other: np.ndarray, other: VisitImages, reach_mm: float, taken: Collection[int]
 ) -> float:
     """Read the highest probability within a distance of a place, of other lesions not."""
-    centre = apply_affine(to_other, place.centre)
+    centre = map_points(to_other, place.centre)
     grid = other.probability
     reach = np.ceil(reach_mm / grid.spacing).astype(int)
     middle = np.rint(grid.index(centre)).astype(int)
@@ -223,6 +223,6 @@ def _read_probability(
 def _search_contrast(place: Place, to_other: np.ndarray, image: Volume) -> float:
     """Search the highest contrast within `SEARCH_MM` of a place."""
     steps = np.array([-SEARCH_MM, 0, SEARCH_MM])
-    core, shell = (apply_affine(to_other, points) for points in (place.core, place.shell))
+    core, shell = (map_points(to_other, points) for points in (place.core, place.shell))
     shifts = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
     return max(_measure_contrast(image, core + shift, shell + shift) for shift in shifts)

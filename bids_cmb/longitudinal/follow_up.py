@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 import numpy as np
-from nibabel.affines import apply_affine
 
+from bids_cmb.imaging.volume import map_points
 from bids_cmb.longitudinal.alignment import Alignment, align, identify
 from bids_cmb.longitudinal.evidence import (
     ABSENT,
@@ -161,7 +161,7 @@ def _identify(
         rows = visit.lesions if number in aligned else []
         points = np.array([[float(row[f"{axis}_mm"]) for axis in "xyz"] for row in rows])
         points = points.reshape(-1, 3)
-        positions.append(apply_affine(alignments[number].to_reference, points))
+        positions.append(map_points(alignments[number].to_reference, points))
         indices.append([int(row["index"]) for row in rows])
     tolerances = [
         max(

@@ -23,6 +23,7 @@ CHANGE_COLUMNS = {
     UNCERTAIN: "n_uncertain",
     NOT_COMPARABLE: "n_not_comparable",
 }
+SIZE_COLUMNS = ("equivalent_diameter_mm", "half_depth_diameter_mm", "volume_mm3")
 LOCATION_COLUMNS = ("territory", "side", "mars_region", "mars_side")
 
 
@@ -57,7 +58,7 @@ def _make_lesion_row(index: int, lesion: FollowedLesion, follow_up: FollowUp) ->
         "n_visits_seen": len(lesion.identity.indices),
         "rows": " ".join(rows),
         "faint_in": " ".join(faint) or None,
-        "diameter_mm": last["diameter_mm"],
+        **{name: last.get(name) for name in SIZE_COLUMNS},
         **{name: last.get(name) for name in LOCATION_COLUMNS},
     }
 
@@ -99,8 +100,7 @@ def _make_observation_row(
         "probability": round_or_none(reading.probability, 4),
         "contrast": round_or_none(reading.contrast, 3),
         "contrast_share": round_or_none(reading.contrast_share, 3),
-        "diameter_mm": row.get("diameter_mm"),
-        "volume_mm3": row.get("volume_mm3"),
+        **{name: row.get(name) for name in SIZE_COLUMNS},
     }
 
 

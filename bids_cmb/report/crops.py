@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from bids_cmb.files import write_json
-from bids_cmb.imaging.volume import Volume
+from bids_cmb.imaging.volume import Volume, map_points
 from bids_cmb.longitudinal.evidence import LOST, NEW, NOT_COMPARABLE, PERSISTENT, UNCERTAIN
 from bids_cmb.longitudinal.follow_up import FollowedLesion, FollowUp
-from bids_cmb.report.pictures import WHITE, annotate, save_png
+from bids_cmb.report.pictures import WHITE, annotate, save_picture
 
 ORDER = (NEW, UNCERTAIN, LOST, NOT_COMPARABLE, PERSISTENT)  # of lesions on the page
 REACH_MM, PX_PER_MM = 11.0, 8  # of a crop to either side of the lesion; its enlargement
@@ -42,8 +41,8 @@ def draw_crops(follow_up: FollowUp, figures: Path, stem: str) -> None:
     files = {}
     for index, lesion in numbered[:MAX_DRAWN]:
         tiles = [_draw_tile(follow_up, lesion, number, medians) for number in follow_up.aligned]
-        files[str(index)] = f"{stem}_lesion-{index:03d}.png"
-        save_png(figures / files[str(index)], np.concatenate(tiles, axis=1))
+        files[str(index)] = f"{stem}_lesion-{index:03d}.webp"
+        save_picture(figures / files[str(index)], np.concatenate(tiles, axis=1))
     visits = [follow_up.series.visits[number].name for number in follow_up.aligned]
     write_json(figures / f"{stem}{CROPS}", {"visits": visits, "files": files})
 
@@ -51,7 +50,7 @@ def draw_crops(follow_up: FollowUp, figures: Path, stem: str) -> None:
 def remove_crops(figures: Path, stem: str) -> None:
     """Remove the pictures of a follow-up, the index first."""
     (figures / f"{stem}{CROPS}").unlink(missing_ok=True)
-    for path in figures.glob(f"{stem}_lesion-*.png"):
+    for path in figures.glob(f"{stem}_lesion-*.webp"):
         path.unlink(missing_ok=True)
 
 
@@ -61,7 +60,7 @@ def _draw_tile(
     seen = lesion.first_seen
     points, directions = _define_plane(follow_up.images[seen].image, _get_centre(follow_up, lesion))
     image = follow_up.images[number].image
-    moved = apply_affine(follow_up.transform(seen, number), points.reshape(-1, 3))
+    moved = map_points(follow_up.transform(seen, number), points.reshape(-1, 3))
     values = ndimage.map_coordinates(image.data, image.index(moved).T, order=1, cval=0.0)
     grey = np.clip(values * (WHITE / (WHITE_MEDIANS * medians[number])), 0, WHITE)
     picture = grey.astype(np.uint8).reshape(points.shape[:2])

@@ -31,7 +31,9 @@ def folders(tmp_path):
     }
     for session in SESSIONS:
         known = [
-            lesion(n, 20 * n, identity=n, certainty=certainty, included="yes", diameter_mm=3)
+            lesion(
+                n, 20 * n, identity=n, certainty=certainty, included="yes", equivalent_diameter_mm=3
+            )
             for n, certainty in certainties[session].items()
         ]
         stem = f"{session}/anat/sub-01_{session}_space-orig_seg-CMB"
@@ -40,7 +42,14 @@ def folders(tmp_path):
     places = {"ses-1": [20, 80], "ses-2": [21, 41, 61, 150]}
     for session, xs in places.items():
         rows = [
-            lesion(n, x, diameter_mm=3, probability_max=0.9, certainty="definite", included="yes")
+            lesion(
+                n,
+                x,
+                equivalent_diameter_mm=3,
+                probability_max=0.9,
+                certainty="definite",
+                included="yes",
+            )
             for n, x in enumerate(xs, start=1)
         ]
         stem = f"{session}/anat/sub-01_{session}_space-orig_seg-CMB_desc-T2starw_dseg.tsv"

@@ -39,7 +39,7 @@ def images(spots, motion=None, *, probability=0.0, **about):
 
 
 def row(place):
-    return {"index": "1", "diameter_mm": "5.0"} | dict(
+    return {"index": "1", "equivalent_diameter_mm": "5.0"} | dict(
         zip(("x_mm", "y_mm", "z_mm"), map(str, place), strict=True)
     )
 

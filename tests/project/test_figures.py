@@ -293,6 +293,12 @@ QUOTED = [
         "in the same runs | {:.0f}",
         lambda: [part("shiva-real", "runs", "script, a process per scan", 0, "seconds")],
     ),
+    (
+        "docs/methods/longitudinal.md",
+        "the error in the brain was at most {:.2f} mm (median) and {:.2f} mm (95 %), and the "
+        "correlation at least {:.2f}; between scans of two of these people it was at most {:.3f}",
+        lambda: list(part("longitudinal-registration", "figures").values()),
+    ),
 ]
 
 

@@ -101,9 +101,8 @@ def test_every_session_has_its_scan_and_its_truth(tmp_path, monkeypatch, blank, 
     monkeypatch.setattr(dataset_module, "make_procedural_head", lambda _: None)
     monkeypatch.setattr(dataset_module, "sample_person", lambda *_: replace(person, sources=[]))
     monkeypatch.setattr(dataset_module, "scan_person", scan)
-    numbers = dataset_module.simulate_dataset(
-        tmp_path / "out", scans=2, seed=1, protocols=["adni-t2star", "mars-t2star"], sessions=2
-    )
+    plan = dataset_module.DatasetPlan(2, 1, protocols=["adni-t2star", "mars-t2star"], sessions=2)
+    numbers = dataset_module.simulate_dataset(tmp_path / "out", plan)
     assert numbers == [1, 1, 1, 1]
     protocols = [
         [row["protocol"] for row in read_table(tmp_path / f"out/{name}/{name}_sessions.tsv")]

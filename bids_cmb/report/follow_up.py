@@ -1,5 +1,6 @@
 """The section of a participant's page on its lesions over time, from tables and pictures."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bids_cmb.bids.markers import read_marker
@@ -84,3 +85,9 @@ def _is_same_result(folder: Path, visit: dict) -> bool:
     mask = folder / str(visit.get("Mask"))
     marker = read_marker(mask.with_name(mask.name.replace(".nii.gz", ".json")))
     return marker is not None and marker["Provenance"].get("Finished") == visit.get("Finished")
+
+
+def list_crops(follow_ups: Sequence[Mapping]) -> list[str]:
+    """List the pictures of followed lesions in the order in which the page shows them."""
+    shown = (lesion["picture"] for series in follow_ups for lesion in series["lesions"])
+    return [picture for picture in shown if picture]

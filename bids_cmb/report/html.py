@@ -37,7 +37,7 @@ from bids_cmb.report.cohort import (
     summarize_strata,
 )
 from bids_cmb.report.embedding import MAX_EMBEDDED_BYTES, embed_pictures, is_linked
-from bids_cmb.report.follow_up import collect_follow_ups
+from bids_cmb.report.follow_up import collect_follow_ups, list_crops
 from bids_cmb.report.performance import describe_candidates, describe_performance
 from bids_cmb.report.summary import describe_adequacy, tabulate_counts
 from bids_cmb.report.viewer import VIEWER
@@ -182,7 +182,8 @@ def _render_page(
     follow_ups: Sequence[dict] = (),
 ) -> str:
     methods = folder / "logs" / "CITATION.md"
-    addresses = embed_pictures(folder, _list_pictures(scans), limit=MAX_EMBEDDED_BYTES)
+    pictures = [*list_crops(follow_ups), *_list_pictures(scans)]
+    addresses = embed_pictures(folder, pictures, limit=MAX_EMBEDDED_BYTES)
     return (
         _load_templates()
         .get_template("participant.html")

@@ -14,6 +14,12 @@ MASKS = [f"{STEM.format(n)}label-CMB_desc-T2starw_mask.nii.gz" for n in (1, 2)]
 LESIONS = {"F001": "persistent", "F002": "new", "F003": "new"}
 
 
+def make_counts(number):
+    counts = {"n_cmb": number, "n_definite": 0, "n_possible": number, "slice_spacing_mm": 4.0}
+    sizes = {"voxel_size_1_mm": 1.0, "voxel_size_2_mm": 1.0, "brain_ml": 1200.0}
+    return counts | sizes | {"fov_truncation_percent": 0.0, "brain_snr": 20.0}
+
+
 def make_observation(name, session, index, state, change=None):
     row = {"lesion": name, "filename": MASKS[session - 1], "session_id": f"ses-{session}"}
     return {**row, "index": index, "state": state, "change": change, "probability": 0.9}
@@ -23,8 +29,7 @@ def make_observation(name, session, index, state, change=None):
 def folder(tmp_path):
     """Two sessions: lesion 1 of both is one, lesions 2 and 3 of the second are new."""
     for number, mask in enumerate(MASKS, start=1):
-        counts = {"n_cmb": number, "n_definite": 0, "n_possible": number}
-        marker = {"Provenance": {"Finished": "now"}, "Microbleeds": counts}
+        marker = {"Provenance": {"Finished": "now"}, "Microbleeds": make_counts(number)}
         write_json(tmp_path / mask.replace(".nii.gz", ".json"), marker)
         rows = [
             {
@@ -78,8 +83,7 @@ def test_new_lesions_come_first_and_the_page_says_what_was_left_out(folder):
 
 def test_a_follow_up_of_results_that_were_made_again_is_called_not_current(folder):
     marker = folder / MASKS[1].replace(".nii.gz", ".json")
-    counts = {"n_cmb": 3, "n_definite": 0, "n_possible": 3}
-    write_json(marker, {"Provenance": {"Finished": "later"}, "Microbleeds": counts})
+    write_json(marker, {"Provenance": {"Finished": "later"}, "Microbleeds": make_counts(3)})
     assert "Not current" in write_page(folder, "01").read_text()
 
 

@@ -37,7 +37,7 @@ from bids_cmb.networks.loading import ModelOptions
 from bids_cmb.networks.model_cards import load_card
 
 MIN_STRUCTURE_ML = 0.05  # of a structure whose centroid is believed
-STEP = 2  # of the voxels of a label map, those that are read
+SPACING_MM = 2.0  # no finer are label maps read
 NO_STRUCTURE = (0, 24)  # outside, and fluid around the brain
 
 
@@ -110,14 +110,15 @@ def write_mean_head(paths: Sequence[Path]) -> None:
 
 
 def load_head(path: Path, classes: Sequence[dict]) -> Volume:
-    """Load a label map in the codes of the network's classes, every `STEP` voxels."""
+    """Load a label map in the codes of the network's classes, no finer than `SPACING_MM`."""
     stored = load_labels(path)
-    codes = np.rint(stored.data[::STEP, ::STEP, ::STEP]).astype(np.uint16)
+    steps = np.maximum(1, np.floor(SPACING_MM / stored.spacing + 0.01)).astype(int)
+    codes = np.rint(stored.data[:: steps[0], :: steps[1], :: steps[2]]).astype(np.uint16)
     table, twin = np.zeros(2**16, np.uint16), make_mirror_table()
     for entry in classes:
         for code in entry["codes"]:
             table[code] = entry["right"] if twin[code] < code else entry["left"]
-    return Volume(table[codes], stored.affine @ np.diag([STEP, STEP, STEP, 1.0]))
+    return Volume(table[codes], stored.affine @ np.diag([*steps, 1.0]))
 
 
 def fit_centroids(structures: Volume, centroids: Mapping) -> np.ndarray:

@@ -1,21 +1,24 @@
 """How far MNI positions move when the field of view cuts a head, and does the app say so?
 
-    python -m benchmarks.accuracy.cut_heads RESULT.json FILE ... [--scans]
+    python -m benchmarks.accuracy.cut_heads RESULT.json PATH ... [--scans] [--first N]
 
-FILEs are label maps of whole heads that took no part in the template, or with ``--scans`` scans of
-such heads, which the anatomy network segments whole. Each segmentation is fitted to MNI space, then
-cut from below or above at heights in MNI space (where the plane crosses y = -20 mm) and fitted
-anew. Of every height:
+PATHs are label maps of whole heads that took no part in the template, or with ``--scans`` simulated
+datasets of such heads with their truth, whose scans the anatomy network segments whole. Each
+segmentation is fitted to MNI space, then cut from below or above at heights in MNI space (where the
+plane crosses y = -20 mm) and fitted anew. Of every height:
 
 - by how many mm places in the cerebral cortex and white matter that is left moved, in the median
   place of each head: median and maximum over heads; and by how many the app's covariance says;
-- how far the centroids of the other structures that are left lie from those of the template of MNI
-  space (root mean square), the uncertainty that the app gives these places (likewise), and the
-  share of them that lie within it;
+- of scans, how far those places then lie from where the fit of the whole true structures has them;
+- how far the true centroids of the other structures that are left lie from those of the template
+  of MNI space (root mean square), the uncertainty that the app gives these places (likewise), and
+  the share of them that lie within it;
 - of how many heads the app warns, because a place in the cerebrum is too uncertain.
 """
 
 import argparse
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -27,17 +30,17 @@ from bids_cmb.anatomy.mni_fit import (
     MAX_MNI_UNCERTAINTY_MM,
     MniFit,
     estimate_mni_uncertainty,
-    find_field_of_view,
     fit_to_mni,
 )
 from bids_cmb.anatomy.mni_template import load_template
-from bids_cmb.anatomy.segmentation import predict_anatomy
+from bids_cmb.anatomy.segmentation import fill_structures, predict_anatomy
 from bids_cmb.files import write_json
 from bids_cmb.imaging.cropping import crop
 from bids_cmb.imaging.nifti import load
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.backend import set_threads
 from bids_cmb.networks.model_cards import load_card
+from bids_cmb.training.scan_files import find_training_scans
 
 CUTS = {
     **{f"below z = {height:+d} mm": (height, True) for height in (-45, -15, 0, 10, 20)},
@@ -52,9 +55,8 @@ def main() -> None:
     options = make_parser().parse_args()
     card = load_card("anatomy")
     rows: dict[str, list[dict]] = {name: [] for name in ("whole", *CUTS)}
-    for path in show_progress(options.files):
-        structures = segment(path) if options.scans else load_head(path, card["classes"])
-        for name, row in judge_head(structures, card["mni_centroids"]).items():
+    for structures, truth in read_heads(options, card["classes"]):
+        for name, row in judge_head(structures, truth, card["mni_centroids"]).items():
             rows[name].append(row)
     write_json(options.result, {name: summarize(judged) for name, judged in rows.items()})
 
@@ -63,37 +65,59 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("result", type=Path, help="JSON file that is written")
-    parser.add_argument("files", type=Path, nargs="+", help="label maps, or scans")
-    parser.add_argument("--scans", action="store_true", help="the files are scans")
+    parser.add_argument("paths", type=Path, nargs="+", help="label maps, or datasets")
+    parser.add_argument("--scans", action="store_true", help="the paths are datasets with truth")
+    parser.add_argument("--first", type=int, metavar="N", help="scans of each dataset alone")
     return parser
 
 
-def segment(path: Path) -> Volume:
-    """Segment a scan, as far as its field of view reaches."""
+def read_heads(
+    options: argparse.Namespace, classes: Sequence[dict]
+) -> Iterator[tuple[Volume, Volume]]:
+    """Read each head: what is laid over the template, and its true structures."""
+    if not options.scans:
+        for path in show_progress(options.paths):
+            head = load_head(path, classes)
+            yield head, head
+        return
     set_threads(1)
+    files = [
+        paths for data in options.paths for paths in find_training_scans(data)[: options.first]
+    ]
+    for paths in show_progress(files):
+        yield segment(paths.image, classes), load_head(paths.structures, classes)
+
+
+def segment(path: Path, classes: Sequence[dict]) -> Volume:
+    """Segment a scan, as far as its field of view reaches, as the app does to find MNI space."""
     image, _ = load(path)
-    structures = predict_anatomy(image).structures
-    return crop(structures, *find_field_of_view(structures))
+    anatomy = predict_anatomy(image)
+    filled = fill_structures(anatomy.structures, anatomy.probabilities, anatomy.midline, classes)
+    corners = np.array(list(product(*((0, size - 1) for size in image.shape))))
+    voxels = np.rint(filled.index(image.world(corners))).astype(int)
+    first = np.clip(voxels.min(axis=0), 0, filled.shape)
+    return crop(filled, first, np.clip(voxels.max(axis=0) + 1, first, filled.shape))
 
 
-def judge_head(structures: Volume, centroids: dict) -> dict[str, dict]:
+def judge_head(structures: Volume, truth: Volume, centroids: dict) -> dict[str, dict]:
     """Judge a whole head and its parts: a row by the name of the cut."""
     template = load_template()
     whole = fit_to_mni(structures, template)
+    true = whole if truth is structures else fit_to_mni(truth, template)
     middles = {
         code: place
-        for code, place in compute_centroids(structures).items()
+        for code, place in compute_centroids(truth).items()
         if str(code) in centroids and code not in CEREBRUM
     }
     here = np.array(list(middles.values()))
     there = np.array([centroids[str(code)] for code in middles])
-    rows = {"whole": compare(whole, whole, structures, (here, there))}
+    rows = {"whole": compare((true, whole), whole, structures, (here, there))}
     for name, (height, keep_top) in CUTS.items():
-        part = cut(structures, whole.to_mni, height, keep_top=keep_top)
+        part = cut(structures, true.to_mni, height, keep_top=keep_top)
         voxels = part.index(here)
         held = ((voxels > -0.5) & (voxels < np.array(part.shape) - 0.5)).all(axis=1)
         fit = fit_to_mni(part, template)
-        rows[name] = compare(whole, fit, part, (here[held], there[held])) if fit else {}
+        rows[name] = compare((true, whole), fit, part, (here[held], there[held])) if fit else {}
     return rows
 
 
@@ -112,15 +136,29 @@ def cut(volume: Volume, to_mni: np.ndarray, height: float, *, keep_top: bool) ->
 
 
 def compare(
-    whole: MniFit, part: MniFit, structures: Volume, middles: tuple[np.ndarray, np.ndarray]
+    fits: tuple[MniFit, MniFit],
+    part: MniFit,
+    structures: Volume,
+    middles: tuple[np.ndarray, np.ndarray],
 ) -> dict:
-    """Compare a part with the whole head, and middles of structures, (N, 3), with MNI space."""
+    """Compare a part with the whole head, and middles of structures, (N, 3), with MNI space.
+
+    Args:
+        fits: Of the whole true structures, and of the whole segmentation.
+        part: Fit of the part.
+        structures: Of the part.
+        middles: In the scan's world, and in MNI space.
+    """
     places = structures.world(np.argwhere(np.isin(structures.data, CEREBRUM))[::EVERY])
-    moved = apply_affine(part.to_mni, places) - apply_affine(whole.to_mni, places)
+    at_home = apply_affine(part.to_mni, places)
+    off, moved = (
+        np.linalg.norm(at_home - apply_affine(fit.to_mni, places), axis=1) for fit in fits
+    )
     here, there = middles
     given = [uncertainty(part, place) for place in places]
     return {
-        "moved": float(np.median(np.linalg.norm(moved, axis=1))),
+        "off": float(np.median(off)),
+        "moved": float(np.median(moved)),
         "expected": float(np.median([spread(part, place) for place in places])),
         "given": float(np.median(given)),
         "warned": bool(max(given) > MAX_MNI_UNCERTAINTY_MM),
@@ -150,6 +188,10 @@ def summarize(rows: list[dict]) -> dict[str, float]:
     figures |= {
         "moved, median, mm": round(float(np.median([row["moved"] for row in fitted])), 2),
         "moved, maximum, mm": round(max(row["moved"] for row in fitted), 2),
+        "off the true structures' fit, median, mm": round(
+            float(np.median([row["off"] for row in fitted])), 2
+        ),
+        "off the true structures' fit, maximum, mm": round(max(row["off"] for row in fitted), 2),
         "expected by the covariance, median, mm": round(
             float(np.median([row["expected"] for row in fitted])), 2
         ),

@@ -74,10 +74,11 @@ def build_region_map(
     """Build the map of regions of every voxel of tissue, on the grid of the anatomy.
 
     White matter is deep within ``deep_wm_distance_mm`` of a lateral ventricle, if cortex is
-    farther, and within `CAPSULE_MM` of a deep nucleus. Of deep white matter, what lies
-    `CALLOSUM_MM` about the midline is callosum, between lentiform and thalamus or caudate (or
-    where an atlas has it) internal capsule, lateral to the putamen external capsule, and the rest
-    deep white matter. All else is lobar.
+    farther (two rules that Chen et al., Acad Radiol 2021;28:1699-1708, compare), and within
+    `CAPSULE_MM` of a deep nucleus. Of deep white matter, what lies `CALLOSUM_MM` about the midline
+    is callosum, between lentiform and thalamus or caudate (or where an atlas has it) internal
+    capsule, lateral to the putamen external capsule, and the rest deep white matter. All else is
+    lobar.
 
     Args:
         anatomy: Of the scan.

@@ -30,7 +30,8 @@ DEEP_WHITE_MM = 10.0  # white matter this close to a lateral ventricle is perive
 CAPSULE_MM = 4.0  # white matter this close to a deep nucleus is a capsule
 DEEP_NUCLEI = (10, 49, 11, 50, 12, 51, 13, 52, 26, 58, 28, 60)
 WHITE_MATTER, LATERAL_VENTRICLES = (2, 41), (4, 43)
-FLUID_CODES = (0, 24, 4, 43, 14, 15)
+FLUID_AROUND = (0, 24)  # outside, and fluid around the brain
+FLUID_CODES = (*FLUID_AROUND, 4, 43, 14, 15)
 SIDE_NAMES = ("left", "right")
 
 
@@ -133,7 +134,10 @@ def decode_anatomy(
     classes_map[~tissue & ~np.isin(classes_map, outer)] = outer[0]
     midline = _fit_midline(tissue, probabilities[..., -1], affine)
     structures = Volume(assign_sides(classes_map, affine, midline, classes), affine)
-    fit = fit_to_mni(structures, template, field_of_view) if template else None
+    fit = None
+    if template is not None:
+        filled = fill_structures(structures, probabilities[..., :-1], midline, classes)
+        fit = fit_to_mni(filled, template, field_of_view)
     brain = _close_sulci(_keep_largest(_find_brain(probabilities[..., :-1], outer)), affine)
     to_mni, fit_mm, covariance = (
         (fit.to_mni, fit.fit_mm, fit.covariance) if fit else (None, None, None)
@@ -142,6 +146,34 @@ def decode_anatomy(
         structures, Volume(brain, affine), midline, to_mni, fit_mm, covariance,
         probabilities[..., :-1],
     )  # fmt: skip
+
+
+def fill_structures(
+    structures: Volume,
+    probabilities: np.ndarray,
+    midline: tuple[np.ndarray, float],
+    classes: Sequence[dict],
+) -> Volume:
+    """Fill structures up to where all tissue together is as likely as all else.
+
+    The likeliest class alone leaves out cortex that shares its voxels with fluid: the brain looks
+    smaller than it is, and where only its top is seen, turned in MNI space by up to 10 degrees.
+
+    Args:
+        structures: As `Anatomy.structures`, on the grid of the network.
+        probabilities: As `Anatomy.probabilities`.
+        midline: As `Anatomy.midline`.
+        classes: As for `decode_anatomy`.
+    """
+    outer = [entry["name"] in (OUTSIDE, FLUID_OUTSIDE) for entry in classes]
+    inner = np.flatnonzero(~np.array(outer))
+    total = probabilities[..., inner].sum(axis=-1, dtype=np.uint16)
+    outside = np.isin(structures.data, FLUID_AROUND)
+    filled = outside & _keep_largest(~outside | (2 * total > PROBABILITY_STEPS))
+    likeliest = np.zeros(structures.shape, np.uint8)
+    likeliest[filled] = inner[probabilities[filled][:, inner].argmax(axis=-1)]
+    codes = assign_sides(likeliest, structures.affine, midline, classes)
+    return Volume(np.where(filled, codes, structures.data), structures.affine)
 
 
 def resample_brain(anatomy: Anatomy, image: Volume) -> Volume:

@@ -38,6 +38,7 @@ from bids_cmb.report.cohort import (
 )
 from bids_cmb.report.embedding import MAX_EMBEDDED_BYTES, embed_pictures, is_linked
 from bids_cmb.report.follow_up import collect_follow_ups, list_crops
+from bids_cmb.report.methods import DEEP_WHITE_MATTER
 from bids_cmb.report.performance import describe_candidates, describe_performance
 from bids_cmb.report.summary import describe_adequacy, tabulate_counts
 from bids_cmb.report.viewer import VIEWER
@@ -199,6 +200,7 @@ def _render_page(
             viewer=any(scan["view"] for scan in scans),
             methods=methods.read_text("utf-8") if methods.is_file() else "",
             software=software(),
+            deep_white_matter=DEEP_WHITE_MATTER,
         )
     )
 
@@ -386,6 +388,7 @@ def write_group_page(folder: Path, cohort: Cohort, picture: str, picture_after: 
         agreement=cohort.agreement,
         performance=cohort.performance,
         pairs=cohort.pairs,
+        deep_white_matter=DEEP_WHITE_MATTER,
         reviewed=len(reviewed),
         before=sum(int(row["n_cmb"]) for row in reviewed),
         after=sum(int(row["n_cmb_reviewed"]) for row in reviewed),

@@ -10,11 +10,21 @@ REFERENCES = (
     "accessibility, and reproducibility of neuroimaging data analysis methods. PLoS Comput Biol "
     "2017;13:e1005209. doi:10.1371/journal.pcbi.1005209",
 )
+DEEP_WHITE_MATTER_SOURCE = (
+    "Chen J, Mikheev AV, Yu H, et al. Bilateral distance partition of periventricular and deep "
+    "white matter hyperintensities: performance of the method in the aging brain. Acad Radiol "
+    "2021;28:1699-1708. doi:10.1016/j.acra.2020.07.039"
+)
+DEEP_WHITE_MATTER = (
+    "White matter counts as deep within 10 mm of a lateral ventricle (or --deep-wm-distance-mm) "
+    "where cortex is farther, two rules for what is periventricular (Chen et al. 2021), and within "
+    "4 mm of a deep nucleus."
+)
 TERRITORY_DEFINITION = (
     "Lesions in cortex, subcortical white matter, hippocampus or amygdala are called lobar; those "
     "in deep grey matter, capsules, deep or periventricular white matter deep; those in brainstem "
-    "or cerebellum infratentorial, after MARS [1]. MNI positions come from an affine that lays the "
-    "structures over those of a mean head."
+    f"or cerebellum infratentorial, after MARS [1]. {DEEP_WHITE_MATTER[:-1]} [3]. MNI positions "
+    "come from an affine that lays the structures over those of a mean head."
 )
 
 
@@ -33,6 +43,7 @@ def describe_methods(
     all_cards = [*cards, *([anatomy] if anatomy else [])]
     references = [
         *REFERENCES,
+        *([DEEP_WHITE_MATTER_SOURCE] if anatomy else []),
         *(
             _format_citation(citation)
             for card in all_cards

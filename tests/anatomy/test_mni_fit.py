@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine, from_matvec
 from nibabel.eulerangles import euler2mat
+from scipy import ndimage
 from scipy.linalg import polar
 
 from bids_cmb.anatomy.mni_fit import (
-    HEADS_DIFFER_MM,
+    BEYOND_AFFINE_MM,
     estimate_mni_uncertainty,
     find_field_of_view,
     fit_to_mni,
@@ -25,7 +26,12 @@ from bids_cmb.anatomy.mni_template import (
     load_template,
     split_linear,
 )
-from bids_cmb.anatomy.segmentation import Anatomy, locate_structures
+from bids_cmb.anatomy.segmentation import (
+    Anatomy,
+    decode_anatomy,
+    fill_structures,
+    locate_structures,
+)
 from bids_cmb.anatomy.user_segmentation import transform_anatomy
 from bids_cmb.imaging.cropping import crop
 from bids_cmb.imaging.volume import Volume
@@ -84,6 +90,46 @@ def test_a_head_that_is_cut_at_any_height_keeps_its_mni_positions(
     assert np.median(measure_shift(part, fit.to_mni, template[1])) < 1.5
 
 
+def test_cortex_that_a_network_half_takes_for_fluid_does_not_turn_the_top_of_a_head(
+    known, template
+):
+    """As at the vertex on voxels of 2 mm: fluid is likelier than cortex, not than all tissue."""
+    codes, chances = known
+    classes = load_card("anatomy")["classes"]
+    names = [entry["name"] for entry in classes]
+    tissue = ~np.isin(codes.data, (0, 24)) & (codes.data < 500)
+    rim = tissue & ~ndimage.binary_erosion(tissue, iterations=2) & np.isin(codes.data, (3, 42))
+    doubtful = chances.copy()
+    doubtful[rim, :-1] = 0
+    for name, chance in (
+        ("cerebral cortex", 95),
+        ("cerebral white matter", 60),
+        ("fluid outside the brain", 100),
+    ):
+        doubtful[rim, names.index(name)] = chance
+    top = crop(codes, np.array([0, 0, 70]), np.array(codes.shape))
+    found = decode_anatomy(doubtful[:, :, 70:], top.affine, classes, template[0])
+    assert np.median(measure_shift(top, found.to_mni, template[1])) < 2
+    shrunken = fit_to_mni(found.structures, template[0])
+    assert np.median(measure_shift(top, shrunken.to_mni, template[1])) > 2
+    filled = fill_structures(found.structures, found.probabilities, found.midline, classes)
+    assert np.isin(filled.data[rim[:, :, 70:]], (3, 42)).mean() > 0.99
+    changed = (filled.data != found.structures.data) & ~rim[:, :, 70:]
+    assert (filled.data == top.data)[changed].all()  # islands that the rim joins again
+
+
+def test_shares_between_cells_are_those_of_linear_interpolation(rng):
+    stored = load_template()
+    places = rng.uniform(-1, 1, (500, 3)) * [85, 110, 90] + [0, -16, 8]
+    cells = ((places - CORNER_MM) / CELL_MM - 0.5).T
+    expected = [
+        ndimage.map_coordinates(share, cells, order=1, mode="grid-constant")
+        for share in stored.shares
+    ]
+    np.testing.assert_allclose(stored.sample(places), np.transpose(expected), atol=1e-5)
+    assert not stored.sample(np.array([[0.0, 0, 500], [-500, 0, 0]])).any()
+
+
 def test_nothing_is_learnt_from_beyond_the_field_of_view(known, template):
     """Empty slices that pad a slab say nothing of the head; a flipped grid changes nothing."""
     codes, _ = known
@@ -126,7 +172,7 @@ def test_the_uncertainty_of_a_place_grows_away_from_what_the_field_of_view_holds
         estimate_mni_uncertainty(fit.covariance, fit.fit_mm, centre - [0, 0, mm])
         for mm in (0, 60, 120)
     ]
-    assert HEADS_DIFFER_MM < away[0] < away[1] < away[2]
+    assert BEYOND_AFFINE_MM < away[0] < away[1] < away[2]
     turn = from_matvec(euler2mat(0.3, -0.2, 0.1), [5, 6, 7])
     moved = transform_anatomy(head, turn)
     there = apply_affine(turn, centre - [0, 0, 60])

@@ -251,6 +251,21 @@ def test_a_lesion_has_the_next_territory_on_its_card(reported, tmp_path):
     assert "next territory" not in cards[2]
 
 
+def test_counts_by_territory_say_what_deep_white_matter_is(reported, tmp_path):
+    copy = tmp_path / "out"
+    shutil.copytree(reported[1], copy)
+    table = copy / "sub-01" / "sub-01_scans.tsv"
+    rows = read_table(table)
+    counts = {"n_lobar": 4, "n_deep": 2, "n_infratentorial": 0, "pattern": "mixed"}
+    write_table(table, list(rows[0]), [row | counts for row in rows])
+    page = write_page(copy, "01").read_text()
+    said = "White matter counts as deep within 10 mm of a lateral ventricle"
+    assert "Lobar 4, deep 2, infratentorial 0; pattern: mixed." in page
+    assert said in page
+    write_group_page(copy, Cohort(read_table(copy / "group_microbleeds.tsv")), "none.png")
+    assert said in (copy / "group_microbleeds.html").read_text()
+
+
 def test_eighty_lesions_and_five_thousand_scans_are_fine(reported, tmp_path):
     _, out = reported
     copy = tmp_path / "out"

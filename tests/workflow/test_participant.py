@@ -2,6 +2,7 @@
 
 import pytest
 
+from bids_cmb.anatomy.segmentation import CAPSULE_MM, DEEP_WHITE_MM
 from bids_cmb.config import Config
 from bids_cmb.workflow.methods import describe_run
 from bids_cmb.workflow.participant import MB_PER_SCAN, MB_WITH_NETWORKS, choose_workers
@@ -52,6 +53,14 @@ def test_the_methods_name_the_brain_the_thresholds_and_the_count_rule(config):
     assert "at least 0.31" in describe_run(config(threshold=0.31))
     assert "flagged as large or vessel" in describe_run(config(exclude_flags=("large", "vessel")))
     assert "Every lesion was counted" in describe_run(config(exclude_flags=()))
+
+
+def test_the_methods_say_what_deep_white_matter_is_and_after_whom(config):
+    text, references = describe_run(config(anatomy="network")).split("# References")
+    assert f"counts as deep within {DEEP_WHITE_MM:g} mm of a lateral ventricle" in text
+    assert f"within {CAPSULE_MM:g} mm of a deep nucleus [3]." in text
+    assert "\n3. Chen J, " in references
+    assert "Chen J, " not in describe_run(config(anatomy="none"))
 
 
 def test_every_reference_of_the_methods_has_a_doi(config):

@@ -79,28 +79,28 @@ def make_parser() -> argparse.ArgumentParser:
 
 def measure_simulated(options: argparse.Namespace) -> dict:
     """Simulate pairs, follow their lesions, and score them."""
-    scans, found = options.work / "pairs", options.work / "found"
+    scans, output = options.work / "pairs", options.work / "found"
     if not (scans / "dataset_description.json").exists():  # written last
         plan = DatasetPlan(options.pairs, options.seed, options.anatomy, PROTOCOLS, sessions=2)
         simulate_dataset(scans, plan, workers=options.workers)
-    run(scans, found, options.workers, options.app_flags)
-    rows = score_identities(found, scans / "derivatives" / "truth")
+    run(scans, output, options.workers, options.app_flags)
+    rows = score_identities(output, scans / "derivatives" / "truth")
     return {"seed": options.seed, "figures": summarize_identities(rows), "pairs": rows}
 
 
-def run(scans: Path, found: Path, workers: int, flags: list[str]) -> None:
+def run(scans: Path, output: Path, workers: int, flags: list[str]) -> None:
     """Run the app; what is complete stays as it is."""
-    words = [str(scans), str(found), "participant", "--n-cpus", str(workers), "-q"]
+    words = [str(scans), str(output), "participant", "--n-cpus", str(workers), "-q"]
     run_app([*words, "--validate", "off", *flags])
 
 
 def measure_real(real: Path, subjects: list[str], work: Path, flags: list[str]) -> dict:
     """Follow the lesions of each scan and of itself, moved; what is called new is false."""
-    scans, found = work / "moved", work / "moved-found"
+    scans, output = work / "moved", work / "moved-found"
     motions = {subject: write_moved(real, subject, scans) for subject in subjects}
     write_json(scans / "dataset_description.json", {"Name": "Moved", "BIDSVersion": "1.11.1"})
-    run(scans, found, 1, flags)
-    rows = [describe_real(found, subject, motion) for subject, motion in motions.items()]
+    run(scans, output, 1, flags)
+    rows = [describe_real(output, subject, motion) for subject, motion in motions.items()]
     names = ("found_1", "found_2", "n_new", "n_not_seen_again")
     figures = {name: sum(row[name] for row in rows) for name in names}
     figures["largest_error_p95_mm"] = max(row["error_p95_mm"] for row in rows)
@@ -140,9 +140,9 @@ def scan_again(image: Volume, motion: np.ndarray, rng: np.random.Generator) -> V
     return Volume(np.where(data > 0, noisy, 0).astype(np.float32), affine)
 
 
-def describe_real(found: Path, subject: str, motion: np.ndarray) -> dict:
+def describe_real(output: Path, subject: str, motion: np.ndarray) -> dict:
     """Describe the follow-up of a scan and itself, with the error of the registration."""
-    home = found / f"sub-{subject}"
+    home = output / f"sub-{subject}"
     [pair] = read_table(home / "anat" / f"sub-{subject}_desc-longitudinalT2starw_pairs.tsv")
     [file] = (home / "ses-2" / "anat").glob("*_desc-longitudinal_xfm.txt")
     brain = load_labels(next((home / "ses-1" / "anat").glob("*_label-brain_*_mask.nii.gz")))
@@ -152,8 +152,8 @@ def describe_real(found: Path, subject: str, motion: np.ndarray) -> dict:
     counts = {name: int(value) for name, value in pair.items() if name.startswith("n_")}
     return {
         "subject": subject,
-        "found_1": count_lesions(found / str(pair["filename_1"])),
-        "found_2": count_lesions(found / str(pair["filename_2"])),
+        "found_1": count_lesions(output / str(pair["filename_1"])),
+        "found_2": count_lesions(output / str(pair["filename_2"])),
         **counts,
         "similarity": float(pair["similarity"]),
         "error_median_mm": round(float(np.median(error)), 3),

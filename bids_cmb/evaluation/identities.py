@@ -74,18 +74,18 @@ def score_identities(predictions: Path, truth: Path) -> list[dict[str, object]]:
     if not tables or not truth.is_dir():
         return []
     known = read_annotations(truth)
-    found = read_annotations(predictions)
-    return [row for table in tables for row in _score_series(table, predictions, found, known)]
+    predicted = read_annotations(predictions)
+    return [row for table in tables for row in _score_series(table, predictions, predicted, known)]
 
 
 def _score_series(
     table: Path,
     predictions: Path,
-    found: Sequence[LesionAnnotations],
+    predicted: Sequence[LesionAnnotations],
     known: Sequence[LesionAnnotations],
 ) -> Iterator[dict[str, object]]:
     observations = read_table(table.with_name(table.name.replace("_pairs.", "_observations.")))
-    by_table = {each.file.relative_to(predictions).as_posix(): each for each in found}
+    by_table = {each.file.relative_to(predictions).as_posix(): each for each in predicted}
     for pair in read_table(table):
         names = [str(pair[f"filename_{number}"]) for number in (1, 2)]
         if pair["consecutive"] != "yes" or pair["status"] != "ok":
@@ -102,9 +102,9 @@ def _get_table(mask: str) -> str:
     return mask.replace("_label-CMB_", "_seg-CMB_").replace("_mask.nii.gz", "_dseg.tsv")
 
 
-def _read_visit(found: LesionAnnotations, known: Sequence[LesionAnnotations]) -> _Visit | None:
+def _read_visit(predicted: LesionAnnotations, known: Sequence[LesionAnnotations]) -> _Visit | None:
     """Match found with true lesions of a visit; None without a truth that has identities."""
-    true = next((each for each in known if each.may_match(found)), None)
+    true = next((each for each in known if each.may_match(predicted)), None)
     rows = read_table(true.file) if true is not None and true.file else []
     if true is None or (rows and rows[0].get("identity") is None):
         return None
@@ -114,7 +114,7 @@ def _read_visit(found: LesionAnnotations, known: Sequence[LesionAnnotations]) ->
     }
     seen = [row for row in rows if row["certainty"] != "unseen"]
     points = np.array([[float(row[axis]) for axis in POSITION_COLUMNS] for row in seen])
-    lesions = found.lesions[found.lesions["included"]]
+    lesions = predicted.lesions[predicted.lesions["included"]]
     places = lesions[list(POSITION_COLUMNS)].to_numpy(float)
     match = match_one_to_one(cdist(places, points.reshape(-1, 3)))
     partners = {

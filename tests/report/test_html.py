@@ -254,10 +254,10 @@ def test_a_lesion_has_the_next_territory_on_its_card(reported, tmp_path):
 def test_counts_by_territory_say_what_deep_white_matter_is(reported, tmp_path):
     copy = tmp_path / "out"
     shutil.copytree(reported[1], copy)
-    table = copy / "sub-01" / "sub-01_scans.tsv"
-    rows = read_table(table)
+    sidecar = next((copy / "sub-01" / "anat").glob("*_label-CMB_*_mask.json"))
+    content = json.loads(sidecar.read_text())
     counts = {"n_lobar": 4, "n_deep": 2, "n_infratentorial": 0, "pattern": "mixed"}
-    write_table(table, list(rows[0]), [row | counts for row in rows])
+    sidecar.write_text(json.dumps(content | {"Microbleeds": content["Microbleeds"] | counts}))
     page = write_page(copy, "01").read_text()
     said = "White matter counts as deep within 10 mm of a lateral ventricle"
     assert "Lobar 4, deep 2, infratentorial 0; pattern: mixed." in page

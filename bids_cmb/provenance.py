@@ -78,14 +78,28 @@ def fingerprint(**parts: object) -> str:
 
 
 def generated_by() -> list[dict]:
-    """The ``GeneratedBy`` entry of a BIDS derivative dataset."""
+    """The ``GeneratedBy`` entry of a BIDS derivative dataset.
+
+    An image says by its variables what it is called and where its code is; elsewhere neither is
+    known.
+    """
+    url, image = os.environ.get("BIDS_CMB_CODE_URL"), os.environ.get("BIDS_CMB_IMAGE")
     return [
         {
             "Name": NAME,
             "Version": __version__,
             "Description": "Cerebral microbleeds found and counted on susceptibility MRI.",
+            **({"CodeURL": url} if url else {}),
+            **({"Container": _describe_container(image)} if image else {}),
         }
     ]
+
+
+def _describe_container(image: str) -> dict[str, str]:
+    """Describe the container that this runs in, in the words of BIDS."""
+    is_apptainer = any(f"{name}_CONTAINER" in os.environ for name in ("APPTAINER", "SINGULARITY"))
+    kind = "apptainer" if is_apptainer else "docker"
+    return {"Type": kind, "Tag": image, "URI": f"docker://{image}"}
 
 
 def command() -> str:

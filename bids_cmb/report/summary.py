@@ -35,19 +35,20 @@ def tabulate_counts(lesions: Sequence[Mapping]) -> list[dict[str, object]]:
         lesions: Rows of the lesion table that count; a lesion that a reader added has no size.
 
     Returns:
-        A row for each territory, for each region in it with a lesion, for the lesions whose place
-        is not known if there are any, and for all: ``name``, ``level`` (``territory``, ``region``
-        or ``all``), and the numbers ``left``, ``right``, ``small``, ``large`` and ``all``.
+        A row for each territory (none if no place is known), for each region in it with a lesion,
+        for the lesions whose place is not known if there are any, and for all: ``name``, ``level``
+        (``territory``, ``region`` or ``all``), and the numbers ``left``, ``right``, ``small``,
+        ``large`` and ``all``.
     """
     rows = []
-    for territory in TERRITORIES:
+    lost = [row for row in lesions if row.get("territory") not in TERRITORIES]
+    for territory in TERRITORIES if len(lost) < len(lesions) else ():
         inside = [row for row in lesions if row.get("territory") == territory]
         rows.append(_count(territory, "territory", inside))
         for region in (*list_regions(territory), None):
             here = [row for row in inside if row.get("mars_region") == region]
             if here:
                 rows.append(_count(region or "lobe not known", "region", here))
-    lost = [row for row in lesions if row.get("territory") not in TERRITORIES]
     if lost:
         rows.append(_count("place not known", "territory", lost))
     return [*rows, _count("all", "all", lesions)]
@@ -102,7 +103,9 @@ def _describe_echo(field_t: float | None, echo_ms: float | None) -> Statement:
 
 
 def _describe_slices(row: Mapping) -> Statement:
-    spacing = row["slice_spacing_mm"]
+    spacing = row.get("slice_spacing_mm")
+    if spacing is None:
+        return Statement("slices", "Their thickness is not known.", doubtful=True)
     voxel = (
         f"{row['voxel_size_1_mm']:.2g} × {row['voxel_size_2_mm']:.2g} mm, {spacing:.2g} mm apart"
     )
@@ -113,11 +116,13 @@ def _describe_slices(row: Mapping) -> Statement:
 
 
 def _describe_coverage(row: Mapping, *, implausible: bool) -> Statement:
-    name, percent = "coverage", row["fov_truncation_percent"]
+    name, percent = "coverage", row.get("fov_truncation_percent")
     side = row.get("fov_truncation_side") or "outermost"
     if implausible:
         text = f"The brain mask has {row['brain_ml']:.0f} ml, which no whole adult brain has."
         return Statement(name, f"{text} See its outline below.", doubtful=True)
+    if percent is None:
+        return Statement(name, "It is not known.", doubtful=True)
     if percent < COVERED_PERCENT:
         return Statement(name, "The whole brain.")
     shown = f"The {side} edge of the field of view still shows {percent:.0f} % of the largest"

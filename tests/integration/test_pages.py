@@ -260,6 +260,33 @@ def test_tiles_fit_their_page_on_a_desk_and_on_a_phone(made, page):
         assert page.run("document.documentElement.scrollWidth") <= width
 
 
+def test_a_page_that_is_sent_alone_is_whole_and_printed_it_says_who_reviewed_it(
+    made, page, tmp_path
+):  # fmt: skip
+    """Each picture is decoded; folds are open while it is printed, and closed again after."""
+    alone = tmp_path / "alone.html"
+    shutil.copy(made[1] / "sub-01.html", alone)
+    page.go(alone.as_uri())
+    pictures = "all('img, .store image').map(p => p.src || p.getAttribute('href'))"
+    assert page.run(f"{pictures}.length") > 10
+    page.run(
+        f"{pictures}.forEach(address => {{ const p = new Image(); p.src = address;"
+        "window.seen = window.seen || [];"
+        "p.decode().then(() => seen.push(p.naturalWidth), () => seen.push(0)); })"
+    )
+    page.wait(f"window.seen && seen.length == {pictures}.length")
+    assert page.run("Math.min(...seen)") > 50
+    page.run("find('#reader').value = 'Ann'; find('#reader').dispatchEvent(new Event('change'))")
+    focus(page, 1)
+    page.press("a")
+    page.run("window.dispatchEvent(new Event('beforeprint'))")
+    signed = page.run("document.querySelector('.signed').textContent")
+    assert "Reader: Ann" in signed
+    assert time.strftime("%Y-%m-%d", time.gmtime()) in signed
+    assert page.run("all('.excluded, .look-too').every(fold => fold.open)")
+    page.run("window.dispatchEvent(new Event('afterprint'))")
+
+
 def wait_for(folder, name):
     until = time.monotonic() + 20
     while not (folder / name).is_file():

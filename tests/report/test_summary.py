@@ -46,6 +46,11 @@ def test_what_a_reader_added_counts_without_a_size_and_without_a_place():
     assert (rows[-1]["small"], rows[-1]["large"]) == (1, 0)
 
 
+def test_where_no_place_is_known_no_territory_is_said_to_be_free():
+    rows = tabulate_counts([{"equivalent_diameter_mm": "3"}])
+    assert [row["name"] for row in rows] == ["place not known", "all"]
+
+
 @pytest.mark.parametrize(
     ("changed", "words", "doubtful"),
     [
@@ -62,6 +67,8 @@ def test_what_a_reader_added_counts_without_a_size_and_without_a_place():
         ({"fov_truncation_percent": 40.0, "fov_truncation_side": "superior"},
          "superior edge of the field of view still shows 40 % of the largest cross-section of the "
          "brain: the brain is not covered whole", True),
+        ({"fov_truncation_percent": None}, "It is not known.", True),
+        ({"slice_spacing_mm": None}, "Their thickness is not known.", True),
         ({"quality_flags": "brain_volume", "brain_ml": 700.0}, "has 700 ml", True),
         ({"quality_flags": "nonfinite,header_corrected"}, "voxels that are no numbers", True),
     ],

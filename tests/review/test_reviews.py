@@ -158,10 +158,10 @@ def test_a_page_says_what_its_review_came_to_until_the_review_or_the_result_is_g
     marker = found / MASK.format("01").replace(".nii.gz", ".json")
     first = json.loads(marker.read_text())
     write_json(marker, {**first, "Provenance": {"Fingerprint": "another"}})
-    assert "after review" not in write_page(found, "01").read_text()
+    assert "microbleeds after review" not in write_page(found, "01").read_text()
     write_json(marker, first)
     write_group(found)
-    assert "after review" not in page.read_text()
+    assert "microbleeds after review" not in page.read_text()
     assert not list(found.glob("sub-*/figures/*_reviewed.json"))
 
 

@@ -299,6 +299,11 @@ QUOTED = [
         "correlation at least {:.2f}; between scans of two of these people it was at most {:.3f}",
         lambda: list(part("longitudinal-registration", "figures").values()),
     ),
+    (
+        "docs/methods/longitudinal.md",
+        "found {:d} lesions in it and {:d} after; {:d} were called new and {:d} not seen again",
+        lambda: list(part("longitudinal-real-radial", "figures").values())[:4],
+    ),
 ]
 
 

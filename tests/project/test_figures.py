@@ -3,6 +3,7 @@
 import importlib
 import json
 import statistics
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,19 @@ def part(name, *keys):
     for key in keys:
         value = value[key]
     return value
+
+
+CUTS = [f"below z = {height} mm" for height in ("-45", "-15", "+0", "+10")]
+
+
+def cut_figures(name, cut):
+    """Figures of heads that are cut, as the tables have them."""
+    row, centroids = part(name, cut), ("centroids", "centroids apart, rms, mm")
+    extent = [f"{figure}, {which}, mm" for figure in ("moved", "off the true structures' fit")
+              for which in ("median", "maximum")]  # fmt: skip
+    keys = [*extent[: 4 if name.endswith("scans") else 2], "uncertainty given, median, mm",
+            *centroids, "uncertainty given there, rms, mm"]  # fmt: skip
+    return [row[key] for key in keys]
 
 
 def pooled(figure):
@@ -209,8 +223,20 @@ QUOTED = [
     ),
     (
         ACCURACY,
-        "MNI position {:.1f} mm off in the median",
-        lambda: [part("anatomy-simulated", "lesions", "MNI, mm apart")],
+        "twelve other scans: {:.1f} mm from those of the true structures in the median",
+        lambda: [part("cut-heads-scans", "whole", "off the true structures' fit, median, mm")],
+    ),
+    *(
+        (
+            ACCURACY,
+            f"| {cut} | {{:.1f}} ({{:.1f}}) | {seen}{{:.1f}} | {{:.0f}} | {{:.1f}} | {{:.1f}} |",
+            partial(cut_figures, name, cut),
+        )
+        for name, seen in (
+            ("cut-heads-labels", ""),
+            ("cut-heads-scans", "{:.1f} ({:.1f}) | "),
+        )
+        for cut in CUTS
     ),
     (
         ACCURACY,

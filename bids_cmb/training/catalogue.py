@@ -37,8 +37,8 @@ class Part:
 def list_recipes() -> dict[str, Path]:
     """List the recipes of the package: name → file."""
     shelf = files("bids_cmb") / "resources" / "recipes"
-    paths = sorted(Path(str(entry)) for entry in shelf.iterdir())
-    return {path.name.removesuffix(".json"): path for path in paths}
+    paths = [Path(str(entry)) for entry in shelf.iterdir()]
+    return {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
 
 
 def describe_recipes() -> str:

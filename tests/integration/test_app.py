@@ -84,6 +84,8 @@ def test_the_files_are_those_of_the_layout(two):
         "dataset_description.json",
         "descriptions.json",
         "descriptions.tsv",
+        "group_lesions.json",
+        "group_lesions.tsv",
         "group_microbleeds.html",
         "group_microbleeds.json",
         "group_microbleeds.tsv",
@@ -183,6 +185,8 @@ def test_overwriting_gives_the_same_bytes(pair, tmp_path):
     assert read_table(next(again.glob("sub-01/anat/*_dseg.tsv")))  # there are lesions
     assert list(one) == list(other)
     for name, path in one.items():
+        if name == "dataset_description.json":  # the way to the scans is another one
+            continue
         if not name.endswith("_label-CMB_desc-T2starw_mask.json"):  # it says when and how long
             assert path.read_bytes() == other[name].read_bytes(), name
 
@@ -238,7 +242,7 @@ def test_sidecars_say_what_made_the_result(two):
     assert description["DatasetType"] == "derivative"
     link = description["DatasetLinks"]["raw"]
     assert description["SourceDatasets"] == [{"URL": link}]
-    assert (two[1] / link).resolve() == Path(two[0][0]).resolve()
+    assert (two[1] / link).resolve() == two[0].resolve()
     assert not link.startswith(("/", "file:"))
 
 
@@ -257,7 +261,9 @@ def test_one_truncated_scan_is_one_failure(dataset, tmp_path, capsys):
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
     out = tmp_path / "out"
     assert main([str(raw), str(out), "participant", "group", *BALLS]) == 1
-    [said] = [line for line in capsys.readouterr().err.splitlines() if "sub-02" in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "sub-02" in line]
+    assert "Started sub-02_T2starw (2 of 3)" in lines[0]
+    [said] = lines[1:]
     assert said.count("sub-02_T2starw.nii.gz") == 1
     assert "sub-02/anat/sub-02_T2starw.nii.gz failed: the file must hold" in said
     assert "truncated or damaged" in said

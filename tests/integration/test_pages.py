@@ -233,8 +233,11 @@ def find_frame(page, index):
     """Find how far across the whole slice of a card its orange frame lies, 0 to 1."""
     source, number = page.run(
         f"(() => {{ const tiles = [...document.querySelectorAll('[data-index=\"{index}\"] .tile')];"
-        "const at = tiles.findIndex(tile => tile.title.startsWith('whole'));"
-        "return [tiles[at].src, at]; })()"
+        "const of = tile => tile.querySelector('title').textContent;"
+        "const at = tiles.findIndex(tile => of(tile).includes(': whole'));"
+        "const use = tiles[at].querySelector('use').getAttribute('href');"
+        "const picture = document.querySelector(use);"
+        "return [new URL(picture.getAttribute('href'), location.href).href, at]; })()"
     )
     with urllib.request.urlopen(source) as opened:  # a file, or within the page
         pixels = np.asarray(Image.open(opened).convert("RGB"), int)

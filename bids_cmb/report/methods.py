@@ -16,9 +16,9 @@ DEEP_WHITE_MATTER_SOURCE = (
     "2021;28:1699-1708. doi:10.1016/j.acra.2020.07.039"
 )
 DEEP_WHITE_MATTER = (
-    "White matter counts as deep within 10 mm of a lateral ventricle (--deep-wm-distance-mm) if the "
-    "cortex is farther away, as periventricular white matter is told apart (Chen et al. 2021), and "
-    "within 4 mm of a deep nucleus."
+    "White matter counts as deep within 10 mm of a lateral ventricle (--deep-wm-distance-mm) if "
+    "the cortex is farther away, as periventricular white matter is told apart (Chen et al. 2021), "
+    "and within 4 mm of a deep nucleus."
 )
 TERRITORY_DEFINITION = (
     "Lesions in cortex, subcortical white matter, hippocampus or amygdala are called lobar; those "

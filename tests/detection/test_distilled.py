@@ -99,6 +99,7 @@ def test_answers_have_the_shape_that_is_promised(name, shape, rng):
 
 
 def test_the_teacher_says_the_same_of_a_patch_at_each_of_its_voxels(rng):
+    keras.utils.set_random_seed(1)  # with four filters some draws are silent everywhere
     found = np.asarray(shaken(cdisc_teacher(width=4), rng)(images_for("cdisc_teacher", rng)))
     assert np.ptp(found[..., 2:], axis=(1, 2, 3)).max() == 0
     assert np.ptp(found[..., :2], axis=(1, 2, 3)).min() > 0

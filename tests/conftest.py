@@ -1,10 +1,10 @@
 """Phantoms and small BIDS datasets that the tests share."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
+from bids_datasets import begin_dataset, place_scan
 from grids import OBLIQUE
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
@@ -85,14 +85,10 @@ def dataset(tmp_path, heads):
 
     def make(scans, sidecar=None):
         root = tmp_path / "raw"
-        root.mkdir(exist_ok=True)
-        about = {"Name": "Phantoms", "BIDSVersion": "1.11.1", "Authors": ["A", "B"]}
-        (root / "dataset_description.json").write_text(json.dumps(about))
+        begin_dataset(root, "Phantoms")
         for stem, head in scans.items():
-            path = root / f"{stem}.nii.gz"
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path = place_scan(root, stem, sidecar or {})
             shutil.copyfile(heads[0] / f"{head}.nii.gz", path)
-            path.with_name(f"{path.name[:-7]}.json").write_text(json.dumps(sidecar or {}))
         return root
 
     return make

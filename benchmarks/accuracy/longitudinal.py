@@ -124,7 +124,7 @@ def write_moved(real: Path, subject: str, scans: Path) -> np.ndarray:
 
 
 def scan_again(image: Volume, motion: np.ndarray, rng: np.random.Generator) -> Volume:
-    """Move a scan, resample it to `SPACING_MM` on a grid that lies otherwise, and add noise."""
+    """Move a scan, resample it to `SPACING_MM` on another grid, and add noise."""
     spacing = np.array(SPACING_MM)
     moved = Volume(image.data, motion @ image.affine)
     corners = moved.corners()

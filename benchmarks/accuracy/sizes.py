@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bids_cmb.bids.paths import list_participant_dirs, locate_lesion_table
+from bids_cmb.bids.paths import list_participant_dirs, locate_brain, locate_lesion_table
 from bids_cmb.bids.tables import POSITION_COLUMNS, read_table
 from bids_cmb.files import write_json
 from bids_cmb.imaging.nifti import load, load_labels
@@ -63,7 +63,7 @@ def measure_scan(real: Path, mask: Path, experts: pd.DataFrame) -> Iterator[dict
     """Measure the microbleeds of a scan, a row each."""
     subject = mask.name.partition("_")[0]
     image, _ = load(next(real.glob(f"{subject}/anat/{subject}_T2star*.nii.gz")))
-    brain = load_labels(mask.with_name(mask.name.replace("_label-CMB_", "_label-brain_")))
+    brain = load_labels(locate_brain(mask))
     brain = Volume(brain.data > 0, brain.affine)
     lesions = read_table(locate_lesion_table(mask))
     for expert in experts[experts.subject == subject].itertuples():

@@ -17,7 +17,7 @@ from bids_cmb.anatomy.mars import find_label, load_mars_table
 from bids_cmb.anatomy.region_map import CORTEX
 from bids_cmb.anatomy.segmentation import WHITE_MATTER, Anatomy, find_labels_near
 from bids_cmb.imaging.nifti import load_labels
-from bids_cmb.imaging.volume import Volume
+from bids_cmb.imaging.volume import Volume, map_points
 
 SPACE = "MNI152NLin2009cAsym"
 QUERIES = {
@@ -141,8 +141,7 @@ def _look_up(anatomy: Anatomy, template: Volume, wanted: Sequence[int]) -> np.nd
     """Look up a template's labels at the voxels of some structures, uint8, 0 elsewhere."""
     codes = anatomy.structures.data
     voxels = np.argwhere(np.isin(codes, wanted))
-    places = anatomy.structures.world(voxels) @ anatomy.to_mni[:3, :3].T
-    places += anatomy.to_mni[:3, 3]
+    places = map_points(anatomy.to_mni, anatomy.structures.world(voxels))
     index = np.rint(template.index(places)).astype(int)
     index = np.clip(index, 0, np.array(template.shape) - 1)
     labels = np.zeros(codes.shape, np.uint8)

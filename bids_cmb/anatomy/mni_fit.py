@@ -20,7 +20,7 @@ from bids_cmb.anatomy.mni_template import (
     index_sides,
 )
 from bids_cmb.imaging.cropping import crop
-from bids_cmb.imaging.volume import Volume
+from bids_cmb.imaging.volume import Volume, map_points
 
 MAX_MNI_RMS_MM = 6.0  # beyond it, MNI positions are a guess
 MAX_MNI_UNCERTAINTY_MM = 5.0  # beyond it, the MNI position of a lesion is a guess
@@ -102,7 +102,7 @@ def fit_to_mni(
     to_mni, slopes = overlay.compose(solution.x), overlay.derive_affine(solution.x)
     spread = np.linalg.inv(solution.jac.T @ solution.jac)
     covariance = np.einsum("kai,kl,laj->ij", slopes, spread, slopes) / 3
-    fit_mm = _measure_misfit(_move(places, to_mni), shares, template, block_ml)
+    fit_mm = _measure_misfit(map_points(to_mni, places), shares, template, block_ml)
     return MniFit(to_mni, fit_mm, covariance)
 
 
@@ -147,12 +147,12 @@ class _Overlay:
 
     def compare(self, steps: np.ndarray) -> np.ndarray:
         """Compare the shares with the template's, and the form with that of heads."""
-        expected = self.template.sample(_move(self.places, self.compose(steps)))
+        expected = self.template.sample(map_points(self.compose(steps), self.places))
         return np.concatenate([((expected - self.shares) * self.weight).ravel(), steps[:9]])
 
     def derive(self, steps: np.ndarray) -> np.ndarray:
         """Derive what `compare` gives by each step, (…, 12)."""
-        at_home, sample = _move(self.places, self.compose(steps)), self.template.sample
+        at_home, sample = map_points(self.compose(steps), self.places), self.template.sample
         slopes = [(sample(at_home + mm) - sample(at_home - mm)) / 2 for mm in np.eye(3)]
         known = np.column_stack([self.places, np.ones(len(self.places))])
         moves = known @ np.swapaxes(self.derive_affine(steps), 1, 2)
@@ -211,11 +211,6 @@ def _weight_groups(template: MniTemplate) -> np.ndarray:
     """Weight the groups, (groups + 1,): of small ones a ml counts more, yet all of it less."""
     volumes = np.maximum(template.shares[:-1].sum(axis=(1, 2, 3)), 1)
     return np.append((volumes.max() / volumes) ** 0.25, 1.0)
-
-
-def _move(places: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Move places (N, 3) by an affine."""
-    return places @ affine[:3, :3].T + affine[:3, 3]
 
 
 def _measure_misfit(

@@ -16,7 +16,7 @@ from bids_cmb.anatomy.mni_template import MniTemplate, load_template
 from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.imaging.resampling import resample
-from bids_cmb.imaging.volume import Volume
+from bids_cmb.imaging.volume import Volume, map_points
 from bids_cmb.networks.inference import predict
 from bids_cmb.networks.loading import PROBABILITY_STEPS, ModelOptions, load_network
 from bids_cmb.networks.model_cards import ANATOMY, load_card, locate_weights, select_members
@@ -286,7 +286,7 @@ def _locate(anatomy: Anatomy, centre: np.ndarray, names: Mapping[int, str]) -> A
     side = "midline" if abs(left) < MIDLINE_HALF_WIDTH_MM else "left" if left > 0 else "right"
     mni = uncertainty = None
     if anatomy.to_mni is not None:
-        mni = tuple(float(x) for x in (anatomy.to_mni @ [*centre, 1])[:3])
+        mni = tuple(map_points(anatomy.to_mni, centre).tolist())
     if anatomy.mni_covariance is not None:
         uncertainty = estimate_mni_uncertainty(anatomy.mni_covariance, anatomy.fit_mm, centre)
     codes, _ = find_labels_near(anatomy.structures, centre, exclude=FLUID_CODES)

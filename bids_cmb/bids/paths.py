@@ -8,6 +8,7 @@ from bids_cmb.bids.entities import read_entities
 from bids_cmb.bids.scan import Scan
 
 MNI_SPACE = "MNI152NLin2009cAsym"
+MARKER_ENDING = "_lesions.json"  # of the sidecar that is written last of a follow-up
 LONGITUDINAL = "longitudinal"  # what the desc- labels of follow-ups begin with
 
 
@@ -129,13 +130,33 @@ def locate_follow_up(
 def list_follow_ups(folder: Path, subject: str) -> list[Path]:
     """List the markers of a participant's follow-ups, by name."""
     home = folder / f"sub-{subject}" / "anat"
-    return sorted(home.glob(f"*_desc-{LONGITUDINAL}*_lesions.json"))
+    return sorted(home.glob(f"*_desc-{LONGITUDINAL}*{MARKER_ENDING}"))
+
+
+def locate_follow_up_marker(stem: Path) -> Path:
+    """Locate the marker of a follow-up, the sidecar of its first table, from `locate_follow_up`."""
+    return stem.with_name(f"{stem.name}{MARKER_ENDING}")
+
+
+def get_follow_up_stem(marker: Path) -> str:
+    """Get what the names of a follow-up's tables begin with, from its marker."""
+    return marker.name.removesuffix(MARKER_ENDING)
 
 
 def locate_lesion_table(mask: Path) -> Path:
     """Locate the lesion table of a lesion mask."""
     name = mask.name.replace("_label-CMB_", "_seg-CMB_")
     return mask.with_name(name.replace("_mask.nii.gz", "_dseg.tsv"))
+
+
+def locate_brain(mask: Path) -> Path:
+    """Locate the brain mask of a lesion mask."""
+    return mask.with_name(mask.name.replace("_label-CMB_", "_label-brain_"))
+
+
+def locate_probability(mask: Path) -> Path:
+    """Locate the probability map of a lesion mask."""
+    return mask.with_name(mask.name.replace("_mask.nii.gz", "_probseg.nii.gz"))
 
 
 def locate_candidate_table(mask: Path) -> Path:

@@ -27,9 +27,8 @@ from bids_cmb.networks.loading import ModelOptions, load_network
 from bids_cmb.networks.model_cards import load_card, select_members
 
 OPINION_REACH_MM = 4.0  # around a proposal: `two_stage.OPINION_DISTANCE_MM`, and interpolation
-OPINION_CONTEXT_MM = (
-    16.0  # beyond it, that the networks see; docs/notes/training.md has what that costs
-)
+# Beyond it, that the networks see; docs/notes/training.md has by how much it moves the opinion
+OPINION_CONTEXT_MM = 16.0
 STEPS = 10_000  # that a probability is rounded to: far more than threads or processors change
 
 

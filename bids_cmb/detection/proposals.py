@@ -17,7 +17,7 @@ from bids_cmb.detection.distilled import scale_symmetry
 from bids_cmb.detection.members import MAX_INTENSITY, read_rules
 from bids_cmb.imaging.cropping import crop, crop_or_pad
 from bids_cmb.imaging.preprocessing import BRAIN_SHELL_MM, Preprocessed, measure_distances
-from bids_cmb.imaging.volume import Volume
+from bids_cmb.imaging.volume import Volume, map_points
 from bids_cmb.lesions.measure import keep_connected, measure_elongation
 
 SMOOTHING_MM = 0.4  # standard deviation: a plateau of the first stage gets one peak
@@ -271,7 +271,7 @@ def _describe_surround(anatomy: Anatomy, positions: np.ndarray) -> np.ndarray:
     columns.append(np.minimum(np.abs(positions @ normal + offset), MAX_DISTANCE_MM) / 10)
     mni = np.zeros((len(positions), 4))
     if anatomy.to_mni is not None:
-        in_mni = positions @ anatomy.to_mni[:3, :3].T + anatomy.to_mni[:3, 3]
+        in_mni = map_points(anatomy.to_mni, positions)
         mni[:, 0] = 1
         mni[:, 1:] = np.clip(in_mni / MNI_SCALE_MM, -1.5, 1.5)
         mni[:, 1] = np.abs(mni[:, 1])

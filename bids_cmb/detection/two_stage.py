@@ -64,7 +64,7 @@ def run_two_stage(
             anatomy, 0 to 1.
         models: Where weights are, and how to compute.
         anatomy: Of the scan, for the classifiers.
-        give_opinion: Second opinion on proposals; asked on those that it can lift to the lowest
+        give_opinion: Second opinion on proposals; called for those that it can lift to the lowest
             operating point of the card. The others are taken for refused.
 
     Returns:
@@ -214,15 +214,10 @@ def read_opinion(opinion: Volume, positions: np.ndarray) -> np.ndarray:
     Returns:
         float (N,); 0 where no voxel is that near.
     """
-    reach = np.ceil(OPINION_DISTANCE_MM / opinion.spacing).astype(int)
     highest = np.zeros(len(positions))
     for number, position in enumerate(positions):
-        middle = np.rint(opinion.index(position[None])[0]).astype(int)
-        start = np.maximum(middle - reach, 0)
-        values = opinion.data[tuple(map(slice, start, np.maximum(middle + reach + 1, 0)))]
-        index = np.stack(np.indices(values.shape), axis=-1) + start
-        distance = np.linalg.norm(opinion.world(index.reshape(-1, 3)) - position, axis=1)
-        highest[number] = values.ravel()[distance <= OPINION_DISTANCE_MM].max(initial=0.0)
+        box, near = opinion.find_ball(position, OPINION_DISTANCE_MM)
+        highest[number] = opinion.data[box][near].max(initial=0.0)
     return highest
 
 

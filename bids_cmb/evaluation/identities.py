@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from bids_cmb.bids.paths import locate_lesion_table
 from bids_cmb.bids.tables import POSITION_COLUMNS, read_table
 from bids_cmb.evaluation.annotations import LesionAnnotations, read_annotations
+from bids_cmb.lesions.table import get_position
 from bids_cmb.metrics.matching import match_one_to_one
 
 
@@ -85,21 +87,17 @@ def _score_series(
     known: Sequence[LesionAnnotations],
 ) -> Iterator[dict[str, object]]:
     observations = read_table(table.with_name(table.name.replace("_pairs.", "_observations.")))
-    by_table = {each.file.relative_to(predictions).as_posix(): each for each in predicted}
+    by_table = {each.file.relative_to(predictions): each for each in predicted}
     for pair in read_table(table):
         names = [str(pair[f"filename_{number}"]) for number in (1, 2)]
         if pair["consecutive"] != "yes" or pair["status"] != "ok":
             continue
-        visits = [_read_visit(by_table[_get_table(name)], known) for name in names]
+        visits = [_read_visit(by_table[locate_lesion_table(Path(name))], known) for name in names]
         if None in visits:
             continue
         rows = [[row for row in observations if row["filename"] == name] for name in names]
         score = score_pair(*visits, *rows)
         yield {"filename_1": names[0], "filename_2": names[1], **asdict(score)}
-
-
-def _get_table(mask: str) -> str:
-    return mask.replace("_label-CMB_", "_seg-CMB_").replace("_mask.nii.gz", "_dseg.tsv")
 
 
 def _read_visit(predicted: LesionAnnotations, known: Sequence[LesionAnnotations]) -> _Visit | None:
@@ -113,7 +111,7 @@ def _read_visit(predicted: LesionAnnotations, known: Sequence[LesionAnnotations]
         identity: str(row["certainty"]) for identity, row in zip(identities, rows, strict=True)
     }
     seen = [row for row in rows if row["certainty"] != "unseen"]
-    points = np.array([[float(row[axis]) for axis in POSITION_COLUMNS] for row in seen])
+    points = np.array([get_position(row) for row in seen])
     lesions = predicted.lesions[predicted.lesions["included"]]
     places = lesions[list(POSITION_COLUMNS)].to_numpy(float)
     match = match_one_to_one(cdist(places, points.reshape(-1, 3)))

@@ -82,6 +82,27 @@ class Volume:
         """Measure how far the corners of two grids lie apart at most, mm."""
         return float(np.linalg.norm(self.corners() - other.corners(), axis=1).max())
 
+    def find_ball(
+        self, centre: np.ndarray, radius_mm: float
+    ) -> tuple[tuple[slice, ...], np.ndarray]:
+        """Find the voxels whose centres lie within a distance of a position.
+
+        Args:
+            centre: World mm, (3,), also beyond the grid.
+            radius_mm: Largest distance.
+
+        Returns:
+            A box of the grid that holds them, maybe empty, and which of its voxels they are, bool.
+        """
+        reach = np.ceil(radius_mm / self.spacing).astype(int)
+        middle = np.rint(self.index(centre)).astype(int)
+        start = np.maximum(middle - reach, 0)
+        box = tuple(map(slice, start, np.maximum(middle + reach + 1, 0)))
+        shape = self.data[box].shape
+        index = np.stack(np.indices(shape), axis=-1) + start
+        distance = np.linalg.norm(self.world(index.reshape(-1, 3)) - centre, axis=1)
+        return box, (distance <= radius_mm).reshape(shape)
+
     def shares_grid(self, other: "Volume", *, tolerance: float = 1e-3) -> bool:
         """Check whether shape and affine are those of ``other``, up to ``tolerance`` in mm."""
         return self.shape == other.shape and np.allclose(self.affine, other.affine, atol=tolerance)

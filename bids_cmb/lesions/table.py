@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bids_cmb.anatomy.mars import classify_pattern, list_regions
 from bids_cmb.bids.paths import locate_candidate_table, locate_lesion_table
-from bids_cmb.bids.tables import LESION_INDEX, read_table, round_or_none
+from bids_cmb.bids.tables import LESION_INDEX, POSITION_COLUMNS, read_table, round_or_none
 from bids_cmb.lesions.candidates import CANDIDATE
 from bids_cmb.lesions.measure import Lesion
 
@@ -164,6 +164,11 @@ def classify_burden(count: int) -> str:
     if count < 2:
         return str(count)
     return "2 to 4" if count <= 4 else "5 to 10" if count <= 10 else "over 10"
+
+
+def get_position(row: Mapping) -> tuple[float, ...]:
+    """Get the position of a row of the lesion table, world mm."""
+    return tuple(float(row[axis]) for axis in POSITION_COLUMNS)
 
 
 def get_size(row: Mapping) -> float:

@@ -8,7 +8,7 @@ from scipy import ndimage
 from bids_cmb.imaging.cropping import crop, find_bounds
 from bids_cmb.imaging.registration import measure_rotation_deg, register_scans
 from bids_cmb.imaging.resampling import resample
-from bids_cmb.imaging.volume import Volume
+from bids_cmb.imaging.volume import Volume, map_points
 
 COMPARED_MM = 2.0  # voxels on which two scans are compared; thicker where their slices are
 LOCAL_MM = 8.0  # standard deviation of what is taken for bias and left out of the comparison
@@ -58,7 +58,7 @@ def align(image: Volume, brain: Volume, reference: Volume, reference_brain: Volu
     moved = [Volume(volume.data, to_reference @ volume.affine) for volume in (image, brain)]
     similarity, overlap = measure_fit(*moved, reference, reference_brain)
     middle = brain.world(np.argwhere(brain.data).mean(axis=0))
-    shift = np.linalg.norm((to_reference @ [*middle, 1])[:3] - middle)
+    shift = np.linalg.norm(map_points(to_reference, middle) - middle)
     return Alignment(
         to_reference,
         round(similarity, 3),

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from bids_cmb.imaging.volume import Volume, map_points
 from bids_cmb.lesions.measure import CONTRAST_SHELL_MM
-from bids_cmb.lesions.table import get_size
+from bids_cmb.lesions.table import get_position, get_size
 from bids_cmb.longitudinal.visits import Visit, VisitImages
 
 SEEN, FAINT, UNCERTAIN, ABSENT, NOT_COMPARABLE = (
@@ -109,7 +109,7 @@ def locate_place(images: VisitImages, row: dict) -> Place:
     core, around = (
         labels.world(np.argwhere(part) + start) for part in (inside, shell if shell.any() else free)
     )
-    centre = np.array([float(row[f"{axis}_mm"]) for axis in "xyz"])
+    centre = np.array(get_position(row))
     contrast = _measure_contrast(images.image, core, around)
     return Place(centre, core, around, contrast, get_size(row))
 
@@ -206,18 +206,9 @@ def _read_probability(
 ) -> float:
     """Read the highest probability within a distance of a place, of other lesions not."""
     centre = map_points(to_other, place.centre)
-    grid = other.probability
-    reach = np.ceil(reach_mm / grid.spacing).astype(int)
-    middle = np.rint(grid.index(centre)).astype(int)
-    start = np.maximum(middle - reach, 0)
-    box = tuple(map(slice, start, np.maximum(middle + reach + 1, 0)))
-    values, labels = grid.data[box], other.labels.data[box]
-    if not values.size:
-        return 0.0
-    index = np.stack(np.indices(values.shape), axis=-1) + start
-    near = np.linalg.norm(grid.world(index.reshape(-1, 3)) - centre, axis=1) <= reach_mm
-    counts = near & ~np.isin(labels.ravel(), list(taken))
-    return float(values.ravel()[counts].max(initial=0.0))
+    box, near = other.probability.find_ball(centre, reach_mm)
+    counts = near & ~np.isin(other.labels.data[box], list(taken))
+    return float(other.probability.data[box][counts].max(initial=0.0))
 
 
 def _search_contrast(place: Place, to_other: np.ndarray, image: Volume) -> float:

@@ -7,6 +7,7 @@ from itertools import combinations, pairwise
 import numpy as np
 
 from bids_cmb.imaging.volume import map_points
+from bids_cmb.lesions.table import get_position
 from bids_cmb.longitudinal.alignment import Alignment, align, identify
 from bids_cmb.longitudinal.evidence import (
     ABSENT,
@@ -83,7 +84,7 @@ class FollowUp:
     @property
     def aligned(self) -> list[int]:
         """The numbers of the visits that were laid over the reference."""
-        return [number for number, each in enumerate(self.alignments) if not each.problem]
+        return list_aligned(self.alignments)
 
     def transform(self, first: int, second: int) -> np.ndarray:
         """Compute the transform from one visit's world to another's, mm, (4, 4)."""
@@ -115,7 +116,7 @@ def follow(series: Series, rule: EvidenceRule | None = None) -> FollowUp:
     rule = rule or EvidenceRule()
     images = {number: load_images(visit) for number, visit in enumerate(series.visits)}
     reference, alignments = align_visits([images[number] for number in sorted(images)])
-    aligned = [number for number, each in enumerate(alignments) if not each.problem]
+    aligned = list_aligned(alignments)
     lesions = [
         _follow_lesion(identity, series.visits, images, alignments, rule, others)
         for identity, others in _identify(series.visits, alignments, aligned, rule)
@@ -139,9 +140,14 @@ def align_visits(images: Sequence[VisitImages]) -> tuple[int, list[Alignment]]:
             for number, moving in enumerate(images)
         ]
         alternatives.append((reference, alignments))
-        if sum(not each.problem for each in alignments) > 1:
+        if len(list_aligned(alignments)) > 1:
             return alternatives[-1]
     return alternatives[0]
+
+
+def list_aligned(alignments: Sequence[Alignment]) -> list[int]:
+    """List the numbers of the visits that were laid over the reference."""
+    return [number for number, each in enumerate(alignments) if not each.problem]
 
 
 def compose(alignments: Sequence[Alignment], first: int, second: int) -> np.ndarray:
@@ -159,8 +165,7 @@ def _identify(
     positions, indices = [], []
     for number, visit in enumerate(visits):
         rows = visit.lesions if number in aligned else []
-        points = np.array([[float(row[f"{axis}_mm"]) for axis in "xyz"] for row in rows])
-        points = points.reshape(-1, 3)
+        points = np.array([get_position(row) for row in rows]).reshape(-1, 3)
         positions.append(map_points(alignments[number].to_reference, points))
         indices.append([int(row["index"]) for row in rows])
     tolerances = [
@@ -191,7 +196,7 @@ def _follow_lesion(
     others: dict[int, set[int]],
 ) -> FollowedLesion:
     places = {
-        number: locate_place(images[number], _find_row(visits[number], index))
+        number: locate_place(images[number], visits[number].find_lesion(index))
         for number, index in identity.indices.items()
     }
     readings: dict[int, Reading] = {}
@@ -213,12 +218,8 @@ def _follow_lesion(
     return FollowedLesion(identity, readings, judge_course(readings))
 
 
-def _find_row(visit: Visit, index: int) -> dict:
-    return next(row for row in visit.lesions if int(row["index"]) == index)
-
-
 def _read_own(visit: Visit, index: int, place: Place) -> Reading:
-    probability = float(_find_row(visit, index)["probability_max"])
+    probability = float(visit.find_lesion(index)["probability_max"])
     return Reading(SEEN, probability, place.contrast, 1.0)
 
 

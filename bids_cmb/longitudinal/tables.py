@@ -13,7 +13,7 @@ from bids_cmb.longitudinal.follow_up import (
     classify_aria_h,
     list_pairs,
 )
-from bids_cmb.longitudinal.visits import Visit, measure_interval_days
+from bids_cmb.longitudinal.visits import measure_interval_days
 
 DAYS_PER_YEAR = 365.25
 CHANGE_COLUMNS = {
@@ -42,7 +42,7 @@ def make_lesion_rows(follow_up: FollowUp) -> list[dict[str, object]]:
 
 def _make_lesion_row(index: int, lesion: FollowedLesion, follow_up: FollowUp) -> dict[str, object]:
     visits = follow_up.series.visits
-    last = _get_row(visits[lesion.last_seen], lesion, lesion.last_seen)
+    last = visits[lesion.last_seen].find_lesion(lesion.identity.indices[lesion.last_seen])
     x, y, z = lesion.identity.position
     rows = (f"{visits[v].name}={i}" for v, i in sorted(lesion.identity.indices.items()))
     faint = [visits[v].name for v, reading in lesion.readings.items() if reading.state == FAINT]
@@ -61,11 +61,6 @@ def _make_lesion_row(index: int, lesion: FollowedLesion, follow_up: FollowUp) ->
         **{name: last.get(name) for name in SIZE_COLUMNS},
         **{name: last.get(name) for name in LOCATION_COLUMNS},
     }
-
-
-def _get_row(visit: Visit, lesion: FollowedLesion, number: int) -> dict:
-    index = lesion.identity.indices[number]
-    return next(row for row in visit.lesions if int(row["index"]) == index)
 
 
 def make_observation_rows(follow_up: FollowUp, folder: Path) -> list[dict[str, object]]:
@@ -87,7 +82,7 @@ def _make_observation_row(
 ) -> dict[str, object]:
     visit, reading = follow_up.series.visits[number], lesion.readings[number]
     seen = number in lesion.identity.indices
-    row = _get_row(visit, lesion, number) if seen else {}
+    row = visit.find_lesion(lesion.identity.indices[number]) if seen else {}
     before = [other for other in follow_up.aligned if other < number]
     return {
         "lesion": name_lesion(index),

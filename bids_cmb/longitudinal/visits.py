@@ -11,7 +11,14 @@ import numpy as np
 from scipy import ndimage
 
 from bids_cmb.bids.attempts import describe_open_attempt
-from bids_cmb.bids.paths import get_figure_stem, list_dirs_of_participant, locate_lesion_table
+from bids_cmb.bids.entities import parse_entities
+from bids_cmb.bids.paths import (
+    get_figure_stem,
+    list_dirs_of_participant,
+    locate_brain,
+    locate_lesion_table,
+    locate_probability,
+)
 from bids_cmb.bids.tables import get_source, read_results, read_table
 from bids_cmb.imaging.cropping import crop, find_bounds
 from bids_cmb.imaging.loading import load_echoes
@@ -82,6 +89,10 @@ class Visit:
         """Rows of its counted lesions."""
         rows = read_table(locate_lesion_table(self.mask))
         return [row for row in rows if row["included"] == "yes"]
+
+    def find_lesion(self, index: int) -> dict:
+        """Find the row of a counted lesion by its index."""
+        return next(row for row in self.lesions if int(row["index"]) == index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +182,7 @@ def _make_visit(
 ) -> Visit:  # fmt: skip
     sources = [source.removeprefix("bids:raw:") for source in sidecar.get("Sources", [])]
     sources = [source for source in sources if "_part-phase_" not in source]
-    entities = _parse_entities(get_figure_stem(mask))
+    entities = parse_entities(get_figure_stem(mask))
     contrast = entities.get("desc", "")
     scan_entities = {
         key: value for key, value in entities.items() if key not in ("sub", *OWN_ENTITIES)
@@ -182,11 +193,6 @@ def _make_visit(
         acquired = times.get(f"ses-{session}")
     images = tuple(raw / source for source in sources)
     return Visit(mask, sidecar, images, scan_entities, contrast, acquired)
-
-
-def _parse_entities(stem: str) -> dict[str, str]:
-    pairs = (part.partition("-") for part in stem.split("_") if "-" in part)
-    return {key: value for key, _, value in pairs}
 
 
 def _find_problem(folder: Path, visit: Visit) -> str:
@@ -201,21 +207,6 @@ def _find_problem(folder: Path, visit: Visit) -> str:
     return ""
 
 
-def locate_probability(mask: Path) -> Path:
-    """Locate the probability map of a lesion mask."""
-    return mask.with_name(mask.name.replace("_mask.nii.gz", "_probseg.nii.gz"))
-
-
-def locate_brain(mask: Path) -> Path:
-    """Locate the brain mask of a lesion mask."""
-    return mask.with_name(mask.name.replace("_label-CMB_", "_label-brain_"))
-
-
-def locate_labels(mask: Path) -> Path:
-    """Locate the lesion labels of a lesion mask."""
-    return locate_lesion_table(mask).with_suffix(".nii.gz")
-
-
 def load_images(visit: Visit) -> VisitImages:
     """Load what was found in a scan, cropped to its brain and `MARGIN_MM` around it.
 
@@ -224,7 +215,8 @@ def load_images(visit: Visit) -> VisitImages:
         OSError: If one cannot be read.
     """
     image, _ = load_echoes(visit.images)
-    files = [locate(visit.mask) for locate in (locate_brain, locate_probability, locate_labels)]
+    labels = locate_lesion_table(visit.mask).with_suffix(".nii.gz")
+    files = [locate_brain(visit.mask), locate_probability(visit.mask), labels]
     volumes = [load_labels(path) for path in files]
     for path, volume in zip(files, volumes, strict=True):
         if not volume.shares_grid(image, tolerance=1e-2):

@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from bids_cmb.files import write_json
 from bids_cmb.imaging.volume import Volume, map_points
+from bids_cmb.lesions.table import get_position
 from bids_cmb.longitudinal.evidence import LOST, NEW, NOT_COMPARABLE, PERSISTENT, UNCERTAIN
 from bids_cmb.longitudinal.follow_up import FollowedLesion, FollowUp
 from bids_cmb.report.pictures import WHITE, annotate, save_picture
@@ -71,9 +72,7 @@ def _draw_tile(
 def _get_centre(follow_up: FollowUp, lesion: FollowedLesion) -> np.ndarray:
     """Get where a lesion lies in the scan that it was found in first, world mm, (3,)."""
     visit = follow_up.series.visits[lesion.first_seen]
-    index = lesion.identity.indices[lesion.first_seen]
-    row = next(row for row in visit.lesions if int(row["index"]) == index)
-    return np.array([float(row[f"{axis}_mm"]) for axis in "xyz"])
+    return np.array(get_position(visit.find_lesion(lesion.identity.indices[lesion.first_seen])))
 
 
 def _define_plane(

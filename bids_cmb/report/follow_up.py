@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bids_cmb.bids.markers import read_marker
-from bids_cmb.bids.paths import list_follow_ups, locate_figures
+from bids_cmb.bids.paths import get_follow_up_stem, list_follow_ups, locate_figures
 from bids_cmb.bids.tables import read_table
 from bids_cmb.files import read_json
 from bids_cmb.longitudinal.evidence import SEEN
@@ -23,7 +23,7 @@ def collect_follow_ups(folder: Path, subject: str) -> list[dict]:
 
 
 def _collect(folder: Path, subject: str, marker: Path) -> dict:
-    stem = marker.name.removesuffix("_lesions.json")
+    stem = get_follow_up_stem(marker)
     sidecar = read_json(marker) or {}
     tables = {
         name: _read_rows(marker.with_name(f"{stem}_{name}.tsv"))

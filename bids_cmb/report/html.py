@@ -27,6 +27,7 @@ from bids_cmb.bids.paths import (
 )
 from bids_cmb.bids.tables import get_source, read_columns, read_results, read_table
 from bids_cmb.files import read_json, write_text
+from bids_cmb.lesions.table import get_position
 from bids_cmb.provenance import fingerprint, software
 from bids_cmb.quality.familiarity import compare_with_training_set, load_training_reference
 from bids_cmb.report.cohort import (
@@ -43,7 +44,7 @@ from bids_cmb.report.performance import describe_candidates, describe_performanc
 from bids_cmb.report.summary import describe_adequacy, tabulate_counts
 from bids_cmb.report.viewer import VIEWER
 from bids_cmb.review.records import read_record
-from bids_cmb.review.reviews import NOT_REVIEWED, get_position
+from bids_cmb.review.reviews import NOT_REVIEWED
 
 MAX_SESSIONS_PER_PAGE = 3
 MAX_KEY_IMAGES = 6

@@ -17,8 +17,8 @@ DEEP_WHITE_MATTER_SOURCE = (
 )
 DEEP_WHITE_MATTER = (
     "White matter counts as deep within 10 mm of a lateral ventricle (--deep-wm-distance-mm) if "
-    "the cortex is farther away, as periventricular white matter is told apart (Chen et al. 2021), "
-    "and within 4 mm of a deep nucleus."
+    "the cortex is farther away, as periventricular white matter is distinguished (Chen et al. "
+    "2021), and within 4 mm of a deep nucleus."
 )
 TERRITORY_DEFINITION = (
     "Lesions in cortex, subcortical white matter, hippocampus or amygdala are called lobar; those "

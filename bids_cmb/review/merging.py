@@ -18,6 +18,7 @@ from bids_cmb.bids.tables import POSITION_COLUMNS, round_or_none
 from bids_cmb.files import read_json
 from bids_cmb.imaging.nifti import load_labels
 from bids_cmb.imaging.registration import load_transform
+from bids_cmb.imaging.volume import map_points
 from bids_cmb.lesions.table import MNI_COLUMNS, count_by_region, read_listed
 from bids_cmb.review.reviews import Review, merge_reviews, select_accepted
 
@@ -131,7 +132,7 @@ def _map_to_mni(mask: Path, points: np.ndarray) -> list[tuple[float, ...]]:
     if file is None:
         return []
     to_mni = load_transform(file)
-    return [tuple(float(x) for x in (to_mni @ [*point, 1])[:3]) for point in points]
+    return [tuple(place) for place in map_points(to_mni, points).tolist()]
 
 
 def _find_written_file(mask: Path, part: str, end: str) -> Path | None:

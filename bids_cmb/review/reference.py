@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_cmb.bids.description import write_description
-from bids_cmb.bids.paths import locate_candidate_table, locate_lesion_table
+from bids_cmb.bids.paths import locate_brain, locate_candidate_table, locate_lesion_table
 from bids_cmb.bids.tables import LESION_INDEX, read_columns, write_table
 from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.nifti import load, load_labels, save
@@ -83,7 +83,7 @@ def _write_scan(
             lesions[grown] = index
             lesion_rows.append(_make_row(index, Volume(grown, image.affine), sure=sure))
     path = locate_lesion_table(folder / mask)
-    brain = (derivatives / mask).with_name(Path(mask).name.replace("_label-CMB_", "_label-brain_"))
+    brain = locate_brain(derivatives / mask)
     if brain.is_file():
         save(load_labels(brain), path.with_name(brain.name), dtype=np.uint8)
         write_json(path.with_name(f"{brain.name[:-7]}.json"), {"Type": "Brain", **MANUAL_METADATA})

@@ -16,7 +16,7 @@ import numpy as np
 
 from bids_cmb.bids.paths import list_participant_dirs
 from bids_cmb.bids.tables import POSITION_COLUMNS, read_results, read_table
-from bids_cmb.lesions.table import classify_burden, is_candidate, read_listed
+from bids_cmb.lesions.table import classify_burden, get_position, is_candidate, read_listed
 from bids_cmb.metrics.agreement import intraclass_correlation, weighted_kappa
 from bids_cmb.metrics.matching import MAX_DISTANCE_MM
 
@@ -207,11 +207,6 @@ def _check_belongs(review: Review, masks: Mapping[str, Path], derivatives: Path)
                 f"{review.mask} was reviewed at {position} and {state}. Was the scan processed "
                 "again?"
             )
-
-
-def get_position(row: Mapping) -> tuple[float, ...]:
-    """Get the position of a row of the lesion table, world mm."""
-    return tuple(float(row[axis]) for axis in POSITION_COLUMNS)
 
 
 def merge_reviews(indices: Iterable[int], reviews: Sequence[Review]) -> Consensus:

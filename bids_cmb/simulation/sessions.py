@@ -1,9 +1,9 @@
-"""Several sessions of one person: the same head lies otherwise, and its microbleeds change.
+"""Several sessions of one person: the same head in another position, and its microbleeds change.
 
 Between two sessions microbleeds come and some fade; whatever else is dark stays. The head lies
 still in the world of the simulation and the slices are laid anew; then the whole scan is moved, so
-that the head lies otherwise in the scanner. B0 keeps its direction in the head, which a few degrees
-hardly change.
+that the head has another position in the scanner. B0 keeps its direction in the head, which a few
+degrees hardly change.
 """
 
 from collections.abc import Sequence
@@ -96,7 +96,7 @@ def _fade(source: SusceptibilitySource, share: float) -> SusceptibilitySource:
 
 
 def sample_motion(rng: np.random.Generator) -> np.ndarray:
-    """Sample how a head lies otherwise than in the session before, world mm to world mm, (4, 4)."""
+    """Sample the motion of a head since the session before, world mm to world mm, (4, 4)."""
     turn = euler2mat(*np.radians(rng.uniform(-MAX_TURN_DEG, MAX_TURN_DEG, 3)))
     return from_matvec(turn, rng.uniform(-MAX_SHIFT_MM, MAX_SHIFT_MM, 3))
 

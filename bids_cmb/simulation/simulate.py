@@ -82,7 +82,7 @@ class SimulatedScan:
 
 @dataclass(frozen=True, eq=False)
 class Person:
-    """A person who can be scanned, once or several times, in a world that the head lies still in.
+    """A person who can be scanned, once or several times, in a world in which the head is at rest.
 
     Attributes:
         deformation: Of the head model, from which labels are resampled.

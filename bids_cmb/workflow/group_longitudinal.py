@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bids_cmb.bids.paths import list_follow_ups
+from bids_cmb.bids.paths import get_follow_up_stem, list_follow_ups
 from bids_cmb.bids.tables import read_columns, read_table
 from bids_cmb.files import read_json
 from bids_cmb.lesions.table import read_listed
@@ -42,7 +42,7 @@ def make_group_pairs(
 def _make_rows(
     folder: Path, marker: Path, reviews: Mapping[str, Sequence[Review]] | None
 ) -> list[dict[str, object]]:  # fmt: skip
-    stem = marker.name.removesuffix("_lesions.json")
+    stem = get_follow_up_stem(marker)
     pairs = read_table(marker.with_name(f"{stem}_pairs.tsv"))
     observations = read_table(marker.with_name(f"{stem}_observations.tsv"))
     rows: list[dict[str, object]] = []

@@ -9,10 +9,12 @@ from bids_cmb.anatomy.mni_fit import format_itk_affine
 from bids_cmb.bids.markers import describe_outputs, is_whole
 from bids_cmb.bids.paths import (
     LONGITUDINAL,
+    get_follow_up_stem,
     list_dirs_of_participant,
     list_follow_ups,
     locate_figures,
     locate_follow_up,
+    locate_follow_up_marker,
 )
 from bids_cmb.bids.tables import read_columns, read_results, write_table
 from bids_cmb.config import Config
@@ -66,9 +68,7 @@ def lacks_follow_up(subject: str, config: Config) -> bool:
         return bool(list_follow_ups(folder, subject))
     series = group_into_series(subject, list_visits(folder, config.bids_dir, subject).visits)
     expected = {_locate(folder, each).name for each in series}
-    present = {
-        marker.name.removesuffix("_lesions.json") for marker in list_follow_ups(folder, subject)
-    }
+    present = set(map(get_follow_up_stem, list_follow_ups(folder, subject)))
     shown = config.report == "none" or shows_follow_ups(folder, subject)
     return bool(
         expected != present
@@ -125,7 +125,7 @@ def is_complete(folder: Path, series: Series, config: Config) -> bool:
         config: Of the run.
     """
     stem = _locate(folder, series)
-    sidecar = read_json(stem.with_name(f"{stem.name}_lesions.json"))
+    sidecar = read_json(locate_follow_up_marker(stem))
     if sidecar is None or not isinstance(sidecar.get("Provenance"), dict):
         return False
     index = locate_figures(folder, series.subject) / f"{stem.name}{CROPS}"
@@ -166,7 +166,7 @@ def _remove_others(folder: Path, subject: str, series: Sequence[Series]) -> bool
     kept = {_locate(folder, each).name for each in series}
     removed = False
     for marker in list_follow_ups(folder, subject):
-        stem = marker.name.removesuffix("_lesions.json")
+        stem = get_follow_up_stem(marker)
         if stem not in kept:
             _remove(folder, subject, marker.with_name(stem))
             removed = True
@@ -175,7 +175,7 @@ def _remove_others(folder: Path, subject: str, series: Sequence[Series]) -> bool
 
 def _remove(folder: Path, subject: str, stem: Path) -> None:
     """Remove a follow-up, its marker first."""
-    marker = stem.with_name(f"{stem.name}_lesions.json")
+    marker = locate_follow_up_marker(stem)
     sidecar = read_json(marker) or {}
     marker.unlink(missing_ok=True)
     for name in DESCRIPTIONS:
@@ -214,7 +214,9 @@ def _write(follow_up: FollowUp, config: Config, notes: Sequence[str]) -> None:
     sidecar = {
         "Description": DESCRIPTIONS["lesions"],
         **read_columns("followed_lesion"),
-        "Sources": [f"bids::{path.relative_to(folder).as_posix()}" for path in _list_masks(series)],
+        "Sources": [
+            f"bids::{visit.mask.relative_to(folder).as_posix()}" for visit in series.visits
+        ],
         "Reference": series.visits[follow_up.reference].name,
         "Rule": asdict(follow_up.rule),
         "Visits": [_describe_visit(visit, folder) for visit in series.visits],
@@ -227,11 +229,7 @@ def _write(follow_up: FollowUp, config: Config, notes: Sequence[str]) -> None:
             "Files": describe_outputs(files),
         },
     }
-    write_json(stem.with_name(f"{stem.name}_lesions.json"), sidecar)
-
-
-def _list_masks(series: Series) -> list[Path]:
-    return [visit.mask for visit in series.visits]
+    write_json(locate_follow_up_marker(stem), sidecar)
 
 
 def _write_transforms(follow_up: FollowUp, folder: Path) -> list[str]:

@@ -405,16 +405,16 @@ def test_only_proposals_that_it_can_lift_to_an_operating_point_are_given_a_secon
     proposals = [Proposal(place, 0.9) for place in places]
     monkeypatch.setattr(two_stage, "propose", lambda *_: (fed, grid, proposals))
     monkeypatch.setattr(two_stage, "decide", lambda *_: probabilities)
-    asked = []
+    called_for = []
 
     def agree(positions):
-        asked.append(positions)
+        called_for.append(positions)
         return np.ones(len(positions))
 
     points = [{"name": "sensitive", "threshold": 0.5}, {"name": "specific", "threshold": 0.9}]
     card = {"name": "p", "members": [], "second_opinion_weight": 0.5, "operating_points": points}
     chance, _ = two_stage.run_two_stage(image, None, card, ModelOptions(), None, agree)
-    np.testing.assert_allclose(asked, [image.world(np.array(places[:2]))])
+    np.testing.assert_allclose(called_for, [image.world(np.array(places[:2]))])
     lifted = [0.3 / 0.7 * 1e2, 0.02 / 0.98 * 1e2, 0.005 / 0.995 / 1e2]  # odds
     assert [chance.data[place] for place in places] == pytest.approx(
         [odds / (1 + odds) for odds in lifted], rel=0.01

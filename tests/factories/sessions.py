@@ -1,8 +1,7 @@
 """Small heads that are scanned several times: the same texture and spots, lying otherwise."""
 
-import json
-
 import numpy as np
+from bids_datasets import begin_dataset, place_scan
 from nibabel.affines import apply_affine, from_matvec
 from nibabel.eulerangles import euler2mat
 from scipy import ndimage
@@ -57,15 +56,10 @@ def scanned(person, spots, *, motion=None, noise=1, spacing=SPACING, loss=0.8):
 
 def write_sessions(root, scans, **tables):
     """Write a BIDS dataset of scans by stem, and tables by path."""
-    root.mkdir(exist_ok=True)
-    about = {"Name": "Sessions", "BIDSVersion": "1.11.1", "Authors": ["A", "B"]}
-    (root / "dataset_description.json").write_text(json.dumps(about))
+    begin_dataset(root, "Sessions")
     for stem, image in scans.items():
-        path = root / f"{stem}.nii.gz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        nifti.save(image, path)
         sidecar = {"EchoTime": 0.02, "MagneticFieldStrength": 3}
-        path.with_name(f"{path.name[:-7]}.json").write_text(json.dumps(sidecar))
+        nifti.save(image, place_scan(root, stem, sidecar))
     for path, text in tables.items():
         (root / path).write_text(text)
     return root

@@ -32,6 +32,17 @@ def test_the_nearest_voxel_is_within_half_a_voxel_or_outside(rng):
     assert 0 < inside.sum() < 200
 
 
+@pytest.mark.parametrize(
+    "middle", [(7.3, 6.1, 2.6), (0.2, 11.4, 5.0), (-3.0, 6.0, 2.0), (900, 0, 0)]
+)
+def test_a_ball_holds_the_voxels_within_its_radius_and_no_other(middle):
+    volume = Volume(np.arange(np.prod(SHAPE)).reshape(SHAPE), AFFINE)
+    index = np.stack(np.indices(SHAPE), axis=-1)
+    away = np.linalg.norm((index - middle) * volume.spacing, axis=-1)
+    box, near = volume.find_ball(volume.world(np.array(middle)), 2.5)
+    assert sorted(volume.data[box][near]) == sorted(volume.data[away <= 2.5])
+
+
 def test_sizes_are_in_millimetres():
     volume = Volume(np.zeros(SHAPE), AFFINE)
     np.testing.assert_allclose(volume.spacing, (0.5, 0.6, 3.0))

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from accessibility import AXE, WHY_NO_AXE, find_faults
-from browser import CHROMIUM, WHY_NOT, browsing
+from browser import CHROMIUM, WHY_NOT
 from running import QUICK, no_other_process
 
 from bids_cmb.bids.tables import read_columns, read_table
@@ -48,18 +48,6 @@ def pages(tmp_path_factory, reported):
         patch.setattr(html, "MAX_SESSIONS_PER_PAGE", 0)
         made["sessions"] = write_page(sessions, "01")
     return made
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    with browsing(tmp_path_factory.mktemp("chromium")) as started:
-        yield started
-
-
-@pytest.fixture
-def page(chromium, tmp_path):
-    with chromium.tab(downloads=tmp_path) as tab:
-        yield tab
 
 
 def make_report():

@@ -263,10 +263,10 @@ def test_one_truncated_scan_is_one_failure(dataset, tmp_path, capsys):
     assert main([str(raw), str(out), "participant", "group", *BALLS]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if "sub-02" in line]
     assert "Started sub-02_T2starw (2 of 3)" in lines[0]
-    [said] = lines[1:]
-    assert said.count("sub-02_T2starw.nii.gz") == 1
-    assert "sub-02/anat/sub-02_T2starw.nii.gz failed: the file must hold" in said
-    assert "truncated or damaged" in said
+    [failure] = lines[1:]
+    assert failure.count("sub-02_T2starw.nii.gz") == 1
+    assert "sub-02/anat/sub-02_T2starw.nii.gz failed: the file must hold" in failure
+    assert "truncated or damaged" in failure
     assert len(list(out.glob("sub-*/anat/*_dseg.tsv"))) == 2
     assert not list(out.glob("logs/*/crash-*"))  # the file is broken, not the app
     rows = read_table(out / "group_microbleeds.tsv")

@@ -10,7 +10,7 @@ import urllib.request
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, WHY_NOT, browsing
+from browser import CHROMIUM, WHY_NOT
 from PIL import Image
 from running import QUICK, no_other_process, run_on_two_scans
 
@@ -53,18 +53,12 @@ def with_candidates(tmp_path_factory, heads, reported):
     )
 
 
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    with browsing(tmp_path_factory.mktemp("chromium")) as started:
-        yield started
-
-
 @pytest.fixture
-def page(chromium, tmp_path):
-    with chromium.tab(downloads=tmp_path) as tab:
-        yield tab
-        assert not tab.complaints
-        assert all(address.startswith(("file:", "data:", "blob:")) for address in tab.requests)
+def page(page):
+    """A tab in which no page may complain, or request anything from elsewhere."""
+    yield page
+    assert not page.complaints
+    assert all(address.startswith(("file:", "data:", "blob:")) for address in page.requests)
 
 
 def lesions(out, subject="01"):

@@ -166,7 +166,7 @@ def speak(number):
 
 def test_what_a_process_logs_is_heard_before_its_outcome():
     heard = []
-    for outcome in run(speak, [7, 8], workers=1, listen=lambda *said: heard.append(said)):
+    for outcome in run(speak, [7, 8], workers=1, listen=lambda *message: heard.append(message)):
         heard.append((outcome.index, "ended"))
     assert heard == [
         (0, logging.INFO, STARTED), (0, logging.DEBUG, "detecting 7"), (0, logging.WARNING, "odd"),

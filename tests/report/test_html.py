@@ -259,11 +259,11 @@ def test_counts_by_territory_say_what_deep_white_matter_is(reported, tmp_path):
     counts = {"n_lobar": 4, "n_deep": 2, "n_infratentorial": 0, "pattern": "mixed"}
     sidecar.write_text(json.dumps(content | {"Microbleeds": content["Microbleeds"] | counts}))
     page = write_page(copy, "01").read_text()
-    said = "White matter counts as deep within 10 mm of a lateral ventricle"
+    definition = "White matter counts as deep within 10 mm of a lateral ventricle"
     assert "Lobar 4, deep 2, infratentorial 0; pattern: mixed." in page
-    assert said in page
+    assert definition in page
     write_group_page(copy, Cohort(read_table(copy / "group_microbleeds.tsv")), "none.png")
-    assert said in (copy / "group_microbleeds.html").read_text()
+    assert definition in (copy / "group_microbleeds.html").read_text()
 
 
 def test_eighty_lesions_and_five_thousand_scans_are_fine(reported, tmp_path):

@@ -36,72 +36,63 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         "recipe", help="name of a recipe in resources/recipes, or a JSON file like it"
     )
     command.add_argument(
-        "data",
-        type=Path,
-        nargs="+",
+        "data", type=Path, nargs="+",
         help="BIDS datasets with reference labels; for anatomy also label maps",
-    )
+    )  # fmt: skip
     command.add_argument(
         "out", type=Path, help="output folder; a training that was stopped there resumes"
     )
-    command.add_argument(
-        "--validation",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="DIR",
+    _add_material(command.add_argument_group("what is learnt from"))
+    _add_course(command.add_argument_group("how long, and with what"))
+
+
+def _add_material(group: argparse._ArgumentGroup) -> None:
+    """Add the options for scans, their truth, and networks to begin with."""
+    group.add_argument(
+        "--validation", type=Path, nargs="+", default=[], metavar="DIR",
         help="BIDS datasets to validate on (default: none)",
-    )
-    command.add_argument(
-        "--truth",
-        type=Path,
-        metavar="DIR",
+    )  # fmt: skip
+    group.add_argument(
+        "--truth", type=Path, metavar="DIR",
         help="derivative dataset with the reference labels (default: derivatives/truth of the "
         "data)",
-    )
-    command.add_argument(
-        "--reviews",
-        type=Path,
-        metavar="DIR",
+    )  # fmt: skip
+    group.add_argument(
+        "--reviews", type=Path, metavar="DIR",
         help="folder of reviews of the app's results in --truth, to train on the reviewed lesions",
-    )
-    command.add_argument(
-        "--fine-tune",
-        type=Path,
-        metavar="NPZ",
+    )  # fmt: skip
+    group.add_argument(
+        "--fine-tune", type=Path, metavar="NPZ",
         help="initial weights, trained further at a lower learning rate (default: random weights)",
-    )
-    command.add_argument(
-        "--pretrained",
-        nargs="+",
-        default=[],
-        metavar="ROLE=JSON",
+    )  # fmt: skip
+    group.add_argument(
+        "--pretrained", nargs="+", default=[], metavar="ROLE=JSON",
         help="trained networks that this one builds on, such as teacher=OUT/x.json",
-    )
-    command.add_argument(
+    )  # fmt: skip
+    group.add_argument(
         "--folds", type=int, metavar="K", help="cross-validate with K folds, split by subject"
     )
+
+
+def _add_course(group: argparse._ArgumentGroup) -> None:
+    """Add the options for the course of a training."""
     for name, about in OVERRIDES.items():
-        command.add_argument(
+        group.add_argument(
             f"--{name}", type=int, metavar="N", help=f"{about} (default: that of the recipe)"
         )
-    command.add_argument(
-        "--hours",
-        type=float,
-        metavar="H",
+    group.add_argument(
+        "--hours", type=float, metavar="H",
         help="wall-clock time for the training, of each fold; the learning rate decays by then "
         "(default: no limit, the recipe's epochs)",
-    )
-    command.add_argument(
+    )  # fmt: skip
+    group.add_argument(
         "--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)"
     )
-    command.add_argument(
-        "--cache",
-        type=Path,
-        metavar="DIR",
+    group.add_argument(
+        "--cache", type=Path, metavar="DIR",
         help="folder to keep the scans in as the network sees them, about 20 MB each, so that the "
         "next training loads them in seconds (default: none)",
-    )
+    )  # fmt: skip
 
 
 def run_train(args: argparse.Namespace) -> int:

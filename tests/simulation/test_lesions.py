@@ -13,6 +13,7 @@ from bids_cmb.simulation import lesions
 from bids_cmb.simulation.geometry import BILATERAL_STRUCTURES, LESION_REGIONS, VENTRICULAR
 from bids_cmb.simulation.lesion_priors import load_priors, start_sampling
 from bids_cmb.simulation.lesions import sample_sources
+from bids_cmb.simulation.microbleeds import sample_spot
 from bids_cmb.simulation.sources import MICROBLEED, describe_objects, number_objects
 from bids_cmb.simulation.tissue_properties import CSF
 
@@ -305,6 +306,29 @@ def test_some_deep_microbleeds_lie_on_a_striate_vein(terrain):
     assert 0.25 <= np.mean(near) <= 0.9
     default = sample_sources(np.random.default_rng(3), load_priors("default"), terrain)
     assert all(source.kind != "striate vein" for source in default)
+
+
+def test_microbleeds_reach_the_ten_millimetres_of_their_definition(terrain):
+    """With `crowded-large`, and some are grey: more water is left than in the default's voids."""
+    wide = {name: measure_spots(name, terrain) for name in ("default", "crowded-large")}
+    assert wide["default"][0].max() < 4  # of the deposit itself; it looks wider
+    diameters, water = wide["crowded-large"]
+    assert 0.1 < np.mean(diameters > 4) < 0.4
+    assert 7 < diameters.max() < 11
+    assert np.mean(water > 0.4) > 0.4
+    assert wide["default"][1].max() < 0.2
+
+
+def measure_spots(priors, terrain):
+    """Widest extent in mm, and share of spins that give signal, of 300 microbleeds."""
+    context = start_sampling(np.random.default_rng(0), load_priors(priors), terrain)
+    spots = [sample_spot(context, MICROBLEED) for _ in range(300)]
+    extents = [
+        max(np.linalg.norm(a.points[0] - b.points[0]) + a.radius[0] + b.radius[0]
+            for a in spot for b in spot)
+        for spot in spots
+    ]  # fmt: skip
+    return np.array(extents), np.array([spot[0].spin_fraction for spot in spots])
 
 
 def line_points(points):

@@ -1,6 +1,8 @@
 """Filter images by their names: labels, flags and filter files."""
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -54,7 +56,7 @@ class Query:
         rec: Labels.
         run: Numbers, with or without leading zeros.
         filters: From `read_filter_file`. A scan must match one of them, and all of the above.
-        shard: (i, n), the i-th of n parts of the subjects, from 1.
+        shard: (i, n), the i-th of n parts of the subjects, from 1; by a hash of each label.
         database_dir: Folder of a pybids database, which is made if there is none.
         reset_database: Whether to make it anew.
     """
@@ -135,6 +137,8 @@ def join_labels(labels: list[str]) -> str:
 def select_shard(subjects: list[str], shard: tuple[int, int] | None) -> list[str]:
     """Select the subjects of the i-th of n parts; all if there are no parts.
 
+    Where a subject belongs depends on its label and n alone: others come and go, it stays.
+
     Raises:
         ValueError: If i is not from 1 to n.
     """
@@ -143,7 +147,12 @@ def select_shard(subjects: list[str], shard: tuple[int, int] | None) -> list[str
     part, parts = shard
     if not 1 <= part <= parts:
         raise ValueError(f"A shard I/N must have I from 1 to N; found {part}/{parts}.")
-    return subjects[part - 1 :: parts]
+    return [label for label in subjects if _hash_label(label) % parts == part - 1]
+
+
+def _hash_label(label: str) -> int:
+    """Hash a label alike on every machine and in every run, as Python's own `hash` does not."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(label)).digest())
 
 
 # Names and rules

@@ -34,11 +34,19 @@ NAMING_HINT = (
 
 @dataclass(frozen=True)
 class Selection:
-    """The scans to process, and every file considered, sorted by path; notes are sentences."""
+    """The scans to process, and every file considered.
+
+    Attributes:
+        scans: Sorted by path.
+        considered: Sorted by path.
+        notes: Sentences.
+        shard_is_empty: Whether participants fit the request, but none of them is in its shard.
+    """
 
     scans: tuple[Scan, ...]
     considered: tuple[ScanDecision, ...]
     notes: tuple[str, ...] = ()
+    shard_is_empty: bool = False
 
 
 def find_scans(bids_dir: Path, query: Query) -> Selection:
@@ -56,7 +64,9 @@ def find_scans(bids_dir: Path, query: Query) -> Selection:
             nobody, the shard is impossible, or the database was made from another dataset.
     """
     bids_dir = Path(bids_dir).absolute()
-    subjects, query, notes = _resolve_query(bids_dir, query)
+    chosen, query, notes = _resolve_query(bids_dir, query)
+    subjects = select_shard(chosen, query.shard)
+    shard_is_empty = bool(chosen) and not subjects
     index = make_indexer(bids_dir, query)
     suffixes = "|".join([SUSCEPTIBILITY_PATTERN, *map(re.escape, query.requested_suffixes)])
     read = make_sidecar_reader(bids_dir)
@@ -81,12 +91,13 @@ def find_scans(bids_dir: Path, query: Query) -> Selection:
         ]
 
     notes += _note_missing_participants(subjects, scans)
-    if not considered:
+    if not considered and not shard_is_empty:
         notes.append(NAMING_HINT)
     return Selection(
         tuple(sorted(scans, key=lambda scan: scan.relative_path)),
         tuple(sorted(considered, key=lambda file: file.relative_path)),
         tuple(notes),
+        shard_is_empty,
     )
 
 
@@ -102,7 +113,8 @@ def list_other_images(bids_dir: Path, query: Query, selection: Selection) -> lis
         ValueError: As `find_scans`.
     """
     bids_dir = Path(bids_dir).absolute()
-    subjects, query, _ = _resolve_query(bids_dir, query)
+    chosen, query, _ = _resolve_query(bids_dir, query)
+    subjects = select_shard(chosen, query.shard)
     files, _ = walk(bids_dir, subjects, make_path_pattern(subjects, r"[^/]+"))
     considered = {decision.relative_path for decision in selection.considered}
     others = sorted({path.relative_to(bids_dir).as_posix() for path in files} - considered)
@@ -134,7 +146,7 @@ def list_subjects(bids_dir: Path) -> list[str]:
 
 
 def _resolve_query(bids_dir: Path, query: Query) -> tuple[list[str], Query, list[str]]:
-    """Return the subjects of the shard, the query with its session labels read, and warnings."""
+    """Return the subjects of all shards, the query with its session labels read, and warnings."""
     present = list_subjects(bids_dir)
     notes = [] if present else [f"{bids_dir} has no `sub-` folders."]
     if query.database_dir:
@@ -150,7 +162,7 @@ def _resolve_query(bids_dir: Path, query: Query) -> tuple[list[str], Query, list
 
     query = replace(query, sessions=read_labels(query.sessions, "ses-"))
     _check_sessions(bids_dir, chosen, query.sessions)
-    return select_shard(chosen, query.shard), query, notes
+    return chosen, query, notes
 
 
 def _check_sessions(bids_dir: Path, subjects: list[str], sessions: tuple[str, ...]) -> None:

@@ -150,7 +150,8 @@ def _add_selection_flags(add: Callable, labels: dict) -> None:
     add(
         "--shard",
         metavar="I/N",
-        help="process the I-th of N parts of the participants; auto: from the Slurm array",
+        help="process the I-th of N parts of the participants, chosen by a hash of each label, so "
+        "that nobody changes parts when others join; auto: from the Slurm array",
     )
     add(
         "--validate",

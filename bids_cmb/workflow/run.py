@@ -107,6 +107,9 @@ def _participant_level(config: Config) -> int:
     validate_dataset(config)
     query = _make_query(config)
     selection = _select(config, query)
+    if selection.shard_is_empty:
+        log.info("No participant is in shard %d/%d: nothing to do.", *config.shard)
+        return OK
     if config.dry_run:
         others = list_other_images(config.bids_dir, query, selection)
         return _print_selection(selection, others)
@@ -223,7 +226,7 @@ def _select(config: Config, query: Query) -> Selection:
         "%d of %d susceptibility images selected.",
         *(len(selection.scans), len(selection.considered)),
     )
-    if not selection.scans and not config.dry_run:
+    if not selection.scans and not config.dry_run and not selection.shard_is_empty:
         _refuse_empty_selection(config, selection)
     return selection
 

@@ -1,6 +1,8 @@
 """An image is taken if it was asked for, and never for what its name only resembles."""
 
 import json
+import shutil
+import subprocess
 from itertools import chain
 from pathlib import Path
 
@@ -115,12 +117,42 @@ def test_no_more_than_twenty_labels_are_listed():
     assert join_labels(["a", "b"]) == "a, b"
 
 
-def test_every_subject_is_in_one_shard():
-    labels = [f"{n:02d}" for n in range(10)]
-    shards = [select_shard(labels, (part, 3)) for part in (1, 2, 3)]
-    assert sorted(chain(*shards)) == labels
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+COHORT = [f"{number:04d}" for number in range(1, 1001)]
+
+
+def split(labels, parts):
+    """The shards of some subjects."""
+    return [select_shard(labels, (part, parts)) for part in range(1, parts + 1)]
+
+
+@pytest.mark.parametrize("parts", [1, 3, 8, 50])
+def test_every_subject_is_in_one_shard(parts):
+    labels = [*COHORT, "A1", "a1", "Zürich", "10\udce4"]  # the last is no UTF-8 on the disk
+    assert sorted(chain(*split(labels, parts))) == sorted(labels)
     assert select_shard(labels, None) == labels
+
+
+def test_subjects_who_join_or_leave_move_nobody_to_another_shard():
+    early = [label for label in COHORT if int(label) % 3]
+    for before, after in zip(split(early, 7), split(COHORT, 7), strict=True):
+        assert before == [label for label in after if label in early]
+
+
+def test_the_shards_of_a_thousand_subjects_are_nearly_even():
+    """Within four standard deviations of what drawing by lot would give."""
+    for parts in (4, 10, 16):
+        mean = len(COHORT) / parts
+        margin = 4 * (mean * (1 - 1 / parts)) ** 0.5
+        assert all(abs(len(shard) - mean) < margin for shard in split(COHORT, parts)), parts
+
+
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="sha256sum is not on this machine")
+@pytest.mark.parametrize("label", ["01", "0042", "NDARINV7"])
+def test_the_shard_of_a_subject_can_be_told_by_sha256sum(label):
+    """So it is the same on every machine, in every run and with every version."""
+    said = subprocess.run(["sha256sum"], input=label.encode(), capture_output=True, check=True)
+    part = int(said.stdout.split()[0], 16) % 12 + 1
+    assert select_shard([label], (part, 12)) == [label]
 
 
 @pytest.mark.parametrize("shard", [(0, 3), (4, 3)])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -507,23 +508,54 @@ def test_a_session_that_no_subject_has_is_refused(cohort):
 
 def test_shards_share_out_the_chosen_subjects(cohort):
     query = {"participants": ("0*",), "excluded": ("05",)}
-    parts = [subjects(find(cohort, shard=(i, 3), **query)) for i in (1, 2, 3)]
-    assert parts == [["01", "01", "04", "08"], ["02", "06", "09"], ["03", "07"]]
-    assert find(cohort, shard=(20, 20)).scans == ()
+    parts = [names(find(cohort, shard=(i, 3), **query)) for i in (1, 2, 3)]
+    assert sorted(chain(*parts)) == names(find(cohort, **query))
+    assert all(0 < len(part) < 9 for part in parts)
+
+
+def test_all_sessions_of_a_person_are_in_one_shard(dataset):
+    """So its lesions can be followed over time by the process that has the shard."""
+    root = dataset(
+        *(f"sub-{s}/ses-{t}/anat/sub-{s}_ses-{t}_swi.nii.gz" for s in "ABCDEF" for t in "123")
+    )
+    for part in range(1, 5):
+        found = subjects(find(root, shard=(part, 4)))
+        assert all(found.count(subject) == 3 for subject in found)
+
+
+def test_a_person_who_joins_the_dataset_moves_nobody_to_another_shard(cohort):
+    before = [names(find(cohort, shard=(part, 4))) for part in range(1, 5)]
+    newcomer = cohort / "sub-005" / "anat" / "sub-005_swi.nii.gz"  # first but for 001 to 004
+    newcomer.parent.mkdir(parents=True)
+    newcomer.write_bytes(b"voxels")
+    after = [names(find(cohort, shard=(part, 4))) for part in range(1, 5)]
+    assert [[name for name in part if name != "sub-005_swi"] for part in after] == before
+    assert [part.count("sub-005_swi") for part in after].count(1) == 1
+
+
+def test_a_shard_without_anybody_says_so_and_does_not_ask_for_other_names(cohort):
+    found = [find(cohort, shard=(part, 50)) for part in range(1, 51)]
+    assert [each.shard_is_empty for each in found] == [not each.scans for each in found]
+    assert 40 <= sum(each.shard_is_empty for each in found) < 50
+    assert not any(each.notes for each in found)
+    (cohort / "sub-11" / "anat").mkdir(parents=True)
+    alone = find(cohort, participants=("11",), shard=(1, 1))
+    assert not alone.shard_is_empty
+    assert NAMING_HINT in alone.notes
 
 
 def test_a_session_is_not_unknown_for_lying_in_another_shard(cohort):
-    assert names(find(cohort, sessions=("a",), shard=(3, 10))) == []
+    held = [names(find(cohort, sessions=("a",), shard=(part, 10))) for part in range(1, 11)]
+    assert sorted(held) == [[]] * 9 + [["sub-01_ses-a_swi"]]
 
 
 def test_only_the_subjects_of_the_shard_are_opened(cohort, monkeypatch):
     opened, scandir = [], os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: opened.append(str(path)) or scandir(path))
-    find(cohort, shard=(3, 5))
-    assert {part for path in opened for part in path.split("/") if part.startswith("sub-")} == {
-        "sub-03",
-        "sub-08",
-    }
+    found = find(cohort, shard=(3, 5))
+    folders = {part for path in opened for part in path.split("/") if part.startswith("sub-")}
+    assert folders == {f"sub-{subject}" for subject in subjects(found)}
+    assert 1 < len(folders) < 10
 
 
 def test_many_subjects_are_found_in_pieces(dataset, monkeypatch):

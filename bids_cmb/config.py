@@ -76,6 +76,7 @@ class Config:
     n_cpus: int | None = None
     omp_nthreads: int | None = None
     mem_mb: int | None = None
+    scan_time_limit: float | None = None  # minutes
     dask_scheduler: str | None = None
     verbosity: int = 0
 

@@ -326,6 +326,13 @@ def _add_running_flags(add: Callable) -> None:
         metavar="MB",
         help="memory to use in MB, or such as 8G (default: all that is available)",
     )
+    add(
+        "--scan-time-limit",
+        type=float,
+        metavar="MINUTES",
+        help="give up a scan that takes longer, as a failed one, and go on with the others; the "
+        "next run tries it again; not on a Dask cluster (default: no limit)",
+    )
     add("--stop-on-first-crash", action="store_true", help="stop after the first failed scan")
     add(
         "--work-dir",

@@ -172,11 +172,23 @@ def _check_settings(config: Config) -> None:
             USAGE,
             f"--deep-wm-distance-mm must be 0 to 50 mm; found {config.deep_wm_distance_mm:g}.",
         )
+    _check_time_limit(config)
     if len(set(config.detector)) < len(config.detector):
         raise ExitError(
             USAGE, f"--detector takes each name once; found {' '.join(config.detector)}."
         )
     _check_folders(config)
+
+
+def _check_time_limit(config: Config) -> None:
+    limit = config.scan_time_limit
+    if limit is not None and not 0 < limit < math.inf:
+        raise ExitError(USAGE, f"--scan-time-limit must be above 0 minutes; found {limit:g}.")
+    if limit is not None and config.dask_scheduler:
+        raise ExitError(
+            USAGE,
+            "--scan-time-limit is kept by the processes of one machine; found a Dask cluster.",
+        )
 
 
 def _check_folders(config: Config) -> None:

@@ -1,6 +1,8 @@
 """Run jobs in processes of this machine; a job that fails does not stop the others."""
 
+import errno
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -19,6 +21,9 @@ from bids_cmb.files import lock_folder
 # A fresh interpreter per worker: nothing of the parent's threads or open files comes along.
 SPAWN = multiprocessing.get_context("spawn")
 SECONDS_TO_LEAVE = 5
+MAX_WAIT_S = 3600  # the operating system counts a wait in milliseconds, as an int
+START_LIMIT_S = 600  # for a process to be ready, where its jobs have a time limit
+BEGUN = "begun"  # what a process sends when it has a job
 STARTED = "started"  # what a listener hears of a job when it is given to a process
 Listener = Callable[[int, int, str], None]
 
@@ -54,11 +59,14 @@ def run(
     *,
     workers: int,
     listen: Listener = ignore,
+    time_limit_s: float | None = None,
 ) -> Iterator[Outcome]:
     """Run ``work(job)`` for every job in ``workers`` processes, and report how each one ended.
 
-    A job that raises, or whose process dies, is one failed outcome; the others go on. Only as
-    many jobs are running as there are processes, so memory does not grow with their number.
+    A job that raises, whose process dies, or that is not done within the time limit, is one failed
+    outcome; the others go on. Only as many jobs are running as there are processes, so memory does
+    not grow with their number. What runs past its limit is killed, whatever it hangs in: only a
+    process that waits for a device in the kernel outlives that, until the device answers.
     Closing the generator ends the processes; files written by ``files.replacing`` stay whole.
 
     Args:
@@ -67,6 +75,7 @@ def run(
         workers: Processes, at least 1.
         listen: Called with a job's index, a level of `logging` and a message: `STARTED`, then what
             the app logs in its process.
+        time_limit_s: For each job, from the moment at which its process has begun it.
 
     Yields:
         Outcomes, in the order in which the jobs end.
@@ -75,7 +84,7 @@ def run(
     busy: dict[connection.Connection, _Worker] = {}
 
     def give_job(worker: _Worker, index: int, job: object) -> None:
-        worker.give(index, job)
+        worker.give(index, job, time_limit_s)
         busy[worker.pipe] = worker
         listen(index, logging.INFO, STARTED)
 
@@ -83,21 +92,20 @@ def run(
         for index, job in _take(waiting, min(workers, len(jobs))):
             give_job(_Worker.start_process(work), index, job)
         while busy:
-            for pipe in connection.wait(list(busy)):
-                worker = busy[pipe]
-                received = worker.receive()
+            for worker, received in _receive(busy):
+                if received is None:
+                    continue
                 if not isinstance(received, Outcome):
                     listen(worker.index, *received)
                     continue
-                del busy[pipe]
+                del busy[worker.pipe]
                 yield received
                 following = next(waiting, None)
                 if following is None:
                     worker.stop()
                     continue
-                if not worker.process.is_alive():
-                    worker = _Worker.start_process(work)
-                give_job(worker, *following)
+                fit = worker if worker.is_fit() else _Worker.start_process(work)
+                give_job(fit, *following)
     finally:
         for worker in busy.values():
             worker.stop(at_once=True)
@@ -107,12 +115,24 @@ def _take(items: Iterator, count: int) -> Iterable:
     return [item for _, item in zip(range(count), items, strict=False)]
 
 
+def _receive(busy: dict) -> Iterator[tuple["_Worker", Outcome | tuple[int, str] | None]]:
+    """Wait until workers send something or a time limit passes; give up what is overdue."""
+    seconds_left = min(worker.deadline for worker in busy.values()) - time.monotonic()
+    for pipe in connection.wait(list(busy), min(max(0, seconds_left), MAX_WAIT_S)):
+        yield busy[pipe], busy[pipe].receive()
+    for worker in list(busy.values()):
+        if worker.is_overdue():
+            yield worker, worker.give_up()
+
+
 class _Worker:
-    """A process and the pipe to it; it has one job at a time."""
+    """A process and the pipe to it; it has one job at a time, which may have a deadline."""
 
     def __init__(self, process, pipe):
         self.process, self.pipe = process, pipe
-        self.index, self.since = -1, 0.0
+        self.index, self.since, self.deadline = -1, 0.0, math.inf
+        self.time_limit_s: float | None = None
+        self.begun, self.last_message = False, ""
         self.send_error: dict | None = None
 
     @classmethod
@@ -123,8 +143,10 @@ class _Worker:
         there.close()  # the process has its own end; so its death closes the pipe
         return cls(process, here)
 
-    def give(self, index: int, job: object) -> None:
-        self.index, self.since = index, time.monotonic()
+    def give(self, index: int, job: object, time_limit_s: float | None) -> None:
+        self.index, self.since, self.time_limit_s = index, time.monotonic(), time_limit_s
+        self.begun, self.last_message = False, ""
+        self.deadline = math.inf if time_limit_s is None else self.since + START_LIMIT_S
         try:
             self.pipe.send(job)
         except OSError:
@@ -133,8 +155,11 @@ class _Worker:
             self.send_error = describe_failure(error)
             self.process.terminate()
 
-    def receive(self) -> Outcome | tuple[int, str]:
-        """Receive an outcome, or a level and a message; say so if the process died."""
+    def receive(self) -> Outcome | tuple[int, str] | None:
+        """Receive an outcome, a level and a message, or None: the job has begun.
+
+        If the process died, the outcome says so.
+        """
         try:
             received = self.pipe.recv()
         except (EOFError, OSError):
@@ -142,9 +167,36 @@ class _Worker:
             received = self.send_error or {
                 "error": f"the process {_describe_end(self.process.exitcode)}."
             }
+        if received == BEGUN:
+            return self._start_clock()
         if isinstance(received, tuple):
+            self.last_message = received[1]
             return received
         return Outcome(self.index, seconds=time.monotonic() - self.since, **received)
+
+    def _start_clock(self) -> None:
+        """Count the seconds of the job from now on; until now they were those of its process."""
+        self.begun, self.since = True, time.monotonic()
+        if self.time_limit_s is not None:
+            self.deadline = self.since + self.time_limit_s
+
+    def is_overdue(self) -> bool:
+        """Check whether the job is past its deadline; what is in the pipe is received first."""
+        seconds_over = time.monotonic() - self.deadline
+        return seconds_over >= 0 and (seconds_over > SECONDS_TO_LEAVE or not self.pipe.poll())
+
+    def give_up(self) -> Outcome:
+        """End the process, and say how long its job ran."""
+        seconds = time.monotonic() - self.since
+        self.stop(at_once=True)
+        error = f"its process was not ready within {START_LIMIT_S / 60:g} min."
+        if self.begun:
+            error = describe_timeout(seconds, self.time_limit_s, self.last_message)
+        return Outcome(self.index, error=error, errno=errno.ETIMEDOUT, seconds=seconds)
+
+    def is_fit(self) -> bool:
+        """Check whether the process can take another job."""
+        return not self.pipe.closed and self.process.is_alive()
 
     def stop(self, *, at_once: bool = False) -> None:
         self.pipe.close()  # the process ends then
@@ -153,7 +205,7 @@ class _Worker:
         self.process.join(SECONDS_TO_LEAVE)
         if self.process.is_alive():
             self.process.kill()
-            self.process.join()
+            self.process.join(SECONDS_TO_LEAVE)
 
 
 def _describe_end(exitcode: int | None) -> str:
@@ -162,6 +214,13 @@ def _describe_end(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         return f"died of {signal.Signals(-exitcode).name}"
     return f"ended with exit code {exitcode}"
+
+
+def describe_timeout(seconds: float, limit_s: float, last_message: str = "") -> str:
+    """Describe in one sentence that a job was given up at its time limit."""
+    stage = f"; its last message: {last_message.rstrip('.')}" if last_message else ""
+    limit = f"{round(limit_s / 60, 2):g} min (--scan-time-limit)"
+    return f"given up after {round(seconds / 60, 2):g} min, past its time limit of {limit}{stage}."
 
 
 def _serve_jobs(work: Callable, pipe: connection.Connection) -> None:
@@ -187,6 +246,7 @@ def _serve_jobs(work: Callable, pipe: connection.Connection) -> None:
             sys.stderr.flush()
             os._exit(0)
         with suppress(OSError):  # the parent is gone: the next `recv` ends the loop
+            reporter.send(BEGUN)
             reporter.send(run_job(work, job))
 
 

@@ -24,7 +24,7 @@ from bids_cmb.parallel import processes
 from bids_cmb.workflow.inputs import uses_networks
 from bids_cmb.workflow.longitudinal import follow_participant, lacks_follow_up
 from bids_cmb.workflow.methods import write_methods
-from bids_cmb.workflow.outputs import refresh_results
+from bids_cmb.workflow.outputs import refresh_results, remove_half_written
 from bids_cmb.workflow.progress import Progress
 from bids_cmb.workflow.scan import (
     NOTHING,
@@ -141,7 +141,8 @@ def _regenerate_reports(scans: list[Scan], config: Config, totals: RunSummary) -
     """Regenerate the reports of scans, a few at a time."""
     work = functools.partial(regenerate_report, config=config)
     workers = choose_workers(replace(config, detector=("radial",), anatomy="none"), len(scans))
-    for outcome in processes.run(work, scans, workers=workers):
+    limit_s = _get_time_limit_s(config)
+    for outcome in processes.run(work, scans, workers=workers, time_limit_s=limit_s):
         if outcome.error:
             _count_failure(scans[outcome.index], outcome, totals)
         else:
@@ -170,7 +171,7 @@ def _process_waiting(
     job_config = replace(config, omp_nthreads=config.omp_nthreads or max(1, cores // workers))
     work = functools.partial(complete_scan, config=job_config)
     listen = functools.partial(_log_message, scans, progress)
-    outcomes = _run_jobs(work, scans, job_config, workers, listen)
+    outcomes = _run_jobs(work, scans, job_config, workers, listen, _get_time_limit_s(config))
     try:
         for outcome in outcomes:
             progress.end(outcome.index, outcome.seconds)
@@ -205,19 +206,24 @@ def _describe_progress(progress: Progress) -> str:
     return f"{done}; {left} left."
 
 
+def _get_time_limit_s(config: Config) -> float | None:
+    return None if config.scan_time_limit is None else 60 * config.scan_time_limit
+
+
 def _run_jobs(
     work: Callable,
     jobs: list,
     config: Config,
     workers: int,
     listen: processes.Listener = processes.ignore,
+    time_limit_s: float | None = None,
 ) -> Iterator[processes.Outcome]:
     """Run jobs, one for each scan or participant, in processes here or on a Dask cluster.
 
     Nobody listens to those of a cluster.
     """
     if not config.dask_scheduler:
-        return processes.run(work, jobs, workers=workers, listen=listen)
+        return processes.run(work, jobs, workers=workers, listen=listen, time_limit_s=time_limit_s)
     environment = dict.fromkeys(THREADS, str(config.omp_nthreads)) | TENSORFLOW
     if config.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -273,6 +279,7 @@ def _record_failure(
     note_attempt(config.output_dir, scan.relative_path, FAILED, _get_reason(scan, outcome))
     output = Output(config.output_dir, scan)
     try:
+        remove_half_written(output)  # of a process that was killed
         if output.mask(".json").is_file():
             refresh_results(output)
     except (OSError, ValueError) as error:

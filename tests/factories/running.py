@@ -10,9 +10,10 @@ from bids_cmb.parallel import processes
 QUICK = ["--detector", "radial", "--anatomy", "none", "-q", "--validate", "off"]
 
 
-def in_this_process(work, jobs, *, workers, listen=processes.ignore):
-    """Do what `parallel.processes.run` does, without a process of its own."""
+def in_this_process(work, jobs, *, workers, listen=processes.ignore, time_limit_s=None):
+    """Do what `parallel.processes.run` does, without a process of its own to be ended in time."""
     assert workers
+    assert time_limit_s is None
     for index, job in enumerate(jobs):
         listen(index, logging.INFO, processes.STARTED)
         yield processes.Outcome(index, **processes.run_job(work, job))

@@ -1,16 +1,21 @@
 """A job over many scans: one failure is one failure, a dead process too."""
 
+import collections
 import errno
+import itertools
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
 
+from bids_cmb.parallel import processes
 from bids_cmb.parallel.processes import STARTED, count_cores, describe_error, measure_memory_mb, run
 
 
@@ -174,3 +179,72 @@ def test_what_a_process_logs_is_heard_before_its_outcome():
         (1, logging.INFO, STARTED), (1, logging.DEBUG, "detecting 8"), (1, logging.WARNING, "odd"),
         (1, "ended"),
     ]  # fmt: skip
+
+
+LIMIT_S = 2.0
+
+
+def hang_natively():
+    """Never return to the interpreter: no signal, alarm or other thread is heard any more."""
+    collections.deque(itertools.repeat(None), maxlen=0)
+
+
+def work_or_hang(job):
+    log = logging.getLogger("bids_cmb.workflow.scan")
+    if job == "hangs in native code":
+        log.debug("detecting")
+        hang_natively()
+    if job == "hangs and talks":
+        for _ in itertools.repeat(None):
+            log.debug("trying again.")
+    time.sleep(job)
+    return job
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A process that is to end is killed after half a second."""
+    monkeypatch.setattr(processes, "SECONDS_TO_LEAVE", 0.5)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_that_hangs_in_native_code_is_given_up_and_the_others_go_on(workers):
+    """Each has the limit for itself: together they take longer."""
+    jobs = [LIMIT_S / 4, "hangs in native code", *[LIMIT_S / 4] * 3]
+    ended = {
+        each.index: each for each in run(work_or_hang, jobs, workers=workers, time_limit_s=LIMIT_S)
+    }
+    assert [ended[index].result for index in (0, 2, 3, 4)] == [LIMIT_S / 4] * 4
+    hung = ended[1]
+    assert LIMIT_S <= hung.seconds < LIMIT_S + 20
+    assert re.fullmatch(
+        r"given up after 0\.\d+ min, past its time limit of 0\.03 min \(--scan-time-limit\); "
+        r"its last message: detecting\.",
+        hung.error,
+    )
+    assert hung.errno == errno.ETIMEDOUT
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("job", ["hangs in native code", "hangs and talks"])
+def test_the_process_of_a_job_that_was_given_up_is_gone(job):
+    heard = []
+    running = run(
+        *(work_or_hang, [job]),
+        workers=1, time_limit_s=LIMIT_S, listen=lambda *_: heard.append(active_children()),
+    )  # fmt: skip
+    assert "past its time limit" in next(running).error
+    [process] = heard[-1]  # while it was detecting
+    assert not _runs(process.pid)
+
+
+def test_a_process_that_does_not_become_ready_is_given_up(monkeypatch):
+    monkeypatch.setattr(processes, "START_LIMIT_S", 0.001)
+    (ended,) = run(work_or_hang, [0], workers=1, time_limit_s=1e6)
+    assert "its process was not ready within" in ended.error
+
+
+@pytest.mark.parametrize("limit", [None, 60 * 24 * 365 * 100, 1e300])
+def test_no_limit_is_too_long_to_be_waited_for(limit):
+    assert [ended.result for ended in run(work_or_hang, [0], workers=1, time_limit_s=limit)] == [0]

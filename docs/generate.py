@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from bids_cmb.bids.tables import read_columns
+from bids_cmb.cli.descriptor import make_descriptor
+from bids_cmb.cli.parser import make_parser
 from bids_cmb.config import RESEARCH_DETECTORS, Config
 from bids_cmb.networks.model_cards import ANATOMY, list_cards, load_card, locate_weights
 from bids_cmb.report.performance import CONTRASTS
@@ -110,6 +112,7 @@ def pages() -> dict[Path, str]:
         DOCS / "guide" / "columns.md": columns_page(),
         DOCS / "develop" / "floors.svg": floors_drawing(),
         DOCS / "develop" / "size.md": size_page(),
+        DOCS / "hpc" / "nipoppy" / "descriptor.json": descriptor_file(),
     }
 
 
@@ -433,6 +436,11 @@ def size_page() -> str:
             "",
         ]
     )
+
+
+def descriptor_file() -> str:
+    """What ``--bids-exec-spec`` prints, for the bundle of nipoppy."""
+    return json.dumps(make_descriptor(make_parser()), indent=2) + "\n"
 
 
 def _words(key: str) -> str:

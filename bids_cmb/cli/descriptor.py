@@ -28,7 +28,7 @@ def make_descriptor(parser: argparse.ArgumentParser) -> dict:
     """
     actions = [action for action in parser._actions if action.dest not in PRINTING_FLAGS]
     flags = [action for action in actions if action.option_strings]
-    command = "bids_cmb [BIDS_DIR] [OUTPUT_DIR] [ANALYSIS_LEVEL]"
+    command = "bids-cmb [BIDS_DIR] [OUTPUT_DIR] [ANALYSIS_LEVEL]"
     return {
         "name": "bids_cmb",
         "description": parser.description,

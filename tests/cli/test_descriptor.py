@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,13 @@ def test_every_flag_of_a_run_is_described_and_stands_in_the_command_line(said):
     assert {"--participant-label", "--shard", "--device", "--dask-scheduler", "--verbose"} <= flags
     assert not flags & {"--help", "--version", "--bids-exec-spec"}
     keys = [one["value-key"] for one in said["inputs"]]
-    assert said["command-line"].split() == ["bids_cmb", *keys]
+    assert said["command-line"].split() == ["bids-cmb", *keys]
+
+
+def test_the_command_is_the_one_that_an_installation_has(said):
+    """Boutiques starts it by this name within the image, past the entry point of the image."""
+    [script] = metadata.entry_points(group="console_scripts", name=said["command-line"].split()[0])
+    assert script.value == "bids_cmb.cli.main:main"
 
 
 def test_no_two_inputs_or_outputs_share_an_id(said):

@@ -182,12 +182,6 @@ def test_the_output_is_valid_bids(followed):
     assert find_issues(out, derivatives=0) == []
 
 
-def test_off_leaves_it_out(followed, tmp_path):
-    raw, _, _ = followed
-    out = run(raw, tmp_path / "out", "--longitudinal", "off", "--participant-label", "02")
-    assert not list(out.rglob("*longitudinal*"))
-
-
 def test_results_without_their_image_are_left_out_with_a_note(followed, tmp_path):
     _, out, _ = followed
     listed = list_visits(out, tmp_path, "01")

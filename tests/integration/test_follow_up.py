@@ -5,14 +5,13 @@ import shutil
 import numpy as np
 import pytest
 from running import QUICK, no_other_process
-from sessions import scanned, write_sessions
+from sessions import COARSE, scanned, write_sessions
 
 from bids_cmb.bids.tables import read_table
 from bids_cmb.cli.run import main
 from bids_cmb.workflow import longitudinal
 
 STAYS, COMES = (20.0, 10.0, 5.0), (5.0, -30.0, -10.0)
-COARSE = (3.0, 3.0, 5.0)
 FLAGS = [word for word in QUICK if word != "-q"]
 FLAGS += ["--report", "none", "--threshold", "0.3", "--skip-brain-extraction", "--n-cpus", "2"]
 SESSIONS = "session_id\tacq_time\nses-1\t2001-01-01\nses-2\t2002-01-01\nses-3\t2003-01-01\n"
@@ -43,9 +42,9 @@ def apart(tmp_path_factory):
     The second participant has no scan of session 2.
     """
     root = tmp_path_factory.mktemp("apart")
-    before = scanned(1, [STAYS], spacing=COARSE)
-    early = scanned(1, [STAYS, COMES], noise=2, spacing=COARSE)
-    late = scanned(1, [STAYS, COMES], noise=3, spacing=COARSE)
+    before = scanned(1, [STAYS], **COARSE)
+    early = scanned(1, [STAYS, COMES], noise=2, **COARSE)
+    late = scanned(1, [STAYS, COMES], noise=3, **COARSE)
     stem = "sub-01/ses-{0}/anat/sub-01_ses-{0}_{1}"
     scans = {
         stem.format(1, "T2starw"): before,

@@ -34,6 +34,7 @@ MAX_ITERATIONS = 100  # steps of the search at each resolution
 CLIP_PERCENTILES = (0.5, 99.5)  # percentiles where intensities are cut
 MIN_IMPROVEMENT = 1.01  # headers are believed unless mutual information rises by this factor
 SEED = 1
+Level = tuple[tuple[Volume, np.ndarray], Volume]  # fixed image with mask, moving image
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,15 +76,14 @@ def register(t1w: Volume, t1w_brain: Volume, scan: Volume, brain: Volume) -> Reg
     if not (t1w_brain.data.any() and brain.data.any()):
         raise ValueError("both the T1w image and the scan must show a brain; found one without")
     with _one_thread():
-        result = _search(t1w, t1w_brain, scan, brain, PYRAMID_MM)
-    if result.after < MIN_IMPROVEMENT * result.before:
-        return Registration(np.eye(4), result.before, result.before)
-    return result
+        best, fine, centre = _search(t1w, t1w_brain, scan, brain, PYRAMID_MM)
+        before, after = (_evaluate(*fine, start, centre) for start in (np.eye(4), best))
+    if after < MIN_IMPROVEMENT * before:
+        return Registration(np.eye(4), before, before)
+    return Registration(np.linalg.inv(best), before, after)
 
 
-def register_scans(
-    moving: Volume, moving_brain: Volume, scan: Volume, brain: Volume
-) -> Registration:
+def register_scans(moving: Volume, moving_brain: Volume, scan: Volume, brain: Volume) -> np.ndarray:
     """Register a scan to another one of the same head.
 
     As `register`, but down to finer voxels, and headers are never kept as they are: between two
@@ -94,6 +94,9 @@ def register_scans(
         moving_brain: Its brain, bool, on its grid.
         scan: On any grid.
         brain: Of the scan, bool, on its grid.
+
+    Returns:
+        World mm of ``moving`` to world mm of ``scan``, (4, 4), rigid.
 
     Raises:
         ValueError: If one of the scans has no brain.
@@ -106,12 +109,14 @@ def register_scans(
         for volume in (image, mask)
     ]
     with _one_thread():
-        return _search(*cropped, SCAN_PYRAMID_MM)
+        best, *_ = _search(*cropped, SCAN_PYRAMID_MM)
+    return np.linalg.inv(best)
 
 
 def _search(
     moving: Volume, moving_brain: Volume, scan: Volume, brain: Volume, pyramid: Sequence[float]
-) -> Registration:
+) -> tuple[np.ndarray, Level, np.ndarray]:
+    """Search the transform, (4, 4); with it, the finest images and the centre of the brain."""
     middle, centre = (
         volume.world(np.argwhere(volume.data).mean(axis=0)) for volume in (moving_brain, brain)
     )
@@ -129,8 +134,7 @@ def _search(
     best = max((volume for volume in results if volume), key=lambda volume: volume[0])[1]
     for level in levels[1:]:
         best = (_optimize(*level, best, centre) or (0.0, best))[1]
-    before, after = (_evaluate(*fine, start, centre) for start in (np.eye(4), best))
-    return Registration(np.linalg.inv(best), before, after)
+    return best, fine, centre
 
 
 def load_transform(path: Path) -> np.ndarray:

@@ -54,7 +54,7 @@ def align(image: Volume, brain: Volume, reference: Volume, reference_brain: Volu
     Raises:
         ValueError: If one of the brain masks is empty.
     """
-    to_reference = register_scans(image, brain, reference, reference_brain).to_scan
+    to_reference = register_scans(image, brain, reference, reference_brain)
     moved = [Volume(volume.data, to_reference @ volume.affine) for volume in (image, brain)]
     similarity, overlap = measure_fit(*moved, reference, reference_brain)
     middle = brain.world(np.argwhere(brain.data).mean(axis=0))

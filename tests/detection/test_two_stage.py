@@ -287,16 +287,16 @@ def test_faultless_stages_find_every_microbleed_and_nothing_else(heads, monkeypa
     def load_round(*_, **__):
         def ask(patches, places):
             assert places.shape[1] == len(PLACE_FEATURES)
-            return 20 * (patches[:, 17:23, 17:23, 4:5, 2].max(axis=(1, 2, 3)) - 0.5)[:, None]
+            return 20 * (patches[:, 18:23, 18:23, 4:5, 2].max(axis=(1, 2, 3)) - 0.5)[:, None]
 
         return ask
 
     monkeypatch.setattr(two_stage, "load_network", lambda *_, **__: Dark())
     monkeypatch.setattr(two_stage, "predict", see_dark)
     monkeypatch.setattr(two_stage, "load_predictor", load_round)
-    grid = read_recipe("proposal-1").grid
+    coarse = {**read_recipe("proposal-1").grid, "spacing": [1.0, 1.0, None]}  # a quarter of voxels
     members = [
-        {"name": name, "builder": name, "grid": grid, "weights": "w.npz",
+        {"name": name, "builder": name, "grid": coarse, "weights": "w.npz",
          "arguments": {"shape": [40, 40, 9]}}
         for name in ("unet", "classifier")
     ]  # fmt: skip

@@ -10,20 +10,21 @@ from bids_cmb.imaging import nifti
 from bids_cmb.imaging.volume import Volume
 
 RADIUS_MM = 62.0
-NODE_MM = 3.0  # between the nodes of the texture
+NODE_MM = 3.0
 SPOT_MM = 2.6  # radius of a dark spot
 SPACING = (2.0, 2.0, 4.0)
+COARSE = {"spacing": (3.0, 3.0, 5.0), "node_mm": 6.0}  # what the app reads in half the time
 TURNED = from_matvec(euler2mat(0.12, -0.08, 0.15), [7.0, -9.0, 5.0])
 
 
-def texture(person):
+def texture(person, node_mm):
     """The texture of a person's brain, on a lattice around the origin."""
     rng = np.random.default_rng(person)
-    nodes = 2 * int(RADIUS_MM / NODE_MM) + 9
+    nodes = 2 * int(RADIUS_MM / node_mm) + 9
     return ndimage.gaussian_filter(rng.standard_normal((nodes,) * 3), 1.0)
 
 
-def scanned(person, spots, *, motion=None, noise=1, spacing=SPACING, loss=0.8):
+def scanned(person, spots, *, motion=None, noise=1, spacing=SPACING, node_mm=NODE_MM, loss=0.8):
     """A person's stripped brain as a scan shows it, oblique and flipped.
 
     Args:
@@ -32,6 +33,7 @@ def scanned(person, spots, *, motion=None, noise=1, spacing=SPACING, loss=0.8):
         motion: The brain's world mm to the scanner's, rigid.
         noise: Seed of the noise.
         spacing: Voxel size in mm, slices last.
+        node_mm: Between the nodes of the texture.
         loss: Share of the signal that is lost in each spot, or one for all.
     """
     motion = np.eye(4) if motion is None else motion
@@ -42,8 +44,8 @@ def scanned(person, spots, *, motion=None, noise=1, spacing=SPACING, loss=0.8):
     image = Volume(np.zeros(shape, np.float32), affine)
     world = image.world(np.argwhere(np.ones(shape)))
     inside = apply_affine(np.linalg.inv(motion), world)
-    lattice = texture(person)
-    nodes = inside / NODE_MM + (np.array(lattice.shape) - 1) / 2
+    lattice = texture(person, node_mm)
+    nodes = inside / node_mm + (np.array(lattice.shape) - 1) / 2
     shade = ndimage.map_coordinates(lattice, nodes.T, order=1, mode="nearest")
     data = 300 * (1 + 0.8 * shade)
     for spot, lost in zip(spots, np.broadcast_to(loss, len(spots)), strict=True):

@@ -64,6 +64,7 @@ def onto(head, t1w):
     return registered
 
 
+@pytest.mark.usefixtures("few_samples")
 @pytest.mark.parametrize(("grid", "most"), [("thin", 1.5), ("thick", 3.0)])
 def test_landmarks_are_brought_to_where_they_are_in_the_scan(head, onto, grid, most):
     found = onto(grid)
@@ -85,6 +86,7 @@ def test_the_same_images_give_the_same_bytes(head, t1w, monkeypatch):
     assert again.to_scan.tobytes() == once.to_scan.tobytes()
 
 
+@pytest.mark.usefixtures("few_samples")
 def test_headers_that_agree_are_believed(head, t1w):
     found = register(*t1w, *scanned(head, np.eye(4), "thick"))
     assert np.array_equal(found.to_scan, np.eye(4))

@@ -125,8 +125,9 @@ def test_a_scheduler_that_does_not_answer_ends_the_run(monkeypatch):
 
 @pytest.mark.usefixtures("one_process")
 def test_the_app_reads_scans_on_a_cluster_as_it_does_alone(dataset, tmp_path):
-    """The counts and lesion tables are the same bytes, whoever reads."""
-    raw = dataset({f"sub-0{at}/anat/sub-0{at}_T2starw": "ball" for at in (1, 2)})
+    """The counts and lesion tables are the same bytes, whoever reads; so are those over time."""
+    stems = ("sub-01/ses-1/anat/sub-01_ses-1", "sub-01/ses-2/anat/sub-01_ses-2")
+    raw = dataset({f"{stem}_T2starw": "ball" for stem in (*stems, "sub-02/anat/sub-02")})
     plain = ["--detector", "radial", "--anatomy", "none", "--validate", "off", "-q"]
     plain += ["--skip-brain-extraction"]
     out = {}
@@ -138,6 +139,9 @@ def test_the_app_reads_scans_on_a_cluster_as_it_does_alone(dataset, tmp_path):
         out[name] = {str(path.relative_to(home)): path.read_bytes() for path in tables}
     assert out["alone"] == out["cluster"]
     assert out["alone"]["group_microbleeds.tsv"]
+    assert (
+        b"persistent" in out["cluster"]["sub-01/anat/sub-01_desc-longitudinalT2starw_lesions.tsv"]
+    )
     assert all(b"yes" in text for name, text in out["alone"].items() if "dseg" in name)  # lesions
     status = next((tmp_path / "cluster").glob("logs/*/status.jsonl")).read_text().splitlines()
-    assert [json.loads(line)["status"] for line in status].count("ok") == 2
+    assert [json.loads(line)["status"] for line in status].count("ok") == 3

@@ -37,11 +37,24 @@ def data(lessons):
     return lessons(2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def recipe():
     given = read_recipe("ensemble-a")
     drawing = {**given.drawing, "shape": [16, 16, 16]}
     return replace(given, name="tiny", arguments=SMALL, drawing=drawing, batch=2, steps=2, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def material(two_lessons):
+    return TrainingData((two_lessons,), validation=(two_lessons,))
+
+
+@pytest.fixture(scope="module")
+def trained(recipe, material, tmp_path_factory):
+    """A training that nothing interrupted: what it returned, logged, and wrote into its folder."""
+    told, out = [], tmp_path_factory.mktemp("trained") / "out"
+    entry = train(recipe, material, out, log=told.append)
+    return entry, told, out
 
 
 def arrays_of(folder):
@@ -70,18 +83,15 @@ def test_what_is_no_recipe_is_refused_in_a_sentence(tmp_path, content, sentence)
         read_recipe(str(tmp_path / "mine.json"))
 
 
-def test_training_leaves_weights_that_the_app_loads(data, recipe, tmp_path):
-    told = []
-    entry = train(
-        recipe, TrainingData((data,), validation=(data,)), tmp_path / "out", log=told.append
-    )
-    network = load_network(entry, tmp_path / "out" / "tiny.npz")
+def test_training_leaves_weights_that_the_app_loads(trained):
+    entry, told, out = trained
+    network = load_network(entry, out / "tiny.npz")
     found = predict(network, np.zeros((16, 16, 16), np.float32))
     assert found.shape == (16, 16, 16)
-    assert json.loads((tmp_path / "out" / "tiny.json").read_text())["sha256"] == entry["sha256"]
+    assert json.loads((out / "tiny.json").read_text())["sha256"] == entry["sha256"]
     epochs = [said for said in told if said.startswith("epoch ")]
     assert [" min left" in said for said in epochs] == [True, False]
-    curves = np.genfromtxt(tmp_path / "out" / "curves.tsv", names=True, delimiter="\t")
+    curves = np.genfromtxt(out / "curves.tsv", names=True, delimiter="\t")
     assert (curves["val_loss"] > 0).all()
     np.testing.assert_array_equal(curves["voxels"], [2 * 2 * 16**3, 2 * 2 * 2 * 16**3])
     took = entry["training"]
@@ -89,12 +99,12 @@ def test_training_leaves_weights_that_the_app_loads(data, recipe, tmp_path):
     assert took["core_hours"] > 0
     assert took["ended_by"] == "epochs"
     assert f"{took['voxels']:,} voxels" in took["data"]
-    report = (tmp_path / "out" / "report.html").read_text()
+    report = (out / "report.html").read_text()
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', report)
     assert len(pictures) == 2  # curves and examples, in the file itself
     assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
     assert f"{curves['val_loss'][-1]:.4g} in the last" in report
-    assert f"models create NAME {tmp_path / 'out' / 'tiny.json'} --model-dir MODELS" in report
+    assert f"models create NAME {out / 'tiny.json'} --model-dir MODELS" in report
 
 
 def test_one_step_moves_every_weight(recipe, rng):
@@ -121,7 +131,9 @@ def test_normalisations_are_measured_anew_as_the_mean_over_batches(recipe, rng):
     assert first.momentum == 0.98
 
 
-def test_training_that_was_interrupted_ends_like_one_that_was_not(data, recipe, tmp_path):
+def test_training_that_was_interrupted_ends_like_one_that_was_not(
+    material, recipe, trained, tmp_path
+):
     def fails(said):
         if said.startswith("epoch 1"):
             raise HaltError("the power went")
@@ -130,14 +142,12 @@ def test_training_that_was_interrupted_ends_like_one_that_was_not(data, recipe, 
     before = {
         one.path: keras.ops.convert_to_numpy(one.value) for one in build_network(recipe).weights
     }
-    material = TrainingData((data,), validation=(data,))
-    train(recipe, material, tmp_path / "whole")
     with pytest.raises(HaltError, match="the power went"):
         train(recipe, material, tmp_path / "halted", log=fails)
     told = []
     entry = train(recipe, material, tmp_path / "halted", log=told.append)
     assert not any(said.startswith("epoch 1") for said in told)
-    whole, halted = arrays_of(tmp_path / "whole"), arrays_of(tmp_path / "halted")
+    whole, halted = arrays_of(trained[-1]), arrays_of(tmp_path / "halted")
     learnt = [name for name in whole if "moving" not in name]
     moved = max(np.abs(whole[name] - before[name]).max() for name in learnt)
     assert moved > 0
@@ -179,10 +189,13 @@ def test_a_dataset_is_no_folder_to_train_in(data, recipe):
     assert not (data / "recipe.json").exists()
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_one_others(data, recipe, tmp_path):
-    for name, seed in (("one", 1), ("same", 1), ("other", 2)):
-        train(replace(recipe, seed=seed), TrainingData((data,)), tmp_path / name)
-    one, same, other = (arrays_of(tmp_path / name) for name in ("one", "same", "other"))
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(
+    material, recipe, trained, tmp_path
+):
+    for name, seed in (("same", recipe.seed), ("other", recipe.seed + 1)):
+        train(replace(recipe, seed=seed), material, tmp_path / name)
+    folders = (trained[-1], tmp_path / "same", tmp_path / "other")
+    one, same, other = map(arrays_of, folders)
     assert all((one[name] == same[name]).all() for name in one)
     assert any((one[name] != other[name]).any() for name in one)
 
@@ -194,18 +207,17 @@ def test_a_folder_keeps_to_its_recipe(data, recipe, tmp_path):
         train(replace(recipe, rate=1.0), TrainingData((data,)), tmp_path / "out")
 
 
-def test_fine_tuning_begins_with_the_weights_it_is_given(data, recipe, tmp_path):
-    train(recipe, TrainingData((data,)), tmp_path / "first")
-    start = tmp_path / "first" / "tiny.npz"
+def test_fine_tuning_begins_with_the_weights_it_is_given(material, recipe, trained, tmp_path):
+    start = trained[-1] / "tiny.npz"
     still = replace(recipe, rate=1e-9, epochs=2)
-    train(still, TrainingData((data,), start=start), tmp_path / "second")
-    first, second = arrays_of(tmp_path / "first"), arrays_of(tmp_path / "second")
+    train(still, replace(material, start=start), tmp_path / "second")
+    first, second = arrays_of(trained[-1]), arrays_of(tmp_path / "second")
     for name in first:
         if "moving" not in name:
             np.testing.assert_allclose(second[name], first[name], atol=1e-2)
     wider = replace(recipe, arguments={"widths": [4, 8]})
     with pytest.raises(ValueError, match=r"must be those of the recipe's network"):
-        train(wider, TrainingData((data,), start=start), tmp_path / "third")
+        train(wider, replace(material, start=start), tmp_path / "third")
 
 
 @pytest.mark.usefixtures("unfitted")

@@ -105,7 +105,9 @@ def draw_figures(
     if interactive:
         write_viewer(output.folder)
         view_file = folder / f"{stem}_view.js"
-        write_view(view_file, prepared.image, prepared.brain, lesions.labels, image)
+        write_view(
+            view_file, prepared.image, prepared.brain, [part.labels for part in shown], image
+        )
     metadata["files"] = sorted(
         path.name for path in folder.glob(f"{stem}_*") if not path.name.endswith("_reviewed.json")
     )

@@ -266,7 +266,7 @@ def _collect_scan(folder: Path, subject: str, mask: Path, sidecar: Mapping, row:
         "review": record,
         "table": tabulate_counts([*counting, *(record["Added"] if record else [])]),
         "key": [lesion for lesion in counting if lesion["tiles"]][:MAX_KEY_IMAGES],
-        "adequacy": describe_adequacy(row),
+        "adequacy": describe_adequacy(row, (sidecar.get("Performance") or {}).get("Measured", [])),
         "row": row,
         "included": [lesion for lesion in lesions if lesion["included"] == "yes"],
         "excluded": [lesion for lesion in lesions if lesion["included"] != "yes"],

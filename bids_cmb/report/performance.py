@@ -67,13 +67,22 @@ def describe_candidates(sidecar: Mapping) -> dict | None:
     }
 
 
-def _list_sentences(measured: Sequence[Mapping], threshold: float) -> list[str]:
-    return [
+def describe_entry(entry: Mapping, threshold: float) -> str:
+    """Describe in a sentence what a detector found and missed on some scans.
+
+    Args:
+        entry: As `detection.performance.select_performance` gives it.
+        threshold: Of the scan; another one that the entry has is named.
+    """
+    return (
         f"On {_describe_scans(entry)} this detector found {entry['Found']} of "
         f"{entry['Microbleeds']} microbleeds, with {entry['FalsePerScan']:.1f} false per scan"
         f"{_describe_threshold(entry, threshold)}."
-        for entry in measured
-    ]
+    )
+
+
+def _list_sentences(measured: Sequence[Mapping], threshold: float) -> list[str]:
+    return [describe_entry(entry, threshold) for entry in measured]
 
 
 def _describe_scans(entry: Mapping) -> str:

@@ -6,11 +6,17 @@ from dataclasses import dataclass
 from bids_cmb.anatomy.mars import list_regions
 from bids_cmb.detection.performance import THICK_SLICES_MM
 from bids_cmb.lesions.table import SMALL_MM, TERRITORIES, get_size
-from bids_cmb.quality.measures import MAX_SPACING_MM, MAX_TRUNCATION_PERCENT, MIN_ECHO_T_MS
+from bids_cmb.quality.measures import MAX_TRUNCATION_PERCENT, MIN_ECHO_T_MS
+from bids_cmb.report.performance import describe_entry
 
 USUAL_ECHO_T_MS = 60  # 3 T and 20 ms, 1.5 T and 40 ms
+COARSE_SLICES_MM = 3.0  # thick sections miss microbleeds: Nandigam et al., AJNR 2009;30:338-343
 COVERED_PERCENT = 5.0  # of FOV truncation: the spinal end of the brainstem
 SIDES = ("left", "right")
+MOTION = (
+    "Not measured: look in the overview for ghosts and blurred edges. Motion hides small "
+    "microbleeds, and where dark streaks cross they look like them."
+)
 
 
 @dataclass(frozen=True)
@@ -68,18 +74,21 @@ def _count(name: str, level: str, lesions: Sequence[Mapping]) -> dict[str, objec
     }
 
 
-def describe_adequacy(row: Mapping) -> list[Statement]:
+def describe_adequacy(row: Mapping, measured: Sequence[Mapping] = ()) -> list[Statement]:
     """Describe in words how adequate a scan is for microbleeds.
 
     Args:
         row: Of the scan table.
+        measured: What its detector found and missed, as `detection.performance` selects it from
+            the model card.
     """
     flags = (row.get("quality_flags") or "").split(",")
     return [
         _describe_echo(row.get("field_strength_t"), row.get("echo_time_ms")),
-        _describe_slices(row),
+        _describe_slices(row, measured),
         _describe_coverage(row, implausible="brain_volume" in flags),
         _describe_noise(row.get("brain_snr")),
+        Statement("motion", MOTION),
         *_describe_file(flags),
     ]
 
@@ -102,7 +111,7 @@ def _describe_echo(field_t: float | None, echo_ms: float | None) -> Statement:
     return Statement(name, f"{known}; about {USUAL_ECHO_T_MS} are usual for microbleeds.")
 
 
-def _describe_slices(row: Mapping) -> Statement:
+def _describe_slices(row: Mapping, measured: Sequence[Mapping]) -> Statement:
     spacing = row.get("slice_spacing_mm")
     if spacing is None:
         return Statement("slices", "Their thickness is not known.", doubtful=True)
@@ -111,8 +120,19 @@ def _describe_slices(row: Mapping) -> Statement:
     )
     if spacing < THICK_SLICES_MM:
         return Statement("slices", f"{voxel}: thin enough to tell dots from vessels.")
-    text = f"{voxel}: thick; small microbleeds fade, and vessels across a slice look like them."
-    return Statement("slices", text, doubtful=spacing > MAX_SPACING_MM)
+    text = (
+        f"{voxel}: thick. Small microbleeds fade in them or are missed, and vessels across a slice "
+        f"look like microbleeds. {_describe_thick_performance(row, measured)}"
+    )
+    return Statement("slices", text, doubtful=spacing >= COARSE_SLICES_MM)
+
+
+def _describe_thick_performance(row: Mapping, measured: Sequence[Mapping]) -> str:
+    """Describe what a detector found in scans with slices like these."""
+    alike = [entry for entry in measured if "Kind" in entry]
+    if not alike:
+        return "What this detector finds and misses in such slices was not measured by itself."
+    return " ".join(describe_entry(entry, float(row["threshold"])) for entry in alike)
 
 
 def _describe_coverage(row: Mapping, *, implausible: bool) -> Statement:
@@ -134,12 +154,8 @@ def _describe_coverage(row: Mapping, *, implausible: bool) -> Statement:
 
 def _describe_noise(snr: float | None) -> Statement:
     if snr is None:
-        return Statement("noise and motion", "Neither was measured: look at the overview.")
-    return Statement(
-        "noise and motion",
-        f"Signal to noise {snr:.0f} or more. Motion is not measured: look for ghosts and blurred "
-        "edges in the overview.",
-    )
+        return Statement("noise", "Not measured: look at the overview.")
+    return Statement("noise", f"Signal to noise {snr:.0f} or more.")
 
 
 def _describe_file(flags: Sequence[str]) -> list[Statement]:

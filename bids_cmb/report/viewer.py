@@ -7,6 +7,7 @@ page loads on demand. The viewer itself is in ``code/niivue`` of the dataset.
 import base64
 import json
 import tempfile
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -26,6 +27,9 @@ VIEWER = "code/niivue"  # BIDS looks into no folder called code
 VIEWER_FILES = ("niivue.umd.js", "LICENSE", "README.md")
 MARGIN_MM = 6.0  # that is kept around the brain
 MAX_VOXELS = 5_500_000  # 5 MB of text in the worst case
+LESION, CANDIDATE = 1, 2  # what a ring is around
+GAPS = (1, 2)  # voxels between a lesion and its ring, a candidate and its ring
+DASHES = 4  # of a candidate's ring
 
 
 def write_viewer(folder: Path) -> None:
@@ -43,38 +47,70 @@ def has_viewer(folder: Path) -> bool:
     return all((folder / VIEWER / name).is_file() for name in VIEWER_FILES)
 
 
-def write_view(path: Path, image: Volume, brain: Volume, labels: Volume, stored: Volume) -> None:
+def write_view(
+    path: Path, image: Volume, brain: Volume, labels: Sequence[Volume], stored: Volume
+) -> None:
     """Write the scan and its lesions as a script that hands them to the page.
 
     Args:
         path: Of the script, ``.js``.
         image: The scan, or the part of it around the brain.
         brain: Its brain mask, bool, on the same grid.
-        labels: Each lesion's index in its voxels, on any grid; it is handed over as a ring in each
-            slice, so that nothing lies on the lesion itself.
+        labels: Of the lesions and, if there are any, of the candidates: each one's index in its
+            voxels, on any grid. It is handed over as a ring in each slice, a dashed one for a
+            candidate, so that nothing lies on the lesion itself.
         stored: The scan as stored, whose slices have their numbers.
     """
     prepared = shrink(image, brain)
     white = float(np.percentile(prepared.image.data[prepared.brain.data], WHITE_PERCENTILE)) or 1.0
     grey = np.clip(prepared.image.data / white * 255, 0, 255).astype(np.uint8)
-    lesions = transfer_labels(labels, prepared.image) > 0
+    rings = draw_rings([transfer_labels(part, prepared.image) for part in labels])
     parts = {
         "scan": _encode(Volume(grey, prepared.image.affine)),
-        "lesions": _encode(Volume(draw_rings(lesions).astype(np.uint8), prepared.image.affine)),
+        "lesions": _encode(Volume(rings, prepared.image.affine)),
         "slices": number_slices(stored),
     }
     write_text(path, f"window.bids_cmb_view={json.dumps(parts)};\n")
 
 
-def draw_rings(lesions: np.ndarray) -> np.ndarray:
-    """Draw a ring around lesions in every slice, a voxel away from them.
+def draw_rings(marks: Sequence[np.ndarray]) -> np.ndarray:
+    """Draw a ring around lesions and candidates in every slice, ``GAPS`` away from them.
 
     Args:
-        lesions: Bool, (X, Y, Z); slices lie across the last axis.
+        marks: Of the lesions and, if there are any, of the candidates: each one's index in its
+            voxels, (X, Y, Z); slices lie across the last axis.
+
+    Returns:
+        ``LESION`` in the rings of lesions, ``CANDIDATE`` in the dashes of candidates, uint8.
     """
+    near = [_grow(part > 0, gap) for part, gap in zip(marks, GAPS, strict=False)]
+    rings = np.zeros(marks[0].shape, np.uint8)
+    for code, part in reversed([*enumerate(near, start=LESION)]):  # lesions over candidates
+        ring = _grow(part) & ~np.any(near, axis=0)
+        rings[_dash(ring, marks[1]) if code == CANDIDATE else ring] = code
+    return rings
+
+
+def _grow(inside: np.ndarray, voxels: int = 1) -> np.ndarray:
+    """Grow a mask in every slice."""
     cross = ndimage.generate_binary_structure(2, 1)[..., None]
-    near = ndimage.binary_dilation(lesions, cross)
-    return ndimage.binary_dilation(near, cross) & ~near
+    return ndimage.binary_dilation(inside, cross, iterations=voxels)
+
+
+def _dash(ring: np.ndarray, marks: np.ndarray) -> np.ndarray:
+    """Leave ``DASHES`` of each ring by its angle: those that no crosshair on its middle crosses."""
+    dashed = ring.copy()
+    for index, box in enumerate(ndimage.find_objects(marks), start=1):
+        if box is None:
+            continue
+        middle = np.argwhere(marks[box] == index).mean(axis=0) + [side.start for side in box]
+        reach = GAPS[-1] + 1
+        sides = [slice(max(side.start - reach, 0), side.stop + reach) for side in box[:2]]
+        around = (*sides, box[2])
+        i, j = np.ogrid[around[:2]]
+        turn = np.arctan2(j - middle[1], i - middle[0]) * DASHES / (2 * np.pi)
+        dashed[around] &= (np.abs(turn % 1 - 0.5) < 0.25)[..., None]
+    return dashed
 
 
 def number_slices(stored: Volume) -> dict[str, object]:

@@ -7,6 +7,7 @@ import pytest
 from accessibility import AXE, WHY_NO_AXE, find_faults
 from browser import CHROMIUM, WHY_NOT
 from running import QUICK, no_other_process
+from sessions import TURNED, scanned, write_sessions
 
 from bids_cmb.bids.tables import read_columns, read_table
 from bids_cmb.cli.commands import main as run_command
@@ -47,7 +48,25 @@ def pages(tmp_path_factory, reported):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(html, "MAX_SESSIONS_PER_PAGE", 0)
         made["sessions"] = write_page(sessions, "01")
+    followed = follow_a_person(tmp_path_factory.mktemp("followed"))
+    made["followed"] = followed / "sub-01.html"
+    made["cohort over time"] = followed / "group_microbleeds.html"
     return made
+
+
+def follow_a_person(root):
+    """Run both levels on a person with a lesion that stays, one that fades and one that comes."""
+    stays, fades, comes = (20.0, 10.0, 5.0), (-25.0, 0.0, 15.0), (5.0, -30.0, -10.0)
+    scans = {
+        1: scanned(1, [stays, fades]),
+        2: scanned(1, [stays, comes], motion=TURNED, noise=2),
+    }
+    stem = "sub-01/ses-{0}/anat/sub-01_ses-{0}_T2starw"
+    raw = write_sessions(root / "raw", {stem.format(n): scan for n, scan in scans.items()})
+    flags = [*QUICK, "--threshold", "0.3", "--skip-brain-extraction"]
+    with no_other_process():
+        assert main([str(raw), str(root / "out"), "participant", "group", *flags]) == 0
+    return root / "out"
 
 
 def make_report():
@@ -61,7 +80,16 @@ def make_report():
     return Report("ensemble-c", "Two scans.", "A minute.", curves, examples, ["bids-cmb models"])
 
 
-KINDS = ("lesions", "none", "cohort", "evaluation", "sessions", "training")
+KINDS = (
+    "lesions", "none", "cohort", "evaluation", "sessions", "training", "followed",
+    "cohort over time",
+)  # fmt: skip
+
+
+def test_a_person_who_was_followed_has_lesions_over_time_on_both_pages(pages):
+    """Axe would hold nothing against a section that is not there."""
+    assert "New: 1" in pages["followed"].read_text("utf-8")
+    assert '<table id="pairs"' in pages["cohort over time"].read_text("utf-8")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

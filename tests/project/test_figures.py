@@ -294,6 +294,15 @@ QUOTED = [
             for seconds in part("report-time-simulated", "scans", 0, kind).values()
         ],
     ),
+    (
+        ACCURACY,
+        "1000 more rows shown | {:.1f}, {:.1f} and {:.1f} s ({:.2f}, {:.2f} and {:.2f} processor",
+        lambda: [
+            part("group-page-made", "pages", 1, act, kind)
+            for kind in ("seconds", "processor_seconds")
+            for act in ("opened", "slowest sort", "more rows")
+        ],
+    ),
     *(
         (
             ACCURACY,

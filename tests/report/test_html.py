@@ -94,7 +94,7 @@ def test_every_tile_is_on_the_page_with_words_for_those_who_do_not_see_it(report
     assert cards.count('<svg class="tile"') == 8 * len(rows)
     assert len(re.findall(r"<title>Lesion 1: axial [0-9]+</title>", cards)) == 5
     assert re.search(r"<title>Lesion 1: minIP [0-9]+-[0-9]+, 12 mm</title>", cards)
-    assert "Upper row: the slice of the lesion in the middle" in page
+    assert "First five slices: that of the lesion in the middle" in page
     assert "right is on the left of every picture" in page
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from bids_cmb.detection.performance import THICK, select_performance
 from bids_cmb.report.summary import describe_adequacy, tabulate_counts
 
 SCAN = {
@@ -59,7 +60,8 @@ def test_where_no_place_is_known_no_territory_is_said_to_be_free():
         ({"field_strength_t": None}, "the field strength is not known", True),
         ({"echo_time_ms": None, "field_strength_t": None}, "the scan's sidecar has neither", True),
         ({}, "thin enough to tell dots from vessels", False),
-        ({"slice_spacing_mm": 4.0}, "4 mm apart: thick", False),
+        ({"slice_spacing_mm": 2.6}, "2.6 mm apart: thick", False),
+        ({"slice_spacing_mm": 3.0}, "Small microbleeds fade in them or are missed", True),
         ({"slice_spacing_mm": 6.0}, "6 mm apart: thick", True),
         ({}, "The whole brain.", False),
         ({"fov_truncation_percent": 12.0, "fov_truncation_side": "inferior"},
@@ -78,5 +80,28 @@ def test_a_scan_is_described_in_words_and_what_is_doubtful_stands_out(changed, w
     assert statement.doubtful == doubtful
 
 
-def test_motion_is_said_not_to_be_measured():
-    assert any("Motion is not measured" in one.text for one in describe_adequacy(SCAN))
+def test_thick_slices_say_what_the_detector_found_in_such_slices():
+    """From the card: its figures for that kind of protocol, or that there are none."""
+    card = {
+        "performance": [
+            {"data": "real", "contrast": "T2starw", "scans": 5, "microbleeds": 21,
+             "points": [{"threshold": 0.7, "found": 9, "false_per_scan": 0.2}]},
+            {"data": "simulated", "kind": THICK, "scans": 14, "microbleeds": 30,
+             "points": [{"threshold": 0.6, "found": 24, "false_per_scan": 3.2}]},
+        ]
+    }  # fmt: skip
+    scan = SCAN | {"slice_spacing_mm": 3.0, "threshold": 0.7}
+    measured = select_performance(card, 0.7, (0.8, 0.8, 3.0))
+    [slices] = [one for one in describe_adequacy(scan, measured) if one.name == "slices"]
+    assert slices.doubtful
+    assert slices.text.endswith(
+        "On 14 simulated scans of this kind (thick slices) this detector found 24 of 30 "
+        "microbleeds, with 3.2 false per scan at threshold 0.6."
+    )
+    [slices] = [one for one in describe_adequacy(scan, measured[:1]) if one.name == "slices"]
+    assert slices.text.endswith("in such slices was not measured by itself.")
+
+
+def test_motion_has_a_line_that_says_that_it_is_not_measured():
+    [motion] = [one for one in describe_adequacy(SCAN) if one.name == "motion"]
+    assert motion.text.startswith("Not measured")

@@ -9,10 +9,11 @@ from importlib import resources
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.report import viewer
-from bids_cmb.report.viewer import write_view, write_viewer
+from bids_cmb.report.viewer import CANDIDATE, LESION, draw_rings, write_view, write_viewer
 
 
 @pytest.fixture
@@ -46,8 +47,8 @@ def test_a_dark_lesion_lies_where_it_lay_and_is_marked_on_finer_and_coarser_grid
     scan, tmp_path, monkeypatch, most
 ):
     monkeypatch.setattr(viewer, "MAX_VOXELS", most)
-    *volumes, place = scan
-    write_view(tmp_path / "view.js", *volumes, volumes[0])
+    image, brain, labels, place = scan
+    write_view(tmp_path / "view.js", image, brain, [labels], image)
     image, marks = unpacked(tmp_path / "view.js", tmp_path).values()
     assert image.get_data_dtype() == np.uint8
     assert np.prod(image.shape) <= most
@@ -62,6 +63,34 @@ def test_a_dark_lesion_lies_where_it_lay_and_is_marked_on_finer_and_coarser_grid
     assert np.median(grey) > 200
 
 
+@pytest.mark.parametrize("radius", [0, 3, 9])
+def test_a_candidate_has_a_ring_of_dashes_where_a_lesion_has_a_whole_one(radius):
+    """Discs of three sizes: seen from the middle, a whole ring is in all directions, dashes not."""
+    i, j = np.ogrid[:64, :64]
+    centres = (20, 20), (40, 43)
+    discs = [np.hypot(i - x, j - y)[..., None] <= radius for x, y in centres]
+    rings = draw_rings([discs[0] * np.uint16(1), discs[1] * np.uint16(7)])
+    for code, (x, y), disc in zip((LESION, CANDIDATE), centres, discs, strict=True):
+        assert not rings[disc].any()
+        at_i, at_j, _ = np.nonzero(rings == code)
+        away = np.hypot(at_i - x, at_j - y)
+        assert away.min() > radius + 0.5
+        assert away.max() <= radius + 3.5
+        around = np.sort(np.degrees(np.arctan2(at_j - y, at_i - x)))
+        gaps = np.diff([*around, around[0] + 360])
+        widest = 45 if radius == 0 else 20  # eight voxels are all of the smallest ring
+        assert (gaps.round() > widest).sum() == (4 if code == CANDIDATE else 0)
+
+
+def test_what_is_a_lesion_has_its_ring_where_a_candidate_is_near():
+    lesion, candidate = np.zeros((2, 24, 24, 1), np.uint16)
+    lesion[10:12, 10:12], candidate[14:16, 10:12] = 1, 1
+    alone, both = draw_rings([lesion]), draw_rings([lesion, candidate])
+    free = ~ndimage.binary_dilation(candidate > 0)  # a ring lies on no candidate
+    np.testing.assert_array_equal((both == LESION)[free], (alone == LESION)[free])
+    assert not both[(lesion > 0) | (candidate > 0)].any()
+
+
 @pytest.mark.parametrize("order", ["ijk", "kij"])
 def test_a_slice_has_the_number_under_which_it_is_stored(scan, tmp_path, order):
     """On an oblique, flipped grid, also where slices are not the last axis of the file."""
@@ -69,7 +98,7 @@ def test_a_slice_has_the_number_under_which_it_is_stored(scan, tmp_path, order):
     axes = [order.index(axis) for axis in "ijk"]
     affine = image.affine[:, [*("ijk".index(axis) for axis in order), 3]]
     stored = Volume(image.data.transpose(["ijk".index(axis) for axis in order]), affine)
-    write_view(tmp_path / "view.js", image, brain, labels, stored)
+    write_view(tmp_path / "view.js", image, brain, [labels], stored)
     slices = parts_of(tmp_path / "view.js")["slices"]
     assert slices["count"] == image.shape[2] == stored.shape[axes[2]]
     assert slices["first"] + np.dot(slices["step"], place) == pytest.approx(15 + 1)

@@ -1,6 +1,6 @@
 "use strict";
 // A printed page is whole: its folds are open, and it says who reviewed it, when and how far.
-const folds = ".excluded, .look-too";
+const folds = ".excluded, .look-too, .over-time > details:not(.soft)";
 let opened = [];
 function sign() {
   const given = [...Object.values(review.lesions), ...Object.values(review.missed).flat()];

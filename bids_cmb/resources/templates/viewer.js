@@ -2,7 +2,9 @@
 // The viewer and the scan are loaded when they are first asked for.
 let loaded = null, current = null;
 const WINDOW = 255; // of the greys; the brightest tissue of the brain has the last one
-const OUTLINED = 0.6; // opacity of the outlines
+const OUTLINED = 0.8; // opacity of the outlines
+// Yellow around lesions (1), pink around candidates (2), by value from 0.5 to 2; nothing elsewhere.
+const RINGS = {R: [255, 255, 255, 255, 255], G: [190, 230, 230, 130, 130], B: [120, 0, 0, 220, 220], A: [0, 255, 255, 255, 255], I: [0, 64, 128, 192, 255]};
 const LOWEST_STAGE_PX = 380; // that is worth showing beside its card
 const script = source => new Promise((done, failed) => {
   const tag = document.createElement("script");
@@ -74,7 +76,8 @@ async function fill(view) {
   await viewer.attachToCanvas(canvas);
   viewer.setSliceType(viewer.sliceTypeMultiplanar);
   viewer.addVolume(await niivue.NVImage.loadFromBase64({base64: scan, name: "scan.nii.gz", colormap: "gray", cal_min: 0, cal_max: WINDOW}));
-  viewer.addVolume(await niivue.NVImage.loadFromBase64({base64: lesions, name: "lesions.nii.gz", colormap: "warm", cal_min: 0.5, cal_max: 1, opacity: OUTLINED}));
+  viewer.addColormap("rings", RINGS);
+  viewer.addVolume(await niivue.NVImage.loadFromBase64({base64: lesions, name: "lesions.nii.gz", colormap: "rings", cal_min: 0.5, cal_max: 2, opacity: OUTLINED}));
   view.sized = new ResizeObserver(() => arrange(view, stage));
   view.sized.observe(stage);
   arrange(view, stage);

@@ -112,9 +112,9 @@ def test_over_a_missing_session_its_neighbours_are_compared(followed):
 @pytest.mark.usefixtures("one_process")
 def test_shards_follow_each_its_own_participants(followed, raw, tmp_path):
     out = tmp_path / "out"
-    run(raw, out, "--shard", "1/2")
+    run(raw, out, "--shard", "1/4")
     assert read_follow_ups(out) == read_follow_ups(followed, "sub-01")
-    run(raw, out, "--shard", "2/2")
+    run(raw, out, "--shard", "3/4")
     assert read_follow_ups(out) == read_follow_ups(followed)
 
 

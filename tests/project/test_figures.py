@@ -111,8 +111,34 @@ def interval(scans, figure):
     return part(f"two-stage-{scans}", "figures", "as shipped", figure)[1:]
 
 
+def follow_up(*names):
+    """Figures of lesions followed over simulated pairs of sessions."""
+    return [part("longitudinal-simulated", "figures", name) for name in names]
+
+
 # What a page says, with places for the figures, and the figures.
 QUOTED = [
+    (
+        "docs/methods/longitudinal.md",
+        "on {} simulated pairs",
+        lambda: follow_up("pairs"),
+    ),
+    (
+        "docs/methods/longitudinal.md",
+        "of {} new lesions {} were detected, and both the rule and the threshold alone call all {} "
+        "new; the threshold alone calls {} others new, {:.1f} per pair, the rule {}, {:.1f} per "
+        "pair. All {} lesions",
+        lambda: follow_up(
+            "true_new",
+            "true_new_detected",
+            "new_by_evidence",
+            "false_by_threshold",
+            "false_per_pair_by_threshold",
+            "false_by_evidence",
+            "false_per_pair_by_evidence",
+            "identified",
+        ),
+    ),
     (
         "README.md",
         "with {:.0f} microbleeds the default detector, `two-stage`, finds {:.0f} with {:.0f} false "
@@ -133,7 +159,9 @@ QUOTED = [
         for name, scans in (
             ("V", "V"),
             ("the 30 benchmark scans of the default priors (39 sure)", "simulated-default"),
+            ("the 30 benchmark scans of the priors `other` (55 sure)", "simulated-other"),
             ("20 scans of the same heads, priors `deep` (120 sure)", "deep"),
+            ("12 scans of the same heads, priors `crowded-large` (189 sure)", "large"),
             ("five real", "real"),
         )
     ),

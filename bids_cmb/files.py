@@ -205,6 +205,11 @@ def load_json(path: Path) -> object:
     return parse_json(path.read_bytes())
 
 
+def is_number(value: object) -> bool:
+    """Check whether a value of JSON is a finite number, no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def load_object(path: Path, what: str) -> dict:
     """Read a JSON object that anybody may have written, as `load_json` does.
 

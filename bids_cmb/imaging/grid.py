@@ -1,9 +1,9 @@
 """The input grid of a network, as its model card defines it."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
+from bids_cmb.files import is_number
 from bids_cmb.imaging.intensity import INTENSITIES
 
 
@@ -102,20 +102,16 @@ def _is_triple(value: object, holds: Callable[[object], bool]) -> bool:
     return isinstance(value, tuple) and len(value) == 3 and all(map(holds, value))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "spacing": (
-        lambda v: _is_triple(v, lambda mm: mm is None or (_is_number(mm) and mm > 0)),
+        lambda v: _is_triple(v, lambda mm: mm is None or (is_number(mm) and mm > 0)),
         "three sizes in mm above 0, each of them a number or null",
     ),
-    "finest": (lambda v: v is None or (_is_number(v) and v > 0), "a size in mm above 0, or null"),
+    "finest": (lambda v: v is None or (is_number(v) and v > 0), "a size in mm above 0, or null"),
     "axes": (lambda v: v in ("ras", "slices"), "`ras` or `slices`"),
     "conform": (
         lambda v: v is None or _is_triple(v, _is_count),
@@ -123,7 +119,7 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     ),
     "shape": (lambda v: v is None or _is_triple(v, _is_count), "three numbers of voxels, or null"),
     "multiple": (lambda v: _is_triple(v, _is_count), "three numbers of voxels"),
-    "margin": (lambda v: v is None or (_is_number(v) and v >= 0), "0 mm or more, or null"),
+    "margin": (lambda v: v is None or (is_number(v) and v >= 0), "0 mm or more, or null"),
     "headroom": (lambda v: v is None or _is_count(v), "a number of voxels above 0, or null"),
     "order": (lambda v: type(v) is int and v in (0, 1, 3), "0, 1 or 3"),
     "intensity": (

@@ -5,13 +5,12 @@ weights of its members lie beside it.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
-from bids_cmb.files import load_json, load_object
+from bids_cmb.files import is_number, load_json, load_object
 
 Rule = tuple[Callable[[object], bool], str]  # whether a value holds, and what it must be
 DETECTION, ANATOMY = "cerebral microbleeds", "anatomy"
@@ -160,10 +159,6 @@ def _list_checked(card: Mapping) -> Iterator[tuple[str, object, Rule]]:
                 yield f"{key} of each member", member[key], rule
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_citation(value: object) -> bool:
     return isinstance(value, list) and all(
         isinstance(item, dict) and {"text", "doi"} <= set(item) for item in value
@@ -178,13 +173,13 @@ def _is_flips(value: object) -> bool:
 
 TEXT: Rule = (lambda value: isinstance(value, str) and bool(value), "a text")
 OBJECT: Rule = (lambda value: isinstance(value, dict), "an object")
-NUMBER: Rule = (_is_number, "a number")
+NUMBER: Rule = (is_number, "a number")
 PROBABILITY: Rule = (
-    lambda value: _is_number(value) and 0 < value <= 1,
+    lambda value: is_number(value) and 0 < value <= 1,
     "a number above 0 and up to 1",
 )
-NON_NEGATIVE: Rule = (lambda value: _is_number(value) and value >= 0, "a number of at least 0")
-POSITIVE: Rule = (lambda value: _is_number(value) and value > 0, "a number above 0")
+NON_NEGATIVE: Rule = (lambda value: is_number(value) and value >= 0, "a number of at least 0")
+POSITIVE: Rule = (lambda value: is_number(value) and value > 0, "a number above 0")
 RULES = {
     "name": TEXT,
     "description": TEXT,
@@ -196,7 +191,7 @@ RULES = {
     "parameters": OBJECT,
     "calibration": (
         lambda value: (
-            isinstance(value, dict) and all(map(_is_number, map(value.get, CALIBRATION_KEYS)))
+            isinstance(value, dict) and all(map(is_number, map(value.get, CALIBRATION_KEYS)))
         ),
         "an object with the numbers slope and offset",
     ),
@@ -213,5 +208,5 @@ MEMBER_RULES = {
     "temperature": POSITIVE,
     "offset": NUMBER,
     "flips": (_is_flips, "a list of lists of axes, 0 to 2"),
-    "blind": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "blind": (lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
 }

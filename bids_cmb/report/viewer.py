@@ -58,7 +58,7 @@ def write_view(
         brain: Its brain mask, bool, on the same grid.
         labels: Of the lesions and, if there are any, of the candidates: each one's index in its
             voxels, on any grid. It is handed over as a ring in each slice, a dashed one for a
-            candidate, so that nothing lies on the lesion itself.
+            candidate, so that nothing covers the lesion itself.
         stored: The scan as stored, whose slices have their numbers.
     """
     prepared = shrink(image, brain)

@@ -56,7 +56,7 @@ def test_a_dark_lesion_lies_where_it_lay_and_is_marked_on_finer_and_coarser_grid
     at = np.rint(nib.affines.apply_affine(np.linalg.inv(image.affine), place)).astype(int)
     grey = np.asarray(image.dataobj)
     ring = np.argwhere(np.asarray(marks.dataobj))
-    assert not (ring == at).all(axis=1).any()  # nothing lies on the lesion
+    assert not (ring == at).all(axis=1).any()  # nothing covers the lesion
     np.testing.assert_allclose(ring.mean(axis=0), at, atol=1)
     assert (ring[:, 2].min(), ring[:, 2].max()) == pytest.approx((at[2], at[2]), abs=1)
     assert grey[tuple(at)] == grey.min() or most < 10**7
@@ -86,7 +86,7 @@ def test_what_is_a_lesion_has_its_ring_where_a_candidate_is_near():
     lesion, candidate = np.zeros((2, 24, 24, 1), np.uint16)
     lesion[10:12, 10:12], candidate[14:16, 10:12] = 1, 1
     alone, both = draw_rings([lesion]), draw_rings([lesion, candidate])
-    free = ~ndimage.binary_dilation(candidate > 0)  # a ring lies on no candidate
+    free = ~ndimage.binary_dilation(candidate > 0)  # a ring covers no candidate
     np.testing.assert_array_equal((both == LESION)[free], (alone == LESION)[free])
     assert not both[(lesion > 0) | (candidate > 0)].any()
 

@@ -61,7 +61,11 @@ def _run_command(args: argparse.Namespace) -> int:
 
 def _add_simulate(commands: argparse._SubParsersAction) -> None:
     command = add_command(commands, "simulate")
-    command.add_argument("folder", type=Path, help="folder for the dataset; must be empty")
+    command.add_argument(
+        "folder",
+        type=Path,
+        help="folder for the dataset: an empty one, or one of the same simulation, interrupted",
+    )
     command.add_argument(
         "--n-scans", type=int, default=3, metavar="N", help="scans to simulate (default: 3)"
     )

@@ -3,13 +3,14 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from bids_cmb import __version__
 from bids_cmb.bids.description import RAW_BIDSIGNORE, write_description
 from bids_cmb.bids.tables import write_table
 from bids_cmb.files import write_json, write_text
@@ -20,6 +21,7 @@ from bids_cmb.simulation.acquisition import FIELD_OF_VIEW_MM
 from bids_cmb.simulation.head_model import HeadModel, list_head_models, load_head_model
 from bids_cmb.simulation.lesion_priors import load_priors
 from bids_cmb.simulation.phantom import make_procedural_head
+from bids_cmb.simulation.progress import add_to_record, close_record, open_record
 from bids_cmb.simulation.protocols import Protocol, resolve_protocols, sample_protocol
 from bids_cmb.simulation.reference import MIMIC_COLUMNS, get_lesion_columns
 from bids_cmb.simulation.sessions import (
@@ -118,7 +120,8 @@ def simulate_dataset(
     """Write a BIDS dataset of simulated scans, with the ground truth as a derivative dataset.
 
     Args:
-        folder: Where to; must not hold anything.
+        folder: Where to; must not hold anything but the same simulation, interrupted, which then
+            goes on.
         plan: What it holds.
         workers: Processes.
         progress: Called after each scan with the scans done, all scans, and the seconds so far.
@@ -128,12 +131,10 @@ def simulate_dataset(
         ones included.
 
     Raises:
-        ValueError: If ``folder`` holds something already, a name is unknown, the anatomy is no
-            label map, or the disk is too small.
+        ValueError: If ``folder`` holds something else already, a name is unknown, the anatomy is
+            no label map, or the disk is too small.
         OSError: If something cannot be read or written.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder}: a simulated dataset needs an empty folder; found files in it.")
     if plan.scans < 1:
         raise ValueError(f"`scans` must be at least 1; found {plan.scans}.")
     if plan.sessions < 1:
@@ -145,9 +146,24 @@ def simulate_dataset(
         load_head_model(path)  # better refused now than after an hour
     _check_disk_space(folder, plan.scans * plan.sessions, resolved)
     jobs = [_Job(folder, plan, index, paths, resolved) for index in range(plan.scans)]
-    rows = _run_jobs(jobs, workers, progress)
-    _write_dataset(folder, [participant for participant, *_ in rows])
-    return [int(row["microbleeds"]) for participant in rows for row in participant]
+    rows = open_record(folder, _describe_content(plan, jobs))
+    rows |= _run_jobs([job for job in jobs if job.index not in rows], workers, progress)
+    participants = [rows[index] for index in range(plan.scans)]
+    _write_dataset(folder, [participant for participant, *_ in participants])
+    close_record(folder)
+    return [int(row["microbleeds"]) for participant in participants for row in participant]
+
+
+def _describe_content(plan: DatasetPlan, jobs: Sequence[_Job]) -> dict:
+    """Describe all that decides what a dataset holds, wherever its heads and protocols lie."""
+    first = jobs[0]
+    return {
+        **{name: getattr(plan, name) for name in ("scans", "seed", "with_phase", "sessions")},
+        "anatomy": [path.name for path in first.paths],
+        "protocols": [protocol and asdict(protocol) for protocol in first.protocols],
+        "priors": load_priors(plan.priors),
+        "version": __version__,
+    }
 
 
 def _check_disk_space(folder: Path, scans: int, protocols: Sequence[Protocol | None]) -> None:
@@ -161,8 +177,10 @@ def _check_disk_space(folder: Path, scans: int, protocols: Sequence[Protocol | N
         )
 
 
-def _run_jobs(jobs: Sequence[_Job], workers: int, progress: Callable | None) -> list[list[dict]]:
-    """Run all jobs and return the rows of their sessions in order; the first failure ends it."""
+def _run_jobs(
+    jobs: Sequence[_Job], workers: int, progress: Callable | None
+) -> dict[int, list[dict]]:
+    """Run jobs, return the rows of their sessions by participant; the first failure ends it."""
     since, rows = time.monotonic(), {}
     if workers == 1:
         outcomes = (
@@ -172,13 +190,14 @@ def _run_jobs(jobs: Sequence[_Job], workers: int, progress: Callable | None) -> 
     else:
         outcomes = processes.run(_simulate_and_write, jobs, workers=workers)
     for outcome in outcomes:
+        job = jobs[outcome.index]
         if outcome.error:
-            folder = jobs[outcome.index].folder
-            raise ValueError(f"{folder}: scan {outcome.index + 1}: {outcome.error}")
-        rows[outcome.index] = outcome.result
+            raise ValueError(f"{job.folder}: scan {job.index + 1}: {outcome.error}")
+        rows[job.index] = outcome.result
+        add_to_record(job.folder, job.index, outcome.result)
         if progress:
             progress(len(rows), len(jobs), time.monotonic() - since)
-    return [rows[index] for index in sorted(rows)]
+    return rows
 
 
 def _simulate_and_write(job: _Job) -> list[dict]:

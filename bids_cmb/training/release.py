@@ -28,8 +28,8 @@ from bids_cmb.training.operating_points import (
 from bids_cmb.training.scan_loading import Loading
 from bids_cmb.training.train import read_recipe, train
 
-SET_KEYS = {"scans", "seed", "lesion_priors", "of", "protocols"}
-NETWORK_KEYS = {"recipe", "data", "validation", "pretrained", "fine_tune", "share", "member"}
+SET_KEYS = {"scans", "seed", "lesion_priors", "of"}
+NETWORK_KEYS = {"recipe", "data", "validation", "pretrained", "share", "member"}
 PLANS = files("bids_cmb") / "resources" / "plans"
 Log = Callable[[str], None]
 
@@ -150,7 +150,7 @@ def simulate_set(
             f"{options.anatomy}: the plan {plan['name']} needs {max(wanted)} label maps of heads; "
             f"found {len(heads)}."
         )
-    protocols = locate_protocols(plan["protocols"][given.get("protocols", given["of"])])
+    protocols = locate_protocols(plan["protocols"][given["of"]])
     scans = min(given["scans"], options.small[0]) if options.small else given["scans"]
     with tempfile.TemporaryDirectory() as chosen:
         for number in wanted:
@@ -182,12 +182,11 @@ def train_network(
     out = options.work / "runs" / recipe.name
     path = out / f"{recipe.name}.json"
     if not path.is_file():
-        runs, start = options.work / "runs", given.get("fine_tune")
+        runs = options.work / "runs"
         roles = [(role, runs / role / f"{role}.json") for role in given.get("pretrained", ())]
         material = TrainingData(
             tuple(sets / name for name in given["data"]),
             validation=tuple(sets / name for name in given["validation"]),
-            start=runs / start / f"{start}.npz" if start else None,
             pretrained=tuple(roles),
             loading=Loading(options.workers, options.work / "cache"),
         )

@@ -150,8 +150,6 @@ def test_a_table_of_points_without_their_subject_is_refused(tmp_path):
 def test_the_plan_of_the_package_names_recipes_sets_and_protocols_that_exist():
     plan = read_plan("two-stage")
     assert {given["of"] for given in plan["sets"].values()} <= set(plan["heads"])
-    named = {given.get("protocols", given["of"]) for given in plan["sets"].values()}
-    assert named == set(plan["protocols"])
     for network in plan["networks"]:
         read_recipe(network["recipe"])
         assert {*network["data"], *network["validation"]} <= set(plan["sets"])
@@ -269,31 +267,6 @@ def test_networks_share_the_hours_and_a_trained_one_stays(tmp_path, monkeypatch)
     assert sum(shares.values()) == pytest.approx(2.0)
     monkeypatch.setattr(module, "train", None)
     train_network(plan["networks"][0], plan, means, print)
-
-
-def test_a_network_may_begin_with_the_weights_of_an_earlier_one_and_a_set_have_its_own_protocols(
-    heads_of, tmp_path, monkeypatch
-):
-    starts, protocols = [], []
-    monkeypatch.setattr(
-        module, "simulate_dataset", lambda folder, wanted, **_: (
-            protocols.append(wanted.protocols), folder.mkdir(parents=True))
-    )  # fmt: skip
-    plan, means = read_plan("two-stage"), ReleaseOptions(heads_of(15), tmp_path / "work")
-    plan["protocols"]["thin"] = ["ukb-swi"]
-    simulate_set("T", {**plan["sets"]["P1"], "protocols": "thin"}, plan, means, print)
-    assert protocols == [["ukb-swi"]]
-
-    def pretend(recipe, material, out, **_):
-        starts.append(material.start)
-        out.mkdir(parents=True)
-        (out / f"{recipe.name}.json").write_text("{}")
-
-    monkeypatch.setattr(module, "train", pretend)
-    first, second, _ = plan["networks"]
-    train_network({**second, "fine_tune": first["recipe"]}, plan, means, print)
-    train_network(first, plan, means, print)
-    assert starts == [means.work / "runs/proposal-0/proposal-0.npz", None]
 
 
 def test_the_first_stage_counts_as_much_as_it_knows_besides_the_second(rng):

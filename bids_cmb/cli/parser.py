@@ -331,7 +331,7 @@ def _add_running_flags(add: Callable) -> None:
         type=float,
         metavar="MINUTES",
         help="give up a scan that takes longer, as a failed one, and go on with the others; the "
-        "next run tries it again; not on a Dask cluster (default: no limit)",
+        "next run tries it again (default: no limit)",
     )
     add("--stop-on-first-crash", action="store_true", help="stop after the first failed scan")
     add(

@@ -184,11 +184,6 @@ def _check_time_limit(config: Config) -> None:
     limit = config.scan_time_limit
     if limit is not None and not 0 < limit < math.inf:
         raise ExitError(USAGE, f"--scan-time-limit must be above 0 minutes; found {limit:g}.")
-    if limit is not None and config.dask_scheduler:
-        raise ExitError(
-            USAGE,
-            "--scan-time-limit is kept by the processes of one machine; found a Dask cluster.",
-        )
 
 
 def _check_folders(config: Config) -> None:

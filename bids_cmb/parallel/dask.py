@@ -4,21 +4,25 @@ The scans, the output folder and this version of bids_cmb must be there for ever
 the same names: a shared file system and one image do that.
 """
 
+import functools
+import multiprocessing
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 
 from bids_cmb import __version__
 from bids_cmb.errors import UNAVAILABLE, ExitError
-from bids_cmb.parallel.processes import Outcome, run_job
+from bids_cmb.parallel.processes import Outcome, OwnProcess, run_job
 
 LOCAL = "local"  # in place of an address: a cluster of processes on this machine
 GPU = "GPU"  # the resource that a worker with a GPU of its own announces
 ANSWER_TIMEOUT_S = 30  # for the scheduler to answer
 WORKER_TIMEOUT_S = 600  # for the first worker: they may wait in a queue
 _one_at_a_time_lock = threading.Lock()  # also for a worker with several threads
+_own_process = OwnProcess()  # of a worker, for jobs with a time limit
 
 
 def run(
@@ -30,6 +34,7 @@ def run(
     environment: Mapping[str, str],
     find_fault: Callable[[], str],
     log: Callable[[str], None],
+    time_limit_s: float | None = None,
 ) -> Iterator[Outcome]:
     """Run ``work(job)`` for every job on a cluster, and report how each one ended.
 
@@ -37,6 +42,10 @@ def run(
     often as the scheduler allows (three times by default), and one that was done, but whose outcome
     died with its worker before it was fetched, is done again. Where any worker announces a ``GPU``,
     only such workers get jobs. Closing the generator cancels what has not begun.
+
+    With a time limit each worker runs its jobs in a process of its own, which is killed with the
+    job that runs past its limit, whatever that hangs in. The worker stays for the others. A job
+    whose process dies is failed then, not tried again.
 
     Args:
         work: A function at the top level of a module.
@@ -47,6 +56,7 @@ def run(
         find_fault: Called on every worker that gets jobs; returns what is wrong with it, or
             nothing.
         log: Called with a sentence on the workers.
+        time_limit_s: For each job, from the moment at which its process has begun it.
 
     Yields:
         Outcomes, in the order in which the jobs end.
@@ -58,7 +68,7 @@ def run(
         resources = _prepare_workers(client, environment, find_fault, log)
         waiting = {
             client.submit(
-                *(_run_on_worker, work, job, dict(environment)),
+                *(_run_on_worker, work, job, dict(environment), time_limit_s),
                 pure=False,
                 retries=0,
                 resources=resources,
@@ -137,12 +147,33 @@ def _check_on_worker(find_fault: Callable[[], str], environment: dict[str, str])
     return __version__, find_fault()
 
 
-def _run_on_worker(work: Callable, job: object, environment: dict[str, str]) -> dict:
+def _run_on_worker(
+    work: Callable, job: object, environment: dict[str, str], time_limit_s: float | None
+) -> dict:
     """Run a job on this worker, and return the fields of its `Outcome`."""
     with _one_at_a_time_lock:
         os.environ.update(environment)
+        if time_limit_s is not None:
+            return _run_within_limit(
+                functools.partial(_work_in, environment, work), job, time_limit_s
+            )
         began = time.monotonic()
         return {**run_job(work, job), "seconds": time.monotonic() - began}
+
+
+def _run_within_limit(work: Callable, job: object, time_limit_s: float) -> dict:
+    """Run a job in this worker's own process, and return the fields of its `Outcome`."""
+    # Dask's nannies start workers as daemons, which may have no processes; this one ends its own.
+    multiprocessing.current_process().daemon = False
+    outcome = _own_process.run(work, job, time_limit_s)
+    return {
+        part.name: getattr(outcome, part.name) for part in fields(outcome) if part.name != "index"
+    }
+
+
+def _work_in(environment: dict[str, str], work: Callable, job: object) -> object:
+    os.environ.update(environment)
+    return work(job)
 
 
 def _fields_of(future) -> dict:

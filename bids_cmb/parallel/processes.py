@@ -125,6 +125,45 @@ def _receive(busy: dict) -> Iterator[tuple["_Worker", Outcome | tuple[int, str] 
             yield worker, worker.give_up()
 
 
+class OwnProcess:
+    """A process that runs one job after the other, for a caller that must outlive a job that hangs.
+
+    It begins with the first job, keeps what it has loaded for the next ones, and is followed by a
+    fresh one after a job that killed it or was given up.
+    """
+
+    def __init__(self):
+        self._worker: _Worker | None = None
+
+    def run(
+        self, work: Callable[[object], object], job: object, time_limit_s: float | None
+    ) -> Outcome:
+        """Run ``work(job)``, and wait for its end, its process's death or its time limit.
+
+        Args:
+            work: Anything that can be pickled and called; it may differ from job to job.
+            job: Anything that can be pickled.
+            time_limit_s: From the moment at which the process has begun the job.
+        """
+        if self._worker is None or not self._worker.is_fit():
+            self._worker = _Worker.start_process(_call)
+        self._worker.give(0, (work, job), time_limit_s)
+        while True:
+            for _, received in _receive({self._worker.pipe: self._worker}):
+                if isinstance(received, Outcome):
+                    return received
+
+    def stop(self) -> None:
+        """End the process."""
+        if self._worker is not None and not self._worker.pipe.closed:
+            self._worker.stop(at_once=True)
+
+
+def _call(pair: tuple[Callable[[object], object], object]) -> object:
+    work, job = pair
+    return work(job)
+
+
 class _Worker:
     """A process and the pipe to it; it has one job at a time, which may have a deadline."""
 

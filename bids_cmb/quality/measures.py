@@ -6,6 +6,7 @@ import numpy as np
 
 from bids_cmb.anatomy.brain_extraction import PLAUSIBLE_ML, measure_volume_ml
 from bids_cmb.imaging.volume import Volume
+from bids_cmb.quality.ghosting import measure_ghosting
 
 MAX_TRUNCATION_PERCENT = 25.0
 MAX_SPACING_MM = 5.0
@@ -27,6 +28,8 @@ class Quality:
         flags: Of measures and protocol, those out of the ordinary.
         fov_truncation_side: Of the participant, where that face lies: ``inferior``, ``left`` …;
             None for a brain that is covered whole.
+        ghost_percent: Signal of ghosts in the air beside the head, of the median in the brain;
+            None where there is no air to look at.
     """
 
     brain_ml: float
@@ -34,6 +37,7 @@ class Quality:
     brain_snr: float
     flags: tuple[str, ...]
     fov_truncation_side: str | None = None
+    ghost_percent: float | None = None
 
 
 def assess_quality(
@@ -67,8 +71,15 @@ def assess_quality(
         "nonfinite": nonfinite_voxels > 0,
     }
     flags = tuple(flag for flag, applies in criteria.items() if applies)
-    snr, side = measure_snr(image, brain), find_truncated_side(brain)
-    return Quality(brain_ml, truncation, snr, flags, side)
+    level = float(np.median(image.data[brain.data])) if brain.data.any() else 0.0
+    return Quality(
+        brain_ml,
+        truncation,
+        measure_snr(image, brain, level),
+        flags,
+        find_truncated_side(brain),
+        measure_ghosting(image, brain, level),
+    )
 
 
 def measure_fov_truncation(brain: np.ndarray) -> float:

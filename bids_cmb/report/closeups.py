@@ -61,7 +61,7 @@ class View:
     @property
     def is_thick(self) -> bool:
         """Whether slices are too thick for planes across them."""
-        return float(self.grey.spacing[2]) > MAX_THIN_MM
+        return float(self.grey.spacing[2]) > MAX_THIN_MM + 1e-3  # an oblique 1.5 mm is 1.5000001
 
     def number(self, axis: int, index: int) -> int:
         """Number a slice along an axis as stored, from 1."""

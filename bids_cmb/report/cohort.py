@@ -12,6 +12,7 @@ MAX_COUNT_BIN = 10  # microbleeds of a scan; the last bin has all above
 MEASURES = {  # column of the scan table: its name, and the distance within which none is an outlier
     "brain_ml": ("brain, ml", 50),
     "brain_snr": ("signal to noise", 2),
+    "ghost_percent": ("ghosts beside the head, %", 1),
     "fov_truncation_percent": ("brain at the edge of the field of view, %", 5),
     "mni_registration_rms_mm": ("MNI registration RMS, mm", 0.5),
     "n_cmb": ("microbleeds", 3),

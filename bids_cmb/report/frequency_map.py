@@ -26,6 +26,7 @@ DESCRIPTION = (
     "Number of participants with a counted lesion whose centre lies within 5 mm of the voxel, in "
     "MNI152NLin2009cAsym by an affine that lays its structures over a mean head's."
 )
+BACK, TEXT = "#111111", "#e8e8e8"  # dark like pictures of scans, on light pages and dark ones
 AXES = ("right (R) to left (L), mm", "back to front, mm", "down to up, mm")
 
 
@@ -100,7 +101,7 @@ def draw_map(counts: np.ndarray, participants: int, path: Path) -> None:
     from matplotlib.figure import Figure  # noqa: PLC0415
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
 
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    figure = Figure(figsize=(12, 4.2), layout="constrained", facecolor=BACK)
     FigureCanvasAgg(figure)
     brain = load_template().shares[: len(GROUPS)].sum(axis=0)
     starts = AFFINE[:3, 3] - VOXEL_MM / 2
@@ -124,10 +125,12 @@ def draw_map(counts: np.ndarray, participants: int, path: Path) -> None:
             ax.invert_xaxis()
             for x, letter in ((0.03, "R"), (0.93, "L")):
                 ax.text(x, 0.5, letter, color="white", transform=ax.transAxes)
-    figure.colorbar(
-        image,
-        ax=figure.axes,
-        label=f"participants, of {participants}",
-        ticks=MaxNLocator(integer=True),
-    )
+    ticks = MaxNLocator(integer=True)
+    label = f"participants, of {participants}"
+    figure.colorbar(image, ax=figure.axes, label=label, ticks=ticks).outline.set_edgecolor(TEXT)
+    for ax in figure.axes:
+        ax.tick_params(colors=TEXT)
+        ax.xaxis.label.set_color(TEXT)
+        ax.yaxis.label.set_color(TEXT)
+        ax.spines[:].set_color(TEXT)
     figure.savefig(path, format="png", dpi=90, metadata={"Software": None})

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from bids_cmb.anatomy.mars import list_regions
 from bids_cmb.detection.performance import THICK_SLICES_MM
 from bids_cmb.lesions.table import SMALL_MM, TERRITORIES, get_size
+from bids_cmb.quality.ghosting import GHOST_LIMIT_PERCENT
 from bids_cmb.quality.measures import MAX_TRUNCATION_PERCENT, MIN_ECHO_T_MS
 from bids_cmb.report.performance import describe_entry
 
@@ -13,10 +14,7 @@ USUAL_ECHO_T_MS = 60  # 3 T and 20 ms, 1.5 T and 40 ms
 COARSE_SLICES_MM = 3.0  # thick sections miss microbleeds: Nandigam et al., AJNR 2009;30:338-343
 COVERED_PERCENT = 5.0  # of FOV truncation: the spinal end of the brainstem
 SIDES = ("left", "right")
-MOTION = (
-    "Not measured: look in the overview for ghosts and blurred edges. Motion hides small "
-    "microbleeds, and where dark streaks cross they look like them."
-)
+MOTION_HARM = "Motion hides small microbleeds, and where dark streaks cross they look like them."
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def describe_adequacy(row: Mapping, measured: Sequence[Mapping] = ()) -> list[St
         _describe_slices(row, measured),
         _describe_coverage(row, implausible="brain_volume" in flags),
         _describe_noise(row.get("brain_snr")),
-        Statement("motion", MOTION),
+        _describe_motion(row.get("ghost_percent")),
         *_describe_file(flags),
     ]
 
@@ -156,6 +154,24 @@ def _describe_noise(snr: float | None) -> Statement:
     if snr is None:
         return Statement("noise", "Not measured: look at the overview.")
     return Statement("noise", f"Signal to noise {snr:.0f} or more.")
+
+
+def _describe_motion(ghost_percent: float | None) -> Statement:
+    name = "motion"
+    if ghost_percent is None:
+        text = (
+            "Not measured: ghosts show in the air around a head, and this scan has too little of "
+            "it, or its background was removed. Look in the overview for ghosts and blurred edges."
+        )
+        return Statement(name, f"{text} {MOTION_HARM}")
+    measured = f"Ghosts beside the head have {ghost_percent:.1f} % of the brain's signal"
+    if ghost_percent < GHOST_LIMIT_PERCENT:
+        text = (
+            f"{measured}, as those of a head at rest. A single jerk may leave few: look for blur."
+        )
+        return Statement(name, text)
+    text = f"{measured}; a head at rest has less than {GHOST_LIMIT_PERCENT:g} %. {MOTION_HARM}"
+    return Statement(name, text, doubtful=True)
 
 
 def _describe_file(flags: Sequence[str]) -> list[Statement]:

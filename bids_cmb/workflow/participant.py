@@ -235,6 +235,7 @@ def _run_jobs(
         environment=environment,
         find_fault=functools.partial(find_device_problem, config.device),
         log=log.info,
+        time_limit_s=time_limit_s,
     )
 
 

@@ -86,6 +86,7 @@ def make_scan_row(result: ScanResult, inputs: ScanInputs) -> dict[str, object]:
         "fov_truncation_percent": round(result.quality.fov_truncation_percent, 1),
         "fov_truncation_side": result.quality.fov_truncation_side,
         "brain_snr": round(result.quality.brain_snr, 1),
+        "ghost_percent": _round_known(result.quality.ghost_percent, 1),
         "mni_registration_rms_mm": _round_known(
             result.anatomy.head and result.anatomy.head.fit_mm, 1
         ),

@@ -52,13 +52,7 @@ def test_a_command_that_follows_the_descriptor_is_understood(said, tmp_path):
     """Every flag with a value that its description allows, in one command line."""
     values = {"Number": "1", "File": str(tmp_path), "String": "x", "Flag": None}
     special = {"threshold": "0.5", "mem_mb": "8G", "shard": "1/2", "detector": "radial"}
-    left = {
-        "config_file",
-        "scan_time_limit",
-        "bids_dir",
-        "output_dir",
-        "analysis_level",
-    }  # the limit is not for --dask
+    left = {"config_file", "bids_dir", "output_dir", "analysis_level"}
     words = [str(tmp_path / "raw"), str(tmp_path / "out"), "participant"]
     (tmp_path / "raw").mkdir()
     for one in said["inputs"]:

@@ -120,7 +120,6 @@ def test_overwrite_wins_over_resume(words):
         (["--mem-mb", "much"], 64, "amount of memory like 8000 or 8G; found much"),
         (["--scan-time-limit", "0"], 64, "--scan-time-limit must be above 0 minutes; found 0"),
         (["--scan-time-limit", "inf"], 64, "above 0 minutes; found inf"),
-        (["--scan-time-limit", "9", "--dask", "local"], 64, "of one machine; found a Dask cluster"),
         (["--threshold", "1.5"], 64, "--threshold must lie above 0 and up to 1; found 1.5"),
         (["--threshold", "nan"], 64, "found nan"),
         (["--min-volume", "inf"], 64, "--min-volume must be 0 mm³ or more; found inf"),

@@ -70,6 +70,7 @@ def draw_row(rng, participant, session):
         "voxel_size_2_mm": pixel, "slice_spacing_mm": spacing,
         "brain_ml": round(float(rng.normal(1250, 110)), 1), "fov_truncation_percent": 0.0,
         "brain_snr": round(float(rng.normal(18, 3)), 1), "nonfinite_voxels": 0,
+        "ghost_percent": round(float(rng.gamma(2, 0.4)), 1) if rng.random() < 0.5 else None,
         "quality_flags": "header_corrected" if rng.random() < 0.03 else None,
     }  # fmt: skip
 

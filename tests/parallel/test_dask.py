@@ -1,7 +1,12 @@
 """Scans on a Dask cluster: networks stay with their workers, and a worker may die."""
 
+import collections
+import errno
+import itertools
 import json
+import logging
 import os
+import re
 import signal
 import time
 
@@ -11,6 +16,9 @@ from distributed import Client, LocalCluster
 from bids_cmb.cli.run import main
 from bids_cmb.errors import ExitError
 from bids_cmb.parallel.dask import run
+
+LIMIT_S = 3.0
+CLUSTER = ["--dask", "local", "--scan-time-limit", "60"]  # by a process of its own, too
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -23,6 +31,19 @@ def square(job):
     if number == 3:
         raise ValueError("three: the rule is even; found 3.")
     if number == 5 and diary.read_text().count("\n5 ") == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number**2
+
+
+def square_or_hang(job):
+    """Square a number; 2 never returns to the interpreter, 6 kills its process."""
+    number, diary = job
+    with diary.open("a") as file:
+        file.write(f"{number} {os.getpid()} {os.getppid()} {os.environ['MARK']}\n")
+    if number == 2:
+        logging.getLogger("bids_cmb.workflow.scan").debug("detecting")
+        collections.deque(itertools.repeat(None), maxlen=0)
+    if number == 6:
         os.kill(os.getpid(), signal.SIGKILL)
     return number**2
 
@@ -111,6 +132,43 @@ def test_what_a_worker_had_done_is_done_again_if_it_dies_before_it_is_fetched(cl
     assert diary.read_text().count("\n") == 5  # the first one was fetched before
 
 
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory):
+    """Seven jobs with a time limit on a cluster of one worker: their outcomes, and its diary."""
+    diary = tmp_path_factory.mktemp("limited") / "diary"
+    jobs = [(number, diary) for number in (0, 1, 2, 3, 6, 4, 5)]
+    settings = {"address": "local", "workers": 1, "environment": {"MARK": "set"}}
+    settings |= {"find_fault": well, "log": print, "time_limit_s": LIMIT_S}
+    ended = {jobs[one.index][0]: one for one in run(square_or_hang, jobs, **settings)}
+    return ended, [line.split() for line in diary.read_text().splitlines()]
+
+
+def test_a_job_that_hangs_on_a_cluster_is_given_up_in_a_sentence(limited):
+    hung = limited[0][2]
+    assert re.fullmatch(
+        r"given up after 0\.\d+ min, past its time limit of 0\.05 min \(--scan-time-limit\); "
+        r"its last message: detecting\.",
+        hung.error,
+    )
+    assert hung.errno == errno.ETIMEDOUT
+    assert LIMIT_S <= hung.seconds < LIMIT_S + 30
+
+
+def test_the_others_go_on_by_the_same_worker_which_is_not_lost(limited):
+    ended, diary = limited
+    assert {number: one.result for number, one in ended.items() if not one.error} == {
+        number: number**2 for number in (0, 1, 3, 4, 5)
+    }
+    assert sorted(int(line[0]) for line in diary) == list(range(7))  # none was tried again
+    assert len({line[2] for line in diary}) == 1  # one worker, the parent of all processes
+    assert len({line[1] for line in diary}) == 3  # a fresh one after each of two that were ended
+    assert {line[3] for line in diary} == {"set"}
+
+
+def test_a_process_that_is_killed_costs_its_job_only(limited):
+    assert "was killed from outside" in limited[0][6].error
+
+
 def test_a_worker_that_is_not_fit_ends_the_run(cluster):
     with pytest.raises(ExitError, match=r"Dask worker tcp:.* it is unwell"):
         on(cluster, [None], fault=unwell)
@@ -131,7 +189,7 @@ def test_the_app_reads_scans_on_a_cluster_as_it_does_alone(dataset, tmp_path):
     plain = ["--detector", "radial", "--anatomy", "none", "--validate", "off", "-q"]
     plain += ["--skip-brain-extraction"]
     out = {}
-    for name, flags in {"alone": [], "cluster": ["--dask", "local"]}.items():
+    for name, flags in {"alone": [], "cluster": CLUSTER}.items():
         words = [str(raw), str(tmp_path / name), "participant", "group", "--n-cpus", "2"]
         assert main([*words, *plain, *flags]) == 0
         home = tmp_path / name

@@ -254,6 +254,41 @@ QUOTED = [
         "twelve other scans: {:.1f} mm from those of the true structures in the median",
         lambda: [part("cut-heads-scans", "whole", "off the true structures' fit, median, mm")],
     ),
+    (
+        ACCURACY,
+        "of {:d} of the benchmark {:d} have air that can be measured; {:d} of them have {:.1f} % "
+        "at most, and {:d} have more than the limit ({:.1f} % and more)",
+        lambda: [
+            part("ghosting-simulated", key)
+            for key in (
+                "scans",
+                "measured",
+                "below the limit",
+                "highest below the limit, %",
+                "above the limit",
+                "least above the limit, %",
+            )
+        ],
+    ),
+    (
+        ACCURACY,
+        "Of those 60 scans none took more than {:.2f} s of one core",
+        lambda: [part("ghosting-simulated", "seconds, most")],
+    ),
+    *(
+        (
+            ACCURACY,
+            f"| {amount} | {{:.1f}} % | {{:.1f}} % |",
+            partial(
+                lambda amount: [
+                    part("ghosting-simulated", "moved", amount, f"{which}, %")
+                    for which in ("median", "least")
+                ],
+                amount,
+            ),
+        )
+        for amount in ("0.25 mm", "0.5 mm", "1 mm", "2 mm")
+    ),
     *(
         (
             ACCURACY,
@@ -368,6 +403,26 @@ QUOTED = [
         lambda: list(part("longitudinal-real-radial", "figures").values())[:4],
     ),
 ]
+
+
+def test_what_a_reader_meets_on_the_pages_of_the_real_scans_is_what_the_card_says():
+    """Marks are what was found and what is false, at the sensitive and at the balanced point."""
+    card = json.loads((ROOT / "bids_cmb/resources/models/two-stage.json").read_text("utf-8"))
+    (real,) = (entry for entry in card["performance"] if entry["data"] == "real")
+    points = {point["threshold"]: point for point in real["points"]}
+    met, counted = (
+        points[threshold["threshold"]]
+        for name in ("sensitive", "balanced")
+        for threshold in card["operating_points"]
+        if threshold["name"] == name
+    )
+    marks = [round(point["found"] + real["scans"] * point["false_per_scan"])
+             for point in (met, counted)]  # fmt: skip
+    sentence = (
+        f"meets {met['found']} of the {real['microbleeds']} among {marks[0]} marks, "
+        f"{marks[1]} of them counted"
+    )
+    assert sentence in words_of(ACCURACY)
 
 
 @pytest.mark.parametrize(("page", "sentence", "figures"), QUOTED, ids=[q[1] for q in QUOTED])

@@ -67,6 +67,20 @@ def test_what_is_out_of_the_ordinary_is_flagged():
     assert flags(nonfinite_voxels=3) == ("nonfinite",)
 
 
+def test_ghosts_beside_a_head_are_measured_and_nothing_where_the_background_is_blank(rng):
+    inside = ball((110, 110, 24), (55, 55, 12), 30)
+    affine = np.diag([2, 2, 4, 1])
+    noise = rng.normal(0, 4, (2, *inside.shape))
+    ghost = 20 * np.roll(inside, 45, axis=1)  # a tenth of the brain beside the head
+    image = np.hypot(200 * inside + ghost * ~inside + noise[0], noise[1])
+    given = {"field_strength_t": 3, "echo_time_s": 0.02}
+    given |= {"header_corrected": False, "nonfinite_voxels": 0}
+    brain = Volume(inside, affine)
+    assert 3 < assess_quality(Volume(image, affine), brain, **given).ghost_percent < 10
+    blank = Volume(image * inside, affine)
+    assert assess_quality(blank, brain, **given).ghost_percent is None
+
+
 def test_the_brain_is_measured_in_millilitres():
     inside = ball((80, 80, 80), (40, 40, 40), 31)
     brain = Volume(inside, np.diag([-2, 2, 2, 1]))

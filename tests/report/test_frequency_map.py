@@ -56,14 +56,25 @@ def test_the_right_hemisphere_is_on_the_left_of_the_map(tmp_path, x):
     write_map(tmp_path, {"sub-01": [(x, 10.0, 20.0)]}, 1)
     with Image.open(tmp_path / f"{MAP_STEM}.png") as opened:
         pixels = np.asarray(opened.convert("RGB"), int)
-    panel = pixels[:, 60 : pixels.shape[1] // 3 - 40]  # the view from below, without its axis
-    lesion = (panel[..., 0] > 200) & (panel[..., 2] > 150) & (panel[..., 1] > 220)
-    dark = (panel.max(axis=2) < 30).any(axis=0)  # the columns of the map itself
-    low, high = np.flatnonzero(dark)[[0, -1]]
-    columns = np.flatnonzero((lesion & (panel[..., 2] < 240)).any(axis=0))
+    panel = pixels[:, : pixels.shape[1] // 3 - 20]  # the view from below
+    pale_yellow = (panel[..., 1] > 220) & (panel[..., 2] > 150) & (panel[..., 2] < 215)
+    frame = (panel.min(axis=2) > 150).mean(axis=0) > 0.6  # its left and right edge
+    low, high = np.flatnonzero(frame)[[0, -1]]
+    columns = np.flatnonzero(pale_yellow.any(axis=0))
     assert len(columns)
     across = (columns.mean() - low) / (high - low)
     assert (across < 0.5) == (x > 0)
+
+
+def test_the_map_is_dark_with_light_letters_on_every_page(tmp_path):
+    """White would glare from a page in dark mode; black text would be lost on it."""
+    write_map(tmp_path, {"sub-01": [(45.0, 10.0, 20.0)]}, 1)
+    with Image.open(tmp_path / f"{MAP_STEM}.png") as opened:
+        pixels = np.asarray(opened.convert("RGB"), int)
+    edges = np.concatenate([pixels[[0, -1]].reshape(-1, 3), pixels[:, [0, -1]].reshape(-1, 3)])
+    assert edges.max() < 40
+    below = pixels[-40:]  # the names of the axes
+    assert (below.min(axis=2) > 200).sum() > 100
 
 
 @pytest.mark.parametrize(

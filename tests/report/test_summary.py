@@ -8,7 +8,7 @@ from bids_cmb.report.summary import describe_adequacy, tabulate_counts
 SCAN = {
     "field_strength_t": 3.0, "echo_time_ms": 20.0, "voxel_size_1_mm": 0.8, "voxel_size_2_mm": 0.8,
     "slice_spacing_mm": 1.5, "fov_truncation_percent": 0.0, "fov_truncation_side": None,
-    "brain_ml": 1300.0, "brain_snr": 20.0, "quality_flags": None,
+    "brain_ml": 1300.0, "brain_snr": 20.0, "ghost_percent": 0.6, "quality_flags": None,
 }  # fmt: skip
 
 
@@ -72,6 +72,11 @@ def test_where_no_place_is_known_no_territory_is_said_to_be_free():
         ({"fov_truncation_percent": None}, "It is not known.", True),
         ({"slice_spacing_mm": None}, "Their thickness is not known.", True),
         ({"quality_flags": "brain_volume", "brain_ml": 700.0}, "has 700 ml", True),
+        ({}, "Ghosts beside the head have 0.6 % of the brain's signal, as those of a head at rest",
+         False),
+        ({"ghost_percent": 3.0}, "3.0 % of the brain's signal; a head at rest has less than 3 %. "
+         "Motion hides small microbleeds", True),
+        ({"ghost_percent": None}, "Not measured: ghosts show in the air around a head", False),
         ({"quality_flags": "nonfinite,header_corrected"}, "voxels that are no numbers", True),
     ],
 )  # fmt: skip
@@ -102,6 +107,7 @@ def test_thick_slices_say_what_the_detector_found_in_such_slices():
     assert slices.text.endswith("in such slices was not measured by itself.")
 
 
-def test_motion_has_a_line_that_says_that_it_is_not_measured():
-    [motion] = [one for one in describe_adequacy(SCAN) if one.name == "motion"]
+def test_a_scan_of_an_earlier_version_says_that_its_motion_was_not_measured():
+    earlier = {name: value for name, value in SCAN.items() if name != "ghost_percent"}
+    [motion] = [one for one in describe_adequacy(earlier) if one.name == "motion"]
     assert motion.text.startswith("Not measured")

@@ -1,8 +1,6 @@
 """The cascade: networks as published, a loss as on paper, candidates where they are dark."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import keras
@@ -10,10 +8,9 @@ import numpy as np
 import pytest
 from box_answers import ANCHORS, answer_of
 from networks import check_folds, weights_of
-from phantoms import phantom
+from phantoms import part_of_brain, phantom
 from spots import AFFINE, MIDDLE, SPACING, ball, brain, scan
 
-from bids_cmb.anatomy.brain_extraction import segment_brain
 from bids_cmb.detection.boxes import BoxCandidate, compute_iou
 from bids_cmb.detection.cascade import (
     CandidateRules,
@@ -86,26 +83,12 @@ def test_passing_on_keeps_every_pixel():
 
 
 def test_saved_networks_need_none_of_our_code(tmp_path, rng):
-    cases = {
-        "boxes": (yolo(**TINY), rng.random((2, 16, 24, 2), np.float32)),
-        "patches": (
-            cnn3d(shape=(8, 8, 4), stages=[[2], [3]]), rng.random((2, 8, 8, 4, 1), np.float32)
-        ),
-    }  # fmt: skip
-    for name, (model, image) in cases.items():
-        np.save(tmp_path / f"{name}-in.npy", image)
-        model.save(tmp_path / f"{name}.keras")
-    code = (
-        "import sys, keras, numpy as np\n"
-        "for name in sys.argv[1:]:\n"
-        "    model = keras.models.load_model(name + '.keras')\n"
-        "    np.save(name + '-out.npy', model(np.load(name + '-in.npy')))\n"
-        "assert 'bids_cmb' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-P", "-c", code, *cases], cwd=tmp_path, check=True)
-    for name, (model, image) in cases.items():
-        here = keras.ops.convert_to_numpy(model(image))
-        np.testing.assert_allclose(np.load(tmp_path / f"{name}-out.npy"), here, atol=1e-5)
+    for model in (yolo(**TINY), cnn3d(shape=(8, 8, 4), stages=[[2], [3]])):
+        image = rng.random((2, *(side or 16 for side in model.input_shape[1:])), np.float32)
+        model.save(tmp_path / "x.keras")
+        again = keras.models.load_model(tmp_path / "x.keras", safe_mode=True)
+        assert {type(layer).__module__.split(".")[0] for layer in again.layers} == {"keras"}
+        np.testing.assert_allclose(again(image), model(image), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -123,7 +106,7 @@ def test_one_step_moves_every_weight(name, rng):
         truth = np.array([[0], [1], [0], [1]], np.float32)
     from bids_cmb.training.train import TASKS  # noqa: PLC0415
 
-    model.compile("sgd", loss=TASKS[recipe.task].loss(recipe))
+    model.compile("sgd", loss=TASKS[recipe.task].loss(recipe), run_eagerly=True)
     before = weights_of(model)
     model.train_on_batch(image, truth)
     for one in model.trainable_variables:
@@ -275,7 +258,7 @@ def tiny():
 
 
 @pytest.fixture
-def trained(lessons, tmp_path, tiny):
+def trained(lessons, tmp_path, tiny, eagerly):  # noqa: ARG001
     """A tiny cascade, trained for two steps: its card, and the folder it lies in."""
     data, (first, second) = lessons(2), tiny
     out = tmp_path / "out"
@@ -451,7 +434,7 @@ def test_where_candidates_meet_the_higher_probability_stands():
 
 def test_the_cascade_that_ships_finds_the_microbleeds_of_a_phantom():
     image, _, placed = phantom(np.random.default_rng(7), bleeds=6, spacing=(1.0, 1.0, 3.0))
-    inside = segment_brain(image)
+    inside = part_of_brain(image)
     found = detect("cascade", image, inside).mean
     said = load_card("cascade")
     assert not found.data[~inside.data].any()
@@ -462,4 +445,3 @@ def test_the_cascade_that_ships_finds_the_microbleeds_of_a_phantom():
     )
     assert (away.min(axis=1) < 3).sum() >= 5
     assert len(lesions) < 30
-    np.testing.assert_array_equal(detect("cascade", image, inside).mean.data, found.data)

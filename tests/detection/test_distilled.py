@@ -130,7 +130,7 @@ def test_a_network_in_use_computes_what_was_trained(name, biased, rng, tmp_path)
 @pytest.mark.parametrize("name", ALL)
 def test_one_step_moves_every_weight(name, rng):
     model = BUILDERS[name](width=4)
-    model.compile(keras.optimizers.SGD(1.0), loss=LOSSES[name]())
+    model.compile(keras.optimizers.SGD(1.0), loss=LOSSES[name](), run_eagerly=True)
     before = [keras.ops.convert_to_numpy(one.value) for one in model.trainable_variables]
     model.train_on_batch(images_for(name, rng, 4), truth_for(name, rng, 4))
     for one, was in zip(model.trainable_variables, before, strict=True):
@@ -386,7 +386,7 @@ def small(part, **more):
     arguments = {key: value for key, value in given.arguments.items() if key != "start"}
     return replace(
         given, name="x", arguments={**arguments, "width": 4}, drawing=drawing, batch=2, steps=2,
-        epochs=1, **more,
+        epochs=1, settle=1, **more,
     )  # fmt: skip
 
 
@@ -415,6 +415,7 @@ def written(part, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("part", ["candidates", "teacher"])
 def test_candidates_and_a_teacher_are_trained_by_one_command(part, lessons, tmp_path, monkeypatch):
     monkeypatch.setattr(distillation, "predict_candidates", guessed)
@@ -440,6 +441,7 @@ def test_scans_of_two_datasets_keep_their_symmetry_though_they_have_one_name(les
     np.testing.assert_array_equal(images[..., 1].max(axis=(1, 2, 3)), np.where(dark, 1, 0.25))
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_a_student_learns_after_a_teacher_from_what_was_found_once(lessons, tmp_path, monkeypatch):
     monkeypatch.setattr(distillation, "predict_candidates", guessed)
     data, given = lessons(2), (written("candidates", tmp_path), written("teacher", tmp_path))

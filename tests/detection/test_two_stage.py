@@ -423,7 +423,9 @@ def test_only_proposals_that_it_can_lift_to_an_operating_point_are_given_a_secon
 
 def test_a_second_opinion_on_a_few_proposals_is_nearly_that_of_the_whole_brain():
     image = stripped(seed=3)
-    brain = Volume(image.data > 0, image.affine)
+    brain = Volume(np.zeros(image.shape, bool), image.affine)
+    brain.data[10:40, 10:40, 7:19] = True  # the middle of the ball, with all its spots
+    brain.data[image.data == 0] = False
     spots = np.argwhere((image.data == 40) & (distance_transform_edt(brain.data) > 3))[:2]
     positions = image.world(np.vstack([spots, [[25, 25, 13]]]))
     card = {"second_opinion": "ensemble", "second_opinion_members": ["d"]}
@@ -585,6 +587,7 @@ def recipe():
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_a_classifier_is_trained_by_one_command_and_goes_into_a_card(
     recipe, lessons, tmp_path, rng, monkeypatch
 ):

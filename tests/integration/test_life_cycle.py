@@ -30,7 +30,7 @@ from bids_cmb.workflow.scan import is_complete
 
 QUICK = [
     *("--detector", "radial", "--anatomy", "none", "--validate", "off"),
-    *("--skip-brain-extraction", "--n-cpus", "1"),
+    *("--skip-brain-extraction", "--n-cpus", "1", "--longitudinal", "off"),
 ]
 ONE, TWO = (f"sub-01/anat/sub-01_acq-{name}_T2starw.nii.gz" for name in "ab")
 

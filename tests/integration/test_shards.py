@@ -2,7 +2,7 @@
 
 import pytest
 from running import QUICK, no_other_process
-from sessions import TURNED, scanned, write_sessions
+from sessions import COARSE, TURNED, scanned, write_sessions
 
 from bids_cmb.bids.filters import select_shard
 from bids_cmb.bids.tables import read_table
@@ -45,9 +45,9 @@ def shared(tmp_path_factory):
     """A dataset, one of its people scanned twice, whose shards were run one after the other."""
     root = tmp_path_factory.mktemp("shared")
     scans = {
-        stem("001", 1): scanned(1, SPOTS),
-        stem("001", 2): scanned(1, SPOTS, motion=TURNED, noise=2),
-        stem("010", 1): scanned(2, SPOTS),
+        stem("001", 1): scanned(1, SPOTS, **COARSE),
+        stem("001", 2): scanned(1, SPOTS, motion=TURNED, noise=2, **COARSE),
+        stem("010", 1): scanned(2, SPOTS, **COARSE),
     }
     write_sessions(root / "raw", scans)
     return root, run_shards(root)
@@ -74,7 +74,7 @@ def test_the_shard_of_a_person_follows_its_lesions_over_time(shared):
 def test_after_the_dataset_grew_every_shard_resumes_with_its_own_people(shared):
     root, _ = shared
     before = list_times(root)
-    write_sessions(root / "raw", {stem(NEWCOMER, 1): scanned(3, SPOTS)})
+    write_sessions(root / "raw", {stem(NEWCOMER, 1): scanned(3, SPOTS, **COARSE)})
     assert run_shards(root) == [0] * PARTS
     assert list_times(root) == before
     assert ("sub-005", "ses-1", "ok") in list_group(root)

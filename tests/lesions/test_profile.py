@@ -14,9 +14,12 @@ def draw(spacing, diameter, *, axis=2, depth=0.7, centre=(0.2, -0.3, 0.1)):
     """A ball in a brain of intensity 100, averaged over voxels; slices along ``axis``."""
     shape = np.ceil(36 / np.array(spacing)).astype(int)
     fine = np.array(spacing) / FINE
-    places = (np.indices(shape * FINE).T - (shape * FINE - 1) / 2) * fine - centre
-    away = np.linalg.norm(places.T, axis=0)
-    parts = (away <= diameter / 2).reshape(*np.stack([shape, [FINE] * 3], 1).ravel())
+    x, y, z = (
+        ((np.arange(n) - (n - 1) / 2) * step - at) ** 2
+        for n, step, at in zip(shape * FINE, fine, centre, strict=True)
+    )
+    inside = x[:, None, None] + y[:, None] + z <= diameter**2 / 4
+    parts = inside.reshape(*np.stack([shape, [FINE] * 3], 1).ravel())
     data = 100 * (1 - depth * parts.mean(axis=(1, 3, 5)))
     turned = np.moveaxis(data, 2, axis)
     affine = np.diag([*np.insert(spacing[:2], axis, spacing[2]), 1.0])

@@ -3,7 +3,8 @@
 import json
 import shutil
 from collections import namedtuple
-from functools import partial
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -21,17 +22,12 @@ from bids_cmb.imaging.phase import filter_phase, infer_phase_sign, infer_turn
 from bids_cmb.imaging.phase_files import find_phase_image, read_units
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.simulation import dataset as dataset_module
-from bids_cmb.simulation.acquisition import FIELD_OF_VIEW_MM
 from bids_cmb.simulation.lesion_priors import load_priors
 from bids_cmb.simulation.protocols import Protocol, load_presets, resolve_protocols, sample_protocol
-from bids_cmb.simulation.simulate import simulate_scan
+from bids_cmb.simulation.simulate import sample_person, scan_person, simulate_scan
 
 WINDOW = (90.0, 100.0, 48.0)  # mm; a whole head takes ten times as long
-
-
-@pytest.fixture(scope="module")
-def head(made_up):
-    return made_up
+SEED = 4
 
 
 @pytest.fixture(scope="module")
@@ -42,25 +38,37 @@ def many():
     return {**given, "microbleed": lesions}
 
 
-def small(head, given, name="alfa-t2star", seed=4, **known):
-    protocol = load_presets()[name]
-    known = {"window_mm": WINDOW, "masking": "whole", **known}
-    return simulate_scan(np.random.default_rng(seed), head, protocol, given, **known)
+@pytest.fixture(scope="module")
+def person(made_up, many):
+    """A person, and the chance that is left for the scans."""
+    rng = np.random.default_rng(SEED)
+    return sample_person(rng, made_up, many, "whole"), rng
 
 
 @pytest.fixture(scope="module")
-def scan(head, many):
-    return small(head, many)
+def scanned(person, many):
+    """A maker of scans of one person, each by the same chance."""
+
+    def make(name="alfa-t2star", masking="whole", **known):
+        who, rng = replace(person[0], masking=masking), deepcopy(person[1])
+        return scan_person(rng, who, load_presets()[name], many, window_mm=WINDOW, **known)
+
+    return make
 
 
 @pytest.fixture(scope="module")
-def weighted(head, many):
-    return small(head, many, "ukb-swi", with_phase=True)
+def scan(scanned):
+    return scanned()
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    """Two scans of the largest voxels, by the command: a few slices of the whole head each."""
+def weighted(scanned):
+    return scanned("ukb-swi", with_phase=True)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory, person):
+    """Two scans of the largest voxels, by the command: a few slices of one whole head."""
     folder = tmp_path_factory.mktemp("simulated")
     coarse = {
         name: {
@@ -71,7 +79,10 @@ def dataset(tmp_path_factory):
     }  # fmt: skip
     (folder / "coarse.json").write_text(json.dumps(coarse))
     said = ["--n-scans", "2", "--seed", "8", "--protocol", str(folder / "coarse.json"), "--phase"]
-    few = partial(simulate_scan, window_mm=(FIELD_OF_VIEW_MM, FIELD_OF_VIEW_MM, 42))
+
+    def few(rng, _, *how, **known):
+        return scan_person(rng, person[0], *how, window_mm=(200, 236, 24), **known)
+
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(dataset_module, "simulate_scan", few)
         assert main(["simulate", str(folder / "bids"), *said]) == 0
@@ -179,15 +190,17 @@ def test_noise_is_as_strong_as_the_participants_table_says(dataset):
     assert behind.mean() == pytest.approx(300 / float(row["snr"]) * np.sqrt(np.pi / 2), rel=0.1)
 
 
-def test_the_same_seed_gives_the_same_scan(head, scan, many):
-    again = small(head, many)
+def test_the_same_seed_gives_the_same_scan(made_up, scan, many):
+    again = simulate_scan(
+        np.random.default_rng(SEED), made_up, scan.protocol, many, masking="whole", window_mm=WINDOW
+    )
     np.testing.assert_array_equal(scan.image.data, again.image.data)
     np.testing.assert_array_equal(scan.lesions.data, again.lesions.data)
     assert scan.lesion_table == again.lesion_table
 
 
-def test_what_is_cut_away_does_not_change_what_is_left(head, scan, many):
-    stripped = small(head, many, masking="stripped")
+def test_what_is_cut_away_does_not_change_what_is_left(scanned, scan):
+    stripped = scanned(masking="stripped")
     inside = stripped.image.data > 0
     np.testing.assert_array_equal(stripped.image.data[inside], scan.image.data[inside])
     assert inside.mean() < 1

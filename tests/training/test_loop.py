@@ -23,7 +23,7 @@ def network():
     layers = [keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
     made = keras.Sequential([keras.Input((4, 4, 4, 1)), *layers, keras.layers.Dense(1)])
     optimizer = keras.optimizers.AdamW(0.01, use_ema=True, ema_momentum=0.9)
-    made.compile(optimizer, loss="mse", jit_compile=False)
+    made.compile(optimizer, loss="mse", run_eagerly=True)
     return made
 
 

@@ -109,7 +109,7 @@ def test_training_leaves_weights_that_the_app_loads(trained):
 
 def test_one_step_moves_every_weight(recipe, rng):
     network = build_network(recipe)
-    network.compile("sgd", loss=LesionLoss())
+    network.compile("sgd", loss=LesionLoss(), run_eagerly=True)
     before = [keras.ops.convert_to_numpy(one.value) for one in network.trainable_variables]
     image = rng.random((2, 8, 8, 8, 1), np.float32)
     truth = np.stack([image[..., 0] > 0.5, np.ones((2, 8, 8, 8))], axis=-1)
@@ -229,6 +229,7 @@ def test_a_fold_does_not_learn_from_the_subjects_it_is_tried_on(data, recipe, tm
         cross_validate(recipe, TrainingData((data,)), tmp_path / "cv", folds=3)
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_anatomy_is_learnt_from_simulated_scans(data, tmp_path):
     given = read_recipe("anatomy")
     small = replace(

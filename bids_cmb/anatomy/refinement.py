@@ -28,7 +28,7 @@ from bids_cmb.networks.loading import PROBABILITY_STEPS, ModelOptions, load_patc
 from bids_cmb.networks.model_cards import ANATOMY, load_card, locate_weights
 
 MEMBER_NAME = "tissue"  # of the anatomy's card
-MAX_VOXELS_AT_ONCE = 3_000_000  # voxels
+MAX_VOXELS_AT_ONCE = 600_000  # voxels
 OVERLAP_VOXELS = 16  # voxels that parts are shown beyond either end
 MAX_BRIGHTNESS = 3.0  # brain medians
 MIN_QUERY_PROBABILITY = (
@@ -78,18 +78,23 @@ def resample_prior(
         Probabilities of each of `KINDS` but the first in 255ths, uint8 (X, Y, Z, kinds - 1); 0
         beyond the network's grid.
     """
-    sums = [
-        anatomy.probabilities[..., kinds == kind].sum(axis=-1, dtype=np.float32)
-        for kind in range(1, len(KINDS))
-    ]
     to_coarse = np.linalg.inv(anatomy.structures.affine) @ affine
     order = np.abs(to_coarse[:3, :3]).argmax(axis=0)  # for each axis of the grid, the coarse one's
-    prior = np.stack(sums, axis=-1).transpose(*order, 3)
-    for axis, coarse in enumerate(order):
-        positions = to_coarse[coarse, axis] * np.arange(shape[axis]) + to_coarse[coarse, 3]
-        shares = compute_linear_weights(positions, prior.shape[axis])  # (fine, coarse)
-        prior = np.moveaxis(np.tensordot(shares, prior, axes=(1, axis)), 0, axis)
-    return np.clip(np.rint(prior), 0, PROBABILITY_STEPS).astype(np.uint8)
+    weights = [
+        compute_linear_weights(
+            to_coarse[coarse, axis] * np.arange(shape[axis]) + to_coarse[coarse, 3],
+            anatomy.structures.shape[coarse],
+        )  # (fine, coarse)
+        for axis, coarse in enumerate(order)
+    ]
+    prior = np.empty((*shape, len(KINDS) - 1), np.uint8)
+    for kind in range(1, len(KINDS)):  # one by one: all at once would be the largest of a scan
+        probability = anatomy.probabilities[..., kinds == kind].sum(axis=-1, dtype=np.float32)
+        probability = probability.transpose(*order)
+        for axis, shares in enumerate(weights):
+            probability = np.moveaxis(np.tensordot(shares, probability, axes=(1, axis)), 0, axis)
+        prior[..., kind - 1] = np.clip(np.rint(probability), 0, PROBABILITY_STEPS)
+    return prior
 
 
 def make_input(image: np.ndarray, prior: np.ndarray) -> np.ndarray:
@@ -147,11 +152,11 @@ def refine_structures(
     kinds = map_classes_to_kinds(anatomy_card["classes"])
     prior = resample_prior(anatomy, kinds, fed.affine, fed.shape)
 
-    def run(part: np.ndarray) -> np.ndarray:
-        return predict(part)[0].argmax(axis=-1).astype(np.uint8)
+    def run(brightness: np.ndarray, prior: np.ndarray) -> np.ndarray:
+        return predict(make_input(brightness[..., 0], prior))[0].argmax(axis=-1).astype(np.uint8)
 
     kinds_map = predict_in_slabs(
-        run, grid.multiple, make_input(fed.data, prior), MAX_VOXELS_AT_ONCE, OVERLAP_VOXELS
+        run, grid.multiple, (fed.data, prior), MAX_VOXELS_AT_ONCE, OVERLAP_VOXELS
     )
     kinds_map[~make_query_mask(prior)] = KINDS.index(NO_TISSUE)
     missed = _find_missed_kind(kinds_map, prior, fed.voxel_volume)

@@ -146,9 +146,11 @@ def stack_channels(fed: Preprocessed, probability: np.ndarray) -> np.ndarray:
     Returns:
         Image in brain medians up to 3, probability, and radial symmetry up to 3.
     """
-    image = np.clip(fed.image.data, 0, MAX_INTENSITY)
-    symmetry = np.clip(scale_symmetry(fed), 0, MAX_INTENSITY)
-    return np.stack([image, probability, symmetry], axis=-1).astype(np.float16)
+    channels = np.empty((*probability.shape, len(CHANNELS)), np.float16)
+    channels[..., 2] = np.clip(scale_symmetry(fed), 0, MAX_INTENSITY)
+    channels[..., 1] = probability
+    channels[..., 0] = np.clip(fed.image.data, 0, MAX_INTENSITY)
+    return channels
 
 
 def cut_patch(channels: np.ndarray, voxel: Sequence[int], shape: Sequence[int]) -> np.ndarray:

@@ -91,7 +91,7 @@ def _import_tensorflow():
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by itself where AVX-512 is missing
     _set_malloc_threshold()
-    with suppress_stderr():
+    with suppress_stderr(), _hide_module("matplotlib"):
         import tensorflow as tf  # noqa: PLC0415
 
         tf.get_logger().setLevel("ERROR")  # each network is a graph of its own, and it wonders why
@@ -100,6 +100,22 @@ def _import_tensorflow():
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)  # noqa: FBT003
     return tf
+
+
+@contextmanager
+def _hide_module(name: str) -> Iterator[None]:
+    """Hide a module from what is imported meanwhile, unless it is loaded already.
+
+    Keras would load matplotlib, for pictures that nobody asks it for: 0.6 s.
+    """
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def get_keras():

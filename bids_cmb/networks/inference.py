@@ -101,30 +101,34 @@ def _box(low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
 
 
 def predict_in_slabs(
-    run: Callable, multiple: Sequence[int], image: np.ndarray, max_voxels: int | None = None,
-    overlap: int | None = None,
+    run: Callable, multiple: Sequence[int], images: np.ndarray | Sequence[np.ndarray],
+    max_voxels: int | None = None, overlap: int | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Predict slab by slab along the longest axis with a halo, so that large images fit in memory.
 
     Args:
-        run: From (1, X, Y, Z, C) to a prediction whose first three axes are X, Y and Z.
+        run: From (1, X, Y, Z, C), of each image, to a prediction whose first three axes are X, Y
+            and Z.
         multiple: What the sides of a slab must be multiples of.
-        image: (X, Y, Z) or (X, Y, Z, C).
+        images: (X, Y, Z) or (X, Y, Z, C); or several of one grid, such as those that ``run`` makes
+            a larger input from.
         max_voxels: Voxels at once, overlap aside; `MAX_VOXELS_AT_ONCE` without.
         overlap: Voxels of context at either end of a slab; `HALO_VOXELS` without.
     """
-    image = image[..., None] if image.ndim == 3 else image
-    axis = int(np.argmax(image.shape[:3]))
-    step, length = multiple[axis], image.shape[axis]
-    pieces = -(-int(np.prod(image.shape[:3])) // (max_voxels or MAX_VOXELS_AT_ONCE))
+    images = (images,) if isinstance(images, np.ndarray) else tuple(images)
+    images = [image[..., None] if image.ndim == 3 else image for image in images]
+    shape = images[0].shape[:3]
+    axis = int(np.argmax(shape))
+    step, length = multiple[axis], shape[axis]
+    pieces = -(-int(np.prod(shape)) // (max_voxels or MAX_VOXELS_AT_ONCE))
     if pieces == 1:
-        return run(image[None])
+        return run(*(image[None] for image in images))
     size = -(-length // (pieces * step)) * step
     halo = -(-(HALO_VOXELS if overlap is None else overlap) // step) * step
     parts = []
     for start in range(0, length, size):
         low, high = max(0, start - halo), min(length, start + size + halo)
-        slab = np.take(image, range(low, high), axis)
-        prediction = run(np.ascontiguousarray(slab)[None])
+        slabs = (np.take(image, range(low, high), axis) for image in images)
+        prediction = run(*(np.ascontiguousarray(slab)[None] for slab in slabs))
         parts.append(np.take(prediction, range(start - low, min(start + size, length) - low), axis))
     return np.concatenate(parts, axis)

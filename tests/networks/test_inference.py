@@ -1,5 +1,6 @@
 """A network in use computes what was trained, on any size, and refuses what does not fit."""
 
+import importlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from scipy import ndimage
 
 from bids_cmb.networks import backend, builders, inference
 from bids_cmb.networks.builders import fuse_batchnorm
-from bids_cmb.networks.inference import Network, predict, predict_around
+from bids_cmb.networks.inference import Network, predict, predict_around, predict_in_slabs
 from bids_cmb.networks.loading import load_network
 
 ARGUMENTS = {"widths": [2, 4, 4]}
@@ -83,6 +84,28 @@ def test_slabs_give_what_the_whole_gives(model, rng, tmp_path, monkeypatch):
     whole = predict(network, image)
     monkeypatch.setattr(inference, "MAX_VOXELS_AT_ONCE", image.size // 3)
     np.testing.assert_allclose(predict(network, image), whole, atol=1e-6)
+
+
+def test_slabs_of_several_images_are_those_of_one_place(rng):
+    first, second = rng.random((40, 6, 5), np.float32), rng.integers(0, 9, (40, 6, 5, 2), np.uint8)
+
+    def combine(one, two):
+        shapes.append((one.shape, two.shape))
+        return one[0, ..., 0] * two[0, ..., 1]
+
+    shapes = []
+    product = predict_in_slabs(combine, (4, 1, 1), (first, second), first.size // 2, overlap=4)
+    np.testing.assert_array_equal(product, first * second[..., 1])
+    assert shapes == [((1, 24, 6, 5, 1), (1, 24, 6, 5, 2))] * 2
+
+
+def test_a_hidden_module_is_hidden_for_a_while_and_one_that_is_loaded_never():
+    sys.modules.pop("colorsys", None)
+    with backend._hide_module("colorsys"), pytest.raises(ImportError):
+        importlib.import_module("colorsys")
+    loaded = importlib.import_module("colorsys")
+    with backend._hide_module("colorsys"):
+        assert importlib.import_module("colorsys") is loaded
 
 
 def test_around_a_few_voxels_it_is_the_whole_prediction_where_the_context_holds_the_field(rng):
@@ -194,7 +217,7 @@ ANSWER = """
 import json, os, sys
 import numpy as np
 import bids_cmb
-from bids_cmb.networks.inference import Network, predict, predict_around
+from bids_cmb.networks.inference import Network, predict, predict_around, predict_in_slabs
 from bids_cmb.networks.loading import load_network
 member = json.loads(sys.argv[1])
 image = np.random.default_rng(1).random((32, 32, 32), np.float32)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import ndimage
 
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import DetectionMap, Lesion, Thresholds, find_lesions, label_pieces
@@ -53,13 +52,17 @@ def find_candidates(
     """
     probability = detected.probability
     pieces, count = label_pieces(probability.data >= threshold, detected.instances)
-    numbers = np.arange(1, count + 1)
-    volumes = np.bincount(pieces.ravel(), minlength=count + 1)[1:] * probability.voxel_volume
-    is_lesion = np.isin(numbers, pieces[labels.data > 0])
-    eligible = numbers[~is_lesion & (volumes >= min_volume)]
-    highest = ndimage.maximum(probability.data, pieces, eligible) if len(eligible) else eligible
-    listed = eligible[np.argsort(-np.asarray(highest), kind="stable")][:MAX_CANDIDATES]
-    shown = np.where(np.isin(pieces, listed), probability.data, np.float32(0))
+    inside = pieces > 0
+    number, value = pieces[inside], probability.data[inside]  # of the few voxels in a piece
+    volumes = np.bincount(number, minlength=count + 1) * probability.voxel_volume
+    highest = np.zeros(count + 1, np.float32)
+    np.maximum.at(highest, number, value)
+    is_eligible = volumes >= min_volume
+    is_eligible[[0, *pieces[labels.data > 0]]] = False  # the background, lesions
+    eligible = np.flatnonzero(is_eligible)
+    listed = eligible[np.argsort(-highest[eligible], kind="stable")][:MAX_CANDIDATES]
+    shown = np.zeros_like(probability.data)
+    shown[inside] = np.where(np.isin(number, listed), value, np.float32(0))
     local_labels, measured = find_lesions(
         replace(detected, probability=Volume(shown, probability.affine)),
         image,

@@ -163,7 +163,8 @@ def find_lesions(
             f"{data.min():.3g} to {data.max():.3g}."
         )
     pieces, count = label_pieces(data >= threshold, detected.instances)
-    volumes = np.bincount(pieces.ravel(), minlength=count + 1) * probability.voxel_volume
+    numbered = pieces > 0
+    volumes = np.bincount(pieces[numbered], minlength=count + 1) * probability.voxel_volume
     kept = [piece for piece in range(1, count + 1) if volumes[piece] >= thresholds.min_volume]
     if len(kept) > np.iinfo(np.uint16).max:
         raise ValueError(
@@ -201,7 +202,9 @@ def find_lesions(
     numbers = np.zeros(count + 1, np.uint16)
     numbers[[lesion.index for lesion in order]] = np.arange(1, len(order) + 1)
     lesions = [replace(lesion, index=index) for index, lesion in enumerate(order, start=1)]
-    return Volume(numbers[pieces], probability.affine), lesions
+    labels = np.zeros(pieces.shape, np.uint16)
+    labels[numbered] = numbers[pieces[numbered]]
+    return Volume(labels, probability.affine), lesions
 
 
 def label_pieces(inside: np.ndarray, instances: Volume | None) -> tuple[np.ndarray, int]:
@@ -217,11 +220,16 @@ def label_pieces(inside: np.ndarray, instances: Volume | None) -> tuple[np.ndarr
     """
     if instances is None:
         return ndimage.label(inside, structure=CONNECTIVITY_26)
-    numbers, inverse = np.unique(np.where(inside, instances.data, 0), return_inverse=True)
-    candidates = inverse.reshape(inside.shape) + (0 if numbers[0] == 0 else 1)
-    count = int(np.count_nonzero(numbers))
-    others, further = ndimage.label(inside & (candidates == 0), structure=CONNECTIVITY_26)
-    return np.where(others > 0, others + count, candidates), count + further
+    given = instances.data[inside]
+    present = np.unique(given[given > 0])
+    numbers = np.zeros(int(given.max(initial=0)) + 1, np.int32)
+    numbers[present] = np.arange(1, len(present) + 1)
+    pieces = np.zeros(inside.shape, np.int32)
+    pieces[inside] = numbers[given]
+    outside = inside & (pieces == 0)
+    others, further = ndimage.label(outside, structure=CONNECTIVITY_26)
+    pieces[outside] = others[outside] + len(present)
+    return pieces, len(present) + further
 
 
 def _rank(lesion: Lesion) -> tuple[float, ...]:

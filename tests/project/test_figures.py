@@ -126,7 +126,7 @@ QUOTED = [
     (
         "docs/methods/longitudinal.md",
         "of {} new lesions {} were detected, and both the rule and the threshold alone call all {} "
-        "new; the threshold alone calls {} others new, {:.1f} per pair, the rule {}, {:.1f} per "
+        "new; the threshold alone calls {} others new, {:.2f} per pair, the rule {}, {:.2f} per "
         "pair. All {} lesions",
         lambda: follow_up(
             "true_new",

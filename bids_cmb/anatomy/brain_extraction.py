@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_cmb.imaging.cropping import find_box
+from bids_cmb.imaging.dilation import dilate
 from bids_cmb.imaging.resampling import resample
 from bids_cmb.imaging.volume import Volume
 
@@ -77,7 +78,7 @@ def cut_leaks(brain: Volume, image: Volume) -> Volume:
     if not PLAUSIBLE_ML[0] <= measure_volume_ml(outline) <= PLAUSIBLE_ML[1]:
         return brain
     margin = int(LEAK_MM / GRID_MM) + 1
-    near = _dilate(np.pad(outline.data, margin), LEAK_MM).astype(np.float32)
+    near = dilate(np.pad(outline.data, margin), LEAK_MM, GRID_MM).astype(np.float32)
     affine = outline.affine.copy()
     affine[:3, 3] = outline.world(np.full(3, -margin))
     kept = brain.data & (resample(Volume(near, affine), brain.affine, brain.shape).data > 0.5)
@@ -227,7 +228,7 @@ def _open_by_radius(tissue: np.ndarray, centre: np.ndarray) -> Iterator[np.ndarr
         sizes = np.bincount(pieces[centre], minlength=2)
         sizes[0] = 0
         if sizes.any():
-            yield tissue & _dilate(pieces == sizes.argmax(), radius + 1)
+            yield tissue & dilate(pieces == sizes.argmax(), radius + 1, GRID_MM)
         else:
             yield np.zeros_like(tissue)
 
@@ -256,18 +257,11 @@ def _cut_neck(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
 def _close_clefts(mask: np.ndarray) -> np.ndarray:
     """Close the clefts of ``mask`` and fill its holes."""
     wide = int(CLOSING_RADIUS_MM / GRID_MM) + 1
-    near = _dilate(np.pad(mask, wide), CLOSING_RADIUS_MM)
+    near = dilate(np.pad(mask, wide), CLOSING_RADIUS_MM, GRID_MM)
     box, closed = _find_box(near, 1), np.zeros_like(near)
     closed[box] = ndimage.distance_transform_edt(near[box], GRID_MM) > CLOSING_RADIUS_MM
     inner = (slice(wide, -wide),) * 3
     return _fill(closed[inner] | mask)
-
-
-def _dilate(mask: np.ndarray, radius: float) -> np.ndarray:
-    """Dilate ``mask`` by ``radius`` mm, on the 2 mm grid; nothing is measured far from it."""
-    box, dilated = _find_box(mask, int(radius / GRID_MM) + 1), np.zeros_like(mask)
-    dilated[box] = ndimage.distance_transform_edt(~mask[box], GRID_MM) <= radius
-    return dilated
 
 
 def _fill(mask: np.ndarray) -> np.ndarray:

@@ -8,12 +8,11 @@ centimetre of a border the lobe is a guess: gyri differ between heads, and the a
 """
 
 import numpy as np
-from scipy import ndimage
 
 from bids_cmb.anatomy.mars import find_label
 from bids_cmb.anatomy.region_map import CORTEX, PUTAMEN
 from bids_cmb.anatomy.segmentation import WHITE_MATTER, Anatomy
-from bids_cmb.imaging.cropping import find_box
+from bids_cmb.imaging.dilation import dilate
 from bids_cmb.imaging.volume import Volume
 
 # Of the central sulcus: it runs backwards from the fissure (y -5, z 18) to the vertex (-34, 72).
@@ -82,11 +81,4 @@ def draw_lobes(anatomy: Anatomy) -> np.ndarray | None:
 def _is_near_putamen(anatomy: Anatomy) -> np.ndarray:
     """Tell which voxels lie within `INSULA_MM` of a putamen, bool (X, Y, Z)."""
     putamen = np.isin(anatomy.structures.data, PUTAMEN)
-    near = np.zeros(putamen.shape, bool)
-    if not putamen.any():
-        return near
-    spacing = anatomy.structures.spacing
-    reach = np.ceil(INSULA_MM / spacing).astype(int)
-    box = find_box(putamen, reach)
-    near[box] = ndimage.distance_transform_edt(~putamen[box], spacing) <= INSULA_MM
-    return near
+    return dilate(putamen, INSULA_MM, anatomy.structures.spacing)

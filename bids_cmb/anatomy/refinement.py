@@ -28,7 +28,7 @@ from bids_cmb.networks.loading import PROBABILITY_STEPS, ModelOptions, load_patc
 from bids_cmb.networks.model_cards import ANATOMY, load_card, locate_weights
 
 MEMBER_NAME = "tissue"  # of the anatomy's card
-MAX_VOXELS_AT_ONCE = 600_000  # voxels
+MAX_VOXELS_AT_ONCE = 600_000  # more need more memory than all else of a scan
 OVERLAP_VOXELS = 16  # voxels that parts are shown beyond either end
 MAX_BRIGHTNESS = 3.0  # brain medians
 MIN_QUERY_PROBABILITY = (

@@ -7,13 +7,8 @@ from nibabel.affines import from_matvec, voxel_sizes
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy import ndimage
 
-from bids_cmb.imaging.cropping import (
-    crop_or_pad,
-    find_bounds,
-    find_box,
-    intersect_box,
-    shift_affine,
-)
+from bids_cmb.imaging.cropping import crop_or_pad, find_bounds, intersect_box, shift_affine
+from bids_cmb.imaging.dilation import dilate
 from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.intensity import INTENSITIES
 from bids_cmb.imaging.resampling import resample_like
@@ -74,11 +69,7 @@ def preprocess(image: Volume, brain: Volume, grid: Grid) -> Preprocessed:
 
 def dilate_brain(brain: Volume) -> np.ndarray:
     """Dilate a brain mask by `BRAIN_SHELL_MM`, bool (X, Y, Z): pial microbleeds keep their edge."""
-    box = find_box(brain.data, (BRAIN_SHELL_MM / brain.spacing).astype(int) + 1)
-    dilated = np.zeros(brain.shape, bool)
-    distance = ndimage.distance_transform_edt(~brain.data[box], brain.spacing)
-    dilated[box] = distance <= BRAIN_SHELL_MM
-    return dilated
+    return dilate(brain.data, BRAIN_SHELL_MM, brain.spacing)
 
 
 def measure_distances(mask: Volume, voxels: np.ndarray, reach_mm: float) -> np.ndarray:

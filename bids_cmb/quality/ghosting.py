@@ -74,7 +74,7 @@ def _compare_sides(
     """Compute the power beside the head less that in the rest of the air, along each axis.
 
     Ghosts that are as bright as a head leave no air by the lower level that marks a head; then the
-    higher one is taken, and whatever lies around the brain for scalp.
+    higher one is taken, and whatever surrounds the brain for scalp.
 
     Args:
         values: A slice, in levels of the brain, (X, Y).
@@ -119,7 +119,7 @@ def _find_blank(values: np.ndarray) -> np.ndarray:
 
 
 def _fill_between(mask: np.ndarray, axis: int) -> np.ndarray:
-    """Mark what lies between the first and the last pixel of a mask along an axis."""
+    """Mark what is between the first and the last pixel of a mask along an axis."""
     after = np.maximum.accumulate(mask, axis)
     before = np.flip(np.maximum.accumulate(np.flip(mask, axis), axis), axis)
     return after & before

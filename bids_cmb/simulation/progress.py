@@ -1,6 +1,6 @@
 """The record of a simulation in its dataset, by which one that was interrupted goes on.
 
-It lies in a hidden folder, which BIDS tools pass over, and goes when the dataset is complete.
+It is kept in a hidden folder, which BIDS tools pass over, until the dataset is complete.
 """
 
 import json
@@ -40,7 +40,10 @@ def open_record(folder: Path, content: Mapping) -> dict[int, list[dict]]:
         )
     write_json(path, content)
     parts = (folder / RECORD).glob("[0-9]*.json")
-    return {int(part.stem): (read_json(part) or {})["rows"] for part in parts}
+    records = {
+        int(part.stem): read_json(part) for part in parts
+    }  # one that is damaged is made anew
+    return {index: record["rows"] for index, record in records.items() if record}
 
 
 def add_to_record(folder: Path, index: int, rows: list[dict]) -> None:

@@ -179,10 +179,10 @@ def train_network(
     recipe, sets = read_recipe(given["recipe"]), options.work / "sets"
     if options.small:
         recipe = replace(recipe, steps=min(recipe.steps, options.small[1]), epochs=2, settle=1)
-    out = options.work / "runs" / recipe.name
+    runs = options.work / "runs"
+    out = runs / recipe.name
     path = out / f"{recipe.name}.json"
     if not path.is_file():
-        runs = options.work / "runs"
         roles = [(role, runs / role / f"{role}.json") for role in given.get("pretrained", ())]
         material = TrainingData(
             tuple(sets / name for name in given["data"]),

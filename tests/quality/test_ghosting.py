@@ -79,7 +79,7 @@ def test_a_single_jerk_leaves_fewer_ghosts_than_going_to_and_fro(rng):
 def test_the_ghost_is_as_strong_as_theory_says(rng):
     """A phase error of ±e rad in turns, line by line, sends sin e of the image half a field away.
 
-    That much more power than noise alone lies there, whatever the noise.
+    There is that much more power than of noise alone, whatever the noise.
     """
     still, brain = head(rng)
     error = 0.06

@@ -82,3 +82,11 @@ def test_a_complete_dataset_is_not_added_to(quick, tmp_path):
     assert quick == [0]
     with pytest.raises(ValueError, match="needs an empty folder; found files in it"):
         simulate_dataset(tmp_path / "made", DatasetPlan(2, 8))
+
+
+def test_what_a_damaged_record_says_was_made_is_made_anew(interrupted, quick, tmp_path):
+    (interrupted / ".simulation" / "0.json").write_text("{")
+    simulate_dataset(interrupted, DatasetPlan(3, 8))
+    assert quick == [0, 2]
+    simulate_dataset(tmp_path / "whole", DatasetPlan(3, 8))
+    assert read_tree(interrupted) == read_tree(tmp_path / "whole")

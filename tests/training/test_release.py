@@ -232,16 +232,20 @@ def test_a_set_is_simulated_once_from_the_heads_that_the_plan_names(
     def pretend(folder, wanted, **_):
         heads = sorted(path.name for path in wanted.anatomy.iterdir())
         calls.append((heads, wanted.scans, wanted.priors))
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "dataset_description.json").write_text("{}")
         return []
 
     monkeypatch.setattr(module, "simulate_dataset", pretend)
     plan, means = read_plan("two-stage"), ReleaseOptions(heads_of(15), tmp_path / "work")
+    half_made = tmp_path / "work" / "sets" / "V.part"
+    (half_made / "sub-01").mkdir(parents=True)
     for _ in range(2):
         folder = simulate_set("V", plan["sets"]["V"], plan, means, print)
     assert calls == [(["head_14.nii.gz", "head_15.nii.gz"], 24, "default")]
     assert folder == tmp_path / "work" / "sets" / "V"
+    assert not half_made.exists()
+    assert (folder / "sub-01").is_dir()  # what was made before it was stopped is kept
 
 
 def test_too_few_heads_are_told(heads_of, tmp_path):

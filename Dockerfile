@@ -24,7 +24,7 @@ ARG LOCK=gpu
 COPY .ci/${LOCK}.lock /tmp/lock
 COPY .ci/strip.py /tmp/strip.py
 RUN python3 -m venv /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir --no-compile --require-hashes -r /tmp/lock
+    && /opt/venv/bin/pip install --no-cache-dir --no-compile --no-deps --require-hashes -r /tmp/lock
 COPY pyproject.toml README.md LICENSE /src/
 COPY bids_cmb /src/bids_cmb
 COPY run.py LICENSE README.md CITATION.cff /opt/bids_cmb/

@@ -2,9 +2,9 @@
 
     python .ci/strip.py /opt/venv
 
-TensorFlow's headers, the C compiler's Python bindings and the tests of libraries take half a
-gigabyte, and no network uses them. The NVIDIA libraries stay whole: which of them cuDNN opens
-is known only on a GPU.
+TensorFlow's headers, the C compiler's Python bindings, what OpenVINO needs for Intel's GPUs and the
+tests of libraries take half a gigabyte, and no network uses them. The NVIDIA libraries stay whole:
+which of them cuDNN opens is known only on a GPU.
 """
 
 import shutil
@@ -12,12 +12,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-UNUSED = ("tensorflow/include", "clang", "tensorboard", "tensorboard_data_server")
+UNUSED = (
+    "tensorflow/include", "clang", "tensorboard", "tensorboard_data_server",
+    "openvino/libs/libopenvino_intel_gpu*", "openvino/libs/libopenvino_intel_npu*",
+    "openvino/libs/cache.json", "openvino/tools/benchmark",
+)  # fmt: skip
 TESTS = ("numpy", "scipy", "pandas", "nibabel", "matplotlib", "sklearn", "h5py", "bids")
 
 
 def unneeded(environment: Path) -> Iterator[Path]:
-    """Folders of an environment that no run opens."""
+    """Folders and files of an environment that no run opens."""
     for home in environment.glob("lib/python3*/site-packages"):
         for name in UNUSED:
             yield from home.glob(name)
@@ -27,9 +31,12 @@ def unneeded(environment: Path) -> Iterator[Path]:
 
 def main(environment: Path) -> None:
     """Remove them."""
-    for folder in list(unneeded(environment)):
-        shutil.rmtree(folder, ignore_errors=True)
-        sys.stdout.write(f"removed {folder}\n")
+    for path in list(unneeded(environment)):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+        sys.stdout.write(f"removed {path}\n")
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ class Config:
     stop_on_first_crash: bool = False
 
     device: str = "auto"
+    engine: str = "auto"
     gpu_id: str | None = None
     n_cpus: int | None = None
     omp_nthreads: int | None = None

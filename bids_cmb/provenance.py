@@ -12,7 +12,7 @@ from pathlib import Path
 from bids_cmb import __version__
 
 NAME = "bids_cmb"
-ENGINES = ("numpy", "scipy", "nibabel", "keras", "tensorflow", "simpleitk")  # they compute
+ENGINES = ("numpy", "scipy", "nibabel", "keras", "openvino", "tensorflow", "simpleitk")  # compute
 LIBRARIES = (*ENGINES, "pybids", "pandas")
 BUILDS = {"tensorflow": ("tensorflow", "tensorflow-cpu")}  # distributions of one library
 # Cards name their weights by SHA-256, and pages show what was found.

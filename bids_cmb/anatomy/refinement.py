@@ -23,8 +23,8 @@ from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.imaging.resampling import compute_linear_weights, resample
 from bids_cmb.imaging.volume import Volume
-from bids_cmb.networks.inference import predict_in_slabs
-from bids_cmb.networks.loading import PROBABILITY_STEPS, ModelOptions, load_patch_model
+from bids_cmb.networks.inference import PROBABILITY_STEPS, predict_in_slabs
+from bids_cmb.networks.loading import ModelOptions, load_patch_model
 from bids_cmb.networks.model_cards import ANATOMY, load_card, locate_weights
 
 MEMBER_NAME = "tissue"  # of the anatomy's card

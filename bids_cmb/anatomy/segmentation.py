@@ -17,8 +17,8 @@ from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.imaging.resampling import resample
 from bids_cmb.imaging.volume import Volume, map_points
-from bids_cmb.networks.inference import predict
-from bids_cmb.networks.loading import PROBABILITY_STEPS, ModelOptions, load_network
+from bids_cmb.networks.inference import PROBABILITY_STEPS, predict
+from bids_cmb.networks.loading import ModelOptions, load_network
 from bids_cmb.networks.model_cards import ANATOMY, load_card, locate_weights, select_members
 
 FLUID_OUTSIDE, OUTSIDE = "fluid outside the brain", "outside"  # classes that are no brain

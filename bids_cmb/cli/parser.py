@@ -308,6 +308,13 @@ def _add_running_flags(add: Callable) -> None:
         help="auto: a GPU if there is a usable one; gpu: stop without one; cpu: never use one "
         f"(default: {Config.device})",
     )
+    add(
+        "--engine",
+        choices=("auto", "openvino", "tensorflow"),
+        help="what computes the networks; auto: OpenVINO on the CPU where it is installed, else "
+        "TensorFlow, which alone computes on a GPU, as it does SHIVA-CMB's networks "
+        f"(default: {Config.engine})",
+    )
     add("--gpu-id", metavar="N", help="GPU to use, numbered as by nvidia-smi (default: the first)")
     add(
         "--precision",

@@ -8,7 +8,7 @@ from pathlib import Path
 from bids_cmb.config import Config
 from bids_cmb.evaluation.evaluate import compute_evaluation
 from bids_cmb.evaluation.options import EvaluationOptions
-from bids_cmb.networks.backend import describe_device, find_device_problem
+from bids_cmb.networks.backend import choose_engine, describe_device, find_device_problem
 from bids_cmb.networks.loading import load_network, load_patch_model
 from bids_cmb.networks.model_cards import list_cards, load_card, locate_weights, select_members
 from bids_cmb.provenance import machine, software
@@ -36,7 +36,10 @@ def run_tests(folder: Path, *, models: Path | None, device: str, log: Log) -> li
         A sentence for each fault; empty if all is well.
     """
     log(", ".join(f"{name} {version}" for name, version in software().items()))
-    log(f"tensorflow {_tensorflow_version()}, {describe_device()}, {machine()['Cores']} cores")
+    log(
+        f"networks on {describe_device()} by {choose_engine()}, tensorflow "
+        f"{_tensorflow_version()}, {machine()['Cores']} cores"
+    )
     faults = []
     if fault := find_device_problem(device):
         faults.append(fault)

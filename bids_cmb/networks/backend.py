@@ -1,24 +1,84 @@
-"""TensorFlow and Keras: imported late and quietly; the device and the threads they compute on.
+"""OpenVINO, TensorFlow and Keras: which computes, imported late and quietly; device and threads.
 
-TensorFlow takes seconds to import, and ``--help`` must not wait for it: it is imported with the
-first network.
+TensorFlow takes seconds to import, and ``--help`` must not wait for it: an engine is imported with
+the first network.
 """
 
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from threading import RLock
 
 M_MMAP_THRESHOLD, LARGE_BYTES = -3, 2**21  # GNU's number for it; and what it shall be
+OPENVINO, TENSORFLOW = "openvino", "tensorflow"  # the engines
+ENGINE_VARIABLE = "BIDS_CMB_ENGINE"  # one of them, for this process and its children
 LOADING_LOCK = RLock()  # one at a time, whichever thread asks: libraries, networks
 
 
+_threads: list[int] = []  # the last one holds
+_releases: list[Callable[[], None]] = []
+
+
+def choose_engine() -> str:
+    """Choose the engine of our own networks: `OPENVINO` or `TENSORFLOW`.
+
+    What `ENGINE_VARIABLE` names; else OpenVINO where it is installed, unless TensorFlow may find a
+    GPU.
+    """
+    named = os.environ.get(ENGINE_VARIABLE, "")
+    if named in (OPENVINO, TENSORFLOW):
+        return named
+    return OPENVINO if find_spec("openvino") and not may_have_gpu() else TENSORFLOW
+
+
+def find_engine_problem(engine: str, device: str) -> str:
+    """Find what keeps an engine from computing on a device; empty if nothing does.
+
+    Args:
+        engine: `OPENVINO`, `TENSORFLOW` or ``auto``.
+        device: ``gpu``, ``cpu`` or ``auto``.
+    """
+    if engine != OPENVINO:
+        return ""
+    if device == "gpu":
+        return "--engine openvino computes on the CPU; found --device gpu."
+    if not find_spec("openvino"):
+        return (
+            "--engine openvino needs the package openvino (install the extra `cpu`); "
+            "it is not installed."
+        )
+    return ""
+
+
+def may_have_gpu() -> bool:
+    """Whether TensorFlow may find a GPU; it is not asked, since that takes seconds."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    return bool(_list_gpus()) and not _is_installed("tensorflow-cpu")
+
+
+def _list_gpus() -> list[Path]:
+    """List the device files of GPUs; ``dxg`` is that of the Windows Subsystem for Linux."""
+    return [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("dxg")]
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        return bool(metadata.version(distribution))
+    except metadata.PackageNotFoundError:
+        return False
+
+
 def describe_device() -> str:
-    """Describe the device that networks are computed on: ``CPU`` or ``GPU (count)``."""
+    """Describe the device that our networks are computed on: ``CPU`` or ``GPU (count)``."""
+    if choose_engine() == OPENVINO:
+        return "CPU"
     gpus = get_tensorflow().config.list_physical_devices("GPU")
     return f"GPU ({len(gpus)})" if gpus else "CPU"
 
@@ -29,7 +89,7 @@ def find_device_problem(requested: str) -> str:
     Args:
         requested: ``gpu``, if it must be one; any other is always available.
     """
-    if requested != "gpu" or describe_device().startswith("GPU"):
+    if requested != "gpu" or get_tensorflow().config.list_physical_devices("GPU"):
         return ""
     return f"--device gpu needs a GPU that can be used. {explain_missing_gpu()}"
 
@@ -38,7 +98,7 @@ def explain_missing_gpu() -> str:
     """Explain why there may be no GPU, in a sentence for users."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     driver = Path("/proc/driver/nvidia/version").is_file()
-    nodes = bool(list(Path("/dev").glob("nvidia[0-9]*")))
+    nodes = bool(_list_gpus())
     findings = [
         f"the driver is {'there' if driver else 'not seen'}",
         f"devices are {'there' if nodes else 'not seen'}",
@@ -55,10 +115,18 @@ def explain_missing_gpu() -> str:
 def release_memory() -> None:
     """Release freed memory to the system; the C library would keep some of it.
 
-    Loading three networks of SHIVA-CMB's size leaves a quarter of a gigabyte behind.
+    Loading three networks of SHIVA-CMB's size leaves a quarter of a gigabyte behind, and OpenVINO
+    keeps what each network needed last.
     """
+    for release in _releases:
+        release()
     with suppress(OSError, AttributeError):  # another C library than GNU's
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def release_with_memory(release: Callable[[], None]) -> None:
+    """Have a function called whenever memory is released."""
+    _releases.append(release)
 
 
 def _set_malloc_threshold() -> None:
@@ -71,11 +139,35 @@ def _set_malloc_threshold() -> None:
 
 
 def set_threads(count: int) -> None:
-    """Limit the threads of networks; without effect after the first one was loaded."""
-    with LOADING_LOCK, suppress(RuntimeError):
-        threading = get_tensorflow().config.threading
-        threading.set_intra_op_parallelism_threads(count)
-        threading.set_inter_op_parallelism_threads(1)
+    """Limit the threads of networks that are loaded from now on.
+
+    Without effect on TensorFlow after it has computed.
+    """
+    with LOADING_LOCK:
+        _threads.append(count)
+        if "tensorflow" in sys.modules:
+            _limit_tensorflow(get_tensorflow())
+
+
+def get_threads() -> int | None:
+    """Get the number that `set_threads` was given last; None if it was not."""
+    return _threads[-1] if _threads else None
+
+
+def _limit_tensorflow(tf) -> None:
+    if not _threads:
+        return
+    with suppress(RuntimeError):  # it has computed already
+        tf.config.threading.set_intra_op_parallelism_threads(_threads[-1])
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def start_engine() -> None:
+    """Import the engine of our own networks, which takes seconds."""
+    if choose_engine() == OPENVINO:
+        get_openvino()
+    else:
+        get_tensorflow()
 
 
 def get_tensorflow():
@@ -99,6 +191,7 @@ def _import_tensorflow():
         exact(False)  # noqa: FBT003 as exact as a CPU
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)  # noqa: FBT003
+    _limit_tensorflow(tf)
     return tf
 
 
@@ -116,6 +209,22 @@ def _hide_module(name: str) -> Iterator[None]:
         yield
     finally:
         del sys.modules[name]
+
+
+def get_openvino():
+    """Get OpenVINO; imported at the first call."""
+    with LOADING_LOCK:
+        return _import_openvino()
+
+
+@lru_cache(maxsize=1)
+def _import_openvino():
+    """Import OpenVINO without the module that reports to its makers what is done with it."""
+    _set_malloc_threshold()
+    with _hide_module("openvino_telemetry"):
+        import openvino  # noqa: PLC0415
+        import openvino.opset13  # noqa: PLC0415
+    return openvino
 
 
 def get_keras():

@@ -1,12 +1,11 @@
-"""Keras models of the members of model cards, with the weights that lie beside the cards."""
+"""From the members of model cards to networks: their builders, and the arrays that fit them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.networks.backend import get_keras, suppress_stderr
 from bids_cmb.networks.external.tiled_unet import list_kernels
 from bids_cmb.networks.weights import read_weights
 
@@ -25,7 +24,7 @@ BUILDERS = {  # each a function of that name in the module
 
 
 def get_builder(name: str) -> Callable:
-    """Get the builder of a kind of network: from arguments, among them ``fused``, to a Keras model.
+    """Get the builder of a kind of network: from arguments, among them ``fused``, to a model.
 
     Raises:
         ValueError: If there is none of that name.
@@ -35,25 +34,6 @@ def get_builder(name: str) -> Callable:
             f"The builder of a network must be one of {', '.join(BUILDERS)}; found {name!r}."
         )
     return getattr(import_module(BUILDERS[name]), name)
-
-
-def find_misfit(parts: Sequence[tuple[Mapping, Path]]) -> str:
-    """Find what keeps weights from being those of their networks; empty if nothing does.
-
-    Nothing is computed. A SavedModel brings a graph of its own and is passed over.
-
-    Args:
-        parts: Members as their cards have them, and where their weights lie.
-    """
-    try:
-        for member, path in parts:
-            if member["builder"] == "shiva":
-                read_shiva_arrays(member, path)
-            elif member["builder"] != "savedmodel":
-                load_keras_model(member, path, "full")
-    except ValueError as error:
-        return str(error)
-    return ""
 
 
 def read_shiva_arrays(member: Mapping, path: Path) -> dict[str, np.ndarray]:
@@ -98,41 +78,42 @@ def fuse_batchnorm(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return fused
 
 
-def load_keras_model(member: Mapping, path: Path, precision: str):
-    """Build the Keras model of a member, normalisations fused, with its weights from ``path``."""
-    arrays = fuse_batchnorm(read_weights(path, member["sha256"]))
-    with suppress_stderr():
-        model = _build(member, path, precision)
-    _check_fit(model, arrays, path)
-    for variable in model.weights:
-        variable.assign(arrays[variable.path])
-    return model
+def build_network(member: Mapping, path: Path):
+    """Build the network of a member, normalisations fused, of `networks.layers` in use.
 
+    Args:
+        member: As the card has it.
+        path: Of its weights, for errors.
 
-def _build(member: Mapping, path: Path, precision: str):
-    keras = get_keras()
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "mixed" else "float32")
+    Raises:
+        ValueError: If builder or arguments are unknown.
+    """
+    builder = get_builder(member["builder"])
     try:
-        return get_builder(member["builder"])(**member["arguments"], fused=True)
+        return builder(**member["arguments"], fused=True)
     except TypeError as error:
         raise ValueError(f"{path}: {member['builder']} takes no such argument; {error}.") from error
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
-def _check_fit(model, arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Refuse arrays that are not those of a network by name and shape."""
-    wanted = {variable.path: variable for variable in model.weights}
-    missing, extra = sorted(set(wanted) - set(arrays)), sorted(set(arrays) - set(wanted))
+def check_fit(
+    shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, np.ndarray], path: Path
+) -> None:
+    """Refuse arrays that are not those of a network by name and shape.
+
+    Args:
+        shapes: That the network needs, by name.
+        arrays: That there are.
+        path: Where they were read from.
+
+    Raises:
+        ValueError: If one is missing, is not needed or has another shape.
+    """
+    missing, extra = sorted(set(shapes) - set(arrays)), sorted(set(arrays) - set(shapes))
     if missing or extra:
         raise ValueError(
             f"{path}: weights must be those of the network; found "
             f"{f'none for {missing[0]}' if missing else f'{extra[0]}, which it does not have'}."
         )
-    for name, variable in wanted.items():
-        if arrays[name].shape != tuple(variable.shape):
-            raise ValueError(
-                f"{path}: {name} must have shape {tuple(variable.shape)}; "
-                f"found {arrays[name].shape}."
-            )
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{path}: {name} must have shape {shape}; found {arrays[name].shape}.")

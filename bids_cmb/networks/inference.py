@@ -8,6 +8,7 @@ import numpy as np
 # At once: about 1.5 GB of activations; larger images are cut in slabs
 MAX_VOXELS_AT_ONCE = 7_500_000
 HALO_VOXELS = 32  # voxels that slabs overlap by at either end: beyond, nothing changes by 0.001
+PROBABILITY_STEPS = 255  # of a probability that is kept in 8 bits
 Predictor = Callable[[np.ndarray], np.ndarray]  # from a batch (B, ..., channels) to the output
 
 

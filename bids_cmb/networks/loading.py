@@ -1,29 +1,37 @@
 """Loading: from a member of a model card to a function of arrays, once.
 
-Three kinds of builder: ``unet``, ours; ``shiva``, computed by `networks.external.tiled_unet`;
-``savedmodel``, what somebody's TensorFlow has written, loaded by `networks.external.saved_model`.
-
-Always in graph mode: eager 3D convolutions need twice the memory. Never with XLA, which is ten
-times slower on a CPU. Never padded inside the graph: TensorFlow 2.15 to 2.22 computes a padding
-that is followed by a convolution wrongly on CPUs. So inputs are multiples of what is needed.
+Our own networks are computed by one of two engines, `networks.openvino_engine` on a CPU where
+OpenVINO is installed, else `networks.tensorflow_engine`. TensorFlow alone computes ``shiva``, by
+`networks.external.tiled_unet`, and ``savedmodel``, what somebody's TensorFlow has written, loaded
+by `networks.external.saved_model`.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
-from bids_cmb.networks.backend import LOADING_LOCK, get_tensorflow, release_memory, suppress_stderr
-from bids_cmb.networks.builders import load_keras_model, read_shiva_arrays
+from bids_cmb.networks import openvino_engine, tensorflow_engine
+from bids_cmb.networks.backend import (
+    LOADING_LOCK,
+    OPENVINO,
+    TENSORFLOW,
+    choose_engine,
+    get_tensorflow,
+    release_memory,
+    suppress_stderr,
+)
+from bids_cmb.networks.builders import read_shiva_arrays
 from bids_cmb.networks.external.saved_model import load_signature
 from bids_cmb.networks.external.tiled_unet import build_tiled_unet
 from bids_cmb.networks.inference import Network, predict_in_slabs
 from bids_cmb.networks.weights import check_file
 
-PROBABILITY_STEPS = 255  # of a probability that is kept in 8 bits
+ENGINES = {OPENVINO: openvino_engine, TENSORFLOW: tensorflow_engine}
 
 
 @dataclass(frozen=True)
@@ -87,11 +95,12 @@ def load_trained_model(
 
 def _load_once(load: Callable, member: Mapping, path: Path, precision: str):
     with LOADING_LOCK:
-        return _load_cached(load, json.dumps(dict(member), sort_keys=True), path, precision)
+        stated = json.dumps(dict(member), sort_keys=True)
+        return _load_cached(load, stated, path, precision, choose_engine())
 
 
 @lru_cache(maxsize=32)
-def _load_cached(load: Callable, member_json: str, path: Path, precision: str):
+def _load_cached(load: Callable, member_json: str, path: Path, precision: str, engine: str):  # noqa: ARG001
     loaded = load(json.loads(member_json), path, precision)
     release_memory()
     return loaded
@@ -109,34 +118,19 @@ def _load_network(member: Mapping, path: Path, precision: str) -> Network:
 
 
 def _load_patch_model(member: Mapping, path: Path, precision: str) -> Callable:
-    tf, model = get_tensorflow(), load_keras_model(member, path, precision)
-    signature = [tf.TensorSpec((None, *tensor.shape[1:]), tf.float32) for tensor in model.inputs]
-
-    @tf.function(input_signature=signature, autograph=False, jit_compile=False)
-    def run(*inputs):
-        outputs = model(inputs[0] if len(inputs) == 1 else list(inputs), training=False)
-        return tf.nest.map_structure(lambda tensor: tf.cast(tensor, tf.float32), outputs)
-
-    run.get_concrete_function()  # traced now: two threads that trace at once spoil each other
-
-    def predict_patch(*inputs: np.ndarray):
-        tensors = [tf.constant(tensor, tf.float32) for tensor in inputs]
-        return tf.nest.map_structure(lambda tensor: tensor.numpy(), run(*tensors))
-
-    return predict_patch
+    return get_engine().compile_patch_network(member, path, precision)
 
 
 def _load_unet(member: Mapping, path: Path, precision: str):
     """Load one of our own U-Nets; return its function and what its sides must be multiples of."""
-    model = load_keras_model(member, path, precision)
+    predict_image = get_engine().compile_image_network(member, path, precision)
     arguments = member["arguments"]
     halvings = len(arguments.get("widths", (16, 32, 64, 96))) - 1
     pack = arguments.get("packed") or (1, 1, 1)
     shared = 2**halvings * np.array((2, 2, 2) if pack is True else pack)
     shared[2] //= 2 ** arguments.get("flat", 0)
     multiple = tuple(shared.tolist())
-    graph = _compile(model, member)
-    return lambda image, _: predict_in_slabs(graph, multiple, image), multiple
+    return lambda image, _: predict_in_slabs(predict_image, multiple, image), multiple
 
 
 def _load_shiva(member: Mapping, path: Path, precision: str):
@@ -157,29 +151,28 @@ def _load_saved_model(member: Mapping, path: Path, precision: str):  # noqa: ARG
     return lambda image, _: predict_image(image), shape
 
 
-def _compile(model, member: Mapping) -> Callable[[np.ndarray], np.ndarray]:
-    tf = get_tensorflow()
-    temperature, offset = member.get("temperature", 1.0), member.get("offset", 0.0)
-    shape = (1, None, None, None, model.input_shape[-1])
-    outputs = model.output_shape[-1]
-
-    @tf.function(
-        input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False, jit_compile=False
-    )
-    def run(image):
-        logits = model(image, training=False)[0]  # (X, Y, Z, C)
-        if outputs == 1:
-            return tf.sigmoid((logits[..., 0] - offset) / temperature)
-        probabilities = tf.nn.softmax(logits[..., :-1])
-        side = tf.sigmoid(logits[..., -1:])
-        return tf.concat([_quantize(tf, probabilities), _quantize(tf, side)], axis=-1)
-
-    run.get_concrete_function()  # traced now: two threads that trace at once spoil each other
-    return lambda image: run(tf.constant(image, tf.float32)).numpy()
+def get_engine() -> ModuleType:
+    """Get the module that computes our own networks in this process."""
+    return ENGINES[choose_engine()]
 
 
-def _quantize(tf, probabilities):
-    return tf.cast(tf.round(probabilities * PROBABILITY_STEPS), tf.uint8)
+def find_misfit(parts: Sequence[tuple[Mapping, Path]]) -> str:
+    """Find what keeps weights from being those of their networks; empty if nothing does.
+
+    Nothing is computed. A SavedModel brings a graph of its own and is passed over.
+
+    Args:
+        parts: Members as their cards have them, and where their weights lie.
+    """
+    try:
+        for member, path in parts:
+            if member["builder"] == "shiva":
+                read_shiva_arrays(member, path)
+            elif member["builder"] != "savedmodel":
+                get_engine().build_model(member, path)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 _LOADERS = {"unet": _load_unet, "shiva": _load_shiva, "savedmodel": _load_saved_model}

@@ -15,8 +15,8 @@ from bids_cmb.errors import (
 )
 from bids_cmb.files import find_obstacle, read_json
 from bids_cmb.lesions.measure import FLAGS
-from bids_cmb.networks.backend import find_device_problem
-from bids_cmb.networks.builders import find_misfit
+from bids_cmb.networks.backend import find_device_problem, find_engine_problem
+from bids_cmb.networks.loading import find_misfit
 from bids_cmb.networks.model_cards import (
     ANATOMY,
     is_packaged,
@@ -63,7 +63,9 @@ def check_detectors(config: Config) -> None:
 
 
 def check_device(config: Config) -> None:
-    """Stop before work if a GPU is required and none can be used."""
+    """Stop before work if what is to compute the networks, or a GPU that must be there, cannot."""
+    if problem := find_engine_problem(config.engine, config.device):
+        raise ExitError(USAGE if config.device == "gpu" else UNAVAILABLE, problem)
     on_cluster = config.dask_scheduler not in (None, LOCAL)  # its workers check themselves
     if config.device != "gpu" or on_cluster:
         return

@@ -17,7 +17,7 @@ from bids_cmb.bids.selection import Selection
 from bids_cmb.bids.tables import write_table
 from bids_cmb.config import TENSORFLOW, THREADS, Config
 from bids_cmb.files import remove_leftovers
-from bids_cmb.networks.backend import find_device_problem
+from bids_cmb.networks.backend import ENGINE_VARIABLE, find_device_problem
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.parallel import dask as dask_cluster
 from bids_cmb.parallel import processes
@@ -227,6 +227,8 @@ def _run_jobs(
     environment = dict.fromkeys(THREADS, str(config.omp_nthreads)) | TENSORFLOW
     if config.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = "-1"
+    if config.engine != "auto":
+        environment[ENGINE_VARIABLE] = config.engine
     return dask_cluster.run(
         work,
         jobs,

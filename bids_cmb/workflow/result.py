@@ -20,7 +20,7 @@ from bids_cmb.lesions.candidates import Candidates
 from bids_cmb.lesions.locations import list_position_notes
 from bids_cmb.lesions.measure import Lesion, Thresholds
 from bids_cmb.lesions.table import count_lesions
-from bids_cmb.networks.backend import describe_device
+from bids_cmb.networks.backend import choose_engine, describe_device
 from bids_cmb.networks.model_cards import ANATOMY, load_card, select_members
 from bids_cmb.provenance import fingerprint, machine, package_digest, software
 from bids_cmb.quality.measures import Quality
@@ -169,7 +169,11 @@ def _provenance(result: ScanResult, inputs: ScanInputs, record: InputRecord) -> 
         "Anatomy": _describe_anatomy(result.anatomy, inputs.anatomy_card),
         "Software": software(),
         "CodeSHA256": package_digest(),
-        "Machine": {**machine(), "Device": describe_device() if inputs.uses_networks else "CPU"},
+        "Machine": {
+            **machine(),
+            "Device": describe_device() if inputs.uses_networks else "CPU",
+            **({"Engine": choose_engine()} if inputs.uses_networks else {}),
+        },
         "Finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **({} if registration is None else {"Registration": registration.figures}),
     }

@@ -29,7 +29,7 @@ from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.candidates import Candidates, find_candidates
 from bids_cmb.lesions.locations import locate_lesions
 from bids_cmb.lesions.measure import Lesion, find_lesions
-from bids_cmb.networks.backend import set_threads
+from bids_cmb.networks.backend import set_threads, start_engine
 from bids_cmb.networks.model_cards import list_cards, load_card
 from bids_cmb.quality.measures import Quality, assess_quality
 from bids_cmb.report.figures import draw_figures, has_figures, load_shown
@@ -232,10 +232,11 @@ def measure_quality(image: Volume, brain: Volume, header: LoadReport, scan: Scan
 
 @contextmanager
 def _starting_networks(inputs: ScanInputs, threads: int) -> Iterator[None]:
-    """Start TensorFlow, if needed, in the background: that takes seconds."""
+    """Start what computes networks, if needed, in the background: that may take seconds."""
+    set_threads(threads)
     with ThreadPoolExecutor(1) as background:
         if inputs.uses_networks:
-            background.submit(set_threads, threads)
+            background.submit(start_engine)
         yield
 
 

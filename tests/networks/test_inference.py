@@ -12,7 +12,7 @@ import pytest
 from networks import weights_of, write_member
 from scipy import ndimage
 
-from bids_cmb.networks import backend, builders, inference
+from bids_cmb.networks import backend, inference, loading
 from bids_cmb.networks.builders import fuse_batchnorm
 from bids_cmb.networks.inference import Network, predict, predict_around, predict_in_slabs
 from bids_cmb.networks.loading import load_network
@@ -188,12 +188,12 @@ def test_weights_of_another_network_are_refused(model, tmp_path, change, sentenc
     with pytest.raises(ValueError, match=rf"w.npz: .*{sentence}"):
         load_network(member, path)
     if "builder" not in change:
-        assert re.search(rf"w.npz: .*{sentence}", builders.find_misfit([(member, path)]))
+        assert re.search(rf"w.npz: .*{sentence}", loading.find_misfit([(member, path)]))
 
 
 def test_weights_that_fit_have_no_misfit(model, tmp_path):
     path = tmp_path / "w.npz"
-    assert not builders.find_misfit([(member_of(model, path), path)])
+    assert not loading.find_misfit([(member_of(model, path), path)])
 
 
 def test_sixteen_bits_are_nearly_as_good(model, rng, tmp_path):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from keras import layers
+from bids_cmb.networks import layers
 
 
 def convolve(  # noqa: PLR0913

@@ -4,8 +4,7 @@ Layers and widths after Sundaresan et al. 2023, doi:10.3389/fninf.2023.1204186; 
 subclassed, so that a saved network needs none of our code.
 """
 
-import keras
-from keras import layers
+from bids_cmb.networks import layers
 
 ENTRY_CHANNELS = 3  # channels that image and symmetry are mixed into
 MOMENTUM = 0.9  # of what normalisations remember: trainings of few hundred steps must forget 1
@@ -14,7 +13,7 @@ MOMENTUM = 0.9  # of what normalisations remember: trainings of few hundred step
 def cdet(
     *, width: int = 64, inputs: int = 2, start: float = 0.0, biased: bool = False,
     fused: bool = False,
-) -> keras.Model:  # fmt: skip
+):  # fmt: skip
     """Build the network.
 
     Args:
@@ -31,10 +30,10 @@ def cdet(
         From (B, X, Y, Z, inputs) to logits of no and of a microbleed, float32, (B, X, Y, Z, 2).
         Each side must be a multiple of 4.
     """
-    image = keras.Input((None, None, None, inputs), name="image")  # (B, X, Y, Z, inputs)
+    image = layers.Input((None, None, None, inputs), name="image")  # (B, X, Y, Z, inputs)
     bias = {"biased": biased, "fused": fused}
     levels = encode(image, width, **bias)
-    return keras.Model(image, decode(levels, width, start=start, **bias))
+    return layers.Model(image, decode(levels, width, start=start, **bias))
 
 
 def encode(image, width: int, *, biased: bool, fused: bool) -> list:
@@ -57,7 +56,7 @@ def decode(levels: list, width: int, *, start: float, biased: bool, fused: bool)
         )(x)
         x = layers.Concatenate(name=f"up{level}_both")([skips[level], wide])
         x = convolve_twice(x, width * 2**level, (3, 1), f"up{level}", biased=biased, fused=fused)
-    bias = keras.initializers.Constant([-start / 2, start / 2])
+    bias = layers.Constant([-start / 2, start / 2])
     return layers.Conv3D(2, 1, dtype="float32", bias_initializer=bias, name="answer")(x)
 
 

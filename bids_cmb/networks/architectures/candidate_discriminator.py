@@ -6,9 +6,7 @@ al. 2023, doi:10.3389/fninf.2023.1204186; nothing is subclassed, so that a saved
 of our code.
 """
 
-import keras
-from keras import layers
-
+from bids_cmb.networks import layers
 from bids_cmb.networks.architectures.candidate_detector import (
     MOMENTUM,
     convolve_twice,
@@ -24,7 +22,7 @@ FULL_PRECISION = "float32"
 def cdisc_teacher(
     *, width: int = 64, inputs: int = 2, start: float = 0.0, biased: bool = False,
     fused: bool = False,
-) -> keras.Model:  # fmt: skip
+):  # fmt: skip
     """Build the teacher.
 
     Args:
@@ -39,7 +37,7 @@ def cdisc_teacher(
         microbleed in the voxel, and of no and of a microbleed in the middle of the patch, the
         latter two the same at every voxel.
     """
-    image = keras.Input(
+    image = layers.Input(
         (PATCH_SIDE_VOXELS, PATCH_SIDE_VOXELS, PATCH_SIDE_VOXELS, inputs), name="image"
     )
     bias = {"biased": biased, "fused": fused}
@@ -51,14 +49,12 @@ def cdisc_teacher(
         PATCH_SIDE_VOXELS, dtype=FULL_PRECISION, name="kind_everywhere"
     )(kind)
     voxels = decode(levels, width, start=start, **bias)
-    return keras.Model(
+    return layers.Model(
         image, layers.Concatenate(dtype=FULL_PRECISION, name="both")([voxels, everywhere])
     )
 
 
-def cdisc_student(
-    *, width: int = 64, inputs: int = 2, biased: bool = False, fused: bool = False
-) -> keras.Model:
+def cdisc_student(*, width: int = 64, inputs: int = 2, biased: bool = False, fused: bool = False):
     """Build the student.
 
     Args:
@@ -71,11 +67,11 @@ def cdisc_student(
         From (B, 24, 24, 24, inputs) to logits of no and of a microbleed in the middle of the
         patch, float32, (B, 2).
     """
-    image = keras.Input(
+    image = layers.Input(
         (PATCH_SIDE_VOXELS, PATCH_SIDE_VOXELS, PATCH_SIDE_VOXELS, inputs), name="image"
     )
     bias = {"biased": biased, "fused": fused}
-    return keras.Model(image, _classify(encode(image, width, **bias)[-1], width, **bias))
+    return layers.Model(image, _classify(encode(image, width, **bias)[-1], width, **bias))
 
 
 def _classify(x, width: int, *, biased: bool, fused: bool):

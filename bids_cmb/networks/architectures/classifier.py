@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-import keras
-from keras import layers
-
+from bids_cmb.networks import layers
 from bids_cmb.networks.architectures.blocks import convolve
 
 
@@ -12,7 +10,7 @@ def classifier(  # noqa: PLR0913
     *, shape: tuple[int, int, int] = (40, 40, 9), inputs: int = 3, places: int = 32,
     widths: Sequence[int] = (24, 48, 96), place: Sequence[int] = (32, 32), dense: int = 64,
     dropout: float = 0.3, start: float = 0.0, fused: bool = False,
-) -> keras.Model:  # fmt: skip
+):  # fmt: skip
     """Build the network.
 
     Args:
@@ -31,8 +29,8 @@ def classifier(  # noqa: PLR0913
     Returns:
         From [patches (B, X, Y, Z, inputs), places (B, places)] to logits, float32, (B, 1).
     """
-    patch = keras.Input((*shape, inputs), name="patch")
-    where = keras.Input((places,), name="place")
+    patch = layers.Input((*shape, inputs), name="patch")
+    where = layers.Input((places,), name="place")
     x = convolve(patch, widths[0], (2, 2, 1), "pack", fused=fused, strides=(2, 2, 1))
     for level, width in enumerate(widths):
         x = convolve(x, width, (3, 3, 3), f"level{level}_first", fused=fused)
@@ -54,6 +52,6 @@ def classifier(  # noqa: PLR0913
     if not fused:
         x = layers.Dropout(dropout, name="dropout")(x)
     x = layers.Dense(dense, activation="relu", name="dense")(x)
-    bias = keras.initializers.Constant(start)
+    bias = layers.Constant(start)
     last = layers.Dense(1, dtype="float32", bias_initializer=bias, name="answer")
-    return keras.Model([patch, where], last(x))
+    return layers.Model([patch, where], last(x))

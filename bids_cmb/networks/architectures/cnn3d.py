@@ -6,9 +6,7 @@ convolution, and along the channels.
 
 from collections.abc import Sequence
 
-import keras
-from keras import layers
-
+from bids_cmb.networks import layers
 from bids_cmb.networks.architectures.blocks import convolve
 
 
@@ -17,7 +15,7 @@ def cnn3d(
     stages: Sequence[Sequence[int]] = ((32, 64, 64), (128, 128)),
     dense: Sequence[int] = (32, 8), outputs: int = 2, dropout: float = 0.3, start: float = 0.0,
     fused: bool = False,
-) -> keras.Model:  # fmt: skip
+):  # fmt: skip
     """Build the network.
 
     Args:
@@ -35,7 +33,7 @@ def cnn3d(
     Returns:
         From (B, X, Y, Z, inputs) to logits, float32, (B, outputs).
     """
-    image = keras.Input((*shape, inputs), name="image")
+    image = layers.Input((*shape, inputs), name="image")
     x = image
     for number, widths in enumerate(stages):
         for turn, width in enumerate(widths):
@@ -46,6 +44,6 @@ def cnn3d(
         x = layers.Dense(width, activation="relu", name=f"dense{number}")(x)
         if number == 0 and not fused:
             x = layers.Dropout(dropout, name="dropout")(x)
-    bias = keras.initializers.Constant(start)
+    bias = layers.Constant(start)
     last = layers.Dense(outputs, dtype="float32", bias_initializer=bias, name="answer")
-    return keras.Model(image, last(x))
+    return layers.Model(image, last(x))

@@ -8,9 +8,7 @@ others.
 
 from collections.abc import Sequence
 
-import keras
-from keras import layers, ops
-
+from bids_cmb.networks import layers
 from bids_cmb.networks.architectures.blocks import convolve
 
 BOTTLENECK_EXPANSION = 4  # times a bottleneck's width that it gives on
@@ -22,7 +20,7 @@ def resnet_gate(
     *, widths: Sequence[int] = (12, 24, 48, 96), blocks: Sequence[int] = (1, 1, 1, 1),
     bottleneck: bool = False, stem: int = 3, dense: Sequence[int] = (64,),
     inputs: int = 3, start: float = 0.0, fused: bool = False,
-) -> keras.Model:  # fmt: skip
+):  # fmt: skip
     """Build the network.
 
     The published size, ResNet50 with its head, is ``widths=(64, 128, 256, 512)``, ``blocks=(3, 4,
@@ -44,7 +42,7 @@ def resnet_gate(
     Returns:
         From (B, X, Y, inputs) to logits, float32, (B, 1).
     """
-    tile = keras.Input((None, None, inputs), name="tile")  # (B, X, Y, inputs)
+    tile = layers.Input((None, None, inputs), name="tile")  # (B, X, Y, inputs)
     x = convolve(tile, widths[0], stem, "stem", fused=fused, initializer="he_normal")
     block = _bottleneck_block if bottleneck else _basic_block
     for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
@@ -54,9 +52,9 @@ def resnet_gate(
     for number, units in enumerate(dense):
         x = layers.Conv2D(units, 1, activation="relu", name=f"dense{number}")(x)
         x = layers.Dropout(DROPOUT, name=f"dense{number}_dropout")(x)
-    bias = keras.initializers.Constant(start)
+    bias = layers.Constant(start)
     places = layers.Conv2D(1, 1, dtype="float32", bias_initializer=bias, name="answer")(x)
-    return keras.Model(tile, ops.logsumexp(places, axis=(1, 2)))  # (B, 1)
+    return layers.Model(tile, layers.logsumexp(places, axis=(1, 2)))  # (B, 1)
 
 
 def _basic_block(x, width: int, stride: int, name: str, *, fused: bool):

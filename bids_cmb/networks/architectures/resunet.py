@@ -6,9 +6,7 @@ a normalisation takes away again are left out.
 
 from collections.abc import Sequence
 
-import keras
-from keras import layers
-
+from bids_cmb.networks import layers
 from bids_cmb.networks.architectures.blocks import convolve
 
 KIND = {"activation": None, "initializer": "he_normal"}  # of convolutions before a sum
@@ -17,7 +15,7 @@ KIND = {"activation": None, "initializer": "he_normal"}  # of convolutions befor
 def resunet(
     *, widths: Sequence[int] = (16, 32, 64, 128, 256), inputs: int = 3, start: float = 0.0,
     fused: bool = False,
-) -> keras.Model:  # fmt: skip
+):  # fmt: skip
     """Build the network; the widths that it has without any are the published ones.
 
     Args:
@@ -31,7 +29,7 @@ def resunet(
         From (B, X, Y, inputs) to logits of the middle slice, float32, (B, X, Y, 1). X and Y must
         be multiples of two to the number of levels but one.
     """
-    slices = keras.Input((None, None, inputs), name="slices")  # (B, X, Y, inputs)
+    slices = layers.Input((None, None, inputs), name="slices")  # (B, X, Y, inputs)
     x = slices
     for name in ("down0_first", "down0_second"):
         x = layers.Conv2D(
@@ -48,9 +46,9 @@ def resunet(
         x = layers.UpSampling2D(2, name=f"up{level}_wide")(x)
         x = layers.Concatenate(name=f"up{level}_skip")([x, skips[level]])
         x = _residual_block(x, widths[level], f"up{level}", fused=fused)
-    bias = keras.initializers.Constant(start)
+    bias = layers.Constant(start)
     answer = layers.Conv2D(1, 1, dtype="float32", bias_initializer=bias, name="answer")
-    return keras.Model(slices, answer(x))
+    return layers.Model(slices, answer(x))
 
 
 def _residual_block(x, width: int, name: str, *, fused: bool):

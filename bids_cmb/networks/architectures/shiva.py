@@ -8,9 +8,7 @@ re-implementation of its sister networks in ANTsPyNet. For pictures of the netwo
 
 from collections.abc import Sequence
 
-import keras
-from keras import layers
-
+from bids_cmb.networks import layers
 from bids_cmb.networks.architectures.blocks import convolve
 
 KIND = {"activation": "silu", "momentum": 0.99}  # of its convolutions; Keras' momentum
@@ -19,7 +17,7 @@ KIND = {"activation": "silu", "momentum": 0.99}  # of its convolutions; Keras' m
 def shiva(
     *, widths: Sequence[int], shape: tuple[int, int, int] = (160, 214, 176), last: int = 10,
     fused: bool = False,
-) -> keras.Model:  # fmt: skip
+):  # fmt: skip
     """Build the network.
 
     Args:
@@ -32,7 +30,7 @@ def shiva(
     Returns:
         From (B, X, Y, Z, 1) to logits, float32, (B, X, Y, Z, 1).
     """
-    image = keras.Input((*shape, 1), name="image")
+    image = layers.Input((*shape, 1), name="image")
     x, skips = image, []
     for level, width in enumerate(widths):
         x = convolve(x, width, 3, f"down{level}_first", fused=fused, **KIND)
@@ -50,4 +48,4 @@ def shiva(
         x = convolve(x, widths[level], 3, f"up{level}_second", fused=fused, **KIND)
     x = convolve(x, last, 3, "last_first", fused=fused, **KIND)
     x = convolve(x, last, 3, "last_second", fused=fused, **KIND)
-    return keras.Model(image, layers.Conv3D(1, 1, dtype="float32", name="answer")(x))
+    return layers.Model(image, layers.Conv3D(1, 1, dtype="float32", name="answer")(x))

@@ -6,9 +6,7 @@ that a saved network needs none of our code.
 
 from collections.abc import Sequence
 
-import keras
-from keras import layers
-
+from bids_cmb.networks import layers
 from bids_cmb.networks.architectures.blocks import convolve
 
 
@@ -16,7 +14,7 @@ def unet(
     *, widths: Sequence[int] = (16, 32, 64, 96), inputs: int = 1, outputs: int = 1,
     packed: bool | Sequence[int] = False, flat: int = 0, start: float = 0.0,
     fused: bool = False,
-) -> keras.Model:  # fmt: skip
+):  # fmt: skip
     """Build the network.
 
     Args:
@@ -36,7 +34,7 @@ def unet(
         From (B, X, Y, Z, inputs) to logits, float32, (B, X, Y, Z, outputs). Each side must be a
         multiple of two to the number of halvings.
     """
-    image = keras.Input((None, None, None, inputs), name="image")  # (B, X, Y, Z, inputs)
+    image = layers.Input((None, None, None, inputs), name="image")  # (B, X, Y, Z, inputs)
     kernels = [(3, 3, 1) if level < flat else (3, 3, 3) for level in range(len(widths))]
     steps = [(2, 2, 1) if level < flat else (2, 2, 2) for level in range(len(widths) - 1)]
 
@@ -53,11 +51,11 @@ def unet(
         x = layers.UpSampling3D(steps[level], name=f"up{level}_wide")(x)
         x = layers.Add(name=f"up{level}_skip")([x, skips[level]])
         x = _convolve_twice(x, widths[level], kernels[level], f"up{level}", fused=fused)
-    bias = keras.initializers.Constant(start)
+    bias = layers.Constant(start)
     last = {"dtype": "float32", "bias_initializer": bias, "name": "answer"}
     if pack:
-        return keras.Model(image, layers.Conv3DTranspose(outputs, pack, strides=pack, **last)(x))
-    return keras.Model(image, layers.Conv3D(outputs, 1, **last)(x))
+        return layers.Model(image, layers.Conv3DTranspose(outputs, pack, strides=pack, **last)(x))
+    return layers.Model(image, layers.Conv3D(outputs, 1, **last)(x))
 
 
 def _convolve_twice(x, width: int, kernel: Sequence[int], name: str, *, fused: bool):

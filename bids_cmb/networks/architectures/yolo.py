@@ -7,9 +7,7 @@ subclassed and no function stored, so that a saved network needs none of our cod
 
 from collections.abc import Sequence
 
-import keras
-from keras import layers
-
+from bids_cmb.networks import layers
 from bids_cmb.networks.architectures.blocks import convolve
 
 PUBLISHED_STAGES = (
@@ -29,7 +27,7 @@ def yolo(
     stages: Sequence[Sequence[int]] = PUBLISHED_STAGES,
     head: Sequence[int] = (1024, 1024, 1024), passed: int = 64, inputs: int = 3,
     classes: int = 0, start: float = 0.0, fused: bool = False,
-) -> keras.Model:  # fmt: skip
+):  # fmt: skip
     """Build the network.
 
     Args:
@@ -53,7 +51,7 @@ def yolo(
         confidence of each, then the classes of each. `detection.boxes.decode_boxes` says what they
         mean.
     """
-    image = keras.Input((None, None, inputs), name="image")
+    image = layers.Input((None, None, inputs), name="image")
     x, finer = image, image
     for number, widths in enumerate(stages):
         if number:
@@ -68,9 +66,9 @@ def yolo(
     x = _convolve(x, head[-1], 3, "last", fused=fused)
     count, exact = len(anchors), {"dtype": "float32"}
     where = layers.Conv2D(4 * count, 1, name="where", **exact)(x)
-    bias = keras.initializers.Constant(start)
+    bias = layers.Constant(start)
     sure = layers.Conv2D((1 + classes) * count, 1, bias_initializer=bias, name="sure", **exact)(x)
-    return keras.Model(image, layers.Concatenate(name="answer", **exact)([where, sure]))
+    return layers.Model(image, layers.Concatenate(name="answer", **exact)([where, sure]))
 
 
 def _space_to_depth(x):

@@ -69,6 +69,8 @@ def predict_around(
 ) -> np.ndarray:  # fmt: skip
     """Predict in boxes around some voxels only, or everywhere if that is less work.
 
+    Voxels share a box where one around them all is smaller than their own together.
+
     Args:
         network: From `load_network`.
         image: As `predict` takes it, (X, Y, Z).
@@ -78,26 +80,58 @@ def predict_around(
             view changes the prediction a little.
 
     Returns:
-        Probability, float32 (X, Y, Z); 0 beyond the boxes. Where boxes overlap, the later voxel's.
-
-    Raises:
-        ValueError: If a side of the image is no multiple of the network's.
+        Probability, float32 (X, Y, Z); 0 beyond the boxes.
     """
     shape, multiple = np.array(image.shape), np.array(network.multiple)
-    size = -(-(2 * (reach + context) + 1) // multiple) * multiple
-    size = np.minimum(size, shape)
-    if len(voxels) * size.prod() >= shape.prod():
+    voxels = np.clip(voxels, 0, shape - 1)
+    low, high = np.maximum(voxels - reach, 0), np.minimum(voxels + reach + 1, shape)
+
+    def measure(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """Measure what the network must see of boxes, voxels (..., 3)."""
+        return np.minimum(-(-(high - low + 2 * context) // multiple) * multiple, shape)
+
+    groups = _merge_boxes(low, high, measure)
+    boxes = [(low[members].min(axis=0), high[members].max(axis=0)) for members in groups]
+    sizes = [measure(*box) for box in boxes]
+    if sum(size.prod() for size in sizes) >= shape.prod():
         return predict(network, image)
     prediction = np.zeros(image.shape, np.float32)
-    for voxel in np.clip(voxels, 0, shape - 1):
-        start = np.clip(voxel - size // 2, 0, shape - size)
-        low, high = np.maximum(voxel - reach, 0), np.minimum(voxel + reach + 1, shape)
-        part = predict(network, np.ascontiguousarray(image[_box(start, start + size)]))
-        prediction[_box(low, high)] = part[_box(low - start, high - start)]
+    for members, box, size in zip(groups, boxes, sizes, strict=True):
+        start = np.clip((box[0] + box[1] - size) // 2, 0, shape - size)
+        part = predict(network, np.ascontiguousarray(image[_slice(start, start + size)]))
+        for each in members:
+            inside = _slice(low[each] - start, high[each] - start)
+            prediction[_slice(low[each], high[each])] = part[inside]
     return prediction
 
 
-def _box(low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
+def _merge_boxes(low: np.ndarray, high: np.ndarray, measure: Callable) -> list[list[int]]:
+    """Merge boxes as long as that makes less to see in all; the pair that gains most first.
+
+    Args:
+        low: First voxel of each, (N, 3).
+        high: The one behind the last, (N, 3).
+        measure: Gives from such arrays the sides (..., 3) that must be seen of boxes.
+
+    Returns:
+        Numbers of the boxes that are one, for each of these.
+    """
+    low, high, groups = low.copy(), high.copy(), [[number] for number in range(len(low))]
+    while len(groups) > 1:
+        both_low, both_high = np.minimum(low[:, None], low), np.maximum(high[:, None], high)
+        alone = measure(low, high).prod(axis=-1)
+        gain = alone[:, None] + alone - measure(both_low, both_high).prod(axis=-1)
+        np.fill_diagonal(gain, 0)
+        first, second = sorted(np.unravel_index(gain.argmax(), gain.shape))
+        if gain[first, second] <= 0:
+            break
+        low[first], high[first] = both_low[first, second], both_high[first, second]
+        groups[first] += groups.pop(second)
+        low, high = np.delete(low, second, axis=0), np.delete(high, second, axis=0)
+    return groups
+
+
+def _slice(low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
     return tuple(map(slice, low, high))
 
 

@@ -11,7 +11,7 @@ import tomli_w
 
 LEVELS = ("participant", "group")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read at import of numpy
-TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}  # at its own
+TENSORFLOW_SETTINGS = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}  # at its own
 DEFAULT_DETECTOR = "two-stage"
 RESEARCH_DETECTORS = ("cascade", "distilled", "gated")  # they find less on real scans
 BALANCED = "balanced"  # the operating point of a card's own threshold

@@ -1,6 +1,6 @@
 """Compare the engines of the networks: processor seconds and memory of a scan in a fresh process.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.speed.engines BIDS_DIR --name real --participants 320 101 [--repeats N]
+    OMP_NUM_THREADS=1 python -m benchmarks.speed.engines DATA --name real --participants 320 101
 
 Each scan is processed from file to derivatives and page by either engine in turn, one scan and one
 thread at a time. Beside the seconds stands their ratio to those of a matrix product on the same

@@ -17,7 +17,7 @@ from bids_cmb.cli.parser import COMMANDS, Parser, make_parser, normalize_flag, s
 from bids_cmb.cli.settings import configure, get_model_dir
 from bids_cmb.config import (
     LEVELS,
-    TENSORFLOW,
+    TENSORFLOW_SETTINGS,
     THREADS,
     Config,
 )
@@ -159,7 +159,9 @@ def _environment(config: Config) -> Iterator[None]:
         message = f"a folder for temporary files must be writable ({reason}). See --work-dir."
         raise ExitError(NO_OUTPUT, message) from error
     threads = str(config.omp_nthreads or 1)
-    variables = dict.fromkeys(THREADS, threads) | dict.fromkeys(CACHES, str(folder)) | TENSORFLOW
+    variables = (
+        dict.fromkeys(THREADS, threads) | dict.fromkeys(CACHES, str(folder)) | TENSORFLOW_SETTINGS
+    )
     if config.device == "cpu":
         variables["CUDA_VISIBLE_DEVICES"] = "-1"
     elif config.gpu_id is not None:

@@ -15,9 +15,15 @@ from bids_cmb.bids.paths import Output
 from bids_cmb.bids.scan import Scan, ScanDecision
 from bids_cmb.bids.selection import Selection
 from bids_cmb.bids.tables import write_table
-from bids_cmb.config import TENSORFLOW, THREADS, Config
+from bids_cmb.config import TENSORFLOW_SETTINGS, THREADS, Config
 from bids_cmb.files import remove_leftovers
-from bids_cmb.networks.backend import ENGINE_VARIABLE, find_device_problem
+from bids_cmb.networks.backend import (
+    ENGINE_VARIABLE,
+    OPENVINO,
+    TENSORFLOW,
+    choose_engine,
+    find_device_problem,
+)
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.parallel import dask as dask_cluster
 from bids_cmb.parallel import processes
@@ -39,8 +45,8 @@ from bids_cmb.workflow.status import RunSummary, StatusLog, format_count, format
 
 log = logging.getLogger(__name__)
 
-MB_PER_SCAN = 1500  # peak of one worker on a scan of 512 x 512 x 160 voxels, benchmarks/
-MB_WITH_NETWORKS = 2500  # the same with TensorFlow
+MB_PER_SCAN = 1500  # peak of one worker on a scan of about 512 x 512 x 160 voxels
+MB_WITH_NETWORKS = {OPENVINO: 2000, TENSORFLOW: 3200}  # the same with the networks of the default
 UNWRITABLE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # every further scan would fail, too
 SELECTION_COLUMNS = ("filename", "selected", "reason")
 
@@ -224,7 +230,7 @@ def _run_jobs(
     """
     if not config.dask_scheduler:
         return processes.run(work, jobs, workers=workers, listen=listen, time_limit_s=time_limit_s)
-    environment = dict.fromkeys(THREADS, str(config.omp_nthreads)) | TENSORFLOW
+    environment = dict.fromkeys(THREADS, str(config.omp_nthreads)) | TENSORFLOW_SETTINGS
     if config.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = "-1"
     if config.engine != "auto":
@@ -326,4 +332,5 @@ def choose_workers(config: Config, scans: int) -> int:
 def _estimate_memory(config: Config) -> int:
     """Estimate the memory of a process, MB, by the detectors' cards and the measured peaks."""
     stated = [load_card(name, config.model_dir).get("memory_mb", 0) for name in config.detector]
-    return max(MB_WITH_NETWORKS if uses_networks(config) else MB_PER_SCAN, *stated)
+    networks = MB_WITH_NETWORKS[choose_engine()] if uses_networks(config) else 0
+    return max(MB_PER_SCAN, networks, *stated)

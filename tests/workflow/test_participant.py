@@ -25,8 +25,14 @@ def test_cores_memory_and_scans_bound_the_number_of_workers(config):
     assert choose_workers(config(n_cpus=8, mem_mb=2 * MB_PER_SCAN), 50) == 2
     assert choose_workers(config(n_cpus=8, mem_mb=10), 50) == 1
     assert choose_workers(config(n_cpus=1, omp_nthreads=4), 50) == 1
-    hungry = config(n_cpus=8, mem_mb=2 * MB_WITH_NETWORKS, detector=("ensemble",))
-    assert choose_workers(hungry, 50) == 2
+
+
+@pytest.mark.parametrize("engine", ["openvino", "tensorflow"])
+def test_memory_bounds_the_number_of_workers_by_what_the_engine_needs(config, monkeypatch, engine):
+    monkeypatch.setenv("BIDS_CMB_ENGINE", engine)
+    memory = 2 * MB_WITH_NETWORKS[engine]
+    assert choose_workers(config(n_cpus=8, mem_mb=memory, detector=("two-stage",)), 50) == 2
+    assert choose_workers(config(n_cpus=8, mem_mb=memory - 1, detector=("two-stage",)), 50) == 1
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from bids_cmb.anatomy.segmentation import (
 )
 from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.preprocessing import preprocess
-from bids_cmb.imaging.resampling import compute_linear_weights, resample
+from bids_cmb.imaging.resampling import apply_weights, compute_linear_weights, resample
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.inference import PROBABILITY_STEPS, predict_in_slabs
 from bids_cmb.networks.loading import ModelOptions, load_patch_model
@@ -90,9 +90,7 @@ def resample_prior(
     prior = np.empty((*shape, len(KINDS) - 1), np.uint8)
     for kind in range(1, len(KINDS)):  # one by one: all at once would be the largest of a scan
         probability = anatomy.probabilities[..., kinds == kind].sum(axis=-1, dtype=np.float32)
-        probability = probability.transpose(*order)
-        for axis, shares in enumerate(weights):
-            probability = np.moveaxis(np.tensordot(shares, probability, axes=(1, axis)), 0, axis)
+        probability = apply_weights(probability.transpose(*order), weights)
         prior[..., kind - 1] = np.clip(np.rint(probability), 0, PROBABILITY_STEPS)
     return prior
 

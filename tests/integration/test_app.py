@@ -809,6 +809,15 @@ def test_a_gpu_that_is_asked_for_and_is_not_there_stops_the_run(two, capfd, monk
     assert "--device gpu needs a GPU that can be used" in capfd.readouterr().err
 
 
+def test_an_engine_without_a_gpu_and_one_that_nobody_knows_stop_the_run(two, capfd, monkeypatch):
+    words = [*map(str, two), "participant"]
+    assert main([*words, "--device", "gpu", "--engine", "openvino"]) == 64
+    assert "--engine openvino computes on the CPU; found --device gpu" in capfd.readouterr().err
+    monkeypatch.setenv("BIDS_CMB_ENGINE", "onnx")
+    assert main(words) == 69
+    assert "BIDS_CMB_ENGINE must be openvino or tensorflow" in capfd.readouterr().err
+
+
 def test_models_are_listed_without_a_dataset(capfd):
     assert one_command(["models", "list"]) == 0
     said = capfd.readouterr().out

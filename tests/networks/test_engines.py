@@ -143,6 +143,10 @@ def test_an_engine_that_cannot_compute_is_said_in_a_sentence(machine):
     assert "found --device gpu" in backend.find_engine_problem("openvino", "gpu")
     machine.setattr(backend, "find_spec", lambda _: True)
     assert not backend.find_engine_problem("openvino", "cpu")
+    machine.setenv(backend.ENGINE_VARIABLE, "onnx")
+    assert "BIDS_CMB_ENGINE must be openvino or tensorflow; found 'onnx'" in (
+        backend.find_engine_problem("auto", "cpu")
+    )
 
 
 def test_openvino_reports_nothing_to_its_makers(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.orientations import aff2axcodes
 
+NEARLY_AS_LARGE = 0.9  # of the largest side of a voxel
 OPPOSITE_SIDES = {"L": "R", "R": "L", "P": "A", "A": "P", "I": "S", "S": "I"}
 
 
@@ -39,8 +40,14 @@ class Volume:
 
     @property
     def slice_axis(self) -> int:
-        """The axis with the largest voxels, along which slices are stacked; the last of equals."""
-        return int(np.flatnonzero(self.spacing >= self.spacing.max() * 0.999)[-1])
+        """The axis with the largest voxels, along which slices are stacked.
+
+        Of those that are nearly as large, as in a scan of cubes, the one that points most upwards:
+        slices are axial then.
+        """
+        large = np.flatnonzero(self.spacing >= self.spacing.max() * NEARLY_AS_LARGE)
+        upwards = np.abs(self.affine[2, :3]) / self.spacing
+        return int(max(large, key=lambda axis: (round(upwards[axis], 3), axis)))
 
     @property
     def directions(self) -> tuple[tuple[str, str], ...]:

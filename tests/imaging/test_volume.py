@@ -56,3 +56,11 @@ def test_sizes_are_in_millimetres():
 )
 def test_slices_are_stacked_along_the_largest_voxels(spacing, axis):
     assert Volume(np.zeros(SHAPE), oblique(spacing)).slice_axis == axis
+
+
+@pytest.mark.parametrize("spacing", [(1, 1, 1), (0.95, 0.9, 0.9), (0.9, 0.94, 0.9)])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_slices_of_a_scan_of_cubes_are_axial_however_it_is_stored(spacing, order):
+    """As by a 3D sequence that was acquired sagittally."""
+    affine = oblique(spacing)[:, [*order, 3]]
+    assert Volume(np.zeros(SHAPE), affine).slice_axis == order.index(2)

@@ -46,8 +46,8 @@ def find_engine_problem(engine: str, device: str) -> str:
     """
     named, origin = engine, "--engine"
     if engine == "auto":
-        named, origin = os.environ.get(ENGINE_VARIABLE, ""), ENGINE_VARIABLE
-    if named not in ("", OPENVINO, TENSORFLOW):
+        named, origin = os.environ.get(ENGINE_VARIABLE, engine), ENGINE_VARIABLE
+    if named not in ("", "auto", OPENVINO, TENSORFLOW):
         return f"{origin} must be {OPENVINO} or {TENSORFLOW}; found {named!r}."
     if named != OPENVINO:
         return ""

@@ -13,7 +13,8 @@ from functools import lru_cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
+from weakref import WeakSet
 
 M_MMAP_THRESHOLD, LARGE_BYTES = -3, 2**21  # GNU's number for it; and what it shall be
 OPENVINO, TENSORFLOW = "openvino", "tensorflow"  # the engines
@@ -21,8 +22,9 @@ ENGINE_VARIABLE = "BIDS_CMB_ENGINE"  # one of them, for this process and its chi
 LOADING_LOCK = RLock()  # one at a time, whichever thread asks: libraries, networks
 
 
-_threads: list[int] = []  # the last one holds
-_releases: list[Callable[[], None]] = []
+_threads: list[int] = []  # none, or one number
+_releases: WeakSet[Callable[[], None]] = WeakSet()
+_RELEASE_LOCK = Lock()
 
 
 def choose_engine() -> str:
@@ -123,15 +125,18 @@ def release_memory() -> None:
     Loading three networks of SHIVA-CMB's size leaves a quarter of a gigabyte behind, and OpenVINO
     keeps what each network needed last.
     """
-    for release in _releases:
+    with _RELEASE_LOCK:
+        releases = list(_releases)
+    for release in releases:
         release()
     with suppress(OSError, AttributeError):  # another C library than GNU's
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def release_with_memory(release: Callable[[], None]) -> None:
-    """Have a function called whenever memory is released."""
-    _releases.append(release)
+    """Have a function called whenever memory is released, as long as somebody holds it."""
+    with _RELEASE_LOCK:
+        _releases.add(release)
 
 
 def _set_malloc_threshold() -> None:
@@ -149,21 +154,21 @@ def set_threads(count: int) -> None:
     Without effect on TensorFlow after it has computed.
     """
     with LOADING_LOCK:
-        _threads.append(count)
+        _threads[:] = [count]
         if "tensorflow" in sys.modules:
             _limit_tensorflow(get_tensorflow())
 
 
 def get_threads() -> int | None:
     """Get the number that `set_threads` was given last; None if it was not."""
-    return _threads[-1] if _threads else None
+    return _threads[0] if _threads else None
 
 
 def _limit_tensorflow(tf) -> None:
     if not _threads:
         return
     with suppress(RuntimeError):  # it has computed already
-        tf.config.threading.set_intra_op_parallelism_threads(_threads[-1])
+        tf.config.threading.set_intra_op_parallelism_threads(_threads[0])
         tf.config.threading.set_inter_op_parallelism_threads(1)
 
 

@@ -93,6 +93,7 @@ def _compile(model, precision: str) -> Callable:
                 computing.release()
 
     release_with_memory(release)
+    infer.release = release  # which lives as long as the network
     return infer
 
 

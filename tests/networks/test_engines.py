@@ -1,5 +1,6 @@
 """Two engines compute the same, and the one is chosen that the machine has."""
 
+import gc
 import subprocess
 import sys
 import threading
@@ -166,3 +167,14 @@ def test_openvino_reports_nothing_to_its_makers(tmp_path):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_network_that_nobody_holds_is_not_kept():
+    member = next(iter(select_members(load_card("ensemble"))))
+    path = locate_weights("ensemble", member, None)
+    before = len(backend._releases)
+    predict = openvino_engine.compile_image_network(member, path, "full")
+    assert len(backend._releases) == before + 1
+    del predict
+    gc.collect()
+    assert len(backend._releases) == before

@@ -35,11 +35,12 @@ MIN_QUERY_PROBABILITY = (
     76  # 255ths of tissue or ventricle from which on the network is asked what a voxel is
 )
 # Of being believed: on 29 T2* and SWI scans it saw the kind it saw least of in 0.58 or more of the
-# places that the first network was sure of, in heads painted in strange contrasts in 0.10 or less.
+# places that the first network was sure of, in most heads painted in strange contrasts in 0.41 or
+# less (docs/notes/training.md).
 MIN_CONFIDENT_PROBABILITY, MIN_CONFIDENT_VOLUME_MM3, MIN_AGREEMENT = (
     204,
     150.0,
-    1 / 3,
+    0.5,
 )  # 255ths; of such places; share
 NO_TISSUE, OTHER = "no tissue", "other tissue"
 KINDS = (

@@ -133,6 +133,7 @@ def parse_candidates(content: Mapping) -> ScanCandidates:
         opinion,
         content["kind"],
         content["contrast"],
+        tuple(map(tuple, content.get("doubles", ()))),
     )
 
 

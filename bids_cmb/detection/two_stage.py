@@ -6,7 +6,7 @@ gives the proposal its probability. A proposal's extent are the voxels around it
 half the peak's probability, so that two lesions of a cluster stay two.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -38,6 +38,7 @@ from bids_cmb.networks.inference import predict
 from bids_cmb.networks.loading import ModelOptions, load_network
 
 PATCHES_PER_BATCH = 32
+SAME_LESION_MM = 2.0  # in plane, between peaks in the same or neighbouring slices
 OPINION_DISTANCE_MM = 2.5  # from a proposal's peak within which the second opinion counts for it
 OPINION_LEAST = 1e-4  # probability, the step that detectors are rounded to
 SecondOpinion = Callable[[np.ndarray], np.ndarray]  # from world mm (N, 3) to probability (N,)
@@ -84,7 +85,10 @@ def run_two_stage(
         opinion[eligible] = give_opinion(positions[eligible])
         weight = card.get("second_opinion_weight", 0.0)
         probabilities = add_opinion(probabilities, opinion, weight)
-    return render_proposals(image, first_stage, proposals, probabilities)
+    voxels = np.array([proposal.voxel for proposal in proposals]).reshape(-1, 3)
+    kept = drop_doubles(probabilities, find_doubles(voxels, fed.image.spacing))
+    chosen = [proposal for proposal, keep in zip(proposals, kept, strict=True) if keep]
+    return render_proposals(image, first_stage, chosen, probabilities[kept])
 
 
 def propose(
@@ -196,6 +200,37 @@ def select_for_opinion(probabilities: np.ndarray, card: Mapping) -> np.ndarray:
     weight = card.get("second_opinion_weight", 0.0)
     best = add_opinion(probabilities, np.ones(len(probabilities)), weight)
     return calibrate(best, card.get("calibration")) >= lowest
+
+
+def find_doubles(voxels: np.ndarray, spacing: np.ndarray) -> list[tuple[int, int]]:
+    """Find pairs of proposals that are one lesion: it runs through two slices, and each has a peak.
+
+    Args:
+        voxels: Of the proposals on the network's grid, slices last, (N, 3).
+        spacing: Of that grid, mm, (3,).
+
+    Returns:
+        Numbers of those in the same or in neighbouring slices that lie, in plane, no farther than
+        `SAME_LESION_MM` apart.
+    """
+    apart = np.abs(voxels[:, None] - voxels)
+    in_plane = np.hypot(apart[..., 0] * spacing[0], apart[..., 1] * spacing[1])
+    one = np.triu((apart[..., 2] <= 1) & (in_plane <= SAME_LESION_MM), 1)
+    return [(int(first), int(second)) for first, second in np.argwhere(one)]
+
+
+def drop_doubles(probabilities: np.ndarray, doubles: Iterable[tuple[int, int]]) -> np.ndarray:
+    """Drop of each pair from `find_doubles` the less likely one, of equals the later; bool (N,).
+
+    What was dropped drops nothing itself.
+    """
+    rank = np.empty(len(probabilities), int)
+    rank[np.argsort(-probabilities, kind="stable")] = np.arange(len(probabilities))
+    kept = np.ones(len(probabilities), bool)
+    ordered = (sorted(pair, key=lambda each: rank[each]) for pair in doubles)
+    for likelier, other in sorted(ordered, key=lambda pair: (rank[pair[0]], rank[pair[1]])):
+        kept[other] &= not kept[likelier]
+    return kept
 
 
 def add_opinion(probabilities: np.ndarray, opinion: np.ndarray, weight: float) -> np.ndarray:

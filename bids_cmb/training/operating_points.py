@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ from bids_cmb.detection.two_stage import (
     add_opinion,
     combine,
     decide,
+    drop_doubles,
+    find_doubles,
     propose,
 )
 from bids_cmb.imaging.nifti import load
@@ -60,6 +62,7 @@ class ScanCandidates:
             none does.
         kind: Of protocol, as `detection.performance.classify_protocol` has it.
         contrast: BIDS suffix of the scan.
+        doubles: Pairs of candidates that are one lesion, as `two_stage.find_doubles` finds them.
     """
 
     name: str
@@ -70,11 +73,13 @@ class ScanCandidates:
     opinion: np.ndarray | None = None
     kind: str | None = None
     contrast: str | None = None
+    doubles: tuple[tuple[int, int], ...] = ()
 
     def match(self, scores: np.ndarray) -> ScanMatches:
-        """Match the candidates, with these scores (N,), to the lesions."""
+        """Match the candidates, with these scores (N,), to the lesions; of doubles only one."""
+        kept = drop_doubles(np.asarray(scores), self.doubles)
         return make_scan_matches(
-            list(zip(self.positions.tolist(), scores.tolist(), strict=True)),
+            list(zip(self.positions[kept].tolist(), scores[kept].tolist(), strict=True)),
             self.lesions,
             name=self.name,
         )
@@ -163,6 +168,7 @@ def detect_in_scan(
         name, positions, proposed, chance, tuple(lesions), opinion,
         kind=classify_protocol(image.spacing),
         contrast=path.name.partition(".")[0].rpartition("_")[2],
+        doubles=tuple(find_doubles(voxels, probability.spacing)),
     )  # fmt: skip
 
 
@@ -311,7 +317,7 @@ def fit_calibration(candidate_sets: Sequence[ScanCandidates]) -> dict[str, float
     """
     second, first, other, hits = [], [], [], []
     for scan in candidate_sets:
-        matches = scan.match(scan.chance)
+        matches = replace(scan, doubles=()).match(scan.chance)
         sure = matches.between[:, ~matches.uncertain]
         near = matches.between.min(axis=1, initial=np.inf) < MAX_DISTANCE_MM
         hit = sure.min(axis=1, initial=np.inf) < MAX_DISTANCE_MM
@@ -372,6 +378,7 @@ def convert_to_json(scan: ScanCandidates) -> dict:
                 scan.positions.tolist(), scan.proposed, scan.chance, strict=True
             ))
         ],
+        "doubles": [list(pair) for pair in scan.doubles],
         "lesions": [
             {"position_mm": position, "diameter_mm": diameter, "sure": sure}
             for position, diameter, sure in scan.lesions

@@ -669,3 +669,17 @@ def test_a_network_is_not_shown_what_its_card_hides(rng):
     assert np.array_equal(np.delete(listed, gone, 1), np.delete(places, gone, 1))
     with pytest.raises(ValueError, match=r"features of the place; found odds\.$"):
         mask_hidden(["odds"])
+
+
+def test_a_lesion_that_runs_through_two_slices_is_found_once():
+    spacing = np.array([0.5, 0.5, 3.0])
+    voxels = np.array([[40, 40, 7], [42, 41, 8], [40, 46, 7], [41, 41, 10], [43, 43, 9]])
+    doubles = two_stage.find_doubles(voxels, spacing)
+    assert doubles == [(0, 1), (1, 4), (3, 4)]  # (0, 2) are 3 mm apart in their slice
+    kept = two_stage.drop_doubles(np.array([0.3, 0.9, 0.2, 0.1, 0.5]), doubles)
+    assert kept.tolist() == [False, True, True, True, False]  # 4 is dropped, and drops 3 no more
+    kept = two_stage.drop_doubles(np.full(5, 0.4), doubles)
+    assert kept.tolist() == [True, False, True, True, False]
+    assert two_stage.drop_doubles(
+        np.empty(0), two_stage.find_doubles(np.empty((0, 3)), spacing)
+    ).shape == (0,)

@@ -215,8 +215,8 @@ def find_doubles(voxels: np.ndarray, spacing: np.ndarray) -> list[tuple[int, int
     """
     apart = np.abs(voxels[:, None] - voxels)
     in_plane = np.hypot(apart[..., 0] * spacing[0], apart[..., 1] * spacing[1])
-    one = np.triu((apart[..., 2] <= 1) & (in_plane <= SAME_LESION_MM), 1)
-    return [(int(first), int(second)) for first, second in np.argwhere(one)]
+    same = np.triu((apart[..., 2] <= 1) & (in_plane <= SAME_LESION_MM), 1)
+    return [(int(first), int(second)) for first, second in np.argwhere(same)]
 
 
 def drop_doubles(probabilities: np.ndarray, doubles: Iterable[tuple[int, int]]) -> np.ndarray:

@@ -378,7 +378,7 @@ QUOTED = [
         )
         for words, of in (
             ("at half depth, at the experts' positions | 16 of 21", "half_depth_diameter"),
-            ("of the outline, of those that were found | 10 of 21", "outline"),
+            ("of the outline, of those that were found | 11 of 21", "outline"),
         )
     ),
     (

@@ -21,7 +21,6 @@ OPENVINO, TENSORFLOW = "openvino", "tensorflow"  # the engines
 ENGINE_VARIABLE = "BIDS_CMB_ENGINE"  # one of them, for this process and its children
 LOADING_LOCK = RLock()  # one at a time, whichever thread asks: libraries, networks
 
-
 _threads: list[int] = []  # none, or one number
 _releases: WeakSet[Callable[[], None]] = WeakSet()
 _RELEASE_LOCK = Lock()
@@ -37,6 +36,28 @@ def choose_engine() -> str:
     if named in (OPENVINO, TENSORFLOW):
         return named
     return OPENVINO if find_spec("openvino") and not may_have_gpu() else TENSORFLOW
+
+
+def settle_engine() -> str:
+    """Import the engine that `choose_engine` chooses, which takes seconds, and return its name.
+
+    Where nobody has named one and OpenVINO cannot be loaded, such as on a processor that it was not
+    built for, this process computes by TensorFlow.
+
+    Raises:
+        ImportError: If OpenVINO cannot be loaded though it was named.
+    """
+    if choose_engine() == OPENVINO:
+        try:
+            get_openvino()
+        except (ImportError, OSError):
+            if os.environ.get(ENGINE_VARIABLE) == OPENVINO:
+                raise
+            os.environ[ENGINE_VARIABLE] = TENSORFLOW
+        else:
+            return OPENVINO
+    get_tensorflow()
+    return TENSORFLOW
 
 
 def find_engine_problem(engine: str, device: str) -> str:
@@ -170,14 +191,6 @@ def _limit_tensorflow(tf) -> None:
     with suppress(RuntimeError):  # it has computed already
         tf.config.threading.set_intra_op_parallelism_threads(_threads[0])
         tf.config.threading.set_inter_op_parallelism_threads(1)
-
-
-def start_engine() -> None:
-    """Import the engine of our own networks, which takes seconds."""
-    if choose_engine() == OPENVINO:
-        get_openvino()
-    else:
-        get_tensorflow()
 
 
 def get_tensorflow():

@@ -23,6 +23,7 @@ from bids_cmb.networks.backend import (
     choose_engine,
     get_tensorflow,
     release_memory,
+    settle_engine,
     suppress_stderr,
 )
 from bids_cmb.networks.builders import read_shiva_arrays
@@ -153,7 +154,7 @@ def _load_saved_model(member: Mapping, path: Path, precision: str):  # noqa: ARG
 
 def get_engine() -> ModuleType:
     """Get the module that computes our own networks in this process."""
-    return ENGINES[choose_engine()]
+    return ENGINES[settle_engine()]
 
 
 def find_misfit(parts: Sequence[tuple[Mapping, Path]]) -> str:

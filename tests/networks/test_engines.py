@@ -138,6 +138,21 @@ def test_openvino_computes_where_it_is_installed_and_no_gpu_is(machine):
     assert backend.choose_engine() == "tensorflow"
 
 
+def test_where_openvino_cannot_be_loaded_tensorflow_computes_unless_it_was_named(machine):
+    def fail():
+        raise ImportError("libopenvino.so: cannot open shared object file")
+
+    machine.setattr(backend, "find_spec", lambda _: True)
+    machine.setattr(backend, "get_openvino", fail)
+    machine.setenv(backend.ENGINE_VARIABLE, "openvino")
+    with pytest.raises(ImportError, match="cannot open"):
+        backend.settle_engine()
+    machine.setenv(backend.ENGINE_VARIABLE, "auto")
+    assert backend.settle_engine() == "tensorflow"
+    assert loading.get_engine() is tensorflow_engine
+    assert backend.choose_engine() == "tensorflow"
+
+
 def test_an_engine_that_cannot_compute_is_said_in_a_sentence(machine):
     assert not backend.find_engine_problem("auto", "gpu")
     assert "needs the package openvino" in backend.find_engine_problem("openvino", "auto")

@@ -215,7 +215,7 @@ def test_a_scan_without_brightness_keeps_its_structures(anatomy, models):
     assert not why.endswith(".")  # the log puts it into a sentence
 
 
-@pytest.mark.parametrize(("share", "believed"), [(0.4, True), (0.25, False)])
+@pytest.mark.parametrize(("share", "believed"), [(0.6, True), (0.4, False), (0.25, False)])
 @pytest.mark.usefixtures("by_brightness")
 def test_a_network_that_hardly_sees_what_the_first_one_is_sure_of_is_not_believed(
     anatomy, models, monkeypatch, share, believed

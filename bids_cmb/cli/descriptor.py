@@ -17,7 +17,7 @@ CREATED_FOLDERS = {
     "work_dir",
     "bids_database_dir",
 }  # folders that need not be there before
-CORES, GIGABYTES, SECONDS = 2, 6, 60  # for one scan without a GPU, rounded up
+CORES, GIGABYTES, SECONDS = 2, 4, 60  # for one scan without a GPU, rounded up
 
 
 def make_descriptor(parser: argparse.ArgumentParser) -> dict:

@@ -343,6 +343,24 @@ QUOTED = [
         "(30 000 images) | {:.1f} s",
         lambda: [part("timing-real", "figures", "100 of 5000 subjects discovered", "seconds")],
     ),
+    *(
+        (
+            ACCURACY,
+            words
+            + " | {:.1f} and {:.1f} processor seconds ({:.1f} and {:.1f} "
+            + products
+            + "), {:.0f} and {:.0f} MB |",
+            lambda scan=scan: [
+                part("engines-real", "scans", scan, engine, key)
+                for key in ("processor_s", "matrix_products", "memory_mb")
+                for engine in ("openvino", "tensorflow")
+            ],
+        )
+        for scan, words, products in (
+            ("320", "by TensorFlow, in turn", "matrix products of the same run"),
+            ("101", "of 0.45 × 0.45 × 4 mm", "products"),
+        )
+    ),
     (
         ACCURACY,
         "| `--help` | {:.2f} s",

@@ -25,7 +25,7 @@ from bids_cmb.networks.backend import OPENVINO, TENSORFLOW
 from bids_cmb.provenance import machine, software
 
 SIDE, PRODUCTS = 2000, 8  # of the matrix product: of 8 x 16 thousand million operations
-TABLES = "sub-*/**/*_lesions.tsv", "sub-*/**/*_candidates.tsv"
+TABLES = "sub-*/**/*_seg-*_dseg.tsv"  # of lesions and of candidates
 
 
 def main() -> None:
@@ -95,9 +95,10 @@ def summarize_runs(runs: list) -> dict[str, float]:
 
 def read_tables(folder: Path) -> dict[str, str]:
     """Read the tables of lesions and candidates, by name."""
-    return {
-        path.name: path.read_text() for pattern in TABLES for path in sorted(folder.glob(pattern))
-    }
+    tables = {path.name: path.read_text() for path in sorted(folder.glob(TABLES))}
+    if not tables:
+        raise FileNotFoundError(f"{folder}: the app must have written tables; found none.")
+    return tables
 
 
 def find_differences(first: dict[str, str], second: dict[str, str]) -> list[str]:

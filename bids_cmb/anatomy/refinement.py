@@ -21,7 +21,7 @@ from bids_cmb.anatomy.segmentation import (
 )
 from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.preprocessing import preprocess
-from bids_cmb.imaging.resampling import apply_weights, compute_linear_weights, resample
+from bids_cmb.imaging.resampling import resample
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.inference import PROBABILITY_STEPS, predict_in_slabs
 from bids_cmb.networks.loading import ModelOptions, load_patch_model
@@ -79,20 +79,11 @@ def resample_prior(
         Probabilities of each of `KINDS` but the first in 255ths, uint8 (X, Y, Z, kinds - 1); 0
         beyond the network's grid.
     """
-    to_coarse = np.linalg.inv(anatomy.structures.affine) @ affine
-    order = np.abs(to_coarse[:3, :3]).argmax(axis=0)  # for each axis of the grid, the coarse one's
-    weights = [
-        compute_linear_weights(
-            to_coarse[coarse, axis] * np.arange(shape[axis]) + to_coarse[coarse, 3],
-            anatomy.structures.shape[coarse],
-        )  # (fine, coarse)
-        for axis, coarse in enumerate(order)
-    ]
     prior = np.empty((*shape, len(KINDS) - 1), np.uint8)
     for kind in range(1, len(KINDS)):  # one by one: all at once would be the largest of a scan
         probability = anatomy.probabilities[..., kinds == kind].sum(axis=-1, dtype=np.float32)
-        probability = apply_weights(probability.transpose(*order), weights)
-        prior[..., kind - 1] = np.clip(np.rint(probability), 0, PROBABILITY_STEPS)
+        finer = resample(Volume(probability, anatomy.structures.affine), affine, shape).data
+        prior[..., kind - 1] = np.clip(np.rint(finer), 0, PROBABILITY_STEPS)
     return prior
 
 

@@ -30,7 +30,7 @@ from bids_cmb.errors import (
     guard_standard_output,
 )
 from bids_cmb.files import find_obstacle, temporary_folder
-from bids_cmb.networks.backend import ENGINE_VARIABLE
+from bids_cmb.networks.backend import make_environment
 
 CACHES = ("TMPDIR", "KERAS_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME")
 
@@ -162,12 +162,9 @@ def _environment(config: Config) -> Iterator[None]:
     variables = (
         dict.fromkeys(THREADS, threads) | dict.fromkeys(CACHES, str(folder)) | TENSORFLOW_SETTINGS
     )
-    if config.device == "cpu":
-        variables["CUDA_VISIBLE_DEVICES"] = "-1"
-    elif config.gpu_id is not None:
+    if config.gpu_id is not None:
         variables["CUDA_VISIBLE_DEVICES"] = config.gpu_id
-    if config.engine != "auto":
-        variables[ENGINE_VARIABLE] = config.engine
+    variables |= make_environment(config.device, config.engine)
     if "HOME" not in os.environ:  # pybids needs one, and the user may have no name either
         variables["HOME"] = str(folder)
     before = {name: os.environ.get(name) for name in variables}

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
 from bids_cmb.config import Config
@@ -36,10 +35,7 @@ def run_tests(folder: Path, *, models: Path | None, device: str, log: Log) -> li
         A sentence for each fault; empty if all is well.
     """
     log(", ".join(f"{name} {version}" for name, version in software().items()))
-    log(
-        f"networks on {describe_device()} by {choose_engine()}, tensorflow "
-        f"{_tensorflow_version()}, {machine()['Cores']} cores"
-    )
+    log(f"networks on {describe_device()} by {choose_engine()}, {machine()['Cores']} cores")
     faults = []
     if fault := find_device_problem(device):
         faults.append(fault)
@@ -47,15 +43,6 @@ def run_tests(folder: Path, *, models: Path | None, device: str, log: Log) -> li
         fault for name in list_cards(models=models) for fault in _load_networks(name, models, log)
     ]
     return faults or _count_lesions(folder, models, log)
-
-
-def _tensorflow_version() -> str:
-    for name in ("tensorflow", "tensorflow-cpu"):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return "absent"
 
 
 def _load_networks(name: str, models: Path | None, log: Log) -> list[str]:

@@ -6,7 +6,7 @@ gives the proposal its probability. A proposal's extent are the voxels around it
 half the peak's probability, so that two lesions of a cluster stay two.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -78,14 +78,14 @@ def run_two_stage(
     """
     fed, first_stage, proposals = propose(image, brain, card, models)
     probabilities = decide(fed, first_stage, proposals, card, models, anatomy)
+    voxels = np.array([proposal.voxel for proposal in proposals]).reshape(-1, 3)
     if give_opinion is not None and proposals:
-        positions = first_stage.world(np.array([proposal.voxel for proposal in proposals]))
+        positions = first_stage.world(voxels)
         eligible = select_for_opinion(probabilities, card)
         opinion = np.zeros(len(proposals))
         opinion[eligible] = give_opinion(positions[eligible])
         weight = card.get("second_opinion_weight", 0.0)
         probabilities = add_opinion(probabilities, opinion, weight)
-    voxels = np.array([proposal.voxel for proposal in proposals]).reshape(-1, 3)
     kept = drop_doubles(probabilities, find_doubles(voxels, fed.image.spacing))
     chosen = [proposal for proposal, keep in zip(proposals, kept, strict=True) if keep]
     return render_proposals(image, first_stage, chosen, probabilities[kept])
@@ -219,17 +219,16 @@ def find_doubles(voxels: np.ndarray, spacing: np.ndarray) -> list[tuple[int, int
     return [(int(first), int(second)) for first, second in np.argwhere(same)]
 
 
-def drop_doubles(probabilities: np.ndarray, doubles: Iterable[tuple[int, int]]) -> np.ndarray:
+def drop_doubles(probabilities: np.ndarray, doubles: Collection[tuple[int, int]]) -> np.ndarray:
     """Drop of each pair from `find_doubles` the less likely one, of equals the later; bool (N,).
 
     What was dropped drops nothing itself.
     """
-    rank = np.empty(len(probabilities), int)
-    rank[np.argsort(-probabilities, kind="stable")] = np.arange(len(probabilities))
     kept = np.ones(len(probabilities), bool)
-    ordered = (sorted(pair, key=lambda each: rank[each]) for pair in doubles)
-    for likelier, other in sorted(ordered, key=lambda pair: (rank[pair[0]], rank[pair[1]])):
-        kept[other] &= not kept[likelier]
+    for number in np.argsort(-probabilities, kind="stable"):
+        if kept[number]:
+            others = [sum(pair) - number for pair in doubles if number in pair]
+            kept[others] = False
     return kept
 
 

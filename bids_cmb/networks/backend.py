@@ -26,6 +26,17 @@ _releases: WeakSet[Callable[[], None]] = WeakSet()
 _RELEASE_LOCK = Lock()
 
 
+def make_environment(device: str, engine: str) -> dict[str, str]:
+    """Make the variables by which this process or another computes on a device, by an engine.
+
+    Args:
+        device: ``cpu`` hides all GPUs.
+        engine: `OPENVINO`, `TENSORFLOW` or ``auto``.
+    """
+    hidden = {"CUDA_VISIBLE_DEVICES": "-1"} if device == "cpu" else {}
+    return hidden | ({ENGINE_VARIABLE: engine} if engine != "auto" else {})
+
+
 def choose_engine() -> str:
     """Choose the engine of our own networks: `OPENVINO` or `TENSORFLOW`.
 
@@ -85,7 +96,7 @@ def find_engine_problem(engine: str, device: str) -> str:
 
 
 def may_have_gpu() -> bool:
-    """Whether TensorFlow may find a GPU; it is not asked, since that takes seconds."""
+    """Whether TensorFlow may find a GPU; to know it would take seconds."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     return bool(_list_gpus()) and not _is_installed("tensorflow-cpu")

@@ -18,11 +18,11 @@ from bids_cmb.bids.tables import write_table
 from bids_cmb.config import TENSORFLOW_SETTINGS, THREADS, Config
 from bids_cmb.files import remove_leftovers
 from bids_cmb.networks.backend import (
-    ENGINE_VARIABLE,
     OPENVINO,
     TENSORFLOW,
     choose_engine,
     find_device_problem,
+    make_environment,
 )
 from bids_cmb.networks.model_cards import load_card
 from bids_cmb.parallel import dask as dask_cluster
@@ -230,11 +230,11 @@ def _run_jobs(
     """
     if not config.dask_scheduler:
         return processes.run(work, jobs, workers=workers, listen=listen, time_limit_s=time_limit_s)
-    environment = dict.fromkeys(THREADS, str(config.omp_nthreads)) | TENSORFLOW_SETTINGS
-    if config.device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = "-1"
-    if config.engine != "auto":
-        environment[ENGINE_VARIABLE] = config.engine
+    environment = (
+        dict.fromkeys(THREADS, str(config.omp_nthreads))
+        | TENSORFLOW_SETTINGS
+        | make_environment(config.device, config.engine)
+    )
     return dask_cluster.run(
         work,
         jobs,

@@ -171,8 +171,11 @@ def _provenance(result: ScanResult, inputs: ScanInputs, record: InputRecord) -> 
         "CodeSHA256": package_digest(),
         "Machine": {
             **machine(),
-            "Device": describe_device() if inputs.uses_networks else "CPU",
-            **({"Engine": choose_engine()} if inputs.uses_networks else {}),
+            **(
+                {"Device": describe_device(), "Engine": choose_engine()}
+                if inputs.uses_networks
+                else {"Device": "CPU"}
+            ),
         },
         "Finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **({} if registration is None else {"Registration": registration.figures}),

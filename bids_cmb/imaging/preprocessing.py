@@ -79,8 +79,9 @@ def measure_distances(mask: Volume, voxels: np.ndarray, reach_mm: float) -> np.n
     where none is within ``reach_mm``.
     """
     reach = np.ceil(reach_mm / mask.spacing).astype(int)
-    distances = np.full(len(voxels), np.inf)
-    for number, voxel in enumerate(voxels):
+    distances = np.where(mask.data[tuple(np.asarray(voxels, int).T)], 0, np.inf)
+    for number in np.flatnonzero(distances):
+        voxel = voxels[number]
         start = np.maximum(voxel - reach, 0)
         near = np.argwhere(mask.data[tuple(map(slice, start, voxel + reach + 1))]) + start - voxel
         distances[number] = np.linalg.norm(near * mask.spacing, axis=1).min(initial=np.inf)

@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 import urllib.request
+import zlib
 
 import numpy as np
 import pytest
@@ -544,6 +545,16 @@ def test_all_scans_of_a_cohort_are_on_paper(page, tmp_path):
     open_cohort(page, tmp_path / "cohort", 700)
     page.run("window.dispatchEvent(new Event('beforeprint'))")
     assert page.run(COLUMN.format(0) + ".length") == 700
+
+
+def test_every_printed_sheet_of_a_long_table_begins_with_its_heads(page, tmp_path):
+    """The name of a column is set in magenta, which nothing else on the page is."""
+    open_cohort(page, tmp_path / "cohort", 300)
+    page.run("document.querySelector('#scans th button').style.color = 'rgb(255, 0, 255)'")
+    printed = base64.b64decode(page.tell("Page.printToPDF", printBackground=True)["data"])
+    streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", printed, re.DOTALL)
+    drawn = [zlib.decompress(stream) for stream in streams if stream[:1] == b"\x78"]
+    assert sum(b"1 0 1 rg" in commands for commands in drawn) > 4
 
 
 def test_a_page_of_eighty_lesions_is_whole_and_quick_and_no_book_on_paper(made, page, tmp_path):

@@ -1,11 +1,11 @@
-"""Measure what one more scan costs in an output folder of many participants, and a group run.
+"""Measure what one more participant costs in an output folder of many participants, and a group run.
 
     python -m benchmarks.speed.size --participants 10 1000 10000 --name linux
 
-The dataset is made: one small head of noise, processed once by ``radial`` without anatomy; all
-other participants are copies of its files and outputs under their own labels, images and figures
-hard-linked. For each size: process one more participant, resume a shard of ten complete ones, and
-summarize the group. Wall and processor seconds, and system calls where ``strace`` is installed
+The dataset is made: one small head of noise, in two sessions of a participant, processed once by
+``radial`` without anatomy; all other participants are copies of its files and outputs under their
+own labels, images and figures hard-linked. For each size: process one more participant, resume a
+shard of ten complete ones, and summarize the group. Wall and processor seconds, and system calls where ``strace`` is installed
 (counted in a run of their own). Writes ``benchmarks/results/size-NAME.json``.
 """
 
@@ -30,6 +30,7 @@ SEED = 1
 TEXTS = {".json", ".tsv", ".html", ".md"}
 APP = ("--detector", "radial", "--anatomy", "none", "--n-cpus", "1")
 SHARD_SIZE = 10
+SESSIONS = ("1", "2")
 CALLS = re.compile(r"^100\.00\s+\S+\s+\S+\s+(\d+)", re.MULTILINE)
 
 
@@ -63,7 +64,7 @@ def label_participant(number: int) -> str:
 
 
 def make_dataset(bids_dir: Path, count: int) -> None:
-    """Make a dataset of that many participants, all with the same image (hard links)."""
+    """Make a dataset of that many participants, the same image in all sessions (hard links)."""
     bids_dir.mkdir()
     write_json(bids_dir / "dataset_description.json", {"Name": "made", "BIDSVersion": "1.10.0"})
     rng = np.random.default_rng(SEED)
@@ -76,9 +77,10 @@ def make_dataset(bids_dir: Path, count: int) -> None:
     nib.save(nib.Nifti1Image(image, np.diag([-3.0, 3, 6, 1])), source)
     for number in range(1, count + 1):
         subject = f"sub-{label_participant(number)}"
-        anat = bids_dir / subject / "anat"
-        anat.mkdir(parents=True)
-        os.link(source, anat / f"{subject}_T2starw.nii.gz")
+        for session in SESSIONS:
+            anat = bids_dir / subject / f"ses-{session}" / "anat"
+            anat.mkdir(parents=True)
+            os.link(source, anat / f"{subject}_ses-{session}_T2starw.nii.gz")
 
 
 def fill_output(bids_dir: Path, output: Path, count: int) -> None:
@@ -105,12 +107,12 @@ def run_app(bids_dir: Path, output: Path, *words: object) -> None:
 
 
 def measure_folder(bids_dir: Path, output: Path, count: int) -> dict:
-    """Measure one more scan, a shard that is complete, and the group level."""
+    """Measure one more participant, a shard that is complete, and the group level."""
     more = ("participant", "--participant-label", label_participant(count + 1), "--overwrite")
     shard = [label_participant(number) for number in range(1, min(SHARD_SIZE, count) + 1)]
     run_app(bids_dir, output, "participant", "--participant-label", *shard)  # pages of the copies
     commands = {
-        "one more scan": more,
+        "one more participant": more,
         "ten complete": ("participant", "--participant-label", *shard),
         "group": ("group",),
     }

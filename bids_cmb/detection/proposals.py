@@ -68,11 +68,16 @@ class ProposalRules:
         floor: Least probability of a peak, 0 to 1.
         apart_mm: Least distance between two peaks within a slice.
         most: Number of proposals of a scan, the likeliest.
+        likely: Probability from which a peak is a proposal beyond that number, up to ``limit``: a
+            scan of thin slices has many likely peaks. Without it none is.
+        limit: Number of proposals with those beyond.
     """
 
     floor: float = 0.0005
     apart_mm: float = 1.5
     most: int = 80
+    likely: float = np.inf
+    limit: int = 200
 
     @classmethod
     def from_card(cls, parameters: Mapping) -> "ProposalRules":
@@ -122,13 +127,15 @@ def find_proposals(
     kept = np.zeros((0, 3))
     proposals = []
     for peak in peaks:
+        value = float(probability.data[tuple(peak)])
+        if len(proposals) >= rules.most and value < rules.likely:
+            continue
         distance = np.linalg.norm((kept - peak) * spacing / reach, axis=1)
         if len(kept) and distance.min() < 1:
             continue
         kept = np.vstack([kept, peak])
-        value = float(probability.data[tuple(peak)])
         proposals.append(Proposal(tuple(peak.tolist()), value))
-        if len(proposals) == rules.most:
+        if len(proposals) == max(rules.most, rules.limit):
             break
     return proposals
 

@@ -28,7 +28,7 @@ from bids_cmb.training.operating_points import (
 from bids_cmb.training.scan_loading import Loading
 from bids_cmb.training.train import read_recipe, train
 
-SET_KEYS = {"scans", "seed", "lesion_priors", "of"}
+SET_KEYS = {"scans", "seed", "lesion_priors", "of", "protocols"}
 NETWORK_KEYS = {"recipe", "data", "validation", "pretrained", "share", "member"}
 PLANS = files("bids_cmb") / "resources" / "plans"
 Log = Callable[[str], None]
@@ -83,6 +83,14 @@ def read_plan(name: str) -> dict:
                 f"{source}: a {kind} of a plan has {', '.join(sorted(keys))} only; "
                 f"found {', '.join(unknown)}."
             )
+    for name, given in plan["sets"].items():
+        for key, chosen in (("heads", given["of"]),
+                            ("protocols", given.get("protocols", given["of"]))):  # fmt: skip
+            if chosen not in plan[key]:
+                raise ValueError(
+                    f"{source}: the {key} of the set {name} must be one of "
+                    f"{', '.join(plan[key])}; found {chosen}."
+                )
     if absent := [name for name in plan["judged"] if name not in plan["sets"]]:
         raise ValueError(
             f"{source}: `judged` must list sets of the plan; found {', '.join(absent)}."
@@ -150,7 +158,7 @@ def simulate_set(
             f"{options.anatomy}: the plan {plan['name']} needs {max(wanted)} label maps of heads; "
             f"found {len(heads)}."
         )
-    protocols = locate_protocols(plan["protocols"][given["of"]])
+    protocols = locate_protocols(plan["protocols"][given.get("protocols", given["of"])])
     scans = min(given["scans"], options.small[0]) if options.small else given["scans"]
     with tempfile.TemporaryDirectory() as chosen:
         for number in wanted:

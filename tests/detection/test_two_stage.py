@@ -96,6 +96,18 @@ def test_a_plateau_has_one_peak_and_rules_say_how_many_and_how_likely():
     assert len(find_proposals(three, whole_brain(), ProposalRules(most=1))) == 1
 
 
+def test_beyond_the_number_only_likely_peaks_are_proposals_up_to_a_limit():
+    three = bumps(((20, 20, 4), 0.9), ((40, 40, 9), 0.5), ((60, 60, 15), 0.1))
+
+    def count(**rules):
+        return len(find_proposals(three, whole_brain(), ProposalRules(**rules)))
+
+    assert count(most=1, likely=0.4) == 2
+    assert count(most=1, likely=0.05) == 3
+    assert count(most=1, likely=0.05, limit=2) == 2
+    assert count(most=3, likely=0.4, limit=2) == 3
+
+
 def test_proposals_lie_in_the_brain_or_three_millimetres_beyond():
     three = bumps(((20, 20, 4), 0.9), ((40, 40, 9), 0.5), ((60, 60, 15), 0.1))
     for last, number in ((59, 3), (54, 3), (53, 2), (30, 1), (10, 0)):  # pixels of 0.5 mm
@@ -121,7 +133,7 @@ def test_proposals_are_in_the_same_places_however_the_axes_are_stored():
 
 
 def test_unknown_rules_are_refused():
-    with pytest.raises(ValueError, match=r"may be floor, apart_mm, most; found florr"):
+    with pytest.raises(ValueError, match=r"may be floor, apart_mm, most, likely, limit; found florr"):
         ProposalRules.from_card({"florr": 1})
 
 

@@ -149,7 +149,6 @@ def test_a_table_of_points_without_their_subject_is_refused(tmp_path):
 
 def test_the_plan_of_the_package_names_recipes_sets_and_protocols_that_exist():
     plan = read_plan("two-stage")
-    assert {given["of"] for given in plan["sets"].values()} <= set(plan["heads"])
     for network in plan["networks"]:
         read_recipe(network["recipe"])
         assert {*network["data"], *network["validation"]} <= set(plan["sets"])
@@ -159,7 +158,8 @@ def test_the_plan_of_the_package_names_recipes_sets_and_protocols_that_exist():
     data = {network["recipe"]: set(network["data"]) for network in plan["networks"]}
     for network in plan["networks"]:  # false alarms on scans not learnt from
         assert not any(data[role] & set(network["data"]) for role in network.get("pretrained", ()))
-    assert sum(given["scans"] for given in plan["sets"].values() if given["of"] == "training") > 100
+    teaching = [given for given in plan["sets"].values() if given["of"] == "training"]
+    assert sum(given["scans"] for given in teaching) >= 300
     assert not set(plan["heads"]["training"]) & set(plan["heads"]["validation"])
 
 
@@ -183,6 +183,8 @@ def test_a_plan_that_is_none_is_refused_in_a_sentence(text, said, tmp_path):
 @pytest.mark.parametrize(
     ("part", "key", "said"),
     [("sets", "law", "a set of a plan has .* only; found law"),
+     ("sets", "protocols", "protocols of the set F1 must be one of .*; found anything"),
+     ("sets", "of", "heads of the set F1 must be one of training, validation; found anything"),
      ("networks", "given", "a network of a plan has .* only; found given")],
 )  # fmt: skip
 def test_a_plan_with_a_setting_that_does_not_exist_is_refused(part, key, said, tmp_path):
@@ -231,7 +233,7 @@ def test_a_set_is_simulated_once_from_the_heads_that_the_plan_names(
 
     def pretend(folder, wanted, **_):
         heads = sorted(path.name for path in wanted.anatomy.iterdir())
-        calls.append((heads, wanted.scans, wanted.priors))
+        calls.append((heads, wanted.scans, wanted.priors, wanted.protocols[0]))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "dataset_description.json").write_text("{}")
         return []
@@ -242,10 +244,13 @@ def test_a_set_is_simulated_once_from_the_heads_that_the_plan_names(
     (half_made / "sub-01").mkdir(parents=True)
     for _ in range(2):
         folder = simulate_set("V", plan["sets"]["V"], plan, means, print)
-    assert calls == [(["head_14.nii.gz", "head_15.nii.gz"], 24, "default")]
+    of_v = (["head_14.nii.gz", "head_15.nii.gz"], 24, "default", "alfa-t2star")
+    assert calls == [of_v]
     assert folder == tmp_path / "work" / "sets" / "V"
     assert not half_made.exists()
     assert (folder / "sub-01").is_dir()  # what was made before it was stopped is kept
+    simulate_set("T2", plan["sets"]["T2"], plan, means, print)
+    assert calls[1][1:] == (16, "default", "generic-swi-3t")
 
 
 def test_too_few_heads_are_told(heads_of, tmp_path):

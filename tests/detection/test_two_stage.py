@@ -10,6 +10,7 @@ from networks import write_member
 from phantoms import part_of_brain, shaken, stripped
 from scipy.ndimage import distance_transform_edt
 
+from bids_cmb.anatomy.scan_anatomy import AnatomyResult, BrainMask
 from bids_cmb.anatomy.segmentation import Anatomy
 from bids_cmb.detection import ensemble, two_stage
 from bids_cmb.detection.proposals import (
@@ -24,7 +25,7 @@ from bids_cmb.detection.proposals import (
     mask_hidden,
 )
 from bids_cmb.imaging.nifti import load
-from bids_cmb.imaging.preprocessing import Preprocessed
+from bids_cmb.imaging.preprocessing import BRAIN_SHELL_MM, Preprocessed
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import DetectionMap, Thresholds, find_lesions
 from bids_cmb.networks.architectures.classifier import classifier
@@ -35,7 +36,7 @@ from bids_cmb.networks.weights import read_weights
 from bids_cmb.training.inputs import TrainingData
 from bids_cmb.training.recipe import Sources
 from bids_cmb.training.scan_files import find_training_scans
-from bids_cmb.training.scan_loading import TrainingScan
+from bids_cmb.training.scan_loading import TrainingScan, load_scan_and_brain
 from bids_cmb.training.tasks import proposal_classification
 from bids_cmb.training.train import TASKS, build_network, read_recipe, train
 
@@ -603,7 +604,7 @@ def recipe():
 def test_a_classifier_is_trained_by_one_command_and_goes_into_a_card(
     recipe, lessons, tmp_path, rng, monkeypatch
 ):
-    monkeypatch.setattr(proposal_classification, "predict_anatomy", unseen)
+    monkeypatch.setattr(proposal_classification, "segment_with_network", unseen)
     given = (written(tmp_path / "first", rng),)
     data = lessons(1)
     entry = train(
@@ -621,12 +622,43 @@ def test_a_classifier_is_trained_by_one_command_and_goes_into_a_card(
     }
 
 
-def unseen(_):
-    raise ValueError("No brain was found.")
+def unseen(_image, _models):
+    return AnatomyResult(notes=("no regions",))
+
+
+def test_false_alarms_beyond_the_brain_are_learnt_where_the_app_would_look(
+    recipe, lessons, monkeypatch
+):
+    """The first stage sees a lesion every 6 mm; the app's brain mask is the whole scan here."""
+    [scan] = find_training_scans(lessons(1))
+    image, brain = load_scan_and_brain(scan)
+    everything = Volume(np.ones(image.shape, bool), image.affine)
+    head = Anatomy(brain, everything, (np.array([1.0, 0, 0]), 0.0), None, None)
+    monkeypatch.setattr(
+        proposal_classification, "extract_brain_mask", lambda *_: BrainMask(everything, "x")
+    )
+    recipe = replace(recipe, drawing={**recipe.drawing, "rules": {"floor": 0.01, "most": 9999}})
+
+    def propose_every_6_mm(data):
+        probability = np.zeros(data.shape, np.float32)
+        probability[6::12, 6::12, 1::3] = 1  # voxels of 0.5 x 0.5 x 2 mm
+        return probability
+
+    numbers = []
+    for found_head in (None, head):
+        monkeypatch.setattr(
+            proposal_classification, "segment_with_network",
+            lambda *_, given=found_head: AnatomyResult(given),
+        )  # fmt: skip
+        made = proposal_classification._make_proposals(scan, recipe, propose_every_6_mm)
+        numbers.append((made.kinds == proposal_classification.HARD_NEGATIVE).sum())
+    near = distance_transform_edt(~brain.data, image.spacing) <= BRAIN_SHELL_MM
+    assert numbers[1] / numbers[0] == pytest.approx(near.size / near.sum(), rel=0.1)
+    assert near.size > 1.2 * near.sum()
 
 
 def test_the_same_seed_draws_the_same_batch(recipe, lessons, tmp_path, rng, monkeypatch):
-    monkeypatch.setattr(proposal_classification, "predict_anatomy", unseen)
+    monkeypatch.setattr(proposal_classification, "segment_with_network", unseen)
     name, path = written(tmp_path / "first", rng)
     sources = Sources(find_training_scans(lessons(1)), pretrained={name: path})
     teach, told = TASKS["classification"].make_batches(recipe, sources, 1)

@@ -8,7 +8,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from bids_cmb.anatomy.segmentation import Anatomy, predict_anatomy
+from bids_cmb.anatomy.scan_anatomy import extract_brain_mask, segment_with_network
+from bids_cmb.anatomy.segmentation import Anatomy
 from bids_cmb.detection.proposals import (
     ANATOMY_FROM,
     ProposalRules,
@@ -22,7 +23,7 @@ from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.preprocessing import preprocess
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.inference import predict
-from bids_cmb.networks.loading import load_network
+from bids_cmb.networks.loading import ModelOptions, load_network
 from bids_cmb.provenance import fingerprint, sha256
 from bids_cmb.training.patches import PatchSampling, augment_intensity, flip_randomly
 from bids_cmb.training.recipe import (
@@ -129,7 +130,7 @@ def load_or_make_proposals(
     key = fingerprint(
         networks=list(digests), grid=recipe.grid, shape=recipe.arguments["shape"],
         rules=options.get("rules", {}), room=MAX_SHIFT_PIXELS,
-        near=(MAX_LESION_DISTANCE_MM, MIN_NEGATIVE_DISTANCE_MM, MAX_OTHERS),
+        near=(MAX_LESION_DISTANCE_MM, MIN_NEGATIVE_DISTANCE_MM, MAX_OTHERS), brain="segmented",
         files=digest_files(paths),
     )  # fmt: skip
     path = cache_folder / f"{key[:16]}.npz"
@@ -139,7 +140,8 @@ def load_or_make_proposals(
 
 
 def _make_proposals(paths: ScanFiles, recipe: Recipe, predict_mean: FirstStage) -> ProposalSet:
-    scan, brain = load_scan_and_brain(paths)
+    scan, reference = load_scan_and_brain(paths)
+    anatomy, brain = _segment(scan, reference)
     fed = preprocess(scan, brain, Grid.from_card(recipe.grid))
     training_scan = make_training_scan(paths, fed)
     probability = Volume(predict_mean(fed.image.data), fed.image.affine)
@@ -148,7 +150,6 @@ def _make_proposals(paths: ScanFiles, recipe: Recipe, predict_mean: FirstStage) 
     rng = np.random.default_rng(int(sha256(paths.image)[:8], 16))
     voxels = np.array([proposal.voxel for proposal in proposals], int).reshape(-1, 3)
     rows = _assign_labels(training_scan, voxels, fed.image.spacing, rng)
-    anatomy = _find_anatomy(scan)
     voxels_of_patches = np.array([row[0] for row in rows], int).reshape(-1, 3)
     channels = stack_channels(fed, probability.data)
     shape = np.add(recipe.arguments["shape"], (2 * MAX_SHIFT_PIXELS, 2 * MAX_SHIFT_PIXELS, 0))
@@ -163,11 +164,18 @@ def _make_proposals(paths: ScanFiles, recipe: Recipe, predict_mean: FirstStage) 
     )
 
 
-def _find_anatomy(scan: Volume) -> Anatomy | None:
+def _segment(scan: Volume, reference: Volume) -> tuple[Anatomy | None, Volume]:
+    """Segment head and brain as the app does: its false alarms beyond the brain are learnt too.
+
+    Where it recognises no head or no brain, the reference mask of the brain stays.
+    """
+    result = segment_with_network(scan, ModelOptions())
+    if result.head is None:
+        return None, reference
     try:
-        return predict_anatomy(scan)
+        return result.head, extract_brain_mask(scan, result).mask
     except ValueError:
-        return None
+        return result.head, reference
 
 
 def _assign_labels(

@@ -17,6 +17,7 @@ from bids_cmb.imaging.volume import Volume
 MAX_SPACING_DIFFERENCE = 0.01  # share by which voxel sizes may differ and still be left as they are
 ROUNDING_VOXELS = 1e-5  # voxels: less is rounding, of affines stored as float32
 BRAIN_SHELL_MM = 3.0  # beyond the brain within which a network is told what is there
+MAX_SEARCHES = 100  # voxels whose distance is searched one by one
 SCAN_REACH_VOXELS = 0.5  # voxels: how far a scan reaches beyond its outermost voxel centres
 
 
@@ -75,16 +76,22 @@ def dilate_brain(brain: Volume) -> np.ndarray:
 def measure_distances(mask: Volume, voxels: np.ndarray, reach_mm: float) -> np.ndarray:
     """Measure the distance of voxels, (N, 3), to the nearest True voxel of a mask, mm, (N,).
 
-    For a few voxels of a large image, of which a distance transform would cost a second. Infinite
-    where none is within ``reach_mm``.
+    For a few voxels of a large image, of which a distance transform would cost a second; for many,
+    it is made. Infinite where none is within ``reach_mm``.
     """
-    reach = np.ceil(reach_mm / mask.spacing).astype(int)
-    distances = np.where(mask.data[tuple(np.asarray(voxels, int).T)], 0, np.inf)
-    for number in np.flatnonzero(distances):
-        voxel = voxels[number]
-        start = np.maximum(voxel - reach, 0)
-        near = np.argwhere(mask.data[tuple(map(slice, start, voxel + reach + 1))]) + start - voxel
-        distances[number] = np.linalg.norm(near * mask.spacing, axis=1).min(initial=np.inf)
+    spacing, voxels = mask.spacing, np.asarray(voxels, int).reshape(-1, 3)
+    distances = np.where(mask.data[tuple(voxels.T)], 0, np.inf)
+    outside = np.flatnonzero(distances)
+    if len(outside) > MAX_SEARCHES and mask.data.any():
+        transform = ndimage.distance_transform_edt(~mask.data, spacing)
+        distances[outside] = transform[tuple(voxels[outside].T)]
+    else:
+        reach = np.ceil(reach_mm / spacing).astype(int)
+        for number in outside:
+            start = np.maximum(voxels[number] - reach, 0)
+            box = tuple(map(slice, start, voxels[number] + reach + 1))
+            near = np.argwhere(mask.data[box]) + start - voxels[number]
+            distances[number] = np.linalg.norm(near * spacing, axis=1).min(initial=np.inf)
     return np.where(distances <= reach_mm, distances, np.inf)
 
 

@@ -96,19 +96,15 @@ def decode_boxes(
 
 def compute_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Compute the intersection over union of boxes (N, 4) with others (M, 4): (N, M)."""
-    low = np.maximum(_low_corners(boxes)[:, None], _low_corners(others)[None])
-    high = np.minimum(_high_corners(boxes)[:, None], _high_corners(others)[None])
-    common = np.clip(high - low, 0, None).prod(axis=-1)
-    total = boxes[:, None, 2:4].prod(axis=-1) + others[None, :, 2:4].prod(axis=-1)
+    common = 1.0
+    for axis in (0, 1):
+        centre, half = boxes[:, None, axis], boxes[:, None, 2 + axis] / 2
+        other, other_half = others[None, :, axis], others[None, :, 2 + axis] / 2
+        low = np.maximum(centre - half, other - other_half)
+        high = np.minimum(centre + half, other + other_half)
+        common = common * np.maximum(high - low, 0)
+    total = (boxes[:, 2] * boxes[:, 3])[:, None] + others[:, 2] * others[:, 3]
     return common / np.maximum(total - common, 1e-9)
-
-
-def _low_corners(boxes: np.ndarray) -> np.ndarray:
-    return boxes[:, :2] - boxes[:, 2:4] / 2
-
-
-def _high_corners(boxes: np.ndarray) -> np.ndarray:
-    return boxes[:, :2] + boxes[:, 2:4] / 2
 
 
 def suppress_non_maxima(boxes: np.ndarray, max_iou: float) -> np.ndarray:
@@ -152,23 +148,30 @@ def link_boxes(slices: Sequence[np.ndarray], *, near: float, gap: int) -> list[B
     ).reshape(-1, 6)
     table = table[np.lexsort(table.T[[4, 3, 2, 1, 0, 5]] * [[1], [1], [1], [1], [1], [-1]])]
     free = np.ones(len(table), bool)
+    rows = [np.flatnonzero(table[:, 0] == index) for index in range(len(slices))]
     candidates = []
     for seed in range(len(table)):
         if free[seed]:
             free[seed] = False
-            members = [seed, *_follow(table, free, seed, near, 1 + gap)]
+            members = [seed, *_follow(table, rows, free, seed, near=near, reach=1 + gap)]
             candidates.append(_merge(table[members]))
     return candidates
 
 
-def _follow(table: np.ndarray, free: np.ndarray, seed: int, near: float, reach: int) -> list[int]:
-    """Follow a box up and down through the slices; the boxes it is linked to are free no longer."""
+def _follow(
+    table: np.ndarray, rows: Sequence[np.ndarray], free: np.ndarray, seed: int, *,
+    near: float, reach: int,
+) -> list[int]:  # fmt: skip
+    """Follow a box up and down through the slices; the boxes it is linked to are free no longer.
+
+    ``rows`` are those of the table in each slice.
+    """
     linked = []
     for step in (1, -1):
-        last, index = seed, table[seed, 0]
-        while abs(index - table[last, 0]) < reach:
+        last, index = seed, int(table[seed, 0])
+        while abs(index - table[last, 0]) < reach and 0 <= index + step < len(rows):
             index += step
-            in_slice = np.flatnonzero(free & (table[:, 0] == index))
+            in_slice = rows[index][free[rows[index]]]
             distance = np.hypot(*(table[in_slice, 1:3] - table[last, 1:3]).T)
             if len(in_slice) and distance.min() < near:
                 last = int(in_slice[distance.argmin()])

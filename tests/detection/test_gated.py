@@ -262,6 +262,7 @@ def test_gate_then_segmenter_are_taught_and_work(lessons, tmp_path):
     assert "Patches of the validation" in (tmp_path / "unet/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_gate_and_segmenter_are_taught_without_the_subjects_of_a_fold(unfitted, lessons, tmp_path):
     data = lessons(2)
     gate = replace(read_recipe("gated-gate"), arguments=SMALL_GATE, batch=6, steps=2, epochs=1)
@@ -421,6 +422,7 @@ def test_a_card_that_is_none_of_a_gated_detector_is_refused(head, chained, chang
         detect("mine", image, brain, models)
 
 
+@pytest.mark.slow
 def test_the_packages_detector_finds_the_microbleeds_of_a_phantom(head):
     image, _, bleeds = head
     said = load_card("gated")

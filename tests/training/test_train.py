@@ -131,6 +131,7 @@ def test_normalisations_are_measured_anew_as_the_mean_over_batches(recipe, rng):
     assert first.momentum == 0.98
 
 
+@pytest.mark.slow  # tests/training/test_loop.py has the same of the loop alone
 def test_training_that_was_interrupted_ends_like_one_that_was_not(
     material, recipe, trained, tmp_path
 ):

@@ -6,6 +6,7 @@ What it writes is committed, for readers on GitHub; a test fails while a page di
 this would write.
 """
 
+import inspect
 import json
 import re
 import tomllib
@@ -19,6 +20,8 @@ from bids_cmb.bids.tables import read_columns
 from bids_cmb.cli.descriptor import make_descriptor
 from bids_cmb.cli.parser import make_parser
 from bids_cmb.config import RESEARCH_DETECTORS, Config
+from bids_cmb.detection.cascade import CandidateRules
+from bids_cmb.detection.proposals import ProposalRules
 from bids_cmb.networks.model_cards import ANATOMY, list_cards, load_card, locate_weights
 from bids_cmb.report.performance import CONTRASTS
 
@@ -27,6 +30,7 @@ ROOT = DOCS.parent
 PACKAGE = ROOT / "bids_cmb"
 NOTE = "<!-- Written by docs/generate.py from {source}: change that, and run it. -->\n"
 MODELS = "bids_cmb/resources/models"
+RULES = {"cascade": CandidateRules, "two-stage": ProposalRules}  # of a design; parameters of cards
 TABLES = {  # the file of each table, and what a row of it is
     "lesion": (
         "`…_seg-CMB_desc-…_dseg.tsv` and `…_seg-candidates_desc-…_dseg.tsv`",
@@ -218,7 +222,12 @@ def _design(about: Mapping) -> list[str]:
     reasons = [parameters.pop(key) for key in list(parameters) if key.endswith("_reason")]
     if parameters:
         rows = [[_words(key), _value(value)] for key, value in parameters.items()]
-        lines += ["", *_table(["parameter", "value"], rows)]
+        heads = ["parameter", "value"]
+        if rules := RULES.get(about["design"]):
+            meanings = _read_attributes(rules)
+            rows = [[*row, meanings[key]] for row, key in zip(rows, parameters, strict=True)]
+            heads = [*heads, "meaning"]
+        lines += ["", *_table(heads, rows)]
     if gates:
         heads = ["measure", "kept", "half way at", "width", "why"]
         rows = [[_words(gate["measure"]), *list(gate.values())[1:]] for gate in gates]
@@ -323,6 +332,13 @@ def _files(about: Mapping) -> list[Path]:
 
 def _megabytes(files: Iterable[Path]) -> str:
     return f"{sum(path.stat().st_size for path in files) / 1e6:.1f}"
+
+
+def _read_attributes(kind: type) -> dict[str, str]:
+    """Read what the docstring of a class says of each of its attributes."""
+    text = inspect.getdoc(kind).partition("Attributes:\n")[2]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {6,}.*)*)", text, re.MULTILINE)
+    return {name: " ".join(meaning.split()) for name, meaning in entries}
 
 
 def _parameters(path: Path) -> int:

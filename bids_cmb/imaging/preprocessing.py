@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from nibabel.affines import from_matvec, voxel_sizes
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
-from scipy import ndimage
+from scipy import ndimage, spatial
 
 from bids_cmb.imaging.cropping import crop_or_pad, find_bounds, intersect_box, shift_affine
 from bids_cmb.imaging.dilation import dilate
@@ -76,15 +76,17 @@ def dilate_brain(brain: Volume) -> np.ndarray:
 def measure_distances(mask: Volume, voxels: np.ndarray, reach_mm: float) -> np.ndarray:
     """Measure the distance of voxels, (N, 3), to the nearest True voxel of a mask, mm, (N,).
 
-    For a few voxels of a large image, of which a distance transform would cost a second; for many,
-    it is made. Infinite where none is within ``reach_mm``.
+    A few are searched one by one and many in a tree of the mask's surface: a distance transform of
+    a large image would cost more time and much memory. Infinite where none is within ``reach_mm``.
     """
     spacing, voxels = mask.spacing, np.asarray(voxels, int).reshape(-1, 3)
     distances = np.where(mask.data[tuple(voxels.T)], 0, np.inf)
     outside = np.flatnonzero(distances)
-    if len(outside) > MAX_SEARCHES and mask.data.any():
-        transform = ndimage.distance_transform_edt(~mask.data, spacing)
-        distances[outside] = transform[tuple(voxels[outside].T)]
+    if len(outside) > MAX_SEARCHES:
+        surface = np.argwhere(mask.data & ~ndimage.binary_erosion(mask.data))
+        tree = spatial.KDTree(surface * spacing)
+        bound = 1.001 * reach_mm  # what is just at the reach is within
+        distances[outside], _ = tree.query(voxels[outside] * spacing, distance_upper_bound=bound)
     else:
         reach = np.ceil(reach_mm / spacing).astype(int)
         for number in outside:

@@ -1,12 +1,12 @@
-"""Measure what one more participant costs in an output folder of many participants, and a group run.
+"""Measure what one more participant costs in an output folder of many, and a group run.
 
     python -m benchmarks.speed.size --participants 10 1000 10000 --name linux
 
 The dataset is made: one small head of noise, in two sessions of a participant, processed once by
 ``radial`` without anatomy; all other participants are copies of its files and outputs under their
 own labels, images and figures hard-linked. For each size: process one more participant, resume a
-shard of ten complete ones, and summarize the group. Wall and processor seconds, and system calls where ``strace`` is installed
-(counted in a run of their own). Writes ``benchmarks/results/size-NAME.json``.
+shard of ten complete ones, and summarize the group. Wall and processor seconds, and system calls
+where ``strace`` is installed (counted in a run of their own). Writes ``benchmarks/results/size-NAME.json``.
 """
 
 import argparse

@@ -83,13 +83,13 @@ def read_plan(name: str) -> dict:
                 f"{source}: a {kind} of a plan has {', '.join(sorted(keys))} only; "
                 f"found {', '.join(unknown)}."
             )
-    for name, given in plan["sets"].items():
-        for key, chosen in (("heads", given["of"]),
-                            ("protocols", given.get("protocols", given["of"]))):  # fmt: skip
-            if chosen not in plan[key]:
+    for label, given in plan["sets"].items():
+        chosen = {"heads": given["of"], "protocols": given.get("protocols", given["of"])}
+        for key, choice in chosen.items():
+            if choice not in plan[key]:
                 raise ValueError(
-                    f"{source}: the {key} of the set {name} must be one of "
-                    f"{', '.join(plan[key])}; found {chosen}."
+                    f"{source}: the {key} of the set {label} must be one of "
+                    f"{', '.join(plan[key])}; found {choice}."
                 )
     if absent := [name for name in plan["judged"] if name not in plan["sets"]]:
         raise ValueError(

@@ -134,7 +134,9 @@ def test_proposals_are_in_the_same_places_however_the_axes_are_stored():
 
 
 def test_unknown_rules_are_refused():
-    with pytest.raises(ValueError, match=r"may be floor, apart_mm, most, likely, limit; found florr"):
+    with pytest.raises(
+        ValueError, match=r"may be floor, apart_mm, most, likely, limit; found florr"
+    ):
         ProposalRules.from_card({"florr": 1})
 
 

@@ -6,7 +6,8 @@ The dataset is made: one small head of noise, in two sessions of a participant, 
 ``radial`` without anatomy; all other participants are copies of its files and outputs under their
 own labels, images and figures hard-linked. For each size: process one more participant, resume a
 shard of ten complete ones, and summarize the group. Wall and processor seconds, and system calls
-where ``strace`` is installed (counted in a run of their own). Writes ``benchmarks/results/size-NAME.json``.
+where ``strace`` is installed (counted in a run of their own). Writes
+``benchmarks/results/size-NAME.json``.
 """
 
 import argparse

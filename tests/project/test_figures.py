@@ -167,6 +167,28 @@ QUOTED = [
     ),
     (
         ACCURACY,
+        "at the threshold of the best F1 ({:.2f}) `two-stage` has {} false alarms in all",
+        lambda: [
+            part("false-alarms-simulated", "thresholds", "of the best F1", key)
+            for key in ("threshold", "false alarms")
+        ],
+    ),
+    (
+        ACCURACY,
+        "At the balanced threshold there are {}: {} dots",
+        lambda: [
+            part("false-alarms-simulated", "thresholds", "of the card", "false alarms"),
+            sum(
+                number
+                for cause, number in part(
+                    "false-alarms-simulated", "thresholds", "of the card", "causes"
+                ).items()
+                if cause.endswith(" dot")
+            ),
+        ],
+    ),
+    (
+        ACCURACY,
         "| V | `c` and `d` of `ensemble`, at the same candidates | {:.2f}, {:.2f}, {:.2f}, {:.2f} "
         "| {:.2f} ({:.2f}) |",
         lambda: curve("V", "second opinion"),

@@ -507,13 +507,19 @@ FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(
 
 
 def test_a_cohort_of_4000_scans_opens_and_sorts_almost_as_fast_as_one_of_300(page, tmp_path):
-    """Only the rows that are shown are laid out; in processor time, for the machine is busy."""
-    small = open_cohort(page, tmp_path / "small", 300)
-    large = open_cohort(page, tmp_path / "large", 4000)
+    """Only the rows that are shown are laid out; in processor time, for the machine is busy.
+
+    Each page is opened twice, and the faster counts.
+    """
+    small, large = (
+        min(open_cohort(page, tmp_path / f"{scans}-{turn}", scans) for turn in (1, 2))
+        for scans in (300, 4000)
+    )
     assert large < 4 * small
+    before = page.worked()
     page.run("document.querySelectorAll('#scans th button')[2].click()")
     page.run(FRAMES)
-    assert page.worked() - large < small
+    assert page.worked() - before < small
 
 
 COLUMN = "[...document.querySelectorAll('#scans tbody tr')].map(row => row.cells[{}].textContent)"

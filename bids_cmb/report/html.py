@@ -1,7 +1,6 @@
 """HTML pages: a participant's and the cohort's.
 
-Pages are made from the derivatives and their pictures. They need no network and no server, and
-whatever comes from data is escaped.
+Pages come from derivatives and pictures, need no network, and escape what comes from data.
 """
 
 import re

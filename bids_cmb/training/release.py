@@ -28,8 +28,9 @@ from bids_cmb.training.operating_points import (
 from bids_cmb.training.scan_loading import Loading
 from bids_cmb.training.train import read_recipe, train
 
-SET_KEYS = {"scans", "seed", "lesion_priors", "of", "protocols"}
-NETWORK_KEYS = {"recipe", "data", "validation", "pretrained", "share", "member"}
+SET_KEYS = {"scans", "seed", "lesion_priors", "of"}
+NETWORK_KEYS = {"recipe", "data", "validation", "share"}
+OPTIONAL_SET_KEYS, OPTIONAL_NETWORK_KEYS = {"protocols"}, {"pretrained", "member"}
 PLANS = files("bids_cmb") / "resources" / "plans"
 Log = Callable[[str], None]
 
@@ -74,14 +75,19 @@ def read_plan(name: str) -> dict:
     needed = ("name", "heads", "protocols", "sets", "networks", "judged", "aims", "card")
     if lacking := [key for key in needed if key not in plan]:
         raise ValueError(f"{source}: a plan must hold {', '.join(lacking)}; found none.")
-    for kind, keys, parts in (
-        ("set", SET_KEYS, plan["sets"].values()),
-        ("network", NETWORK_KEYS, plan["networks"]),
+    for kind, keys, optional, parts in (
+        ("set", SET_KEYS, OPTIONAL_SET_KEYS, plan["sets"].values()),
+        ("network", NETWORK_KEYS, OPTIONAL_NETWORK_KEYS, plan["networks"]),
     ):
-        if unknown := sorted({key for part in parts for key in part} - keys):
+        if unknown := sorted({key for part in parts for key in part} - keys - optional):
             raise ValueError(
-                f"{source}: a {kind} of a plan has {', '.join(sorted(keys))} only; "
+                f"{source}: a {kind} of a plan has {', '.join(sorted(keys | optional))} only; "
                 f"found {', '.join(unknown)}."
+            )
+        if lacking := sorted({key for part in parts for key in keys - set(part)}):
+            raise ValueError(
+                f"{source}: each {kind} of a plan must hold {', '.join(sorted(keys))}; "
+                f"one lacks {', '.join(lacking)}."
             )
     for label, given in plan["sets"].items():
         chosen = {"heads": given["of"], "protocols": given.get("protocols", given["of"])}

@@ -197,6 +197,16 @@ def test_a_plan_with_a_setting_that_does_not_exist_is_refused(part, key, said, t
         read_plan(str(tmp_path / "plan.json"))
 
 
+@pytest.mark.parametrize(("part", "key"), [("sets", "of"), ("networks", "share")])
+def test_a_plan_whose_set_or_network_lacks_a_setting_is_refused(part, key, tmp_path):
+    plan = read_plan("two-stage")
+    parts = list(plan[part].values()) if part == "sets" else plan[part]
+    del parts[-1][key]
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(ValueError, match=rf"each {part[:-1]} of a plan must hold .* lacks {key}"):
+        read_plan(str(tmp_path / "plan.json"))
+
+
 def test_a_plan_that_judges_by_a_set_that_it_lacks_is_refused(tmp_path):
     (tmp_path / "plan.json").write_text(
         json.dumps({**read_plan("two-stage"), "judged": ["V", "W"]})

@@ -4,22 +4,24 @@
 
 Every candidate stands in ``benchmarks/results/two-stage-*.json`` (`two_stage.py`), what is dark and
 no microbleed in ``derivatives/truth`` of the same datasets (``seg-mimics``). A candidate above the
-threshold that matches no microbleed by the VALDO rule is a false alarm; its cause is the mimic with
-most voxels within 3 mm, else whether it lies in the true brain. Counted at the card's threshold and
-at that of the best F1 of all these scans. Writes ``benchmarks/results/false-alarms-NAME.json``.
+threshold that matches no microbleed by the VALDO rule is a false alarm; its cause is the nearest
+mimic within 3 mm, as `bids-cmb evaluate` has it, else whether it lies in the true brain. Counted at
+the card's threshold and at that of the best F1 of all these scans. Writes
+``benchmarks/results/false-alarms-NAME.json``.
 """
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.accuracy.two_stage import SHIPPED, make_stages, parse_candidates
 from benchmarks.measurements import RESULTS
-from bids_cmb.bids.tables import read_table
 from bids_cmb.detection.two_stage import drop_doubles
+from bids_cmb.evaluation.annotations import Mimics, read_annotations, read_mimics
+from bids_cmb.evaluation.errors_by_class import MIMIC_DISTANCE_MM
 from bids_cmb.files import read_json, write_json
 from bids_cmb.imaging.nifti import load_labels
 from bids_cmb.imaging.volume import Volume
@@ -30,7 +32,6 @@ from bids_cmb.provenance import software
 from bids_cmb.training.operating_points import ScanCandidates
 from bids_cmb.training.scan_files import ScanFiles, find_training_scans
 
-NEAR_MM = 3.0
 TISSUE, OUTSIDE = "nothing that was drawn, in the brain", "nothing that was drawn, beyond the brain"
 
 
@@ -44,22 +45,34 @@ def main() -> None:
         for name, data in zip(options.results, options.data, strict=True)
         for files, content in pair_scans(data, RESULTS / f"two-stage-{name}.json")
     ]
-    matches = [scan.match(score(scan)) for _, scan in judged]
+    scores = [score(scan) for _, scan in judged]
+    matches = [scan.match(given) for (_, scan), given in zip(judged, scores, strict=True)]
     best = compute_figures(matches, match_valdo, threshold=card["threshold"], seed=1, draws=2)
-    report = {"name": options.name, "scans": len(judged), "software": software(), "thresholds": {}}
-    for label, threshold in (
-        ("of the card", card["threshold"]),
-        ("of the best F1", float(best["best_f1_threshold"].value)),
-    ):
-        causes = Counter()
-        for files, scan in judged:
-            causes.update(find_causes(files, find_false_alarms(scan, score(scan), threshold)))
-        report["thresholds"][label] = {
-            "threshold": threshold,
-            "false alarms": causes.total(),
-            "causes": dict(causes.most_common()),
-        }
-        print(label, threshold, causes.total(), causes.most_common())
+    thresholds = {
+        "of the card": card["threshold"],
+        "of the best F1": float(best["best_f1_threshold"].value),
+    }
+    causes = {label: Counter() for label in thresholds}
+    for (files, scan), given in zip(judged, scores, strict=True):
+        [truth] = read_annotations(files.lesions)
+        mimics, brain = read_mimics(truth), load_labels(files.brain)
+        for label, threshold in thresholds.items():
+            alarms = find_false_alarms(scan, given, threshold)
+            causes[label].update(find_causes(mimics, brain, alarms))
+    report = {
+        "name": options.name,
+        "scans": len(judged),
+        "software": software(),
+        "thresholds": {
+            label: {
+                "threshold": threshold,
+                "false alarms": causes[label].total(),
+                "causes": dict(causes[label].most_common()),
+            }
+            for label, threshold in thresholds.items()
+        },
+    }
+    print(report["thresholds"])
     write_json(RESULTS / f"false-alarms-{options.name}.json", report)
 
 
@@ -85,24 +98,12 @@ def find_false_alarms(scan: ScanCandidates, scores: np.ndarray, threshold: float
     return scan.positions[kept][matched.partner < 0]
 
 
-def find_causes(files: ScanFiles, positions: Sequence[np.ndarray]) -> list[str]:
-    """Find the cause of each false alarm of a scan."""
-    mimics, brain = load_labels(files.mimics), load_labels(files.brain)
-    table = files.mimics.with_name(files.mimics.name.replace(".nii.gz", ".tsv"))
-    kinds = {int(row["index"]): row["kind"] for row in read_table(table)}
-    return [find_cause(mimics, kinds, brain, position) for position in positions]
-
-
-def find_cause(
-    mimics: Volume, kinds: Mapping[int, str], brain: Volume, position: np.ndarray
-) -> str:
-    """Find the mimic with most voxels near a position, or say where nothing is."""
-    box, near = mimics.find_ball(position, NEAR_MM)
-    labels = mimics.data[box][near].astype(int)
-    if labels.any():
-        return kinds[int(np.bincount(labels[labels > 0]).argmax())]
-    voxel = tuple(np.rint(brain.index(position)).astype(int))
-    return TISSUE if brain.data[voxel] else OUTSIDE
+def find_causes(mimics: Mimics, brain: Volume, positions: np.ndarray) -> list[str]:
+    """Find the cause of each false alarm of a scan, world mm (N, 3)."""
+    kinds, distances = mimics.find_nearest(positions)
+    voxels = np.rint(brain.index(positions)).astype(int)
+    elsewhere = np.where(brain.data[tuple(voxels.T)] > 0, TISSUE, OUTSIDE)
+    return np.where(distances <= MIMIC_DISTANCE_MM, kinds, elsewhere).tolist()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from bids_cmb.imaging.volume import Volume
 MAX_SPACING_DIFFERENCE = 0.01  # share by which voxel sizes may differ and still be left as they are
 ROUNDING_VOXELS = 1e-5  # voxels: less is rounding, of affines stored as float32
 BRAIN_SHELL_MM = 3.0  # beyond the brain within which a network is told what is there
-MAX_SEARCHES = 100  # voxels whose distance is searched one by one
+MAX_SEARCHES = 2000  # voxels whose distance is searched one by one: faster than a tree
 SCAN_REACH_VOXELS = 0.5  # voxels: how far a scan reaches beyond its outermost voxel centres
 
 

@@ -90,8 +90,8 @@ def read_plan(name: str) -> dict:
                 f"one lacks {', '.join(lacking)}."
             )
     for label, given in plan["sets"].items():
-        chosen = {"heads": given["of"], "protocols": given.get("protocols", given["of"])}
-        for key, choice in chosen.items():
+        given.setdefault("protocols", given["of"])
+        for key, choice in (("heads", given["of"]), ("protocols", given["protocols"])):
             if choice not in plan[key]:
                 raise ValueError(
                     f"{source}: the {key} of the set {label} must be one of "
@@ -164,7 +164,7 @@ def simulate_set(
             f"{options.anatomy}: the plan {plan['name']} needs {max(wanted)} label maps of heads; "
             f"found {len(heads)}."
         )
-    protocols = locate_protocols(plan["protocols"][given.get("protocols", given["of"])])
+    protocols = locate_protocols(plan["protocols"][given["protocols"]])
     scans = min(given["scans"], options.small[0]) if options.small else given["scans"]
     with tempfile.TemporaryDirectory() as chosen:
         for number in wanted:

@@ -74,6 +74,7 @@ class Config:
     device: str = "auto"
     engine: str = "auto"
     gpu_id: str | None = None
+    share_networks: str = "auto"
     n_cpus: int | None = None
     omp_nthreads: int | None = None
     mem_mb: int | None = None

@@ -317,6 +317,13 @@ def _add_running_flags(add: Callable) -> None:
     )
     add("--gpu-id", metavar="N", help="GPU to use, numbered as by nvidia-smi (default: the first)")
     add(
+        "--share-networks",
+        choices=("auto", "on", "off"),
+        help="on: one process has the networks, and those that read and write scans ask it; off: "
+        "each has its own; auto: on for several scans at a time on a GPU "
+        f"(default: {Config.share_networks})",
+    )
+    add(
         "--precision",
         choices=("auto", "full", "mixed"),
         help="precision of the networks; full: 32 bits; mixed: 16 bits where it costs little, for "

@@ -3,7 +3,8 @@
 Our own networks are computed by one of two engines, `networks.openvino_engine` on a CPU where
 OpenVINO is installed, else `networks.tensorflow_engine`. TensorFlow alone computes ``shiva``, by
 `networks.external.tiled_unet`, and ``savedmodel``, what somebody's TensorFlow has written, loaded
-by `networks.external.saved_model`.
+by `networks.external.saved_model`. Where one process computes for all workers of a run
+(`networks.sharing`), the functions ask it.
 """
 
 import json
@@ -21,7 +22,9 @@ from bids_cmb.networks.backend import (
     OPENVINO,
     TENSORFLOW,
     choose_engine,
+    describe_device,
     get_tensorflow,
+    get_threads,
     release_memory,
     settle_engine,
     suppress_stderr,
@@ -31,8 +34,12 @@ from bids_cmb.networks.external.saved_model import load_signature
 from bids_cmb.networks.external.tiled_unet import build_tiled_unet
 from bids_cmb.networks.inference import Network, predict_in_slabs
 from bids_cmb.networks.weights import check_file
+from bids_cmb.parallel.service import Client, get_client
 
 ENGINES = {OPENVINO: openvino_engine, TENSORFLOW: tensorflow_engine}
+# What the process that computes for all workers is asked: for a network, a prediction by it, one
+# of patches, the device
+NETWORK, IMAGE, PATCHES, DEVICE = "network", "image", "patches", "device"
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,8 @@ def load_trained_model(
 
 
 def _load_once(load: Callable, member: Mapping, path: Path, precision: str):
+    if client := get_client():
+        return _REMOTE[load](client, dict(member), path, precision)
     with LOADING_LOCK:
         stated = json.dumps(dict(member), sort_keys=True)
         return _load_cached(load, stated, path, precision, choose_engine())
@@ -176,4 +185,41 @@ def find_misfit(parts: Sequence[tuple[Mapping, Path]]) -> str:
     return ""
 
 
+def describe_computation() -> tuple[str, str]:
+    """Describe the device that computes the networks of this process, and the engine."""
+    if client := get_client():
+        return client.ask((DEVICE,))[0]
+    return describe_device(), choose_engine()
+
+
+def prepare_engine() -> None:
+    """Import what computes the networks in this process, which takes seconds; if any does here."""
+    if get_client() is None:
+        settle_engine()
+
+
+def _ask_for_network(client: Client, member: Mapping, path: Path, precision: str) -> Network:
+    """Load a network in the process that computes for all; as `_load_network`."""
+    options = (member, str(path), precision, get_threads())
+    (name, multiple, flips), _ = client.ask((NETWORK, *options))
+
+    def predict(image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        arrays = [image] if mask is None else [image, mask]
+        return client.ask((IMAGE, *options), arrays)[1][0]
+
+    return Network(name, predict, multiple, flips)
+
+
+def _ask_for_patch_model(client: Client, member: Mapping, path: Path, precision: str) -> Callable:
+    """Have patches predicted in the process that computes for all; as `_load_patch_model`."""
+
+    def predict(*inputs: np.ndarray) -> np.ndarray | list[np.ndarray]:
+        request = (PATCHES, member, str(path), precision, get_threads())
+        several, outputs = client.ask(request, inputs)
+        return outputs if several else outputs[0]
+
+    return predict
+
+
+_REMOTE = {_load_network: _ask_for_network, _load_patch_model: _ask_for_patch_model}
 _LOADERS = {"unet": _load_unet, "shiva": _load_shiva, "savedmodel": _load_saved_model}

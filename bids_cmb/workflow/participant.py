@@ -25,6 +25,7 @@ from bids_cmb.networks.backend import (
     make_environment,
 )
 from bids_cmb.networks.model_cards import load_card
+from bids_cmb.networks.sharing import share_networks, should_share
 from bids_cmb.parallel import dask as dask_cluster
 from bids_cmb.parallel import processes
 from bids_cmb.workflow.inputs import uses_networks
@@ -177,20 +178,32 @@ def _process_waiting(
     job_config = replace(config, omp_nthreads=config.omp_nthreads or max(1, cores // workers))
     work = functools.partial(complete_scan, config=job_config)
     listen = functools.partial(_log_message, scans, progress)
-    outcomes = _run_jobs(work, scans, job_config, workers, listen, _get_time_limit_s(config))
-    try:
-        for outcome in outcomes:
-            progress.end(outcome.index, outcome.seconds)
-            totals.removed = not status.path.is_file()
-            _record_outcome(scans[outcome.index], outcome, config, status, totals)
-            log.info("%s", _describe_progress(progress))
-            totals.output_unwritable |= outcome.errno in UNWRITABLE_ERRNOS
-            stopped = outcome.error and config.stop_on_first_crash
-            if totals.removed or totals.output_unwritable or stopped:
-                break
-    finally:
-        outcomes.close()
-        totals.not_processed = len(scans) - progress.n_ended
+    with share_networks(shared=_shares_networks(config, workers)) as service:
+        outcomes = _run_jobs(work, scans, job_config, workers, listen, _get_time_limit_s(config))
+        try:
+            for outcome in outcomes:
+                progress.end(outcome.index, outcome.seconds)
+                totals.removed = not status.path.is_file()
+                _record_outcome(scans[outcome.index], outcome, config, status, totals)
+                log.info("%s", _describe_progress(progress))
+                totals.output_unwritable |= outcome.errno in UNWRITABLE_ERRNOS
+                stopped = outcome.error and config.stop_on_first_crash
+                if totals.removed or totals.output_unwritable or stopped:
+                    break
+        finally:
+            outcomes.close()
+            totals.not_processed = len(scans) - progress.n_ended
+    if service is not None and service.n_requests:
+        log.info(
+            "The networks' process computed %.0f %% of the time, and waited for scans else.",
+            100 * service.busy_share,
+        )
+
+
+def _shares_networks(config: Config, workers: int) -> bool:
+    """Whether one process computes the networks of all workers here."""
+    here = config.dask_scheduler is None and uses_networks(config)
+    return here and should_share(config.share_networks, workers)
 
 
 def _log_message(
@@ -322,6 +335,8 @@ def choose_workers(config: Config, scans: int) -> int:
     """Choose how many scans to process at a time, by cores, memory and number of scans."""
     cores = config.n_cpus or processes.count_cores()
     memory = config.mem_mb or processes.measure_memory_mb()
+    if _shares_networks(config, workers=2):
+        memory -= MB_WITH_NETWORKS[choose_engine()]  # of the process that has them
     by_memory = max(1, memory // _estimate_memory(config))
     by_cores = cores // (config.omp_nthreads or 1)
     if by_memory < by_cores:
@@ -332,5 +347,6 @@ def choose_workers(config: Config, scans: int) -> int:
 def _estimate_memory(config: Config) -> int:
     """Estimate the memory of a process, MB, by the detectors' cards and the measured peaks."""
     stated = [load_card(name, config.model_dir).get("memory_mb", 0) for name in config.detector]
-    networks = MB_WITH_NETWORKS[choose_engine()] if uses_networks(config) else 0
+    alone = uses_networks(config) and not _shares_networks(config, workers=2)
+    networks = MB_WITH_NETWORKS[choose_engine()] if alone else 0
     return max(MB_PER_SCAN, networks, *stated)

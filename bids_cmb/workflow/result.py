@@ -20,7 +20,7 @@ from bids_cmb.lesions.candidates import Candidates
 from bids_cmb.lesions.locations import list_position_notes
 from bids_cmb.lesions.measure import Lesion, Thresholds
 from bids_cmb.lesions.table import count_lesions
-from bids_cmb.networks.backend import choose_engine, describe_device
+from bids_cmb.networks.loading import describe_computation
 from bids_cmb.networks.model_cards import ANATOMY, load_card, select_members
 from bids_cmb.provenance import fingerprint, machine, package_digest, software
 from bids_cmb.quality.measures import Quality
@@ -172,7 +172,7 @@ def _provenance(result: ScanResult, inputs: ScanInputs, record: InputRecord) -> 
         "Machine": {
             **machine(),
             **(
-                {"Device": describe_device(), "Engine": choose_engine()}
+                dict(zip(("Device", "Engine"), describe_computation(), strict=True))
                 if inputs.uses_networks
                 else {"Device": "CPU"}
             ),

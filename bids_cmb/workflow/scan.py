@@ -29,7 +29,8 @@ from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.candidates import Candidates, find_candidates
 from bids_cmb.lesions.locations import locate_lesions
 from bids_cmb.lesions.measure import Lesion, find_lesions
-from bids_cmb.networks.backend import set_threads, settle_engine
+from bids_cmb.networks.backend import set_threads
+from bids_cmb.networks.loading import prepare_engine
 from bids_cmb.networks.model_cards import list_cards, load_card
 from bids_cmb.quality.measures import Quality, assess_quality
 from bids_cmb.report.figures import draw_figures, has_figures, load_shown
@@ -236,7 +237,7 @@ def _starting_networks(inputs: ScanInputs, threads: int) -> Iterator[None]:
     set_threads(threads)
     with ThreadPoolExecutor(1) as background:
         if inputs.uses_networks:
-            background.submit(settle_engine)
+            background.submit(prepare_engine)
         yield
 
 

@@ -21,6 +21,7 @@ from bids_cmb.bids.tables import read_table
 from bids_cmb.cli import run as cli
 from bids_cmb.cli.main import main as one_command
 from bids_cmb.files import write_json
+from bids_cmb.networks.backend import choose_engine
 from bids_cmb.networks.model_cards import DETECTION, list_cards, load_card, locate_weights
 from bids_cmb.networks.weights import read_weights, write_weights
 from bids_cmb.workflow import result
@@ -824,3 +825,26 @@ def test_models_are_listed_without_a_dataset(capfd):
     assert "ensemble (cerebral microbleeds)" in said
     assert "checksum as on the card" in said
     assert "radial (cerebral microbleeds)" in said
+
+
+def test_a_process_that_computes_for_all_finds_the_same_and_says_how_busy_it_was(
+    dataset, tmp_path, capsys
+):
+    raw = dataset({"sub-01/anat/sub-01_T2starw": "ball"})
+    tables = []
+    for wish in ("on", "off"):
+        out = tmp_path / wish
+        words = ["--detector", "ensemble", "--members", "d", "--anatomy", "none", *BALLS]
+        more = ["--threshold", "0.2", "--report", "none", "--share-networks", wish]
+        assert cli.main([str(raw), str(out), "participant", *words, *more]) == 0
+        assert ("process computed" in capsys.readouterr().err) == (wish == "on")
+        tables.append(
+            {
+                p.name: p.read_bytes()
+                for p in sorted(out.rglob("*_dseg.*")) + [*out.rglob("*_probseg.nii.gz")]
+            }
+        )
+        sidecar = json.loads(next(out.rglob("*_label-CMB_*_mask.json")).read_text("utf-8"))
+        assert sidecar["Provenance"]["Machine"]["Engine"] == choose_engine()
+    assert len(tables[0]) >= 3
+    assert tables[0] == tables[1]

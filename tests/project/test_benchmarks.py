@@ -388,3 +388,30 @@ def test_a_false_alarm_is_caused_by_the_nearest_mimic_within_three_millimetres(l
     np.testing.assert_allclose(false_alarms.find_false_alarms(scan, scores, 0.1), positions[:3])
     causes = false_alarms.find_causes(mimics, brain, alarms)
     assert causes == ["cortical vein", false_alarms.TISSUE, false_alarms.OUTSIDE]
+
+
+# --- Throughput -----------------------------------------------------------------------------------
+
+
+def test_the_busy_share_counts_as_long_as_every_worker_has_scans(load):
+    """Ten seconds, of which seven are busy; what the second worker asks later does not count."""
+    times = [(1, 0, 4), (2, 5, 7), (1, 9, 10), (2, 10, 30)]
+    rows = [
+        {"worker": worker, "began": float(began), "ended": float(ended)}
+        for worker, began, ended in times
+    ]
+    assert load("speed.pipeline").measure_busy_share(rows) == pytest.approx(0.7)
+
+
+def test_copies_of_a_scan_are_other_participants(load, tmp_path):
+    scan = tmp_path / "raw/sub-01/ses-1/anat/sub-01_ses-1_T2starw.nii.gz"
+    scan.parent.mkdir(parents=True)
+    scan.write_bytes(b"a scan")
+    (tmp_path / "raw/dataset_description.json").write_text("{}")
+    assert load("speed.pipeline").copy_dataset(tmp_path / "raw", tmp_path / "more", 2) == 2
+    found = sorted((tmp_path / "more").rglob("*.nii.gz"))
+    assert [path.name for path in found] == [
+        f"sub-01copy{number}_ses-1_T2starw.nii.gz" for number in (0, 1)
+    ]
+    assert found[1].parent == tmp_path / "more/sub-01copy1/ses-1/anat"
+    assert found[1].read_bytes() == b"a scan"

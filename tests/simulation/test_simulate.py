@@ -84,6 +84,7 @@ def dataset(tmp_path_factory, person):
         return scan_person(rng, person[0], *how, window_mm=(200, 236, 24), **known)
 
     with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(dataset_module, "make_procedural_head", lambda _: None)
         patched.setattr(dataset_module, "simulate_scan", few)
         assert main(["simulate", str(folder / "bids"), *said]) == 0
     return folder / "bids"
@@ -315,6 +316,7 @@ def test_half_a_dataset_never_looks_like_a_whole_one(tmp_path, capsys, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device", str(tmp_path / "out/sub-01/x.nii.gz"))
 
+    monkeypatch.setattr(dataset_module, "make_procedural_head", lambda _: None)
     monkeypatch.setattr(dataset_module, "simulate_scan", lambda *_, **__: None)
     monkeypatch.setattr(dataset_module, "_write_scan", full)
     said = refused(capsys, tmp_path / "out", "--n-scans", 2)

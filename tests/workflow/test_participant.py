@@ -4,6 +4,7 @@ import pytest
 
 from bids_cmb.anatomy.segmentation import CAPSULE_MM, DEEP_WHITE_MM
 from bids_cmb.config import Config
+from bids_cmb.networks.backend import choose_engine
 from bids_cmb.workflow.methods import describe_run
 from bids_cmb.workflow.participant import MB_PER_SCAN, MB_WITH_NETWORKS, choose_workers
 from bids_cmb.workflow.status import format_count, format_duration
@@ -33,6 +34,9 @@ def test_memory_bounds_the_number_of_workers_by_what_the_engine_needs(config, mo
     memory = 2 * MB_WITH_NETWORKS[engine]
     assert choose_workers(config(n_cpus=8, mem_mb=memory, detector=("two-stage",)), 50) == 2
     assert choose_workers(config(n_cpus=8, mem_mb=memory - 1, detector=("two-stage",)), 50) == 1
+    shared = {"n_cpus": 8, "detector": ("two-stage",), "share_networks": "on"}
+    memory = MB_WITH_NETWORKS[choose_engine()] + 3 * MB_PER_SCAN
+    assert choose_workers(config(**shared, mem_mb=memory), 50) == 3
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 
 It has what only one process should have, such as a GPU and the networks on it. Requests are read,
 and answers are sent, by threads beside the work, so that it need not wait for either. If it ends,
-it is started anew, and the workers ask again; the request at which it ended is refused from then
-on, so that one bad scan does not stop the others.
+or works on for a worker that is gone, it is started anew, and the workers ask again; the request at
+which it ended is refused from then on, so that one bad scan does not stop the others.
 """
 
+import functools
 import json
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
-from queue import Queue
+from queue import Empty, Queue
 
 import numpy as np
 
@@ -32,6 +33,7 @@ MAX_WAITING = 4  # requests that have been read and are not answered yet
 MAX_ATTEMPTS = 6  # to have a request answered, each by a process that was started anew
 MAX_FAILED_STARTS = 3  # of the process, one after the other
 START_LIMIT_S = 120.0  # for it to listen
+PATIENCE_S = 60.0  # for a request in work whose worker is gone, such as at its time limit
 MAX_PATH_BYTES = 100  # of a socket; the operating systems allow 104 and more
 ENDED = "the process that computes the networks ended"
 Handler = Callable[[tuple, list[np.ndarray]], tuple[object, list[np.ndarray]]]
@@ -60,12 +62,15 @@ class Service:
     Within it, `ADDRESS_VARIABLE` tells processes that are started where to ask.
     """
 
-    def __init__(self, handle: Handler):
-        """Prepare; ``handle`` is a function at the top level of a module.
+    def __init__(self, handle: Handler, patience_s: float = PATIENCE_S):
+        """Prepare.
 
-        From a request and its arrays it makes the answer and its arrays.
+        Args:
+            handle: A function at the top level of a module, which makes from a request and its
+                arrays the answer and its arrays.
+            patience_s: How long the process may go on with a request whose worker is gone.
         """
-        self._handle, self._key = handle, secrets.token_bytes(32)
+        self._handle, self._key, self._patience_s = handle, secrets.token_bytes(32), patience_s
         self._current = SPAWN.Value("Q", 0, lock=False)  # number of the request in work
         self._times = SPAWN.Array("d", 3, lock=False)  # working, waiting for work; requests
         self._refused: set[int] = set()
@@ -112,7 +117,8 @@ class Service:
             target=_serve,
             args=(self._handle, self._path, self._key, there),
             kwargs={
-                "current": self._current, "times": self._times, "refused": set(self._refused)
+                "current": self._current, "times": self._times, "refused": set(self._refused),
+                "patience_s": self._patience_s,
             },
             daemon=True,
         )  # fmt: skip
@@ -145,7 +151,7 @@ def _make_socket_folder() -> tempfile.TemporaryDirectory:
 
 def _serve(
     handle: Handler, path: str, key: bytes, parent: connection.Connection, *,
-    current, times, refused: set[int],
+    current, times, refused: set[int], patience_s: float,
 ) -> None:  # fmt: skip
     """Answer requests until the pipe to the parent closes."""
     for number in (signal.SIGINT, signal.SIGHUP):  # they reach the parent, which decides
@@ -153,7 +159,13 @@ def _serve(
     os.environ.pop(ADDRESS_VARIABLE, None)
     waiting: Queue[_Request] = Queue(MAX_WAITING)
     listener = connection.Listener(path, "AF_UNIX", backlog=64, authkey=key)
-    threading.Thread(target=_accept, args=(listener, waiting), daemon=True).start()
+
+    def end_if_working_on(request: _Request) -> None:
+        if current.value == request.number:
+            os._exit(1)
+
+    converse = functools.partial(_converse, waiting, patience_s, end_if_working_on)
+    threading.Thread(target=_accept, args=(listener, converse), daemon=True).start()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     trace = os.environ.get(TRACE_VARIABLE)
     while True:
@@ -196,22 +208,38 @@ def _write_trace(path: Path, request: _Request, began: float, ended: float) -> N
         file.write(json.dumps(row) + "\n")
 
 
-def _accept(listener: connection.Listener, waiting: Queue) -> None:
+def _accept(listener: connection.Listener, converse: Callable) -> None:
     """Accept workers, each read by a thread of its own."""
     while True:
         with suppress(OSError, EOFError, multiprocessing.AuthenticationError):
             pipe = listener.accept()
-            threading.Thread(target=_converse, args=(pipe, waiting), daemon=True).start()
+            threading.Thread(target=converse, args=(pipe,), daemon=True).start()
 
 
-def _converse(pipe: connection.Connection, waiting: Queue) -> None:
+def _converse(
+    waiting: Queue, patience_s: float, give_up: Callable, pipe: connection.Connection
+) -> None:
     """Read the requests of a worker, and send the answers, until it leaves."""
     with suppress(OSError, EOFError):
         while True:
             (number, content), arrays = _receive(pipe)
             request = _Request(number, content, arrays)
             waiting.put(request)
-            _send(pipe, *request.answer.get())
+            _send(pipe, *_await_answer(request, pipe, patience_s, give_up))
+
+
+def _await_answer(
+    request: _Request, pipe: connection.Connection, patience_s: float, give_up: Callable
+) -> tuple[dict, list[np.ndarray]]:
+    """Wait for an answer; give up a request that is worked on long after its worker left."""
+    gone_since = None
+    while True:
+        with suppress(Empty):
+            return request.answer.get(timeout=1)
+        if gone_since is None and pipe.poll():  # a worker that waits sends nothing: it is gone
+            gone_since = time.monotonic()
+        if gone_since is not None and time.monotonic() - gone_since > patience_s:
+            give_up(request)
 
 
 def _end_with(parent: connection.Connection) -> None:

@@ -24,6 +24,8 @@ def answer(request, arrays):
         raise KeyError("what")
     if what == "slow":
         time.sleep(1)
+    if what == "hang":
+        time.sleep(3600)
     if what == "full":
         raise MemoryError
     return (what, os.getpid()), [array * 2 for array in arrays]
@@ -39,6 +41,10 @@ def ask_from_a_worker(number):
 
 def ask_slowly(_):
     return get_client().ask(("slow",))
+
+
+def hang(_):
+    return get_client().ask(("hang",))
 
 
 @pytest.fixture
@@ -100,6 +106,16 @@ def test_workers_that_are_given_up_while_they_wait_hold_nobody_up(client):
     outcomes = list(run(ask_slowly, [0, 1, 2], workers=3, time_limit_s=0.5))
     assert all("given up after" in outcome.error for outcome in outcomes)
     assert client.ask(("still",))[0][0] == "still"
+
+
+def test_a_request_that_hangs_ends_with_the_time_limit_of_its_scan():
+    with Service(answer, patience_s=0.5):
+        before = get_client().ask(("who",))[0][1]
+        (outcome,) = run(hang, [0], workers=1, time_limit_s=0.5)
+        assert "given up after" in outcome.error
+        began = time.monotonic()
+        assert get_client().ask(("who",))[0][1] != before
+        assert time.monotonic() - began < 20
 
 
 def test_after_the_run_nobody_is_told_to_ask_and_nothing_is_left(tmp_path, monkeypatch):

@@ -189,7 +189,7 @@ QUOTED = [
     ),
     (
         ACCURACY,
-        "| V | `c` and `d` of `ensemble`, at the same candidates | {:.2f}, {:.2f}, {:.2f}, {:.2f} "
+        "| V | `c` of `ensemble`, at the same candidates | {:.2f}, {:.2f}, {:.2f}, {:.2f} "
         "| {:.2f} ({:.2f}) |",
         lambda: curve("V", "second opinion"),
     ),

@@ -335,10 +335,11 @@ def choose_workers(config: Config, scans: int) -> int:
     """Choose how many scans to process at a time, by cores, memory and number of scans."""
     cores = config.n_cpus or processes.count_cores()
     memory = config.mem_mb or processes.measure_memory_mb()
+    by_cores = cores // (config.omp_nthreads or 1)
     if _shares_networks(config, workers=2):
         memory -= MB_WITH_NETWORKS[choose_engine()]  # of the process that has them
+        by_cores += 1  # since they wait for it in turn
     by_memory = max(1, memory // _estimate_memory(config))
-    by_cores = cores // (config.omp_nthreads or 1)
     if by_memory < by_cores:
         log.info("%d MB of memory allow %d scans at a time.", memory, by_memory)
     return max(1, min(by_cores, by_memory, scans))

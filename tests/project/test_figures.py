@@ -365,6 +365,19 @@ QUOTED = [
         "(30 000 images) | {:.1f} s",
         lambda: [part("timing-real", "figures", "100 of 5000 subjects discovered", "seconds")],
     ),
+    (
+        ACCURACY,
+        "{:.1f} and {:.1f} s a scan, {:.1f} and {:.1f} processor seconds; that process computed "
+        "{:.0f} % of the time",
+        lambda: [
+            *(
+                part("pipeline-real", "runs", way, figure)
+                for figure in ("seconds_per_scan", "processor_s_per_scan")
+                for way in ("one process, full", "one each, full")
+            ),
+            100 * part("pipeline-real", "runs", "one process, full", "busy_share"),
+        ],
+    ),
     *(
         (
             ACCURACY,

@@ -827,6 +827,7 @@ def test_models_are_listed_without_a_dataset(capfd):
     assert "radial (cerebral microbleeds)" in said
 
 
+@pytest.mark.slow
 def test_a_process_that_computes_for_all_finds_the_same_and_says_how_busy_it_was(
     dataset, tmp_path, capsys
 ):

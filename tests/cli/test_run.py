@@ -275,6 +275,7 @@ import os, signal, sys
 from pathlib import Path
 from bids_cmb.cli.run import _environment
 from bids_cmb.config import Config
+signal.signal(int(sys.argv[2]), signal.SIG_DFL)  # the tests may run under nohup
 with _environment(Config(Path(), Path(), (), work_dir=Path(sys.argv[1]))):
     os.kill(os.getpid(), int(sys.argv[2]))
 """

@@ -92,9 +92,11 @@ class Service:
         self._stopping.set()
         self._pipe.close()  # it ends then
         self._process.join(SECONDS_TO_LEAVE)
-        if self._process.is_alive():
+        if self._process.is_alive():  # also one that was started at this very moment
             self._process.kill()
         self._watch.join(SECONDS_TO_LEAVE)
+        if self._watch.is_alive():
+            self._process.kill()
         with suppress(OSError):
             self._folder.cleanup()
 

@@ -144,7 +144,8 @@ def measure_array(participants: int, folder: Path) -> dict[str, float]:
     seconds = time.monotonic() - began
     processor = os.times().children_user + os.times().children_system - before
     run_app(data, output, "group")
-    rows = {row["source"].rpartition("/")[2] for row in read_table(find_group_table(output))}
+    table = read_table(output / "group_microbleeds.tsv")
+    rows = {row["source"].rpartition("/")[2] for row in table}
     done = collections.Counter(count_processed(output))
     if rows != scans or set(done) != scans or max(done.values()) > 1:
         raise SystemExit(
@@ -193,11 +194,6 @@ def count_processed(output: Path) -> Iterator[str]:
                 row = json.loads(line)
                 if row["status"] == "ok":
                     yield row["source"].rpartition("/")[2]
-
-
-def find_group_table(output: Path) -> Path:
-    """Find the group's table of scans."""
-    return output / "group_microbleeds.tsv"
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@
 
 Every scan of a dataset is processed several times over, under other names, by the app as users run
 it. Beside seconds of a scan stands which share of the time the networks' process computed: from its
-first request to the moment when the last scan is given out, after which fewer workers than asked
-for have work. The tables of lesions must be the same either way; between precisions, the largest
-difference of a lesion's probability is told, and how many lesions are in one table only. Writes
+first request to the moment when the last scan is given out, after which not all workers have work.
+The tables of lesions must be the same either way; between precisions, the largest difference of a
+lesion's probability is told, and how many lesions are in one table only. Writes
 ``benchmarks/results/pipeline-NAME.json``.
 
 The same on a GPU needs nothing but ``--device gpu``; ``--more`` passes further words on, such as

@@ -3,18 +3,18 @@
 The workers read, measure and write; `networks.loading` gives them networks that ask this process.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
 
-from bids_cmb.networks.backend import choose_engine, describe_device, may_have_gpu, set_threads
+from bids_cmb.networks.backend import may_have_gpu, set_threads
 from bids_cmb.networks.loading import (
     DEVICE,
     IMAGE,
     NETWORK,
     PATCHES,
+    describe_computation,
     load_network,
     load_patch_model,
 )
@@ -31,21 +31,16 @@ def should_share(wish: str, workers: int) -> bool:
     return wish == "on" or (wish == "auto" and workers > 1 and may_have_gpu())
 
 
-@contextmanager
-def share_networks(*, shared: bool) -> Iterator[Service | None]:
+def share_networks(*, shared: bool) -> AbstractContextManager[Service | None]:
     """Have processes that are started within ask one process for all that networks compute.
 
     Args:
         shared: Whether; without, each computes by itself.
 
-    Yields:
-        The process; None without.
+    Returns:
+        What the ``with`` statement gets: the process; None without.
     """
-    if not shared:
-        yield None
-        return
-    with Service(answer_request) as service:
-        yield service
+    return Service(answer_request) if shared else nullcontext()
 
 
 def answer_request(request: tuple, arrays: list[np.ndarray]) -> tuple[object, list[np.ndarray]]:
@@ -56,7 +51,7 @@ def answer_request(request: tuple, arrays: list[np.ndarray]) -> tuple[object, li
     """
     kind, *rest = request
     if kind == DEVICE:
-        return (describe_device(), choose_engine()), []
+        return describe_computation(), []
     member, path, precision, threads = rest
     if threads:
         set_threads(threads)

@@ -262,13 +262,18 @@ def describe_timeout(seconds: float, limit_s: float, last_message: str = "") -> 
     return f"given up after {round(seconds / 60, 2):g} min, past its time limit of {limit}{stage}."
 
 
+def leave_signals_to_parent() -> None:
+    """Ignore the signals of a terminal in this process: they reach its parent, which decides."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _serve_jobs(work: Callable, pipe: connection.Connection) -> None:
     """Receive jobs and send their outcomes until the pipe closes: the loop of a worker.
 
     Then exit at once: libraries that free their memory piece by piece take seconds for it.
     """
-    for number in (signal.SIGINT, signal.SIGHUP):  # they reach the parent, which decides
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals_to_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     lock_folder(Path(tempfile.gettempdir()))
     reporter = _Reporter(pipe)

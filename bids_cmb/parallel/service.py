@@ -11,8 +11,6 @@ import json
 import multiprocessing
 import os
 import secrets
-import signal
-import socket
 import tempfile
 import threading
 import time
@@ -25,7 +23,12 @@ from queue import Empty, Queue
 
 import numpy as np
 
-from bids_cmb.parallel.processes import SECONDS_TO_LEAVE, SPAWN, describe_failure
+from bids_cmb.parallel.processes import (
+    SECONDS_TO_LEAVE,
+    SPAWN,
+    describe_failure,
+    leave_signals_to_parent,
+)
 
 ADDRESS_VARIABLE = "BIDS_CMB_SERVICE"  # where, and the key, for the workers: see `get_client`
 TRACE_VARIABLE = "BIDS_CMB_SERVICE_TRACE"  # file to which each request's times are written
@@ -74,7 +77,7 @@ class Service:
         self._current = SPAWN.Value("Q", 0, lock=False)  # number of the request in work
         self._times = SPAWN.Array("d", 3, lock=False)  # working, waiting for work; requests
         self._refused: set[int] = set()
-        self._stopping = threading.Event()
+        self._stopping, self._lock = False, threading.Lock()  # none is started once it stops
 
     def __enter__(self) -> "Service":
         """Start the process, and what watches over it."""
@@ -89,14 +92,13 @@ class Service:
     def __exit__(self, *_: object) -> None:
         """End the process."""
         os.environ.pop(ADDRESS_VARIABLE, None)
-        self._stopping.set()
-        self._pipe.close()  # it ends then
+        with self._lock:
+            self._stopping = True
+            self._pipe.close()  # it ends then
         self._process.join(SECONDS_TO_LEAVE)
-        if self._process.is_alive():  # also one that was started at this very moment
+        if self._process.is_alive():
             self._process.kill()
         self._watch.join(SECONDS_TO_LEAVE)
-        if self._watch.is_alive():
-            self._process.kill()
         with suppress(OSError):
             self._folder.cleanup()
 
@@ -132,11 +134,12 @@ class Service:
         failed_starts = 0
         while failed_starts < MAX_FAILED_STARTS:
             self._process.join()
-            if self._stopping.is_set():
-                return
-            failed_starts = 0 if self._current.value else failed_starts + 1
-            self._refused.add(self._current.value)
-            self._start()
+            with self._lock:
+                if self._stopping:
+                    return
+                failed_starts = 0 if self._current.value else failed_starts + 1
+                self._refused.add(self._current.value)
+                self._start()
 
 
 def _make_socket_folder() -> tempfile.TemporaryDirectory:
@@ -156,8 +159,7 @@ def _serve(
     current, times, refused: set[int], patience_s: float,
 ) -> None:  # fmt: skip
     """Answer requests until the pipe to the parent closes."""
-    for number in (signal.SIGINT, signal.SIGHUP):  # they reach the parent, which decides
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals_to_parent()
     os.environ.pop(ADDRESS_VARIABLE, None)
     waiting: Queue[_Request] = Queue(MAX_WAITING)
     listener = connection.Listener(path, "AF_UNIX", backlog=64, authkey=key)
@@ -303,13 +305,11 @@ class Client:
 
     def _exchange(self, content: tuple, arrays: Sequence[np.ndarray]) -> tuple[dict, list]:
         for _ in range(MAX_ATTEMPTS):
+            pipe = self._connect()
             try:
-                pipe = self._connect()
                 _send(pipe, content, arrays)
                 return _receive(pipe)
-            except (OSError, EOFError) as error:
-                if isinstance(error, ServiceError):
-                    raise
+            except (OSError, EOFError):
                 self._disconnect()
         raise ServiceError(f"{ENDED} {MAX_ATTEMPTS} times.")
 
@@ -337,7 +337,7 @@ _clients: dict[str, Client] = {}  # by address
 def get_client() -> Client | None:
     """Get the client of the run that has started this process; None where it has no service."""
     address = os.environ.get(ADDRESS_VARIABLE)
-    if not address or not hasattr(socket, "AF_UNIX"):
+    if not address:
         return None
     if address not in _clients:
         key, _, path = address.partition(" ")

@@ -336,18 +336,19 @@ def choose_workers(config: Config, scans: int) -> int:
     cores = config.n_cpus or processes.count_cores()
     memory = config.mem_mb or processes.measure_memory_mb()
     by_cores = cores // (config.omp_nthreads or 1)
-    if _shares_networks(config, workers=2):
+    shared = _shares_networks(config, workers=2)
+    if shared:
         memory -= MB_WITH_NETWORKS[choose_engine()]  # of the process that has them
         by_cores += 1  # since they wait for it in turn
-    by_memory = max(1, memory // _estimate_memory(config))
+    by_memory = max(1, memory // _estimate_memory(config, shared=shared))
     if by_memory < by_cores:
         log.info("%d MB of memory allow %d scans at a time.", memory, by_memory)
     return max(1, min(by_cores, by_memory, scans))
 
 
-def _estimate_memory(config: Config) -> int:
+def _estimate_memory(config: Config, *, shared: bool) -> int:
     """Estimate the memory of a process, MB, by the detectors' cards and the measured peaks."""
     stated = [load_card(name, config.model_dir).get("memory_mb", 0) for name in config.detector]
-    alone = uses_networks(config) and not _shares_networks(config, workers=2)
+    alone = uses_networks(config) and not shared
     networks = MB_WITH_NETWORKS[choose_engine()] if alone else 0
     return max(MB_PER_SCAN, networks, *stated)

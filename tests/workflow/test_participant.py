@@ -37,9 +37,8 @@ def test_memory_bounds_the_number_of_workers_by_what_the_engine_needs(config, mo
     shared = {"n_cpus": 8, "detector": ("two-stage",), "share_networks": "on"}
     memory = MB_WITH_NETWORKS[choose_engine()] + 3 * MB_PER_SCAN
     assert choose_workers(config(**shared, mem_mb=memory), 50) == 3
-    assert (
-        choose_workers(config(**shared, mem_mb=100 * memory), 50) == 9
-    )  # they wait for it in turn
+    # One more than cores, since they wait for it in turn.
+    assert choose_workers(config(**shared, mem_mb=100 * memory), 50) == 9
 
 
 @pytest.mark.parametrize(

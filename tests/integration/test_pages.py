@@ -494,32 +494,29 @@ def test_the_view_is_small_and_its_viewer_lies_once_beside_its_licence(made):
 
 
 def open_cohort(page, folder, scans):
-    """Open the page of a drawn cohort; the processor seconds that it took."""
+    """Open the page of a drawn cohort."""
     folder.mkdir()
     cohort, _ = draw_cohort(scans)
     write_group_page(folder, cohort, "none.png")
     page.go((folder / "group_microbleeds.html").as_uri())
     page.run(FRAMES)
-    return page.worked()
 
 
 FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
 
 
-def test_a_cohort_of_4000_scans_opens_and_sorts_almost_as_fast_as_one_of_300(page, tmp_path):
-    """Only the rows that are shown are laid out; in processor time, for the machine is busy.
-
-    Each page is opened twice, and the faster counts.
-    """
-    small, large = (
-        min(open_cohort(page, tmp_path / f"{scans}-{turn}", scans) for turn in (1, 2))
-        for scans in (300, 4000)
-    )
-    assert large < 4 * small
-    before = page.worked()
-    page.run("document.querySelectorAll('#scans th button')[2].click()")
-    page.run(FRAMES)
-    assert page.worked() - before < small
+def test_of_4000_scans_hardly_more_is_built_than_of_1000_also_when_they_are_sorted(page, tmp_path):
+    """Elements of the document; the charts have more dots. ``benchmarks.speed`` has the seconds."""
+    built = []
+    for scans in (1000, 4000):
+        open_cohort(page, tmp_path / str(scans), scans)
+        opened = page.run("document.querySelectorAll('*').length")
+        page.run("document.querySelectorAll('#scans th button')[2].click()")
+        page.run(FRAMES)
+        built.append([opened, page.run("document.querySelectorAll('*').length")])
+    small, large = np.array(built)
+    assert small[0] > 300  # a row at least for each scan that is shown
+    assert (large < 1.3 * small).all()
 
 
 COLUMN = "[...document.querySelectorAll('#scans tbody tr')].map(row => row.cells[{}].textContent)"

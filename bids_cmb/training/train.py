@@ -143,12 +143,15 @@ def train(
     validation = _make_validation_batch(recipe, validation_sources) if validation_sources else None
     log(f"{description}; loaded in {time.monotonic() - started[0]:.0f} s")
     network = build_network(recipe)
+    if not _is_on_gpu() and has_wrong_gradients(network, draw_batch(draw, recipe.seed, 0, 0)[0]):
+        network = _rebuild_in_32_bits(network, recipe)
     if data.start:
         _load_initial_weights(network, data.start)
     slower = FINE_TUNING_RATE_SHARE if data.start else 1.0
     schedule = Schedule(recipe.steps, recipe.epochs, slower * recipe.rate, recipe.patience, hours)
     network.compile(_optimizer(recipe, schedule.rate), loss=task.loss(recipe), jit_compile=False)
-    log(f"{network.count_params():,} parameters, {choose_precision()}, {describe_device()}")
+    precision = keras.config.dtype_policy().name
+    log(f"{network.count_params():,} parameters, {precision}, {describe_device()}")
     for name, content in inputs.items():
         write_json(out / name, content)
     course = TrainingLoop(
@@ -218,8 +221,42 @@ def choose_precision() -> str:
     """Choose the policy that trains fastest here: 16 bits where there are units for them."""
     flags = Path("/proc/cpuinfo")
     has = flags.is_file() and "avx512_bf16" in flags.read_text(encoding="utf-8")
-    on_gpu = keras.backend.backend() == "tensorflow" and describe_device().startswith("GPU")
-    return "mixed_bfloat16" if has or on_gpu else "float32"
+    return "mixed_bfloat16" if has or _is_on_gpu() else "float32"
+
+
+def _is_on_gpu() -> bool:
+    return keras.backend.backend() == "tensorflow" and describe_device().startswith("GPU")
+
+
+def has_wrong_gradients(network: keras.Model, images: Batch | np.ndarray) -> bool:
+    """Check whether a CPU gets some gradients of a network in 16 bits wrong.
+
+    TensorFlow's kernel (2.21, by oneDNN) reads memory that nobody wrote where a 3D convolution in
+    steps of one voxel is wider along the first axis than its image, unless that is one voxel wide:
+    the gradient of its weights is another each time, at times no number.
+
+    Args:
+        network: As it was built, in any precision.
+        images: A batch of what it will see: an array or several, (B, X, Y, Z, C).
+    """
+    if network.compute_dtype == "float32":
+        return False
+    inputs = [keras.Input(image.shape[1:]) for image in keras.tree.flatten(images)]
+    inputs = keras.tree.pack_sequence_as(network.input, inputs)
+    fixed = keras.models.clone_model(network, input_tensors=inputs)
+    convolutions = [layer for layer in fixed.layers if isinstance(layer, keras.layers.Conv3D)]
+    return any(
+        layer.strides[0] == 1 and 1 < layer.input.shape[1] < layer.kernel_size[0]
+        for layer in convolutions
+    )
+
+
+def _rebuild_in_32_bits(network: keras.Model, recipe: Recipe) -> keras.Model:
+    """Build the network of a recipe anew in 32 bits, with the weights that it has."""
+    keras.config.set_dtype_policy("float32")
+    rebuilt = build_network(recipe)
+    rebuilt.set_weights(network.get_weights())
+    return rebuilt
 
 
 def _load_initial_weights(network: keras.Model, start: Path) -> None:

@@ -607,11 +607,12 @@ def test_a_classifier_is_trained_by_one_command_and_goes_into_a_card(
     recipe, lessons, tmp_path, rng, monkeypatch
 ):
     monkeypatch.setattr(proposal_classification, "segment_with_network", unseen)
+    monkeypatch.setattr("bids_cmb.training.train.choose_precision", lambda: "mixed_bfloat16")
     given = (written(tmp_path / "first", rng),)
     data = lessons(1)
-    entry = train(
-        recipe, TrainingData((data,), validation=(data,), pretrained=given), tmp_path / "out"
-    )
+    material, lines = TrainingData((data,), validation=(data,), pretrained=given), []
+    entry = train(recipe, material, tmp_path / "out", log=lines.append)
+    assert "float32" in lines[1]  # so small that 16 bits may get gradients wrong
     assert entry["builder"] == "classifier"
     assert all(np.isfinite(one).all() for one in read_weights(tmp_path / "out/x.npz").values())
     kept = list((tmp_path / "first" / "proposed").iterdir())

@@ -8,6 +8,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from bids_cmb.imaging import nifti, volume
 from bids_cmb.networks.inference import predict
@@ -19,6 +20,7 @@ from bids_cmb.training.losses import LesionLoss, StructuresLoss
 from bids_cmb.training.train import (
     build_network,
     choose_precision,
+    has_wrong_gradients,
     read_recipe,
     recalibrate_batchnorm,
     train,
@@ -285,3 +287,50 @@ def test_a_perfect_answer_costs_next_to_nothing(rng):
 
 def test_precision_is_one_that_keras_knows():
     assert keras.DTypePolicy(choose_precision()).compute_dtype in ("bfloat16", "float32")
+
+
+@pytest.fixture
+def in_16_bits():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.usefixtures("in_16_bits")
+@pytest.mark.parametrize(
+    ("sides", "kernel", "wrong"),
+    [
+        ((1, 6, 6), (3, 3, 3), False),
+        ((2, 6, 6), (3, 3, 3), True),
+        ((2, 6, 6), (1, 3, 3), False),
+        ((3, 2, 2), (3, 3, 3), False),
+        ((4, 6, 6), (5, 1, 1), True),
+        ((5, 6, 6), (5, 1, 1), False),
+    ],
+)
+def test_gradients_that_are_not_called_wrong_are_those_of_32_bits(sides, kernel, wrong, rng):
+    """Memory that a wrong kernel would read is filled with what is no number before each run."""
+    image = keras.Input((None, None, None, 6))
+    network = keras.Model(image, keras.layers.Conv3D(8, kernel, padding="same")(image))
+    images = rng.normal(size=(4, *sides, 6)).astype(np.float32)
+    assert has_wrong_gradients(network, images) == wrong
+    if wrong:  # where there are units of 16 bits
+        return
+    exact = keras.models.clone_model(network, clone_function=in_32_bits)
+    exact.set_weights(network.get_weights())
+    expected = find_kernel_gradient(exact, images)
+    for _ in range(3):
+        for size in 2 ** np.arange(6, 16):
+            tf.fill([int(size)], np.float32(np.nan))
+        found = find_kernel_gradient(network, images)
+        np.testing.assert_allclose(found, expected, atol=0.05 * abs(expected).max())
+
+
+def in_32_bits(layer):
+    return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+
+
+def find_kernel_gradient(network, images):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.cast(network(images), tf.float32) ** 2)
+    return tape.gradient(loss, network.trainable_variables[0]).numpy()

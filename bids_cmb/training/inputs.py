@@ -107,6 +107,12 @@ def find_sources(recipe: Recipe, material: TrainingData, *, learn: bool) -> Sour
     if not data:
         return None
     label_maps = [folder for folder in data if not (folder / "dataset_description.json").is_file()]
+    for folder in label_maps:
+        if any(folder.glob("sub-*")):
+            raise ValueError(
+                f"{folder}: a BIDS dataset must have a dataset_description.json; found none beside "
+                "its participants. A simulation that was interrupted goes on with the same command."
+            )
     scans = [
         scan
         for folder in data

@@ -170,6 +170,9 @@ def test_data_that_cannot_be_used_claim_no_folder(data, recipe, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(ValueError, match="a truth needs label maps of microbleeds"):
         train(recipe, TrainingData((data,), truth=tmp_path / "nowhere"), out)
+    (data / "dataset_description.json").unlink()  # as a simulation that was interrupted has none
+    with pytest.raises(ValueError, match=r"must have a dataset_description\.json"):
+        train(recipe, TrainingData((data,)), out)
     assert not out.exists()
 
 

@@ -215,6 +215,7 @@ def test_a_head_that_moves_takes_its_midline_and_its_way_to_mni_along(anatomy):
         np.testing.assert_allclose(found.structures.index(then), known.structures.index(place))
 
 
+@pytest.mark.slow  # tests/workflow/test_scan.py has the same from file to file
 def test_a_segmentation_is_brought_by_registering_its_t1w_image(known, stored, brought, tmp_path):
     there, scan, brain = brought
     t1w = tmp_path / "t1w.nii.gz"
@@ -255,6 +256,7 @@ def test_without_a_t1w_image_there_is_no_way_to_the_scan(stored, brought):
         register_segmentation(*given, *brought[1:], t1w=None)
 
 
+@pytest.mark.usefixtures("few_samples")
 def test_the_t1w_image_of_another_thing_is_not_believed(stored, brought, tmp_path, rng):
     """Noise: whatever the registration finds, the scan's brain is elsewhere."""
     _, scan, brain = brought

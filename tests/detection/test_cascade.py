@@ -299,6 +299,7 @@ def test_both_networks_are_learnt_one_after_the_other_and_used(trained):
         run_cascade(image, brain(), lost, ModelOptions(out))
 
 
+@pytest.mark.slow  # tests/training/test_train.py has the folds of one network
 @pytest.mark.usefixtures("eagerly")
 def test_both_networks_are_learnt_without_the_subjects_of_a_fold(unfitted, lessons, tmp_path, tiny):
     data, (first, second) = lessons(2), tiny

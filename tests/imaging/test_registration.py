@@ -65,7 +65,9 @@ def onto(head, t1w):
 
 
 @pytest.mark.usefixtures("few_samples")
-@pytest.mark.parametrize(("grid", "most"), [("thin", 1.5), ("thick", 3.0)])
+@pytest.mark.parametrize(
+    ("grid", "most"), [pytest.param("thin", 1.5, marks=pytest.mark.slow), ("thick", 3.0)]
+)
 def test_landmarks_are_brought_to_where_they_are_in_the_scan(head, onto, grid, most):
     found = onto(grid)
     places = head.world(np.argwhere(is_brain(head.data))[::997])

@@ -143,6 +143,7 @@ def limited(tmp_path_factory):
     return ended, [line.split() for line in diary.read_text().splitlines()]
 
 
+@pytest.mark.slow  # tests/parallel/test_processes.py has the same on one machine
 def test_a_job_that_hangs_on_a_cluster_is_given_up_in_a_sentence(limited):
     hung = limited[0][2]
     assert re.fullmatch(
@@ -181,6 +182,7 @@ def test_a_scheduler_that_does_not_answer_ends_the_run(monkeypatch):
     assert end.value.code == 69
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 def test_the_app_reads_scans_on_a_cluster_as_it_does_alone(dataset, tmp_path):
     """The counts and lesion tables are the same bytes, whoever reads; so are those over time."""

@@ -260,6 +260,7 @@ def on_t1w(known, tmp_path, config):
     return scan, image, replace(config, derivatives=(tmp_path / "prep",)), motion
 
 
+@pytest.mark.usefixtures("few_samples")
 def test_a_segmentation_on_a_t1w_image_is_brought_to_the_scan_and_the_way_is_written(on_t1w):
     scan, image, config, motion = on_t1w
     inside = segmented(scan, image, config)

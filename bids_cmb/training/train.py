@@ -143,7 +143,8 @@ def train(
     validation = _make_validation_batch(recipe, validation_sources) if validation_sources else None
     log(f"{description}; loaded in {time.monotonic() - started[0]:.0f} s")
     network = build_network(recipe)
-    if not _is_on_gpu() and has_wrong_gradients(network, draw_batch(draw, recipe.seed, 0, 0)[0]):
+    on_cpu_in_16_bits = network.compute_dtype != "float32" and not _is_on_gpu()
+    if on_cpu_in_16_bits and has_wrong_gradients(network, draw_batch(draw, recipe.seed, 0, 0)[0]):
         network = _rebuild_in_32_bits(network, recipe)
     if data.start:
         _load_initial_weights(network, data.start)
@@ -229,18 +230,16 @@ def _is_on_gpu() -> bool:
 
 
 def has_wrong_gradients(network: keras.Model, images: Batch | np.ndarray) -> bool:
-    """Check whether a CPU gets some gradients of a network in 16 bits wrong.
+    """Check whether a CPU gets some gradients of a network wrong in 16 bits.
 
     TensorFlow's kernel (2.21, by oneDNN) reads memory that nobody wrote where a 3D convolution in
     steps of one voxel is wider along the first axis than its image, unless that is one voxel wide:
     the gradient of its weights is another each time, at times no number.
 
     Args:
-        network: As it was built, in any precision.
+        network: As it was built.
         images: A batch of what it will see: an array or several, (B, X, Y, Z, C).
     """
-    if network.compute_dtype == "float32":
-        return False
     inputs = [keras.Input(image.shape[1:]) for image in keras.tree.flatten(images)]
     inputs = keras.tree.pack_sequence_as(network.input, inputs)
     fixed = keras.models.clone_model(network, input_tensors=inputs)

@@ -125,13 +125,14 @@ QUOTED = [
     ),
     (
         "docs/methods/longitudinal.md",
-        "of {} new lesions {} were detected, and both the rule and the threshold alone call all {} "
-        "new; the threshold alone calls {} others new, {:.2f} per pair, the rule {}, {:.2f} per "
+        "of {} new lesions {} were detected; the rule calls {} of them new, the threshold alone "
+        "{}; the threshold alone calls {} others new, {:.2f} per pair, the rule {}, {:.2f} per "
         "pair. All {} lesions",
         lambda: follow_up(
             "true_new",
             "true_new_detected",
             "new_by_evidence",
+            "new_by_threshold",
             "false_by_threshold",
             "false_per_pair_by_threshold",
             "false_by_evidence",

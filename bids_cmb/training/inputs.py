@@ -108,7 +108,7 @@ def find_sources(recipe: Recipe, material: TrainingData, *, learn: bool) -> Sour
         return None
     label_maps = [folder for folder in data if not (folder / "dataset_description.json").is_file()]
     for folder in label_maps:
-        if any(folder.glob("sub-*")):
+        if any(path.is_dir() for path in folder.glob("sub-*")):
             raise ValueError(
                 f"{folder}: a BIDS dataset must have a dataset_description.json; found none beside "
                 "its participants. A simulation that was interrupted goes on with the same command."

@@ -102,6 +102,17 @@ def one_process():
 
 
 @pytest.fixture
+def in_16_bits():
+    """Networks are built in mixed precision, as training does it where there are units for it."""
+    import keras  # noqa: PLC0415 - not before the package, which chooses its settings
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.fixture
 def few_samples(monkeypatch):
     """Registration looks at a quarter of the voxels: enough for a millimetre, in half the time."""
     monkeypatch.setattr(registration, "MAX_SAMPLES", registration.MAX_SAMPLES // 4)

@@ -234,7 +234,8 @@ def has_wrong_gradients(network: keras.Model, images: Batch | np.ndarray) -> boo
 
     TensorFlow's kernel (2.21, by oneDNN) reads memory that nobody wrote where a 3D convolution in
     steps of one voxel is wider along the first axis than its image, unless that is one voxel wide:
-    the gradient of its weights is another each time, at times no number.
+    the gradient of its weights is another each time, at times no number. Layers that compute in 32
+    bits by their builder (`candidate_discriminator.FULL_PRECISION`) are safe.
 
     Args:
         network: As it was built.
@@ -245,7 +246,9 @@ def has_wrong_gradients(network: keras.Model, images: Batch | np.ndarray) -> boo
     fixed = keras.models.clone_model(network, input_tensors=inputs)
     convolutions = [layer for layer in fixed.layers if isinstance(layer, keras.layers.Conv3D)]
     return any(
-        layer.strides[0] == 1 and 1 < layer.input.shape[1] < layer.kernel_size[0]
+        layer.compute_dtype != "float32"
+        and layer.strides[0] == 1
+        and 1 < layer.input.shape[1] < layer.kernel_size[0]
         for layer in convolutions
     )
 

@@ -137,14 +137,10 @@ def test_one_step_moves_every_weight(name, rng):
         assert (keras.ops.convert_to_numpy(one.value) != was).any(), one.path
 
 
+@pytest.mark.usefixtures("in_16_bits")
 def test_what_is_said_of_a_patch_is_computed_in_32_bits():
     """In 16 bits the gradient of kernels of 3 voxels on 2 was no number, once in a few steps."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
-        layers = cdisc_student(width=4).layers
-    finally:
-        keras.config.set_dtype_policy(before)
+    layers = cdisc_student(width=4).layers
     kinds = {layer.compute_dtype for layer in layers if layer.name.startswith("kind")}
     assert kinds == {"float32"}
     assert {layer.compute_dtype for layer in layers} == {"float32", "bfloat16"}

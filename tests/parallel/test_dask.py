@@ -143,7 +143,6 @@ def limited(tmp_path_factory):
     return ended, [line.split() for line in diary.read_text().splitlines()]
 
 
-@pytest.mark.slow  # tests/parallel/test_processes.py has the same on one machine
 def test_a_job_that_hangs_on_a_cluster_is_given_up_in_a_sentence(limited):
     hung = limited[0][2]
     assert re.fullmatch(

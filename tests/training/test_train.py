@@ -292,13 +292,6 @@ def test_precision_is_one_that_keras_knows():
     assert keras.DTypePolicy(choose_precision()).compute_dtype in ("bfloat16", "float32")
 
 
-@pytest.fixture
-def in_16_bits():
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
 @pytest.mark.usefixtures("in_16_bits")
 @pytest.mark.parametrize(
     ("sides", "kernel", "wrong"),
@@ -327,6 +320,13 @@ def test_gradients_that_are_not_called_wrong_are_those_of_32_bits(sides, kernel,
             tf.fill([int(size)], np.float32(np.nan))
         found = find_kernel_gradient(network, images)
         np.testing.assert_allclose(found, expected, atol=0.05 * abs(expected).max())
+
+
+@pytest.mark.usefixtures("in_16_bits")
+def test_layers_that_compute_in_32_bits_by_themselves_are_not_called_wrong():
+    """Those of the student see images of two voxels by kernels of three."""
+    student = build_network(read_recipe("distilled-student"))
+    assert not has_wrong_gradients(student, np.zeros((1, *student.input.shape[1:]), np.float32))
 
 
 def in_32_bits(layer):

@@ -40,11 +40,30 @@ class PatchSampling:
     reach: tuple[int, int, int] | None = None
 
 
+@dataclass(frozen=True)
+class LabelledPatch:
+    """A patch of a training scan, augmented.
+
+    Attributes:
+        image: float32, (X, Y, Z, 1).
+        labels: As `TrainingScan.labels`, (X, Y, Z).
+        loss_mask: bool, (X, Y, Z).
+        numbers: Of the lesion, certain or not, that a voxel belongs to, from 1 on; else 0;
+            (X, Y, Z). Lesions that touch have numbers of their own.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    loss_mask: np.ndarray
+    numbers: np.ndarray
+
+
 def sample_batch(
-    scans: Sequence[TrainingScan], sampling: PatchSampling, rng: np.random.Generator, *, size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sample a batch: images (B, X, Y, Z, 1), and labels with weights (B, X, Y, Z, 2)."""
-    return collate(sample_patch(scans, sampling, rng) for _ in range(size))
+    scans: Sequence[TrainingScan], sampling: PatchSampling, rng: np.random.Generator, *,
+    size: int, numbered: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Sample a batch of patches; see `sample_patch`."""
+    return collate(sample_patch(scans, sampling, rng, numbered=numbered) for _ in range(size))
 
 
 def collate(samples: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -54,33 +73,61 @@ def collate(samples: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarra
 
 
 def sample_patch(
-    scans: Sequence[TrainingScan], sampling: PatchSampling, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sample and augment a patch (X, Y, Z, 1) and its labels with weights (X, Y, Z, 2)."""
-    image, codes, loss_mask = sample_patch_labels(scans, sampling, rng)
-    labels = np.stack([codes == LESION, loss_mask & (codes != UNCERTAIN)], axis=-1)
-    return image, labels.astype(np.float32)
-
-
-def sample_patch_labels(
-    scans: Sequence[TrainingScan], sampling: PatchSampling, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sample and augment a patch with its labels and loss mask.
+    scans: Sequence[TrainingScan], sampling: PatchSampling, rng: np.random.Generator, *,
+    numbered: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Sample and augment a patch.
 
     Returns:
-        image: float32, (X, Y, Z, 1).
-        labels: As `TrainingScan.labels`, (X, Y, Z).
-        loss_mask: bool, (X, Y, Z).
+        The image, float32 (X, Y, Z, 1); and, float32 (X, Y, Z, 2 or 3): 1 in a certain lesion, the
+        weight of the voxel, and, ``numbered``, the number of its lesion.
     """
+    patch = sample_labelled_patch(scans, sampling, rng)
+    weight = patch.loss_mask & (patch.labels != UNCERTAIN)
+    truths = [patch.labels == LESION, weight, *([patch.numbers] if numbered else [])]
+    return patch.image, np.stack(truths, axis=-1).astype(np.float32)
+
+
+def sample_labelled_patch(
+    scans: Sequence[TrainingScan], sampling: PatchSampling, rng: np.random.Generator
+) -> LabelledPatch:
+    """Sample and augment a patch, with what is known of its voxels."""
     scan, centre = sample_centre(scans, sampling.shares, rng)
     shape = np.array(sampling.shape)
     reach = shape // 3 if sampling.reach is None else np.array(sampling.reach)
     start = centre - shape // 2 + rng.integers(-reach, reach + 1)
     parts = [crop_or_pad(data, start, shape) for data in (scan.image, scan.labels, scan.loss_mask)]
+    parts.append(number_lesions(scan.sampling_centres["lesion"], start, sampling.shape))
     stacked = np.stack([part.astype(np.float32) for part in parts], axis=-1)
     stacked = flip_randomly(stacked, rng, swaps=sampling.swaps)
     image = augment_intensity(stacked[..., :1], sampling, rng)
-    return image, stacked[..., 1].astype(np.uint8), stacked[..., 2] > 0
+    labels, numbers = stacked[..., 1].astype(np.uint8), stacked[..., 3].astype(np.uint16)
+    return LabelledPatch(image, labels, stacked[..., 2] > 0, numbers)
+
+
+def number_lesions(
+    lesions: Sequence[np.ndarray], start: np.ndarray, shape: tuple[int, int, int]
+) -> np.ndarray:
+    """Number the lesions of a patch.
+
+    Args:
+        lesions: Voxels of each lesion of the scan, (N, 3).
+        start: First voxel of the patch, which may lie outside the scan, (3,).
+        shape: Of the patch.
+
+    Returns:
+        uint16, of ``shape``: from 1 on for those that are in the patch, in their order; 0
+        elsewhere. A voxel that two share has the number of the later one.
+    """
+    numbers = np.zeros(shape, np.uint16)
+    count = 0
+    for voxels in lesions:
+        local = voxels - np.asarray(start)
+        local = local[((local >= 0) & (local < shape)).all(axis=1)]
+        if len(local):
+            count += 1
+            numbers[tuple(local.T)] = count
+    return numbers
 
 
 def sample_centre(

@@ -20,9 +20,10 @@ from bids_cmb.training.scan_loading import TrainingScan, describe_scans, load_tr
 
 def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFunction, str]:  # noqa: ARG001
     scans, sampling = load_scans(recipe, sources), make_patch_sampling(recipe.drawing)
+    numbered = _make_loss(recipe).instance_weight > 0
 
     def sample(rng: np.random.Generator) -> Batch:
-        return sample_batch(scans, sampling, rng, size=recipe.batch)
+        return sample_batch(scans, sampling, rng, size=recipe.batch, numbered=numbered)
 
     return sample, describe_scans(scans)
 
@@ -42,4 +43,8 @@ def _preview(images: np.ndarray, truths: np.ndarray, logits: np.ndarray) -> tupl
     return images[..., 0], truths[..., 0], chances
 
 
-TASK = Task(_make_batches, lambda recipe: LesionLoss(**(recipe.loss or {})), _preview)
+def _make_loss(recipe: Recipe) -> LesionLoss:
+    return LesionLoss(**(recipe.loss or {}))
+
+
+TASK = Task(_make_batches, _make_loss, _preview)

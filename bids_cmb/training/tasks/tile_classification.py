@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from bids_cmb.training.losses import TileLoss
-from bids_cmb.training.patches import PatchSampling, collate, sample_patch_labels
+from bids_cmb.training.patches import PatchSampling, collate, sample_labelled_patch
 from bids_cmb.training.recipe import (
     Batch,
     BatchFunction,
@@ -47,11 +47,11 @@ def _sample_tile(
 ) -> tuple[np.ndarray, tuple[float, float]]:
     """Sample a tile (X, Y, 3), whether a lesion is in it, and its weight."""
     for _ in range(MAX_DRAWS):
-        image, codes, _ = sample_patch_labels(scans, sampling, rng)
-        label = label_tile(codes)
+        patch = sample_labelled_patch(scans, sampling, rng)
+        label = label_tile(patch.labels)
         if label == wanted:
             break
-    return image[..., 0], (float(label == 1), float(label is not None))
+    return patch.image[..., 0], (float(label == 1), float(label is not None))
 
 
 def label_tile(codes: np.ndarray) -> int | None:

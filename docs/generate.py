@@ -217,6 +217,8 @@ def _design(about: Mapping) -> list[str]:
         ]
         heads = ["network", "architecture", "voxels, mm", "parameters", "MB", "SHA-256"]
         lines += _table(heads, rows)
+        kinds = about.get("views_for")
+        lines += [line for member in members for line in _views(member, kinds)]
     parameters = dict(about.get("parameters", {}))
     gates = parameters.pop("gates", [])
     reasons = [parameters.pop(key) for key in list(parameters) if key.endswith("_reason")]
@@ -319,6 +321,23 @@ def _limits(about: Mapping) -> list[str]:
 
 def _cited(work: Mapping) -> str:
     return f"{_plain(work['text'])} [doi:{work['doi']}](https://doi.org/{work['doi']})"
+
+
+def _views(member: Mapping, kinds: list[str] | None) -> list[str]:
+    """Say what a network is shown besides the scan as it is, for which kinds of protocol."""
+    views = [
+        text.format(", ".join(f"{value:g}" for value in member[key]))
+        for key, text in (
+            ("zooms", "slices enlarged by {}"),
+            ("exponents", "brightness to the power of {}"),
+        )
+        if member.get(key)
+    ]
+    if not views:
+        return []
+    also = " and ".join([*views, *(["both"] if len(views) > 1 else [])])
+    where = f"In protocols with {' or '.join(kinds)} " if kinds else ""
+    return ["", f"{where}`{member['name']}` is also shown {also}; the predictions are averaged."]
 
 
 def _voxels(grid: Mapping) -> str:

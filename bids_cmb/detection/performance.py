@@ -12,6 +12,7 @@ THICK_SLICES_MM = 2.5  # slice spacing from which slices are thick
 THIN = "thin slices"
 THICK = "thick slices"
 THICK_FINE = "thick slices of fine pixels"
+KINDS = (THIN, THICK, THICK_FINE)
 REAL, SIMULATED = "real", "simulated"  # origin of scans
 
 

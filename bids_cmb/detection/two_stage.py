@@ -6,7 +6,7 @@ gives the proposal its probability. A proposal's extent are the voxels around it
 half the peak's probability, so that two lesions of a cluster stay two.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,6 @@ from bids_cmb.detection.calibration import calibrate
 from bids_cmb.detection.members import load_predictor, locate_member, split_batches
 from bids_cmb.detection.outputs import DetectorOutputs
 from bids_cmb.detection.proposals import (
-    ANATOMY_FROM,
     CLIP,
     EXTENT_MM,
     EXTENT_SHARE,
@@ -26,12 +25,12 @@ from bids_cmb.detection.proposals import (
     cut_patch,
     describe_places,
     find_proposals,
-    mask_hidden,
     stack_channels,
 )
+from bids_cmb.detection.views import list_views, select_views
 from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.preprocessing import Preprocessed, preprocess
-from bids_cmb.imaging.resampling import resample_to_scan
+from bids_cmb.imaging.resampling import resample_like, resample_to_scan
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.measure import keep_connected
 from bids_cmb.networks.inference import predict
@@ -61,8 +60,9 @@ def run_two_stage(
         card: Its members are U-Nets and, for the second stage, classifiers, all of one grid;
             without classifiers, the first stage's probability stands. ``flips`` of a member are
             axes along which its input is flipped for each further prediction (test-time
-            augmentation); ``blind`` of a classifier is the share of its prediction without the
-            anatomy, 0 to 1.
+            augmentation), ``zooms`` factors by which slices are enlarged for further ones;
+            ``exponents`` and ``blind`` of a classifier: see `views.list_views`. ``views_for``: see
+            `views.select_views`.
         models: Where weights are, and how to compute.
         anatomy: Of the scan, for the classifiers.
         give_opinion: Second opinion on proposals; called for those that it can lift to the lowest
@@ -76,6 +76,7 @@ def run_two_stage(
         ValueError: If a member is missing or has another grid, or weights are not those of the
             card.
     """
+    card = select_views(card, image.spacing)
     fed, first_stage, proposals = propose(image, brain, card, models)
     probabilities = decide(fed, first_stage, proposals, card, models, anatomy)
     voxels = np.array([proposal.voxel for proposal in proposals]).reshape(-1, 3)
@@ -103,15 +104,31 @@ def propose(
     members = _select_stage(card, FIRST_STAGE)
     if not members:
         raise ValueError(f"{card['name']}: the first of two stages needs a U-Net; found none.")
-    fed = preprocess(image, brain, _find_common_grid(card))
+    grid = _find_common_grid(card)
+    fed = preprocess(image, brain, grid)
     predictions = []
     for member in members:
         path = locate_member(card, member, models)
         network = load_network(member, path, precision=models.precision)
-        predictions.append(predict(network, fed.image.data))
+        views = [predict(network, fed.image.data)]
+        for zoom in member.get("zooms", ()):
+            enlarged = preprocess(image, brain, _refine_slices(grid, zoom)).image
+            seen = Volume(predict(network, enlarged.data), enlarged.affine)
+            views.append(resample_like(seen, fed.image).data)
+        predictions.append(np.mean(views, axis=0, dtype=np.float32))
     probability = Volume(np.mean(predictions, axis=0, dtype=np.float32), fed.image.affine)
     rules = ProposalRules.from_card(card.get("parameters", {}))
     return fed, probability, find_proposals(probability, fed.brain, rules)
+
+
+def _refine_slices(grid: Grid, zoom: float) -> Grid:
+    """Make the pixels of slices, the first two axes of a grid, smaller by ``zoom``."""
+    across, along, between = grid.spacing
+    if across is None or along is None:
+        raise ValueError(
+            f"A network enlarges slices whose pixels have a size; found a grid of {grid.spacing}."
+        )
+    return replace(grid, spacing=(across / zoom, along / zoom, between))
 
 
 def _find_common_grid(card: Mapping) -> Grid:
@@ -150,25 +167,10 @@ def decide(
         shape = member["arguments"]["shape"]
         for batch in split_batches(np.arange(len(voxels)), PATCHES_PER_BATCH):
             patches = np.stack([cut_patch(channels, voxel, shape) for voxel in voxels[batch]])
-            for axes, channel_mask, feature_mask, share in _list_views(member):
-                flipped = np.flip(patches, [axis + 1 for axis in axes]).astype(np.float32)
-                output = classify(flipped * channel_mask, places[batch] * feature_mask)
-                logits[batch] += share * output[:, 0]
+            for view in list_views(member):
+                output = classify(view.render(patches), places[batch] * view.features)
+                logits[batch] += view.share * output[:, 0]
     return combine(logits / len(members), first_stage, card.get("first_stage_weight", 0.0))
-
-
-def _list_views(
-    member: Mapping,
-) -> Iterator[tuple[tuple[int, ...], np.ndarray, np.ndarray, float]]:
-    """List the views of a classifier: flipped axes, factors of channels and features, share."""
-    flips = [(), *map(tuple, member.get("flips", ()))]
-    blind = member.get("blind", 0.0)
-    channels, features = mask_hidden(member.get("hidden", ()))
-    without_anatomy = features * (np.arange(len(features)) < ANATOMY_FROM)
-    for axes in flips:
-        for mask, share in ((features, 1 - blind), (without_anatomy, blind)):
-            if share > 0:
-                yield axes, channels, mask, share / len(flips)
 
 
 def combine(

@@ -171,6 +171,10 @@ def _is_flips(value: object) -> bool:
     )
 
 
+def _is_list_of_numbers(value: object, least: float) -> bool:
+    return isinstance(value, list) and all(is_number(item) and item >= least for item in value)
+
+
 TEXT: Rule = (lambda value: isinstance(value, str) and bool(value), "a text")
 OBJECT: Rule = (lambda value: isinstance(value, dict), "an object")
 NUMBER: Rule = (is_number, "a number")
@@ -189,6 +193,10 @@ RULES = {
     "min_volume_mm3": NON_NEGATIVE,
     "memory_mb": NON_NEGATIVE,
     "parameters": OBJECT,
+    "views_for": (
+        lambda value: isinstance(value, list) and all(isinstance(kind, str) for kind in value),
+        "a list of kinds of protocol",
+    ),
     "calibration": (
         lambda value: (
             isinstance(value, dict) and all(map(is_number, map(value.get, CALIBRATION_KEYS)))
@@ -208,5 +216,10 @@ MEMBER_RULES = {
     "temperature": POSITIVE,
     "offset": NUMBER,
     "flips": (_is_flips, "a list of lists of axes, 0 to 2"),
+    "zooms": (lambda value: _is_list_of_numbers(value, 1), "a list of numbers of at least 1"),
+    "exponents": (
+        lambda value: _is_list_of_numbers(value, 0.1),
+        "a list of numbers of at least 0.1",
+    ),
     "blind": (lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
 }

@@ -17,6 +17,7 @@ from bids_cmb.networks.weights import check_file
 COPIED_KEYS = (
     "design",
     "parameters",
+    "views_for",
     "first_stage_weight",
     "second_opinion",
     "second_opinion_members",
@@ -26,6 +27,7 @@ COPIED_KEYS = (
     "definite_threshold",
     "min_volume_mm3",
 )
+COPIED_MEMBER_KEYS = ("zooms", "exponents")  # how a network is asked, not how it was trained
 
 
 def make_card(
@@ -74,6 +76,9 @@ def make_card(
                 f"A part of {like} must be one of {', '.join(base_members)}, as in "
                 f"{next(iter(base_members))}=OUT/NAME.json; found {part}."
             )
+        if part in base_members:
+            replaced, _ = base_members[part]
+            entry = {key: replaced[key] for key in COPIED_MEMBER_KEYS if key in replaced} | entry
         chosen[part] = (entry, path.with_name(Path(entry["weights"]).name))
     members = [_copy_member(name, part, *member, models) for part, member in chosen.items()]
     new_card = {

@@ -29,6 +29,7 @@ from bids_cmb.detection.two_stage import (
     find_doubles,
     propose,
 )
+from bids_cmb.detection.views import select_views
 from bids_cmb.imaging.nifti import load
 from bids_cmb.metrics.matching import MAX_DISTANCE_MM, match_valdo
 from bids_cmb.metrics.scores import (
@@ -154,6 +155,7 @@ def detect_in_scan(
         name: Of the scan.
     """
     image, _ = load(path)
+    card = select_views(card, image.spacing)
     segmented = segment_with_network(image, ModelOptions())
     anatomy, brain = segmented.head, get_brain_mask(image, BrainSource(path), segmented).mask
     fed, probability, proposals = propose(image, brain, card, models)

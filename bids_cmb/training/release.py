@@ -30,7 +30,7 @@ from bids_cmb.training.train import read_recipe, train
 
 SET_KEYS = {"scans", "seed", "lesion_priors", "of"}
 NETWORK_KEYS = {"recipe", "data", "validation", "share"}
-OPTIONAL_SET_KEYS, OPTIONAL_NETWORK_KEYS = {"protocols"}, {"pretrained", "member"}
+OPTIONAL_SET_KEYS, OPTIONAL_NETWORK_KEYS = {"protocols"}, {"pretrained", "member", "views"}
 PLANS = files("bids_cmb") / "resources" / "plans"
 Log = Callable[[str], None]
 
@@ -126,7 +126,11 @@ def release(plan: Mapping, options: ReleaseOptions, *, log: Log = lambda _: None
     for name, given in plan["sets"].items():
         simulate_set(name, given, plan, options, log)
     trained = [(given, train_network(given, plan, options, log)) for given in plan["networks"]]
-    entries = [entry for given, entry in trained if given.get("member", True)]
+    entries = [
+        (entry | given.get("views", {}), path)
+        for given, (entry, path) in trained
+        if given.get("member", True)
+    ]
     out = options.work / "release"
     out.mkdir(parents=True, exist_ok=True)
     for entry, path in entries:

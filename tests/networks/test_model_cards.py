@@ -106,6 +106,8 @@ def test_a_card_that_says_too_little_is_refused(tmp_path, said, sentence):
         ({"members": [{**MEMBER, "grid": 5}]}, "grid of each member .* must be an object"),
         ({"members": [{**MEMBER, "sha256": None}]}, "sha256 of each member .* must be a text"),
         ({"members": [{**MEMBER, "temperature": 0}]}, "temperature .* must be a number above 0"),
+        ({"members": [{**MEMBER, "zooms": [0.8]}]}, "zooms .* must be a list of numbers of at"),
+        ({"members": [{**MEMBER, "exponents": 2}]}, "exponents .* must be a list of numbers of"),
         ({"members": [{**MEMBER, "flips": [7]}]}, "flips .* must be a list of lists of axes"),
         ({"threshold": "high"}, 'threshold .* above 0 and up to 1; found "high"'),
         (

@@ -64,6 +64,14 @@ def test_a_card_like_another_decides_by_all_its_rules(entry, tmp_path, like):
         assert load_card("mine", tmp_path)[rule] == ours[rule]
 
 
+def test_a_network_of_ones_own_is_shown_what_the_one_in_its_place_is_shown(entry, tmp_path):
+    made = make_card("mine", [("classifier-1", entry("new"))], tmp_path, like="two-stage")
+    ours = {member["name"]: member for member in load_card("two-stage")["members"]}
+    for member in json.loads(made.read_text())["members"]:
+        assert member["zooms"] == ours[member["name"]]["zooms"]
+        assert member.get("exponents") == ours[member["name"]].get("exponents")
+
+
 def test_the_makers_door_says_how_to_use_the_card(entry, tmp_path, capsys):
     models = tmp_path / "models"
     path = entry("a=b")  # a path may hold what divides part and path

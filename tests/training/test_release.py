@@ -11,6 +11,7 @@ from bids_cmb.detection.calibration import calibrate
 from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.metrics.scores import compute_metrics
 from bids_cmb.networks.loading import ModelOptions
+from bids_cmb.networks.model_cards import load_card
 from bids_cmb.simulation.protocols import resolve_protocols
 from bids_cmb.training import release as module
 from bids_cmb.training.operating_points import (
@@ -261,6 +262,34 @@ def test_a_set_is_simulated_once_from_the_heads_that_the_plan_names(
     assert (folder / "sub-01").is_dir()  # what was made before it was stopped is kept
     simulate_set("T2", plan["sets"]["T2"], plan, means, print)
     assert calls[1][1:] == (16, "default", "generic-swi-3t")
+
+
+def test_the_networks_of_a_release_see_what_the_plan_has_them_see(tmp_path, monkeypatch):
+    entries = {}
+    for name in ("first", "second", "helper"):
+        entries[name] = ({"name": name, "weights": f"{name}.npz"}, tmp_path / f"{name}.json")
+        (tmp_path / f"{name}.npz").touch()
+    monkeypatch.setattr(module, "train_network", lambda given, *_: entries[given["recipe"]])
+    monkeypatch.setattr(module, "detect_in_dataset", lambda *_: [])
+    monkeypatch.setattr(module, "set_operating_points", lambda *_: {"threshold": 0.3})
+    networks = [
+        {"recipe": "helper", "member": False},
+        {"recipe": "first", "views": {"zooms": [1.25]}},
+        {"recipe": "second"},
+    ]
+    plan = {**read_plan("two-stage"), "sets": {}, "networks": networks, "judged": []}
+    card = release(plan, ReleaseOptions(tmp_path, tmp_path / "work"))
+    assert card["members"] == [{**entries["first"][0], "zooms": [1.25]}, entries["second"][0]]
+    assert json.loads((tmp_path / "work" / "release" / "two-stage.json").read_text()) == card
+
+
+def test_the_plan_makes_the_networks_of_the_card_that_ships_see_what_they_see():
+    plan, card = read_plan("two-stage"), load_card("two-stage")
+    planned = {network["recipe"]: network.get("views", {}) for network in plan["networks"]}
+    for member in card["members"]:
+        seen = {key: member[key] for key in ("zooms", "exponents") if key in member}
+        assert seen == planned[member["name"]]
+    assert card["views_for"] == plan["card"]["views_for"]
 
 
 def test_too_few_heads_are_told(heads_of, tmp_path):

@@ -1,0 +1,111 @@
+"""Views of a patch: as it is, flipped, enlarged, of more contrast; their predictions are averaged.
+
+Test-time augmentation: a network that is sure of a lesion in one size or one contrast only is less
+sure of it in the mean.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from bids_cmb.detection.performance import KINDS, classify_protocol
+from bids_cmb.detection.proposals import ANATOMY_FROM, CHANNELS, mask_hidden
+from bids_cmb.imaging.resampling import compute_linear_weights
+
+IMAGE = CHANNELS.index("image")
+VIEW_KEYS = ("zooms", "exponents")  # of a member of a card
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One view of a classifier on its patches.
+
+    Attributes:
+        axes: Of the image, that are flipped.
+        zoom: By which slices are enlarged about the middle voxel, 1 or more.
+        exponent: Of the image, in brain medians: above 1 dark is darker.
+        channels: Factors of the channels of a patch, 0 if hidden; float32 (C,).
+        features: Factors of the features of a place, likewise.
+        share: Of the view in the mean.
+    """
+
+    axes: tuple[int, ...]
+    zoom: float
+    exponent: float
+    channels: np.ndarray
+    features: np.ndarray
+    share: float
+
+    def render(self, patches: np.ndarray) -> np.ndarray:
+        """Render patches, (B, X, Y, Z, C), as they look in this view, float32."""
+        seen = enlarge_slices(patches.astype(np.float32), self.zoom)
+        if self.exponent != 1:
+            seen[..., IMAGE] = np.maximum(seen[..., IMAGE], 0) ** np.float32(self.exponent)
+        return np.flip(seen, [axis + 1 for axis in self.axes]) * self.channels
+
+
+def select_views(card: Mapping, spacing: Sequence[float]) -> dict:
+    """Take the zooms and exponents off a card that has them for protocols of other kinds.
+
+    Args:
+        card: ``views_for`` lists the kinds of protocol, as `performance.classify_protocol` has
+            them, for which zooms and exponents hold; all without.
+        spacing: Voxel size of the scan, mm.
+
+    Raises:
+        ValueError: If there is no such kind.
+    """
+    kinds = card.get("views_for", KINDS)
+    if unknown := sorted(set(kinds) - set(KINDS)):
+        raise ValueError(
+            f"{card['name']}: `views_for` of a model card may list {', '.join(KINDS)}; "
+            f"found {', '.join(unknown)}."
+        )
+    if classify_protocol(spacing) in kinds:
+        return dict(card)
+    members = [
+        {key: value for key, value in member.items() if key not in VIEW_KEYS}
+        for member in card["members"]
+    ]
+    return {**card, "members": members}
+
+
+def list_views(member: Mapping) -> Iterator[View]:
+    """List the views of a classifier by its entry on the card.
+
+    Every zoom, flip and exponent is combined with every other: ``zooms``, ``flips`` and
+    ``exponents`` name those besides the patch as it is. ``blind`` is the share of views without the
+    anatomy, ``hidden`` what is hidden in all of them.
+    """
+    flips = [(), *map(tuple, member.get("flips", ()))]
+    zooms, exponents = ([1.0, *member.get(key, ())] for key in ("zooms", "exponents"))
+    blind = member.get("blind", 0.0)
+    channels, features = mask_hidden(member.get("hidden", ()))
+    without_anatomy = features * (np.arange(len(features)) < ANATOMY_FROM)
+    count = len(flips) * len(zooms) * len(exponents)
+    for axes, zoom, exponent in product(flips, zooms, exponents):
+        for mask, share in ((features, 1 - blind), (without_anatomy, blind)):
+            if share > 0:
+                yield View(axes, zoom, exponent, channels, mask, share / count)
+
+
+def enlarge_slices(patches: np.ndarray, zoom: float) -> np.ndarray:
+    """Enlarge the slices of patches about their middle voxel, ``shape // 2``, linearly.
+
+    Args:
+        patches: float32 (B, X, Y, Z, C).
+        zoom: 1 or more.
+
+    Returns:
+        Of the same shape; the patches themselves where nothing is to be enlarged.
+    """
+    if zoom == 1:
+        return patches
+    for axis in (1, 2):
+        size = patches.shape[axis]
+        positions = (np.arange(size) - size // 2) / zoom + size // 2
+        weights = compute_linear_weights(positions, size)
+        patches = np.moveaxis(np.tensordot(weights, patches, axes=(1, axis)), 0, axis)
+    return patches

@@ -106,15 +106,17 @@ def propose(
         raise ValueError(f"{card['name']}: the first of two stages needs a U-Net; found none.")
     grid = _find_common_grid(card)
     fed = preprocess(image, brain, grid)
+    seen = {1: fed.image}  # by zoom
     predictions = []
     for member in members:
         path = locate_member(card, member, models)
         network = load_network(member, path, precision=models.precision)
-        views = [predict(network, fed.image.data)]
-        for zoom in member.get("zooms", ()):
-            enlarged = preprocess(image, brain, _refine_slices(grid, zoom)).image
-            seen = Volume(predict(network, enlarged.data), enlarged.affine)
-            views.append(resample_like(seen, fed.image).data)
+        views = []
+        for zoom in (1, *member.get("zooms", ())):
+            if zoom not in seen:
+                seen[zoom] = preprocess(image, brain, _refine_slices(grid, zoom)).image
+            predicted = Volume(predict(network, seen[zoom].data), seen[zoom].affine)
+            views.append(resample_like(predicted, fed.image).data)
         predictions.append(np.mean(views, axis=0, dtype=np.float32))
     probability = Volume(np.mean(predictions, axis=0, dtype=np.float32), fed.image.affine)
     rules = ProposalRules.from_card(card.get("parameters", {}))
@@ -164,10 +166,10 @@ def decide(
     logits = np.zeros(len(voxels))
     for member in members:
         classify = load_predictor(card, member, models)
-        shape = member["arguments"]["shape"]
+        shape, views = member["arguments"]["shape"], list(list_views(member))
         for batch in split_batches(np.arange(len(voxels)), PATCHES_PER_BATCH):
             patches = np.stack([cut_patch(channels, voxel, shape) for voxel in voxels[batch]])
-            for view in list_views(member):
+            for view in views:
                 output = classify(view.render(patches), places[batch] * view.features)
                 logits[batch] += view.share * output[:, 0]
     return combine(logits / len(members), first_stage, card.get("first_stage_weight", 0.0))

@@ -13,9 +13,9 @@ import numpy as np
 from bids_cmb.detection.performance import KINDS, classify_protocol
 from bids_cmb.detection.proposals import ANATOMY_FROM, CHANNELS, mask_hidden
 from bids_cmb.imaging.resampling import compute_linear_weights
+from bids_cmb.networks.model_cards import VIEW_KEYS
 
 IMAGE = CHANNELS.index("image")
-VIEW_KEYS = ("zooms", "exponents")  # of a member of a card
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ def list_views(member: Mapping) -> Iterator[View]:
     anatomy, ``hidden`` what is hidden in all of them.
     """
     flips = [(), *map(tuple, member.get("flips", ()))]
-    zooms, exponents = ([1.0, *member.get(key, ())] for key in ("zooms", "exponents"))
+    zooms, exponents = ([1.0, *member.get(key, ())] for key in VIEW_KEYS)
     blind = member.get("blind", 0.0)
     channels, features = mask_hidden(member.get("hidden", ()))
     without_anatomy = features * (np.arange(len(features)) < ANATOMY_FROM)

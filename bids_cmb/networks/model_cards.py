@@ -20,6 +20,7 @@ REQUIRED_KEYS = {
     ANATOMY: ("name", "description", "members", "classes"),
 }
 CALIBRATION_KEYS = ("slope", "offset")
+VIEW_KEYS = ("zooms", "exponents")  # of a member: what its network is shown besides the scan
 MEMBER_KEYS = ("name", "builder", "arguments", "grid", "weights", "sha256")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from bids_cmb.files import replacing, write_json
 from bids_cmb.networks.model_cards import (
     DETECTION,
+    VIEW_KEYS,
     list_cards,
     load_card,
     locate_weights,
@@ -27,7 +28,6 @@ COPIED_KEYS = (
     "definite_threshold",
     "min_volume_mm3",
 )
-COPIED_MEMBER_KEYS = ("zooms", "exponents")  # how a network is asked, not how it was trained
 
 
 def make_card(
@@ -78,7 +78,7 @@ def make_card(
             )
         if part in base_members:
             replaced, _ = base_members[part]
-            entry = {key: replaced[key] for key in COPIED_MEMBER_KEYS if key in replaced} | entry
+            entry = {key: replaced[key] for key in VIEW_KEYS if key in replaced} | entry
         chosen[part] = (entry, path.with_name(Path(entry["weights"]).name))
     members = [_copy_member(name, part, *member, models) for part, member in chosen.items()]
     new_card = {

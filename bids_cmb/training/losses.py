@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 DICE_SMOOTH = 5.0  # voxels; a batch without lesions is no catastrophe
-MAX_INSTANCES = 63  # lesions of a patch that are told apart
+MAX_INSTANCES = 63  # lesions of a patch that are distinguished
 MIN_INDEX_LOSS = 1e-7  # what an index lacks to 1 at least: a root has no slope at 0
 
 

@@ -48,14 +48,14 @@ class LabelledPatch:
         image: float32, (X, Y, Z, 1).
         labels: As `TrainingScan.labels`, (X, Y, Z).
         loss_mask: bool, (X, Y, Z).
-        numbers: Of the lesion, certain or not, that a voxel belongs to, from 1 on; else 0;
-            (X, Y, Z). Lesions that touch have numbers of their own.
+        numbers: Of the lesion, certain or not, that a voxel belongs to, as `number_lesions` gives
+            them, (X, Y, Z): lesions that touch have numbers of their own. None if not requested.
     """
 
     image: np.ndarray
     labels: np.ndarray
     loss_mask: np.ndarray
-    numbers: np.ndarray
+    numbers: np.ndarray | None = None
 
 
 def sample_batch(
@@ -82,27 +82,30 @@ def sample_patch(
         The image, float32 (X, Y, Z, 1); and, float32 (X, Y, Z, 2 or 3): 1 in a certain lesion, the
         weight of the voxel, and, ``numbered``, the number of its lesion.
     """
-    patch = sample_labelled_patch(scans, sampling, rng)
+    patch = sample_labelled_patch(scans, sampling, rng, numbered=numbered)
     weight = patch.loss_mask & (patch.labels != UNCERTAIN)
     truths = [patch.labels == LESION, weight, *([patch.numbers] if numbered else [])]
     return patch.image, np.stack(truths, axis=-1).astype(np.float32)
 
 
 def sample_labelled_patch(
-    scans: Sequence[TrainingScan], sampling: PatchSampling, rng: np.random.Generator
-) -> LabelledPatch:
+    scans: Sequence[TrainingScan], sampling: PatchSampling, rng: np.random.Generator, *,
+    numbered: bool = False,
+) -> LabelledPatch:  # fmt: skip
     """Sample and augment a patch, with what is known of its voxels."""
     scan, centre = sample_centre(scans, sampling.shares, rng)
     shape = np.array(sampling.shape)
     reach = shape // 3 if sampling.reach is None else np.array(sampling.reach)
     start = centre - shape // 2 + rng.integers(-reach, reach + 1)
     parts = [crop_or_pad(data, start, shape) for data in (scan.image, scan.labels, scan.loss_mask)]
-    parts.append(number_lesions(scan.sampling_centres["lesion"], start, sampling.shape))
+    if numbered:
+        parts.append(number_lesions(scan.sampling_centres["lesion"], start, sampling.shape))
     stacked = np.stack([part.astype(np.float32) for part in parts], axis=-1)
     stacked = flip_randomly(stacked, rng, swaps=sampling.swaps)
     image = augment_intensity(stacked[..., :1], sampling, rng)
-    labels, numbers = stacked[..., 1].astype(np.uint8), stacked[..., 3].astype(np.uint16)
-    return LabelledPatch(image, labels, stacked[..., 2] > 0, numbers)
+    labels, loss_mask = stacked[..., 1].astype(np.uint8), stacked[..., 2] > 0
+    numbers = stacked[..., 3].astype(np.uint16) if numbered else None
+    return LabelledPatch(image, labels, loss_mask, numbers)
 
 
 def number_lesions(

@@ -80,7 +80,7 @@ def test_a_lesion_without_weight_and_an_image_without_lesions_count_nothing(numb
     assert compute(0 * numbers, find(numbers, 1)) == 0
 
 
-def test_the_numbers_of_more_lesions_than_are_told_apart_stay_in_their_image(numbers):
+def test_the_numbers_of_more_lesions_than_are_distinguished_stay_in_their_image(numbers):
     later = np.where(numbers > 0, numbers + MAX_INSTANCES, 0)
     predicted = find(numbers, 2, 3)
     assert compute(later, predicted) == pytest.approx(compute(numbers, predicted), rel=1e-6)

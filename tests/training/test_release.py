@@ -11,7 +11,7 @@ from bids_cmb.detection.calibration import calibrate
 from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.metrics.scores import compute_metrics
 from bids_cmb.networks.loading import ModelOptions
-from bids_cmb.networks.model_cards import load_card
+from bids_cmb.networks.model_cards import VIEW_KEYS, load_card
 from bids_cmb.simulation.protocols import resolve_protocols
 from bids_cmb.training import release as module
 from bids_cmb.training.operating_points import (
@@ -287,7 +287,7 @@ def test_the_plan_makes_the_networks_of_the_card_that_ships_see_what_they_see():
     plan, card = read_plan("two-stage"), load_card("two-stage")
     planned = {network["recipe"]: network.get("views", {}) for network in plan["networks"]}
     for member in card["members"]:
-        seen = {key: member[key] for key in ("zooms", "exponents") if key in member}
+        seen = {key: member[key] for key in VIEW_KEYS if key in member}
         assert seen == planned[member["name"]]
     assert card["views_for"] == plan["card"]["views_for"]
 

@@ -10,8 +10,8 @@ from bids_cmb.anatomy.atlases import find_atlases
 from bids_cmb.anatomy.brain_extraction import mask_stripped_brain
 from bids_cmb.anatomy.mni_template import load_template
 from bids_cmb.anatomy.region_map import build_region_map
-from bids_cmb.anatomy.scan_anatomy import NETWORK, AnatomyResult
-from bids_cmb.anatomy.segmentation import DEEP_WHITE_MM, predict_anatomy
+from bids_cmb.anatomy.scan_anatomy import AnatomyResult
+from bids_cmb.anatomy.segmentation import DEEP_WHITE_MM
 from bids_cmb.anatomy.user_segmentation import load_segmentation
 from bids_cmb.config import DEFAULT_DETECTOR
 from bids_cmb.detection import ensemble
@@ -72,7 +72,10 @@ def segment_anatomy(
     """
     folder = _path(model_dir)
     if segmentation is None:
-        return AnatomyResult(predict_anatomy(image, ModelOptions(folder)), source=NETWORK)
+        found = scan_anatomy.segment_with_network(image, ModelOptions(folder))
+        if found.head is None:
+            raise ValueError(found.notes[0])
+        return found
     about, path = load_card(ANATOMY, folder), Path(segmentation)
     head, lobes = load_segmentation(path, about["classes"], load_template())
     return AnatomyResult(head, lobes, str(path), segmentation=path)

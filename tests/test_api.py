@@ -3,12 +3,14 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import bids_cmb
+from bids_cmb.anatomy import brain_extraction, segmentation
 from bids_cmb.detection.ensemble import Probability
 from bids_cmb.imaging import nifti
 from bids_cmb.imaging.volume import Volume
@@ -43,6 +45,36 @@ def test_the_example_of_the_page_finds_measures_and_locates(scan, tmp_path, monk
     true = np.argwhere(scan.lesions.data > 0)
     hits = [np.linalg.norm(true - lesion.voxel, axis=1).min() < 3 for lesion in lesions]
     assert any(hits)
+
+
+def test_what_the_network_takes_for_brain_before_the_forehead_is_cut_as_in_the_app(scan, monkeypatch):
+    decode = segmentation.decode_anatomy
+
+    def leaking(*arguments):
+        anatomy = decode(*arguments)
+        inside = anatomy.brain.data.copy()
+        places = np.argwhere(inside)
+        front = places[:, 1].max()
+        [x, _, z] = places[places[:, 1] == front].mean(axis=0).astype(int)
+        inside[x - 5 : x + 5, front : front + 10, z - 5 : z + 5] = True  # 20 mm each way
+        return replace(anatomy, brain=Volume(inside, anatomy.brain.affine))
+
+    monkeypatch.setattr(brain_extraction, "PLAUSIBLE_ML", (900, 2200))  # it is a large head
+    whole = bids_cmb.segment_anatomy(scan.scan).head.brain.data
+    monkeypatch.setattr(segmentation, "decode_anatomy", leaking)
+    cut = bids_cmb.segment_anatomy(scan.scan).head.brain.data
+    leaked = cut & ~whole
+    assert leaked.sum() * 8 < 2000  # mm³, of 8000
+
+
+def test_a_scan_in_which_no_brain_is_recognised_is_refused(blank, rng, monkeypatch):
+    def decode(probabilities, *_):
+        segmentation._keep_largest(np.zeros(probabilities.shape[:3], bool))
+
+    monkeypatch.setattr(segmentation, "decode_anatomy", decode)
+    noise = Volume(rng.uniform(1, 2, blank.shape), blank.affine)
+    with pytest.raises(ValueError, match="No brain was found"):
+        bids_cmb.segment_anatomy(noise)
 
 
 def test_the_example_has_ten_lines():

@@ -47,7 +47,9 @@ def test_the_example_of_the_page_finds_measures_and_locates(scan, tmp_path, monk
     assert any(hits)
 
 
-def test_what_the_network_takes_for_brain_before_the_forehead_is_cut_as_in_the_app(scan, monkeypatch):
+def test_what_the_network_takes_for_brain_before_the_forehead_is_cut_as_in_the_app(
+    scan, monkeypatch
+):
     decode = segmentation.decode_anatomy
 
     def leaking(*arguments):

@@ -10,8 +10,8 @@ from itertools import product
 
 import numpy as np
 
-from bids_cmb.detection.performance import KINDS, classify_protocol
 from bids_cmb.detection.proposals import ANATOMY_FROM, CHANNELS, mask_hidden
+from bids_cmb.imaging.protocol_kinds import PROTOCOL_KINDS, classify_protocol
 from bids_cmb.imaging.resampling import compute_linear_weights
 from bids_cmb.networks.model_cards import VIEW_KEYS
 
@@ -50,20 +50,11 @@ def select_views(card: Mapping, spacing: Sequence[float]) -> dict:
     """Take the zooms and exponents off a card that has them for protocols of other kinds.
 
     Args:
-        card: ``views_for`` lists the kinds of protocol, as `performance.classify_protocol` has
+        card: ``views_for`` lists the kinds of protocol, as `classify_protocol` has
             them, for which zooms and exponents hold; all without.
         spacing: Voxel size of the scan, mm.
-
-    Raises:
-        ValueError: If there is no such kind.
     """
-    kinds = card.get("views_for", KINDS)
-    if unknown := sorted(set(kinds) - set(KINDS)):
-        raise ValueError(
-            f"{card['name']}: `views_for` of a model card may list {', '.join(KINDS)}; "
-            f"found {', '.join(unknown)}."
-        )
-    if classify_protocol(spacing) in kinds:
+    if classify_protocol(spacing) in card.get("views_for", PROTOCOL_KINDS):
         return dict(card)
     members = [
         {key: value for key, value in member.items() if key not in VIEW_KEYS}

@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from bids_cmb.files import is_number, load_json, load_object
+from bids_cmb.imaging.protocol_kinds import PROTOCOL_KINDS
 
 Rule = tuple[Callable[[object], bool], str]  # whether a value holds, and what it must be
 DETECTION, ANATOMY = "cerebral microbleeds", "anatomy"
@@ -195,8 +196,8 @@ RULES = {
     "memory_mb": NON_NEGATIVE,
     "parameters": OBJECT,
     "views_for": (
-        lambda value: isinstance(value, list) and all(isinstance(kind, str) for kind in value),
-        "a list of kinds of protocol",
+        lambda value: isinstance(value, list) and all(kind in PROTOCOL_KINDS for kind in value),
+        f"a list of {', '.join(PROTOCOL_KINDS)}",
     ),
     "calibration": (
         lambda value: (

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bids_cmb.anatomy.mars import list_regions
-from bids_cmb.detection.performance import THICK_SLICES_MM
+from bids_cmb.imaging.protocol_kinds import THICK_SLICES_MM
 from bids_cmb.lesions.table import SMALL_MM, TERRITORIES, get_size
 from bids_cmb.quality.ghosting import GHOST_LIMIT_PERCENT
 from bids_cmb.quality.measures import MAX_TRUNCATION_PERCENT, MIN_ECHO_T_MS

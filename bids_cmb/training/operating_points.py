@@ -18,7 +18,7 @@ from bids_cmb.bids.tables import DIAMETER_COLUMNS
 from bids_cmb.config import BALANCED
 from bids_cmb.detection.calibration import calibrate
 from bids_cmb.detection.ensemble import predict_second_opinion
-from bids_cmb.detection.performance import REAL, SIMULATED, classify_protocol
+from bids_cmb.detection.performance import REAL, SIMULATED
 from bids_cmb.detection.proposals import CLIP
 from bids_cmb.detection.two_stage import (
     OPINION_LEAST,
@@ -31,6 +31,7 @@ from bids_cmb.detection.two_stage import (
 )
 from bids_cmb.detection.views import select_views
 from bids_cmb.imaging.nifti import load
+from bids_cmb.imaging.protocol_kinds import classify_protocol
 from bids_cmb.metrics.matching import MAX_DISTANCE_MM, match_valdo
 from bids_cmb.metrics.scores import (
     ScanMatches,
@@ -61,7 +62,7 @@ class ScanCandidates:
         lesions: Position (world mm), diameter (mm) and whether it is sure, of each true one.
         opinion: Probability of each by the detector that gives a second opinion, (N,); None if
             none does.
-        kind: Of protocol, as `detection.performance.classify_protocol` has it.
+        kind: Of protocol, as `imaging.protocol_kinds.classify_protocol` has it.
         contrast: BIDS suffix of the scan.
         doubles: Pairs of candidates that are one lesion, as `two_stage.find_doubles` finds them.
     """

@@ -9,9 +9,9 @@ from grids import OBLIQUE
 from scipy import ndimage
 
 from bids_cmb.detection import two_stage
-from bids_cmb.detection.performance import THICK_FINE
 from bids_cmb.detection.proposals import ANATOMY_FROM, CHANNELS, PLACE_FEATURES
 from bids_cmb.detection.views import IMAGE, enlarge_slices, list_views, select_views
+from bids_cmb.imaging.protocol_kinds import THICK_FINE
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.loading import ModelOptions
 
@@ -178,11 +178,6 @@ def test_views_are_for_the_protocols_that_the_card_names(spacing, seen):
     assert card["members"][0]["zooms"] == [1.25]  # as it was
     (always,) = select_views(make_card(zooms=[1.25]), spacing)["members"]
     assert len(list(list_views(always))) == 2
-
-
-def test_a_kind_of_protocol_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match=r"may list thin slices, .*; found coarse"):
-        select_views({**make_card(), "views_for": ["coarse"]}, (1, 1, 1))
 
 
 def test_the_detector_looks_at_a_scan_of_coarse_pixels_once_and_at_a_fine_one_twice(monkeypatch):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bids_cmb.detection.performance import THICK, THICK_FINE, THIN, select_performance
+from bids_cmb.detection.performance import select_performance
+from bids_cmb.imaging.protocol_kinds import THICK, THICK_FINE, THIN
 from bids_cmb.networks.model_cards import list_cards, load_card
 from bids_cmb.report.performance import describe_performance
 

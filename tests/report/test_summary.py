@@ -2,7 +2,8 @@
 
 import pytest
 
-from bids_cmb.detection.performance import THICK, select_performance
+from bids_cmb.detection.performance import select_performance
+from bids_cmb.imaging.protocol_kinds import THICK
 from bids_cmb.report.summary import describe_adequacy, tabulate_counts
 
 SCAN = {

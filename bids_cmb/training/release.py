@@ -213,5 +213,5 @@ def train_network(
         began = time.monotonic()
         log(f"{recipe.name}: training begins")
         train(recipe, material, out, hours=hours, log=lambda text: log(f"{recipe.name}: {text}"))
-        log(f"{recipe.name}: trained in {(time.monotonic() - began) / 60:.0f} minutes")
+        log(f"{recipe.name}: trained in {(time.monotonic() - began) / 60:.1f} min")
     return json.loads(path.read_text(encoding="utf-8")), path

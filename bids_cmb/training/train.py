@@ -170,7 +170,7 @@ def train(
     )
     figures = {**course.progress.figures(), "ended_by": stop_reason}
     effort = (
-        f"{60 * figures['hours']:.0f} minutes on a {describe_device()}, "
+        f"{60 * figures['hours']:.0f} min on a {describe_device()}, "
         f"{figures['core_hours']:.2f} core-hours, {figures['voxels']:,} voxels, "
         f"{figures['voxels_per_second']:,} per second"
     )

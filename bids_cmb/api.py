@@ -72,10 +72,7 @@ def segment_anatomy(
     """
     folder = _path(model_dir)
     if segmentation is None:
-        result = scan_anatomy.segment_with_network(image, ModelOptions(folder))
-        if result.head is None:
-            raise ValueError(result.notes[0])
-        return result
+        return scan_anatomy.segment_head(image, ModelOptions(folder))
     about, path = load_card(ANATOMY, folder), Path(segmentation)
     head, lobes = load_segmentation(path, about["classes"], load_template())
     return AnatomyResult(head, lobes, str(path), segmentation=path)

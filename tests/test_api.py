@@ -75,7 +75,7 @@ def test_a_scan_in_which_no_brain_is_recognised_is_refused(blank, rng, monkeypat
 
     monkeypatch.setattr(segmentation, "decode_anatomy", decode)
     noise = Volume(rng.uniform(1, 2, blank.shape), blank.affine)
-    with pytest.raises(ValueError, match="No brain was found"):
+    with pytest.raises(ValueError, match=r"^No brain was found"):
         bids_cmb.segment_anatomy(noise)
 
 

@@ -126,9 +126,18 @@ def segment_anatomy(
 def segment_with_network(image: Volume, models: ModelOptions) -> AnatomyResult:
     """Segment the head with the network; a note says so if it recognises nothing."""
     try:
-        head = predict_anatomy(image, models)
+        return segment_head(image, models)
     except ValueError as error:
         return AnatomyResult(notes=(f"no regions: {error}",))
+
+
+def segment_head(image: Volume, models: ModelOptions) -> AnatomyResult:
+    """Segment the head with the network, its brain cut where that leaks.
+
+    Raises:
+        ValueError: If the network cannot be loaded, or it finds no brain.
+    """
+    head = predict_anatomy(image, models)
     return AnatomyResult(replace(head, brain=cut_leaks(head.brain, image)), None, NETWORK)
 
 

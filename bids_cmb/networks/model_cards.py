@@ -197,7 +197,7 @@ RULES = {
     "parameters": OBJECT,
     "views_for": (
         lambda value: isinstance(value, list) and all(kind in PROTOCOL_KINDS for kind in value),
-        f"a list of {', '.join(PROTOCOL_KINDS)}",
+        f"a list of kinds of protocol: {', '.join(PROTOCOL_KINDS)}",
     ),
     "calibration": (
         lambda value: (

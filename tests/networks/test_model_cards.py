@@ -109,7 +109,10 @@ def test_a_card_that_says_too_little_is_refused(tmp_path, said, sentence):
         ({"members": [{**MEMBER, "zooms": [0.8]}]}, "zooms .* must be a list of numbers of at"),
         ({"members": [{**MEMBER, "exponents": 2}]}, "exponents .* must be a list of numbers of"),
         ({"members": [{**MEMBER, "flips": [7]}]}, "flips .* must be a list of lists of axes"),
-        ({"views_for": ["coarse"]}, 'views_for .* must be a list of thin slices, .*"coarse"'),
+        (
+            {"views_for": ["coarse"]},
+            'views_for .* a list of kinds of protocol: thin .*"coarse"',
+        ),
         ({"views_for": "thin slices"}, 'views_for .* found "thin slices"'),
         ({"threshold": "high"}, 'threshold .* above 0 and up to 1; found "high"'),
         (

@@ -219,6 +219,7 @@ def _design(about: Mapping) -> list[str]:
         lines += _table(heads, rows)
         kinds = about.get("views_for")
         lines += [line for member in members for line in _views(member, kinds)]
+        lines += [line for member in members for line in _kinds(member)]
     parameters = dict(about.get("parameters", {}))
     gates = parameters.pop("gates", [])
     reasons = [parameters.pop(key) for key in list(parameters) if key.endswith("_reason")]
@@ -338,6 +339,13 @@ def _views(member: Mapping, kinds: list[str] | None) -> list[str]:
     also = " and ".join([*views, *(["both"] if len(views) > 1 else [])])
     where = f"In protocols with {' or '.join(kinds)} " if kinds else ""
     return ["", f"{where}`{member['name']}` is also shown {also}; the predictions are averaged."]
+
+
+def _kinds(member: Mapping) -> list[str]:
+    """Say for which kinds of protocol a network is used, unless for all."""
+    if not (kinds := member.get("protocol_kinds")):
+        return []
+    return ["", f"`{member['name']}` is used in protocols with {' or '.join(kinds)}."]
 
 
 def _voxels(grid: Mapping) -> str:

@@ -27,7 +27,7 @@ from bids_cmb.detection.proposals import (
     find_proposals,
     stack_channels,
 )
-from bids_cmb.detection.views import list_views, select_views
+from bids_cmb.detection.views import list_views, select_for_protocol
 from bids_cmb.imaging.grid import Grid
 from bids_cmb.imaging.preprocessing import Preprocessed, preprocess
 from bids_cmb.imaging.resampling import resample_like, resample_to_scan
@@ -61,8 +61,8 @@ def run_two_stage(
             without classifiers, the first stage's probability stands. ``flips`` of a member are
             axes along which its input is flipped for each further prediction (test-time
             augmentation), ``zooms`` factors by which slices are enlarged for further ones;
-            ``exponents`` and ``blind`` of a classifier: see `views.list_views`. ``views_for``: see
-            `views.select_views`.
+            ``exponents`` and ``blind`` of a classifier: see `views.list_views`.
+            ``protocol_kinds`` of a member and ``views_for``: see `views.select_for_protocol`.
         models: Where weights are, and how to compute.
         anatomy: Of the scan, for the classifiers.
         give_opinion: Second opinion on proposals; called for those that it can lift to the lowest
@@ -76,7 +76,7 @@ def run_two_stage(
         ValueError: If a member is missing or has another grid, or weights are not those of the
             card.
     """
-    card = select_views(card, image.spacing)
+    card = select_for_protocol(card, image.spacing)
     fed, first_stage, proposals = propose(image, brain, card, models)
     probabilities = decide(fed, first_stage, proposals, card, models, anatomy)
     voxels = np.array([proposal.voxel for proposal in proposals]).reshape(-1, 3)

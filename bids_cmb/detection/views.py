@@ -46,19 +46,21 @@ class View:
         return np.flip(seen, [axis + 1 for axis in self.axes]) * self.channels
 
 
-def select_views(card: Mapping, spacing: Sequence[float]) -> dict:
-    """Take the zooms and exponents off a card that has them for protocols of other kinds.
+def select_for_protocol(card: Mapping, spacing: Sequence[float]) -> dict:
+    """Select the members and the views that a card has for the protocol of a scan.
 
     Args:
-        card: ``views_for`` lists the kinds of protocol, as `classify_protocol` has
-            them, for which zooms and exponents hold; all without.
+        card: ``views_for`` lists the kinds of protocol, as `classify_protocol` has them, for which
+            zooms and exponents hold, and ``protocol_kinds`` of a member those that it is used for;
+            all without.
         spacing: Voxel size of the scan, mm.
     """
-    if classify_protocol(spacing) in card.get("views_for", PROTOCOL_KINDS):
-        return dict(card)
+    kind = classify_protocol(spacing)
+    hidden = () if kind in card.get("views_for", PROTOCOL_KINDS) else VIEW_KEYS
     members = [
-        {key: value for key, value in member.items() if key not in VIEW_KEYS}
+        {key: value for key, value in member.items() if key not in hidden}
         for member in card["members"]
+        if kind in member.get("protocol_kinds", PROTOCOL_KINDS)
     ]
     return {**card, "members": members}
 

@@ -22,6 +22,7 @@ REQUIRED_KEYS = {
 }
 CALIBRATION_KEYS = ("slope", "offset")
 VIEW_KEYS = ("zooms", "exponents")  # of a member: what its network is shown besides the scan
+USE_KEYS = (*VIEW_KEYS, "protocol_kinds")  # of a member: how it is used, not what it has learnt
 MEMBER_KEYS = ("name", "builder", "arguments", "grid", "weights", "sha256")
 
 
@@ -186,6 +187,10 @@ PROBABILITY: Rule = (
 )
 NON_NEGATIVE: Rule = (lambda value: is_number(value) and value >= 0, "a number of at least 0")
 POSITIVE: Rule = (lambda value: is_number(value) and value > 0, "a number above 0")
+KINDS: Rule = (
+    lambda value: isinstance(value, list) and all(kind in PROTOCOL_KINDS for kind in value),
+    f"a list of kinds of protocol: {', '.join(PROTOCOL_KINDS)}",
+)
 RULES = {
     "name": TEXT,
     "description": TEXT,
@@ -195,10 +200,7 @@ RULES = {
     "min_volume_mm3": NON_NEGATIVE,
     "memory_mb": NON_NEGATIVE,
     "parameters": OBJECT,
-    "views_for": (
-        lambda value: isinstance(value, list) and all(kind in PROTOCOL_KINDS for kind in value),
-        f"a list of kinds of protocol: {', '.join(PROTOCOL_KINDS)}",
-    ),
+    "views_for": KINDS,
     "calibration": (
         lambda value: (
             isinstance(value, dict) and all(map(is_number, map(value.get, CALIBRATION_KEYS)))
@@ -224,4 +226,5 @@ MEMBER_RULES = {
         "a list of numbers of at least 0.1",
     ),
     "blind": (lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "protocol_kinds": KINDS,
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 from bids_cmb.files import replacing, write_json
 from bids_cmb.networks.model_cards import (
     DETECTION,
-    VIEW_KEYS,
+    USE_KEYS,
     list_cards,
     load_card,
     locate_weights,
@@ -78,7 +78,7 @@ def make_card(
             )
         if part in base_members:
             replaced, _ = base_members[part]
-            entry = {key: replaced[key] for key in VIEW_KEYS if key in replaced} | entry
+            entry = {key: replaced[key] for key in USE_KEYS if key in replaced} | entry
         chosen[part] = (entry, path.with_name(Path(entry["weights"]).name))
     members = [_copy_member(name, part, *member, models) for part, member in chosen.items()]
     new_card = {

@@ -29,7 +29,7 @@ from bids_cmb.detection.two_stage import (
     find_doubles,
     propose,
 )
-from bids_cmb.detection.views import select_views
+from bids_cmb.detection.views import select_for_protocol
 from bids_cmb.imaging.nifti import load
 from bids_cmb.imaging.protocol_kinds import classify_protocol
 from bids_cmb.metrics.matching import MAX_DISTANCE_MM, match_valdo
@@ -156,7 +156,7 @@ def detect_in_scan(
         name: Of the scan.
     """
     image, _ = load(path)
-    card = select_views(card, image.spacing)
+    card = select_for_protocol(card, image.spacing)
     segmented = segment_with_network(image, ModelOptions())
     anatomy, brain = segmented.head, get_brain_mask(image, BrainSource(path), segmented).mask
     fed, probability, proposals = propose(image, brain, card, models)

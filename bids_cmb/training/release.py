@@ -30,7 +30,7 @@ from bids_cmb.training.train import read_recipe, train
 
 SET_KEYS = {"scans", "seed", "lesion_priors", "of"}
 NETWORK_KEYS = {"recipe", "data", "validation", "share"}
-OPTIONAL_SET_KEYS, OPTIONAL_NETWORK_KEYS = {"protocols"}, {"pretrained", "member", "views"}
+OPTIONAL_SET_KEYS, OPTIONAL_NETWORK_KEYS = {"protocols"}, {"pretrained", "start", "member", "use"}
 PLANS = files("bids_cmb") / "resources" / "plans"
 Log = Callable[[str], None]
 
@@ -127,7 +127,7 @@ def release(plan: Mapping, options: ReleaseOptions, *, log: Log = lambda _: None
         simulate_set(name, given, plan, options, log)
     trained = [(given, train_network(given, plan, options, log)) for given in plan["networks"]]
     entries = [
-        (entry | given.get("views", {}), path)
+        (entry | given.get("use", {}), path)
         for given, (entry, path) in trained
         if given.get("member", True)
     ]
@@ -206,6 +206,7 @@ def train_network(
             tuple(sets / name for name in given["data"]),
             validation=tuple(sets / name for name in given["validation"]),
             pretrained=tuple(roles),
+            start=runs / start / f"{start}.npz" if (start := given.get("start")) else None,
             loading=Loading(options.workers, options.work / "cache"),
         )
         total = sum(network["share"] for network in plan["networks"])

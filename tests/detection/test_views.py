@@ -10,10 +10,11 @@ from scipy import ndimage
 
 from bids_cmb.detection import two_stage
 from bids_cmb.detection.proposals import ANATOMY_FROM, CHANNELS, PLACE_FEATURES
-from bids_cmb.detection.views import IMAGE, enlarge_slices, list_views, select_views
-from bids_cmb.imaging.protocol_kinds import THICK_FINE
+from bids_cmb.detection.views import IMAGE, enlarge_slices, list_views, select_for_protocol
+from bids_cmb.imaging.protocol_kinds import THICK, THICK_FINE, THIN
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.networks.loading import ModelOptions
+from bids_cmb.networks.model_cards import load_card
 
 MIDDLE = (20, 20, 4)
 
@@ -173,11 +174,36 @@ def test_a_lesion_seen_in_one_view_of_four_has_a_quarter_of_the_log_odds(monkeyp
 )
 def test_views_are_for_the_protocols_that_the_card_names(spacing, seen):
     card = {**make_card(zooms=[1.25], exponents=[1.4]), "views_for": [THICK_FINE]}
-    (member,) = select_views(card, spacing)["members"]
+    (member,) = select_for_protocol(card, spacing)["members"]
     assert len(list(list_views(member))) == seen**2
     assert card["members"][0]["zooms"] == [1.25]  # as it was
-    (always,) = select_views(make_card(zooms=[1.25]), spacing)["members"]
+    (always,) = select_for_protocol(make_card(zooms=[1.25]), spacing)["members"]
     assert len(list(list_views(always))) == 2
+
+
+@pytest.mark.parametrize(
+    ("spacing", "used"),
+    [((0.5, 0.5, 1.0), ["thin", "all"]), ((1.0, 1.0, 4.0), ["thick", "all"])],
+)
+def test_a_network_is_used_for_the_protocols_that_its_entry_names(spacing, used):
+    members = [
+        {"name": "thin", "protocol_kinds": [THIN]},
+        {"name": "thick", "protocol_kinds": [THICK, THICK_FINE]},
+        {"name": "all"},
+    ]
+    selected = select_for_protocol({"members": members}, spacing)["members"]
+    assert [member["name"] for member in selected] == used
+
+
+def test_the_bundled_detector_has_a_classifier_for_thin_slices_only():
+    card = load_card("two-stage")
+    thin, thick = (
+        {member["name"] for member in select_for_protocol(card, (0.5, 0.5, spacing))["members"]}
+        for spacing in (1.0, 3.0)
+    )
+    assert thin - thick == {"classifier-thin"}
+    assert "classifier-1" in thick
+    assert "classifier-1" in thin
 
 
 def test_the_detector_looks_at_a_scan_of_coarse_pixels_once_and_at_a_fine_one_twice(monkeypatch):

@@ -114,6 +114,10 @@ def test_a_card_that_says_too_little_is_refused(tmp_path, said, sentence):
             'views_for .* a list of kinds of protocol: thin .*"coarse"',
         ),
         ({"views_for": "thin slices"}, 'views_for .* found "thin slices"'),
+        (
+            {"members": [{**MEMBER, "protocol_kinds": ["swi"]}]},
+            'protocol_kinds of each member .* a list of kinds of protocol: thin .*"swi"',
+        ),
         ({"threshold": "high"}, 'threshold .* above 0 and up to 1; found "high"'),
         (
             {"threshold": 7},

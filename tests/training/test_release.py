@@ -11,7 +11,7 @@ from bids_cmb.detection.calibration import calibrate
 from bids_cmb.metrics.matching import match_valdo
 from bids_cmb.metrics.scores import compute_metrics
 from bids_cmb.networks.loading import ModelOptions
-from bids_cmb.networks.model_cards import VIEW_KEYS, load_card
+from bids_cmb.networks.model_cards import USE_KEYS, load_card
 from bids_cmb.simulation.protocols import resolve_protocols
 from bids_cmb.training import release as module
 from bids_cmb.training.operating_points import (
@@ -210,9 +210,9 @@ def test_a_plan_whose_set_or_network_lacks_a_setting_is_refused(part, key, tmp_p
 
 def test_a_plan_that_judges_by_a_set_that_it_lacks_is_refused(tmp_path):
     (tmp_path / "plan.json").write_text(
-        json.dumps({**read_plan("two-stage"), "judged": ["V", "W"]})
+        json.dumps({**read_plan("two-stage"), "judged": ["V", "X"]})
     )
-    with pytest.raises(ValueError, match="`judged` must list sets of the plan; found W"):
+    with pytest.raises(ValueError, match="`judged` must list sets of the plan; found X"):
         read_plan(str(tmp_path / "plan.json"))
 
 
@@ -264,7 +264,7 @@ def test_a_set_is_simulated_once_from_the_heads_that_the_plan_names(
     assert calls[1][1:] == (16, "default", "generic-swi-3t")
 
 
-def test_the_networks_of_a_release_see_what_the_plan_has_them_see(tmp_path, monkeypatch):
+def test_the_networks_of_a_release_are_used_as_the_plan_says(tmp_path, monkeypatch):
     entries = {}
     for name in ("first", "second", "helper"):
         entries[name] = ({"name": name, "weights": f"{name}.npz"}, tmp_path / f"{name}.json")
@@ -274,7 +274,7 @@ def test_the_networks_of_a_release_see_what_the_plan_has_them_see(tmp_path, monk
     monkeypatch.setattr(module, "set_operating_points", lambda *_: {"threshold": 0.3})
     networks = [
         {"recipe": "helper", "member": False},
-        {"recipe": "first", "views": {"zooms": [1.25]}},
+        {"recipe": "first", "use": {"zooms": [1.25]}},
         {"recipe": "second"},
     ]
     plan = {**read_plan("two-stage"), "sets": {}, "networks": networks, "judged": []}
@@ -283,13 +283,34 @@ def test_the_networks_of_a_release_see_what_the_plan_has_them_see(tmp_path, monk
     assert json.loads((tmp_path / "work" / "release" / "two-stage.json").read_text()) == card
 
 
-def test_the_plan_makes_the_networks_of_the_card_that_ships_see_what_they_see():
+def test_the_plan_uses_its_networks_as_the_card_that_ships_does():
     plan, card = read_plan("two-stage"), load_card("two-stage")
-    planned = {network["recipe"]: network.get("views", {}) for network in plan["networks"]}
+    planned = {network["recipe"]: network.get("use", {}) for network in plan["networks"]}
     for member in card["members"]:
-        seen = {key: member[key] for key in VIEW_KEYS if key in member}
+        seen = {key: member[key] for key in USE_KEYS if key in member}
         assert seen == planned[member["name"]]
     assert card["views_for"] == plan["card"]["views_for"]
+
+
+def test_a_network_begins_with_the_weights_of_the_one_that_the_plan_names(tmp_path, monkeypatch):
+    begun = {}
+
+    def pretend(recipe, material, out, **_):
+        begun[recipe.name] = material.start
+        out.mkdir(parents=True)
+        (out / f"{recipe.name}.json").write_text(json.dumps({"name": recipe.name}))
+
+    monkeypatch.setattr(module, "train", pretend)
+    options = ReleaseOptions(tmp_path, tmp_path / "work")
+    common = {"data": ["T1"], "validation": ["V"], "share": 1}
+    for given in (
+        {"recipe": "classifier-1"},
+        {"recipe": "classifier-thin", "start": "classifier-1"},
+    ):
+        network = {**common, **given}
+        train_network(network, {"networks": [network]}, options, print)
+    first = tmp_path / "work" / "runs" / "classifier-1" / "classifier-1.npz"
+    assert begun == {"classifier-1": None, "classifier-thin": first}
 
 
 def test_too_few_heads_are_told(heads_of, tmp_path):

@@ -218,8 +218,7 @@ def _design(about: Mapping) -> list[str]:
         heads = ["network", "architecture", "voxels, mm", "parameters", "MB", "SHA-256"]
         lines += _table(heads, rows)
         kinds = about.get("views_for")
-        lines += [line for member in members for line in _views(member, kinds)]
-        lines += [line for member in members for line in _kinds(member)]
+        lines += [line for member in members for line in [*_views(member, kinds), *_kinds(member)]]
     parameters = dict(about.get("parameters", {}))
     gates = parameters.pop("gates", [])
     reasons = [parameters.pop(key) for key in list(parameters) if key.endswith("_reason")]

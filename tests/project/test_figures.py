@@ -206,6 +206,11 @@ QUOTED = [
     ),
     (
         ACCURACY,
+        "lesions of 2.5 mm and more at 0.5 false per scan: {:.2f})",
+        lambda: two_stage("simulated-default", "sensitivity_large_at_0.5_fp"),
+    ),
+    (
+        ACCURACY,
         "`ensemble` has {:.2f}, {:.2f}, {:.2f} and {:.2f} of them at 0.5, 1, 2 and 4 false per",
         lambda: at_false_alarms("ensemble-real-whole"),
     ),

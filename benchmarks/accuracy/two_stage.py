@@ -89,11 +89,11 @@ def detect_or_load(options: argparse.Namespace, card: Mapping) -> list[ScanCandi
     if options.keep and options.keep.exists():
         return [parse_candidates(content) for content in read_json(options.keep)["judged"]]
     models = ModelOptions(options.model_dir)
-    alone = {**card, "first_stage_weight": 0.0}  # probabilities of the second stage alone
     if options.points:
-        scans = list(detect_with_points(alone, models, options.data, options.points, print))
-    else:
-        scans = detect_in_dataset(alone, models, options.data, print)
+        scans = list(detect_with_points(card, models, options.data, options.points, print))
+    else:  # opinions on all candidates, so that weights can be fitted to those that are kept
+        asking = {key: value for key, value in card.items() if key != "operating_points"}
+        scans = detect_in_dataset(asking, models, options.data, print)
     if options.keep:
         write_json(options.keep, {"judged": [convert_to_json(scan) for scan in scans]})
     return scans

@@ -65,8 +65,7 @@ def run_two_stage(
             ``protocol_kinds`` of a member and ``views_for``: see `views.select_for_protocol`.
         models: Where weights are, and how to compute.
         anatomy: Of the scan, for the classifiers.
-        give_opinion: Second opinion on proposals; called for those that it can lift to the lowest
-            operating point of the card. The others are taken for refused.
+        give_opinion: Second opinion on proposals; see `ask_for_opinion`.
 
     Returns:
         Probability, 0 to 1, float32, on the grid of ``image``; and the number of the proposal that
@@ -81,10 +80,7 @@ def run_two_stage(
     probabilities = decide(fed, first_stage, proposals, card, models, anatomy)
     voxels = np.array([proposal.voxel for proposal in proposals]).reshape(-1, 3)
     if give_opinion is not None and proposals:
-        positions = first_stage.world(voxels)
-        eligible = select_for_opinion(probabilities, card)
-        opinion = np.zeros(len(proposals))
-        opinion[eligible] = give_opinion(positions[eligible])
+        opinion = ask_for_opinion(probabilities, first_stage.world(voxels), card, give_opinion)
         weight = card.get("second_opinion_weight", 0.0)
         probabilities = add_opinion(probabilities, opinion, weight)
     kept = drop_doubles(probabilities, find_doubles(voxels, fed.image.spacing))
@@ -191,6 +187,26 @@ def combine(
     """
     odds = logit(np.clip(np.asarray(other, float), least, 1 - least))
     return expit(logits + weight * odds).astype(np.float32)
+
+
+def ask_for_opinion(
+    probabilities: np.ndarray, positions: np.ndarray, card: Mapping, give_opinion: SecondOpinion
+) -> np.ndarray:
+    """Ask for the second opinion on the proposals that it can lift to an operating point.
+
+    Args:
+        probabilities: Of both stages, before any calibration, (N,).
+        positions: World mm, (N, 3).
+        card: As for `select_for_opinion`.
+        give_opinion: Called with the positions of the selected ones.
+
+    Returns:
+        Its probabilities, (N,); 0, as if refused, of those that it was not asked about.
+    """
+    eligible = select_for_opinion(probabilities, card)
+    opinion = np.zeros(len(probabilities))
+    opinion[eligible] = give_opinion(positions[eligible])
+    return opinion
 
 
 def select_for_opinion(probabilities: np.ndarray, card: Mapping) -> np.ndarray:

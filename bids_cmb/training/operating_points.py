@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from bids_cmb.detection.proposals import CLIP
 from bids_cmb.detection.two_stage import (
     OPINION_LEAST,
     add_opinion,
+    ask_for_opinion,
     combine,
     decide,
     drop_doubles,
@@ -149,7 +151,8 @@ def detect_in_scan(
     """Run a detector of two stages on one scan, as the app would.
 
     Args:
-        card: Of the detector.
+        card: Of the detector. Without operating points, the second opinion is asked about every
+            candidate, so that weights can be fitted.
         models: Where its weights lie.
         path: Of the image.
         lesions: The true ones, as `ScanCandidates` has them.
@@ -160,13 +163,16 @@ def detect_in_scan(
     segmented = segment_with_network(image, ModelOptions())
     anatomy, brain = segmented.head, get_brain_mask(image, BrainSource(path), segmented).mask
     fed, probability, proposals = propose(image, brain, card, models)
-    chance = decide(fed, probability, proposals, card, models, anatomy)
+    alone = {**card, "first_stage_weight": 0.0}
+    chance = decide(fed, probability, proposals, alone, models, anatomy)
     voxels = np.array([proposal.voxel for proposal in proposals]).reshape(-1, 3)
     proposed = np.array([proposal.probability for proposal in proposals])
     positions = probability.world(voxels)
     opinion = None
     if "second_opinion" in card:
-        opinion = predict_second_opinion(card, image, brain, models, positions)
+        both = combine(_compute_logits(chance), proposed, card.get("first_stage_weight", 0.0))
+        ask = partial(predict_second_opinion, card, image, brain, models)
+        opinion = ask_for_opinion(both, positions, card, ask)
     return ScanCandidates(
         name, positions, proposed, chance, tuple(lesions), opinion,
         kind=classify_protocol(image.spacing),
@@ -365,7 +371,11 @@ def combine_probabilities(scan: ScanCandidates, weights: Mapping[str, float]) ->
 
 def compute_logits(scan: ScanCandidates) -> np.ndarray:
     """Compute the log-odds of the chances of a scan's candidates, (N,)."""
-    return logit(np.clip(scan.chance, CLIP, 1 - CLIP))
+    return _compute_logits(scan.chance)
+
+
+def _compute_logits(chance: np.ndarray) -> np.ndarray:
+    return logit(np.clip(chance, CLIP, 1 - CLIP))
 
 
 def convert_to_json(scan: ScanCandidates) -> dict:

@@ -143,12 +143,10 @@ def release(plan: Mapping, options: ReleaseOptions, *, log: Log = lambda _: None
         for name in plan["judged"]
         for scan in detect_in_dataset(card, ModelOptions(out), options.work / "sets" / name, log)
     ]
-    real = (
-        list(detect_with_points(card, ModelOptions(out), *options.real, log))
-        if options.real
-        else []
-    )
-    card |= set_operating_points(candidate_sets, plan["aims"], real)
+    card |= set_operating_points(candidate_sets, plan["aims"])
+    if options.real:  # with the card as it is now, the second opinion is asked as the app asks it
+        real = list(detect_with_points(card, ModelOptions(out), *options.real, log))
+        card |= set_operating_points(candidate_sets, plan["aims"], real)
     write_json(out / f"{card['name']}.json", card)
     write_json(out / "judged.json", {"scans": [convert_to_json(scan) for scan in candidate_sets]})
     return card

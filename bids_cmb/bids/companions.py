@@ -10,7 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from bids_cmb.bids.entities import DERIVATIVE_ENTITIES, parse_entities
-from bids_cmb.bids.scan import Scan
+from bids_cmb.bids.filters import CANONICAL_SUFFIXES
+from bids_cmb.bids.scan import DATATYPES, Scan
 
 SEGMENTATIONS = ("aparcaseg", "aparc+aseg", "synthseg", "freesurfer", "aseg")  # parcels first
 FREESURFER_SEGMENTATIONS = ("aparc+aseg.mgz", "aseg.mgz")
@@ -52,8 +53,11 @@ def find_mask(folders: Iterable[Path], scan: Scan, desc: str) -> Path | None:
 
     It must belong to the same participant and session, carry ``desc-<desc>`` (or ``label-<desc>``)
     and lie in the scan's own space: ``space-orig``, ``space-<suffix>``, or no ``space-`` and no T1w
-    image of its name beside; and it must not contradict any entity of the scan. Of several, the one
-    that shares most entities is taken, ties by name; the first folder that has one wins.
+    image of its name beside; and it must not contradict any entity of the scan, nor name another
+    contrast (``label-brain_desc-swi`` is no mask for a T2starw). Where the name does not say the
+    space, it must lie in ``anat/`` or ``swi/``: in ``perf/`` it would lie in that of another image.
+    Of several, the one that names the scan's contrast is taken, else the one that shares most
+    entities, ties by name; the first folder that has one wins.
     """
     return _find_in_scan_space(folders, scan, "mask", [desc])
 
@@ -117,15 +121,22 @@ def _find_in_scan_space(
         agreeing = []
         for path in sorted((folder / home).glob(f"*/*_{suffix}.nii*")):
             entities = parse_entities(path.name)
-            named = {entities.pop(key, None) for key in ("desc", "label", "seg")}
-            space = entities.pop("space", "orig").lower()
+            named = {key: entities.pop(key, "") for key in ("desc", "label", "seg")}
+            space = entities.pop("space", "orig" if path.parent.name in DATATYPES else "").lower()
             in_scan_space = space in spaces and not _is_in_t1w_space(path)
             agrees = all(wanted.get(key) == value for key, value in entities.items())
-            if named & set(labels) and in_scan_space and agrees:
-                agreeing.append((-len(entities), path))
+            of_this = named["desc"] == scan.desc + scan.suffix
+            of_another = not of_this and _names_contrast(named["desc"])
+            if set(named.values()) & set(labels) and in_scan_space and agrees and not of_another:
+                agreeing.append((not of_this, -len(entities), path))
         if agreeing:
-            return min(agreeing)[1]
+            return min(agreeing)[-1]
     return None
+
+
+def _names_contrast(desc: str) -> bool:
+    """Check whether a label ends with a suffix of scans, as those of our outputs do."""
+    return desc.casefold().endswith(tuple(CANONICAL_SUFFIXES))
 
 
 def _list_dirs(folder: Path, scan: Scan) -> list[Path]:

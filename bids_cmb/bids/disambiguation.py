@@ -16,6 +16,7 @@ from bids_cmb.bids.metadata import (
     Sidecars,
     compute_weighting,
     describe_read_error,
+    find_other_image_type,
     get_spinal_body_part,
     merge_echo_metadata,
 )
@@ -32,14 +33,14 @@ def choose_images(
 ) -> tuple[list[Scan], list[ScanDecision]]:
     """Choose between files with the same output names, and between echoes; make the scans."""
     images, considered = _drop_maps(images)
-    images, spines = _drop_spines(images, read)
-    considered += spines
+    images, others = _drop_by_sidecar(images, read)
+    considered += others
     kept = []
     for alike in _group(images, _identify).values():
-        first, *others = sorted(alike, key=_rank)
+        first, *rest = sorted(alike, key=_rank)
         kept.append(first)
         why = f"gives the same output names as {first.relative_path}, which goes first"
-        considered += [exclude(other.relative_path, why) for other in others]
+        considered += [exclude(other.relative_path, why) for other in rest]
 
     scans = []
     for group in _group(kept, lambda image: _identify(image)[:-1]).values():
@@ -70,16 +71,22 @@ def _drop_maps(images: list[ImageFile]) -> tuple[list[ImageFile], list[ScanDecis
     return [i for i in images if i not in maps], [exclude(i.relative_path, why) for i in maps]
 
 
-def _drop_spines(
+def _drop_by_sidecar(
     images: list[ImageFile], read: Callable[[Path], Sidecars]
 ) -> tuple[list[ImageFile], list[ScanDecision]]:
-    """Drop images of the spinal cord, by their sidecars."""
-    parts = {
-        image: part for image in images if (part := get_spinal_body_part(read(image.path).metadata))
-    }
-    why = "shows another part of the body than the brain (BodyPartExamined {})"
-    left = [exclude(image.relative_path, why.format(part)) for image, part in parts.items()]
-    return [image for image in images if image not in parts], left
+    """Drop images of the spinal cord, and phase images and projections, by their sidecars."""
+    kept, left = [], []
+    for image in images:
+        metadata = read(image.path).metadata
+        if part := get_spinal_body_part(metadata):
+            why = f"shows another part of the body than the brain (BodyPartExamined {part})"
+        elif what := find_other_image_type(metadata):
+            why = f"is {what} (ImageType {', '.join(map(str, metadata['ImageType']))})"
+        else:
+            kept.append(image)
+            continue
+        left.append(exclude(image.relative_path, why))
+    return kept, left
 
 
 def _group(items: Iterable, key: Callable[[Any], Hashable]) -> dict[Hashable, list]:

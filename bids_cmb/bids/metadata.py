@@ -17,6 +17,12 @@ SPINE_WORDS = re.compile(  # in BodyPartExamined, in the languages of consoles; 
     r"spin(e|al)|neck|hals|nacken|cervical|thoracic|lumbar|rueckenmark|ruckenmark|myelon|moelle|"
     r"wirbels|rachis|medul[ae]|columna|\b[hbl]ws\b"
 )
+MAGNITUDE_TYPES = {"M", "MAGNITUDE", "M_FFE", "M_SE"}  # in ImageType, as scanners write it
+OTHER_TYPES = (
+    ({"P", "PHASE", "PHASE MAP", "PHASE_MAP"}, "a phase image"),
+    ({"R", "REAL", "I", "IMAGINARY"}, "a real or imaginary part"),
+)
+PROJECTION_TYPES = {"MNIP", "MINIP", "MIN IP", "MIN_IP", "MIP"}
 HEAD_WORDS = re.compile(r"head|brain|skull|kopf|schaedel|schadel|hirn|cereb|crani|encephal|tete")
 
 
@@ -99,6 +105,22 @@ def get_spinal_body_part(metadata: dict[str, Any]) -> str:
     for letter, written in (("ä", "ae"), ("ö", "oe"), ("ü", "ue")):
         words = words.replace(letter, written)
     return value if SPINE_WORDS.search(words) and not HEAD_WORDS.search(words) else ""
+
+
+def find_other_image_type(metadata: dict[str, Any]) -> str:
+    """Find in ImageType what an image is instead of a magnitude; empty if it may be one.
+
+    Converters add words to those of the scanner: an image that is called a magnitude, too, stays,
+    unless it is a projection, which is one of magnitudes.
+    """
+    value = metadata.get("ImageType")
+    listed = value if isinstance(value, list) else [value]
+    words = {word.strip().upper() for word in listed if isinstance(word, str)}
+    if words & PROJECTION_TYPES:
+        return "an intensity projection"
+    if words & MAGNITUDE_TYPES:
+        return ""
+    return next((what for types, what in OTHER_TYPES if words & types), "")
 
 
 def merge_echo_metadata(metadata: list[dict]) -> dict:

@@ -111,3 +111,37 @@ def test_of_other_participants_and_in_other_spaces_nothing_is_found(found):
 def test_all_files_of_a_segmentation_are_named(tmp_path):
     given = Segmentation(tmp_path / "a", in_t1w_space=True, t1w=tmp_path / "b")
     assert [path for _, path in given.roles] == [tmp_path / "a", tmp_path / "b"]
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / "prep/sub-01/ses-2" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_the_mask_of_another_contrast_is_not_the_scans(tmp_path):
+    """An earlier output, given back with masks corrected by hand, has one for each contrast."""
+    ours = "anat/sub-01_ses-2_space-orig_label-brain_desc-{}_mask.nii.gz"
+    touch(tmp_path, ours.format("swi"), ours.format("GRE"))
+    assert find_mask([tmp_path / "prep"], SCAN, "brain") is None
+    touch(tmp_path, ours.format("T2starw"), "anat/sub-01_ses-2_label-brain_desc-manual_mask.nii.gz")
+    mask = find_mask([tmp_path / "prep"], SCAN, "brain")
+    assert mask.name == Path(ours).name.format("T2starw")
+
+
+def test_the_segmentation_of_another_contrast_is_not_the_scans(tmp_path, found):
+    touch(tmp_path, "anat/sub-01_ses-2_space-orig_seg-aseg_desc-swi_dseg.nii.gz")
+    assert found() is None
+    own = "anat/sub-01_ses-2_space-orig_seg-aseg_desc-T2starw_dseg.nii.gz"
+    assert found(f"prep/sub-01/ses-2/{own}")[0].endswith(own)
+
+
+@pytest.mark.parametrize("datatype", ["perf", "dwi", "pet", "func"])
+def test_a_mask_of_another_image_is_not_the_scans_unless_it_says_so(datatype, tmp_path):
+    """ASLPrep's mask of the perfusion image has no space- in its name."""
+    touch(tmp_path, f"{datatype}/sub-01_ses-2_desc-brain_mask.nii.gz")
+    assert find_mask([tmp_path / "prep"], SCAN, "brain") is None
+    named = f"{datatype}/sub-01_ses-2_space-T2starw_desc-brain_mask.nii.gz"
+    touch(tmp_path, named)
+    assert find_mask([tmp_path / "prep"], SCAN, "brain").name == Path(named).name

@@ -7,6 +7,7 @@ import pytest
 
 from bids_cmb.bids.metadata import (
     compute_weighting,
+    find_other_image_type,
     get_echo_time_s,
     get_field_strength_t,
     get_spinal_body_part,
@@ -161,6 +162,23 @@ def test_the_spine_is_known_by_the_words_of_scanners(part):
 )
 def test_the_head_is_no_spine(part):
     assert get_spinal_body_part({"BodyPartExamined": part}) == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [(["ORIGINAL", "PRIMARY", "P", "ND", "PHASE"], "a phase image"),
+     (["ORIGINAL", "PRIMARY", "PHASE MAP", "P", "FFE"], "a phase image"),
+     (["DERIVED", "PRIMARY", "M", "ND", "MNIP"], "an intensity projection"),
+     (["DERIVED", "SECONDARY", "REAL"], "a real or imaginary part"),
+     (["ORIGINAL", "PRIMARY", "M", "ND", "NORM", "SWI"], ""),
+     (["ORIGINAL", "PRIMARY", "M_FFE", "M", "FFE"], ""),
+     (["ORIGINAL", "PRIMARY", "M", "P"], ""),
+     (["ORIGINAL", "PRIMARY", "SWAN", 3], ""),
+     ("PHASE", "a phase image"),
+     (None, "")],
+)  # fmt: skip
+def test_what_an_image_is_stands_in_its_image_type(words, what):
+    assert find_other_image_type({"ImageType": words}) == what
 
 
 def test_without_sidecars_nothing_is_known(told):

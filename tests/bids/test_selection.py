@@ -580,6 +580,20 @@ def test_images_of_the_spinal_cord_are_left_as_their_sidecars_say(dataset):
     assert reason(found, anat("T2starw.nii.gz", "03")) == why.format("CSPINE")
 
 
+def test_phase_images_and_projections_are_left_as_their_sidecars_say(dataset):
+    """Conversions name them like the magnitude: a filtered phase image as swi, a minIP too."""
+    types = {"01": ["M", "SWI"], "02": ["P", "ND", "PHASE"], "03": ["M", "MNIP"]}
+    root = dataset(
+        *(anat("swi.nii.gz", label) for label in types),
+        **{anat("swi.json", label): {"ImageType": words} for label, words in types.items()},
+    )
+    found = find(root)
+    assert subjects(found) == ["01"]
+    assert reason(found, anat("swi.nii.gz", "02")) == "is a phase image (ImageType P, ND, PHASE)"
+    why = "is an intensity projection (ImageType M, MNIP)"
+    assert reason(found, anat("swi.nii.gz", "03")) == why
+
+
 def test_an_extension_in_capitals_is_listed_with_its_reason(dataset):
     root = dataset(anat("T2starw.NII.GZ"), anat("swi.Nii"), anat("T1w.NII.GZ"))
     found = find(root)

@@ -16,6 +16,7 @@ from bids_cmb.anatomy.atlases import Atlases
 from bids_cmb.anatomy.mni_fit import format_itk_affine
 from bids_cmb.anatomy.scan_anatomy import (
     AnatomyResult,
+    BrainSource,
     get_brain_mask,
     load_brain_mask,
     segment_anatomy,
@@ -183,6 +184,21 @@ def test_a_brain_mask_on_another_grid_is_looked_up(blank, tmp_path):
 def test_a_brain_mask_may_be_brain_everywhere(blank, tmp_path):
     nifti.save(Volume(blank.data + 1, blank.affine), tmp_path / "mask.nii.gz")
     assert load_brain_mask(tmp_path / "mask.nii.gz", blank).data.all()
+
+
+@pytest.mark.parametrize(("factor", "notes"), [(1, 1), (6, 0)])
+def test_a_brain_mask_that_holds_no_brain_is_told(factor, notes, blank, tmp_path):
+    """Of 30 voxels once: a scan with "0 microbleeds", and no word."""
+    affine = blank.affine @ np.diag([factor, factor, factor, 1])
+    image = Volume(blank.data + 1, affine)
+    mask = Volume(np.zeros(blank.shape, np.float32), affine)
+    mask.data[20:40, 20:40, 20:40] = 1
+    path = tmp_path / "mask.nii.gz"
+    nifti.save(mask, path)
+    found = get_brain_mask(image, BrainSource(Path("scan.nii.gz"), mask=path), None)
+    volume = found.mask.data.sum() * image.voxel_volume / 1000
+    assert (volume < 150) == bool(notes)
+    assert [f"found {volume:.1f} ml" in note for note in found.notes] == [True] * notes
 
 
 def test_a_brain_mask_beside_the_scan_is_refused(blank, tmp_path):

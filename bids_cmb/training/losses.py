@@ -4,43 +4,33 @@ import keras
 from keras import ops
 
 DICE_SMOOTH = 5.0  # voxels; a batch without lesions is no catastrophe
-MAX_INSTANCES = 63  # lesions of a patch that are distinguished
 MIN_INDEX_LOSS = 1e-7  # what an index lacks to 1 at least: a root has no slope at 0
 
 
 class LesionLoss(keras.losses.Loss):
-    """Weighted cross-entropy, soft Dice over the batch and, at will, soft Dice lesion by lesion.
+    """Weighted cross-entropy and soft Dice over the batch.
 
     ``entropy_weight`` · Σ w (1 + (``lesion_weight`` - 1) t) BCE / (Σ w + 1) + 1 - (2 Σ w p t + s) /
-    (Σ w p + Σ w t + s), with probability p, reference t, weight w and s = `DICE_SMOOTH` voxels; and
-    ``instance_weight`` times `instance_dice_loss`.
+    (Σ w p + Σ w t + s), with probability p, reference t, weight w and s = `DICE_SMOOTH` voxels.
 
     The reference has two channels, (B, X, Y, Z, 2): t, 1 in a lesion, and w, 0 where the label is
-    unknown or irrelevant; with an ``instance_weight`` a third one: the number of the lesion.
+    unknown or irrelevant.
 
     Source:
         Soft Dice: Milletari et al. 2016, arXiv:1606.04797.
     """
 
-    def __init__(
-        self, *, lesion_weight: float = 5.0, entropy_weight: float = 5.0,
-        instance_weight: float = 0.0,
-    ):  # fmt: skip
-        """Weigh lesions against the rest, and cross-entropy and each lesion's Dice against Dice."""
+    def __init__(self, *, lesion_weight: float = 5.0, entropy_weight: float = 5.0):
+        """Weigh lesions against the rest, and cross-entropy against Dice."""
         super().__init__(name="lesion_loss")
         self.lesion_weight, self.entropy_weight = lesion_weight, entropy_weight
-        self.instance_weight = instance_weight
 
     def call(self, y_true, y_pred):
         """Compute the loss of a batch of logits, (B, X, Y, Z, 1)."""
-        truth, weight, logits = y_true[..., :1], y_true[..., 1:2], y_pred
+        truth, weight, logits = y_true[..., :1], y_true[..., 1:], y_pred
         entropy = _mean_entropy(truth, logits, weight, self.lesion_weight)
-        predicted = ops.sigmoid(logits)
-        loss = self.entropy_weight * entropy + soft_dice_loss(truth, predicted, weight)
-        if self.instance_weight:
-            numbers = truth * y_true[..., 2:]
-            loss = loss + self.instance_weight * instance_dice_loss(numbers, predicted, weight)
-        return loss
+        dice = soft_dice_loss(truth, ops.sigmoid(logits), weight)
+        return self.entropy_weight * entropy + dice
 
 
 class StructuresLoss(keras.losses.Loss):
@@ -282,36 +272,3 @@ def soft_dice_loss(truth, predicted, weight=1.0, *, axis=None, smooth: float = D
     common = ops.sum(weight * predicted * truth, axis=axis)
     total = ops.sum(weight * predicted, axis=axis) + ops.sum(weight * truth, axis=axis)
     return 1 - (2 * common + smooth) / (total + smooth)
-
-
-def instance_dice_loss(numbers, predicted, weight, *, smooth: float = DICE_SMOOTH):
-    """Compute the mean over all lesions of 1 - the soft Dice coefficient of each.
-
-    That of a lesion is computed in its image without the other lesions, so that a small one that
-    is missed costs as much as a large one. 0 without lesions.
-
-    Args:
-        numbers: Of the lesion, from 1 on; 0 in none; (B, X, Y, Z, 1). Numbers that differ by
-            `MAX_INSTANCES` count as one lesion.
-        predicted: Probability of a lesion.
-        weight: Of each voxel; a lesion without any weight does not count.
-        smooth: In voxels, as in `soft_dice_loss`.
-
-    Source:
-        Kofler et al. 2023 ("blob loss"), arXiv:2205.08209.
-    """
-    images, bins = ops.shape(numbers)[0], MAX_INSTANCES + 1
-    numbers = ops.cast(numbers, "int32")
-    numbers = ops.where(numbers > 0, (numbers - 1) % MAX_INSTANCES + 1, 0)
-    image = ops.reshape(ops.arange(images, dtype="int32"), (-1, 1, 1, 1, 1))
-    segments = ops.reshape(image * bins + numbers, (-1,))
-
-    def sum_by_lesion(values):
-        summed = ops.segment_sum(ops.reshape(values, (-1,)), segments, images * bins)
-        return ops.reshape(summed, (images, bins))
-
-    weighed, sizes = sum_by_lesion(weight * predicted), sum_by_lesion(weight)
-    common, size, background = weighed[:, 1:], sizes[:, 1:], weighed[:, :1]
-    dice = (2 * common + smooth) / (common + background + size + smooth)
-    present = ops.cast(size > 0, dice.dtype)
-    return ops.sum(present * (1 - dice)) / ops.maximum(ops.sum(present), 1)

@@ -48,22 +48,18 @@ class LabelledPatch:
         image: float32, (X, Y, Z, 1).
         labels: As `TrainingScan.labels`, (X, Y, Z).
         loss_mask: bool, (X, Y, Z).
-        numbers: Of the lesion, certain or not, that a voxel belongs to, as `number_lesions` gives
-            them, (X, Y, Z): lesions that touch have numbers of their own. None if not requested.
     """
 
     image: np.ndarray
     labels: np.ndarray
     loss_mask: np.ndarray
-    numbers: np.ndarray | None = None
 
 
 def sample_batch(
-    scans: Sequence[TrainingScan], sampling: PatchSampling, rng: np.random.Generator, *,
-    size: int, numbered: bool = False,
+    scans: Sequence[TrainingScan], sampling: PatchSampling, rng: np.random.Generator, *, size: int
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Sample a batch of patches; see `sample_patch`."""
-    return collate(sample_patch(scans, sampling, rng, numbered=numbered) for _ in range(size))
+    return collate(sample_patch(scans, sampling, rng) for _ in range(size))
 
 
 def collate(samples: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -73,24 +69,21 @@ def collate(samples: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarra
 
 
 def sample_patch(
-    scans: Sequence[TrainingScan], sampling: PatchSampling, rng: np.random.Generator, *,
-    numbered: bool = False,
+    scans: Sequence[TrainingScan], sampling: PatchSampling, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Sample and augment a patch.
 
     Returns:
-        The image, float32 (X, Y, Z, 1); and, float32 (X, Y, Z, 2 or 3): 1 in a certain lesion, the
-        weight of the voxel, and, ``numbered``, the number of its lesion.
+        The image, float32 (X, Y, Z, 1); and, float32 (X, Y, Z, 2): 1 in a certain lesion, and the
+        weight of the voxel.
     """
-    patch = sample_labelled_patch(scans, sampling, rng, numbered=numbered)
+    patch = sample_labelled_patch(scans, sampling, rng)
     weight = patch.loss_mask & (patch.labels != UNCERTAIN)
-    truths = [patch.labels == LESION, weight, *([patch.numbers] if numbered else [])]
-    return patch.image, np.stack(truths, axis=-1).astype(np.float32)
+    return patch.image, np.stack([patch.labels == LESION, weight], axis=-1).astype(np.float32)
 
 
 def sample_labelled_patch(
-    scans: Sequence[TrainingScan], sampling: PatchSampling, rng: np.random.Generator, *,
-    numbered: bool = False,
+    scans: Sequence[TrainingScan], sampling: PatchSampling, rng: np.random.Generator
 ) -> LabelledPatch:  # fmt: skip
     """Sample and augment a patch, with what is known of its voxels."""
     scan, centre = sample_centre(scans, sampling.shares, rng)
@@ -98,39 +91,11 @@ def sample_labelled_patch(
     reach = shape // 3 if sampling.reach is None else np.array(sampling.reach)
     start = centre - shape // 2 + rng.integers(-reach, reach + 1)
     parts = [crop_or_pad(data, start, shape) for data in (scan.image, scan.labels, scan.loss_mask)]
-    if numbered:
-        parts.append(number_lesions(scan.sampling_centres["lesion"], start, sampling.shape))
     stacked = np.stack([part.astype(np.float32) for part in parts], axis=-1)
     stacked = flip_randomly(stacked, rng, swaps=sampling.swaps)
     image = augment_intensity(stacked[..., :1], sampling, rng)
     labels, loss_mask = stacked[..., 1].astype(np.uint8), stacked[..., 2] > 0
-    numbers = stacked[..., 3].astype(np.uint16) if numbered else None
-    return LabelledPatch(image, labels, loss_mask, numbers)
-
-
-def number_lesions(
-    lesions: Sequence[np.ndarray], start: np.ndarray, shape: tuple[int, int, int]
-) -> np.ndarray:
-    """Number the lesions of a patch.
-
-    Args:
-        lesions: Voxels of each lesion of the scan, (N, 3).
-        start: First voxel of the patch, which may lie outside the scan, (3,).
-        shape: Of the patch.
-
-    Returns:
-        uint16, of ``shape``: from 1 on for those that are in the patch, in their order; 0
-        elsewhere. A voxel that two share has the number of the later one.
-    """
-    numbers = np.zeros(shape, np.uint16)
-    count = 0
-    for voxels in lesions:
-        local = voxels - np.asarray(start)
-        local = local[((local >= 0) & (local < shape)).all(axis=1)]
-        if len(local):
-            count += 1
-            numbers[tuple(local.T)] = count
-    return numbers
+    return LabelledPatch(image, labels, loss_mask)
 
 
 def sample_centre(

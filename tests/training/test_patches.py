@@ -7,11 +7,10 @@ from bids_cmb.imaging.grid import Grid
 from bids_cmb.training.patches import (
     PatchSampling,
     augment_intensity,
-    number_lesions,
     sample_batch,
     sample_patch,
 )
-from bids_cmb.training.reference_labels import LESION, UNCERTAIN
+from bids_cmb.training.reference_labels import UNCERTAIN
 from bids_cmb.training.scan_files import find_training_scans
 from bids_cmb.training.scan_loading import TrainingScan, load_training_scan
 
@@ -88,36 +87,3 @@ def test_noise_of_interpolated_pixels_is_as_strong_and_hangs_together(grain):
         assert abs(between) < 0.1  # slices are measured one by one
     assert max(strength) == pytest.approx(0.1, rel=0.15)
     assert np.max(alike) == pytest.approx(0.9 if grain else 0, abs=0.1)
-
-
-def test_lesions_of_a_patch_have_numbers_of_their_own_also_where_they_touch(rng):
-    shape = (40, 36, 20)
-    lesions = [
-        np.argwhere(np.ones((3, 3, 2))) + (10, 10, 6),
-        np.argwhere(np.ones((3, 3, 2))) + (13, 10, 6),  # touches the first
-        np.argwhere(np.ones((4, 4, 3))) + (30, 28, 15),
-    ]
-    labels, image = np.zeros(shape, np.uint8), np.ones(shape, np.float16)
-    for number, voxels in enumerate(lesions):
-        labels[tuple(voxels.T)] = LESION if number < 2 else UNCERTAIN
-        image[tuple(voxels.T)] = 0.1 * (number + 1)  # so the image tells which is which
-    scan = TrainingScan("made", image, labels, np.ones(shape, bool), {"lesion": lesions[:2]})
-    sampling = PatchSampling((20, 20, 8), {"lesion": 1.0}, (1, 1), (1, 1), noise=0)
-    seen = set()
-    for _ in range(30):
-        picture, truth = sample_patch([scan], sampling, rng, numbered=True)
-        number = truth[..., 2]
-        np.testing.assert_array_equal(number > 0, truth[..., 0] > 0)
-        for one in np.unique(number[number > 0]):
-            brightness = np.unique(picture[..., 0][number == one])
-            assert len(brightness) == 1
-            seen.add((int(one), round(float(brightness[0]), 1)))
-    assert {(1, 0.1), (2, 0.2)} <= seen <= {(1, 0.1), (2, 0.2), (1, 0.2)}
-
-
-def test_a_patch_beyond_the_edge_of_its_scan_numbers_what_is_in_it():
-    lesions = [np.array([[0, 0, 0], [1, 0, 0]]), np.array([[9, 9, 9]])]
-    numbers = number_lesions(lesions, np.array([-2, -2, -2]), (4, 4, 4))
-    assert {tuple(voxel): numbers[tuple(voxel)] for voxel in np.argwhere(numbers)} == {
-        (2, 2, 2): 1, (3, 2, 2): 1,
-    }  # fmt: skip

@@ -20,10 +20,9 @@ from bids_cmb.training.scan_loading import TrainingScan, describe_scans, load_tr
 
 def _make_batches(recipe: Recipe, sources: Sources, seed: int) -> tuple[BatchFunction, str]:  # noqa: ARG001
     scans, sampling = load_scans(recipe, sources), make_patch_sampling(recipe.drawing)
-    numbered = _make_loss(recipe).instance_weight > 0
 
     def sample(rng: np.random.Generator) -> Batch:
-        return sample_batch(scans, sampling, rng, size=recipe.batch, numbered=numbered)
+        return sample_batch(scans, sampling, rng, size=recipe.batch)
 
     return sample, describe_scans(scans)
 

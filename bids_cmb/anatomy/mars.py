@@ -3,10 +3,10 @@
 Gregoire et al., Neurology 2009;73:1759-1766. The table is ``resources/atlases/mars.json``.
 """
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib import resources
+
+from bids_cmb.resource_files import load_resource
 
 LOBAR_LABEL = 14  # lobar, in no lobe that is known: without an atlas, lobes are not told apart
 RIGHT_OFFSET = 20  # is added to a label on the right: 3 is the left temporal lobe, 23 the right one
@@ -15,8 +15,7 @@ RIGHT_OFFSET = 20  # is added to a label on the right: 3 is the left temporal lo
 @lru_cache(maxsize=1)
 def load_mars_table() -> dict:
     """Load the regions, and the codes of each atlas in them: ``resources/atlases/mars.json``."""
-    text = resources.files("bids_cmb").joinpath("resources/atlases/mars.json").read_text("utf-8")
-    return json.loads(text)
+    return load_resource("atlases/mars.json")
 
 
 def list_regions(territory: str | None = None) -> list[str]:

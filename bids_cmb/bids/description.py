@@ -1,12 +1,12 @@
 """Write the files that describe a dataset: its description, README and ``.bidsignore``."""
 
 import os
-from importlib import resources
 from pathlib import Path
 
 from bids_cmb.bids.tables import read_columns, write_table
 from bids_cmb.files import read_json, write_json, write_text
 from bids_cmb.provenance import NAME, generated_by
+from bids_cmb.resource_files import read_resource
 
 BIDS_VERSION = "1.11.1"
 SCANS_DESCRIPTION = (
@@ -97,9 +97,4 @@ def _link_raw(folder: Path, raw: Path, raw_description: dict) -> str:
 
 
 def _make_readme() -> str:
-    template = (
-        resources.files("bids_cmb")
-        .joinpath("resources/templates/output_readme.md")
-        .read_text("utf-8")
-    )
-    return template.replace("{name}", NAME)
+    return read_resource("templates/output_readme.md").replace("{name}", NAME)

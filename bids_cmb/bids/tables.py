@@ -2,12 +2,10 @@
 
 import csv
 import io
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
-from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from bids_cmb.bids.markers import read_marker
 from bids_cmb.bids.paths import Output, locate_scans_table
 from bids_cmb.bids.spreadsheets import split_tab_separated
 from bids_cmb.files import write_text
+from bids_cmb.resource_files import load_resource
 
 LESION_INDEX = 7  # BIDS' standard label for a lesion
 POSITION_COLUMNS = ("x_mm", "y_mm", "z_mm")
@@ -33,8 +32,7 @@ def read_columns(table: str) -> dict[str, dict]:
 
 @cache
 def _load_columns(table: str) -> dict[str, dict]:
-    text = resources.files("bids_cmb").joinpath(f"resources/tables/{table}.json").read_text("utf-8")
-    return json.loads(text)
+    return load_resource(f"tables/{table}.json")
 
 
 def write_table(path: Path, names: Iterable[str], rows: Iterable[dict]) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from importlib import resources
 from math import isfinite
 from string import Template
 
@@ -15,6 +14,7 @@ from bids_cmb.evaluation.results import Evaluation, ReviewedEvaluation, make_fro
 from bids_cmb.metrics.bootstrap import FALSE_ALARM_RATES, LARGE_FALSE_ALARM_RATE
 from bids_cmb.metrics.intervals import Figure
 from bids_cmb.metrics.scores import LARGE_MM
+from bids_cmb.resource_files import read_resource
 
 MAIN_FIGURES = (  # of the first table: name, title, meaning
     ("sensitivity", "Sensitivity", "part of the true lesions that was found"),
@@ -108,11 +108,7 @@ def render_page(
         reviewed: The same after review.
     """
     figures, options = result.figures, result.options
-    template = (
-        resources.files("bids_cmb")
-        .joinpath("resources/templates/evaluation.html")
-        .read_text("utf-8")
-    )
+    template = read_resource("templates/evaluation.html")
     return Template(template).substitute(
         predictions=escape(names[0]),
         truth=escape(names[1]),

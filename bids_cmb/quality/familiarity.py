@@ -5,16 +5,15 @@
 benchmark says; on one that is like them they may still do badly.
 """
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
 
 import numpy as np
 
 from bids_cmb.anatomy.brain_extraction import measure_volume_ml
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.quality.measures import measure_snr
+from bids_cmb.resource_files import load_resource
 
 PERCENTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)  # that are kept of each measure
 BINS = np.linspace(0, 2.5, 41)  # of the histogram, in medians of the brain
@@ -125,9 +124,4 @@ def compare_with_training_set(values: dict[str, float]) -> list[dict[str, object
 @lru_cache(maxsize=1)
 def load_training_reference() -> dict:
     """Load the summary of the training scans."""
-    text = (
-        resources.files("bids_cmb")
-        .joinpath("resources/quality/training_scans.json")
-        .read_text("utf-8")
-    )
-    return json.loads(text)
+    return load_resource("quality/training_scans.json")

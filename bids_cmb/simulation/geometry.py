@@ -39,7 +39,7 @@ LESION_REGIONS = {  # of microbleeds: the codes they lie in, and their territory
     "thalamus": ((10, 49), "deep"),
     "cerebellum": ((7, 8, 46, 47), "infratentorial"),
     "brainstem": ((BRAINSTEM,), "infratentorial"),
-    "pallidum": ((13, 52), "deep"),  # so that a law can prefer it
+    "pallidum": ((13, 52), "deep"),  # so that priors can prefer it
     "hippocampus / amygdala": ((17, 18, 53, 54), "lobar"),
 }
 

@@ -4,13 +4,12 @@ Every number stands in ``resources/simulation/lesion_priors.json``. Lengths are 
 ppm relative to the surrounding tissue.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 
 import numpy as np
 
+from bids_cmb.resource_files import load_resource
 from bids_cmb.simulation.geometry import HeadGeometry
 
 DEOXYGENATED_BLOOD_PPM = 4 * np.pi * 0.27  # of fully deoxygenated red cells against oxygenated ones
@@ -28,12 +27,7 @@ def load_priors(name: str = "default") -> dict:
     Raises:
         ValueError: If there is no variant of that name.
     """
-    text = (
-        resources.files("bids_cmb")
-        .joinpath("resources/simulation/lesion_priors.json")
-        .read_text("utf-8")
-    )
-    variants = json.loads(text)
+    variants = load_resource("simulation/lesion_priors.json")
     if name not in variants:
         raise ValueError(f"Lesion priors must be one of {', '.join(variants)}; found {name!r}.")
     return _merge(variants["default"], variants[name])

@@ -155,7 +155,7 @@ def _place_microbleed(
 ) -> list[list[SusceptibilitySource]]:
     """Place one microbleed at the first position clear of fluid and of other objects; or none."""
     clearance = context.priors["microbleed"]["clearance_mm"]
-    for _ in range(5):  # the smaller ones of a law fit where the larger do not
+    for _ in range(5):  # the smaller ones of the priors fit where the larger do not
         body = sample_spot(context, MICROBLEED)
         extent = measure_reach(body)
         for place in places():

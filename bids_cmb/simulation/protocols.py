@@ -1,14 +1,13 @@
 """Acquisition protocols: of known studies, from files, and random ones between them."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
 from bids_cmb.files import load_object
+from bids_cmb.resource_files import load_resource
 
 CONTRASTS, KINDS = ("T2starw", "swi"), ("2D", "3D")
 
@@ -98,12 +97,8 @@ class Protocol:
 
 def load_presets() -> dict[str, Protocol]:
     """Load the protocols that come with the package, by name."""
-    text = (
-        resources.files("bids_cmb")
-        .joinpath("resources/simulation/protocols.json")
-        .read_text("utf-8")
-    )
-    return {name: Protocol(name=name, **settings) for name, settings in json.loads(text).items()}
+    presets = load_resource("simulation/protocols.json")
+    return {name: Protocol(name=name, **settings) for name, settings in presets.items()}
 
 
 def resolve_protocols(names: Sequence[str]) -> list[Protocol | None]:

@@ -3,23 +3,18 @@
 The codes are FreeSurfer's; `resources/simulation/tissue_properties.json` lists them.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 
 import numpy as np
 from scipy import ndimage
 
 from bids_cmb.imaging.volume import Volume
+from bids_cmb.resource_files import load_resource
 from bids_cmb.simulation.noise import count_nodes, sample_noise, upsample
 
-_TABLE = json.loads(
-    resources.files("bids_cmb")
-    .joinpath("resources/simulation/tissue_properties.json")
-    .read_text("utf-8")
-)
+_TABLE = load_resource("simulation/tissue_properties.json")
 TISSUES = tuple(_TABLE["tissues"])
 KNOWN_CODES = frozenset(code for row in _TABLE["tissues"].values() for code in row["codes"])
 FIRST_EXTRACEREBRAL_CODE = 500  # codes from here on lie outside the brain

@@ -36,8 +36,8 @@ class Part:
 
 def list_recipes() -> dict[str, Path]:
     """List the recipes of the package: name → file."""
-    shelf = files("bids_cmb") / "resources" / "recipes"
-    paths = [Path(str(entry)) for entry in shelf.iterdir()]
+    folder = files("bids_cmb") / "resources" / "recipes"
+    paths = [Path(str(entry)) for entry in folder.iterdir()]
     return {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
 
 

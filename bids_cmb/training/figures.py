@@ -5,7 +5,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 
@@ -13,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bids_cmb.files import write_text
+from bids_cmb.resource_files import read_resource
 
 N_PATCHES = 6
 LOSSES = (("loss", "training"), ("val_loss", "validation"))
@@ -43,7 +43,7 @@ class Report:
 
 def write_report(path: Path, report: Report) -> None:
     """Write the report of a training, an HTML file that holds its pictures."""
-    template = files("bids_cmb").joinpath("resources/templates/training.html").read_text("utf-8")
+    template = read_resource("templates/training.html")
     words = (report.name, report.data, report.outcome, _describe_curves(report.curves))
     name, data, outcome, curves_text = map(escape, words)
     page = Template(template).substitute(

@@ -18,7 +18,6 @@ from bids_cmb.training.prefetching import Prefetcher
 from bids_cmb.training.progress import Progress, Schedule, format_curves
 
 SAVE_INTERVAL_S = 300.0  # between states: what a killed run loses at most
-LEGACY_STATE_NAME = "training_metadata.json"  # the state of an earlier version
 
 
 def count_voxels(images: object) -> int:
@@ -74,7 +73,7 @@ class TrainingLoop:
             What ended it: ``epochs``, ``patience`` or ``hours``.
 
         Raises:
-            ValueError: If the state is one of an earlier version, the loss is no number any more,
+            ValueError: If the state cannot be read, the loss is no number any more,
                 or the budget leaves no time to train.
             OSError: If something cannot be read or written.
         """
@@ -249,7 +248,7 @@ class TrainingLoop:
     def _restore(self) -> None:
         stored = read_json(self.state / "state.json")
         if stored is None:
-            if any((self.state / name).exists() for name in ("state.json", LEGACY_STATE_NAME)):
+            if (self.state / "state.json").exists():
                 raise ValueError(
                     f"{self.state}: a training goes on from its state.json; found none that can be "
                     "read. Train in another folder; what lies here stays as it is."

@@ -11,7 +11,7 @@ from bids_cmb.imaging.resampling import resample
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.lesions.label_maps import load_label_map
 
-LESION, UNCERTAIN = 1, 2  # values of `Case.labels`; 0 is neither
+LESION, UNCERTAIN = 1, 2  # values of `TrainingScan.labels`; 0 is neither
 MIN_LESION_FRACTION = 0.4  # of a voxel of the network's grid that a lesion must fill
 # Of the brain's median, below the mean of the surround: could be taken for a lesion
 MIN_DARKNESS = 0.25

@@ -137,16 +137,16 @@ class _ReferenceImages:
         return None
 
 
-def _match_files(scan: Scan, shelf: _ReferenceImages) -> ScanFiles:
+def _match_files(scan: Scan, reference: _ReferenceImages) -> ScanFiles:
     stem = scan.path.name.split(".")[0].rsplit("_", 1)[0]
     maps = ("dseg", "mask")
     return ScanFiles(
         stem,
         scan.path,
-        shelf.find("seg", "CMB", maps) or shelf.find("label", "CMB", maps[::-1]),
-        shelf.find("seg", "mimics", maps),
-        shelf.find("seg", "structures", maps),
-        shelf.find("label", "brain", maps[::-1]),
+        reference.find("seg", "CMB", maps) or reference.find("label", "CMB", maps[::-1]),
+        reference.find("seg", "mimics", maps),
+        reference.find("seg", "structures", maps),
+        reference.find("label", "brain", maps[::-1]),
     )
 
 

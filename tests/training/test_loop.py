@@ -173,12 +173,12 @@ def test_a_loss_that_is_no_number_ends_training_and_leaves_the_state_of_before(t
     assert read_json(tmp_path / "state/state.json")["epoch"] == 1
 
 
-def test_a_state_of_an_earlier_version_is_refused_and_left(tmp_path):
+def test_a_state_that_cannot_be_read_is_refused_and_left(tmp_path):
     (tmp_path / "state").mkdir()
-    (tmp_path / "state/training_metadata.json").write_text('{"epoch": 3}')
+    (tmp_path / "state/state.json").write_text('{"epoch": 3')
     with pytest.raises(ValueError, match=r"a training goes on from its state\.json; found none"):
         course(tmp_path).run()
-    assert (tmp_path / "state/training_metadata.json").exists()
+    assert (tmp_path / "state/state.json").read_text() == '{"epoch": 3'
 
 
 def test_curves_tell_voxels_and_time(tmp_path):

@@ -29,8 +29,8 @@ def cdisc_teacher(
         width: Channels of the finest level; published: 64.
         inputs: Channels of the image.
         start: Log-odds that a voxel is microbleed before training.
-        biased: As `cdet.cdet`.
-        fused: As `cdet.cdet`.
+        biased: As `candidate_detector.cdet`.
+        fused: As `candidate_detector.cdet`.
 
     Returns:
         From (B, 24, 24, 24, inputs) to logits, float32, (B, 24, 24, 24, 4): of no and of a
@@ -60,8 +60,8 @@ def cdisc_student(*, width: int = 64, inputs: int = 2, biased: bool = False, fus
     Args:
         width: As `cdisc_teacher`.
         inputs: As `cdisc_teacher`.
-        biased: As `cdet.cdet`.
-        fused: As `cdet.cdet`.
+        biased: As `candidate_detector.cdet`.
+        fused: As `candidate_detector.cdet`.
 
     Returns:
         From (B, 24, 24, 24, inputs) to logits of no and of a microbleed in the middle of the

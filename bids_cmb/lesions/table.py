@@ -84,8 +84,8 @@ def is_candidate(row: Mapping) -> bool:
     return row.get("certainty") == CANDIDATE
 
 
-def count_lesions(lesions: Iterable[Lesion]) -> dict[str, object]:
-    """Count the lesions of a scan, in columns of the scan table."""
+def count_lesions(lesions: Iterable[Lesion], *, located: bool = True) -> dict[str, object]:
+    """Count the lesions of a scan, in columns of the scan table; see `count_by_region`."""
     lesions = list(lesions)
     counted = [lesion for lesion in lesions if lesion.included]
     definite = sum(lesion.certainty == "definite" for lesion in counted)
@@ -99,17 +99,19 @@ def count_lesions(lesions: Iterable[Lesion]) -> dict[str, object]:
         "n_under_5mm": small,
         "n_5mm_or_more": len(counted) - small,
         "burden": classify_burden(len(counted)),
-        **count_by_region(counted),
+        **count_by_region(counted, located=located),
     }
 
 
-def count_by_region(counted: Sequence[Lesion]) -> dict[str, object]:
+def count_by_region(counted: Sequence[Lesion], *, located: bool = True) -> dict[str, object]:
     """Count lesions by territory and region of MARS, in columns of the scan table.
 
     Args:
         counted: Lesions, or objects with their ``side``, ``left``, ``territory`` and ``mars``.
+        located: Whether the scan has an anatomy. Without, nothing is known of its regions, not
+            even that they hold none: every column is None.
     """
-    return {
+    columns = {
         **{f"n_{name}": _count_in_territory(counted, name) for name in TERRITORIES},
         "lobar_class": _classify_lobar(_count_in_territory(counted, "lobar")),
         "pattern": _classify_pattern(counted),
@@ -118,6 +120,7 @@ def count_by_region(counted: Sequence[Lesion]) -> dict[str, object]:
             for column, name, left in list_mars_columns()
         },
     }
+    return columns if located else dict.fromkeys(columns)
 
 
 def list_mars_columns() -> list[tuple[str, str, bool]]:

@@ -11,7 +11,8 @@ def make_region_rows(
 ) -> list[dict[str, object]]:
     """Compute prevalence and number of lesions by region, overall and by site or scanner.
 
-    A participant with several scans counts once, by the scan with most lesions in the region.
+    A participant with several scans counts once, by the scan with most lesions in the region; if
+    that has none, and the regions of another are not known, the participant is not evaluable there.
 
     Args:
         processed: Rows of the group table, of processed scans.
@@ -32,10 +33,14 @@ def make_region_rows(
 def _compute_prevalence(rows: Sequence[dict], column: str) -> dict[str, object]:
     """Compute the prevalence of lesions that a column of the scan table counts."""
     highest: dict[str, int] = {}  # of each participant
+    unknown = set()
     for row in rows:
-        if row.get(column) is not None:
-            participant = str(row["participant_id"])
+        participant = str(row["participant_id"])
+        if row.get(column) is None:
+            unknown.add(participant)
+        else:
             highest[participant] = max(highest.get(participant, 0), int(row[column]))
+    highest = {name: count for name, count in highest.items() if count or name not in unknown}
     n_positive = sum(count > 0 for count in highest.values())
     low, high = compute_wilson_interval(n_positive, len(highest))
     return {

@@ -73,8 +73,14 @@ def _count_reviewed_scan(mask: Path, reviews: Sequence[Review]) -> ReviewedCount
     positions = [
         tuple(float(row[axis]) for axis in MNI_COLUMNS) for row in accepted if has_mni_position(row)
     ]
-    counts = {"n_cmb": len(locations), **count_by_region(locations)}
+    counts = {"n_cmb": len(locations), **count_by_region(locations, located=_has_anatomy(mask))}
     return ReviewedCounts(counts, positions + _map_to_mni(mask, consensus.added))
+
+
+def _has_anatomy(mask: Path) -> bool:
+    """Check whether the lesions of a scan were located, by the sidecar of its mask."""
+    sidecar = read_json(mask.with_name(f"{mask.name[:-7]}.json")) or {}
+    return sidecar.get("Provenance", {}).get("Anatomy", "unknown") is not None
 
 
 def has_mni_position(row: Mapping) -> bool:

@@ -73,7 +73,7 @@ def make_scan_row(result: ScanResult, inputs: ScanInputs) -> dict[str, object]:
     thresholds, image, scan = result.thresholds, result.image, inputs.scan
     in_plane = np.delete(image.spacing, image.slice_axis)
     return {
-        **count_lesions(result.lesions),
+        **count_lesions(result.lesions, located=result.anatomy.head is not None),
         "detector": ",".join(inputs.detectors),
         "threshold": thresholds.threshold,
         "threshold_definite": thresholds.definite,

@@ -91,6 +91,15 @@ def test_without_anatomy_nothing_is_known_of_places():
     assert found["pattern"] is found["lobar_class"] is None
 
 
+def test_without_anatomy_a_scan_without_lesions_has_no_known_regions_either():
+    """Counted as 0, only the participants without lesions were in the regional prevalence."""
+    found = count_lesions([], located=False)
+    assert found["n_cmb"] == 0
+    assert {found[column] for column, _, _ in list_mars_columns()} == {None}
+    assert {found[f"n_{name}"] for name in ("lobar", "deep", "infratentorial")} == {None}
+    assert found["pattern"] is found["lobar_class"] is None
+
+
 def test_no_lesion_is_none_everywhere():
     found = count_lesions([])
     assert {found[column] for column, _, _ in list_mars_columns()} == {0}

@@ -114,6 +114,18 @@ def test_prevalence_by_region_and_by_site(tmp_path):
     assert ("age", "70", "cmb") not in said
 
 
+def test_a_participant_with_a_scan_of_unknown_regions_is_evaluable_only_if_another_shows_one():
+    read = [
+        row("sub-01", n_lobar=None),
+        row("sub-01"),  # none in this scan, but perhaps in the other
+        row("sub-02", n_lobar=None),
+        row("sub-02", n_lobar=2),
+        row("sub-03"),
+    ]
+    [lobar] = [one for one in make_region_rows(read, {}) if one["region"] == "lobar"]
+    assert (lobar["n_evaluable"], lobar["n_positive"], lobar["n_lesions"]) == (2, 1, 2)
+
+
 PEOPLE = ["sub-01", "sub-02", "sub-03"]
 
 

@@ -171,10 +171,16 @@ def list_visits(folder: Path, raw: Path, subject: str) -> VisitList:
                 listed.notes.append(f"{visit.mask.name}: not followed over time: {problem}.")
             else:
                 listed.visits.append(visit)
-    listed.visits.sort(key=_get_sort_key)
-    if all(visit.acquired for visit in listed.visits):
-        listed.visits.sort(key=lambda visit: visit.acquired)
+    listed.visits = sort_visits(listed.visits)
     return listed
+
+
+def sort_visits(visits: Iterable[Visit]) -> list[Visit]:
+    """Sort visits by time: as their labels go, but those with a date among themselves by date."""
+    by_label = sorted(visits, key=_get_sort_key)
+    dated = [visit for visit in by_label if visit.acquired]
+    by_date = iter(sorted(dated, key=lambda visit: visit.acquired))
+    return [next(by_date) if visit.acquired else visit for visit in by_label]
 
 
 def _make_visit(

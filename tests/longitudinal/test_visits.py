@@ -88,6 +88,16 @@ def test_times_of_the_dataset_come_before_labels(dataset):
     assert [each.session for each in visits] == ["ses-10", "ses-3", "ses-2"]
 
 
+def test_dated_visits_are_in_the_order_of_their_dates_also_beside_one_without(dataset):
+    """By their labels alone, the interval would be -365 days, and new and lost swapped."""
+    out, raw = dataset
+    (raw / "sub-01/sub-01_sessions.tsv").write_text(
+        "session_id\tacq_time\nses-2\t2003-05-01\nses-3\tn/a\nses-10\t2002-05-01\n"
+    )
+    visits = list_visits(out, raw, "01").visits
+    assert [each.session for each in visits] == ["ses-10", "ses-3", "ses-2"]
+
+
 def test_a_result_without_probability_map_is_left_out_with_a_reason(dataset):
     out, raw = dataset
     next(out.rglob("*ses-3*_probseg.nii.gz")).unlink()

@@ -14,6 +14,7 @@ from bids_cmb.anatomy import brain_extraction, segmentation
 from bids_cmb.detection.ensemble import Probability
 from bids_cmb.imaging import nifti
 from bids_cmb.imaging.volume import Volume
+from bids_cmb.lesions.measure import Lesion
 
 PAGE = Path(__file__).parent.parent / "docs" / "guide" / "python_api.md"
 
@@ -87,6 +88,14 @@ def test_the_example_has_ten_lines():
 def test_the_page_names_every_function():
     page = PAGE.read_text("utf-8")
     assert [name for name in bids_cmb.__all__ if f"`{name}(" not in page] == []
+
+
+def test_lesions_have_what_the_page_promises():
+    rows = re.findall(
+        r"^\| `(?:measure|locate)_lesions\(.+?\| (.+) \|$", PAGE.read_text("utf-8"), re.M
+    )
+    promised = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert {"centre", "region"} <= promised <= set(dir(Lesion)) | {*Lesion.__dataclass_fields__}
 
 
 def test_importing_the_package_loads_no_library():

@@ -192,8 +192,9 @@ def _score_identities(args: argparse.Namespace) -> None:
     """Score lesions over time where both sides have them, write ``identities.tsv``, and print."""
     from bids_cmb.bids.tables import write_table
     from bids_cmb.evaluation.identities import score_identities, summarize_identities
+    from bids_cmb.evaluation.options import locate_reference
 
-    rows = score_identities(args.predictions, args.truth)
+    rows = score_identities(args.predictions, locate_reference(args.truth))
     if not rows:
         return
     write_table(args.folder / "identities.tsv", rows[0], rows)

@@ -5,6 +5,7 @@ Either one row for each scan, ``file`` and a column for each region and side (``
 row for each count: ``file, region, side, count`` and, if rated, ``certainty``. Empty cells are 0.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from bids_cmb.anatomy.mars import list_regions
@@ -34,7 +35,14 @@ def read(folder: Path) -> LabelledDataset:
     """
     table = find_table(folder)
     rows = read_named_rows(table, ("file",))
-    long = set(LONG_COLUMNS) <= rows[0].keys() if rows else False
+    titles = list(rows[0]) if rows else []
+    long = set(LONG_COLUMNS) <= set(titles)
+    known = (*LONG_COLUMNS, "certainty", "subject") if long else ("file", "subject")
+    unknown = [
+        title for title in titles if title not in known and (long or not _parse_title(title))
+    ]
+    if not long:
+        _check_no_region(table, unknown)
     scans = []
     for image, rows_of_scan in group_by_scan(table, rows).items():
         counts = _read_long(table, rows_of_scan) if long else _read_wide(table, rows_of_scan)
@@ -48,7 +56,10 @@ def read(folder: Path) -> LabelledDataset:
         title=f"Microbleeds rated by MARS, {table.name}",
         licence="As the source's; bids_cmb does not know it.",
         scans=tuple(scans),
-        notes=("A rating sheet has no positions: the truth is a table of counts.",),
+        notes=(
+            "A rating sheet has no positions: the truth is a table of counts.",
+            *([f"{table.name}: columns left out: {', '.join(unknown)}."] if unknown else ()),
+        ),
     )
 
 
@@ -56,6 +67,16 @@ def make_column_name(region: str, side: str, certainty: str) -> str:
     """Make the name of a count: ``n_frontal_left`` if definite, ``…_possible`` if not."""
     end = "" if certainty == CERTAINTIES[0] else f"_{certainty}"
     return f"n_{region.replace(' ', '_')}_{side}{end}"
+
+
+def _check_no_region(table: Path, titles: Sequence[str]) -> None:
+    """Refuse columns that name a region and are no count: what they hold would be lost."""
+    for title in titles:
+        if any(region in _normalize(title) for region in (*list_regions(), *SYNONYMS)):
+            raise ValueError(
+                f"{table}: a column of a region must be named like frontal_left or "
+                f"frontal_left_possible; found {title}."
+            )
 
 
 def _read_wide(table: Path, rows_of_scan: list[tuple[int, dict[str, Cell]]]) -> dict[str, int]:
@@ -103,13 +124,18 @@ def _read_long(table: Path, rows_of_scan: list[tuple[int, dict[str, Cell]]]) -> 
 
 def _parse_title(title: str) -> tuple[str, str, str] | None:
     """Parse region, side and certainty from the title of a column; None if it has none."""
-    words = title.lower().replace("_", " ").replace("-", " ").split()
+    words = _normalize(title).split()
     certainty = next((word for word in words if word in CERTAINTIES), CERTAINTIES[0])
     words = [word for word in words if word not in (*CERTAINTIES, "n", "lobe")]
     side = next((SIDES[word] for word in words if word in SIDES), None)
     region = " ".join(word for word in words if word not in SIDES)
     region = SYNONYMS.get(region, region)
     return (region, side, certainty) if side and region in list_regions() else None
+
+
+def _normalize(title: str) -> str:
+    """Write the title of a column in lower case, with spaces between its words."""
+    return title.lower().replace("_", " ").replace("-", " ")
 
 
 def _parse_count(cell: Cell, where: str) -> int:

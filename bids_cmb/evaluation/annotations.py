@@ -5,7 +5,8 @@ coordinates for many scans.
 """
 
 import re
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from scipy.spatial import cKDTree
 
 from bids_cmb.bids.entities import is_scan_name, parse_scan_entities
 from bids_cmb.bids.tables import DIAMETER_COLUMNS, POSITION_COLUMNS, read_cells
+from bids_cmb.evaluation.contrasts import find_contrast
 from bids_cmb.files import read_json
 from bids_cmb.imaging.nifti import load_labels
-from bids_cmb.lesions.label_maps import grids_overlap, load_label_map, measure_overlap
+from bids_cmb.lesions.label_maps import load_label_map
 
 POSITION_COLUMNS = list(POSITION_COLUMNS)
 LOCATION_COLUMNS = ("region", "group", "territory")
@@ -46,6 +48,8 @@ class LesionAnnotations:
         image: Its mask or label map, if there is one.
         sidecar: Content of the sidecar.
         file: That was read; None for one table of many scans.
+        contrast: Of the scan, as `contrasts.find_contrast` gives it.
+        named_with_contrast: Whether the name says it, since another scan has the same entities.
     """
 
     entities: dict[str, str]
@@ -53,11 +57,14 @@ class LesionAnnotations:
     image: Path | None = None
     sidecar: dict = field(default_factory=dict)
     file: Path | None = None
+    contrast: str = ""
+    named_with_contrast: bool = False
 
     @property
     def name(self) -> str:
-        """Entities as in a file name."""
-        return "_".join(f"{key}-{label}" for key, label in self.entities.items())
+        """Entities as in a file name, and the contrast where that is needed."""
+        words = [f"{key}-{label}" for key, label in self.entities.items()]
+        return "_".join([*words, self.contrast] if self.named_with_contrast else words)
 
     @property
     def positions(self) -> np.ndarray:
@@ -65,9 +72,15 @@ class LesionAnnotations:
         return self.lesions[POSITION_COLUMNS].to_numpy(float)
 
     def may_match(self, other: "LesionAnnotations") -> bool:
-        """Check whether both can be of one scan: no entity that both name differs."""
+        """Check whether both can be of one scan: no entity or contrast that both name differs."""
+        if self.contrast and other.contrast and self.contrast != other.contrast:
+            return False
         common = self.entities.keys() & other.entities.keys()
         return all(self.entities[key] == other.entities[key] for key in common)
+
+    def tell_contrast(self) -> "LesionAnnotations":
+        """Add the contrast to the name, if it is known."""
+        return replace(self, named_with_contrast=bool(self.contrast))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +124,9 @@ def read_annotations(path: Path) -> list[LesionAnnotations]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder.")
     if path.is_dir():
-        return [_read_scan(file) for file in _find_files(path)]
+        scans = [_read_scan(file) for file in _find_files(path)]
+        number = Counter(scan.name for scan in scans)
+        return [scan.tell_contrast() if number[scan.name] > 1 else scan for scan in scans]
     if path.suffix == ".tsv" and _find_subject_columns(_read_table(path)):
         return _read_coordinates(path)
     return [_read_scan(path, alone=True)]
@@ -153,33 +168,6 @@ def read_mimics(truth: LesionAnnotations) -> Mimics | None:
     )
 
 
-def measure_shared_volume(predicted: LesionAnnotations, truth: LesionAnnotations) -> np.ndarray:
-    """Measure the volume that every predicted lesion shares with every true one.
-
-    Returns:
-        mm³, shape (F, T).
-
-    Raises:
-        ValueError: If either has no label map, or if the grids do not overlap.
-    """
-    for annotations in (predicted, truth):
-        if annotations.image is None and len(annotations.lesions):
-            raise ValueError(
-                f"{annotations.name}: overlap needs a mask or label map of both sides; "
-                "found coordinates only."
-            )
-    if not len(predicted.lesions) or not len(truth.lesions):
-        return np.zeros((len(predicted.lesions), len(truth.lesions)))
-    first, second = load_label_map(predicted.image), load_label_map(truth.image)
-    if not grids_overlap(first, second):
-        raise ValueError(
-            f"{predicted.image}: must lie in the same space as {truth.image.name}; "
-            "the two grids have no place in common."
-        )
-    numbers = (annotations.lesions["index"].to_numpy() for annotations in (predicted, truth))
-    return measure_overlap(first, second, *numbers)
-
-
 def _find_files(folder: Path) -> list[Path]:
     """Find one file per scan, without those of incomplete results of the app."""
     files = next(filter(None, (_match_files(folder, pattern) for pattern in FILE_PATTERNS)), [])
@@ -218,17 +206,19 @@ def _read_scan(path: Path, *, alone: bool = False) -> LesionAnnotations:
     if "sub" not in entities and not alone:
         raise ValueError(f"{path}: the name must say the participant, sub-…; found {path.name}.")
     sidecar = {**_read_sidecar(_sibling_path(path, ".json")), **_read_sidecar(_marker_path(path))}
+    contrast = find_contrast(path.name, sidecar)
     if path.suffix == ".tsv":
         images = [
             file for end in (".nii.gz", ".nii") if (file := _sibling_path(path, end)).exists()
         ]
         lesions = _make_lesion_table(path, _read_table(path))
-        return LesionAnnotations(entities, lesions, images[0] if images else None, sidecar, path)
+        image = images[0] if images else None
+        return LesionAnnotations(entities, lesions, image, sidecar, path, contrast)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(
             f"{path}: a folder, an image (.nii, .nii.gz) or a table (.tsv) is expected."
         )
-    return LesionAnnotations(entities, _measure_labels(path), path, sidecar, path)
+    return LesionAnnotations(entities, _measure_labels(path), path, sidecar, path, contrast)
 
 
 def _read_coordinates(path: Path) -> list[LesionAnnotations]:

@@ -1,6 +1,6 @@
 """Evaluation: predicted against true lesions, from two folders to figures, tables and a page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from bids_cmb.evaluation.options import (
     locate_reference,
 )
 from bids_cmb.evaluation.outputs import write_evaluation
-from bids_cmb.evaluation.pairing import make_empty_matches, pair_scans
+from bids_cmb.evaluation.pairing import make_empty_matches, pair_annotations, pair_scans
 from bids_cmb.evaluation.results import Evaluation, ReviewedEvaluation
 from bids_cmb.metrics.bootstrap import compute_figures
 from bids_cmb.metrics.intervals import Figure
@@ -129,9 +129,15 @@ def compare_annotations(
         break_down(lesions, counts, scans, **bootstrap),
         lesions,
         counts,
-        tuple(annotations.name for annotations in missing),
-        tuple(annotations.name for annotations in unmatched),
+        *_name_unpaired(missing, unmatched),
     )
+
+
+def _name_unpaired(*sides: Sequence[LesionAnnotations]) -> Iterator[tuple[str, ...]]:
+    """Name scans without a partner; with their contrasts those that differ by nothing else."""
+    shared = set.intersection(*({scan.name for scan in side} for side in sides))
+    for side in sides:
+        yield tuple((scan.tell_contrast() if scan.name in shared else scan).name for scan in side)
 
 
 def evaluate_reviews(
@@ -163,22 +169,15 @@ def evaluate_reviews(
     result = compare_annotations(list(reviewed.values()), true, options, paths=paths)
     before = compare_annotations([by_mask[mask] for mask in reviewed], true, options, paths=paths)
     rows = make_reviewed_rows(predictions, by_scan)
-    verdicts = {annotations.name: rows[mask] for mask, annotations in reviewed.items()}
+    pairs, _, _ = pair_annotations([by_mask[mask] for mask in reviewed], true)
+    verdicts = {scan.name: rows[_get_mask_name(each, predictions)] for each, scan in pairs}
     after = {row["scan"]: row["found"] for row in result.scans.to_dict("records")}
     counts = [
         {"scan": row["scan"], "true": row["lesions"], "found": row["found"],
-         "after": after[row["scan"]], **_find_verdicts(row["scan"], verdicts)}
+         "after": after[row["scan"]], **verdicts[row["scan"]]}
         for row in before.scans.to_dict("records")
     ]  # fmt: skip
     return ReviewedEvaluation(result, counts, make_agreement_rows(predictions, by_scan))
-
-
-def _find_verdicts(scan: str, verdicts: dict[str, dict]) -> dict:
-    """Find the counts of verdicts of a scan, which the truth may name with fewer entities."""
-    matching = [
-        row for name, row in verdicts.items() if name == scan or name.startswith(f"{scan}_")
-    ]
-    return matching[0] if matching else dict.fromkeys(next(iter(verdicts.values())))
 
 
 def _get_mask_name(annotations: LesionAnnotations, folder: Path) -> str:

@@ -9,9 +9,10 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from bids_cmb.bids.tables import read_table
-from bids_cmb.evaluation.annotations import LesionAnnotations, measure_shared_volume, read_mimics
+from bids_cmb.evaluation.annotations import LesionAnnotations, read_mimics
 from bids_cmb.evaluation.errors_by_class import UNKNOWN_CLASS, ScanComparison
 from bids_cmb.evaluation.options import EvaluationOptions
+from bids_cmb.evaluation.overlap import measure_shared_volume
 from bids_cmb.metrics.scores import ScanMatches
 
 MAX_HEAD_MM = 300.0  # no two points of a head are this far apart
@@ -59,7 +60,8 @@ def pair_annotations(
 ]:
     """Find the prediction of every scan of the truth.
 
-    Two match if no entity that both name differs; one with the same entities wins.
+    Two match if no entity or contrast that both name differs; one with the same entities wins, of
+    these one of the same contrast.
 
     Returns:
         pairs: Prediction and truth, by name.
@@ -82,6 +84,8 @@ def pair_annotations(
         matching = [number for number in numbers if predicted[number].may_match(true)]
         same = [number for number in matching if predicted[number].entities == true.entities]
         matching = same or matching
+        alike = [number for number in matching if predicted[number].contrast == true.contrast]
+        matching = alike or matching
         _require_single(
             [predicted[number] for number in matching],
             f"{true.name}: a scan of the truth needs one prediction",
@@ -119,7 +123,7 @@ def _require_single(annotations: list[LesionAnnotations], rule: str) -> None:
 
 
 def _list_some(annotations: list[LesionAnnotations]) -> str:
-    names = sorted(item.name for item in annotations)
+    names = sorted(item.tell_contrast().name for item in annotations)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

@@ -39,6 +39,16 @@ def list_cards(task: str | None = None, models: Path | None = None) -> list[str]
     return [name for name in names if task is None or _read_task(name, models) == task]
 
 
+def check_model_dir(models: Path) -> None:
+    """Check that the user's folder of cards is there.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not models.is_dir():
+        raise ValueError(f"{models}: --model-dir must be a folder; there is none.")
+
+
 def _read_task(name: str, models: Path | None) -> str | None:
     """Read the task of a card; None if it cannot be used."""
     try:

@@ -1,5 +1,6 @@
 """User-trained networks as a detector: a card, and their weights beside it."""
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from bids_cmb.networks.model_cards import (
 )
 from bids_cmb.networks.weights import check_file
 
+DETECTOR_NAME = re.compile(r"[^\W_][\w.-]*")
 COPIED_KEYS = (
     "design",
     "parameters",
@@ -57,7 +59,12 @@ def make_card(
             others.
         OSError: If something cannot be read or written.
     """
-    if Path(name).name != name or name in list_cards():
+    if not DETECTOR_NAME.fullmatch(name):
+        raise ValueError(
+            "The name of a detector must be letters, digits, '.', '_' and '-', and begin with a "
+            f"letter or digit; found {name!r}."
+        )
+    if name in list_cards():
         raise ValueError(
             f"The name of a user's detector must be none of the package's "
             f"({', '.join(list_cards())}); found {name!r}."

@@ -14,6 +14,7 @@ import numpy as np
 
 from bids_cmb.files import replacing
 from bids_cmb.networks.model_cards import (
+    check_model_dir,
     is_packaged,
     list_cards,
     load_card,
@@ -134,7 +135,12 @@ def describe_models(models: Path | None = None) -> str:
 
     Args:
         models: The user's folder of cards.
+
+    Raises:
+        ValueError: If there is no such folder.
     """
+    if models:
+        check_model_dir(models)
     return "\n".join(_describe_model(name, models) for name in list_cards(models=models))
 
 

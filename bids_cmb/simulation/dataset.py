@@ -131,14 +131,18 @@ def simulate_dataset(
         ones included.
 
     Raises:
-        ValueError: If ``folder`` holds something else already, a name is unknown, the anatomy is
-            no label map, or the disk is too small.
+        ValueError: If ``folder`` holds something else already, a number or a name cannot be, the
+            anatomy is no label map, or the disk is too small.
         OSError: If something cannot be read or written.
     """
-    if plan.scans < 1:
-        raise ValueError(f"`scans` must be at least 1; found {plan.scans}.")
-    if plan.sessions < 1:
-        raise ValueError(f"`sessions` must be at least 1; found {plan.sessions}.")
+    for name, number, least in (
+        ("scans", plan.scans, 1),
+        ("sessions", plan.sessions, 1),
+        ("workers", workers, 1),
+        ("seed", plan.seed, 0),
+    ):
+        if number < least:
+            raise ValueError(f"`{name}` must be at least {least}; found {number}.")
     load_priors(plan.priors)
     resolved = tuple(resolve_protocols(plan.protocols))
     paths = tuple(list_head_models(plan.anatomy)) if plan.anatomy else ()

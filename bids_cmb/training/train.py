@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from functools import partial
 from pathlib import Path
 
@@ -74,10 +74,16 @@ def read_recipe(name: str) -> Recipe:
     if name not in known and not name.endswith(".json"):
         raise ValueError(f"A recipe must be one of {', '.join(known)}; found {name!r}.")
     source = known.get(name, Path(name))
-    try:
-        recipe = Recipe(**load_object(source, "a recipe"))
-    except TypeError as error:
-        raise ValueError(f"{source}: a recipe must hold what `Recipe` lists; {error}.") from error
+    content = load_object(source, "a recipe")
+    needed = [field.name for field in fields(Recipe) if field.default is MISSING]
+    faults = {
+        "lacking": [key for key in needed if key not in content],
+        "unknown": sorted(content.keys() - {field.name for field in fields(Recipe)}),
+    }
+    if any(faults.values()):
+        reasons = "; ".join(f"{fault}: {', '.join(keys)}" for fault, keys in faults.items() if keys)
+        raise ValueError(f"{source}: a recipe must hold what `Recipe` lists; {reasons}.")
+    recipe = Recipe(**content)
     if recipe.task not in TASKS:
         raise ValueError(
             f"{source}: a recipe's task must be one of {', '.join(TASKS)}; found {recipe.task!r}."

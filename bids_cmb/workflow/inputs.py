@@ -233,16 +233,36 @@ def compute_fingerprint(inputs: ScanInputs, digests: list) -> str:
 def is_current(marker: Mapping, inputs: ScanInputs) -> bool:
     """Check whether a marker names these inputs, settings and software."""
     provenance = marker["Provenance"]
-    stamps = provenance.get("Input")
-    stamps = stamps if isinstance(stamps, list) else []
-    previous = {
-        (stamp.get("Role"), stamp.get("Path")): stamp for stamp in stamps if isinstance(stamp, dict)
-    }
+    previous = {(stamp.get("Role"), stamp.get("Path")): stamp for stamp in _list_stamps(marker)}
     digests = [
         [role, compute_digest(path, previous.get((role, path.name), {}))]
         for role, path in inputs.roles
     ]
     return provenance.get("Fingerprint") == compute_fingerprint(inputs, digests)
+
+
+def check_images_of_result(scan: Scan, marker: Mapping) -> None:
+    """Check that a result was made from the images of a scan as they are now.
+
+    Raises:
+        ValueError: If one is another file than then.
+        OSError: If one cannot be read.
+    """
+    before = {stamp.get("Path"): stamp for stamp in _list_stamps(marker)}
+    for path in (scan.path, *scan.more_echoes):
+        stamp = before.get(path.name, {})
+        if compute_digest(path, stamp) != stamp.get("SHA256"):
+            raise ValueError(
+                f"{path}: a result can only be shown on the image that it was made from; this is "
+                "another one by its content. Without --reports-only it is processed anew."
+            )
+
+
+def _list_stamps(marker: Mapping) -> list[Mapping]:
+    stamps = marker["Provenance"].get("Input")
+    return (
+        [stamp for stamp in stamps if isinstance(stamp, dict)] if isinstance(stamps, list) else []
+    )
 
 
 def check_unchanged(inputs: ScanInputs, record: InputRecord, config: Config) -> None:

@@ -37,6 +37,7 @@ from bids_cmb.report.figures import draw_figures, has_figures, load_shown
 from bids_cmb.report.html import get_page_path, refresh_page, shows_result, write_page
 from bids_cmb.workflow.inputs import (
     ScanInputs,
+    check_images_of_result,
     check_unchanged,
     is_current,
     record_inputs,
@@ -308,7 +309,8 @@ def regenerate_report(scan: Scan, config: Config) -> None:
     """Draw a scan's figures and write its participant's page again, from the derivatives.
 
     Raises:
-        ValueError: If there is no result with a brain mask, or the scan cannot be read.
+        ValueError: If there is no result with a brain mask, it was made from another image, or the
+            scan cannot be read.
         OSError: If a file cannot be read or written.
     """
     output = Output(config.output_dir, scan)
@@ -318,6 +320,7 @@ def regenerate_report(scan: Scan, config: Config) -> None:
             f"{scan.path}: --reports-only needs its result with the brain mask (--output-level "
             "standard); found none."
         )
+    check_images_of_result(scan, marker)
     image, _ = load_echoes((scan.path, *scan.more_echoes))
     brain = load_brain_mask(output.brain(), image)
     settings = marker.get("Provenance", {}).get("Settings", {})

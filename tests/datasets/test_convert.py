@@ -436,6 +436,26 @@ def test_a_rating_sheet_becomes_a_table_of_counts(tmp_path, scans):
         assert find_errors(out) == []
 
 
+@pytest.mark.parametrize("layout", ["wide", "long"])
+def test_columns_that_are_no_counts_are_named(tmp_path, scans, layout):
+    def write(root, volumes):
+        as_mars(root, volumes)
+        long = ["file", "region", "side", "count", "Rater"], ["a", "frontal", "left", 2, "X"]
+        wide = ["file", "frontal left", "Rater", "subject"], ["a", 2, "X", "a"]
+        book(root / "ratings.xlsx", wide if layout == "wide" else long)
+        return "mars"
+
+    _, said, _ = imported(tmp_path, scans, write)
+    assert "ratings.xlsx: columns left out: rater." in said
+
+
+@pytest.mark.parametrize("title", ["frontal_probable", "frontal_rigth", "L basal-ganglia n2"])
+def test_a_column_of_a_region_that_is_no_count_is_refused(tmp_path, scans, title):
+    write = with_book(as_mars, "*.xlsx", [["file", "frontal left", title], ["a", 1, 2]])
+    with pytest.raises(ValueError, match=rf"named like frontal_left .* found {title.lower()}\.$"):
+        imported(tmp_path, scans, write)
+
+
 def long_sheet(root, scans):
     lines = ["file,region,side,count,certainty"]
     for name, volume in scans.items():

@@ -8,11 +8,11 @@ from scipy import ndimage
 
 from bids_cmb.evaluation.annotations import (
     LesionAnnotations,
-    measure_shared_volume,
     read_annotations,
     read_mimics,
 )
 from bids_cmb.evaluation.options import locate_reference
+from bids_cmb.evaluation.overlap import measure_shared_volume
 from bids_cmb.imaging.nifti import save
 from bids_cmb.imaging.volume import Volume
 
@@ -76,6 +76,26 @@ def test_columns_of_the_app_and_of_the_truth_are_understood(tmp_path):
     assert marks.lesions["included"].tolist() == [True, False]
     assert marks.lesions["territory"].tolist() == ["deep", "lobar"]
     assert marks.image is None
+
+
+@pytest.mark.parametrize(
+    ("desc", "source", "contrast"),
+    [
+        ("swi", None, "swi"),
+        ("maskedT2starw", None, "T2starw"),
+        ("T2star", None, "T2starw"),  # which was its name in BIDS
+        ("MEGRE", None, "MEGRE"),
+        ("truth", "bids::sub-1/anat/sub-1_SWI.nii.gz", "swi"),
+        ("truth", "bids::derivatives/x/sub-1_label-CMB_desc-swi_mask.nii.gz", "swi"),
+        ("truth", "bids::sub-1/anat/sub-1_T1w.nii.gz", ""),
+        ("truth", None, ""),
+    ],
+)
+def test_the_contrast_is_told_by_the_name_or_by_the_sources(tmp_path, desc, source, contrast):
+    table = write(tmp_path / f"sub-1_seg-CMB_desc-{desc}_dseg.tsv", "x_mm y_mm z_mm\n")
+    table.with_suffix(".json").write_text(json.dumps({"Sources": source and [source]}))
+    (marks,) = read_annotations(table)
+    assert marks.contrast == contrast
 
 
 def test_a_label_map_is_measured_lesion_by_lesion(tmp_path, blank):

@@ -571,7 +571,8 @@ def test_one_mask_is_held_against_one_mask_whatever_they_are_called(five, tmp_pa
 def test_nothing_in_common_is_refused(five, blank, tmp_path):
     other = write_side(tmp_path / "o", "truth", {str(n): [] for n in range(5)}, blank)
     with pytest.raises(
-        ValueError, match=r"a scan in common; found sub-nothing, .* here and sub-0, .* 2 more in"
+        ValueError,
+        match=r"a scan in common; found sub-nothing_swi, .* here and sub-0, .* 2 more in",
     ):
         compute_evaluation(five[0], other, EvaluationOptions())
 
@@ -590,6 +591,44 @@ def test_two_predictions_of_one_scan_are_refused(tmp_path, blank):
     with pytest.raises(ValueError, match=r"sub-a: a scan of the truth needs one prediction; "
                                          r"found 2: .*T2starw.* and .*swi"):  # fmt: skip
         compute_evaluation(found, truth, EvaluationOptions())
+
+
+def test_two_contrasts_of_a_participant_are_two_scans(tmp_path, blank):
+    found, truth = tmp_path / "f", tmp_path / "t"
+    for desc, ranges in (("swi", [(0, 4)]), ("T2starw", [(0, 4), (40, 44)])):
+        write_side(found, desc, {"a": ranges}, blank)
+        write_side(truth, desc, {"a": ranges}, blank)
+    result = compute_evaluation(found, truth, EvaluationOptions(draws=0))
+    assert result.scans["scan"].tolist() == ["sub-a_T2starw", "sub-a_swi"]
+    assert (result.scans["found"].tolist(), result.scans["lesions"].tolist()) == ([2, 1], [2, 1])
+    assert result.figures["f1"].value == 1
+
+
+@pytest.mark.parametrize("word", ["desc", "Sources"])
+def test_a_scan_is_never_held_against_the_truth_of_another_contrast(tmp_path, blank, word):
+    found = write_side(tmp_path / "f", "T2starw", {"a": [(0, 4)]}, blank)
+    truth = write_side(tmp_path / "t", "swi" if word == "desc" else "truth", {"a": []}, blank)
+    if word == "Sources":
+        [table] = truth.rglob("*.tsv")
+        source = {"Sources": ["bids::sub-a/anat/sub-a_swi.nii.gz"]}
+        table.with_suffix(".json").write_text(json.dumps(source))
+    with pytest.raises(ValueError, match="in common; found sub-a_T2starw here and sub-a_swi in"):
+        compute_evaluation(found, truth, EvaluationOptions())
+
+    write_side(found, "desc-nothing", {"b": [(0, 4)]}, blank)
+    write_side(truth, "truth", {"b": [(0, 4)]}, blank)
+    result = compute_evaluation(found, truth, EvaluationOptions(draws=0))
+    assert result.scans["scan"].tolist() == ["sub-b"]
+    assert (result.missing, result.without_truth) == (("sub-a_swi",), ("sub-a_T2starw",))
+
+
+def test_the_truth_of_one_contrast_takes_the_prediction_of_that_contrast(tmp_path, blank):
+    found = write_side(tmp_path / "f", "swi", {"a": [(0, 4)]}, blank)
+    write_side(found, "T2starw", {"a": []}, blank)
+    truth = write_side(tmp_path / "t", "swi", {"a": [(0, 4)]}, blank)
+    result = compute_evaluation(found, truth, EvaluationOptions(draws=0))
+    assert result.figures["hits"].value == 1
+    assert result.without_truth == ("sub-a_T2starw",)
 
 
 def test_one_prediction_of_two_scans_is_refused(tmp_path, blank):

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from bids_cmb.bids.tables import write_table
+from bids_cmb.bids.tables import read_table, write_table
+from bids_cmb.cli.commands import main
 from bids_cmb.evaluation.identities import score_identities, summarize_identities
 
 SESSIONS = ("ses-1", "ses-2")
@@ -91,6 +92,20 @@ def test_new_lesions_are_counted_by_both_rules(folders):
     assert row["false_by_threshold"] == 1  # the mimic, which the image has shown before
     assert row["false_by_evidence"] == 0
     assert row["in_both"] == row["identified"] == 1
+
+
+def test_new_lesions_are_counted_with_the_truth_within_a_dataset(folders, tmp_path):
+    """As a simulated dataset has it, which has a table of sessions too."""
+    found, truth = folders
+    raw, out = tmp_path / "raw", tmp_path / "result"
+    write_table(
+        raw / "sub-01/sub-01_sessions.tsv", ["session_id"], [{"session_id": s} for s in SESSIONS]
+    )
+    (raw / "derivatives").mkdir()
+    truth.rename(raw / "derivatives/truth")
+    assert main(["evaluate", str(found), str(raw), str(out), "--bootstrap", "0"]) == 0
+    [row] = read_table(out / "identities.tsv")
+    assert (row["true_new"], row["new_by_evidence"]) == ("1", "1")
 
 
 def test_the_summary_divides_what_is_counted(folders):

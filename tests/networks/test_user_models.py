@@ -90,7 +90,9 @@ def test_the_makers_door_says_how_to_use_the_card(entry, tmp_path, capsys):
             "ensemble",
             "must be none of the package's .*found 'ensemble'",
         ),
-        ("../mine", "", "ensemble", "found '../mine'"),
+        ("../mine", "", "ensemble", "must be letters, digits, .* digit; found '../mine'"),
+        ("", "", "ensemble", "must be letters, digits, .* digit; found ''"),
+        (".mine", "", "ensemble", "must be letters, digits, .* digit; found '.mine'"),
         ("mine", "nose", "cascade", "A part of cascade must be one of boxes, patches.*found nose"),
     ],
 )
@@ -110,6 +112,20 @@ def test_what_is_no_entry_is_refused(tmp_path, text, sentence):
     (tmp_path / "entry.json").write_text(text)
     with pytest.raises(ValueError, match=sentence):
         make_card("mine", [("", tmp_path / "entry.json")], tmp_path / "models")
+
+
+@pytest.mark.parametrize("verb", ["list", "verify"])
+def test_a_folder_of_models_that_is_not_there_is_refused(tmp_path, capsys, verb):
+    nowhere = tmp_path / "nowhere"
+    assert main(["models", verb, "--model-dir", str(nowhere)]) == 1
+    said = capsys.readouterr()
+    refusal = f"bids_cmb: {nowhere}: --model-dir must be a folder; there is none.\n"
+    assert (said.out, said.err) == ("", refusal)
+
+
+def test_a_folder_without_a_card_is_not_called_unaltered(tmp_path, capsys):
+    assert main(["models", "verify", "--model-dir", str(tmp_path)]) == 1
+    assert "must hold model cards, .json; found none" in capsys.readouterr().err
 
 
 def test_weights_that_are_not_those_of_the_entry_are_refused(entry, tmp_path):

@@ -187,6 +187,22 @@ def test_a_scan_without_a_result_cannot_be_drawn_and_the_others_are(reported, tm
     assert (copy / "sub-01.html").is_file()
 
 
+def test_a_result_is_not_drawn_on_another_image_of_that_name(reported, tmp_path, capfd):
+    """The scan was replaced: its old lesions would lie anywhere in the new one."""
+    words, out = reported
+    raw, copy = tmp_path / "raw", tmp_path / "out"
+    shutil.copytree(words[0], raw)
+    shutil.copytree(out, copy)
+    [first, second] = sorted(raw.glob("sub-*/anat/*.nii.gz"))
+    shutil.copyfile(second, first)
+    page = copy / f"{first.name.partition('_')[0]}.html"
+    before = page.read_bytes()
+    assert main([str(raw), str(copy), "participant", *QUICK, "--reports-only"]) == 1
+    said = capfd.readouterr().err
+    assert f"{first.name} failed: a result can only be shown on the image that it was made" in said
+    assert page.read_bytes() == before
+
+
 def test_many_sessions_have_a_page_each_and_the_participants_links_to_them(reported, tmp_path):
     _, out = reported
     home = out / "sub-01/anat"

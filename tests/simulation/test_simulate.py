@@ -304,6 +304,21 @@ def test_what_cannot_be_simulated_is_refused_before_anything_is_written(tmp_path
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("flag", "number", "sentence"),
+    [
+        ("--sessions", 0, "`sessions` must be at least 1; found 0."),
+        ("--workers", 0, "`workers` must be at least 1; found 0."),
+        ("--workers", -1, "`workers` must be at least 1; found -1."),
+        ("--seed", -1, "`seed` must be at least 0; found -1."),
+    ],
+)
+def test_a_number_that_cannot_be_leaves_no_folder(tmp_path, capsys, flag, number, sentence):
+    out = tmp_path / "out"
+    assert refused(capsys, out, "--n-scans", 1, flag, number) == f"bids_cmb: {sentence}\n"
+    assert not out.exists()
+
+
 def test_a_full_disk_is_foreseen(tmp_path, capsys, monkeypatch):
     free = namedtuple("free", "total used free")(10**9, 10**9, 10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)

@@ -3,7 +3,7 @@
 import base64
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import keras
 import numpy as np
@@ -75,7 +75,7 @@ def test_every_recipe_of_the_package_builds_its_network():
         (b"[1]", r"a recipe must be a JSON object; found \[1\]"),
         (b'{"name": "\xff"}', "a recipe must be JSON; found the byte 0xff, not UTF-8"),
         (b"[" * 100_000, "a recipe must be JSON; found more than"),
-        (b"\xef\xbb\xbf{}", "a recipe must hold what `Recipe` lists; .*missing"),
+        (b"\xef\xbb\xbf{}", "a recipe must hold what `Recipe` lists; lacking: name, task, "),
     ],
     ids=["cut off", "a list", "not UTF-8", "nested", "byte-order mark"],
 )
@@ -255,6 +255,18 @@ def test_a_recipe_that_is_none_is_refused(tmp_path, monkeypatch, name, sentence)
     (tmp_path / "odd.json").write_text('{"name": "odd", "secret": 1}')
     with pytest.raises(ValueError, match=sentence):
         read_recipe(name)
+
+
+def test_a_recipe_is_told_which_of_its_words_are_unknown_or_lacking(tmp_path, recipe):
+    content = {**asdict(recipe), "Name": "x", "tempo": 1}
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"`Recipe` lists; unknown: Name, tempo\.$"):
+        read_recipe(str(path))
+    del content["name"], content["rate"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"lists; lacking: name, rate; unknown: Name, tempo\.$"):
+        read_recipe(str(path))
 
 
 def test_an_unknown_builder_is_refused(recipe):

@@ -24,7 +24,7 @@ from bids_cmb.networks.builders import fuse_batchnorm
 from bids_cmb.networks.external.keras_h5 import read_unet_h5
 from bids_cmb.networks.external.tiled_unet import list_kernels
 from bids_cmb.networks.loading import load_network
-from bids_cmb.networks.model_cards import DETECTION, load_card
+from bids_cmb.networks.model_cards import DETECTION, check_model_dir, load_card
 from bids_cmb.networks.weights import check_weights, compute_digest, write_weights
 
 Log = Callable[[str], None]
@@ -121,10 +121,16 @@ def install_models(sources: Sequence[Path], models: Path, log: Log) -> list[str]
 
 
 def verify_models(models: Path) -> dict[str, str]:
-    """Find what is wrong with each detector of a folder; empty if all its weights are there."""
-    return {
-        name: _find_fault(name, models) for name in sorted(p.stem for p in models.glob("*.json"))
-    }
+    """Find what is wrong with each detector of a folder; empty if all its weights are there.
+
+    Raises:
+        ValueError: If there is no such folder, or no card in it.
+    """
+    check_model_dir(models)
+    names = sorted(path.stem for path in models.glob("*.json"))
+    if not names:
+        raise ValueError(f"{models}: a folder of models must hold model cards, .json; found none.")
+    return {name: _find_fault(name, models) for name in names}
 
 
 def _find_fault(name: str, models: Path) -> str:

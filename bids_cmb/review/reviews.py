@@ -16,6 +16,7 @@ import numpy as np
 
 from bids_cmb.bids.paths import list_participant_dirs
 from bids_cmb.bids.tables import POSITION_COLUMNS, read_results, read_table
+from bids_cmb.imaging.nifti import load_labels
 from bids_cmb.lesions.table import classify_burden, get_position, is_candidate, read_listed
 from bids_cmb.metrics.agreement import intraclass_correlation, weighted_kappa
 from bids_cmb.metrics.matching import MAX_DISTANCE_MM
@@ -207,6 +208,26 @@ def _check_belongs(review: Review, masks: Mapping[str, Path], derivatives: Path)
                 f"{review.mask} was reviewed at {position} and {state}. Was the scan processed "
                 "again?"
             )
+    _check_within(review, masks[review.mask])
+
+
+def _check_within(review: Review, mask: Path) -> None:
+    """Check that the lesions that a reader added lie in the scan.
+
+    Raises:
+        ValueError: If one does not.
+    """
+    if not len(review.missed):
+        return
+    grid = load_labels(mask)
+    voxels = np.rint(grid.index(review.missed))
+    beyond = ((voxels < 0) | (voxels >= grid.shape)).any(axis=1)
+    if beyond.any():
+        x, y, z = review.missed[beyond][0]
+        raise ValueError(
+            f"{review.file}: a lesion that was missed must lie in the scan {review.mask}; found "
+            f"one at ({x:g}, {y:g}, {z:g}) mm, beyond its edge."
+        )
 
 
 def merge_reviews(indices: Iterable[int], reviews: Sequence[Review]) -> Consensus:

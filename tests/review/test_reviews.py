@@ -368,6 +368,14 @@ def test_the_latest_table_of_a_reader_counts(read, blank):
     assert not len(one.missed)
 
 
+def test_a_missed_lesion_beyond_the_scan_is_refused(read, blank):
+    """A slip of the hand: it was counted, and lay in no region."""
+    _, found, reviews = read
+    review(reviews, blank, "A", {1: "accept"}, missed=[(20, 30, 10), (20, 30, 400)])
+    with pytest.raises(ValueError, match=r"must lie in the scan sub-01.*; found one at .* mm"):
+        read_reviews(reviews, found)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from bids_cmb.bids.entities import read_entities
@@ -168,6 +169,12 @@ def locate_candidate_table(mask: Path) -> Path:
 def get_figure_stem(mask: Path) -> str:
     """Get what the names of a scan's figures begin with, from its lesion mask."""
     return mask.name.removesuffix("_mask.nii.gz").replace("_label-CMB", "")
+
+
+def list_session_pages(folder: Path, subject: str) -> list[Path]:
+    """List the pages of a participant's sessions, also of sessions that are gone."""
+    stem = f"sub-{escape(subject)}"
+    return [*folder.glob(f"{stem}_ses-*.html"), *folder.glob(f"{stem}_other.html")]
 
 
 def locate_figures(folder: Path, subject: str) -> Path:

@@ -20,6 +20,7 @@ from bids_cmb.bids.paths import (
     Output,
     get_figure_stem,
     list_dirs_of_participant,
+    list_session_pages,
     locate_candidate_table,
     locate_figures,
     locate_lesion_table,
@@ -79,17 +80,21 @@ def write_page(folder: Path, subject: str) -> Path:
         by_session: dict[str, list[dict]] = {}
         for scan in scans:
             by_session.setdefault(scan["session"] or "", []).append(scan)
-        links = []
+        links, stale = [], set(list_session_pages(folder, subject))
         if len(by_session) > MAX_SESSIONS_PER_PAGE:
             for session, session_scans in sorted(by_session.items()):
                 name = f"sub-{subject}_{session}" if session else f"sub-{subject}_other"
-                write_text(folder / f"{name}.html", _render_page(folder, name, session_scans))
+                page = folder / f"{name}.html"
+                write_text(page, _render_page(folder, name, session_scans))
+                stale.discard(page)
                 links.append({"name": name, "scans": session_scans})
         follow_ups = collect_follow_ups(folder, subject)
         states = [item["state"] for item in (*scans, *follow_ups)]
         shown = [] if links else scans
         text = _render_page(folder, f"sub-{subject}", shown, links, states, follow_ups)
         write_text(path, text)
+        for page in stale:
+            page.unlink(missing_ok=True)
         written = scans
     return path
 
@@ -104,12 +109,8 @@ def refresh_page(folder: Path, subject: str) -> None:
     if any(locate_figures(folder, subject).glob("*_overview.json")):
         write_page(folder, subject)
         return
-    get_page_path(folder, subject).unlink(missing_ok=True)
-    names = [
-        results_dir.name for results_dir in list_dirs_of_participant(folder / f"sub-{subject}")
-    ]
-    for part in ("other", *(name for name in names if name.startswith("ses-"))):
-        (folder / f"sub-{subject}_{part}.html").unlink(missing_ok=True)
+    for page in (get_page_path(folder, subject), *list_session_pages(folder, subject)):
+        page.unlink(missing_ok=True)
 
 
 def shows_result(output: Output) -> bool:

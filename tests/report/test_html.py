@@ -218,6 +218,9 @@ def test_many_sessions_have_a_page_each_and_the_participants_links_to_them(repor
         assert f"sub-01/ses-{name}/anat/" in own
         assert own.count('<section class="lesion"') == len(lesions(out))
     assert '<section class="lesion"' not in page
+    shutil.rmtree(tmp_path / "sub-01/ses-d")  # three fit on one page: the others would be stale
+    write_page(tmp_path, "01")
+    assert [each.name for each in tmp_path.glob("*.html")] == ["sub-01.html"]
 
 
 def test_two_scans_of_one_participant_share_no_name_on_their_page(reported, tmp_path):

@@ -91,8 +91,7 @@ def write_page(folder: Path, subject: str) -> Path:
         follow_ups = collect_follow_ups(folder, subject)
         states = [item["state"] for item in (*scans, *follow_ups)]
         shown = [] if links else scans
-        text = _render_page(folder, f"sub-{subject}", shown, links, states, follow_ups)
-        write_text(path, text)
+        write_text(path, _render_page(folder, path.stem, shown, links, states, follow_ups))
         for page in stale:
             page.unlink(missing_ok=True)
         written = scans

@@ -170,7 +170,7 @@ def detect_in_scan(
     positions = probability.world(voxels)
     opinion = None
     if "second_opinion" in card:
-        both = combine(_compute_logits(chance), proposed, card.get("first_stage_weight", 0.0))
+        both = combine(compute_logits(chance), proposed, card.get("first_stage_weight", 0.0))
         ask = partial(predict_second_opinion, card, image, brain, models)
         opinion = ask_for_opinion(both, positions, card, ask)
     return ScanCandidates(
@@ -331,8 +331,8 @@ def fit_calibration(candidate_sets: Sequence[ScanCandidates]) -> dict[str, float
         near = matches.between.min(axis=1, initial=np.inf) < MAX_DISTANCE_MM
         hit = sure.min(axis=1, initial=np.inf) < MAX_DISTANCE_MM
         kept = hit | ~near  # those of an uncertain lesion are left out
-        second.append(compute_logits(scan)[kept])
-        first.append(logit(np.clip(scan.proposed[kept], CLIP, 1 - CLIP)))
+        second.append(compute_logits(scan.chance)[kept])
+        first.append(compute_logits(scan.proposed[kept]))
         if scan.opinion is not None:
             other.append(logit(np.clip(scan.opinion[kept], OPINION_LEAST, 1 - OPINION_LEAST)))
         hits.append(hit[kept])
@@ -363,18 +363,16 @@ def fit_calibration(candidate_sets: Sequence[ScanCandidates]) -> dict[str, float
 
 def combine_probabilities(scan: ScanCandidates, weights: Mapping[str, float]) -> np.ndarray:
     """Combine classifier, first stage and second opinion by the weights of a card, (N,)."""
-    chance = combine(compute_logits(scan), scan.proposed, weights.get("first_stage_weight", 0.0))
+    chance = combine(
+        compute_logits(scan.chance), scan.proposed, weights.get("first_stage_weight", 0.0)
+    )
     if scan.opinion is None:
         return chance
     return add_opinion(chance, scan.opinion, weights.get("second_opinion_weight", 0.0))
 
 
-def compute_logits(scan: ScanCandidates) -> np.ndarray:
-    """Compute the log-odds of the chances of a scan's candidates, (N,)."""
-    return _compute_logits(scan.chance)
-
-
-def _compute_logits(chance: np.ndarray) -> np.ndarray:
+def compute_logits(chance: np.ndarray) -> np.ndarray:
+    """Compute log-odds of probabilities that may be 0 or 1, (N,)."""
     return logit(np.clip(chance, CLIP, 1 - CLIP))
 
 

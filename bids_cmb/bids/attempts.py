@@ -11,19 +11,19 @@ from pathlib import Path
 from bids_cmb.files import read_json, write_json
 
 RECORDS_FOLDER = "attempts"  # in logs/
-SELECTED, FAILED = "selected", "failed"
+SELECTED, FAILED, GONE = "selected", "failed", "gone"
 log = logging.getLogger(__name__)
 
 
 def note_attempt(folder: Path, source: str, status: str, reason: str = "") -> None:
-    """Note that a run selected a scan, or failed on it.
+    """Note that a run selected a scan, failed on it, or did not find it any more.
 
     Nothing is raised: a full disc must not hide the error of the scan.
 
     Args:
         folder: The derivative dataset.
         source: The scan, relative to the raw dataset.
-        status: ``selected`` or ``failed``.
+        status: ``selected``, ``failed`` or ``gone``.
         reason: One sentence, of a failure.
     """
     try:
@@ -54,7 +54,7 @@ def list_open_attempts(folder: Path) -> dict[str, tuple[str, str]]:
     for path in sorted((folder / "logs" / RECORDS_FOLDER).glob("*.json")):
         content = read_json(path) or {}
         source, status = content.get("Source"), content.get("Status")
-        if isinstance(source, str) and status in (SELECTED, FAILED):
+        if isinstance(source, str) and status in (SELECTED, FAILED, GONE):
             attempts[source] = (status, str(content.get("Reason") or ""))
         else:
             log.warning("%s is damaged and was ignored.", path)
@@ -64,6 +64,8 @@ def list_open_attempts(folder: Path) -> dict[str, tuple[str, str]]:
 def _describe_record(content: dict) -> str:
     if content.get("Status") == FAILED:
         return f"The last attempt to process the scan failed: {content.get('Reason')}"
+    if content.get("Status") == GONE:
+        return "The dataset no longer has the scan."
     return "A later run selected the scan and has not processed it."
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from bids_cmb.bids.attempts import FAILED, list_open_attempts
+from bids_cmb.bids.attempts import FAILED, GONE, list_open_attempts
 from bids_cmb.bids.metadata import describe_read_error
 from bids_cmb.bids.paths import list_participant_dirs
 from bids_cmb.bids.tables import get_source, read_columns, read_results
@@ -57,7 +57,7 @@ def find_states(
     for source in {*with_results, *attempts, *logged}:
         has_result = source in with_results
         status, reason = attempts.get(source, ("", ""))
-        if raw is not None and not os.path.lexists(raw / source):
+        if status == GONE if raw is None else not os.path.lexists(raw / source):
             if has_result:
                 states[source] = ("gone", f"the dataset no longer has the scan; {EARLIER_RESULT}")
         elif has_result and status == FAILED:

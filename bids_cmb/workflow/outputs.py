@@ -142,9 +142,14 @@ def remove_previous_outputs(output: Output) -> None:
 
 def refresh_results(output: Output) -> None:
     """Refresh the table of a scan's session and its participant's page, if any."""
-    refresh_scans_table(output.participant_dir)
-    if get_page_path(output.folder, output.scan.subject).is_file():
-        refresh_page(output.folder, output.scan.subject)
+    refresh_session(output.folder, output.scan.subject, output.participant_dir)
+
+
+def refresh_session(folder: Path, subject: str, home: Path) -> None:
+    """Refresh the table of a session, by its folder, and its participant's page, if any."""
+    refresh_scans_table(home)
+    if get_page_path(folder, subject).is_file():
+        refresh_page(folder, subject)
 
 
 def forget_attempts(output: Output) -> None:

@@ -3,18 +3,19 @@
 import errno
 import functools
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bids_cmb.bids.attempts import FAILED, SELECTED, note_attempt
+from bids_cmb.bids.attempts import FAILED, GONE, SELECTED, describe_open_attempt, note_attempt
 from bids_cmb.bids.attempts import RECORDS_FOLDER as ATTEMPTS
 from bids_cmb.bids.description import write_derivative_dataset
-from bids_cmb.bids.paths import Output
+from bids_cmb.bids.paths import Output, list_dirs_of_participant
 from bids_cmb.bids.scan import Scan, ScanDecision
 from bids_cmb.bids.selection import Selection
-from bids_cmb.bids.tables import write_table
+from bids_cmb.bids.tables import get_source, read_results, write_table
 from bids_cmb.config import TENSORFLOW_SETTINGS, THREADS, Config
 from bids_cmb.files import remove_leftovers
 from bids_cmb.networks.backend import (
@@ -31,7 +32,7 @@ from bids_cmb.parallel import processes
 from bids_cmb.workflow.inputs import uses_networks
 from bids_cmb.workflow.longitudinal import follow_participant, lacks_follow_up
 from bids_cmb.workflow.methods import write_methods
-from bids_cmb.workflow.outputs import refresh_results, remove_half_written
+from bids_cmb.workflow.outputs import refresh_results, refresh_session, remove_half_written
 from bids_cmb.workflow.progress import Progress
 from bids_cmb.workflow.scan import (
     NOTHING,
@@ -86,6 +87,8 @@ def process_all(selection: Selection, config: Config, logs: Path) -> RunSummary:
     for decision in selection.considered:
         if decision.unusable:
             _record_unusable(decision, config, status, totals)
+    for subject in sorted({scan.subject for scan in selection.scans}):
+        _note_gone(subject, config)
     waiting = _select_incomplete(selection.scans, config, status)
     totals.skipped = len(selection.scans) - len(waiting)
     if totals.skipped:
@@ -119,6 +122,17 @@ def _follow_participants(subjects: Sequence[str], config: Config, totals: RunSum
             log.info("%s", sentence)
         for note in outcome.result.notes:
             log.warning("%s", note)
+
+
+def _note_gone(subject: str, config: Config) -> None:
+    """Note results whose scan the dataset no longer has: on the page they are not current."""
+    for home in list_dirs_of_participant(config.output_dir / f"sub-{subject}"):
+        for sidecar, _ in read_results(home):
+            source = get_source(sidecar)
+            known = describe_open_attempt(config.output_dir, source)
+            if not known and not os.path.lexists(config.bids_dir / source):
+                note_attempt(config.output_dir, source, GONE)
+                refresh_session(config.output_dir, subject, home)
 
 
 def _select_incomplete(scans: Sequence[Scan], config: Config, status: StatusLog) -> list[Scan]:

@@ -459,3 +459,25 @@ def test_a_new_session_of_freesurfer_is_seen(tmp_path):
     (tmp_path / "sub-01_ses-1/mri").mkdir(parents=True)
     (tmp_path / "sub-01_ses-1/mri/aseg.mgz").touch()
     assert find_segmentation([tmp_path], scan, tmp_path / "raw").in_t1w_space
+
+
+def test_a_scan_that_left_the_dataset_is_not_current_on_its_page_nor_in_its_table(
+    dataset, tmp_path
+):
+    """The group table called it gone, and the page showed its count without a word."""
+    out = tmp_path / "out"
+    raw = dataset({f"sub-01/ses-{n}/anat/sub-01_ses-{n}_T2starw": "ball" for n in (1, 2)})
+    words = [str(raw), str(out), "participant", *QUICK]
+    assert cli.main(words) == 0
+    scan = raw / "sub-01/ses-2/anat/sub-01_ses-2_T2starw.nii.gz"
+    away = tmp_path / "away.nii.gz"
+    scan.rename(away)
+    assert cli.main(words) == 0
+    assert list(out.glob("sub-01/ses-1/*_scans.tsv"))
+    assert not list(out.glob("sub-01/ses-2/*_scans.tsv"))
+    page = (out / "sub-01.html").read_text()
+    assert page.count("Not current.") == page.count("The dataset no longer has the scan.") == 1
+    away.rename(scan)
+    assert cli.main(words) == 0
+    assert list(out.glob("sub-01/ses-2/*_scans.tsv"))
+    assert "Not current." not in (out / "sub-01.html").read_text()

@@ -245,6 +245,8 @@ def read_counted_lesions(folder: Path, processed: list[dict]) -> dict[str, list[
     by_participant: dict[str, list[dict]] = {}
     for row in processed:
         table = locate_lesion_table(folder / str(row["filename"]))
+        if not table.is_file():
+            log.warning("%s is missing: its lesions are in no table and on no map.", table)
         lesions = read_table(table) if table.is_file() else []
         counted = [lesion for lesion in lesions if lesion.get("included") == "yes"]
         by_participant.setdefault(str(row["participant_id"]), []).extend(counted)

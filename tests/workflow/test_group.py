@@ -210,3 +210,10 @@ def test_the_page_says_once_what_each_detector_found_and_missed_on_real_scans(tm
     assert page.count("found 8 of 21 microbleeds, with 0.0 false per scan.") == 1
     assert page.count("never tried on real SWI scans") == 1
     assert page.count("A count of 0 does not exclude microbleeds") == 1
+
+
+def test_a_table_of_lesions_that_is_gone_is_told(cohort, caplog):
+    write_group(cohort)
+    said = [record.getMessage() for record in caplog.records if "is missing" in record.getMessage()]
+    assert len(said) == 1
+    assert "sub-01_ses-a_seg-CMB_desc-T2starw_dseg.tsv is missing: its lesions are in no" in said[0]

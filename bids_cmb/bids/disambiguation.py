@@ -81,7 +81,7 @@ def _drop_by_sidecar(
         if part := get_spinal_body_part(metadata):
             why = f"shows another part of the body than the brain (BodyPartExamined {part})"
         elif what := find_other_image_type(metadata):
-            why = f"is {what} (ImageType {', '.join(map(str, metadata['ImageType']))})"
+            why = f"is {what}"
         else:
             kept.append(image)
             continue

@@ -23,7 +23,7 @@ GLOB = re.compile(r"[*?[]")
 MAX_LISTED_LABELS = 20  # in a sentence
 
 PHASE_LABELS = ("acq", "rec", "desc")
-PHASE_PATTERN = r"(swi|gre|t2star|filt|filtered)?pha?|.*phase|phase(map|mask|image|img)"
+PHASE_PATTERN = r"(swi|gre|t2star|filt|filtered)?pha?|.*phase|phase(map|image|img)"
 EXCLUSION_RULES = tuple(
     (entities, re.compile(pattern, re.IGNORECASE), reason)
     for entities, pattern, reason in (
@@ -33,6 +33,7 @@ EXCLUSION_RULES = tuple(
         (("suffix", "acq", "rec", "desc"), r".*mi?nip.*|mip.*|.*mip", "is an intensity projection"),
         (("suffix",), r"qsm|.*map", "is a map, not a magnitude image"),
         (("suffix", *PHASE_LABELS), PHASE_PATTERN, "is a phase image"),
+        (PHASE_LABELS, r"phasemask", "is a phase mask"),
         (PHASE_LABELS, r"real|imag(inary)?", "is a real or imaginary part"),
         (("bp",), r"(?!(brain|head)$).*", "shows another part of the body than the brain"),
         (("coil",), r".*", "is the image of one coil element"),

@@ -108,19 +108,18 @@ def get_spinal_body_part(metadata: dict[str, Any]) -> str:
 
 
 def find_other_image_type(metadata: dict[str, Any]) -> str:
-    """Find in ImageType what an image is instead of a magnitude; empty if it may be one.
+    """Find in ImageType what an image is instead of a magnitude, and the words that say so.
 
     Converters add words to those of the scanner: an image that is called a magnitude, too, stays,
-    unless it is a projection, which is one of magnitudes.
+    unless it is a projection, which is one of magnitudes. Empty for what may be a magnitude.
     """
     value = metadata.get("ImageType")
     listed = value if isinstance(value, list) else [value]
     words = {word.strip().upper() for word in listed if isinstance(word, str)}
-    if words & PROJECTION_TYPES:
-        return "an intensity projection"
-    if words & MAGNITUDE_TYPES:
-        return ""
-    return next((what for types, what in OTHER_TYPES if words & types), "")
+    kinds = [(PROJECTION_TYPES, "an intensity projection")]
+    kinds += [] if words & MAGNITUDE_TYPES else OTHER_TYPES
+    telling = ((what, ", ".join(sorted(words & types))) for types, what in kinds)
+    return next((f"{what} (ImageType {found})" for what, found in telling if found), "")
 
 
 def merge_echo_metadata(metadata: list[dict]) -> dict:

@@ -259,7 +259,7 @@ def check_images_of_result(scan: Scan, marker: Mapping) -> None:
 
 
 def _list_stamps(marker: Mapping) -> list[Mapping]:
-    stamps = marker["Provenance"].get("Input")
+    stamps = marker.get("Provenance", {}).get("Input")
     return (
         [stamp for stamp in stamps if isinstance(stamp, dict)] if isinstance(stamps, list) else []
     )

@@ -58,7 +58,7 @@ def test_other_suffixes_are_taken_only_when_asked_for(suffix):
         ("SWIphase", "is a phase image (SWIphase)"),
         ("acq-unwrappedPhase_swi", "is a phase image (acq-unwrappedPhase)"),
         ("acq-swiPh_swi", "is a phase image (acq-swiPh)"),
-        ("rec-phaseMask_T2starw", "is a phase image (rec-phaseMask)"),
+        ("rec-phaseMask_T2starw", "is a phase mask (rec-phaseMask)"),
         ("acq-imag_T2starw", "is a real or imaginary part (acq-imag)"),
         ("phase", "is a phase image (phase)"),
         ("bp-leg_swi", "shows another part of the body than the brain (bp-leg)"),

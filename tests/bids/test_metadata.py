@@ -166,15 +166,15 @@ def test_the_head_is_no_spine(part):
 
 @pytest.mark.parametrize(
     ("words", "what"),
-    [(["ORIGINAL", "PRIMARY", "P", "ND", "PHASE"], "a phase image"),
-     (["ORIGINAL", "PRIMARY", "PHASE MAP", "P", "FFE"], "a phase image"),
-     (["DERIVED", "PRIMARY", "M", "ND", "MNIP"], "an intensity projection"),
-     (["DERIVED", "SECONDARY", "REAL"], "a real or imaginary part"),
+    [(["ORIGINAL", "PRIMARY", "P", "ND", "PHASE"], "a phase image (ImageType P, PHASE)"),
+     (["ORIGINAL", "PRIMARY", "PHASE MAP", "P", "FFE"], "a phase image (ImageType P, PHASE MAP)"),
+     (["DERIVED", "PRIMARY", "M", "ND", "MNIP"], "an intensity projection (ImageType MNIP)"),
+     (["DERIVED", "SECONDARY", "REAL"], "a real or imaginary part (ImageType REAL)"),
      (["ORIGINAL", "PRIMARY", "M", "ND", "NORM", "SWI"], ""),
      (["ORIGINAL", "PRIMARY", "M_FFE", "M", "FFE"], ""),
      (["ORIGINAL", "PRIMARY", "M", "P"], ""),
      (["ORIGINAL", "PRIMARY", "SWAN", 3], ""),
-     ("PHASE", "a phase image"),
+     ("PHASE", "a phase image (ImageType PHASE)"),
      (None, "")],
 )  # fmt: skip
 def test_what_an_image_is_stands_in_its_image_type(words, what):

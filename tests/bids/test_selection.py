@@ -589,8 +589,8 @@ def test_phase_images_and_projections_are_left_as_their_sidecars_say(dataset):
     )
     found = find(root)
     assert subjects(found) == ["01"]
-    assert reason(found, anat("swi.nii.gz", "02")) == "is a phase image (ImageType P, ND, PHASE)"
-    why = "is an intensity projection (ImageType M, MNIP)"
+    assert reason(found, anat("swi.nii.gz", "02")) == "is a phase image (ImageType P, PHASE)"
+    why = "is an intensity projection (ImageType MNIP)"
     assert reason(found, anat("swi.nii.gz", "03")) == why
 
 

@@ -119,7 +119,7 @@ def find_other_image_type(metadata: dict[str, Any]) -> str:
     kinds = [(PROJECTION_TYPES, "an intensity projection")]
     kinds += [] if words & MAGNITUDE_TYPES else OTHER_TYPES
     telling = ((what, ", ".join(sorted(words & types))) for types, what in kinds)
-    return next((f"{what} (ImageType {found})" for what, found in telling if found), "")
+    return next((f"{what} (ImageType {named})" for what, named in telling if named), "")
 
 
 def merge_echo_metadata(metadata: list[dict]) -> dict:

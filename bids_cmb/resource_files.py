@@ -3,10 +3,12 @@
 import json
 from importlib.resources import files
 
+RESOURCES = files("bids_cmb") / "resources"
+
 
 def read_resource(name: str) -> str:
     """Read a text file of the package's resources, such as ``templates/base.html``."""
-    return files("bids_cmb").joinpath("resources", name).read_text("utf-8")
+    return RESOURCES.joinpath(name).read_text("utf-8")
 
 
 def load_resource(name: str) -> dict:

@@ -7,13 +7,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from importlib import resources
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from bids_cmb.anatomy.labels import make_mirror_table
 from bids_cmb.imaging.volume import Volume
+from bids_cmb.resource_files import RESOURCES
 
 GROUPS = (  # FreeSurfer's codes that are told apart, left and right together
     *((2, 41), (3, 42), (4, 43), (7, 46, 8, 47), (10, 49, 28, 60), (11, 50), (12, 51, 13, 52)),
@@ -101,7 +101,7 @@ def split_linear(linear: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=1)
 def load_template() -> MniTemplate:
     """Load the template that comes with the package."""
-    path = resources.files("bids_cmb") / "resources" / "atlases" / "structures.npz"
+    path = RESOURCES / "atlases" / "structures.npz"
     with path.open("rb") as file, np.load(file) as stored:
         shares = _add_right(stored["left"].astype(np.float32) / STORED_STEPS)
         return MniTemplate(shares, stored["form"], stored["form_sd"])

@@ -1,6 +1,5 @@
 """The anatomy of one scan, from the user's segmentation or the network, and its brain mask."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -213,20 +212,21 @@ def _brain_mask(image: Volume, source: BrainSource, anatomy: AnatomyResult | Non
         return BrainMask(mask_stripped_brain(image), "the scan's own non-zero voxels")
     if source.mask:
         mask = load_brain_mask(source.mask, image)
-        return BrainMask(mask, str(source.mask), tuple(_describe_odd_volume(source.mask, mask)))
+        return BrainMask(mask, str(source.mask), _describe_odd_volume(source.mask, mask))
     brain = extract_brain_mask(image, anatomy)
     note = "--derivatives holds no brain mask for it; one was found."
     return replace(brain, notes=(note,) if source.searched else ())
 
 
-def _describe_odd_volume(path: Path, mask: Volume) -> Iterator[str]:
+def _describe_odd_volume(path: Path, mask: Volume) -> tuple[str, ...]:
     """Say if a mask holds less or more than any brain: lesions are looked for within it only."""
     volume, (least, most) = measure_volume_ml(mask), POSSIBLE_ML
-    if not least <= volume <= most:
-        yield (
-            f"{path}: a brain mask should hold {least} to {most} ml of the scan; "
-            f"found {volume:.1f} ml, and nothing is looked for beyond it."
-        )
+    if least <= volume <= most:
+        return ()
+    return (
+        f"{path}: a brain mask should hold {least} to {most} ml of the scan; "
+        f"found {volume:.1f} ml, and nothing is looked for beyond it.",
+    )
 
 
 def load_brain_mask(path: Path, image: Volume) -> Volume:

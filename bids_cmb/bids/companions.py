@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from bids_cmb.bids.entities import DERIVATIVE_ENTITIES, parse_entities
-from bids_cmb.bids.filters import CANONICAL_SUFFIXES
+from bids_cmb.bids.filters import find_contrast
 from bids_cmb.bids.scan import DATATYPES, Scan
 
 SEGMENTATIONS = ("aparcaseg", "aparc+aseg", "synthseg", "freesurfer", "aseg")  # parcels first
@@ -126,17 +126,12 @@ def _find_in_scan_space(
             in_scan_space = space in spaces and not _is_in_t1w_space(path)
             agrees = all(wanted.get(key) == value for key, value in entities.items())
             of_this = named["desc"] == scan.desc + scan.suffix
-            of_another = not of_this and _names_contrast(named["desc"])
+            of_another = not of_this and find_contrast(named["desc"])
             if set(named.values()) & set(labels) and in_scan_space and agrees and not of_another:
                 agreeing.append((not of_this, -len(entities), path))
         if agreeing:
             return min(agreeing)[-1]
     return None
-
-
-def _names_contrast(desc: str) -> bool:
-    """Check whether a label ends with a suffix of scans, as those of our outputs do."""
-    return desc.casefold().endswith(tuple(CANONICAL_SUFFIXES))
 
 
 def _list_dirs(folder: Path, scan: Scan) -> list[Path]:

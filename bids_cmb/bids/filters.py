@@ -42,6 +42,16 @@ EXCLUSION_RULES = tuple(
 )
 
 
+def find_contrast(desc: str) -> str:
+    """Find the suffix of scans that a ``desc-`` ends with, as those of our outputs do.
+
+    Returns:
+        In the letter case of BIDS; of several the longest, empty without any.
+    """
+    endings = [known for known in CANONICAL_SUFFIXES if desc.casefold().endswith(known)]
+    return CANONICAL_SUFFIXES[max(endings, key=len)] if endings else ""
+
+
 @dataclass(frozen=True)
 class Query:
     """A request for scans; an empty tuple requests all.

@@ -239,11 +239,7 @@ def _run_design(
             f"The design of a detector must be one of {', '.join(DESIGNS)}; "
             f"found {card['design']!r} for {card['name']}."
         )
-    if models.members:
-        raise ValueError(
-            f"--members must name members of an ensemble; found {' '.join(models.members)} for "
-            f"{card['name']}, whose networks work one after the other."
-        )
+    select_members(card, models.members)  # none can be left out
     more = (phase,) if card_uses_phase(card) else ()
     beyond = card["design"] in WITH_ANATOMY  # its proposals may lie in a shell around the brain
     if beyond:

@@ -185,8 +185,13 @@ def combine(
     Returns:
         Probabilities, float32 (N,).
     """
-    odds = logit(np.clip(np.asarray(other, float), least, 1 - least))
+    odds = compute_logits(np.asarray(other, float), least)
     return expit(logits + weight * odds).astype(np.float32)
+
+
+def compute_logits(probabilities: np.ndarray, least: float = CLIP) -> np.ndarray:
+    """Compute the log-odds of probabilities, clipped to ``least`` and 1 less this, (N,)."""
+    return logit(np.clip(probabilities, least, 1 - least))
 
 
 def ask_for_opinion(
@@ -254,8 +259,7 @@ def drop_doubles(probabilities: np.ndarray, doubles: Collection[tuple[int, int]]
 
 def add_opinion(probabilities: np.ndarray, opinion: np.ndarray, weight: float) -> np.ndarray:
     """Add the log-odds of a second opinion, (N,), from `read_opinion`, to probabilities, (N,)."""
-    logits = logit(np.clip(probabilities, CLIP, 1 - CLIP))
-    return combine(logits, opinion, weight, least=OPINION_LEAST)
+    return combine(compute_logits(probabilities), opinion, weight, least=OPINION_LEAST)
 
 
 def read_opinion(opinion: Volume, positions: np.ndarray) -> np.ndarray:

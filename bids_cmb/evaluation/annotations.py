@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from bids_cmb.bids.entities import is_scan_name, parse_scan_entities
 from bids_cmb.bids.tables import DIAMETER_COLUMNS, POSITION_COLUMNS, read_cells
-from bids_cmb.evaluation.contrasts import find_contrast
+from bids_cmb.evaluation.contrasts import find_contrast_of_scan
 from bids_cmb.files import read_json
 from bids_cmb.imaging.nifti import load_labels
 from bids_cmb.lesions.label_maps import load_label_map
@@ -48,7 +48,7 @@ class LesionAnnotations:
         image: Its mask or label map, if there is one.
         sidecar: Content of the sidecar.
         file: That was read; None for one table of many scans.
-        contrast: Of the scan, as `contrasts.find_contrast` gives it.
+        contrast: Of the scan, as `contrasts.find_contrast_of_scan` gives it.
         named_with_contrast: Whether the name says it, since another scan has the same entities.
     """
 
@@ -206,7 +206,7 @@ def _read_scan(path: Path, *, alone: bool = False) -> LesionAnnotations:
     if "sub" not in entities and not alone:
         raise ValueError(f"{path}: the name must say the participant, sub-…; found {path.name}.")
     sidecar = {**_read_sidecar(_sibling_path(path, ".json")), **_read_sidecar(_marker_path(path))}
-    contrast = find_contrast(path.name, sidecar)
+    contrast = find_contrast_of_scan(path.name, sidecar)
     if path.suffix == ".tsv":
         images = [
             file for end in (".nii.gz", ".nii") if (file := _sibling_path(path, end)).exists()

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from bids_cmb.bids.entities import parse_entities
-from bids_cmb.bids.filters import CANONICAL_SUFFIXES
+from bids_cmb.bids.filters import CANONICAL_SUFFIXES, find_contrast
 
 RENAMED = {"T2star": "T2starw"}  # suffixes of images that BIDS has renamed
 
 
-def find_contrast(name: str, sidecar: Mapping) -> str:
+def find_contrast_of_scan(name: str, sidecar: Mapping) -> str:
     """Find the contrast by the name of a mask or table, else by the ``Sources`` in its sidecar.
 
     Args:
@@ -27,7 +27,6 @@ def find_contrast(name: str, sidecar: Mapping) -> str:
 def _read_contrast(name: str) -> str:
     """Read the contrast in a file's name: its suffix, or the end of its ``desc``."""
     suffix = name.partition(".")[0].rpartition("_")[2].casefold()
-    desc = parse_entities(name).get("desc", "").casefold()
-    matching = [known for known in CANONICAL_SUFFIXES if known == suffix or desc.endswith(known)]
-    contrast = CANONICAL_SUFFIXES[max(matching, key=len)] if matching else ""
+    of_desc = find_contrast(parse_entities(name).get("desc", ""))
+    contrast = max(CANONICAL_SUFFIXES.get(suffix, ""), of_desc, key=len)
     return RENAMED.get(contrast, contrast)

@@ -7,15 +7,15 @@ weights of its members lie beside it.
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 
 from bids_cmb.files import is_number, load_json, load_object
 from bids_cmb.imaging.protocol_kinds import PROTOCOL_KINDS
+from bids_cmb.resource_files import RESOURCES
 
 Rule = tuple[Callable[[object], bool], str]  # whether a value holds, and what it must be
 DETECTION, ANATOMY = "cerebral microbleeds", "anatomy"
-_PACKAGED_DIR = Path(str(files("bids_cmb") / "resources" / "models"))
+_PACKAGED_DIR = Path(str(RESOURCES / "models"))
 REQUIRED_KEYS = {
     DETECTION: ("name", "description", "threshold", "definite_threshold", "min_volume_mm3"),
     ANATOMY: ("name", "description", "members", "classes"),
@@ -124,8 +124,13 @@ def select_members(card: dict, folds: tuple[str, ...] = ()) -> list[dict]:
     """Select the members of a card, all or those of some names.
 
     Raises:
-        ValueError: If a card has no member of that name.
+        ValueError: If a card has no member of that name, or its members work one after the other.
     """
+    if folds and "design" in card:
+        raise ValueError(
+            f"--members must name members of an ensemble; found {' '.join(folds)} for "
+            f"{card['name']}, whose networks work one after the other."
+        )
     members = card.get("members", [])
     names = [member["name"] for member in members]
     unknown_names = [fold for fold in folds if fold not in names]

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from urllib.parse import quote
 
@@ -43,6 +42,7 @@ from bids_cmb.report.methods import DEEP_WHITE_MATTER
 from bids_cmb.report.performance import describe_candidates, describe_performance
 from bids_cmb.report.summary import describe_adequacy, tabulate_counts
 from bids_cmb.report.viewer import VIEWER
+from bids_cmb.resource_files import RESOURCES
 from bids_cmb.review.records import read_record
 from bids_cmb.review.reviews import NOT_REVIEWED
 
@@ -54,8 +54,8 @@ MAX_HEAD_CHARACTERS = 2**16  # within which a page names the results that it sho
 @lru_cache(maxsize=1)
 def _load_templates() -> jinja2.Environment:
     """Load the templates; whatever comes from data is escaped."""
-    folder = resources.files("bids_cmb").joinpath("resources/templates")
-    texts = {template.name: template.read_text("utf-8") for template in folder.iterdir()}
+    templates = (RESOURCES / "templates").iterdir()
+    texts = {template.name: template.read_text("utf-8") for template in templates}
     environment = jinja2.Environment(
         loader=jinja2.DictLoader(texts), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

@@ -8,7 +8,6 @@ import base64
 import json
 import tempfile
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from bids_cmb.imaging.preprocessing import Preprocessed, preprocess, reorient
 from bids_cmb.imaging.resampling import transfer_labels
 from bids_cmb.imaging.volume import Volume
 from bids_cmb.quality.familiarity import WHITE_PERCENTILE
+from bids_cmb.resource_files import RESOURCES
 
 VIEWER = "code/niivue"  # BIDS looks into no folder called code
 VIEWER_FILES = ("niivue.umd.js", "LICENSE", "README.md")
@@ -34,7 +34,7 @@ DASHES = 4  # of a candidate's ring
 
 def write_viewer(folder: Path) -> None:
     """Copy the viewer and its licence into a derivative dataset, unless they are there."""
-    source = resources.files("bids_cmb").joinpath("resources/niivue")
+    source = RESOURCES / "niivue"
     for name in VIEWER_FILES:
         content, path = source.joinpath(name).read_bytes(), folder / VIEWER / name
         if not path.is_file() or path.stat().st_size != len(content):

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 from bids_cmb.files import load_object
 from bids_cmb.networks.model_cards import DETECTION, list_cards, load_card, locate_weights
+from bids_cmb.resource_files import RESOURCES
 
 GOALS = {  # by task of a recipe: what is learnt, and what it needs beside labelled scans
     "lesions": ("microbleeds, voxel by voxel", ""),
@@ -36,8 +36,7 @@ class Part:
 
 def list_recipes() -> dict[str, Path]:
     """List the recipes of the package: name → file."""
-    folder = files("bids_cmb") / "resources" / "recipes"
-    paths = [Path(str(entry)) for entry in folder.iterdir()]
+    paths = [Path(str(entry)) for entry in (RESOURCES / "recipes").iterdir()]
     return {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
 
 

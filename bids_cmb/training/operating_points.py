@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
-from scipy.special import expit, logit
+from scipy.special import expit
 
 from bids_cmb.anatomy.scan_anatomy import BrainSource, get_brain_mask, segment_with_network
 from bids_cmb.bids.filters import Query
@@ -20,12 +20,12 @@ from bids_cmb.config import BALANCED
 from bids_cmb.detection.calibration import calibrate
 from bids_cmb.detection.ensemble import predict_second_opinion
 from bids_cmb.detection.performance import REAL, SIMULATED
-from bids_cmb.detection.proposals import CLIP
 from bids_cmb.detection.two_stage import (
     OPINION_LEAST,
     add_opinion,
     ask_for_opinion,
     combine,
+    compute_logits,
     decide,
     drop_doubles,
     find_doubles,
@@ -294,7 +294,7 @@ def find_best_f1_threshold(matches: Sequence[ScanMatches], most_false: float) ->
     curve = compute_froc(matches, match_valdo)
     here = float(curve.threshold[curve.best(most_false)])
     below = curve.threshold[curve.threshold < here]
-    between = logit(np.clip([here, below[0] if len(below) else 0], CLIP, 1 - CLIP)).mean()
+    between = compute_logits([here, below[0] if len(below) else 0]).mean()
     return _round_down(float(expit(between)))
 
 
@@ -334,7 +334,7 @@ def fit_calibration(candidate_sets: Sequence[ScanCandidates]) -> dict[str, float
         second.append(compute_logits(scan.chance)[kept])
         first.append(compute_logits(scan.proposed[kept]))
         if scan.opinion is not None:
-            other.append(logit(np.clip(scan.opinion[kept], OPINION_LEAST, 1 - OPINION_LEAST)))
+            other.append(compute_logits(scan.opinion[kept], OPINION_LEAST))
         hits.append(hit[kept])
     second, first = np.concatenate(second), np.concatenate(first)
     hits = np.concatenate(hits).astype(float)
@@ -369,11 +369,6 @@ def combine_probabilities(scan: ScanCandidates, weights: Mapping[str, float]) ->
     if scan.opinion is None:
         return chance
     return add_opinion(chance, scan.opinion, weights.get("second_opinion_weight", 0.0))
-
-
-def compute_logits(chance: np.ndarray) -> np.ndarray:
-    """Compute log-odds of probabilities that may be 0 or 1, (N,)."""
-    return logit(np.clip(chance, CLIP, 1 - CLIP))
 
 
 def convert_to_json(scan: ScanCandidates) -> dict:

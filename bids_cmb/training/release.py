@@ -11,11 +11,11 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 
 from bids_cmb.files import load_object, write_json
 from bids_cmb.networks.loading import ModelOptions
+from bids_cmb.resource_files import RESOURCES
 from bids_cmb.simulation.dataset import DatasetPlan, simulate_dataset
 from bids_cmb.simulation.head_model import list_head_models
 from bids_cmb.training.inputs import TrainingData
@@ -31,7 +31,7 @@ from bids_cmb.training.train import read_recipe, train
 SET_KEYS = {"scans", "seed", "lesion_priors", "of"}
 NETWORK_KEYS = {"recipe", "data", "validation", "share"}
 OPTIONAL_SET_KEYS, OPTIONAL_NETWORK_KEYS = {"protocols"}, {"pretrained", "start", "member", "use"}
-PLANS = files("bids_cmb") / "resources" / "plans"
+PLANS = RESOURCES / "plans"
 Log = Callable[[str], None]
 
 

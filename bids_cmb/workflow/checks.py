@@ -43,11 +43,14 @@ def check_detectors(config: Config) -> None:
         for name in config.detector:
             check_detector(name, config.model_dir)
             apply_operating_point(load_card(name, config.model_dir), config.operating_point)
-        if config.members:
-            _check_ensembles(config)
         for name in _list_cards(config):
             check_weights(name, load_card(name, config.model_dir), config.model_dir)
         members = {member for name in config.detector for member in _list_members(name, config)}
+        if config.members and not members:
+            raise ValueError(
+                f"--members must name members of an ensemble; found {' '.join(config.members)} for "
+                f"{config.detector[0]}, which has none."
+            )
     except ValueError as error:
         raise ExitError(USAGE, str(error)) from error
     if len(config.detector) > 1 and config.operating_point != BALANCED:
@@ -157,19 +160,6 @@ def make_output_error(config: Config, error: OSError) -> ExitError:
 def _list_cards(config: Config) -> list[str]:
     """List the names of the model cards that a run uses."""
     return [*config.detector, *([ANATOMY] if config.anatomy == "network" else [])]
-
-
-def _check_ensembles(config: Config) -> None:
-    """Refuse --members unless some detector is an ensemble, and none runs its networks in turn."""
-    cards = {name: load_card(name, config.model_dir) for name in config.detector}
-    designs = [name for name, card in cards.items() if "design" in card]
-    if designs or not any("members" in card for card in cards.values()):
-        name = (designs or config.detector)[0]
-        reason = "whose networks work one after the other" if designs else "which has none"
-        raise ValueError(
-            f"--members must name members of an ensemble; found {' '.join(config.members)} for "
-            f"{name}, {reason}."
-        )
 
 
 def _list_members(name: str, config: Config) -> list[str]:

@@ -1,6 +1,6 @@
 """The group level: tables and a map of what the participant level wrote.
 
-It opens no image but the region map of a scan to which a reader added a lesion.
+It opens no image but the lesion mask and the region map of a scan to which a reader added a lesion.
 """
 
 import logging
@@ -88,7 +88,8 @@ def write_group(
     _refresh_reviewed_pages(folder, by_scan)
     lesions = read_counted_lesions(folder, processed)
     positions = get_positions(lesions)
-    write_map(folder, positions, len({row["participant_id"] for row in processed}))
+    by_participant = group_by_participant(processed, positions)
+    write_map(folder, by_participant, len(by_participant))
     diameters = [get_size(lesion) for counted in lesions.values() for lesion in counted]
     regions_reviewed = _write_reviewed(folder, processed, groups, reviewed, positions)
     pairs = _write_pairs(folder, None if reviews is None else by_scan)
@@ -208,7 +209,7 @@ def _write_reviewed(
         processed: Rows of the processed scans.
         groups: From `read_groups`.
         reviewed: The reviewed scans.
-        positions: MNI positions of each participant's counted lesions before review.
+        positions: MNI positions of each scan's counted lesions before review, by lesion mask.
 
     Returns:
         Rows of the regions after review.
@@ -220,19 +221,13 @@ def _write_reviewed(
             path.unlink(missing_ok=True)
         write_map(folder, {}, 0, REVIEWED_MAP_STEM)
         return []
-    with_review = {
-        str(row["participant_id"]) for row in processed if str(row["filename"]) in reviewed
-    }
-    after = {name: points for name, points in positions.items() if name not in with_review}
-    rows = []
-    for row in processed:
-        participant, counts = str(row["participant_id"]), reviewed.get(str(row["filename"]))
-        rows.append({**row, **counts.counts} if counts else row)
-        if participant in with_review:
-            unreviewed = {} if counts else get_positions(read_counted_lesions(folder, [row]))
-            after.setdefault(participant, []).extend(
-                counts.mni if counts else unreviewed[participant]
-            )
+    masks = [str(row["filename"]) for row in processed]
+    rows = [
+        {**row, **reviewed[mask].counts} if mask in reviewed else row
+        for row, mask in zip(processed, masks, strict=True)
+    ]
+    positions = positions | {mask: reviewed[mask].mni for mask in masks if mask in reviewed}
+    after = group_by_participant(processed, positions)
     regions = make_region_rows(rows, groups)
     write_table(tables[0], read_columns("regions"), regions)
     write_json(tables[1], read_columns("regions"))
@@ -241,25 +236,38 @@ def _write_reviewed(
 
 
 def read_counted_lesions(folder: Path, processed: list[dict]) -> dict[str, list[dict]]:
-    """Read the counted lesions of each processed participant, as rows of their tables."""
-    by_participant: dict[str, list[dict]] = {}
+    """Read the counted lesions of each processed scan, as rows of its table, by lesion mask."""
+    by_mask = {}
     for row in processed:
-        table = locate_lesion_table(folder / str(row["filename"]))
-        if not table.is_file():
+        mask = str(row["filename"])
+        table = locate_lesion_table(folder / mask)
+        if table.is_file():
+            lesions = read_table(table)
+        else:
             log.warning("%s is missing: its lesions are in no table and on no map.", table)
-        lesions = read_table(table) if table.is_file() else []
-        counted = [lesion for lesion in lesions if lesion.get("included") == "yes"]
-        by_participant.setdefault(str(row["participant_id"]), []).extend(counted)
-    return by_participant
+            lesions = []
+        by_mask[mask] = [lesion for lesion in lesions if lesion.get("included") == "yes"]
+    return by_mask
 
 
 def get_positions(lesions: dict[str, list[dict]]) -> dict[str, list[tuple[float, ...]]]:
-    """Get the MNI positions of each participant's lesions, mm, of those that have one."""
+    """Get the MNI positions of each scan's lesions, mm, of those that have one."""
     return {
-        participant: [
+        mask: [
             tuple(float(lesion[axis]) for axis in MNI_COLUMNS)
             for lesion in rows
             if has_mni_position(lesion)
         ]
-        for participant, rows in lesions.items()
+        for mask, rows in lesions.items()
     }
+
+
+def group_by_participant(
+    processed: list[dict], positions: dict[str, list[tuple[float, ...]]]
+) -> dict[str, list[tuple[float, ...]]]:
+    """Group the positions of scans, by lesion mask, by participant."""
+    by_participant: dict[str, list[tuple[float, ...]]] = {}
+    for row in processed:
+        points = by_participant.setdefault(str(row["participant_id"]), [])
+        points.extend(positions[str(row["filename"])])
+    return by_participant

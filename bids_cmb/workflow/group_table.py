@@ -57,7 +57,8 @@ def find_states(
     for source in {*with_results, *attempts, *logged}:
         has_result = source in with_results
         status, reason = attempts.get(source, ("", ""))
-        if status == GONE if raw is None else not os.path.lexists(raw / source):
+        is_gone = status == GONE if raw is None else not os.path.lexists(raw / source)
+        if is_gone:
             if has_result:
                 states[source] = ("gone", f"the dataset no longer has the scan; {EARLIER_RESULT}")
         elif has_result and status == FAILED:

@@ -129,8 +129,9 @@ def _note_gone(subject: str, config: Config) -> None:
     for home in list_dirs_of_participant(config.output_dir / f"sub-{subject}"):
         for sidecar, _ in read_results(home):
             source = get_source(sidecar)
-            known = describe_open_attempt(config.output_dir, source)
-            if not known and not os.path.lexists(config.bids_dir / source):
+            if os.path.lexists(config.bids_dir / source):
+                continue
+            if not describe_open_attempt(config.output_dir, source):
                 note_attempt(config.output_dir, source, GONE)
                 refresh_session(config.output_dir, subject, home)
 
